@@ -1,0 +1,57 @@
+"""Proof of who calls Kling: a bearer key, or a JWT made from access key and secret key (section 2)."""
+
+import time
+from collections.abc import Generator
+
+import httpx
+import jwt
+
+from client.codec import read_answer
+from client.signing import Clock
+
+LIFETIME = 1800
+"""Seconds for which a JWT is good."""
+
+RENEW_BEFORE = 300
+"""Seconds before its end at which a JWT is made anew."""
+
+STALE = frozenset({1003, 1004})
+"""Codes that mean: this token's time has not come, or is over. Nothing was taken; sign anew, once."""
+
+
+class KeyAuth(httpx.Auth):
+    """`Authorization: Bearer <key>`."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        yield request
+
+
+class TokenAuth(httpx.Auth):
+    """A JWT, kept until shortly before it ends, and made anew once when Kling calls it stale."""
+
+    requires_response_body = True
+
+    def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
+        self._access_key, self._secret_key, self._clock = access_key, secret_key, clock
+        self._token, self._renew_at = "", 0.0
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self._clock() >= self._renew_at:
+            self._sign()
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        response = yield request
+        answer = read_answer(response.content) if response.status_code == 401 else None
+        if answer is not None and answer.code in STALE:
+            self._sign()
+            request.headers["Authorization"] = f"Bearer {self._token}"
+            yield request
+
+    def _sign(self) -> None:
+        now = int(self._clock())
+        claims = {"iss": self._access_key, "exp": now + LIFETIME, "nbf": now - 5}
+        self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
+        self._renew_at = now + LIFETIME - RENEW_BEFORE

@@ -1,0 +1,23 @@
+"""Task ids: made here, before the create, so that a task has a name even if its create is never answered."""
+
+import os
+import re
+import time
+
+SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
+
+
+def new_id(now: float | None = None) -> str:
+    """A new id: 26 characters, growing with time (a ULID: 48 bits of milliseconds, 80 random bits).
+
+    Growing, because random keys make the receiver's writer touch a new page for each row.
+    """
+    milliseconds = int((time.time() if now is None else now) * 1000)
+    number = milliseconds << 80 | int.from_bytes(os.urandom(10))
+    alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    return "".join(alphabet[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` may be a task's id: it stands in addresses and file names, so its letters are few."""
+    return SHAPE.fullmatch(text) is not None
