@@ -6,17 +6,16 @@ from collections.abc import Generator
 import httpx
 import jwt
 
-from client.codec import read_answer
 from client.signing import Clock
 
 LIFETIME = 1800
 """Seconds for which a JWT is good."""
 
 RENEW_BEFORE = 300
-"""Seconds before its end at which a JWT is made anew."""
+"""Seconds before its end at which a JWT is made anew: a clock may be off, an upload may be slow."""
 
 STALE = frozenset({1003, 1004})
-"""Codes that mean: this token's time has not come, or is over. Nothing was taken; sign anew, once."""
+"""Codes that mean: this token's time has not come, or is over. Nothing was taken; ask once more."""
 
 
 class KeyAuth(httpx.Auth):
@@ -31,9 +30,7 @@ class KeyAuth(httpx.Auth):
 
 
 class TokenAuth(httpx.Auth):
-    """A JWT, kept until shortly before it ends, and made anew once when Kling calls it stale."""
-
-    requires_response_body = True
+    """A JWT, kept until shortly before it ends."""
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
         self._access_key, self._secret_key, self._clock = access_key, secret_key, clock
@@ -43,12 +40,11 @@ class TokenAuth(httpx.Auth):
         if self._clock() >= self._renew_at:
             self._sign()
         request.headers["Authorization"] = f"Bearer {self._token}"
-        response = yield request
-        answer = read_answer(response.content) if response.status_code == 401 else None
-        if answer is not None and answer.code in STALE:
-            self._sign()
-            request.headers["Authorization"] = f"Bearer {self._token}"
-            yield request
+        yield request
+
+    def forget(self) -> None:
+        """Sign anew for the next request: Kling called this token stale."""
+        self._renew_at = 0.0
 
     def _sign(self) -> None:
         now = int(self._clock())

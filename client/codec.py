@@ -5,7 +5,9 @@ Pure: bytes in, values out. It never raises for what a body holds: what cannot b
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import islice
 from typing import Any, Literal
 
 Status = Literal["submitted", "processing", "succeed", "failed"]
@@ -30,6 +32,7 @@ LONGEST_TEXT = 4000
 LONGEST_ID = 256
 LONGEST_URL = 8000
 MOST_OUTPUTS = 100
+LONGEST_COST = 4000
 DEEPEST_WRAP = 4
 
 UNKNOWN_TASK = frozenset({1200, 1201})
@@ -94,11 +97,10 @@ def read_answer(body: bytes) -> Answer | None:
     data = document.get("data")
     records = data if isinstance(data, list) else [document]
     reports = tuple(report for record in records[:MOST_OUTPUTS] if (report := _innermost(record)))
-    code = document.get("code")
     return Answer(
-        code=code if isinstance(code, int | str) else None,
+        code=_code(document.get("code")),
         message=clean(document.get("message")) or clean(document.get("msg")) or _error_message(document),
-        request_id=clean(document.get("request_id"), LONGEST_ID) or None,
+        request_id=_identifier(document.get("request_id")),
         reports=reports,
     )
 
@@ -115,6 +117,12 @@ def _parse(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):  # also UnicodeDecodeError, and integers beyond reason
         return None
+
+
+def _code(value: Any) -> int | str | None:
+    """Kling's codes are numbers; relays may write them as text, or have words of their own."""
+    text = clean(value, LONGEST_ID)
+    return int(text) if text.isascii() and text.isdecimal() else text or _integer(value)
 
 
 def _error_message(document: dict[str, Any]) -> str:
@@ -135,15 +143,26 @@ def _layers(document: Any) -> Iterator[dict[str, Any]]:
 
 
 def _innermost(document: Any) -> Report | None:
-    """The innermost record with a known status; without one, the innermost that has an id."""
-    named = None
-    for record in reversed(list(_layers(document))):
-        report = _report(record)
-        if report.status:
-            return report
-        if report.task_id and named is None:
-            named = report
-    return named
+    """The innermost record with a known status; without one, the innermost that has an id.
+
+    What it does not say of itself (a relay's inner record may lack its id), the records around it do.
+    """
+    reports = [_report(record) for record in _layers(document)]
+    for place in reversed(range(len(reports))):
+        if reports[place].status:
+            return reduce(_fill, reversed(reports[:place]), reports[place])
+    return next((report for report in reversed(reports) if report.task_id), None)
+
+
+def _fill(inner: Report, outer: Report) -> Report:
+    return replace(
+        inner,
+        task_id=inner.task_id or outer.task_id,
+        external_id=inner.external_id or outer.external_id,
+        created_at=inner.created_at or outer.created_at,
+        updated_at=inner.updated_at or outer.updated_at,
+        cost=inner.cost or outer.cost,
+    )
 
 
 def _report(record: dict[str, Any]) -> Report:
@@ -152,15 +171,28 @@ def _report(record: dict[str, Any]) -> Report:
     info = record.get("task_info")
     external = info.get("external_task_id") if isinstance(info, dict) else None
     return Report(
-        status=WORDS.get(word.lower()) if isinstance(word, str) else None,
+        status=WORDS.get(word.strip().lower()) if isinstance(word, str) and len(word) < 100 else None,
         task_id=_identifier(record.get("task_id") if legacy else record.get("id")),
         external_id=_identifier(external or record.get("external_id")),
         message=_message(record),
         created_at=_integer(record.get("created_at", record.get("create_time"))),
         updated_at=_integer(record.get("updated_at", record.get("update_time"))),
-        outputs=tuple(_outputs(record))[:MOST_OUTPUTS],
-        cost=record.get("final_unit_deduction") or record.get("billing") or None,
+        outputs=tuple(islice(_outputs(record), MOST_OUTPUTS)),
+        cost=_cost(record.get("final_unit_deduction")) or _cost(record.get("billing")),
     )
+
+
+def _cost(value: Any) -> Any:
+    """The cost as it came, if a database's JSON can hold it: no NUL, no NaN, not endless."""
+    if isinstance(value, str):
+        return clean(value, LONGEST_ID) or None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        fits = len(text) <= LONGEST_COST and "\\u0000" not in text
+        text.encode()
+    except (ValueError, RecursionError):  # also UnicodeEncodeError: a lone surrogate
+        return None
+    return value if fits and value not in ([], {}) else None
 
 
 def _message(record: dict[str, Any]) -> str:
@@ -202,9 +234,10 @@ def _address(value: Any) -> str:
 
 
 def _identifier(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
+    """An id as text. One cut short would be another's: too long is none."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         value = str(value)
-    return clean(value, LONGEST_ID) or None
+    return clean(value, LONGEST_ID) or None if isinstance(value, str) and len(value) <= LONGEST_ID else None
 
 
 def _integer(value: Any) -> int | None:

@@ -15,7 +15,7 @@ KlingError
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["created", "not_created", "unknown"]
 
@@ -24,7 +24,8 @@ class KlingError(Exception):
     """The base of all errors.
 
     `code`: Kling's or the receiver's error code. `http_status`: of the answer, if there was one.
-    `request_id`: Kling's, for its support. `retryable`: the same call may succeed later.
+    `request_id`: Kling's, for its support. `retryable`: the same call may succeed later, at the
+    earliest after `retry_after` seconds.
     `outcome`: for a create, whether a task exists. `hint`: what to do next, one sentence.
     """
 
@@ -97,24 +98,27 @@ class CreateUnknown(GatewayError):
 
 
 class ReceiverError(KlingError):
-    """The receiver refused the request or could not be reached."""
+    """The receiver refused the request or could not be reached.
+
+    `outcome` is `not_created` when that stopped a create before anything was sent to Kling.
+    """
 
 
-class TaskFailed(KlingError):
-    """The task ended as `failed`. `task` is the task's JSON as in the receiver's API."""
+class _Ended(KlingError):
+    """About one task: `task` is its JSON as in the receiver's API."""
 
-    def __init__(self, message: str, *, task: dict[str, object] | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, task: dict[str, Any] | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
         self.task = task or {}
 
 
-class ResultFailed(KlingError):
-    """A file of a task that succeeded cannot be had. `task` is the task's JSON."""
-
-    def __init__(self, message: str, *, task: dict[str, object] | None = None) -> None:
-        super().__init__(message)
-        self.task = task or {}
+class TaskFailed(_Ended):
+    """The task ended as `failed`; the message is Kling's reason."""
 
 
-class WaitTimeout(KlingError):
+class ResultFailed(_Ended):
+    """A file of a task that succeeded cannot be had; others of the same task may be stored."""
+
+
+class WaitTimeout(_Ended):
     """The time to wait is over; the task goes on, and `wait` may be called again."""

@@ -8,28 +8,44 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import httpx
 
-from client.auth import KeyAuth, TokenAuth
+from client.auth import STALE, KeyAuth, TokenAuth
 from client.codec import UNKNOWN_TASK, Answer, Report, read_answer
 from client.errors import CreateUnknown, GatewayError, NotCreated
 from client.settings import KlingSettings
 
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+NOT_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
 """Failures that happen before a request leaves: it was surely not taken."""
 
 TOO_FAST, TOO_MANY = 1302, 1303
 RETRYABLE = frozenset({TOO_FAST, TOO_MANY, 5000, 5001, 5002})
 MAY_HAVE_TAKEN_IT = frozenset({5000, 5001, 5002})
 SURELY_REFUSED = range(1000, 1400)
-HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 499}
+HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 425, 499}
 """Without one of Kling's codes: a redirect or a refusal took nothing, a time-out or a 5xx may have."""
+
+NO_SUCH_QUERY = frozenset({404, 405, 501})
+"""How a relay without the batch query answers one."""
 
 LONGEST_ANSWER = 8_000_000
 """Bytes of an answer that are read; a longer one is not from Kling."""
 
 TIMEOUT = httpx.Timeout(60, connect=15)
 """Seconds: a create may carry a 10 MB image, its answer comes within a few seconds."""
+
+LONGEST_CALL = 180
+"""Seconds for a whole call, however slowly its answer drips."""
+
+BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
+"""Whatever may go wrong between sending a request and having read its answer."""
 
 
 def gateway_auth(settings: KlingSettings) -> httpx.Auth:
@@ -55,16 +71,16 @@ class Gateway:
         Raises NotCreated when Kling surely did not take it, CreateUnknown when it may have.
         """
         try:
-            status, answer = await self._call("POST", self.address(family), json=body)
+            response, answer = await self._call("POST", self.address(family), json=body)
         except NOT_SENT as error:
             raise NotCreated(
                 f"Kling could not be reached at {self._base}: {_reason(error)}.",
                 retryable=not isinstance(error, httpx.UnsupportedProtocol),
                 hint="Check KLING_API_BASE and the network.",
             ) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except BROKEN as error:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
-        return _created(status.status_code, answer, _retry_after(status))
+        return _created(response.status_code, answer, retry_after_seconds(response))
 
     async def query(
         self, family: str, *, task_id: str | None = None, external_id: str | None = None
@@ -75,44 +91,66 @@ class Gateway:
         and by their path where a relay has no such query.
         """
         identifier = task_id or external_id or ""
-        url = f"{self.address(family)}/{quote(identifier, safe='')}"
-        if not family.startswith("/"):
-            return await self._ask(url, identifier)
-        name = "task_ids" if task_id else "external_task_ids"
-        found = await self._ask(f"{self._base}/tasks?{name}={quote(identifier, safe='')}", identifier)
-        return found or await self._ask(url, identifier)
+        quoted = quote(identifier, safe="")
+        if family.startswith("/"):
+            name = "task_ids" if task_id else "external_task_ids"
+            found = await self._ask(f"{self._base}/tasks?{name}={quoted}", identifier, optional=True)
+            if found:
+                return found
+        return await self._ask(f"{self.address(family)}/{quoted}", identifier)
 
-    async def _ask(self, url: str, identifier: str) -> Report | None:
+    async def _ask(self, url: str, identifier: str, *, optional: bool = False) -> Report | None:
         try:
             response, answer = await self._call("GET", url)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except BROKEN as error:
             raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
-        if answer is not None and (answer.code in UNKNOWN_TASK or response.status_code == 404):
+        status = response.status_code
+        if _knows_no_such_task(status, answer) or (optional and status in NO_SUCH_QUERY):
             return None
-        if answer is None or not answer.ok or response.status_code >= 300:
-            raise _refusal(GatewayError, response.status_code, answer, _retry_after(response))
+        if answer is None or not answer.ok or status >= 300:
+            raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
         return _named(answer, identifier)
 
     async def _call(self, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
+        response, answer = await self._once(method, url, **body)
+        if answer is not None and answer.code in STALE and isinstance(self._auth, TokenAuth):
+            self._auth.forget()
+            return await self._once(method, url, **body)
+        return response, answer
+
+    async def _once(self, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
         request = self._http.build_request(method, url, timeout=TIMEOUT, **body)
-        response = await self._http.send(request, auth=self._auth, follow_redirects=False, stream=True)
-        try:
-            content = bytearray()
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > LONGEST_ANSWER:
-                    raise httpx.DecodingError("the answer is longer than any of Kling's", request=request)
-        finally:
-            await response.aclose()
-        return response, read_answer(bytes(content))
+        with anyio.fail_after(LONGEST_CALL):
+            response = await self._http.send(request, auth=self._auth, follow_redirects=False, stream=True)
+            try:
+                return response, read_answer(await _content(response))
+            finally:
+                await response.aclose()
+
+
+async def _content(response: httpx.Response) -> bytes:
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > LONGEST_ANSWER:
+            raise httpx.DecodingError("the answer is longer than any of Kling's", request=response.request)
+    return bytes(content)
+
+
+def _knows_no_such_task(status: int, answer: Answer | None) -> bool:
+    """Kling says so by a code; a relay may only have HTTP 404 and a JSON body."""
+    if answer is None:
+        return False
+    return answer.code in UNKNOWN_TASK or (status == 404 and answer.code not in SURELY_REFUSED)
 
 
 def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:
-    report = next((each for each in answer.reports if each.task_id), None) if answer else None
-    if answer is not None and answer.ok and status < 300 and report is not None:
-        return report
     code = answer.code if answer else None
+    report = next((each for each in answer.reports if each.task_id), None) if answer else None
     refused = code in SURELY_REFUSED or (code not in MAY_HAVE_TAKEN_IT and status in HTTP_REFUSED)
+    # With Kling's id in hand the task exists, whatever word a relay has for success.
+    if report is not None and status < 300 and not refused and code not in MAY_HAVE_TAKEN_IT:
+        return report
     raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
 
 
@@ -122,19 +160,19 @@ def _refusal(
     code = answer.code if answer else None
     said = answer.message if answer and answer.message else "no readable answer"
     return kind(
-        f"Kling answered {code if code is not None else 'HTTP'} ({status}): {said}",
+        f"Kling answered {'' if code is None else f'{code}, '}HTTP {status}: {said.rstrip('.')}.",
         code=code,
         http_status=status,
         request_id=answer.request_id if answer else None,
         retryable=code in RETRYABLE or (not isinstance(code, int) and (status == 429 or status >= 500)),
         retry_after=retry_after,
-        hint=HINTS.get(code) if isinstance(code, int) else None,
+        hint=HINTS.get(code) if isinstance(code, int) else HTTP_HINTS.get(status),
     )
 
 
 HINTS = {
-    1000: "Check KLING_API_KEY.",
-    1001: "Check KLING_API_KEY.",
+    1000: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
+    1001: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
     1002: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
     1003: "Check this machine's clock.",
     1004: "Check this machine's clock.",
@@ -150,6 +188,14 @@ HINTS = {
 }
 
 
+HTTP_HINTS = {
+    401: "Check KLING_API_KEY and KLING_API_BASE: does this gateway know this key?",
+    403: "Check KLING_API_KEY and KLING_API_BASE: does this gateway know this key?",
+    404: "Check KLING_API_BASE and the family: is there a job at this path?",
+    413: "The request is too large for the gateway: send the image as a URL.",
+}
+
+
 def _named(answer: Answer, identifier: str) -> Report | None:
     """The report asked for: a batch may hold others, a relay may answer with yet another id."""
     for report in answer.reports:
@@ -158,10 +204,10 @@ def _named(answer: Answer, identifier: str) -> Report | None:
     return answer.reports[0] if len(answer.reports) == 1 else None
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def retry_after_seconds(response: httpx.Response) -> float | None:
     """Seconds to wait, from a `Retry-After` of either form."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if value.isascii() and value.isdecimal():
         return float(value[:9])
     try:
         at, date = parsedate_to_datetime(value), parsedate_to_datetime(response.headers.get("Date", value))

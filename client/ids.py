@@ -3,17 +3,22 @@
 import os
 import re
 import time
+from collections.abc import Callable
 
 SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 
+RULE = "Use 1 to 128 of A-Z a-z 0-9 _ . : @ = - and begin with a letter or digit."
 
-def new_id(now: float | None = None) -> str:
-    """A new id: 26 characters, growing with time (a ULID: 48 bits of milliseconds, 80 random bits).
+
+def new_id(now: float | None = None, *, random: Callable[[int], bytes] = os.urandom) -> str:
+    """A new id at `now` (unix seconds): 26 characters, growing with time.
+
+    It is a ULID: 48 bits of milliseconds, 80 random bits.
 
     Growing, because random keys make the receiver's writer touch a new page for each row.
     """
     milliseconds = int((time.time() if now is None else now) * 1000)
-    number = milliseconds << 80 | int.from_bytes(os.urandom(10))
+    number = milliseconds << 80 | int.from_bytes(random(10))
     alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
     return "".join(alphabet[number >> shift & 31] for shift in range(125, -1, -5))
 

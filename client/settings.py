@@ -1,17 +1,27 @@
 """The settings that both sides read from the environment (or a `.env` file), and how their problems are told.
 
-The environment is read here and nowhere else; the receiver's settings extend this class.
+The environment is read here and nowhere else; the receiver's settings extend `KlingSettings`.
 """
 
-import ipaddress
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from client.addresses import is_loopback, public_address, web_address
 from client.errors import SettingsError
-from client.signing import SHORTEST_SECRET, key_fingerprint
+from client.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
+
+__all__ = [
+    "ClientSettings",
+    "KlingSettings",
+    "Listed",
+    "WaitSettings",
+    "is_loopback",
+    "public_address",
+    "split",
+    "web_address",
+]
 
 Listed = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
@@ -23,10 +33,12 @@ class KlingSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="KLING_",
         env_file=".env",
+        env_file_encoding="utf-8",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        validate_default=True,
     )
 
     api_base: str = Field(
@@ -58,8 +70,7 @@ class KlingSettings(BaseSettings):
         short = [str(place) for place, secret in enumerate(secrets, 1) if len(secret) < SHORTEST_SECRET]
         if short:
             raise ValueError(
-                f"secret {' and '.join(short)} has fewer than {SHORTEST_SECRET} characters. Make one with: "
-                'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+                f"secret {' and '.join(short)} has fewer than {SHORTEST_SECRET} characters. {MAKE_ONE}"
             )
         return secrets
 
@@ -73,11 +84,18 @@ class KlingSettings(BaseSettings):
     def _public(cls, value: str) -> str:
         return public_address(value) if value else value
 
-    @model_validator(mode="after")
-    def _both_keys(self) -> Self:
-        if bool(self.access_key) != bool(self.secret_key):
+    @field_validator("api_key", "access_key")
+    @classmethod
+    def _key(cls, value: str) -> str:
+        return header_safe(value)
+
+    @field_validator("secret_key")
+    @classmethod
+    def _both_keys(cls, value: str, info: ValidationInfo) -> str:
+        # A field that is itself wrong is not in `data`; its own problem is told.
+        if bool(value) != bool(info.data.get("access_key", value)):
             raise ValueError("KLING_ACCESS_KEY and KLING_SECRET_KEY work together only. Set both, or neither.")
-        return self
+        return value
 
     @property
     def account(self) -> str:
@@ -92,12 +110,71 @@ class KlingSettings(BaseSettings):
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             raise SettingsError([_problem(each) for each in error.errors()]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise SettingsError([f".env: cannot be read: {reason}. Mend it, or remove it."]) from None
+
+
+class WaitSettings(KlingSettings):
+    """What it takes to talk to the receiver: enough to wait, show and list."""
+
+    receiver_internal_url: str = Field(
+        "", description="where the client itself reaches the receiver, if elsewhere"
+    )
+    receiver_token: str = Field(
+        "",
+        repr=False,
+        description="instead of the secrets: the receiver signs the callback address for this client",
+    )
+
+    @field_validator("receiver_url")
+    @classmethod
+    def _needed(cls, value: str) -> str:
+        if not value:
+            raise ValueError(
+                "KLING_RECEIVER_URL is missing. Set it to the receiver's address, as its `serve` prints it."
+            )
+        return value
+
+    @field_validator("receiver_internal_url")
+    @classmethod
+    def _internal(cls, value: str) -> str:
+        return web_address(value) if value else value
+
+    @field_validator("receiver_token")
+    @classmethod
+    def _trusted(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("signing_secrets") == ():
+            raise ValueError(
+                "KLING_RECEIVER_TOKEN is missing (or KLING_SIGNING_SECRETS). Set a token from "
+                "`kling-receiver token --role client`, or the secrets that the receiver has."
+            )
+        return header_safe(value)
+
+    @property
+    def receiver_base(self) -> str:
+        """Where this client reaches the receiver."""
+        return self.receiver_internal_url or self.receiver_url
+
+
+class ClientSettings(WaitSettings):
+    """What it takes to create: the receiver, and a key for Kling."""
+
+    @field_validator("secret_key")
+    @classmethod
+    def _some_key(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("api_key") == "" and info.data.get("access_key") == "":
+            raise ValueError(
+                "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). "
+                "Set a key from the console of Kling or of the gateway."
+            )
+        return value
 
 
 def _problem(error: Any) -> str:
     name = "_".join(str(part) for part in error["loc"][:1]).upper()
     reason = error["msg"].removeprefix("Value error, ")
-    return f"KLING_{name}: {reason}" if name else reason
+    return reason if reason.startswith("KLING_") else f"KLING_{name}: {reason}"
 
 
 def split(value: Any) -> Any:
@@ -105,30 +182,8 @@ def split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-def web_address(value: str) -> str:
-    """An http(s) address without query, fragment or credentials, no slash at its end; else ValueError."""
-    try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or parts.query or parts.fragment or "@" in parts.netloc or set(value) & set(" \t\r\n\\"):
-        raise ValueError("is not an address like https://host/path (no query, no user, no blanks).")
-    return value.rstrip("/")
-
-
-def public_address(value: str) -> str:
-    """A web address that is `https://`, unless its host is loopback; else ValueError."""
-    address = web_address(value)
-    parts = urlsplit(address)
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ValueError("must start with https:// (plain http:// is for loopback hosts only).")
-    return address
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine itself."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+def header_safe(value: str) -> str:
+    """A key or token that an HTTP header can carry; else ValueError."""
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("holds blanks or letters that no key has. Copy it again.")
+    return value

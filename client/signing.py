@@ -14,7 +14,10 @@ from urllib.parse import quote
 
 from itsdangerous import BadData, Signer, TimestampSigner
 
-from client.errors import TokenError, TokenExpired
+from client.addresses import public_address
+from client.errors import ParameterError, SettingsError, TokenError, TokenExpired
+from client.ids import RULE as ID_RULE
+from client.ids import is_id
 
 Role = Literal["admin", "client", "read"]
 Clock = Callable[[], float]
@@ -24,6 +27,8 @@ LEEWAY = 60
 
 SHORTEST_SECRET = 32
 """Characters a signing secret has at least."""
+
+MAKE_ONE = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
 
 
 class _ClockedSigner(TimestampSigner):
@@ -45,6 +50,15 @@ def _signer(secrets: Sequence[str], purpose: str) -> _ClockedSigner:
         key_derivation="hmac",
         digest_method=hashlib.sha256,
     )
+
+
+def _checked(secrets: Sequence[str] | str) -> list[str]:
+    listed = secrets.split(",") if isinstance(secrets, str) else secrets
+    good = [secret.strip() for secret in listed if secret.strip()]
+    if not good or min(map(len, good)) < SHORTEST_SECRET:
+        rule = f"A signing secret of at least {SHORTEST_SECRET} characters is needed."
+        raise SettingsError([f"{rule} {MAKE_ONE}"])
+    return good
 
 
 def _pack(value: Any) -> str:
@@ -72,19 +86,33 @@ class CallbackSigner:
     """
 
     def __init__(self, secrets: Sequence[str] | str, *, clock: Clock = time.time) -> None:
-        """`secrets`: newest first; a string is one secret, or several separated by commas."""
-        listed = secrets.split(",") if isinstance(secrets, str) else secrets
-        self._signer = _signer([secret.strip() for secret in listed if secret.strip()], "callback")
+        """`secrets`: newest first; a string is one secret, or several separated by commas.
+
+        Raises SettingsError for none, or for one that is too short to protect anything.
+        """
+        self._signer = _signer(_checked(secrets), "callback")
         self._signer.clock = clock
         self._clock = clock
 
     def token(self, task_id: str, family: str) -> str:
-        """A token for one task, of the letters that a path may hold."""
+        """A token for one task, of the letters that a path may hold.
+
+        Raises ParameterError for an id that no task has.
+        """
+        if not is_id(task_id) or not family:
+            raise ParameterError([f"{task_id!r} of {family!r}: no task has such an id. {ID_RULE}"])
         return self._signer.sign(_pack([task_id, family])).decode()
 
     def url(self, receiver_url: str, task_id: str, family: str) -> str:
-        """The `callback_url` to send to Kling: the receiver's address, then `/callbacks/` and the token."""
-        return f"{receiver_url.rstrip('/')}/callbacks/{self.token(task_id, family)}"
+        """The `callback_url` to send to Kling: the receiver's address, then `/callbacks/` and the token.
+
+        Raises ParameterError for a receiver that Kling could not reach so: relative, or plain http.
+        """
+        try:
+            base = public_address(receiver_url)
+        except ValueError as error:
+            raise ParameterError([f"receiver_url {error}"]) from None
+        return f"{base}/callbacks/{self.token(task_id, family)}"
 
     def read(self, token: str, max_age: float) -> CallbackToken:
         """What `token` says. Raises TokenExpired past `max_age` seconds (and LEEWAY), else TokenError."""
@@ -136,7 +164,8 @@ def read_link(
     now: float | None = None,
 ) -> None:
     """Raise TokenError unless the link's parts were signed by us, TokenExpired when its time is over."""
-    if not _signer(secrets, "link").verify_signature(f"{task_id}/{index}/{expires}".encode(), signature):
+    signed = f"{task_id}/{index}/{expires}".encode("utf-8", "replace")
+    if not _signer(secrets, "link").verify_signature(signed, signature.encode("utf-8", "replace")):
         raise TokenError("The link is not one that this receiver signed.")
     if (time.time() if now is None else now) > float(expires):
         raise TokenExpired("The link has expired.")
