@@ -1,0 +1,166 @@
+"""The two engines, and all in which they differ: how a transaction begins, and how rows are locked.
+
+Writing and reading have their own doors: on SQLite a reader never blocks the writer.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import NoSuchModuleError, OperationalError
+
+READERS = 4
+BUSY_MS = 10_000
+EVENT_LOCK = 0x6B6C696E67
+"""PostgreSQL: held from the first event of a transaction to its commit, so that ids are committed in order."""
+NODE_LOCK = EVENT_LOCK + 1
+"""PostgreSQL: held by the one receiver that serves the database."""
+MIGRATION_LOCK = EVENT_LOCK + 2
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the message says why and what to do."""
+
+
+class Database:
+    """One database, `sqlite:///path` or `postgresql://...`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
+        self._holding: Any = None
+        if self.path:
+            self._make_private(self.path)
+        self._writer = self._engine(write=True)
+        self._readers = self._engine(write=False)
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One writing transaction; committed (on disk) when the block ends, rolled back when it raises."""
+        with self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A view that writers neither block nor change."""
+        with self._readers.begin() as connection:
+            yield connection
+
+    def lock_events(self, connection: Connection) -> None:
+        """Let no other writer give out event ids before this transaction ends."""
+        if not self.is_sqlite:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
+
+    @property
+    def lock_rows(self) -> str:
+        """What a SELECT of rows that will be changed ends with."""
+        return "" if self.is_sqlite else " FOR UPDATE"
+
+    @property
+    def skip_locked(self) -> str:
+        """What a SELECT of jobs to claim ends with."""
+        return "" if self.is_sqlite else " FOR UPDATE SKIP LOCKED"
+
+    def hold(self) -> None:
+        """Keep every other receiver away, until this process ends. Raises DatabaseError naming the holder."""
+        if self.path:
+            self._holding = _hold_file(self.path.with_name(self.path.name + ".lock"))
+            return
+        self._holding = self._readers.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if not self._holding.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": NODE_LOCK}).scalar():
+            self._holding.close()
+            raise DatabaseError(f"Another receiver serves {self}. Stop it first, or use another database.")
+
+    def migrate(self) -> None:
+        """Bring the tables to this version's shape; safe to call from several processes at once."""
+        with self._writer.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            config = alembic.config.Config()
+            config.set_main_option("script_location", "receiver:migrations")
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+        if self.path:
+            self.path.chmod(0o600)
+
+    def close(self) -> None:
+        """Give back every connection, and the hold."""
+        if self._holding is not None:
+            self._holding.close()
+        self._writer.dispose()
+        self._readers.dispose()
+
+    def _engine(self, *, write: bool) -> Engine:
+        try:
+            if not self.is_sqlite:
+                return create_engine(self.url, pool_size=1 if write else READERS, pool_pre_ping=True)
+        except (ImportError, NoSuchModuleError) as error:
+            raise DatabaseError(
+                f"No driver for {self.url.drivername}. Install one: pip install 'kling-callback[postgres]'"
+            ) from error
+        engine = create_engine(
+            self.url, pool_size=1 if write else READERS, connect_args={"timeout": BUSY_MS / 1000}
+        )
+        event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
+        event.listen(engine, "begin", _begin_immediate if write else _begin)
+        return engine
+
+    @staticmethod
+    def _make_private(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+
+
+def explain(error: OperationalError) -> str:
+    """One line that says why a database cannot be used, without the statement."""
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no reason given"
+
+
+def _open_for_writing(connection: Any, record: Any) -> None:
+    _configure(connection, "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
+
+
+def _open_for_reading(connection: Any, record: Any) -> None:
+    _configure(connection, "query_only = ON")
+
+
+def _configure(connection: Any, *pragmas: str) -> None:
+    connection.isolation_level = None  # transactions begin where we say, not where the driver thinks
+    for pragma in (f"busy_timeout = {BUSY_MS}", *pragmas):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _hold_file(path: Path) -> Any:
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read(200).strip() or "an unknown process"
+        file.close()
+        raise DatabaseError(
+            f"{path.parent} is served by {holder}. Stop it first, or set KLING_DATA_DIR."
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file

@@ -1,0 +1,145 @@
+"""Every question to the database that changes nothing, asked in threads beside the event loop."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import Connection, Select, select, tuple_
+
+from receiver.database import READERS, Database
+from receiver.tables import Result, Tag
+from receiver.transaction import EVENT, TASK, Row
+
+RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # set by SQLModel
+
+EVENTS_AT_ONCE = 500
+
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Run what blocks beside the event loop."""
+    return await anyio.to_thread.run_sync(function, *args)
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """A task with all that is shown of it."""
+
+    task: Row
+    results: list[Row]
+    tags: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which tasks a list shows. `before`: the (created_at, id) of the last one already shown."""
+
+    status: str | None = None
+    family: str | None = None
+    tag: str | None = None
+    before: tuple[int, str] | None = None
+    limit: int = 50
+
+
+class Reader:
+    """Reads through the database's other door: it neither waits for the writer nor holds it up."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._limiter = anyio.CapacityLimiter(READERS)
+
+    async def _read(self, question: Callable[[Connection], T]) -> T:
+        def answer() -> T:
+            with self._database.read() as connection:
+                return question(connection)
+
+        return await anyio.to_thread.run_sync(answer, limiter=self._limiter)
+
+    async def task(self, task: str) -> Row | None:
+        """A task's row."""
+        return await self._read(lambda connection: _first(connection, select(TASK).where(TASK.c.id == task)))
+
+    async def holder(self, task_id: str) -> str | None:
+        """Which of our tasks Kling's id belongs to."""
+        query = select(TASK.c.id).where(TASK.c.task_id == task_id)
+        return await self._read(lambda connection: connection.execute(query).scalars().first())
+
+    async def results(self, task: str) -> list[Row]:
+        """A task's results, in order."""
+        return await self._read(functools.partial(_results, tasks=[task]))
+
+    async def result(self, task: str, n: int) -> Row | None:
+        """A task's n-th result."""
+        query = select(RESULT).where(RESULT.c.task == task, RESULT.c.n == n)
+        return await self._read(lambda connection: _first(connection, query))
+
+    async def full(self, tasks: Sequence[str]) -> dict[str, Full]:
+        """Tasks with their results and tags; those that do not exist are left out."""
+        return await self._read(functools.partial(_full, tasks=tasks))
+
+    async def tasks(self, wanted: Filter) -> list[Full]:
+        """Tasks, newest first; one more than the limit when there are more."""
+        return await self._read(functools.partial(_list, wanted=wanted))
+
+    async def events(self, after: int, task: str | None = None) -> list[Row]:
+        """Events with ids above `after`, in order, at most EVENTS_AT_ONCE; of one task or of all."""
+        columns = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
+        query = select(*columns).where(EVENT.c.id > after).order_by(EVENT.c.id).limit(EVENTS_AT_ONCE)
+        if task is not None:
+            query = query.where(EVENT.c.task == task)
+        return await self._read(functools.partial(_rows, query=query))
+
+    async def event(self, event: int) -> Row | None:
+        """One event."""
+        columns = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
+        query = select(*columns).where(EVENT.c.id == event)
+        return await self._read(lambda connection: _first(connection, query))
+
+    async def last_event(self) -> int:
+        """The id of the newest event, 0 when there is none."""
+        query = select(EVENT.c.id).order_by(EVENT.c.id.desc()).limit(1)
+        return await self._read(lambda connection: connection.execute(query).scalar() or 0)
+
+
+def _first(connection: Connection, query: Select[Any]) -> Row | None:
+    row = connection.execute(query).first()
+    return dict(row._mapping) if row else None
+
+
+def _rows(connection: Connection, query: Select[Any]) -> list[Row]:
+    return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def _results(connection: Connection, tasks: Sequence[str]) -> list[Row]:
+    query = select(RESULT).where(RESULT.c.task.in_(tasks)).order_by(RESULT.c.task, RESULT.c.n)
+    return _rows(connection, query)
+
+
+def _full(connection: Connection, tasks: Sequence[str]) -> dict[str, Full]:
+    rows = _rows(connection, select(TASK).where(TASK.c.id.in_(tasks)))
+    found = {row["id"]: Full(row, [], []) for row in rows}
+    for result in _results(connection, list(found)):
+        found[result["task"]].results.append(result)
+    query = select(TAG).where(TAG.c.task.in_(list(found))).order_by(TAG.c.tag)
+    for tag in _rows(connection, query):
+        found[tag["task"]].tags.append(tag["tag"])
+    return found
+
+
+def _list(connection: Connection, wanted: Filter) -> list[Full]:
+    query = select(TASK.c.id).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(wanted.limit + 1)
+    if wanted.status:
+        query = query.where(TASK.c.status == wanted.status)
+    if wanted.family:
+        query = query.where(TASK.c.family == wanted.family)
+    if wanted.tag:
+        query = query.where(TASK.c.id.in_(select(TAG.c.task).where(TAG.c.tag == wanted.tag)))
+    if wanted.before:
+        query = query.where(tuple_(TASK.c.created_at, TASK.c.id) < wanted.before)
+    ids = list(connection.execute(query).scalars())
+    found = _full(connection, ids)
+    return [found[each] for each in ids]

@@ -1,0 +1,271 @@
+"""From a finished task to files on disk: ask Kling once, fetch each file, check it, store it."""
+
+import functools
+import logging
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import urljoin
+
+import httpx
+
+from client.codec import Report
+from client.errors import GatewayError
+from client.gateway import Gateway, retry_after_seconds
+from receiver import store
+from receiver.media import EXTENSIONS, HEAD, is_whole, sniff, suits
+from receiver.outbound import Outbound, Refused
+from receiver.outbox import Backoff, Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
+from receiver.reading import Reader, in_thread
+from receiver.states import FINAL
+from receiver.storage import Folder, Part
+from receiver.store import Stored
+from receiver.transaction import Row, Transaction
+
+log = logging.getLogger("receiver.results")
+
+ASK_AGAIN = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
+"""Seconds between questions: an hour in all."""
+UNDECIDED = 7
+"""Questions to which Kling may say otherwise than the callback, before the callback is called false."""
+FETCH_AGAIN = Backoff((1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800))
+REFUSED_AGAIN = 3
+"""Attempts at a file that its host refuses (403, 404 and the like), or that is not what it should be."""
+MOST_REDIRECTS = 5
+MOST_CUTS = 5
+"""Times that a download cut short goes on where it was, within one attempt."""
+BUFFER = 1 << 20
+"""Bytes that go to the disk at once."""
+
+ADDRESS = re.compile(r"https?://\S+")
+
+
+class BadFile(Exception):
+    """What came is not the file that Kling named."""
+
+
+class Asker:
+    """Asks Kling about a task, and lets the store believe the answer."""
+
+    def __init__(self, gateway: Gateway, reader: Reader) -> None:
+        self._gateway, self._reader = gateway, reader
+
+    async def ask(self, job: Claimed) -> Verdict:
+        """The handler of `ask`: a callback hinted at an end, or Kling's word named no files."""
+        task = await self._reader.task(job.task)
+        if task is None or await self._settled(task):
+            return verdict(Done())
+        try:
+            report = await self.question(task)
+        except GatewayError as error:
+            log.warning("task %s: %s", job.task, error)
+            return functools.partial(_unanswered, job=job, error=error)
+        return functools.partial(_answered, job=job, report=report, hints=task["hints"])
+
+    async def _settled(self, task: Row) -> bool:
+        """Whether Kling's final word is known, and the files that go with it."""
+        if task["status"] not in FINAL or task["origin"] != "kling":
+            return False
+        return task["status"] == "failed" or bool(await self._reader.results(task["id"]))
+
+    async def question(self, task: Row) -> Report | None:
+        """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.
+
+        The last only for a task that no other of ours is, and when the record names no other task of ours:
+        a callback's address proves whose it is, its body proves nothing. Raises GatewayError.
+        """
+        family, theirs = task["family"], task["callback_id"]
+        if task["task_id"]:
+            return await self._gateway.query(family, task_id=task["task_id"])
+        report = await self._gateway.query(family, external_id=task["id"])
+        if report or not theirs or await self._reader.holder(theirs):
+            return report
+        report = await self._gateway.query(family, task_id=theirs)
+        return report if report and report.external_id in (None, task["id"]) else None
+
+
+def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) -> Outcome:
+    """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
+    task = tx.known(job.task)
+    if report and report.task_id and not task["task_id"]:
+        store.note_created(tx, task, report.task_id)
+    if report and report.status:
+        store.believe(tx, task, report)
+    if report is None or not report.final:
+        return _undecided(tx, job, task, report, hints)
+    if task["status"] == "failed" or report.outputs:
+        return Done()
+    if report.status == "succeed" and job.attempts < UNDECIDED:
+        return RetryAt(
+            ASK_AGAIN.after(job.attempts, tx.now) or tx.now, "Kling says succeed, and names no file."
+        )
+    store.fail_result(tx, task, 0, f"Kling says {report.status}, and names no file.")
+    return Done()
+
+
+def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, hints: int) -> Outcome:
+    """Kling does not (yet) say what the callback said."""
+    if task["hints"] != hints:
+        return RetryAt(tx.now, "Another callback came while Kling was asked.")
+    due = ASK_AGAIN.after(job.attempts, tx.now)
+    if report is None:
+        return _unanswered(tx, job, GatewayError("Kling does not know the task."))
+    if job.attempts < UNDECIDED and due is not None:
+        return RetryAt(due, f"Kling says {report.status}.")
+    store.drop_hint(tx, task, str(report.status))
+    return Done()
+
+
+def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
+    """Kling did not answer, or not of this task: again later; at the end the callback's status stands."""
+    due = ASK_AGAIN.after(job.attempts, tx.now, at_least=error.retry_after)
+    if due is not None:
+        return RetryAt(due, str(error))
+    store.stand(tx, tx.known(job.task))
+    return GiveUp(str(error))
+
+
+class Fetcher:
+    """Brings the files that Kling named into the storage."""
+
+    def __init__(self, outbound: Outbound, folder: Folder, reader: Reader, *, largest: int) -> None:
+        """`largest`: bytes that one file may have."""
+        self._outbound, self._folder, self._reader, self._largest = outbound, folder, reader, largest
+
+    async def download(self, job: Claimed) -> Verdict:
+        """The handler of `download`: one file, checked and on disk, or a reason why not."""
+        n = int(job.data["n"])
+        result = await self._reader.result(job.task, n)
+        if result is None or result["status"] != "pending":
+            return verdict(Done())
+        try:
+            stored = await self._fetch(result)
+        except (Refused, BadFile, httpx.HTTPError, OSError) as error:
+            log.warning("task %s, result %d: %s", job.task, n, reason(error))
+            return functools.partial(_not_fetched, job=job, n=n, error=error)
+        return functools.partial(_fetched, job=job, n=n, stored=stored)
+
+    async def _fetch(self, result: Row) -> Stored:
+        part = await in_thread(self._folder.part)
+        try:
+            content_type = await self._fill(part, result)
+            sha256 = await in_thread(part.flush)
+            if not await in_thread(is_whole, part.path, content_type):
+                raise BadFile(f"the {content_type} is cut short")
+            name = f"{result['task']}/{result['n']}{EXTENSIONS.get(content_type, '')}"
+            await in_thread(self._folder.keep, part, name)
+        finally:
+            await in_thread(part.drop)
+        return Stored(name, content_type, part.size, sha256)
+
+    async def _fill(self, part: Part, result: Row) -> str:
+        """Download into `part`, going on where a connection was cut. The content type that the bytes show."""
+        url, validator, head = result["source_url"], None, b""
+        for cut in range(MOST_CUTS + 1):
+            response = await self._open(url, part.size, validator)
+            try:
+                whole = _length(response, part.size, self._largest)
+                validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                async for data in _buffered(response):
+                    head = head if len(head) >= HEAD else head + data[:HEAD]
+                    if not suits(sniff(head), result["kind"]):
+                        raise BadFile(f"it is no {result['kind']}: it begins with {head[:12]!r}")
+                    if part.size + len(data) > self._largest:
+                        raise BadFile(f"it is larger than {self._largest} bytes")
+                    await in_thread(part.write, data)
+            except httpx.TransportError:
+                if cut == MOST_CUTS or not part.size or not validator:
+                    raise
+                continue
+            finally:
+                await response.aclose()
+            if whole is not None and part.size != whole:
+                raise BadFile(f"{part.size} of {whole} bytes came")
+            if content_type := sniff(head):
+                return content_type
+            raise BadFile("it is empty")
+        raise AssertionError("unreachable")
+
+    async def _open(self, url: str, start: int, validator: str | None) -> httpx.Response:
+        """The answer that holds the file, from `start` on; redirects are followed hop by hop, each checked."""
+        headers = {"Accept-Encoding": "identity"}
+        if start and validator:
+            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+        for _ in range(MOST_REDIRECTS + 1):
+            response = await self._outbound.send("GET", url, headers=headers, stream=True)
+            if not response.has_redirect_location:
+                break
+            await response.aclose()
+            url = urljoin(url, response.headers["Location"])
+        if response.status_code == (206 if start else 200) and _continues(response, start):
+            return response
+        await response.aclose()
+        raise httpx.HTTPStatusError(
+            f"the host answered {response.status_code}", request=response.request, response=response
+        )
+
+
+def _continues(response: httpx.Response, start: int) -> bool:
+    return not start or response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+
+
+async def _buffered(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body in pieces worth a trip to the disk; what came before a cut is given out before the error."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise BadFile("it came compressed, although it was asked for as it is")
+    buffer = bytearray()
+    try:
+        async for chunk in response.aiter_raw():
+            buffer += chunk
+            if len(buffer) >= BUFFER:
+                yield bytes(buffer)
+                buffer.clear()
+    except httpx.TransportError:
+        if buffer:
+            yield bytes(buffer)
+        raise
+    if buffer:
+        yield bytes(buffer)
+
+
+def _length(response: httpx.Response, start: int, largest: int) -> int | None:
+    """Bytes that the whole file has by its host's word, if it says so."""
+    said = response.headers.get("Content-Length", "")
+    if not said.isdigit():
+        return None
+    if start + int(said) > largest:
+        raise BadFile(f"it is larger than {largest} bytes")
+    return start + int(said)
+
+
+def _fetched(tx: Transaction, job: Claimed, n: int, stored: Stored) -> Outcome:
+    store.store_result(tx, tx.known(job.task), n, stored)
+    return Done()
+
+
+def _not_fetched(tx: Transaction, job: Claimed, n: int, error: Exception) -> Outcome:
+    due = (
+        None
+        if isinstance(error, Refused)
+        else FETCH_AGAIN.after(job.attempts, tx.now, at_least=_asked_for(error))
+    )
+    if due is None or (_is_final(error) and job.attempts >= REFUSED_AGAIN):
+        store.fail_result(tx, tx.known(job.task), n, reason(error))
+        return GiveUp(reason(error))
+    return RetryAt(due, reason(error))
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying often is of no use: the host refuses, or the file is wrong."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return 300 <= error.response.status_code < 500 and error.response.status_code not in (408, 425, 429)
+    return isinstance(error, BadFile)
+
+
+def _asked_for(error: Exception) -> float | None:
+    return retry_after_seconds(error.response) if isinstance(error, httpx.HTTPStatusError) else None
+
+
+def reason(error: Exception) -> str:
+    """One line, without the address: its query may open the file to whoever reads the log."""
+    said = str(error).split("\n")[0]
+    return f"{type(error).__name__}: {ADDRESS.sub('(address)', said)}" if said else type(error).__name__

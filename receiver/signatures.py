@@ -1,0 +1,57 @@
+"""Standard Webhooks signatures: checked on Kling's callbacks, made for hooks. Pure functions.
+
+`webhook-signature` is `v1,<base64 of HMAC-SHA256 over id.timestamp.body>`, several separated by blanks.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+TOLERANCE = 300
+"""Seconds by which a signature's time may differ from ours."""
+
+SHORTEST_KEY = 16
+MOST_SIGNATURES = 16
+
+Verdict = Literal["absent", "good", "bad"]
+
+
+def secret_key(secret: str) -> bytes:
+    """The key inside `whsec_<base64>`. Raises ValueError, without the secret, when there is none."""
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except (ValueError, binascii.Error):
+        raise ValueError("is not of the form whsec_<base64>.") from None
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"is too short: {len(key)} bytes, at least {SHORTEST_KEY} are needed.")
+    return key
+
+
+def sign(secret: str, message_id: str, timestamp: int | str, body: bytes) -> str:
+    """The `webhook-signature` of one message. `timestamp`: unix seconds."""
+    # A header's characters are latin-1 on the wire.
+    signed = f"{message_id}.{timestamp}.".encode("latin-1", "replace") + body
+    digest = hmac.new(secret_key(secret), signed, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def check(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> Verdict:
+    """Whether one of the secrets signed this message, not longer ago than TOLERANCE.
+
+    Never raises: hostile headers are `bad`, none at all are `absent`.
+    """
+    names = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    message_id, timestamp, signatures = (headers.get(name, "") for name in names)
+    if not (message_id or timestamp or signatures):
+        return "absent"
+    if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 12):
+        return "bad"
+    if abs(int(timestamp) - now) > TOLERANCE:
+        return "bad"
+    given = [each.encode() for each in signatures.split()[:MOST_SIGNATURES] if each.isascii()]
+    expected = [sign(secret, message_id, timestamp, body).encode() for secret in secrets]
+    good = any(hmac.compare_digest(one, other) for one in expected for other in given)
+    return "good" if good else "bad"

@@ -1,0 +1,83 @@
+"""Where result files lie: a local folder. A file is there whole or not at all."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class Part:
+    """A file being written; nobody sees it before `keep`. Its methods block: call them in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        handle, name = tempfile.mkstemp(dir=folder, prefix="part-")
+        self.path = Path(name)
+        self._file = os.fdopen(handle, "wb")
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Add bytes at the end. Raises OSError (a full disk, say)."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def flush(self) -> str:
+        """Put every byte on disk; the file's SHA-256 in hex."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._hash.hexdigest()
+
+    def drop(self) -> None:
+        """Forget it, unless it was kept."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Folder:
+    """Result files in a folder: `<task>/<n>.<type>`, and unfinished ones under `.parts`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._parts = root / ".parts"
+
+    def open(self) -> None:
+        """Make the folder, and clear what an earlier process left unfinished. Raises OSError."""
+        self._parts.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._parts.iterdir():
+            left.unlink(missing_ok=True)
+
+    def part(self) -> Part:
+        """A new file to write. Raises OSError."""
+        return Part(self._parts)
+
+    def keep(self, part: Part, name: str) -> None:
+        """Make a flushed part the file `name`, durably: rename, then the folder's own entry."""
+        target = self.root / name
+        fresh = not target.parent.exists()
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        part.path.replace(target)
+        _sync(target.parent)
+        if fresh:
+            _sync(self.root)
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` lies."""
+        return self.root / name
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def folder_of(url: str) -> Path:
+    """The folder that a `file:///...` address names. Raises ValueError for any other."""
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise ValueError("must be a folder's address like file:///var/lib/kling/results.")
+    return Path(unquote(parts.path))

@@ -1,0 +1,182 @@
+"""The rows, and the constraints that keep impossible ones out. Times are unix milliseconds.
+
+Texts that hold JSON are escaped to ASCII, so that no NUL or lone surrogate reaches a database.
+"""
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from receiver.states import FINAL, ORIGINS, STATUSES
+
+OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
+"""Of a create: none is known of (a callback came first), one is under way, and how it ended."""
+
+RESULT_STATUSES = ("pending", "stored", "failed")
+JOB_STATES = ("ready", "running", "dead")
+
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON document in a text column, ASCII only."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str:
+        return json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else json.loads(value)
+
+
+def _one_of(column: str, values: tuple[str, ...] | frozenset[str]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in sorted(values))})"
+
+
+class Task(SQLModel, table=True):
+    """One intent, one paid task: `id` is ours, `task_id` Kling's."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", STATUSES), name="status"),
+        CheckConstraint(_one_of("outcome", OUTCOMES), name="outcome"),
+        CheckConstraint(
+            f"({_one_of('status', FINAL)}) = (origin IS NOT NULL)"
+            f" AND (origin IS NULL OR {_one_of('origin', ORIGINS)})",
+            name="origin",
+        ),
+        CheckConstraint(f"NOT done OR {_one_of('status', FINAL)}", name="done"),
+        Index("task_newest", "created_at", "id"),
+        Index("task_status", "status", "created_at", "id"),
+        Index("task_task_id", "task_id"),
+    )
+
+    id: str = Field(primary_key=True)
+    task_id: str | None = None
+    family: str
+    model: str = ""
+    request: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    outcome: str = "none"
+    attempt: str = ""
+    """The nonce of the create call that has the right to create this task."""
+    status: str = "created"
+    status_msg: str = ""
+    origin: str | None = None
+    hint: str | None = None
+    """The final status that an unproven callback told of, until Kling is asked."""
+    hint_msg: str = ""
+    hints: int = Field(default=0, sa_type=BigInteger)
+    """How many callbacks have given cause to ask Kling."""
+    callback_id: str | None = None
+    """The id that the last callback named: behind a relay it may be another than `task_id`."""
+    cost: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    done: bool = False
+    callbacks: int = Field(default=0, sa_type=BigInteger)
+    """Proven callbacks received, repeats and uncounted ones included."""
+    kept: int = 0
+    """Callbacks in the event log."""
+    kept_bytes: int = Field(default=0, sa_type=BigInteger)
+    created_at: int = Field(sa_type=BigInteger)
+    updated_at: int = Field(sa_type=BigInteger)
+
+
+class Tag(SQLModel, table=True):
+    """A label that the client gave a task."""
+
+    __tablename__ = "tag"
+
+    tag: str = Field(primary_key=True)
+    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True, index=True))
+
+
+class Event(SQLModel, table=True):
+    """What happened, in the order in which it was committed."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        UniqueConstraint("task", "digest", name="event_once"),
+        Index("event_of_task", "task", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), nullable=False))
+    type: str
+    at: int = Field(sa_type=BigInteger)
+    data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    digest: str | None = None
+    """SHA-256 of a callback's body; other events have none."""
+    repeats: int = Field(default=0, sa_type=BigInteger)
+    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+
+
+class Result(SQLModel, table=True):
+    """One file of a task; `n` counts from 0."""
+
+    __tablename__ = "result"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", RESULT_STATUSES), name="status"),
+        CheckConstraint("(status = 'stored') = (sha256 IS NOT NULL)", name="stored"),
+    )
+
+    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True))
+    n: int = Field(primary_key=True)
+    kind: str
+    kling_id: str | None = None
+    duration: float | None = None
+    status: str = "pending"
+    content_type: str | None = None
+    size: int | None = Field(default=None, sa_type=BigInteger)
+    sha256: str | None = None
+    name: str | None = None
+    """Where the file lies in the storage."""
+    source_url: str = ""
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)
+    error: str = ""
+
+
+class Job(SQLModel, table=True):
+    """The outbox: work that is owed, written in the transaction that made it owed."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", JOB_STATES), name="state"),
+        CheckConstraint("(state = 'running') = (claim IS NOT NULL)", name="claim"),
+        UniqueConstraint("key", name="job_once"),
+        Index("job_due", "state", "due_at"),
+    )
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    key: str
+    """What makes it one: `ask/<task>`, `download/<task>/<n>`, `hook/<event>`, `overdue/<task>`."""
+    kind: str
+    task: str
+    lane: str
+    """What it may have to wait for: a host that is slow or dead delays its own lane only."""
+    data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    state: str = "ready"
+    attempts: int = 0
+    due_at: int = Field(sa_type=BigInteger)
+    claim: str | None = None
+    """The claim's own name: only who holds it may settle."""
+    leased_until: int | None = Field(default=None, sa_type=BigInteger)
+    error: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+
+
+METADATA = SQLModel.metadata

@@ -1,0 +1,175 @@
+"""One commit in the making: rows read and changed, events and jobs gathered, then written in bulk.
+
+Many callbacks share one transaction, so what each of them changes is kept here and written once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, text, update
+
+from receiver.database import Database
+from receiver.tables import Event, Job, Task
+
+Row = dict[str, Any]
+
+TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
+FIXED = {"id", "family", "created_at"}
+
+UPDATE_TASK = (
+    update(TASK)
+    .where(TASK.c.id == bindparam("row_id"))
+    .values({column.name: bindparam(column.name) for column in TASK.c if column.name not in FIXED})
+)
+REPEAT_EVENT = text("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
+LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
+OWE = text("""
+    INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
+    VALUES (:key, :kind, :task, :lane, :data, 'ready', 0, :due_at, '', :created_at)
+    ON CONFLICT (key) DO UPDATE SET
+        due_at = CASE WHEN job.state = 'dead' OR excluded.due_at < job.due_at
+                      THEN excluded.due_at ELSE job.due_at END,
+        attempts = CASE WHEN job.state = 'dead' THEN 0 ELSE job.attempts END,
+        state = CASE WHEN job.state = 'dead' THEN 'ready' ELSE job.state END
+""").bindparams(bindparam("data", type_=JOB.c.data.type))
+FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
+HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
+OFFER = text("""
+    INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
+    SELECT 'hook/' || id, 'hook', task, 'hook', :data, 'ready', 0, :now, '', :now
+    FROM event WHERE id > :last
+""").bindparams(bindparam("data", type_=JOB.c.data.type))
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a change sets in motion besides itself. `hooked`: events are offered to the hook.
+
+    `overdue_seconds`: after how long a task that has not ended is asked about; None for the usual.
+    """
+
+    hooked: bool = False
+    overdue_seconds: float | None = None
+
+    def overdue_ms(self, family: str) -> int:
+        """The same in milliseconds, for one family: images take seconds, all else minutes (section 7)."""
+        usual = 180 if family.startswith("images/") else 1200
+        return int((self.overdue_seconds or usual) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit set in motion: the tasks that have new events, and whether a job may be due."""
+
+    tasks: frozenset[str]
+    jobs: bool
+
+
+@dataclass(slots=True)
+class Transaction:
+    """A writing transaction at `now` (unix ms)."""
+
+    connection: Connection
+    database: Database
+    now: int
+    rules: Rules = Rules()
+    tasks: dict[str, Row] = field(default_factory=dict)
+    _changed: set[str] = field(default_factory=set)
+    _events: list[Row] = field(default_factory=list)
+    _repeats: dict[tuple[str, str], int] = field(default_factory=dict)
+    _jobs: dict[str, Row | None] = field(default_factory=dict)
+    _hasten: set[str] = field(default_factory=set)
+
+    def load(self, ids: Iterable[str]) -> None:
+        """Put the rows of these tasks into `tasks`, locked until the commit; in one order: no deadlocks."""
+        missing = sorted(set(ids) - self.tasks.keys())
+        if missing:
+            query = select(TASK).where(TASK.c.id.in_(missing)).order_by(TASK.c.id)
+            rows = self.connection.execute(query if self.database.is_sqlite else query.with_for_update())
+            self.tasks.update((row.id, dict(row._mapping)) for row in rows)
+
+    def task(self, task: str) -> Row | None:
+        """One task's row, or None."""
+        self.load([task])
+        return self.tasks.get(task)
+
+    def known(self, task: str) -> Row:
+        """The row of a task that exists, since a job or an event of it does."""
+        row = self.task(task)
+        assert row is not None, task
+        return row
+
+    def create(self, rows: list[Row]) -> None:
+        """Insert tasks; each row names its `id` and `family` at least."""
+        if not rows:
+            return
+        full = [{**NEW_TASK, "created_at": self.now, "updated_at": self.now, **row} for row in rows]
+        self.connection.execute(insert(TASK), full)
+        self.tasks.update((row["id"], row) for row in full)
+
+    def change(self, task: Row, **values: Any) -> None:
+        """Set columns of a task; written once, at the end."""
+        task.update(values, updated_at=self.now)
+        self._changed.add(task["id"])
+
+    def log(self, task: str, type: str, data: Any = None, **callback: Any) -> None:  # noqa: A002  # the field's term
+        """Add an event; `callback` has the `digest` and `body` of one that came from outside."""
+        event = {"task": task, "type": type, "at": self.now, "data": data, "digest": None, "body": None}
+        self._events.append({**event, "repeats": 0, **callback})
+
+    def repeat(self, task: str, digest: str) -> None:
+        """Count a callback that came again."""
+        self._repeats[task, digest] = self._repeats.get((task, digest), 0) + 1
+
+    def owe(
+        self, kind: str, task: str, *, key: str, lane: str, due_at: int | None = None, data: Any = None
+    ) -> None:
+        """Add a job; where one of that key waits already, the earlier of both times counts."""
+        due = self.now if due_at is None else due_at
+        waiting = self._jobs.get(key)
+        if waiting:
+            due = min(due, waiting["due_at"])
+        row = {"key": key, "kind": kind, "task": task, "lane": lane, "data": data, "due_at": due}
+        self._jobs[key] = {**row, "created_at": self.now}
+
+    def forget(self, key: str) -> None:
+        """Drop a job that is no longer needed (one that runs settles itself)."""
+        self._jobs[key] = None
+
+    def hasten(self, key: str) -> None:
+        """Make a waiting job due now, if there is one."""
+        self._hasten.add(key)
+
+    def flush(self) -> Committed:
+        """Write all that was gathered; tasks before events, events before jobs."""
+        execute = self.connection.execute
+        if self._changed:
+            execute(UPDATE_TASK, [{**self.tasks[each], "row_id": each} for each in sorted(self._changed)])
+        if self._repeats:
+            execute(REPEAT_EVENT, [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()])
+        if self._events:
+            self._write_events()
+        if owed := [job for job in self._jobs.values() if job]:
+            execute(OWE, owed)
+        if forgotten := [{"key": key} for key, job in self._jobs.items() if not job]:
+            execute(FORGET, forgotten)
+        if self._hasten:
+            execute(HASTEN, [{"key": key, "now": self.now} for key in sorted(self._hasten)])
+        jobs = bool(owed or self._hasten or (self._events and self.rules.hooked))
+        return Committed(frozenset(event["task"] for event in self._events), jobs)
+
+    def _write_events(self) -> None:
+        self.database.lock_events(self.connection)
+        last = self.connection.execute(LAST_EVENT).scalar() if self.rules.hooked else 0
+        self.connection.execute(insert(EVENT), self._events)
+        if self.rules.hooked:
+            self.connection.execute(OFFER, {"last": last, "now": self.now, "data": None})
+
+
+NEW_TASK: Row = {
+    column.name: None
+    if column.nullable or column.name in ("request", "cost")
+    else Task.model_fields[column.name].default
+    for column in TASK.c
+}

@@ -1,0 +1,127 @@
+"""The loop that does what is owed: claim, run the handler, settle. It sleeps until a job is due, or woken."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+
+from receiver import outbox
+from receiver.outbox import Backoff, Claimed, GiveUp, RetryAt, Verdict
+from receiver.transaction import Transaction
+from receiver.writer import Unavailable, Writer
+
+log = logging.getLogger("receiver.worker")
+
+Handler = Callable[[Claimed], Awaitable[Verdict]]
+
+ROOM = 64
+"""Jobs at once."""
+PER_LANE = 16
+"""Jobs at once that may be held up by the same host."""
+LONGEST_RUN = 900
+"""Seconds that one attempt may take."""
+LEASE_MS = (LONGEST_RUN + 60) * 1000
+OUTAGE_PAUSE = 2.0
+"""Seconds until the next look at a database that could not be written."""
+
+SURPRISE = Backoff((1, 5, 30, 120, 600))
+"""For a handler that raised what it should not have."""
+
+
+class Worker:
+    """One worker. `clock`: unix seconds."""
+
+    def __init__(
+        self, writer: Writer, handlers: Mapping[str, Handler], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._writer, self._handlers, self._clock = writer, handlers, clock
+        self._woken = asyncio.Event()
+        self._running: dict[asyncio.Task[None], Claimed] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to claim."""
+        self._loop = asyncio.create_task(self._run(), name="worker")
+
+    def wake(self) -> None:
+        """Look again: something may be due."""
+        self._woken.set()
+
+    async def close(self, grace: float) -> None:
+        """Stop claiming, give what runs `grace` seconds, then cancel it and give it back."""
+        if self._loop is None:
+            return
+        self._loop.cancel()
+        await asyncio.gather(self._loop, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace)
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()  # before claiming: what comes from now on wakes the loop again
+            try:
+                wait = await self._claim()
+            except Unavailable:
+                wait = OUTAGE_PAUSE
+            try:
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def _claim(self) -> float | None:
+        """Start what is due; seconds until the next job is, None when none waits."""
+        running = Counter(job.lane for job in self._running.values())
+        room = ROOM - len(self._running)
+        if not room:
+            return None
+
+        def change(tx: Transaction) -> tuple[list[Claimed], int | None]:
+            outbox.rescue(tx, tx.now)
+            claimed = outbox.claim_due(tx, room=room, running=running, per_lane=PER_LANE, lease_ms=LEASE_MS)
+            lanes = running + Counter(job.lane for job in claimed)
+            return claimed, outbox.next_due(tx, [lane for lane, count in lanes.items() if count >= PER_LANE])
+
+        claimed, due = await self._writer.run(change)
+        for job in claimed:
+            task = asyncio.create_task(self._do(job), name=job.key)
+            self._running[task] = job
+            task.add_done_callback(self._ended)
+        if len(self._running) >= ROOM or due is None:
+            return None
+        return max(due / 1000 - self._clock(), 0)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._woken.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a job was not settled, its lease brings it back", exc_info=error)
+
+    async def _do(self, job: Claimed) -> None:
+        try:
+            async with asyncio.timeout(LONGEST_RUN):
+                decide = await self._handlers[job.kind](job)
+        except asyncio.CancelledError:
+            decide = outbox.verdict(RetryAt(int(self._clock() * 1000), "The receiver was stopped."))
+        except Exception as error:
+            log.exception("job %s failed in an unforeseen way", job.key)
+            decide = self._surprise(job, error)
+        await asyncio.shield(self._settle(job, decide))
+
+    async def _settle(self, job: Claimed, decide: Verdict) -> None:
+        while True:
+            try:
+                if not await self._writer.run(lambda tx: outbox.settle(tx, job, decide)):
+                    log.warning("job %s was taken over by another worker; nothing settled", job.key)
+                return
+            except Unavailable:
+                await asyncio.sleep(OUTAGE_PAUSE)
+
+    def _surprise(self, job: Claimed, error: Exception) -> Verdict:
+        reason = f"{type(error).__name__}: {error}"
+        due = SURPRISE.after(job.attempts, int(self._clock() * 1000))
+        return outbox.verdict(GiveUp(reason) if due is None else RetryAt(due, reason))

@@ -1,0 +1,148 @@
+"""Group commit: one thread writes, and what arrives while it commits shares the next commit.
+
+Alone, a change waits for nobody. A batch that fails is tried one by one, so that a poisonous change
+harms only itself.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from receiver.database import Database
+from receiver.store import Callback, record
+from receiver.transaction import Committed, Rules, Transaction
+
+log = logging.getLogger("receiver.writer")
+
+T = TypeVar("T")
+Change = Callable[[Transaction], Any]
+
+LARGEST_BATCH = 256
+MOST_WAITING = 20_000
+"""Changes that may wait; more are refused, so that memory is bounded and callers hear of it."""
+
+OUTAGE = (OperationalError, InterfaceError)
+"""The database's own troubles (full, locked, gone): they befall every change, not one."""
+
+
+class Unavailable(Exception):
+    """The change could not be made durable; nothing of it was kept."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    change: Change | Callback
+    future: asyncio.Future[Any]
+
+
+class Writer:
+    """The one door to the database for changes. `on_commit` is called in the event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        rules: Rules = Rules(),  # noqa: B008  # frozen
+        on_commit: Callable[[Committed], None] = lambda committed: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database, self._rules, self._on_commit, self._clock = database, rules, on_commit, clock
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin to write; called inside the event loop that changes come from."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Write what waits, then end."""
+        self._queue.put(None)
+        if self._thread:
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    async def run(self, change: Callable[[Transaction], T]) -> T:
+        """Make one change durable and return what it returned. Raises Unavailable, or what it raised."""
+        result: T = await self._put(change)
+        return result
+
+    async def record(self, callback: Callback) -> None:
+        """Make one callback durable. Raises Unavailable."""
+        await self._put(callback)
+
+    async def _put(self, change: Change | Callback) -> Any:
+        if self._thread is None or self._queue.qsize() >= MOST_WAITING:
+            raise Unavailable(
+                "The writer is not running." if self._thread is None else "Too many changes wait."
+            )
+        future = asyncio.get_running_loop().create_future()
+        self._queue.put(_Waiting(change, future))
+        return await future
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            batch: list[_Waiting] = []
+            item = self._queue.get()
+            while item is not None:
+                batch.append(item)
+                if len(batch) == LARGEST_BATCH or self._queue.empty():
+                    break
+                item = self._queue.get()
+            going = item is not None
+            if batch:
+                self._write(batch)
+
+    def _write(self, batch: list[_Waiting]) -> None:
+        try:
+            answers, committed = self._commit(batch)
+        except OUTAGE as error:
+            self._answer(batch, [_unavailable(error)] * len(batch), None)
+        except Exception as error:
+            if len(batch) == 1:
+                self._answer(batch, [error], None)
+            else:
+                for waiting in batch:
+                    self._write([waiting])
+        else:
+            self._answer(batch, answers, committed)
+
+    def _commit(self, batch: list[_Waiting]) -> tuple[list[Any], Committed]:
+        with self._database.write() as connection:
+            tx = Transaction(connection, self._database, int(self._clock() * 1000), self._rules)
+            if callbacks := [each.change for each in batch if isinstance(each.change, Callback)]:
+                record(tx, callbacks)
+            answers = [None if isinstance(each.change, Callback) else each.change(tx) for each in batch]
+            committed = tx.flush()
+        return answers, committed
+
+    def _answer(self, batch: list[_Waiting], answers: list[Any], committed: Committed | None) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._resolve, batch, answers, committed)
+
+    def _resolve(self, batch: list[_Waiting], answers: list[Any], committed: Committed | None) -> None:
+        for waiting, answer in zip(batch, answers, strict=True):
+            if waiting.future.done():  # whoever asked has gone
+                continue
+            if isinstance(answer, Exception):
+                waiting.future.set_exception(answer)
+            else:
+                waiting.future.set_result(answer)
+        if committed is not None:
+            self._on_commit(committed)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    reason = str(getattr(error, "orig", None) or type(error).__name__).strip().split("\n")[0]
+    log.error("the database cannot be written: %s", reason)
+    return Unavailable(f"The database cannot be written: {reason}")
