@@ -40,7 +40,7 @@ def list_switches(
     return names
 
 
-@click.command(cls=Command, name="sandbox", context_settings={"max_content_width": 110})
+@click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: a free one.")
 @click.option("--base-path", default="", help="Serve all under a prefix, as relays do: /kling")
@@ -72,12 +72,15 @@ def main(ready_file: Path | None, **options: Any) -> None:
         options |= {"keys": DEFAULTS[:1], "access_key": DEFAULTS[1], "secret_key": DEFAULTS[2]}
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    with Sandbox(**options) as gateway:
-        click.echo(f"sandbox gateway (not Kling) on {gateway.url}")
-        if ready_file:
-            write_whole(ready_file, gateway.url)
-        signal.sigwait(signals)
+    try:
+        with Sandbox(**options) as gateway:
+            click.echo(f"sandbox gateway (not Kling) on {gateway.url}")
+            if ready_file:
+                write_whole(ready_file, gateway.url)
+            signal.sigwait(signals)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="scripts/sandbox")

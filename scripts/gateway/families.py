@@ -20,6 +20,10 @@ class Family:
     def new(self) -> bool:
         return self.path.startswith("/")
 
+    def options(self, body: dict[str, Any]) -> dict[str, Any]:
+        options: dict[str, Any] = body.get("options", {}) if self.new else body
+        return options
+
 
 FAMILIES = {
     family.path: family
@@ -101,6 +105,7 @@ CHECKS: dict[str, Test] = {
     "prompt": text(2500),
     "negative_prompt": text(2500),
     "n": count,
+    "series_amount": count,
     "aspect_ratio": one_of("16:9 9:16 1:1 4:3 3:4 3:2 2:3 21:9"),
     "output_format": one_of("png jpg"),
     "resolution": one_of("1k 2k"),
@@ -127,7 +132,8 @@ def check(family: Family, body: dict[str, Any]) -> None:
     if family.path == "images/generations" and "image" in body and "negative_prompt" in body:
         raise Refused(1201, "negative_prompt is not supported together with image")
     if not str(body.get("model_name", "kling")).startswith("kling"):
-        raise Refused(1203, f"model {body['model_name']} does not exist")
+        raise Refused(1203, f"Model {body['model_name']} does not exist")
+    check_options(family.options(body))
 
 
 def check_options(options: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""Who is calling: an API key, or a JWT signed with the access key's secret; never a mixture of accounts."""
-
-from collections.abc import Collection
+"""Who is calling: an API key, or, for legacy calls only, a JWT signed with the secret of an access key."""
 
 import jwt
+from starlette.requests import Request
 
+from gateway.ledger import Ledger
+from gateway.misbehaviour import Has
 from gateway.replies import Refused
 
 REFUSALS: list[tuple[type[Exception], int, str]] = [
@@ -14,20 +15,27 @@ REFUSALS: list[tuple[type[Exception], int, str]] = [
 ]
 
 
-def caller(header: str, *, keys: Collection[str], access_key: str, secret_key: str, new: bool) -> str:
-    """Name the key or the access key behind an Authorization header."""
+def admit(request: Request, ledger: Ledger, has: Has, *, new: bool) -> None:
+    account = caller(request.headers.get("authorization", ""), ledger, new)
+    if has("expired-token-once") and ledger.first("expired-token-once", account):
+        raise Refused(1004, "Authorization expired")
+
+
+def caller(header: str, ledger: Ledger, new: bool) -> str:
     if not header:
         raise Refused(1001, "Authorization is empty")
     scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Refused(1002, "Authorization is invalid: send Bearer <key>")
-    if token in keys:
+    if scheme.lower() == "bearer" and token in ledger.keys:
         return token
-    if new or not access_key or token.count(".") != 2:
-        raise Refused(1002, "Authorization is invalid: no such API key")
+    if scheme.lower() != "bearer" or token.count(".") != 2 or new or not ledger.access_key:
+        raise Refused(1002, "Authorization is invalid: send Bearer and an API key")
+    verify(token, ledger.access_key, ledger.secret_key)
+    return ledger.access_key
+
+
+def verify(token: str, access_key: str, secret_key: str) -> None:
     try:
         jwt.decode(token, secret_key, ["HS256"], issuer=access_key, options={"require": ["exp", "iss"]})
     except jwt.InvalidTokenError as error:
-        code, message = next((c, m) for kind, c, m in REFUSALS if isinstance(error, kind))
+        code, message = next((code, message) for kind, code, message in REFUSALS if isinstance(error, kind))
         raise Refused(code, message) from None
-    return access_key

@@ -1,4 +1,4 @@
-"""What the sandbox is set to and what happened so far: tests read it while the gateway's thread writes it."""
+"""What the sandbox is set to and what happened so far; its thread writes here while tests read."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from gateway.misbehaviour import SWITCHES
+from gateway.misbehaviour import Has, known
 from gateway.tasks import Task, now
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Ledger:
         self.result_seconds = result_seconds
         self.keys, self.access_key, self.secret_key = keys, access_key, secret_key
         self.webhook_secret = webhook_secret
-        self.misbehave = set(misbehave)
+        self.misbehave = known(set(misbehave))
         self.concurrency = concurrency
         self.sizes = {"images": image_bytes, "videos": video_bytes, "audios": 0}
         self.base_path, self.host, self.port = base_path, host, port
@@ -77,20 +77,13 @@ class Ledger:
         self.changed = threading.Condition()
         self._happened: set[tuple[str, ...]] = set()
 
-        unknown(self.misbehave)
-
     def wait_for(self, predicate: Callable[[], T], timeout: float = 10) -> T:
-        """Wait until something here makes the predicate true; TimeoutError if nothing does."""
+        """Wait until what happens here makes the predicate true; TimeoutError if nothing does."""
         with self.changed:
             found = self.changed.wait_for(predicate, timeout)
-        if not found:
-            raise TimeoutError(
-                f"not true after {timeout} s: {len(self.callbacks)} callbacks, {self.statuses()}"
-            )
-        return found
-
-    def statuses(self) -> dict[str, str]:
-        return {task.id: task.status for task in self.tasks.values()}
+            if not found:
+                raise TimeoutError(f"not true after {timeout} s; the account: {self.account()}")
+            return found
 
     def note(self, entries: list[T], entry: T) -> None:
         with self.changed:
@@ -111,9 +104,6 @@ class Ledger:
                 task.finished_at = task.updated_at
             self.changed.notify_all()
 
-    def find(self, number: str) -> Task | None:
-        return self.tasks.get(number) or self.external.get(number)
-
     def busy(self) -> int:
         return sum(task.slots for task in self.tasks.values() if task.finished_at is None)
 
@@ -122,45 +112,20 @@ class Ledger:
 
     def first(self, *event: str) -> bool:
         """Say whether this happens for the first time, and remember it."""
-        if event in self._happened:
-            return False
+        new = event not in self._happened
         self._happened.add(event)
-        return True
+        return new
 
-    def switches(self, marks: frozenset[str]) -> Callable[[str], bool]:
-        unknown(marks)
+    def switches(self, marks: frozenset[str] = frozenset()) -> Has:
         return lambda name: name in self.misbehave or name in marks
 
     def account(self) -> dict[str, Any]:
-        refused = sum(callback.answered != 200 for callback in self.callbacks)
-        return {
-            "tasks": [summary(task) for task in self.tasks.values()],
-            "totals": {
+        with self.changed:
+            totals = {
                 "creates": len(self.creates),
                 "callbacks": len(self.callbacks),
-                "callbacks_refused": refused,
+                "callbacks_refused": sum(callback.answered != 200 for callback in self.callbacks),
                 "queries": len(self.queries),
                 "downloads": len(self.downloads),
-            },
-        }
-
-
-def unknown(names: Collection[str]) -> None:
-    strangers = set(names) - SWITCHES.keys()
-    if strangers:
-        raise ValueError(
-            f"no such misbehaviour: {', '.join(sorted(strangers))}; `scripts/sandbox --help` lists them"
-        )
-
-
-def summary(task: Task) -> dict[str, Any]:
-    return {
-        "task_id": task.id,
-        "external_task_id": task.external_id,
-        "family": task.path,
-        "status": task.status,
-        "created_at": task.created_at,
-        "finished_at": task.finished_at,
-        "callbacks": task.posted,
-        "queries": task.queries,
-    }
+            }
+            return {"tasks": [task.summary() for task in self.tasks.values()], "totals": totals}

@@ -55,6 +55,7 @@ class Life:
         if self.ledger.held:
             task.held = True
             await task.turns.acquire()
+            task.held = False
 
     def let_go(self, task: Task) -> None:
         if task.held:
@@ -84,7 +85,7 @@ class Life:
         new = task.family.new != task.has("other-spelling")
         bare = task.has("no-results")
         fields = dressed(
-            task, record(task, status, new=new, relayed=task.has("relay-id"), bare=bare), callback=True
+            task, record(task, status, new=new, relayed=task.has("relay-id"), bare=bare), "callback"
         )
         body = self.written(task, fields)
         headers = {"content-type": "application/json", "user-agent": "sandbox-gateway"}

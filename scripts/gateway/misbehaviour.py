@@ -5,6 +5,11 @@ A switch is on for all (`--misbehave`, `Sandbox.misbehave`), or for one task by 
 """
 
 import re
+from collections.abc import Callable, Set
+from typing import TypeVar
+
+Has = Callable[[str], bool]
+Names = TypeVar("Names", bound=Set[str])
 
 SWITCHES = {
     # the task
@@ -62,4 +67,10 @@ MARK = re.compile(r"\[sandbox:([^\]]*)\]")
 
 
 def marked(text: str) -> frozenset[str]:
-    return frozenset(name.strip() for mark in MARK.findall(text) for name in mark.split(","))
+    return known(frozenset(name.strip() for mark in MARK.findall(text) for name in mark.split(",")))
+
+
+def known(names: Names) -> Names:
+    if strangers := names - SWITCHES.keys():
+        raise ValueError(f"no such misbehaviour: {', '.join(strangers)}; `scripts/sandbox --help` lists them")
+    return names

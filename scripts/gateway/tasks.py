@@ -2,20 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gateway.families import Family
+from gateway.misbehaviour import Has
 from gateway.replies import envelope
 
-WORDS = {
-    "submitted": "SUBMITTED",
-    "processing": "IN_PROGRESS",
-    "succeed": "SUCCESS",
-    "succeeded": "SUCCESS",
-    "failed": "FAILURE",
-}
+ENDINGS = {"videos": ["mp4"], "audios": ["mp3", "wav"]}
+Occasion = Literal["create", "query", "callback"]
+WORDS = {"submitted": "SUBMITTED", "processing": "IN_PROGRESS", "failed": "FAILURE"}
 
 
 def now() -> int:
@@ -28,12 +24,12 @@ class Task:
     alias: str  # the id by which a relay's callbacks call it
     result_id: str
     variant: int
-    family: Family
     path: str
+    family: Family
     body: dict[str, Any]
+    has: Has
     base_url: str
     lasts: float  # seconds for which its result files can be fetched
-    has: Callable[[str], bool]
     status: str = "submitted"
     created_at: int = field(default_factory=now)
     updated_at: int = field(default_factory=now)
@@ -45,16 +41,12 @@ class Task:
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     @property
-    def options(self) -> dict[str, Any]:
-        return self.body.get("options") or {} if self.family.new else self.body
-
-    @property
     def external_id(self) -> str | None:
-        return self.options.get("external_task_id")
+        return self.family.options(self.body).get("external_task_id")
 
     @property
     def callback_url(self) -> str | None:
-        return self.options.get("callback_url")
+        return self.family.options(self.body).get("callback_url")
 
     @property
     def ending(self) -> str:
@@ -62,21 +54,21 @@ class Task:
 
     @property
     def series(self) -> bool:
-        return self.family.path == "images/omni-image" and self.body.get("result_type") == "series"
+        return self.path == "images/omni-image" and self.body.get("result_type") == "series"
 
     @property
     def slots(self) -> int:
-        count = self.body.get("series_amount" if self.series else "n", 1)
-        return int(count) if self.family.kind == "images" else 1
+        count: int = self.body.get("series_amount" if self.series else "n", 1)
+        return count if self.family.kind == "images" else 1
+
+    @property
+    def cost(self) -> str:
+        return str(self.slots) if self.family.kind == "images" else "3.5"
 
     @property
     def files(self) -> list[str]:
-        endings = {
-            "images": [self.body.get("output_format", "png")],
-            "videos": ["mp4"],
-            "audios": ["mp3", "wav"],
-        }
-        return [f"{index}.{ending}" for index in range(self.slots) for ending in endings[self.family.kind]]
+        endings = ENDINGS.get(self.family.kind) or [self.body.get("output_format", "png")]
+        return [f"{index}.{ending}" for index in range(self.slots) for ending in endings]
 
     def address(self, name: str) -> str:
         if self.finished_at is None:  # then only a false callback speaks of results
@@ -88,102 +80,90 @@ class Task:
         reason = "The sandbox was asked to fail this task" if status == "failed" else ""
         return reason + "\0" * self.has("nul")
 
+    def summary(self) -> dict[str, Any]:
+        kept = ("status", "created_at", "finished_at", "queries")
+        known = {"task_id": self.id, "external_task_id": self.external_id, "family": self.path}
+        return known | {name: getattr(self, name) for name in kept} | {"callbacks": list(self.posted)}
+
 
 def record(
     task: Task, status: str = "", *, new: bool, relayed: bool = False, bare: bool = False
 ) -> dict[str, Any]:
-    """Spell the task as of a status; `relayed` hides who it is, `bare` leaves the results out."""
+    """Spell the task as of a status; `relayed` hides whose it is, `bare` leaves the results out."""
     status = status or task.status
-    number = task.alias if relayed else task.id
     external_id = None if relayed or task.has("drop-external-id") else task.external_id
-    addresses = [task.address(name) for name in task.files] if status == "succeed" and not bare else []
-    return (new_record if new else legacy_record)(task, status, number, external_id, addresses)
+    urls = [task.address(name) for name in task.files] if status == "succeed" and not bare else []
+    fields = (new_record if new else legacy_record)(task, status, external_id, urls)
+    return fields | {"id" if new else "task_id": task.alias if relayed else task.id}
 
 
-def legacy_record(
-    task: Task, status: str, number: str, external_id: str | None, addresses: list[str]
-) -> dict[str, Any]:
+def legacy_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
     info: dict[str, Any] = {"external_task_id": external_id} if external_id else {}
-    if status == "succeed" and "video_id" in task.body:
-        info["parent_video"] = {"id": task.body["video_id"]}
+    if task.path == "videos/video-extend" and status == "succeed":
+        info["parent_video"] = {"id": task.body.get("video_id")}
     fields = {
-        "task_id": number,
+        "task_id": task.id,
         "task_status": status,
         "task_status_msg": task.message(status),
         "task_info": info,
-        "task_result": legacy_results(task, addresses) if addresses else {},
+        "task_result": legacy_results(task, urls) if urls else {},
         "created_at": task.created_at,
         "updated_at": task.updated_at,
     }
-    return fields | ({"final_unit_deduction": cost(task)} if status == "succeed" else {})
+    return fields | ({"final_unit_deduction": task.cost} if status == "succeed" else {})
 
 
-def legacy_results(task: Task, addresses: list[str]) -> dict[str, Any]:
-    match task.family.kind:
-        case "images":
-            key = "series_images" if task.series else "images"
-            return {key: [{"index": index, "url": url} for index, url in enumerate(addresses)]}
-        case "videos":
-            video = {"id": task.result_id, "url": addresses[0], "duration": "5.0"}
-            if task.family.path == "videos/effects":
-                del video["duration"]
-            return {"videos": [video]}
-        case _:
-            mp3, wav = addresses
-            sound = {"url_mp3": mp3, "url_wav": wav, "duration_mp3": "2.0", "duration_wav": "2.0"}
-            return {"audios": [{"id": task.result_id} | sound]}
+def legacy_results(task: Task, urls: list[str]) -> dict[str, Any]:
+    if task.family.kind == "images":
+        name = "series_images" if task.series else "images"
+        return {name: [{"index": index, "url": url} for index, url in enumerate(urls)]}
+    if task.family.kind == "audios":
+        mp3, wav = urls
+        sound = {"url_mp3": mp3, "url_wav": wav, "duration_mp3": "2.0", "duration_wav": "2.0"}
+        return {"audios": [{"id": task.result_id, **sound}]}
+    length = {} if task.path == "videos/effects" else {"duration": "5.0"}
+    return {"videos": [{"id": task.result_id, "url": urls[0], **length}]}
 
 
-def new_record(
-    task: Task, status: str, number: str, external_id: str | None, addresses: list[str]
-) -> dict[str, Any]:
+def new_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
     fields = {
-        "id": number,
+        "id": task.id,
         "status": "succeeded" if status == "succeed" else status,
         "message": task.message(status),
         "create_time": task.created_at,
         "update_time": task.updated_at,
     }
-    if external_id:
-        fields["external_id"] = external_id
-    if addresses:
-        fields["outputs"] = new_outputs(task, addresses)
-        fields["billing"] = [{"amount": cost(task)}]
-    return fields
+    results = {"outputs": outputs(task, urls), "billing": [{"amount": task.cost}]} if urls else {}
+    return fields | results | ({"external_id": external_id} if external_id else {})
 
 
-def new_outputs(task: Task, addresses: list[str]) -> list[dict[str, Any]]:
-    match task.family.kind:
-        case "images":
-            return [{"type": "image", "url": url, "group_id": task.result_id} for url in addresses]
-        case "videos":
-            return [{"type": "video", "id": task.result_id, "url": addresses[0], "duration": "5.0"}]
-        case _:
-            mp3, wav = addresses
-            return [{"type": "audio", "id": task.result_id, "mp3_url": mp3, "wav_url": wav, "duration": "2.0"}]
+def outputs(task: Task, urls: list[str]) -> list[dict[str, Any]]:
+    if task.family.kind == "images":
+        return [{"type": "image", "url": url, "group_id": task.result_id} for url in urls]
+    if task.family.kind == "audios":
+        mp3, wav = urls
+        return [{"type": "audio", "id": task.result_id, "mp3_url": mp3, "wav_url": wav}]
+    return [{"type": "video", "id": task.result_id, "url": urls[0], "duration": "5.0"}]
 
 
-def cost(task: Task) -> str:
-    return str(task.slots) if task.family.kind == "images" else "3.5"
-
-
-def dressed(task: Task, fields: dict[str, Any], *, callback: bool) -> dict[str, Any]:
+def dressed(task: Task, fields: dict[str, Any], occasion: Occasion) -> dict[str, Any]:
     """Wrap a record as Kling does (answers once, callbacks not), or as a relay does."""
     if task.has("wrap-twice") or task.has("outer-failure"):
         return wrapped_twice(task, fields)
-    for _ in range((not callback) + task.has("wrap-once")):
+    again = task.has("wrap-once") and occasion != "create"
+    for _ in range((occasion != "callback") + again):
         fields = envelope(fields)
     return fields
 
 
 def wrapped_twice(task: Task, fields: dict[str, Any]) -> dict[str, Any]:
-    word = WORDS[fields.get("task_status") or fields["status"]]
-    hollow = task.has("outer-failure") and word == "FAILURE"
+    word = WORDS.get(fields.get("task_status") or fields["status"], "SUCCESS")
+    failed = word == "FAILURE"
     outer = {
         "task_id": fields.get("task_id") or fields["id"],
         "status": word,
-        "fail_reason": task.message("failed") if word == "FAILURE" else "",
-        "progress": "100%" if word in ("SUCCESS", "FAILURE") else "30%",
-        "data": None if hollow else envelope(fields),
+        "fail_reason": task.message("failed") if failed else "",
+        "progress": "100%" if failed or word == "SUCCESS" else "30%",
+        "data": None if failed and task.has("outer-failure") else envelope(fields),
     }
     return {"code": "success", "message": "", "data": outer}
