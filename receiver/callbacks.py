@@ -3,42 +3,29 @@
 Nothing with a good token is refused for its content: what cannot be read still says that something happened.
 """
 
-import asyncio
-import hashlib
+import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from client.codec import read_callback
+from client.codec import Report, read_callback
 from client.errors import TokenError
 from client.ids import is_id
-from client.signing import CallbackSigner, CallbackToken
+from client.signing import CallbackSigner
 from receiver import doctor
+from receiver.body import Body, read_body
 from receiver.errors import error_response
 from receiver.metrics import Metrics
+from receiver.reading import Reader
 from receiver.settings import ReceiverSettings
-from receiver.signatures import check
+from receiver.signatures import Verdict, check
 from receiver.store import Callback
+from receiver.transaction import Row
 from receiver.writer import Unavailable, Writer
 
-KEPT = 1_000_000
-"""Bytes of a body that are kept."""
-DROPPED = 16_000_000
-"""Bytes after those that are read and dropped, for the digest."""
-READ_SECONDS = 30
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A request's body: its first KEPT bytes, the size and digest of all that was read."""
-
-    kept: bytes
-    size: int
-    digest: str
-    trouble: str | None = None
+log = logging.getLogger("receiver.callbacks")
 
 
 class CallbackRoutes:
@@ -47,12 +34,14 @@ class CallbackRoutes:
     def __init__(
         self,
         settings: ReceiverSettings,
-        writer: Writer,
-        metrics: Metrics,
         *,
+        writer: Writer,
+        reader: Reader,
+        metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._writer, self._metrics, self._clock = settings, writer, metrics, clock
+        self._settings, self._clock = settings, clock
+        self._writer, self._reader, self._metrics = writer, reader, metrics
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
     async def with_token(self, request: Request) -> Response:
@@ -68,22 +57,35 @@ class CallbackRoutes:
         if not is_id(token.task_id):
             return self._refuse("bad_token", "The callback token names an impossible task.", "Sign another id.")
         body = await read_body(request)
-        signature = check(self._settings.webhook_secrets, request.headers, body.kept, self._clock())
+        signature = self._signature(request, body)
         if self._settings.webhook_signature == "required" and signature != "good":
             return self._refuse("bad_signature", "Kling's signature is missing or does not hold.", SECRETS_HINT)
-        return await self._take(_callback(token, body, self._believable(signature)))
+        return await self._take(_callback(token.task_id, token.family, body, signature))
 
     async def without_token(self, request: Request) -> Response:
         """For Kling's console test, and addresses set elsewhere: 401 unless Kling's signature holds."""
-        secrets = self._settings.webhook_secrets
-        body = await read_body(request) if secrets else Body(b"", 0, "")
-        if not secrets or check(secrets, request.headers, body.kept, self._clock()) != "good":
+        body = await read_body(request) if self._settings.webhook_secrets else NOTHING
+        if self._signature(request, body) != "good":
             return self._refuse("bad_signature", "Kling's signature is missing or does not hold.", SECRETS_HINT)
-        self._metrics.callbacks.labels("unknown_task").inc()
-        return JSONResponse({"ok": True})
+        task = await self._find(read_callback(body.kept))
+        if task is None:
+            self._metrics.callbacks.labels("unknown_task").inc()
+            log.info("a callback that Kling signed is of no task of ours; nothing was kept")
+            return JSONResponse({"ok": True})
+        return await self._take(_callback(task["id"], task["family"], body, "good"))
 
-    def _believable(self, signature: str) -> str:
-        return signature if self._settings.webhook_secrets else "absent"
+    def _signature(self, request: Request, body: Body) -> Verdict:
+        secrets = self._settings.webhook_secrets
+        return check(secrets, request.headers, body.kept, self._clock()) if secrets else "absent"
+
+    async def _find(self, report: Report | None) -> Row | None:
+        """Our task that a signed report is of: by the id that we sent, else by Kling's."""
+        if report is None:
+            return None
+        task = await self._reader.task(report.external_id) if report.external_id else None
+        if task is None and report.task_id and (holder := await self._reader.holder(report.task_id)):
+            task = await self._reader.task(holder)
+        return task
 
     async def _take(self, callback: Callback) -> Response:
         began = time.perf_counter()
@@ -106,7 +108,10 @@ class CallbackRoutes:
 SECRETS_HINT = "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console."
 
 
-def _callback(token: CallbackToken, body: Body, signature: str) -> Callback:
+NOTHING = Body(b"", 0, "")
+
+
+def _callback(task: str, family: str, body: Body, signature: Verdict) -> Callback:
     oversized = body.size > len(body.kept)
     report = None if oversized or body.trouble else read_callback(body.kept)
     trouble = body.trouble or ("oversized" if oversized else None if report else "unreadable")
@@ -114,8 +119,8 @@ def _callback(token: CallbackToken, body: Body, signature: str) -> Callback:
         # Whoever holds the address may have sent it, Kling did not: it proves that something happened, no more.
         report, trouble = None, "wrongly signed"
     return Callback(
-        task=token.task_id,
-        family=token.family,
+        task=task,
+        family=family,
         digest=body.digest,
         body=body.kept,
         size=body.size,
@@ -123,20 +128,3 @@ def _callback(token: CallbackToken, body: Body, signature: str) -> Callback:
         signed=signature == "good" and report is not None,
         trouble=trouble,
     )
-
-
-async def read_body(request: Request) -> Body:
-    """Read a body without keeping more than KEPT bytes of it. Never raises for what the sender does."""
-    kept, size, digest, trouble = bytearray(), 0, hashlib.sha256(), None
-    try:
-        async with asyncio.timeout(READ_SECONDS):
-            async for chunk in request.stream():
-                digest.update(chunk)
-                size += len(chunk)
-                if len(kept) < KEPT:
-                    kept += chunk[: KEPT - len(kept)]
-                if size > KEPT + DROPPED:
-                    break
-    except (ClientDisconnect, TimeoutError):
-        trouble = "cut off"
-    return Body(bytes(kept), size, digest.hexdigest(), trouble)

@@ -29,7 +29,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 class Full:
     """A task with all that is shown of it."""
 
-    task: Row
+    row: Row
     results: list[Row]
     tags: list[str]
 

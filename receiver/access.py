@@ -1,0 +1,25 @@
+"""Who may do what under `/api`: a bearer token says its role, and a higher role may do what a lower one may."""
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from client.errors import TokenError
+from client.signing import Role, read_api_token
+from receiver.errors import ApiError
+
+RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
+
+
+def require(request: Request, secrets: Sequence[str], role: Role) -> None:
+    """Raise ApiError unless the request bears a token of at least this role."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise ApiError(401, "no_token", "A bearer token is needed.", "Make one with: kling-receiver token")
+    try:
+        held = read_api_token(secrets, token.strip())
+    except TokenError as error:
+        raise ApiError(401, "bad_token", str(error), "Make a new one with: kling-receiver token") from None
+    if RANK[held] < RANK[role]:
+        message = f"A {held} token may not do this."
+        raise ApiError(403, "forbidden", message, f"Make one that may with: kling-receiver token --role {role}")

@@ -1,0 +1,224 @@
+"""The JSON API: registration, tasks, events as they happen, and the files."""
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from client.errors import TokenError
+from client.ids import is_id
+from client.signing import CallbackSigner, Role, read_link
+from receiver import store
+from receiver.access import require
+from receiver.body import read_body
+from receiver.errors import ApiError
+from receiver.feed import Feed
+from receiver.reading import Filter, Full, Reader, in_thread
+from receiver.registration import check_account, read_registration, registration
+from receiver.settings import ReceiverSettings
+from receiver.states import STATUSES
+from receiver.storage import Folder
+from receiver.views import Views
+from receiver.writer import Writer
+
+MOST_LISTED = 200
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Api:
+    """The routes under `/api`."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        writer: Writer,
+        reader: Reader,
+        feed: Feed,
+        folder: Folder,
+        views: Views,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._writer, self._reader = settings, writer, reader
+        self._feed, self._folder, self._views, self._clock = feed, folder, views, clock
+        self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
+
+    def routes(self) -> list[Route]:
+        """Every route; a result is open to whoever has its link."""
+        return [
+            Route("/api/tasks", self._for("read", self._list), methods=["GET"]),
+            Route("/api/tasks/{id}", self._for("read", self._show), methods=["GET"]),
+            Route("/api/tasks/{id}", self._for("client", self._register), methods=["PUT"]),
+            Route("/api/tasks/{id}/events", self._for("read", self._task_events), methods=["GET"]),
+            Route("/api/tasks/{id}/results/{n:int}", self._result, methods=["GET"]),
+            Route("/api/events", self._for("read", self._all_events), methods=["GET"]),
+        ]
+
+    def _for(self, role: Role, endpoint: Endpoint) -> Endpoint:
+        async def guarded(request: Request) -> Response:
+            require(request, self._settings.signing_secrets, role)
+            return await endpoint(request)
+
+        return guarded
+
+    async def _register(self, request: Request) -> Response:
+        task = request.path_params["id"]
+        if not is_id(task):
+            hint = "Use 1 to 128 letters, digits and . _ - : @ =, beginning with a letter or digit."
+            raise ApiError(422, "bad_id", "This cannot be a task's id.", hint)
+        body = await read_body(request)
+        if body.trouble or body.size > len(body.kept):
+            raise ApiError(
+                413, "too_large", "The registration is too long.", "Leave image bytes out of `request`."
+            )
+        given = read_registration(body.kept)
+        check_account(given, self._settings)
+        known = registration(task, given)
+        done = await self._writer.run(lambda tx: store.register(tx, known))
+        if done.conflict:
+            raise ApiError(409, "conflict", done.conflict, "Use another external_task_id.")
+        full = await self._full(task)
+        answer = {
+            "task": self._views.task(full),
+            "callback_url": self._signer.url(self._settings.receiver_url, task, full.row["family"]),
+            "create": done.create,
+        }
+        return JSONResponse(answer, 201 if done.new else 200)
+
+    async def _show(self, request: Request) -> Response:
+        return JSONResponse(self._views.task(await self._full(request.path_params["id"])))
+
+    async def _full(self, task: str) -> Full:
+        found = await self._reader.full([task]) if is_id(task) else {}
+        if task not in found:
+            raise ApiError(404, "unknown_task", "There is no such task.", "Look at GET /api/tasks.")
+        return found[task]
+
+    async def _list(self, request: Request) -> Response:
+        wanted = _filter(request)
+        tasks = await self._reader.tasks(wanted)
+        more = len(tasks) > wanted.limit
+        shown = tasks[: wanted.limit]
+        cursor = _cursor(shown[-1]) if more else None
+        return JSONResponse({"tasks": [self._views.task(full) for full in shown], "next": cursor})
+
+    async def _task_events(self, request: Request) -> Response:
+        full = await self._full(request.path_params["id"])
+        return self._stream(full.row["id"], await self._after(request))
+
+    async def _all_events(self, request: Request) -> Response:
+        return self._stream(None, await self._after(request))
+
+    async def _after(self, request: Request) -> int:
+        """Where a stream begins: after `Last-Event-ID`, or `?after=`, which may also be `latest`."""
+        said = request.headers.get("Last-Event-ID") or request.query_params.get("after") or "0"
+        if said == "latest":
+            return await self._reader.last_event()
+        if not (said.isascii() and said.isdigit() and len(said) < 19):
+            raise ApiError(422, "bad_event_id", "The event id is not a number.", "Send back an id that came.")
+        return int(said)
+
+    def _stream(self, task: str | None, after: int) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._frames(task, after), media_type="text/event-stream", headers=headers)
+
+    async def _frames(self, task: str | None, after: int) -> AsyncIterator[bytes]:
+        yield b": this stream tells what happens, as it happens\n\n"
+        async for rows in self._feed.follow(task, after):
+            if not rows:
+                yield b":\n\n"
+                continue
+            tasks = await self._reader.full(sorted({row["task"] for row in rows}))
+            events = [self._views.event(row, tasks[row["task"]]) for row in rows]
+            yield b"".join(_frame(event) for event in events)
+
+    async def _result(self, request: Request) -> Response:
+        task, n = request.path_params["id"], request.path_params["n"]
+        self._check_reader(request, task, n)
+        result = await self._reader.result(task, n) if is_id(task) and n < 1 << 31 else None
+        if result is None:
+            raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
+        if result["status"] != "stored":
+            why = "It could not be had." if result["status"] == "failed" else "It is not here yet."
+            raise ApiError(409, f"result_{result['status']}", why, "Wait for the task's `result.stored` event.")
+        return await self._file(request, task, result)
+
+    async def _file(self, request: Request, task: str, result: dict[str, Any]) -> Response:
+        path = self._folder.path(result["name"])
+        if not await in_thread(path.is_file):
+            raise ApiError(
+                410, "result_lost", "The file is no longer in the storage.", "Look at the storage folder."
+            )
+        headers = {
+            "ETag": f'"{result["sha256"]}"',
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+            "X-Content-Type-Options": "nosniff",
+        }
+        if headers["ETag"] in [each.strip() for each in request.headers.get("If-None-Match", "").split(",")]:
+            return Response(status_code=304, headers=headers)
+        return FileResponse(
+            path,
+            headers=headers,
+            media_type=result["content_type"],
+            filename=f"{task}-{result['n']}{path.suffix}",
+            content_disposition_type="inline",
+        )
+
+    def _check_reader(self, request: Request, task: str, n: int) -> None:
+        signature = request.query_params.get("signature")
+        if signature is None:
+            require(request, self._settings.signing_secrets, "read")
+            return
+        expires = request.query_params.get("expires", "")
+        try:
+            read_link(self._settings.signing_secrets, task, n, expires, signature, now=self._clock())
+        except TokenError as error:
+            raise ApiError(401, "bad_link", str(error), "Ask GET /api/tasks/{id} for a new link.") from None
+
+
+def _frame(event: dict[str, Any]) -> bytes:
+    data = json.dumps(event, separators=(",", ":"))
+    return f"id: {event['id']}\nevent: {event['type']}\ndata: {data}\n\n".encode()
+
+
+def _filter(request: Request) -> Filter:
+    """The filters of a list. Raises ApiError naming every problem."""
+    asked, problems = request.query_params, []
+    status, limit, cursor = asked.get("status"), asked.get("limit", "50"), asked.get("cursor")
+    if status and status not in STATUSES:
+        problems.append(f"`status` is one of {', '.join(STATUSES)}.")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
+        problems.append(f"`limit` is 1 to {MOST_LISTED}.")
+    before = _read_cursor(cursor) if cursor else None
+    if cursor and before is None:
+        problems.append("`cursor` is a `next` of an earlier answer.")
+    if problems:
+        raise ApiError(422, "bad_filter", " ".join(problems), "Mend the address and send it again.")
+    family, tag = (_text(asked.get(name)) for name in ("family", "tag"))
+    return Filter(status=status, family=family, tag=tag, before=before, limit=int(limit))
+
+
+def _text(value: str | None) -> str | None:
+    """A filter's text; what no row can hold finds none."""
+    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if value else None
+
+
+def _cursor(full: Full) -> str:
+    place = json.dumps([full.row["created_at"], full.row["id"]]).encode()
+    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[int, str] | None:
+    try:
+        at, task = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, TypeError):
+        return None
+    fits = isinstance(at, int) and abs(at) < 1 << 62 and isinstance(task, str) and is_id(task)
+    return (at, task) if fits else None

@@ -1,0 +1,221 @@
+"""The receiver put together: every part made once, started in order, stopped in the opposite order."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from client.gateway import Gateway, gateway_auth
+from receiver import metrics, outbox
+from receiver.access import require
+from receiver.api import Api
+from receiver.callbacks import CallbackRoutes
+from receiver.database import Database
+from receiver.errors import ApiError, error_response
+from receiver.feed import Feed
+from receiver.hooks import Hook
+from receiver.openapi import document
+from receiver.outbound import Outbound
+from receiver.reading import Reader, in_thread
+from receiver.recover import Overdue
+from receiver.results import Asker, Fetcher
+from receiver.settings import ReceiverSettings
+from receiver.storage import Folder
+from receiver.transaction import Committed, Rules
+from receiver.views import Views
+from receiver.worker import Handler, Worker
+from receiver.writer import Unavailable, Writer
+
+log = logging.getLogger("receiver")
+
+STOP_SECONDS = 8.0
+"""Seconds that running jobs are given when the receiver is told to stop."""
+FAR_FUTURE = 1 << 62
+
+
+class Receiver:
+    """One receiver. `clock`: unix seconds."""
+
+    def __init__(self, settings: ReceiverSettings, *, clock: Callable[[], float] = time.time) -> None:
+        self.settings = settings
+        self.metrics = metrics.Metrics()
+        self.database = Database(settings.database)
+        self.folder = Folder(settings.results)
+        self.reader = Reader(self.database)
+        self.feed = Feed(self.reader)
+        self.views = Views(settings.signing_secrets, settings.receiver_url, clock=clock)
+        rules = Rules(hooked=bool(settings.hook_url), overdue_seconds=settings.overdue_seconds)
+        self.writer = Writer(self.database, rules=rules, on_commit=self._committed, clock=clock)
+        self._http = httpx.AsyncClient(transport=AiohttpTransport(trust_env=False), trust_env=False)
+        self._downloads = Outbound(settings.result_hosts)
+        self._hooks = Outbound(settings.hook_hosts)
+        self.worker = Worker(self.writer, self._handlers(clock), clock=clock)
+        self.callbacks = CallbackRoutes(
+            settings, writer=self.writer, reader=self.reader, metrics=self.metrics, clock=clock
+        )
+        self.api = Api(
+            settings,
+            writer=self.writer,
+            reader=self.reader,
+            feed=self.feed,
+            folder=self.folder,
+            views=self.views,
+            clock=clock,
+        )
+
+    def _handlers(self, clock: Callable[[], float]) -> dict[str, Handler]:
+        settings = self.settings
+        gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
+        asker = Asker(gateway, self.reader)
+        hook = Hook(
+            settings.hook_url,
+            settings.hook_secret,
+            outbound=self._hooks,
+            reader=self.reader,
+            views=self.views,
+            metrics=self.metrics,
+            clock=clock,
+        )
+        return {
+            "ask": asker.ask,
+            "download": Fetcher(
+                self._downloads, self.folder, self.reader, largest=settings.result_max_bytes
+            ).download,
+            "overdue": Overdue(asker, self.reader).look,
+            "hook": hook.deliver,
+        }
+
+    def _committed(self, committed: Committed) -> None:
+        if committed.tasks:
+            self.feed.wake(committed.tasks)
+        if committed.jobs:
+            self.worker.wake()
+
+    def prepare(self) -> None:
+        """Make folders and tables, keep other receivers away. Raises DatabaseError, OSError."""
+        self.database.hold()
+        self.database.migrate()
+        self.folder.open()
+
+    async def start(self) -> None:
+        """Begin to write and to work; what an earlier process had claimed is owed again."""
+        self.writer.start()
+        await self.writer.run(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        self.worker.start()
+
+    async def stop(self) -> None:
+        """Stop claiming, let running jobs end, write what waits, close every connection."""
+        self.feed.close()
+        await self.worker.close(STOP_SECONDS)
+        await self.writer.close()
+        await self._http.aclose()
+        await self._downloads.close()
+        await self._hooks.close()
+        self.database.close()
+
+    async def ready(self) -> str | None:
+        """Why callbacks cannot be made durable just now, or None when they can."""
+        try:
+            await self.writer.run(lambda tx: None)
+        except Unavailable as error:
+            return str(error)
+        if not await in_thread(self.folder.root.is_dir):
+            return f"The folder for result files is missing: {self.folder.root}"
+        return None
+
+
+def create_app(receiver: Receiver) -> Starlette:
+    """The ASGI application; its lifespan starts and stops the receiver."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await receiver.start()
+        try:
+            yield
+        finally:
+            await receiver.stop()
+
+    return Starlette(
+        routes=_routes(receiver),
+        middleware=[Middleware(PathPrefix, prefix=urlsplit(receiver.settings.receiver_url).path)],
+        exception_handlers={
+            ApiError: _api_error,
+            Unavailable: _unavailable,
+            HTTPException: _http_error,
+            Exception: _surprise,
+        },
+        lifespan=lifespan,
+    )
+
+
+def _routes(receiver: Receiver) -> list[Route]:
+    async def alive(request: Request) -> Response:
+        return JSONResponse({"ok": True})
+
+    async def ready(request: Request) -> Response:
+        if reason := await receiver.ready():
+            return error_response(503, "not_ready", reason, "Callbacks are answered 503 until this is mended.")
+        return JSONResponse({"ok": True})
+
+    async def counted(request: Request) -> Response:
+        require(request, receiver.settings.signing_secrets, "read")
+        return Response(receiver.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    async def described(request: Request) -> Response:
+        return JSONResponse(document(receiver.settings.receiver_url))
+
+    return [
+        Route("/callbacks/{token:path}", receiver.callbacks.with_token, methods=["POST"]),
+        Route("/callbacks", receiver.callbacks.without_token, methods=["POST"]),
+        *receiver.api.routes(),
+        Route("/healthz", alive, methods=["GET"]),
+        Route("/readyz", ready, methods=["GET"]),
+        Route("/metrics", counted, methods=["GET"]),
+        Route("/openapi.json", described, methods=["GET"]),
+    ]
+
+
+class PathPrefix:
+    """Serves the path of KLING_RECEIVER_URL, whether or not the proxy in front takes it off."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app, self.prefix = app, prefix.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
+            scope = {**scope, "root_path": self.prefix}
+        await self.app(scope, receive, send)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return error_response(error.status, error.code, error.message, error.hint, headers=headers)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    return error_response(503, "unavailable", str(error), "Send it again.", headers={"Retry-After": "5"})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    hint = {404: "The routes are in /openapi.json.", 405: "Use one of the methods that Allow names."}
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return error_response(
+        error.status_code, code, f"{error.detail}.", hint.get(error.status_code, ""), headers=error.headers
+    )
+
+
+async def _surprise(request: Request, error: Exception) -> Response:
+    return error_response(500, "internal", "The receiver failed.", "Its log says why.")

@@ -1,0 +1,133 @@
+"""The `kling-receiver` command."""
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NoReturn
+
+import click
+
+from client.errors import SettingsError
+from client.signing import Role, api_token
+from receiver import __version__
+from receiver.app import Receiver
+from receiver.database import Database, DatabaseError
+from receiver.doctor import examine
+from receiver.server import Server, bind
+from receiver.settings import ReceiverSettings
+
+FAILED, WRONG = 1, 2
+
+TOKEN_DAYS = 365
+
+
+def _fail(problems: list[str], code: int) -> NoReturn:
+    for problem in problems:
+        click.echo(f"kling-receiver: {problem}", err=True)
+    sys.exit(code)
+
+
+def _settings(*needed: str) -> ReceiverSettings:
+    """The settings, or the end with every problem named. `needed`: which of the missing ones matter here."""
+    try:
+        settings = ReceiverSettings.load()
+    except SettingsError as error:
+        _fail(error.problems, WRONG)
+    missing = [each for each in settings.missing_to_serve() if each.startswith(needed)]
+    if missing:
+        _fail(missing, WRONG)
+    return settings
+
+
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Say in one line what stops a command."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except (DatabaseError, OSError) as error:
+            _fail([str(error)], FAILED)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kling-receiver")
+def main() -> None:
+    """Receives Kling's callbacks, keeps what happened, fetches the result files, tells whoever waits.
+
+    Its settings are environment variables (or a .env file); the README lists them.
+    """
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
+)
+@_explained
+def serve(host: str, port: int) -> None:
+    """Serve until told to stop (SIGTERM or Ctrl-C)."""
+    settings = _settings("KLING_")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("alembic", "httpx", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    receiver = Receiver(settings)
+    try:
+        receiver.prepare()
+        listening = bind(host, port)
+    except BaseException:
+        receiver.database.close()
+        raise
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(
+        f"kling-receiver {__version__} on http://{shown}:{listening.getsockname()[1]}, "
+        f"reached by Kling as {settings.receiver_url}\n"
+        f"data in {settings.data_dir.absolute()}: database {receiver.database}, results {receiver.folder.root}",
+        err=True,
+    )
+    gc.freeze()  # what is loaded by now stays: no collection need look at it again
+    Server(receiver).run(sockets=[listening])
+
+
+@main.command()
+@_explained
+def migrate() -> None:
+    """Bring the database's tables to this version's shape (`serve` does it too)."""
+    database = Database(_settings().database)
+    try:
+        database.migrate()
+    finally:
+        database.close()
+    click.echo(f"{database} is up to date", err=True)
+
+
+@main.command()
+def doctor() -> None:
+    """Send this receiver a signed callback through its public address, and say where the way breaks."""
+    settings = _settings("KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL")
+    if not asyncio.run(_examine(settings)):
+        sys.exit(FAILED)
+
+
+async def _examine(settings: ReceiverSettings) -> bool:
+    good = True
+    async for finding in examine(settings):
+        good = good and finding.good
+        click.echo(f"{'ok  ' if finding.good else 'FAIL'} {finding.step}: {finding.said}")
+    return good
+
+
+@main.command()
+@click.option("--role", type=click.Choice(["admin", "client", "read"]), default="client", show_default=True)
+@click.option(
+    "--days", type=click.IntRange(1, 3650), default=TOKEN_DAYS, show_default=True, help="How long it is good."
+)
+def token(role: Role, days: int) -> None:
+    """Print a bearer token for the receiver's API, made from the signing secrets."""
+    settings = _settings("KLING_SIGNING_SECRETS")
+    click.echo(api_token(settings.signing_secrets, role, days * 86_400))

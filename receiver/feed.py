@@ -1,0 +1,66 @@
+"""Events to whoever waits: a commit wakes the waiters of its tasks, and each reads on from where it was."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+
+from receiver.reading import Reader
+from receiver.transaction import Row
+
+HEARTBEAT = 15.0
+"""Seconds after which a silent stream shows that it lives."""
+
+
+class Feed:
+    """The waiters of one process."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._waiters: dict[str | None, set[asyncio.Event]] = {}
+        self._closed = False
+
+    def wake(self, tasks: Iterable[str]) -> None:
+        """Something was committed for these tasks."""
+        for task in (*tasks, None):
+            for waiter in self._waiters.get(task, ()):
+                waiter.set()
+
+    def close(self) -> None:
+        """End every stream; their clients come back to the next process."""
+        self._closed = True
+        self.wake(task for task in list(self._waiters) if task)
+
+    async def follow(self, task: str | None, after: int) -> AsyncIterator[list[Row]]:
+        """Events with ids above `after`, in batches: what there is, then what comes; empty as a heartbeat.
+
+        A task's stream ends once all of a task that is done was sent; the stream of all never does.
+        """
+        with self._waiting(task) as woken:
+            while not self._closed:
+                woken.clear()
+                ends = task is not None and await self._is_done(task)
+                while rows := await self._reader.events(after, task):
+                    yield rows
+                    after = rows[-1]["id"]
+                if ends:
+                    return
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        await woken.wait()
+                except TimeoutError:
+                    yield []
+
+    async def _is_done(self, task: str) -> bool:
+        row = await self._reader.task(task)
+        return row is None or bool(row["done"])
+
+    @contextmanager
+    def _waiting(self, task: str | None) -> Iterator[asyncio.Event]:
+        woken = asyncio.Event()
+        self._waiters.setdefault(task, set()).add(woken)
+        try:
+            yield woken
+        finally:
+            self._waiters[task].discard(woken)
+            if not self._waiters[task]:
+                del self._waiters[task]

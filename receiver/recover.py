@@ -1,0 +1,79 @@
+"""Tasks whose callback never comes: Kling is asked at the deadline, then ever more seldom, to an end."""
+
+import functools
+import logging
+
+from client.codec import Report
+from client.errors import GatewayError
+from receiver import store
+from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict, verdict
+from receiver.reading import Reader
+from receiver.results import Asker
+from receiver.states import FINAL
+from receiver.transaction import Transaction
+
+log = logging.getLogger("receiver.recover")
+
+LOOKS = 6
+"""Questions about a task that Kling knows; the waits between them double, from the deadline's own length on."""
+LOOKS_AT_NOTHING = 3
+"""Questions about a task that Kling says it does not know."""
+
+
+class Overdue:
+    """Looks after tasks that did not end in time."""
+
+    def __init__(self, asker: Asker, reader: Reader) -> None:
+        self._asker, self._reader = asker, reader
+
+    async def look(self, job: Claimed) -> Verdict:
+        """The handler of `overdue`."""
+        task = await self._reader.task(job.task)
+        if task is None or task["status"] in FINAL:
+            return verdict(Done())
+        if job.attempts == 1:
+            log.warning("task %s is overdue: no final callback came; asking Kling", job.task)
+        try:
+            report = await self._asker.question(task)
+        except GatewayError as error:
+            return functools.partial(_unanswered, job=job, error=error)
+        return functools.partial(_answered, job=job, report=report)
+
+
+def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
+    task = tx.known(job.task)
+    if task["status"] in FINAL:
+        return Done()
+    _say_overdue(tx, job)
+    if report and report.task_id and not task["task_id"]:
+        store.note_created(tx, task, report.task_id)
+    if report and report.status:
+        store.believe(tx, task, report)
+    if report and report.final:
+        tx.log(job.task, "task.recovered", {"by": "deadline"})
+        if report.status == "succeed" and not report.outputs:
+            store.ask(tx, job.task)
+        return Done()
+    if report is None and job.attempts >= LOOKS_AT_NOTHING:
+        store.end_locally(tx, task, "Kling does not know this task: its create did not arrive.")
+        return Done()
+    return _again(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
+
+
+def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
+    _say_overdue(tx, job)
+    return _again(tx, job, str(error))
+
+
+def _say_overdue(tx: Transaction, job: Claimed) -> None:
+    if job.attempts == 1:
+        tx.log(job.task, "task.overdue", {})
+
+
+def _again(tx: Transaction, job: Claimed, said: str) -> Outcome:
+    task = tx.known(job.task)
+    if job.attempts >= LOOKS:
+        store.end_locally(tx, task, f"The task did not end, and was asked about {job.attempts} times: {said}")
+        return Done()
+    wait = tx.rules.overdue_ms(task["family"]) * 2 ** (job.attempts - 1)
+    return RetryAt(tx.now + wait, said)

@@ -1,0 +1,118 @@
+"""What a client may say of a task in `PUT /api/tasks/{id}`, checked before it reaches the store."""
+
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from client.codec import clean
+from receiver.errors import ApiError
+from receiver.settings import ReceiverSettings
+from receiver.store import Registration
+
+FAMILY = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+LONGEST_REQUEST = 100_000
+LONGEST_STRING = 4096
+SECRETS = ("callback_url", "api_key", "access_key", "secret_key", "authorization")
+
+Short = Annotated[str, Field(max_length=256)]
+
+
+class RegistrationBody(BaseModel):
+    """The document of a registration, before the create or after it."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    family: str = Field(max_length=200)
+    model: Short = ""
+    request: Any = None
+    base: str = Field("", max_length=2000)
+    key_fingerprint: Short = ""
+    tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=list, max_length=20)
+    attempt: Short = ""
+    outcome: Literal["created", "not_created", "unknown"] | None = None
+    task_id: Short | None = None
+    reason: str = Field("", max_length=4000)
+
+    @field_validator("family")
+    @classmethod
+    def _family(cls, value: str) -> str:
+        if not FAMILY.fullmatch(value):
+            raise ValueError(
+                "must be a path under /v1 like videos/text2video, or a new one like /text-to-video/model."
+            )
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _request(cls, value: Any) -> Any:
+        kept = without_secrets(value)
+        if len(json.dumps(kept)) > LONGEST_REQUEST:
+            return {"note": f"longer than {LONGEST_REQUEST} characters, left out"}
+        return kept
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.outcome == "created" and not self.task_id:
+            raise ValueError("`task_id` is needed with the outcome `created`.")
+        if self.outcome is None and not self.attempt:
+            raise ValueError("`attempt` is needed before a create: any text that no other create call has.")
+        return self
+
+
+def read_registration(body: bytes) -> RegistrationBody:
+    """The registration in a request's body. Raises ApiError naming every problem."""
+    try:
+        return RegistrationBody.model_validate_json(body)
+    except ValidationError as error:
+        problems = [_problem(each) for each in error.errors()]
+        raise ApiError(
+            422, "bad_registration", " ".join(problems), "Mend the request and send it again."
+        ) from None
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {said}" if place else said
+
+
+def without_secrets(value: Any) -> Any:
+    """A request fit to be kept: no callback address, no key, no image bytes, no text beyond reason."""
+    if isinstance(value, dict):
+        kept = ((clean(name), each) for name, each in value.items() if name.lower() not in SECRETS)
+        return {name: without_secrets(each) for name, each in kept}
+    if isinstance(value, list):
+        return [without_secrets(each) for each in value]
+    if isinstance(value, str):
+        return clean(value) if len(value) <= LONGEST_STRING else f"({len(value)} characters, left out)"
+    return value
+
+
+def check_account(given: RegistrationBody, settings: ReceiverSettings) -> None:
+    """Refuse a client of another base or key: one receiver asks one Kling account. Raises ApiError."""
+    if given.base and given.base.rstrip("/").removesuffix("/v1") != settings.api_base:
+        raise _conflict(f"This receiver serves {settings.api_base}, not {given.base}.")
+    if given.key_fingerprint and settings.account and given.key_fingerprint != settings.account:
+        raise _conflict("This receiver serves another Kling key.")
+
+
+def _conflict(message: str) -> ApiError:
+    hint = "Use the same KLING_API_BASE and key for client and receiver, or run another receiver."
+    return ApiError(409, "conflict", message, hint)
+
+
+def registration(task: str, given: RegistrationBody) -> Registration:
+    """The same for the store."""
+    return Registration(
+        id=task,
+        family=given.family,
+        attempt=clean(given.attempt),
+        model=clean(given.model),
+        request=given.request,
+        tags=tuple(clean(tag) for tag in given.tags if clean(tag)),
+        outcome=given.outcome,
+        task_id=clean(given.task_id) or None,
+        reason=clean(given.reason),
+    )

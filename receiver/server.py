@@ -1,0 +1,67 @@
+"""uvicorn, told to end our endless streams when it is told to end, and to sleep while nothing happens."""
+
+import asyncio
+import socket
+from types import FrameType
+
+import uvicorn
+
+from receiver.app import Receiver, create_app
+
+GRACE = 10
+"""Seconds for requests under way when the receiver is told to stop."""
+KEEP_ALIVE = 75
+
+
+class Server(uvicorn.Server):
+    """Serves one receiver."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        config = uvicorn.Config(
+            create_app(receiver),
+            access_log=False,  # addresses hold tokens, and it halves the speed
+            log_config=None,
+            lifespan="on",
+            server_header=False,
+            proxy_headers=False,  # every link is made from KLING_RECEIVER_URL
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
+        )
+        super().__init__(config)
+        self._receiver = receiver
+        self._told = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        """Wake once a second for the Date header, or when told to end; uvicorn's own wakes ten times."""
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            try:
+                async with asyncio.timeout(1):
+                    await self._told.wait()
+            except TimeoutError:
+                pass
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends in order, a second Ctrl-C at once."""
+        super().handle_exit(sig, frame)
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the event streams first: they would outlast any grace."""
+        self._receiver.feed.close()
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound and listening. Raises OSError when the address is taken or is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
