@@ -1,0 +1,97 @@
+"""The picture that an image job starts from: an address, or base64 that Kling will surely accept.
+
+Nothing is sent from here. Every problem is a ValueError whose message fits behind `image:`.
+"""
+
+import base64
+import binascii
+import io
+import re
+from pathlib import Path
+
+import imagesize  # type: ignore[import-untyped]  # it ships no types
+
+LARGEST = 10 * 1024 * 1024
+"""Bytes of a picture (section 6: 10 MB)."""
+
+SHORTEST_SIDE = 300
+"""Pixels."""
+
+MOST_STRETCHED = 2.5
+"""The longer side in terms of the shorter one."""
+
+LONGEST_NAME = 4096
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+DATA = re.compile(r"data:[^,]*,", re.ASCII)
+
+
+def picture(image: Path | str) -> str:
+    """What to send as `image`: the URL as it is, or bare base64 of a checked JPEG or PNG.
+
+    A string is a URL (`http(s)://`), a data URL, a file's name, or bare base64, tried in this order.
+    """
+    if isinstance(image, Path):
+        return _encoded(_file(image))
+    if re.match(r"https?://", image, re.IGNORECASE):
+        return _url(image)
+    if prefix := DATA.match(image):
+        return _encoded(_data(image, prefix.group()))
+    if _is_file(image):
+        return _encoded(_file(Path(image)))
+    return _encoded(_decoded(image, "is neither a URL, nor an existing file, nor base64."))
+
+
+def _url(url: str) -> str:
+    if not re.fullmatch(r"[^\s/]+/?[^\s]*", url.partition("://")[2]):
+        raise ValueError("is a URL with blanks, or without a host.")
+    return url
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return len(name) < LONGEST_NAME and Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _file(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise ValueError(f"there is no file {str(path)!r}.")
+        _not_too_large(path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+
+
+def _data(image: str, prefix: str) -> bytes:
+    if not prefix.endswith(";base64,"):
+        raise ValueError("is a data URL without `;base64`.")
+    return _decoded(image[len(prefix) :], "is a data URL whose base64 does not decode.")
+
+
+def _decoded(text: str, problem: str) -> bytes:
+    _not_too_large(len(text) * 3 // 5)  # four letters are three bytes; some may be line ends
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(problem) from None
+
+
+def _encoded(content: bytes) -> str:
+    _not_too_large(len(content))
+    if not content.startswith(MAGIC):
+        raise ValueError("is neither a JPEG nor a PNG.")
+    width, height = imagesize.get(io.BytesIO(content), exif_rotation=False)
+    if width <= 0 or height <= 0:
+        raise ValueError("is damaged: its size cannot be read.")
+    if min(width, height) < SHORTEST_SIDE:
+        raise ValueError(f"is {width} x {height} pixels; both sides need at least {SHORTEST_SIDE}.")
+    if max(width, height) > MOST_STRETCHED * min(width, height):
+        raise ValueError(f"is {width} x {height} pixels; at most 1:{MOST_STRETCHED} or {MOST_STRETCHED}:1.")
+    return base64.b64encode(content).decode()
+
+
+def _not_too_large(size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"has {size:,} bytes; at most {LARGEST:,} (10 MB), or send a URL.")

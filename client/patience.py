@@ -1,0 +1,72 @@
+"""How long to wait for what, and how often to try again: all of this package's timing in one place."""
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import stamina
+
+from client.errors import KlingError
+
+T = TypeVar("T")
+
+DICE = random.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times in seconds. Waits double from `first` to `longest`, with jitter."""
+
+    first: float = 0.5
+    longest: float = 30
+    tries: int | None = None
+    """At most so many, however quick they are; None for no limit but time."""
+    create: float = 300
+    """For all tries of a create that Kling surely did not take."""
+    connect: float = 30
+    """For those of them that found no connection to Kling."""
+    receiver: float = 30
+    """For all tries of one call to the receiver."""
+    file: float = 300
+    """For all tries of a download."""
+    looks: tuple[float, ...] = (1, 4, 10)
+    """The pauses before each look for a create with an unknown outcome."""
+    silence: float = 45
+    """After this long without even a heartbeat, a stream of events is broken."""
+    unreached: float = 60
+    """A receiver that never answered is given up after this long, when nothing else bounds the wait."""
+    last_word: float = 5
+    """For telling the receiver what became of a create that was interrupted."""
+
+    async def retry(
+        self, call: Callable[[], Awaitable[T]], again: Callable[[KlingError], bool], total: float
+    ) -> T:
+        """`call`; again, for `total` seconds, after errors of which `again` says so. A Retry-After is kept."""
+
+        def on(error: Exception) -> bool | float:
+            if not isinstance(error, KlingError) or not again(error):
+                return False
+            if error.retry_after is None:
+                return True
+            return error.retry_after * self.jitter() if error.retry_after <= total else False
+
+        async for attempt in stamina.retry_context(
+            on=on,
+            attempts=self.tries,
+            timeout=total,
+            wait_initial=self.first,
+            wait_max=self.longest,
+            wait_jitter=self.first,
+        ):
+            with attempt:
+                return await call()
+        raise AssertionError("the last attempt returns or raises")
+
+    def pause(self, failures: int) -> float:
+        """How long to wait after the n-th failure in a row."""
+        return min(self.first * 2.0 ** min(failures - 1, 20), self.longest) * self.jitter()
+
+    def jitter(self) -> float:
+        """A factor from 1 to 1.5, so that those who failed together do not come back together."""
+        return DICE.uniform(1, 1.5)
