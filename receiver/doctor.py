@@ -87,7 +87,7 @@ def _hint(response: httpx.Response) -> str:
     status = response.status_code
     if 300 <= status < 400:
         to = response.headers.get("Location", "").split("/callbacks/")[0]
-        return f"It redirects to {to or 'nowhere'}, and Kling does not follow. Set KLING_RECEIVER_URL to that."
+        return f"It redirects to {to}, and Kling does not follow. Set KLING_RECEIVER_URL to that."
     if status == 401:
         return "It is a receiver, but with other KLING_SIGNING_SECRETS."
     return HINTS.get(status, "Something else than this receiver answers there: look at the proxy's routes.")

@@ -11,6 +11,7 @@ from receiver.app import Receiver, create_app
 GRACE = 10
 """Seconds for requests under way when the receiver is told to stop."""
 KEEP_ALIVE = 75
+BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
@@ -22,6 +23,7 @@ class Server(uvicorn.Server):
             access_log=False,  # addresses hold tokens, and it halves the speed
             log_config=None,
             lifespan="on",
+            backlog=BACKLOG,
             server_header=False,
             proxy_headers=False,  # every link is made from KLING_RECEIVER_URL
             timeout_keep_alive=KEEP_ALIVE,
@@ -45,7 +47,15 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends in order, a second Ctrl-C at once."""
         super().handle_exit(sig, frame)
-        if self._loop:
+        self._wake()
+
+    def stop(self) -> None:
+        """End in order; may be called from any thread."""
+        self.should_exit = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._told.set)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -57,10 +67,11 @@ class Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound and listening. Raises OSError when the address is taken or is not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # so named, asyncio sets TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)  # whoever comes before the first answer waits for it
     except OSError:
         bound.close()
         raise

@@ -39,7 +39,7 @@ class ReceiverSettings(KlingSettings):
     overdue_seconds: float | None = Field(
         None,
         gt=0,
-        description="seconds after which an open task is asked about (default: 180 for images, 1200 for the rest)",
+        description="seconds after which an open task is asked about (default: 180 for images, else 1200)",
     )
     hook_url: str = Field("", description="every event is POSTed there")
     hook_secret: str = Field(

@@ -1,0 +1,44 @@
+"""The state machine: every move there is, and the drawing of it."""
+
+import itertools
+import re
+from typing import get_args
+
+import pytest
+
+from receiver import states
+from receiver.states import FINAL, RANK, STATUSES, Origin, Status, move
+
+
+@pytest.mark.parametrize(("status", "to"), list(itertools.product(STATUSES, STATUSES[1:])))
+@pytest.mark.parametrize("by", ["kling", "callback", "local"])
+def test_an_open_task_moves_forward_only(status: str, to: str, by: Origin) -> None:
+    """A later status is taken, the same one is nothing new, an earlier one comes late."""
+    if status in FINAL:
+        return
+    expected = "applied" if RANK[to] > RANK[status] else "same" if to == status else "late"
+    assert move(status, None, to, by) == expected
+
+
+@pytest.mark.parametrize("status", sorted(FINAL))
+@pytest.mark.parametrize("by", ["kling", "callback", "local"])
+def test_klings_first_final_word_stands(status: str, by: Origin) -> None:
+    """After it nothing moves: the other end contradicts, anything earlier is late."""
+    other = next(iter(FINAL - {status}))
+    assert move(status, "kling", status, by) == "same"
+    assert move(status, "kling", other, by) == "contradictory"
+    assert move(status, "kling", "processing", by) == "late"
+
+
+@pytest.mark.parametrize("origin", ["local", "callback"])
+@pytest.mark.parametrize("to", STATUSES[1:])
+def test_an_end_of_our_own_gives_way_to_klings_word(origin: str, to: str) -> None:
+    """Whatever Kling says of a task that we, or a callback, called ended, is taken."""
+    assert move("failed", origin, to, "kling") == "applied"
+    assert move("failed", origin, to, "callback") != "applied"
+
+
+def test_the_drawing_shows_the_statuses() -> None:
+    """The drawing in the module and the types name the same statuses, in the same order."""
+    drawn = re.findall(r"\b(created|submitted|processing|succeed|failed)\b", states.__doc__ or "")
+    assert list(dict.fromkeys(drawn)) == list(STATUSES) == list(get_args(Status))
