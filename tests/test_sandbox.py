@@ -20,8 +20,8 @@ import pytest
 from click.testing import CliRunner
 from gateway import Sandbox
 from gateway.__main__ import main
+from gateway.callbacks import signed
 from gateway.families import FAMILIES
-from gateway.life import signed
 from gateway.misbehaviour import SWITCHES
 from PIL import Image
 from standardwebhooks import Webhook

@@ -65,7 +65,7 @@ class Sandbox(Ledger):
             connection.transport.abort()
         await asyncio.sleep(0)
         await cancel(asyncio.all_tasks() - {asyncio.current_task()})
-        await self._life.client.aclose()
+        await self._life.callbacks.client.aclose()
 
 
 async def cancel(work: Any) -> None:
