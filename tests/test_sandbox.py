@@ -193,6 +193,16 @@ def test_batch_query_answers_both_standards_in_the_new_spelling(api: httpx.Clien
     assert code(api.get("/tasks")) == (1201, 400)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [(IMAGES, "image"), (VIDEOS, "video"), ("/v1/audio/text-to-audio", "audio")]
+)
+def test_outputs_are_told_apart_by_type(gateway: Sandbox, api: httpx.Client, path: str, kind: str) -> None:
+    number = made(api, path=path)
+    gateway.wait_for(lambda: gateway.tasks[number].finished_at)
+    (record,) = api.get("/tasks", params={"task_ids": number}).json()["data"]
+    assert [output["type"] for output in record["outputs"]] == [kind]
+
+
 def test_an_external_id_makes_one_task_only(gateway: Sandbox, api: httpx.Client) -> None:
     made(api, external_task_id="order-42")
     again = create(api, external_task_id="order-42")
