@@ -66,6 +66,7 @@ def _creating(
         return Task(self.loop, task)
 
     functools.update_wrapper(blocking, method)
+    blocking.__qualname__ = f"Kling.{method.__name__}"
     return blocking
 
 

@@ -68,6 +68,10 @@ class AsyncTask(TaskView):
                 self.data = event.task
                 yield event
 
+    def stored(self) -> "AsyncResult":
+        """What there is of the result by now, whatever became of the rest."""
+        return AsyncResult(self._receiver, self.data)
+
     async def refresh(self) -> "AsyncTask":
         """Ask the receiver once how things stand; returns itself."""
         self.data = await self._receiver.task(self.id)

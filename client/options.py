@@ -1,0 +1,163 @@
+"""Command-line options made from the table of jobs, so that both always say the same."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client.jobs import Job, Parameter
+from client.kinds import Camera, Choice, Number, Seconds, Whole
+
+LONGEST_FILE = 32_000_000
+"""Bytes of a `--body @FILE`."""
+
+
+class Json(click.ParamType[Any]):
+    """JSON on the command line, or in a file as @NAME."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            text = _read(value[1:]) if value.startswith("@") else value
+            return json.loads(text, parse_constant=_refuse)
+        except OSError as error:
+            self.fail(f"{value[1:]} cannot be read: {error.strerror}.", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"this is no JSON: {error}.", param, ctx)
+
+
+class Setting(Json):
+    """NAME=JSON; what is no JSON is taken as text."""
+
+    name = "NAME=JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            self.fail(f"{value!r} is not NAME=JSON.", param, ctx)
+        try:
+            return name, json.loads(text, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            return name, text
+
+
+class Timeout(click.ParamType[float]):
+    """Seconds, more than none."""
+
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not seconds > 0:
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
+def job_parameters(job: Job) -> list[click.Parameter]:
+    """The argument and the options of a typed job, in the order of its table."""
+    return [_parameter(parameter) for parameter in job.parameters]
+
+
+AS_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, one task a line.")
+
+ID = click.Argument(["task_id"], metavar="ID")
+
+WAITING: list[click.Parameter] = [
+    click.Option(
+        ["--output"],
+        metavar="DIR",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Write the files here, as ID-N.EXT. Without it a link to each is printed.",
+    ),
+    click.Option(["--timeout"], type=Timeout(), help="Wait at most so long; the task goes on."),
+    AS_JSON,
+]
+
+CREATING: list[click.Parameter] = [
+    click.Option(
+        ["--external-task-id"],
+        metavar="ID",
+        help="The task's id. The same one again continues that task instead of creating another.",
+    ),
+    click.Option(["--tag", "tags"], metavar="TAG", multiple=True, help="A word to find it by; repeatable."),
+    click.Option(["--no-wait"], is_flag=True, help="Print the task's id and leave it at that."),
+    *WAITING,
+]
+
+MORE = click.Option(
+    ["--set", "more"], type=Setting(), multiple=True, help="A parameter that only Kling knows; repeatable."
+)
+
+ANY_JOB: list[click.Parameter] = [
+    click.Argument(["family"], metavar="FAMILY"),
+    click.Option(
+        ["--body"], type=Json(), required=True, help="What Kling wants for this job; @FILE reads it from there."
+    ),
+]
+
+LISTING: list[click.Parameter] = [
+    click.Option(["--status"], type=click.Choice(["created", "submitted", "processing", "succeed", "failed"])),
+    click.Option(["--family"], help="Such as videos/text2video."),
+    click.Option(["--tag"]),
+    click.Option(["--limit"], type=click.IntRange(1), default=50, show_default=True),
+    AS_JSON,
+]
+
+
+def command(
+    group: click.Group, name: str, parameters: Sequence[click.Parameter], summary: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes the function below it a command of `group` with these parameters."""
+
+    def made(function: Callable[..., None]) -> Callable[..., None]:
+        group.add_command(click.Command(name, callback=function, params=list(parameters), help=summary))
+        return function
+
+    return made
+
+
+def _parameter(parameter: Parameter) -> click.Parameter:
+    if parameter.name == "prompt":
+        return click.Argument(["prompt"])
+    option = "--" + parameter.name.replace("_", "-")
+    kind, metavar = _type(parameter)
+    return click.Option(
+        [option, parameter.name], type=kind, metavar=metavar, help=parameter.help, required=parameter.required
+    )
+
+
+def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
+    """How click reads it; the ranges are left to the table, which tells all problems at once."""
+    match parameter.kind:
+        case Choice(words):
+            return click.STRING, "|".join(words)
+        case Whole(low, high):
+            return click.INT, f"{low}-{high}"
+        case Number(low, high):
+            return click.FLOAT, f"{low}-{high}"
+        case Seconds():
+            return click.STRING, "SECONDS"
+        case Camera():
+            return Json(), "JSON"
+        case _:
+            return click.STRING, "FILE_OR_URL" if parameter.name == "image" else "TEXT"
+
+
+def _read(name: str) -> str:
+    with Path(name).open(encoding="utf-8") as file:
+        return file.read(LONGEST_FILE)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not allowed")
