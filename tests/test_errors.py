@@ -1,0 +1,65 @@
+"""The error tree: what every caller may rely on."""
+
+import inspect
+import pickle
+
+import pytest
+
+from client import errors
+
+TREE = [
+    line.rpartition("─ ")[2].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line
+]
+CLASSES = {
+    name: each
+    for name, each in vars(errors).items()
+    if inspect.isclass(each) and issubclass(each, errors.KlingError) and not name.startswith("_")
+}
+
+
+def test_the_drawing_names_every_error() -> None:
+    """The tree at the top of the module has each class once, and no other."""
+    assert sorted([*TREE, "KlingError"]) == sorted(CLASSES)
+
+
+@pytest.mark.parametrize("kind", [errors.NotCreated, errors.CreateUnknown, errors.ReceiverError])
+def test_an_error_carries_what_a_caller_branches_on(kind: type[errors.KlingError]) -> None:
+    """Code, HTTP status, request id, retryable and hint are attributes, not text to parse."""
+    error = kind("It broke.", code=1302, http_status=429, request_id="r", retryable=True, hint="Wait.")
+    assert (error.code, error.http_status, error.request_id, error.retryable) == (1302, 429, "r", True)
+    assert str(error) == "It broke. Wait."
+
+
+def test_a_create_error_says_its_outcome() -> None:
+    """Whether a task exists stands on the class; it is None where no create was concerned."""
+    assert errors.NotCreated("").outcome == "not_created"
+    assert errors.ParameterError(["a"]).outcome == "not_created"
+    assert errors.CreateUnknown("").outcome == "unknown"
+    assert errors.ReceiverError("").outcome is None
+
+
+def test_several_problems_are_told_at_once() -> None:
+    """An error of settings or parameters lists all its problems and shows them line by line."""
+    error = errors.SettingsError(["one", "two"])
+    assert error.problems == ["one", "two"]
+    assert str(error) == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ParameterError(["one", "two"]),
+        errors.TaskFailed("no", task={"id": "a"}),
+        errors.NotCreated("no", code=1302, retry_after=2.0),
+    ],
+)
+def test_an_error_survives_another_process(error: errors.KlingError) -> None:
+    """Pickled and unpickled, as process pools do, an error keeps all it carries."""
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
+
+
+def test_an_ended_task_comes_along() -> None:
+    """TaskFailed, ResultFailed and WaitTimeout carry the task's JSON, an empty one when there is none."""
+    assert errors.TaskFailed("no", task={"id": "a"}).task == {"id": "a"}
+    assert errors.WaitTimeout("late").task == {}

@@ -1,0 +1,184 @@
+"""Callback addresses, bearer tokens and result links: what holds, what expires, what is forged."""
+
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from itsdangerous import TimestampSigner
+
+from client.errors import ParameterError, SettingsError, TokenError, TokenExpired
+from client.ids import SHAPE
+from client.signing import (
+    CallbackSigner,
+    api_token,
+    key_fingerprint,
+    link,
+    read_api_token,
+    read_link,
+)
+
+OLD = "an-old-secret-of-32-characters-or-more"
+NEW = "a-newer-secret-of-32-characters-or-so"
+NOW = 1_800_000_000.0
+DAY = 86_400
+
+
+def signer(*secrets: str, now: float = NOW) -> CallbackSigner:
+    return CallbackSigner(secrets or (NEW,), clock=lambda: now)
+
+
+@given(st.from_regex(SHAPE, fullmatch=True), st.text(min_size=1, max_size=60))
+def test_a_token_says_what_was_signed(task_id: str, family: str) -> None:
+    """Task id and family come out of a token as they went in, with the moment of signing."""
+    read = signer().read(signer().token(task_id, family), DAY)
+    assert (read.task_id, read.family, read.signed_at) == (task_id, family, int(NOW))
+
+
+def test_a_token_fits_a_path() -> None:
+    """A token has no letter that a path would have to escape."""
+    token = signer().token("order-42", "/text-to-video/kling-3.0-turbo")
+    assert set(token) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+@given(st.text())
+def test_no_text_passes_for_a_token(text: str) -> None:
+    """Whatever comes in an address, it is refused with one error of ours."""
+    with pytest.raises(TokenError):
+        signer().read(text, DAY)
+
+
+@given(st.integers(0), st.characters())
+def test_one_changed_letter_breaks_a_token(place: int, letter: str) -> None:
+    """A token altered anywhere does not hold (but for bits that base64 ignores at its end)."""
+    token = signer().token("a", "videos/text2video")
+    place %= len(token) - 1
+    altered = token[:place] + letter + token[place + 1 :]
+    if altered != token:
+        with pytest.raises(TokenError):
+            signer().read(altered, DAY)
+
+
+def test_a_token_of_another_purpose_does_not_hold() -> None:
+    """A bearer token is no callback token, and the other way round."""
+    with pytest.raises(TokenError):
+        signer().read(api_token([NEW], "admin", 60, now=NOW), DAY)
+    with pytest.raises(TokenError):
+        read_api_token([NEW], signer().token("a", "b/c"), now=NOW)
+
+
+def test_the_newest_secret_signs_and_all_verify() -> None:
+    """After a rotation old tokens hold as long as their secret is listed; new ones are of the newest."""
+    old = signer(OLD).token("a", "b/c")
+    assert signer(NEW, OLD).read(old, DAY).task_id == "a"
+    assert signer(NEW).read(signer(NEW, OLD).token("a", "b/c"), DAY).task_id == "a"
+    with pytest.raises(TokenError):
+        signer(NEW).read(old, DAY)
+
+
+@pytest.mark.parametrize(("age", "good"), [(-61, False), (-60, True), (DAY + 60, True), (DAY + 61, False)])
+def test_a_token_has_its_time(age: int, good: bool) -> None:
+    """It is good from a minute before its signing (a clock may be behind) to a minute past its age."""
+    token, reader = signer().token("a", "b/c"), signer(now=NOW + age)
+    if good:
+        assert reader.read(token, DAY).task_id == "a"
+    else:
+        with pytest.raises(TokenExpired):
+            reader.read(token, DAY)
+
+
+def test_a_signed_payload_that_is_no_task_does_not_hold() -> None:
+    """Even with our secret, a payload of another shape is refused."""
+    made = signer()
+    with pytest.raises(TokenError):
+        made.read(made._signer.sign("W10").decode(), DAY)  # an empty list
+    assert isinstance(made._signer, TimestampSigner)
+
+
+@pytest.mark.parametrize("secrets", ["", " , ", [], "too-short", [NEW, "short"]])
+def test_no_signer_without_good_secrets(secrets: str | list[str]) -> None:
+    """A missing or short secret is refused, and not shown."""
+    with pytest.raises(SettingsError) as error:
+        CallbackSigner(secrets)
+    assert "short" not in str(error.value).replace("shorter", "")
+
+
+def test_secrets_may_be_one_string() -> None:
+    """One secret, or several with commas as in the setting, newest first."""
+    assert CallbackSigner(f"{NEW}, {OLD}").read(CallbackSigner(OLD).token("a", "b/c"), DAY).family == "b/c"
+
+
+def test_a_callback_url_lies_under_the_receivers_address() -> None:
+    """The address is the receiver's, with its prefix, then /callbacks/ and the token."""
+    url = signer().url("https://host/prefix/", "a", "b/c")
+    assert url == f"https://host/prefix/callbacks/{signer().token('a', 'b/c')}"
+
+
+@pytest.mark.parametrize("receiver", ["/callbacks", "", "host", "http://example.com", "ftp://host"])
+def test_a_callback_url_is_absolute_and_encrypted(receiver: str) -> None:
+    """An address that Kling could not reach, or only in the clear, is refused before it is sent."""
+    with pytest.raises(ParameterError):
+        signer().url(receiver, "a", "b/c")
+
+
+@pytest.mark.parametrize(("task_id", "family"), [("", "b/c"), ("a/b", "b/c"), ("a", "")])
+def test_only_tasks_get_tokens(task_id: str, family: str) -> None:
+    """An id that no task has, or no family, is refused."""
+    with pytest.raises(ParameterError):
+        signer().token(task_id, family)
+
+
+@pytest.mark.parametrize("role", ["admin", "client", "read"])
+def test_a_bearer_token_carries_its_role(role: str) -> None:
+    """The role comes out, up to a minute past the token's end."""
+    token = api_token([NEW], role, 300, now=NOW)  # type: ignore[arg-type]
+    assert read_api_token([OLD, NEW], token, now=NOW + 360) == role
+    with pytest.raises(TokenExpired):
+        read_api_token([NEW], token, now=NOW + 361)
+
+
+@given(st.text())
+def test_no_text_passes_for_a_bearer_token(text: str) -> None:
+    """Whatever comes in a header, it is refused with one error of ours."""
+    with pytest.raises(TokenError):
+        read_api_token([NEW], text)
+
+
+def test_an_unknown_role_is_none() -> None:
+    """A token with a role of a later version does not hold here."""
+    with pytest.raises(TokenError):
+        read_api_token([NEW], api_token([NEW], "emperor", 60))  # type: ignore[arg-type]
+
+
+def test_no_secrets_no_bearer_token() -> None:
+    """Without a secret nothing is signed."""
+    with pytest.raises(ValueError, match="secret"):
+        api_token([], "client", 60)
+
+
+def test_a_result_link_opens_until_its_time() -> None:
+    """The link names task, index and time; each is signed, and after the time it is over."""
+    url = urlsplit(link([NEW], "https://host/p", "a:b", 3, int(NOW)))
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    assert (url.netloc, url.path) == ("host", "/p/api/tasks/a%3Ab/results/3")
+    read_link([NEW], "a:b", 3, query["expires"], query["signature"], now=NOW)
+    with pytest.raises(TokenExpired):
+        read_link([NEW], "a:b", 3, query["expires"], query["signature"], now=NOW + 1)
+    for changed in [("a", 3, query["expires"]), ("a:b", 2, query["expires"]), ("a:b", 3, str(int(NOW) + 9))]:
+        with pytest.raises(TokenError):
+            read_link([NEW], *changed, query["signature"])
+
+
+@given(st.text(), st.text())
+def test_no_text_passes_for_a_link(expires: str, signature: str) -> None:
+    """Whatever comes in a query, it is refused with one error of ours."""
+    with pytest.raises(TokenError):
+        read_link([NEW], "a", 0, expires, signature)
+
+
+def test_a_fingerprint_tells_keys_apart_and_no_more() -> None:
+    """Two keys have two fingerprints, none of which holds a part of its key."""
+    one, other = key_fingerprint("key-1"), key_fingerprint("key-2")
+    assert one != other == key_fingerprint("key-2")
+    assert "key" not in json.dumps([one, other])
