@@ -1,10 +1,12 @@
 """Proof of who calls Kling: a bearer key, or a JWT made from access key and secret key (section 2)."""
 
 import time
+import warnings
 from collections.abc import Generator
 
 import httpx
 import jwt
+from jwt.warnings import InsecureKeyLengthWarning
 
 from client.signing import Clock
 
@@ -49,5 +51,7 @@ class TokenAuth(httpx.Auth):
     def _sign(self) -> None:
         now = int(self._clock())
         claims = {"iss": self._access_key, "exp": now + LIFETIME, "nbf": now - 5}
-        self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # the length is Kling's choice
+            self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
         self._renew_at = now + LIFETIME - RENEW_BEFORE

@@ -161,7 +161,7 @@ def _fill(inner: Report, outer: Report) -> Report:
         external_id=inner.external_id or outer.external_id,
         created_at=inner.created_at or outer.created_at,
         updated_at=inner.updated_at or outer.updated_at,
-        cost=inner.cost or outer.cost,
+        cost=_first(inner.cost, outer.cost),
     )
 
 
@@ -178,8 +178,12 @@ def _report(record: dict[str, Any]) -> Report:
         created_at=_integer(record.get("created_at", record.get("create_time"))),
         updated_at=_integer(record.get("updated_at", record.get("update_time"))),
         outputs=tuple(islice(_outputs(record), MOST_OUTPUTS)),
-        cost=_cost(record.get("final_unit_deduction")) or _cost(record.get("billing")),
+        cost=_first(_cost(record.get("final_unit_deduction")), _cost(record.get("billing"))),
     )
+
+
+def _first(value: Any, other: Any) -> Any:
+    return other if value is None else value
 
 
 def _cost(value: Any) -> Any:

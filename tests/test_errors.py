@@ -7,9 +7,7 @@ import pytest
 
 from client import errors
 
-TREE = [
-    line.rpartition("─ ")[2].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line
-]
+TREE = [line.rpartition("─ ")[2].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line]
 CLASSES = {
     name: each
     for name, each in vars(errors).items()

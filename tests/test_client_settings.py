@@ -1,0 +1,184 @@
+"""The client's settings: where they come from, and how their problems are told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.addresses import is_loopback, public_address, web_address
+from client.errors import SettingsError
+from client.settings import ClientSettings, KlingSettings, WaitSettings, split
+
+SECRET = "a-signing-secret-for-tests-0123456789"
+GOOD = {"api_key": "key", "signing_secrets": SECRET, "receiver_url": "https://receiver.example"}
+
+
+def problems(settings: type[KlingSettings], **given: Any) -> list[str]:
+    with pytest.raises(SettingsError) as error:
+        settings.load(**given)
+    return error.value.problems
+
+
+def test_good_settings_need_three_things() -> None:
+    """A key, a secret and the receiver's address are enough; Kling's own address is known."""
+    settings = ClientSettings.load(**GOOD)
+    assert settings.api_base == "https://api-singapore.klingai.com"
+    assert settings.signing_secrets == (SECRET,)
+    assert settings.receiver_base == "https://receiver.example"
+
+
+def test_each_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KLING_ and the name, in the environment; several secrets are separated by commas."""
+    monkeypatch.setenv("KLING_ACCESS_KEY", "access")
+    monkeypatch.setenv("KLING_SECRET_KEY", " secret ")
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", f"{SECRET}, {SECRET}2,")
+    monkeypatch.setenv("KLING_RECEIVER_URL", "http://localhost:8000/")
+    monkeypatch.setenv("KLING_RECEIVER_INTERNAL_URL", "http://receiver:8000/in/")
+    monkeypatch.setenv("KLING_API_BASE", "https://gateway.example/kling/v1/")
+    settings = ClientSettings.load()
+    assert (settings.access_key, settings.secret_key) == ("access", "secret")
+    assert settings.signing_secrets == (SECRET, f"{SECRET}2")
+    assert settings.receiver_url == "http://localhost:8000"
+    assert settings.receiver_base == "http://receiver:8000/in"
+    assert settings.api_base == "https://gateway.example/kling"
+
+
+def test_a_dot_env_file_works_and_the_environment_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments before the environment before `.env`; an empty variable is none."""
+    (tmp_path / ".env").write_text(
+        f"KLING_API_KEY=file\nKLING_RECEIVER_URL=https://file.example\nKLING_SIGNING_SECRETS={SECRET}\n"
+    )
+    monkeypatch.setenv("KLING_RECEIVER_URL", "https://environment.example")
+    monkeypatch.setenv("KLING_API_KEY", "")
+    assert ClientSettings.load().api_key == "file"
+    assert ClientSettings.load().receiver_url == "https://environment.example"
+    assert (
+        ClientSettings.load(receiver_url="https://argument.example").receiver_url == "https://argument.example"
+    )
+
+
+def test_a_dot_env_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    """A `.env` of another encoding is told as such, not as a traceback."""
+    (tmp_path / ".env").write_bytes(b"KLING_API_KEY=\xff\xfe")
+    assert problems(ClientSettings) == [".env: cannot be read: it is not UTF-8 text. Mend it, or remove it."]
+
+
+def test_all_problems_are_told_at_once_each_with_what_to_do() -> None:
+    """Nothing set: every missing variable is named, and what to set it to."""
+    told = problems(ClientSettings)
+    assert [each.split()[0] for each in told] == ["KLING_API_KEY", "KLING_RECEIVER_URL", "KLING_RECEIVER_TOKEN"]
+    assert all(" Set " in each for each in told)
+
+
+def test_missing_and_malformed_settings_are_told_together() -> None:
+    """A wrong value does not hide that others are missing."""
+    told = problems(ClientSettings, api_base="nonsense", receiver_token="with blanks")
+    assert [each.split()[0].rstrip(":") for each in told] == [
+        "KLING_API_BASE",
+        "KLING_API_KEY",
+        "KLING_RECEIVER_URL",
+        "KLING_RECEIVER_TOKEN",
+    ]
+
+
+def test_waiting_needs_no_key() -> None:
+    """Who only talks to the receiver needs its address and a token or the secrets."""
+    settings = WaitSettings.load(receiver_url="https://receiver.example", receiver_token="token")
+    assert settings.account == ""
+    assert len(problems(WaitSettings)) == 2
+
+
+def test_half_a_key_pair_is_a_problem() -> None:
+    """Access key and secret key work together only."""
+    for half in ({"access_key": "a"}, {"secret_key": "s"}):
+        (told,) = problems(KlingSettings, **half)
+        assert told.startswith("KLING_ACCESS_KEY and KLING_SECRET_KEY")
+
+
+def test_a_short_secret_is_a_problem_that_does_not_show_it() -> None:
+    """Its place is named, a command to make a good one given, the secret itself kept."""
+    (told,) = problems(KlingSettings, signing_secrets=f"{SECRET},hunter2")
+    assert told.startswith("KLING_SIGNING_SECRETS: secret 2 has fewer than 32")
+    assert "hunter2" not in told
+    assert "token_urlsafe" in told
+
+
+@pytest.mark.parametrize("key", ["ключ", "a b", "a\nb"])
+def test_a_key_that_no_header_can_carry_is_a_problem(key: str) -> None:
+    """A key with blanks or foreign letters was copied wrongly; it is not shown."""
+    (told,) = problems(KlingSettings, api_key=key)
+    assert told.startswith("KLING_API_KEY: holds")
+    assert key not in told
+
+
+def test_no_secret_is_in_the_repr() -> None:
+    """Keys, secrets and tokens do not show when settings are printed."""
+    shown = repr(ClientSettings.load(**{**GOOD, "receiver_token": "the-token", "api_key": "the-key"}))
+    assert not any(secret in shown for secret in ("the-token", "the-key", SECRET))
+
+
+def test_the_account_is_a_fingerprint_of_the_key() -> None:
+    """Access key before key; the same key has the same fingerprint, no key has none."""
+    one = KlingSettings.load(api_key="k").account
+    assert one == KlingSettings.load(api_key="k").account != KlingSettings.load(api_key="l").account
+    assert KlingSettings.load(api_key="k", access_key="a", secret_key="s").account != one
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("https://Host.Example:443/a/", "https://host.example/a"),
+        ("http://host:80", "http://host"),
+        ("http://host:8000", "http://host:8000"),
+        ("HTTP://[::1]:80/x", "http://[::1]/x"),
+        ("https://host:80", "https://host:80"),
+    ],
+)
+def test_an_address_has_one_spelling(value: str, address: str) -> None:
+    """Letters of the host, ports that go without saying and slashes at the end make no difference."""
+    assert web_address(value) == address
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "host",
+        "ftp://host",
+        "https://",
+        "https://host?x=1",
+        "https://host#x",
+        "https://user:pass@host",
+        "https://host/a b",
+        "https://host\\x",
+        "https://host:0",
+        "https://host:99999",
+        "https://[::1",
+        "https://host/\n",
+    ],
+)
+def test_what_is_no_address_is_refused(value: str) -> None:
+    """No scheme, no host, a query, a user, blanks, an impossible port."""
+    with pytest.raises(ValueError, match="is not an address"):
+        web_address(value)
+
+
+def test_only_this_machine_is_reached_in_the_clear() -> None:
+    """The public address is https, unless it is loopback."""
+    assert public_address("http://127.0.0.2:8000") == "http://127.0.0.2:8000"
+    assert public_address("http://a.localhost") == "http://a.localhost"
+    with pytest.raises(ValueError, match="https://"):
+        public_address("http://10.0.0.1")
+
+
+def test_loopback_is_told_by_address_or_name() -> None:
+    """localhost, its subdomains, 127/8 and ::1; nothing that only looks like it."""
+    assert all(map(is_loopback, ("localhost", "x.localhost", "127.1.2.3", "::1")))
+    assert not any(map(is_loopback, ("localhost.example", "128.0.0.1", "::2", "")))
+
+
+def test_split_leaves_other_values_alone() -> None:
+    """A tuple given in Python stays one."""
+    assert split(("a", "b")) == ("a", "b")

@@ -1,0 +1,330 @@
+"""Every spelling that Kling and its relays have for one task comes out as the same report."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.codec import LONGEST_ID, MOST_OUTPUTS, Output, Report, clean, read_answer, read_callback
+
+LEGACY = {
+    "task_id": "822953089408827433",
+    "task_status": "succeed",
+    "task_status_msg": "",
+    "created_at": 1764235825029,
+    "updated_at": 1764236054436,
+    "final_unit_deduction": "3.5",
+    "task_info": {"external_task_id": "order-42"},
+    "task_result": {"videos": [{"id": "v", "url": "https://host/x.mp4?ksTime=1", "duration": "5.1"}]},
+}
+NEW = {
+    "id": "822953089408827433",
+    "status": "succeeded",
+    "message": "",
+    "create_time": 1764235825029,
+    "update_time": 1764236054436,
+    "external_id": "order-42",
+    "outputs": [{"type": "video", "id": "v", "url": "https://host/x.mp4?ksTime=1", "duration": "5.1"}],
+    "billing": "3.5",
+}
+REPORT = Report(
+    status="succeed",
+    task_id="822953089408827433",
+    external_id="order-42",
+    created_at=1764235825029,
+    updated_at=1764236054436,
+    outputs=(Output("video", "https://host/x.mp4?ksTime=1", "v", 5.1),),
+    cost="3.5",
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+NAMES = st.sampled_from(
+    ["task_id", "id", "task_status", "status", "data", "task_result", "outputs", "videos", "url", "billing"]
+)
+KLINGISH = st.recursive(
+    JSON | st.sampled_from(["succeed", "SUCCESS", "failed", "https://host/x"]),
+    lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner),
+)
+
+
+def body(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def enveloped(data: Any) -> dict[str, Any]:
+    return {"code": 0, "message": "SUCCEED", "request_id": "r", "data": data}
+
+
+def relayed(data: Any, word: str = "SUCCESS") -> dict[str, Any]:
+    outer = {"task_id": "relay", "status": word, "fail_reason": "", "progress": "100%", "data": data}
+    return {"code": "success", "message": "", "data": outer}
+
+
+@pytest.mark.parametrize("record", [LEGACY, NEW])
+@pytest.mark.parametrize("wrap", [lambda it: it, enveloped, lambda it: relayed(enveloped(it))])
+def test_both_standards_bare_or_wrapped_are_one_report(record: dict[str, Any], wrap: Any) -> None:
+    """Legacy or new, bare, in Kling's envelope or in a relay's second one: the report is the same."""
+    assert read_callback(body(wrap(record))) == REPORT
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("submitted", "submitted"),
+        ("processing", "processing"),
+        ("succeed", "succeed"),
+        ("succeeded", "succeed"),
+        ("failed", "failed"),
+        (" FAILURE ", "failed"),
+        ("NOT_START", "submitted"),
+        ("QUEUED", "submitted"),
+        ("IN_PROGRESS", "processing"),
+    ],
+)
+def test_every_word_for_a_status_is_known(word: str, status: str) -> None:
+    """Both spellings of success, and the words of relays, in any case."""
+    report = read_callback(body({"task_id": "a", "task_status": word}))
+    assert report is not None
+    assert (report.status, report.final) == (status, status in ("succeed", "failed"))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"task_id": "a", "task_status": "cancelled"},
+        {"task_id": "a", "task_status": None},
+        {"task_id": "a"},
+        {"code": 1201, "message": "no"},
+        [],
+        "succeed",
+        None,
+        {"status": "x" * 1_000_000},
+    ],
+)
+def test_what_has_no_known_status_is_unreadable(document: Any) -> None:
+    """An unknown word, or none, is no report: it counts as a hint that something happened."""
+    assert read_callback(body(document)) is None
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000, b"\xef\xbb\xbf{}"])
+def test_what_is_no_json_is_unreadable(raw: bytes) -> None:
+    """Broken, endlessly nested or oversized JSON raises nothing."""
+    assert read_callback(raw) is None
+
+
+@given(st.binary() | JSON.map(body) | KLINGISH.map(body))
+def test_no_body_is_an_error(raw: bytes) -> None:
+    """Whatever Kling, a relay or a stranger sends, there is an answer or None, fit for a database."""
+    for report in [read_callback(raw), *(answer.reports if (answer := read_answer(raw)) else ())]:
+        if report is not None:
+            text = json.dumps(
+                [report.cost, report.message, report.task_id], allow_nan=False, ensure_ascii=False
+            )
+            assert "\0" not in text
+            text.encode()
+            assert len(report.outputs) <= MOST_OUTPUTS
+
+
+def test_a_hollow_failure_of_a_relay_counts() -> None:
+    """An outer FAILURE without an inner record is a failure, its reason the relay's."""
+    document = relayed(None, "FAILURE")
+    document["data"]["fail_reason"] = "no credit"
+    report = read_callback(body(document))
+    assert report == Report("failed", task_id="relay", message="no credit")
+
+
+def test_the_innermost_record_wins() -> None:
+    """What Kling says stands above what a relay makes of it."""
+    report = read_callback(body(relayed({"task_id": "inner", "task_status": "processing"}, "SUCCESS")))
+    assert report is not None
+    assert (report.status, report.task_id) == ("processing", "inner")
+
+
+def test_what_the_inner_record_leaves_out_the_outer_says() -> None:
+    """A relay's inner record without an id is filled up from around it."""
+    report = read_callback(body(relayed({"task_status": "processing"})))
+    assert report is not None
+    assert (report.status, report.task_id) == ("processing", "relay")
+
+
+def test_images_come_in_kling_s_order() -> None:
+    """Images are sorted by their index; a strange index counts as 0."""
+    images = [
+        {"index": 1, "url": "https://h/1"},
+        {"index": 0, "url": "https://h/0"},
+        {"index": "x", "url": "s"},
+    ]
+    report = read_callback(body({**LEGACY, "task_result": {"images": images}}))
+    assert report is not None
+    assert [each.url for each in report.outputs] == ["https://h/0", "s", "https://h/1"]
+    assert {each.kind for each in report.outputs} == {"image"}
+
+
+def test_sounds_come_in_both_formats() -> None:
+    """One audio with an mp3 and a wav address is two files, in both standards."""
+    legacy = {
+        **LEGACY,
+        "task_result": {"audios": [{"id": "a", "url_mp3": "https://h/m", "url_wav": "https://h/w"}]},
+    }
+    new = {**NEW, "outputs": [{"type": "audio", "id": "a", "mp3_url": "https://h/m", "wav_url": "https://h/w"}]}
+    for record in (legacy, new):
+        report = read_callback(body(record))
+        assert report is not None
+        assert [(each.kind, each.url) for each in report.outputs] == [
+            ("audio", "https://h/m"),
+            ("audio", "https://h/w"),
+        ]
+
+
+def test_a_series_is_images() -> None:
+    """The `series_images` of omni image are images too."""
+    report = read_callback(
+        body({**LEGACY, "task_result": {"series_images": [{"index": 0, "url": "https://h/0"}]}})
+    )
+    assert report is not None
+    assert report.outputs == (Output("image", "https://h/0"),)
+
+
+def test_watermarked_copies_come_last() -> None:
+    """A marked copy is a file of its own, behind all that were asked for; the same address is not one."""
+    items = [
+        {"type": "video", "url": "https://h/1", "watermark_url": "https://h/w1"},
+        {"type": "video", "url": "https://h/2", "watermark_url": "https://h/2"},
+    ]
+    report = read_callback(body({**NEW, "outputs": items}))
+    assert report is not None
+    assert [(each.kind, each.url) for each in report.outputs] == [
+        ("video", "https://h/1"),
+        ("video", "https://h/2"),
+        ("watermark", "https://h/w1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cost", "kept"),
+    [
+        ("3.5", "3.5"),
+        (0, 0),
+        (2.5, 2.5),
+        ([{"amount": "1"}], [{"amount": "1"}]),
+        ([], None),
+        ("", None),
+        (float("nan"), None),
+        (["\0"], None),
+        (["\ud800"], None),
+        ({"a": "x" * 10_000}, None),
+    ],
+)
+def test_the_cost_is_kept_as_it_is_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:
+    """Text, number or list as Kling spells it; what no JSON column takes is left out."""
+    report = read_callback(body({**LEGACY, "final_unit_deduction": cost}))
+    assert report is not None
+    assert report.cost == kept
+
+
+def test_an_id_is_whole_or_none() -> None:
+    """Numbers are ids too; an id too long to be one is not cut into another's."""
+    for given_id, kept in (
+        (42, "42"),
+        ("x" * LONGEST_ID, "x" * LONGEST_ID),
+        ("x" * 300, None),
+        (True, None),
+        ("", None),
+    ):
+        report = read_callback(body({"task_id": given_id, "task_status": "submitted"}))
+        assert report is not None
+        assert report.task_id == kept
+
+
+def test_odd_numbers_are_left_out() -> None:
+    """Times beyond 53 bits and durations that are none do not reach the database."""
+    videos = [
+        {"url": "https://h/x", "duration": each} for each in ("nan", "-1", "x", None, "1e300", 10**400, 5)
+    ]
+    report = read_callback(
+        body({**LEGACY, "created_at": 2**60, "updated_at": "now", "task_result": {"videos": videos}})
+    )
+    assert report is not None
+    assert (report.created_at, report.updated_at) == (None, None)
+    assert [each.duration for each in report.outputs] == [None] * 6 + [5.0]
+
+
+def test_outputs_are_not_endless() -> None:
+    """At most a hundred files of one task are read, and no address beyond reason."""
+    videos = [
+        {"url": "https://h/" + "x" * 9000},
+        {"url": 1},
+        "x",
+        *({"url": f"https://h/{n}"} for n in range(500)),
+    ]
+    report = read_callback(body({**LEGACY, "task_result": {"videos": videos, "images": "x"}}))
+    assert report is not None
+    assert len(report.outputs) == MOST_OUTPUTS
+    assert report.outputs[0].url == "https://h/0"
+
+
+def test_text_is_fit_for_any_database() -> None:
+    """NUL and lone surrogates leave the text, and it is cut at its longest."""
+    assert clean("a\0b\ud800c") == "ab?c"
+    assert clean("x" * 10, longest=3) == "xxx"
+    assert clean(5) == ""
+
+
+def test_an_answer_has_its_envelope() -> None:
+    """Code, message, request id and the record inside; an error may have no data."""
+    answer = read_answer(body({"code": 1302, "message": "too fast", "request_id": "r"}))
+    assert answer is not None
+    assert (answer.code, answer.message, answer.request_id, answer.reports, answer.ok) == (
+        1302,
+        "too fast",
+        "r",
+        (),
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "ok", "read"),
+    [
+        (0, True, 0),
+        ("0", True, 0),
+        ("success", True, "success"),
+        (None, True, None),
+        ("1302", False, 1302),
+        (5000, False, 5000),
+        ("²", False, "²"),
+        (10**30, True, None),
+    ],
+)
+def test_success_has_several_spellings(code: Any, ok: bool, read: Any) -> None:
+    """Zero, the word, or no code at all mean success; numbers as text are numbers."""
+    answer = read_answer(body({"code": code, "data": {"task_id": "a"}}))
+    assert answer is not None
+    assert (answer.ok, answer.code) == (ok, read)
+    assert answer.reports == (Report(None, task_id="a"),)
+
+
+@pytest.mark.parametrize("error", [{"message": "no credit"}, "no credit"])
+def test_a_relay_s_error_shape_is_understood(error: Any) -> None:
+    """{"error": ...} without Kling's envelope still has its message."""
+    answer = read_answer(body({"error": error}))
+    assert answer is not None
+    assert answer.message == "no credit"
+
+
+def test_a_batch_answers_several_records() -> None:
+    """A list under `data` is one report each."""
+    answer = read_answer(body(enveloped([NEW, LEGACY, "x", {"id": "b", "status": "submitted"}])))
+    assert answer is not None
+    assert [report.task_id for report in answer.reports] == [REPORT.task_id, REPORT.task_id, "b"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"1", b"<html>", b"null"])
+def test_what_is_no_object_is_no_answer(raw: bytes) -> None:
+    """An HTML page or a bare value is no answer of Kling's."""
+    assert read_answer(raw) is None
