@@ -94,18 +94,21 @@ class Gateway:
         quoted = quote(identifier, safe="")
         if family.startswith("/"):
             name = "task_ids" if task_id else "external_task_ids"
-            found = await self._ask(f"{self._base}/tasks?{name}={quoted}", identifier, optional=True)
-            if found:
-                return found
-        return await self._ask(f"{self.address(family)}/{quoted}", identifier)
+            try:
+                return await self._ask(f"{self._base}/tasks?{name}={quoted}", identifier)
+            except GatewayError as error:
+                if error.http_status not in NO_SUCH_QUERY:
+                    raise
+        return await self._ask(f"{self.address(family)}/{quoted}", identifier, named=True)
 
-    async def _ask(self, url: str, identifier: str, *, optional: bool = False) -> Report | None:
+    async def _ask(self, url: str, identifier: str, *, named: bool = False) -> Report | None:
+        """One query. `named`: the path names the task, so that a relay's bare 404 speaks of it."""
         try:
             response, answer = await self._call("GET", url)
         except BROKEN as error:
             raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
-        status = response.status_code
-        if _knows_no_such_task(status, answer) or (optional and status in NO_SUCH_QUERY):
+        status, code = response.status_code, answer.code if answer else None
+        if code in UNKNOWN_TASK or (named and answer and status == 404 and not isinstance(code, int)):
             return None
         if answer is None or not answer.ok or status >= 300:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
@@ -135,13 +138,6 @@ async def _content(response: httpx.Response) -> bytes:
         if len(content) > LONGEST_ANSWER:
             raise httpx.DecodingError("the answer is longer than any of Kling's", request=response.request)
     return bytes(content)
-
-
-def _knows_no_such_task(status: int, answer: Answer | None) -> bool:
-    """Kling says so by a code; a relay may only have HTTP 404 and a JSON body."""
-    if answer is None:
-        return False
-    return answer.code in UNKNOWN_TASK or (status == 404 and answer.code not in SURELY_REFUSED)
 
 
 def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:

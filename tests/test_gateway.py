@@ -1,0 +1,322 @@
+"""Kling's own interface: what each answer, cut or silence proves of a create, and what a query tells."""
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from email.utils import formatdate
+from typing import Any
+
+import httpx
+import pytest
+from gateway import Sandbox
+
+from client.auth import KeyAuth, TokenAuth
+from client.errors import CreateUnknown, GatewayError, NotCreated
+from client.gateway import LONGEST_ANSWER, Gateway, gateway_auth, retry_after_seconds
+from client.settings import KlingSettings
+from tests.wire import Wire, reply
+
+pytestmark = pytest.mark.anyio
+
+IMAGES = "images/generations"
+NEW = "/text-to-video/kling-3.0-turbo"
+TAKEN = {
+    "code": 0,
+    "message": "SUCCEED",
+    "request_id": "r",
+    "data": {"task_id": "t", "task_status": "submitted"},
+}
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient() as client:
+        yield client
+
+
+def at(url: str, http: httpx.AsyncClient, auth: httpx.Auth | None = None) -> Gateway:
+    return Gateway(url, auth or KeyAuth("sandbox-key"), http)
+
+
+def wanted(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "external_task_id": "mine", **more}
+
+
+async def refused(gateway: Gateway, body: dict[str, Any], family: str = IMAGES) -> GatewayError:
+    with pytest.raises(GatewayError) as error:
+        await gateway.create(family, body)
+    return error.value
+
+
+async def test_a_create_that_kling_took_has_its_id(gateway: Sandbox, http: httpx.AsyncClient) -> None:
+    """The report has Kling's task id, and a query by it or by ours finds the same task."""
+    kling = at(gateway.url, http)
+    report = await kling.create(IMAGES, wanted("a kangaroo"))
+    for asked in ({"task_id": report.task_id}, {"external_id": "mine"}):
+        found = await kling.query(IMAGES, **asked)
+        assert found is not None
+        assert (found.task_id, found.external_id) == (report.task_id, "mine")
+
+
+async def test_the_new_standard_is_created_and_asked_elsewhere(
+    gateway: Sandbox, http: httpx.AsyncClient
+) -> None:
+    """A family with a leading slash is its own path; its tasks are found by the batch query."""
+    kling = at(gateway.url, http)
+    report = await kling.create(NEW, {"prompt": "x", "options": {"external_task_id": "mine"}})
+    found = await kling.query(NEW, external_id="mine")
+    assert found is not None
+    assert found.task_id == report.task_id
+
+
+async def test_a_relay_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) -> None:
+    """A gateway's path prefix is kept, and its second envelope understood."""
+    with Sandbox(base_path="/kling", misbehave=["wrap-twice"]) as gateway:
+        kling = at(gateway.url, http)
+        report = await kling.create(IMAGES, wanted("x"))
+        assert report.task_id in gateway.tasks
+        found = await kling.query(IMAGES, task_id=report.task_id)
+        assert found is not None
+
+
+@pytest.mark.parametrize(
+    ("switch", "code", "retryable"),
+    [("busy", 1302, True), ("full", 1303, True), ("arrears", 1101, False), ("not-allowed", 1304, False)],
+)
+async def test_kling_s_refusals_took_nothing(
+    gateway: Sandbox, http: httpx.AsyncClient, switch: str, code: int, retryable: bool
+) -> None:
+    """All of these are HTTP 429; the code tells what may be tried again."""
+    error = await refused(at(gateway.url, http), wanted(f"x [sandbox: {switch}]"))
+    assert isinstance(error, NotCreated)
+    assert (error.code, error.http_status, error.retryable) == (code, 429, retryable)
+    assert error.request_id
+    assert not gateway.tasks
+
+
+async def test_an_id_that_is_taken_is_refused(gateway: Sandbox, http: httpx.AsyncClient) -> None:
+    """A second create with our id makes no second task: code 1201."""
+    kling = at(gateway.url, http)
+    await kling.create(IMAGES, wanted("x"))
+    error = await refused(kling, wanted("x"))
+    assert isinstance(error, NotCreated)
+    assert (error.code, len(gateway.tasks)) == (1201, 1)
+
+
+@pytest.mark.parametrize(
+    "switch", ["drop-after-create", "drop-before-create", "create-5002", "create-504", "create-garbage"]
+)
+async def test_no_clear_answer_is_unknown(gateway: Sandbox, http: httpx.AsyncClient, switch: str) -> None:
+    """Hung up, timed out, garbled: the task may exist, so nobody may send it again."""
+    error = await refused(at(gateway.url, http), wanted(f"x [sandbox: {switch}]"))
+    assert isinstance(error, CreateUnknown)
+    assert error.outcome == "unknown"
+
+
+async def test_no_connection_took_nothing(http: httpx.AsyncClient) -> None:
+    """A port where nobody listens: surely not created, and worth another try."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    error = await refused(at(f"http://127.0.0.1:{port}", http), wanted("x"))
+    assert isinstance(error, NotCreated)
+    assert error.retryable
+    assert "KLING_API_BASE" in str(error)
+
+
+async def test_an_impossible_base_took_nothing(http: httpx.AsyncClient) -> None:
+    """An address that no client can call is not created, and never will be."""
+    error = await refused(at("nonsense://host", http), wanted("x"))
+    assert isinstance(error, NotCreated)
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"", CreateUnknown),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", CreateUnknown),
+        (b"not http at all\r\n\r\n", CreateUnknown),
+        (reply(200, b"<html>welcome"), CreateUnknown),
+        (reply(200, {"code": 0, "data": {}}), CreateUnknown),
+        (reply(200, b"x" * (LONGEST_ANSWER + 1)), CreateUnknown),
+        (reply(200, b"x", Content_Encoding="gzip"), CreateUnknown),
+        (reply(408, b""), CreateUnknown),
+        (reply(409, b""), CreateUnknown),
+        (reply(499, b""), CreateUnknown),
+        (reply(500, b"oops"), CreateUnknown),
+        (reply(502, {"error": {"message": "upstream"}}), CreateUnknown),
+        (reply(400, {"code": 5000, "message": "x"}), CreateUnknown),
+        (reply(200, {**TAKEN, "code": 5001}), CreateUnknown),
+        (reply(301, b"", Location="https://elsewhere.example/"), NotCreated),
+        (reply(401, {"error": {"message": "no such key"}}), NotCreated),
+        (reply(404, b"<html>"), NotCreated),
+        (reply(413, b""), NotCreated),
+        (reply(429, b"slow down"), NotCreated),
+        (reply(500, {"code": 1301, "message": "unsafe"}), NotCreated),
+        (reply(200, {"code": "1101", "message": "arrears"}), NotCreated),
+        (reply(200, {**TAKEN, "code": 1102}), NotCreated),
+    ],
+)
+async def test_each_answer_proves_something(
+    http: httpx.AsyncClient, answer: bytes, kind: type[GatewayError]
+) -> None:
+    """A refusal proves that nothing was taken; whatever is cut, late or unreadable proves nothing."""
+    with Wire(answer) as wire:
+        error = await refused(at(wire.url, http), wanted("x"))
+    assert type(error) is kind
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize("code", [0, "0", "success", 200, None])
+async def test_kling_s_id_proves_a_task_whatever_the_word_for_success(
+    http: httpx.AsyncClient, code: int | str | None
+) -> None:
+    """Relays have codes of their own; an id in a good answer is a task."""
+    with Wire(reply(200, {**TAKEN, "code": code})) as wire:
+        assert (await at(wire.url, http).create(IMAGES, wanted("x"))).task_id == "t"
+
+
+async def test_the_body_arrives_as_it_is(http: httpx.AsyncClient) -> None:
+    """JSON in UTF-8 to the family's path, with the key as bearer token."""
+    with Wire(reply(200, TAKEN)) as wire:
+        await at(wire.url, http).create(IMAGES, {"prompt": "袋鼠 🦘"})
+    head, _, body = wire.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/images/generations HTTP/1.1\r\n")
+    assert b"authorization: bearer sandbox-key" in head.lower()
+    assert json.loads(body) == {"prompt": "袋鼠 🦘"}
+
+
+async def test_the_key_follows_no_redirect(http: httpx.AsyncClient) -> None:
+    """A redirect is a refusal: the key and the prompt go to one address only."""
+    with Wire(reply(200, TAKEN)) as other, Wire(reply(307, b"", Location=other.url)) as wire:
+        await refused(at(wire.url, http), wanted("x"))
+    assert other.requests == []
+
+
+async def test_a_stale_token_is_signed_anew_once(http: httpx.AsyncClient) -> None:
+    """Kling called the JWT expired: the create goes out once more, with another, and is taken."""
+    with Sandbox(misbehave=["expired-token-once"]) as gateway:
+        auth = TokenAuth(gateway.access_key, gateway.secret_key)
+        report = await at(gateway.url, http, auth).create(IMAGES, wanted("x"))
+        assert report.task_id in gateway.tasks
+        assert len(gateway.creates) == 2
+
+
+async def test_a_token_that_stays_stale_is_refused(http: httpx.AsyncClient) -> None:
+    """Twice is enough: then this machine's clock is to be looked at."""
+    with Wire(reply(401, {"code": 1003, "message": "not yet valid"})) as wire:
+        error = await refused(at(wire.url, http, TokenAuth("a", "s")), wanted("x"))
+    assert isinstance(error, NotCreated)
+    assert "clock" in str(error)
+    assert len(wire.requests) == 2
+
+
+async def test_a_wrong_key_says_what_to_check(gateway: Sandbox, http: httpx.AsyncClient) -> None:
+    """The hint names the variable; the key itself is not shown."""
+    error = await refused(at(gateway.url, http, KeyAuth("hunter2")), wanted("x"))
+    assert "KLING_API_KEY" in str(error)
+    assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize("family", [IMAGES, NEW])
+async def test_an_unknown_task_is_none(gateway: Sandbox, http: httpx.AsyncClient, family: str) -> None:
+    """Kling says 1201 for a task that it does not know, in both standards."""
+    assert await at(gateway.url, http).query(family, external_id="nobody") is None
+
+
+@pytest.mark.parametrize("switch", ["query-5xx", "query-garbage"])
+async def test_a_query_without_a_usable_answer_is_an_error(
+    gateway: Sandbox, http: httpx.AsyncClient, switch: str
+) -> None:
+    """That is no word on the task, so it is not None; it is worth another try."""
+    kling = at(gateway.url, http)
+    report = await kling.create(IMAGES, wanted(f"x [sandbox: {switch}]"))
+    with pytest.raises(GatewayError) as error:
+        await kling.query(IMAGES, task_id=report.task_id)
+    assert not isinstance(error.value, NotCreated | CreateUnknown)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (reply(404, {"error": "no such task"}), None),
+        (reply(200, {"code": 0, "data": []}), None),
+        (reply(200, {"code": 0, "data": {}}), None),
+        (reply(200, {"code": 0, "data": [{"task_id": "a"}, {"task_id": "b"}]}), None),
+        (reply(200, {"code": 0, "data": [{"task_id": "a"}, {"task_id": "mine"}]}), "mine"),
+        (reply(200, {"code": 0, "data": {"task_id": "another", "task_status": "submitted"}}), "another"),
+    ],
+)
+async def test_the_task_that_was_asked_for_is_found(
+    http: httpx.AsyncClient, answer: bytes, found: str | None
+) -> None:
+    """In a list only the one that was named; alone also under another id, for relays have their own."""
+    with Wire(answer) as wire:
+        report = await at(wire.url, http).query(IMAGES, task_id="mine")
+    assert (report and report.task_id) == found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        reply(404, b"<html>"),
+        reply(404, {"code": 1202, "message": "wrong method"}),
+        reply(302, TAKEN),
+        reply(200, {"code": 1001, "message": "who are you"}),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+    ],
+)
+async def test_a_refused_query_is_no_word_on_the_task(http: httpx.AsyncClient, answer: bytes) -> None:
+    """Authentication, a wrong path, a cut: the task may well exist."""
+    with Wire(answer) as wire, pytest.raises(GatewayError):
+        await at(wire.url, http).query(IMAGES, task_id="mine")
+
+
+async def test_a_relay_without_the_batch_query_is_asked_by_path(http: httpx.AsyncClient) -> None:
+    """An HTML 404 for /tasks means that there is no such query; the task's own path has the answer."""
+    found = {"code": 0, "data": {"id": "t", "status": "processing"}}
+    with Wire(reply(404, b"<html>"), reply(200, found)) as wire:
+        report = await at(wire.url, http).query(NEW, task_id="t")
+    assert report is not None
+    assert report.status == "processing"
+    assert wire.requests[1].startswith(b"GET /text-to-video/kling-3.0-turbo/t ")
+
+
+async def test_an_id_is_quoted_in_the_address(http: httpx.AsyncClient) -> None:
+    """An id from Kling cannot lead a query elsewhere."""
+    with Wire(reply(200, TAKEN)) as wire:
+        await at(wire.url, http).query(IMAGES, task_id="../x?y#z")
+    assert wire.requests[0].startswith(b"GET /v1/images/generations/..%2Fx%3Fy%23z ")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        ("9999999999999", 999999999.0),
+        (formatdate(100, usegmt=True), 90.0),
+        (formatdate(0, usegmt=True), 0.0),
+        ("soon", None),
+        ("²", None),
+        ("", None),
+    ],
+)
+def test_retry_after_comes_in_two_forms(header: str, seconds: float | None) -> None:
+    """Seconds, or a date as the server's clock has it; anything else is none."""
+    headers = [("Retry-After", header.encode("latin-1")), ("Date", formatdate(10, usegmt=True).encode())]
+    response = httpx.Response(429, headers=[(name.encode(), value) for name, value in headers])
+    assert retry_after_seconds(response) == seconds
+
+
+async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:
+    """Whoever tries again knows how long to wait."""
+    with Wire(reply(429, {"code": 1302, "message": "slow"}, Retry_After="3")) as wire:
+        assert (await refused(at(wire.url, http), wanted("x"))).retry_after == 3.0
+
+
+def test_access_and_secret_key_go_before_the_key() -> None:
+    """The settings say how Kling is called."""
+    both = KlingSettings.load(api_key="k", access_key="a", secret_key="s")
+    assert isinstance(gateway_auth(both), TokenAuth)
+    assert isinstance(gateway_auth(KlingSettings.load(api_key="k")), KeyAuth)

@@ -1,0 +1,335 @@
+"""What is checked before a job is sent, and what goes out for it."""
+
+import base64
+import inspect
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from client.body import addressed, check_create, kept, model_of, own_id
+from client.errors import ParameterError
+from client.images import LARGEST
+from client.jobs import IMAGE_TO_IMAGE, JOBS, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
+from client.kling import AsyncKling
+
+
+def picture(width: int = 300, height: int = 300, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (width, height)).save(content, kind)
+    return content.getvalue()
+
+
+def problems(job: Job, **values: Any) -> list[str]:
+    with pytest.raises(ParameterError) as error:
+        job.body({"prompt": "x", **values})
+    return error.value.problems
+
+
+def image_problem(image: Any) -> str:
+    (problem,) = problems(IMAGE_TO_IMAGE, image=image)
+    assert problem.startswith("image: ")
+    return problem
+
+
+def test_a_whole_text_to_image() -> None:
+    """Every parameter of section 6 goes out under Kling's name, as it was given."""
+    values = {
+        "prompt": "a kangaroo",
+        "negative_prompt": "blur",
+        "model_name": "kling-v1-5",
+        "n": 9,
+        "aspect_ratio": "21:9",
+        "resolution": "2k",
+        "output_format": "jpg",
+    }
+    assert TEXT_TO_IMAGE.body(values) == values
+
+
+def test_a_whole_text_to_video() -> None:
+    """Duration goes out as text, numbers as numbers, the camera as an object."""
+    values = {
+        "prompt": "a kangaroo",
+        "negative_prompt": "blur",
+        "model_name": "kling-v1-6",
+        "cfg_scale": 1,
+        "mode": "pro",
+        "aspect_ratio": "9:16",
+        "duration": 5,
+        "camera_control": {"type": "simple", "config": {"zoom": -10, "pan": 0}},
+    }
+    assert TEXT_TO_VIDEO.body(values) == {**values, "duration": "5"}
+
+
+def test_what_is_not_given_is_left_out() -> None:
+    """None and empty values do not go out; 0 and False do."""
+    empty: dict[str, Any] = {"model_name": None, "negative_prompt": "", "x": [], "y": {}, "z": 0, "w": False}
+    assert TEXT_TO_IMAGE.body({"prompt": "x", **empty}) == {"prompt": "x", "z": 0, "w": False}
+
+
+def test_unknown_parameters_and_models_pass() -> None:
+    """Kling may know what this table does not."""
+    body = TEXT_TO_IMAGE.body({"prompt": "x", "model_name": "kling-v9", "brand_new": {"a": [1]}})
+    assert body == {"prompt": "x", "model_name": "kling-v9", "brand_new": {"a": [1]}}
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """One call names every parameter that is wrong."""
+    told = problems(TEXT_TO_VIDEO, prompt="", mode="fast", duration=1, cfg_scale=2, callback_url="https://x")
+    assert [each.split(":")[0] for each in told] == ["prompt", "callback_url", "mode", "duration", "cfg_scale"]
+
+
+@pytest.mark.parametrize(
+    ("job", "values"),
+    [
+        (TEXT_TO_IMAGE, {"prompt": "x" * 2501}),
+        (TEXT_TO_IMAGE, {"prompt": 5}),
+        (TEXT_TO_IMAGE, {"negative_prompt": "x" * 2501}),
+        (TEXT_TO_IMAGE, {"n": 0}),
+        (TEXT_TO_IMAGE, {"n": 10}),
+        (TEXT_TO_IMAGE, {"n": True}),
+        (TEXT_TO_IMAGE, {"n": "2"}),
+        (TEXT_TO_IMAGE, {"n": 1.0}),
+        (TEXT_TO_IMAGE, {"aspect_ratio": "5:4"}),
+        (TEXT_TO_IMAGE, {"resolution": "4k"}),
+        (TEXT_TO_IMAGE, {"output_format": "gif"}),
+        (TEXT_TO_IMAGE, {"model_name": 1}),
+        (TEXT_TO_IMAGE, {"image": "https://host/x.png"}),
+        (IMAGE_TO_IMAGE, {"image": "https://h/x", "negative_prompt": "no"}),
+        (IMAGE_TO_IMAGE, {"image": "https://h/x", "image_reference": "hand"}),
+        (IMAGE_TO_IMAGE, {"image": "https://h/x", "image_fidelity": 1.1}),
+        (IMAGE_TO_IMAGE, {"image": "https://h/x", "human_fidelity": float("nan")}),
+        (IMAGE_TO_IMAGE, {}),
+        (TEXT_TO_VIDEO, {"cfg_scale": "1"}),
+        (TEXT_TO_VIDEO, {"cfg_scale": -0.1}),
+        (TEXT_TO_VIDEO, {"aspect_ratio": "21:9"}),
+        (TEXT_TO_VIDEO, {"duration": 2}),
+        (TEXT_TO_VIDEO, {"duration": "16"}),
+        (TEXT_TO_VIDEO, {"duration": 5.5}),
+        (TEXT_TO_VIDEO, {"duration": True}),
+        (TEXT_TO_VIDEO, {"duration": "five"}),
+        (TEXT_TO_VIDEO, {"mode": ["std"]}),
+    ],
+)
+def test_what_all_of_kling_s_pages_refuse_is_refused(job: Job, values: dict[str, Any]) -> None:
+    """Wrong types, ranges and combinations are found before anything is sent."""
+    assert len(problems(job, **values)) == 1
+
+
+@pytest.mark.parametrize(
+    "camera",
+    [
+        {"type": "down_back"},
+        {"type": "forward_up", "config": {}},
+        {"type": "right_turn_forward", "config": None},
+        {"type": "simple", "config": {"horizontal": 2.5}},
+        {"type": "simple", "config": {"roll": 10, "tilt": 0, "vertical": 0}},
+    ],
+)
+def test_a_camera_that_moves_one_way(camera: dict[str, Any]) -> None:
+    """A named movement alone, or `simple` with exactly one movement that is not 0."""
+    sent = TEXT_TO_VIDEO.body({"prompt": "x", "camera_control": camera})["camera_control"]
+    assert sent == {name: part for name, part in camera.items() if part}
+
+
+@pytest.mark.parametrize(
+    "camera",
+    [
+        "down_back",
+        {"type": "sideways"},
+        {"type": []},
+        {"config": {"zoom": 1}},
+        {"type": "down_back", "config": {"zoom": 1}},
+        {"type": "simple"},
+        {"type": "simple", "config": {}},
+        {"type": "simple", "config": {"zoom": 0}},
+        {"type": "simple", "config": {"zoom": 1, "pan": 1}},
+        {"type": "simple", "config": {"zoom": 11}},
+        {"type": "simple", "config": {"zoom": "1"}},
+        {"type": "simple", "config": [1]},
+    ],
+)
+def test_a_camera_that_kling_would_refuse(camera: Any) -> None:
+    """Two movements, none, too much of one, or a config where none belongs."""
+    assert len(problems(TEXT_TO_VIDEO, camera_control=camera)) == 1
+
+
+def test_callback_url_is_ours_to_make() -> None:
+    """It is refused with a hint to hooks, in typed jobs and in any other, in both standards."""
+    told = [
+        *problems(TEXT_TO_IMAGE, callback_url="https://x"),
+        *create_problems("videos/effects", {"callback_url": "https://x"}),
+        *create_problems("/omni-video/kling-3.0", {"options": {"callback_url": "https://x"}}),
+    ]
+    assert len(told) == 3
+    assert all("hook" in each for each in told)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_file_goes_out_as_bare_base64(tmp_path: Path, kind: str) -> None:
+    """By Path or by name, a JPEG or PNG is read and sent without any prefix."""
+    content, file = picture(300, 750, kind), tmp_path / "picture"
+    file.write_bytes(content)
+    for image in (file, str(file)):
+        body = IMAGE_TO_IMAGE.body({"prompt": "x", "image": image})
+        assert base64.b64decode(body["image"]) == content
+
+
+def test_an_image_may_be_text_already() -> None:
+    """A data URL loses its prefix, bare base64 its line ends; a URL stays."""
+    text = base64.b64encode(picture()).decode()
+    lines = "\n".join(text[place : place + 76] for place in range(0, len(text), 76))
+    for image in (text, lines, f"data:image/png;base64,{text}"):
+        assert IMAGE_TO_IMAGE.body({"prompt": "x", "image": image})["image"] == text
+    for url in ("https://host/x.png?a=b", "HTTP://host"):
+        assert IMAGE_TO_IMAGE.body({"prompt": "x", "image": url})["image"] == url
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [((299, 600), "at least 300"), ((600, 299), "at least 300"), ((300, 751), "1:2.5"), ((751, 300), "1:2.5")],
+)
+def test_an_image_has_its_size(size: tuple[int, int], problem: str) -> None:
+    """Both sides at least 300 pixels, neither more than 2.5 times the other."""
+    assert problem in image_problem(base64.b64encode(picture(*size)).decode())
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    """Another format, a damaged head, a folder, a missing file, text: each with its reason."""
+    gif, torn = tmp_path / "x.gif", tmp_path / "torn.png"
+    gif.write_bytes(picture(kind="GIF"))
+    torn.write_bytes(picture()[:12])
+    assert "JPEG nor a PNG" in image_problem(gif)
+    assert "damaged" in image_problem(torn)
+    assert "no file" in image_problem(tmp_path)
+    assert "no file" in image_problem(tmp_path / "missing.png")
+    assert "neither a URL" in image_problem("missing.png")
+    assert "neither a URL" in image_problem("x" * 5000 + "!")
+    assert "neither a URL" in image_problem("a\0b")
+    assert "base64 does not decode" in image_problem("data:image/png;base64,###")
+    assert "without `;base64`" in image_problem("data:image/png,abc")
+    assert "URL with blanks" in image_problem("https://host/a b")
+    assert "URL with blanks" in image_problem("https://")
+    assert "must be a Path" in image_problem(5)
+
+
+def test_a_picture_of_more_than_10_mb_is_refused_unread(tmp_path: Path) -> None:
+    """A file is refused by its size alone, base64 by its length."""
+    huge = tmp_path / "huge.png"
+    with huge.open("wb") as file:
+        file.truncate(LARGEST + 1)
+    assert "10 MB" in image_problem(huge)
+    assert "10 MB" in image_problem("A" * (2 * LARGEST))
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    """The system's reason stands in the problem."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert "no file" in image_problem(loop)
+    assert "cannot be read" in image_problem(Path("x" * 300))
+
+
+def test_the_methods_have_the_table_s_parameters() -> None:
+    """AsyncKling's three methods take what the table has, in its names, and what every create takes."""
+    for job in JOBS:
+        parameters = list(inspect.signature(getattr(AsyncKling, job.name)).parameters)
+        assert set(parameters) == {
+            "self",
+            *(each.name for each in job.parameters),
+            "tags",
+            "external_task_id",
+            "more",
+        }
+
+
+def create_problems(family: str, body: Any) -> list[str]:
+    with pytest.raises(ParameterError) as error:
+        check_create(family, body)
+    return error.value.problems
+
+
+@pytest.mark.parametrize("family", ["images/generations", "videos/avatar/image2video", "/omni-video/kling-3.0"])
+def test_any_job_is_a_path(family: str) -> None:
+    """Under /v1, or with a leading slash one of the new standard."""
+    check_create(family, {"prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("effects", "no path"),
+        ("", "no path"),
+        ("videos/../x", "no path"),
+        ("videos//x", "no path"),
+        ("videos/x?y=1", "no path"),
+        ("/v1/videos/effects", "write 'videos/effects'"),
+        ("v1/videos/effects", "write 'videos/effects'"),
+        ("audio/tts", "at once"),
+    ],
+)
+def test_what_is_no_job_is_refused(family: str, said: str) -> None:
+    """A path that leads elsewhere, has /v1 once too often, or never calls back."""
+    (problem,) = create_problems(family, {})
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    "body", [[], "x", {"a": float("nan")}, {"a": {1, 2}}, {"a": "\ud800"}, {"a": Path("x")}]
+)
+def test_a_body_is_json(body: Any) -> None:
+    """What could not be sent is found before anything is registered."""
+    (problem,) = create_problems("videos/effects", body)
+    assert problem.startswith("body: ")
+
+
+def test_our_id_and_callback_address_go_where_the_standard_wants_them() -> None:
+    """Legacy: on top. New: in `options`, beside what is there."""
+    assert addressed("a/b", {"prompt": "x"}, "id", "url") == {
+        "prompt": "x",
+        "external_task_id": "id",
+        "callback_url": "url",
+    }
+    assert addressed("/a/b", {"options": {"seed": 1}}, "id", "url") == {
+        "options": {"seed": 1, "external_task_id": "id", "callback_url": "url"}
+    }
+    assert addressed("/a/b", {}, "id", "url")["options"]["external_task_id"] == "id"
+
+
+def test_an_id_is_given_once() -> None:
+    """As an argument or in the body; two that differ, or one that is no id, are refused."""
+    assert own_id("a/b", {}, None) is None
+    assert own_id("a/b", {}, "x") == own_id("a/b", {"external_task_id": "x"}, None) == "x"
+    assert own_id("/a/b", {"options": {"external_task_id": "x"}}, "x") == "x"
+    for body, given in (({"external_task_id": "x"}, "y"), ({"external_task_id": 5}, None), ({}, "a/b")):
+        with pytest.raises(ParameterError):
+            own_id("a/b", body, given)
+
+
+def test_the_model_has_a_name() -> None:
+    """In the body, or at the end of a new-standard path."""
+    assert model_of("a/b", {"model_name": "kling-v1"}) == "kling-v1"
+    assert model_of("a/b", {"model_name": 5}) == model_of("a/b", {}) == ""
+    assert model_of("/a/kling-3.0", {"model_name": "x"}) == "kling-3.0"
+
+
+def test_the_receiver_keeps_no_picture_no_address_and_no_secret() -> None:
+    """Long strings and pictures, however deep and small, become a note; the rest stays."""
+    tiny = base64.b64encode(picture()).decode()
+    body = {
+        "prompt": "x" * 2500,
+        "image": tiny,
+        "list": [{"subject": f"data:image/png;base64,{tiny}", "scale": 1}],
+        "long": "y" * 5000,
+        "callback_url": "https://secret",
+        "options": {"callback_url": "https://secret", "API_KEY": "k", "seed": 1},
+    }
+    request = kept(body)
+    assert request["prompt"] == body["prompt"]
+    assert request["options"] == {"seed": 1}
+    assert "callback_url" not in request
+    assert request["long"].startswith("[5000 characters, sha256 ")
+    assert tiny not in str(request)
+    assert request["list"][0]["scale"] == 1

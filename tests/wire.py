@@ -1,0 +1,64 @@
+"""A server on a bare socket that answers by script: for cuts and garbage that no HTTP server sends."""
+
+import json
+import socket
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+
+def reply(status: int = 200, body: Any = b"", **headers: str) -> bytes:
+    """A whole HTTP response; what is not bytes goes out as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"Content-Length": str(len(content)), "Connection": "close", **headers}
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
+    return f"HTTP/1.1 {status} Whatever\r\n{head}\r\n".encode("latin-1") + content
+
+
+class Wire:
+    """Answers the n-th request with the n-th answer, the last one from then on, and closes after each."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = list(answers)
+        self.requests: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as reading:
+                self.requests.append(_request(reading))
+                answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+                connection.sendall(answer)
+
+
+def _request(reading: Any) -> bytes:
+    """One request, head and body."""
+    head = b""
+    while line := reading.readline():
+        head += line
+        if line == b"\r\n":
+            break
+    length = next(
+        (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+    )
+    return head + bytes(reading.read(length))
