@@ -186,15 +186,24 @@ def _routes(receiver: Receiver) -> list[Route]:
     ]
 
 
+ROUTES = frozenset({"callbacks", "api", "healthz", "readyz", "metrics", "openapi.json"})
+"""What the path of each route begins with."""
+
+
 class PathPrefix:
-    """Serves the path of KLING_RECEIVER_URL, whether or not the proxy in front takes it off."""
+    """Serves the path of KLING_RECEIVER_URL, whether or not the proxy in front takes it off.
+
+    `/api/tasks` under the prefix `/api` was taken off already: what is left of it is no route of ours.
+    """
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self.app, self.prefix = app, prefix.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
-            scope = {**scope, "root_path": self.prefix}
+            first = scope["path"].removeprefix(self.prefix).split("/")[1]
+            if first in ROUTES:
+                scope = {**scope, "root_path": self.prefix}
         await self.app(scope, receive, send)
 
 

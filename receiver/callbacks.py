@@ -19,6 +19,7 @@ from receiver.body import Body, read_body
 from receiver.errors import error_response
 from receiver.metrics import Metrics
 from receiver.reading import Reader
+from receiver.registration import is_family
 from receiver.settings import ReceiverSettings
 from receiver.signatures import Verdict, check
 from receiver.store import Callback
@@ -46,15 +47,18 @@ class CallbackRoutes:
 
     async def with_token(self, request: Request) -> Response:
         """200 once durable; 401 for a bad token, before a byte of the body is read; 503 when not durable."""
+        given = request.path_params["token"].rstrip("/")
+        if not given:
+            return await self.without_token(request)
         try:
-            token = self._signer.read(request.path_params["token"].rstrip("/"), self._settings.callback_max_age)
+            token = self._signer.read(given, self._settings.callback_max_age)
         except TokenError as error:
             return self._refuse(
                 "bad_token", str(error), "Use the callback_url exactly as the receiver gave it."
             )
         if token.family == doctor.FAMILY:
             return JSONResponse(doctor.answer(token.task_id))
-        if not is_id(token.task_id):
+        if not (is_id(token.task_id) and is_family(token.family)):
             return self._refuse("bad_token", "The callback token names an impossible task.", "Sign another id.")
         body = await read_body(request)
         signature = self._signature(request, body)

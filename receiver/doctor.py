@@ -15,8 +15,8 @@ from client.ids import new_id
 from client.signing import CallbackSigner
 from receiver.settings import ReceiverSettings
 
-FAMILY = "doctor"
-"""The family of a callback token that asks for nothing but an echo: no task is made."""
+FAMILY = "(doctor)"
+"""The family of a callback token that asks for nothing but an echo: no task is made, and no task's is this."""
 
 
 def answer(nonce: str) -> dict[str, str]:
@@ -94,7 +94,7 @@ def _hint(response: httpx.Response) -> str:
 
 
 HINTS = {
-    200: "It is not this receiver: something else answers there. Look at the proxy's routes and KLING_RECEIVER_URL.",
+    200: "It is not this receiver: something else answers. Look at the proxy's routes and KLING_RECEIVER_URL.",
     404: "The path is not passed on: look at the proxy's routes and at the path in KLING_RECEIVER_URL.",
     405: "POST is not passed on: look at the proxy's rules.",
     403: "Something in front refuses: look at the proxy's or firewall's rules for POST.",
