@@ -146,10 +146,10 @@ class Transaction:
         execute = self.connection.execute
         if self._changed:
             execute(UPDATE_TASK, [{**self.tasks[each], "row_id": each} for each in sorted(self._changed)])
-        if self._repeats:
-            execute(REPEAT_EVENT, [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()])
         if self._events:
             self._write_events()
+        if self._repeats:  # perhaps of events that were written just now
+            execute(REPEAT_EVENT, [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()])
         if owed := [job for job in self._jobs.values() if job]:
             execute(OWE, owed)
         if forgotten := [{"key": key} for key, job in self._jobs.items() if not job]:
