@@ -6,13 +6,14 @@
        └──────────────┴───────────────┘  (d: steps may be skipped)
 
     succeed, failed, not by Kling's own word
-       └────▶ any status that Kling names (e)
+       └────▶ any status that Kling names (e); created, by another attempt (f)
 
 a  Kling took the create, or any proven callback says so.
 b  Kling began.
 c  Kling ended it; a callback alone is only a hint of that, until Kling itself says so.
 d  Callbacks may be lost, late or out of order: a later status needs no earlier one.
 e  An end that Kling did not tell us (`origin` `local` or `callback`) gives way to Kling's word.
+f  A create that surely was not taken (`local`) is tried again by a registration with the same id.
 
 A status never goes back otherwise, and Kling's first final word stands.
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sqlalchemy import select, text, tuple_
+from sqlalchemy import or_, select, text, tuple_
 
 from client.codec import Output, Report
 from receiver.expiry import expires_at
@@ -91,7 +91,7 @@ def _apply(tx: Transaction, task: Row, callback: Callback, kept: bool) -> None:
     report = callback.report
     if report and report.task_id:
         tx.change(task, callback_id=report.task_id)
-    if report and report.status and callback.signed:
+    if report and report.status and callback.signed and not _is_anothers(tx, task, report):
         believe(tx, task, report)
         if report.status == "succeed" and not report.outputs:
             ask(tx, task["id"])
@@ -99,6 +99,16 @@ def _apply(tx: Transaction, task: Row, callback: Callback, kept: bool) -> None:
         _advance(tx, task, report, kept)
     else:
         _take_hint(tx, task, report, kept)
+
+
+def _is_anothers(tx: Transaction, task: Row, report: Report) -> bool:
+    """Whether a record that Kling signed is of another task: then it was not Kling who sent it here."""
+    if report.external_id == task["id"]:
+        return False
+    if task["task_id"] and report.task_id:
+        return bool(report.task_id != task["task_id"])
+    named = or_(TASK.c.id == report.external_id, TASK.c.task_id == report.task_id)
+    return tx.connection.execute(select(TASK.c.id).where(named, TASK.c.id != task["id"])).first() is not None
 
 
 def _advance(tx: Transaction, task: Row, report: Report, kept: bool) -> None:
@@ -132,12 +142,12 @@ def ask(tx: Transaction, task: str, due_at: int | None = None) -> None:
 
 def believe(tx: Transaction, task: Row, report: Report) -> None:
     """Take Kling's own word, and owe the download of the files that it names."""
-    if report.cost is not None:
-        tx.change(task, cost=report.cost)
     moved = move(task["status"], task["origin"], str(report.status), "kling")
     if moved in ("late", "contradictory"):
         _ignore(tx, task, report, moved)
         return
+    if report.cost is not None:
+        tx.change(task, cost=report.cost)
     if moved == "applied":
         _move(tx, task, report, "kling")
     if report.status == "failed":
@@ -160,6 +170,8 @@ def _move(tx: Transaction, task: Row, report: Report, by: Origin) -> None:
         tx.forget(f"overdue/{task['id']}")
     if revived:
         watch(tx, task["id"], task["family"])
+        if task["hint"]:
+            ask(tx, task["id"])
     tx.log(task["id"], f"task.{report.status}", {"by": by, "message": report.message})
 
 
@@ -332,9 +344,8 @@ def register(tx: Transaction, given: Registration) -> Registered:
     if given.outcome:
         _note_outcome(tx, task, given)
         return Registered(new)
-    if not new and task["outcome"] == "not_created":
-        tx.change(task, outcome="pending", attempt=given.attempt)
-        watch(tx, given.id, given.family)
+    if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callbacks"]:
+        _reopen(tx, task, given.attempt)
     may = task["outcome"] == "pending" and bool(given.attempt) and task["attempt"] == given.attempt
     return Registered(new, create=may)
 
@@ -357,6 +368,15 @@ def _add(tx: Transaction, given: Registration) -> Row:
     _tag(tx, given)
     watch(tx, given.id, given.family)
     return task
+
+
+def _reopen(tx: Transaction, task: Row, attempt: str) -> None:
+    """A create that was not taken is tried again, by another attempt: our own word that it failed is void."""
+    tx.change(
+        task, outcome="pending", attempt=attempt, status="created", status_msg="", origin=None, done=False
+    )
+    tx.log(task["id"], "task.created", {"by": "client"})
+    watch(tx, task["id"], task["family"])
 
 
 def _fill(tx: Transaction, task: Row, given: Registration) -> None:
@@ -382,8 +402,8 @@ def watch(tx: Transaction, task: str, family: str) -> None:
 def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
     if given.outcome == "created":
         note_created(tx, task, given.task_id)
-    elif task["outcome"] in ("created", "none") or task["status"] != "created":
-        return  # Kling has shown that it knows the task
+    elif task["status"] != "created" or task["callbacks"] or given.attempt not in ("", task["attempt"]):
+        return  # Kling has shown that it knows the task, or another attempt has the word
     elif given.outcome == "not_created":
         tx.change(task, outcome="not_created")
         end_locally(tx, task, given.reason or "The create was not taken.")
@@ -393,8 +413,11 @@ def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
 
 def note_created(tx: Transaction, task: Row, task_id: str | None) -> None:
     """Kling took the create: learn its id, and let a question that waited for it go."""
+    first = task["outcome"] != "created"
     tx.change(task, outcome="created", task_id=task["task_id"] or task_id)
-    if move(task["status"], task["origin"], "submitted", "kling") == "applied":
+    if first and task["origin"] == "callback":
+        ask(tx, task["id"])  # now by an id that Kling knows
+    elif first and move(task["status"], task["origin"], "submitted", "kling") == "applied":
         _move(tx, task, Report("submitted"), "kling")
     tx.hasten(f"ask/{task['id']}")
 
