@@ -12,10 +12,10 @@ HEARTBEAT = 15.0
 
 
 class Feed:
-    """The waiters of one process."""
+    """The waiters of one process. `heartbeat`: seconds."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, *, heartbeat: float = HEARTBEAT) -> None:
+        self._reader, self._heartbeat = reader, heartbeat
         self._waiters: dict[str | None, set[asyncio.Event]] = {}
         self._closed = False
 
@@ -45,7 +45,7 @@ class Feed:
                 if ends:
                     return
                 try:
-                    async with asyncio.timeout(HEARTBEAT):
+                    async with asyncio.timeout(self._heartbeat):
                         await woken.wait()
                 except TimeoutError:
                     yield []

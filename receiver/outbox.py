@@ -82,7 +82,7 @@ BURY = text("""
     UPDATE job SET state = 'dead', claim = NULL, leased_until = NULL, error = :error
     WHERE id = :id AND claim = :claim
 """)
-HOLD = text("SELECT 1 FROM job WHERE id = :id AND claim = :claim")
+HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
 NEXT_DUE = text("""
     SELECT due_at FROM job WHERE state = 'ready' AND lane NOT IN :full ORDER BY due_at LIMIT 1
 """).bindparams(bindparam("full", expanding=True))
@@ -132,7 +132,7 @@ def next_due(tx: Transaction, full: list[str]) -> int | None:
 def settle(tx: Transaction, job: Claimed, decide: Verdict) -> bool:
     """Apply the verdict, unless the claim is lost: then nothing is changed, and False is returned."""
     held = {"id": job.id, "claim": job.claim}
-    if not tx.connection.execute(HOLD, held).scalar():
+    if not tx.connection.execute(text(HOLD + tx.database.lock_rows), held).scalar():
         return False
     outcome = decide(tx)
     if isinstance(outcome, Done):

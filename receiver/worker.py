@@ -30,12 +30,17 @@ SURPRISE = Backoff((1, 5, 30, 120, 600))
 
 
 class Worker:
-    """One worker. `clock`: unix seconds."""
+    """One worker. `clock`: unix seconds; `pause`: until the next look after an outage."""
 
     def __init__(
-        self, writer: Writer, handlers: Mapping[str, Handler], *, clock: Callable[[], float] = time.time
+        self,
+        writer: Writer,
+        handlers: Mapping[str, Handler],
+        *,
+        clock: Callable[[], float] = time.time,
+        pause: float = OUTAGE_PAUSE,
     ) -> None:
-        self._writer, self._handlers, self._clock = writer, handlers, clock
+        self._writer, self._handlers, self._clock, self._pause = writer, handlers, clock, pause
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], Claimed] = {}
         self._loop: asyncio.Task[None] | None = None
@@ -66,7 +71,10 @@ class Worker:
             try:
                 wait = await self._claim()
             except Unavailable:
-                wait = OUTAGE_PAUSE
+                wait = self._pause
+            except Exception:
+                log.exception("nothing could be claimed; looking again in %g s", self._pause)
+                wait = self._pause
             try:
                 async with asyncio.timeout(wait):
                     await self._woken.wait()
@@ -102,15 +110,20 @@ class Worker:
             log.error("a job was not settled, its lease brings it back", exc_info=error)
 
     async def _do(self, job: Claimed) -> None:
+        decide = await self._handle(job)
+        try:
+            await asyncio.shield(self._settle(job, decide))
+        except Exception as error:
+            await asyncio.shield(self._settle(job, self._surprise(job, error)))
+
+    async def _handle(self, job: Claimed) -> Verdict:
         try:
             async with asyncio.timeout(LONGEST_RUN):
-                decide = await self._handlers[job.kind](job)
+                return await self._handlers[job.kind](job)
         except asyncio.CancelledError:
-            decide = outbox.verdict(RetryAt(int(self._clock() * 1000), "The receiver was stopped."))
+            return outbox.verdict(RetryAt(int(self._clock() * 1000), "The receiver was stopped."))
         except Exception as error:
-            log.exception("job %s failed in an unforeseen way", job.key)
-            decide = self._surprise(job, error)
-        await asyncio.shield(self._settle(job, decide))
+            return self._surprise(job, error)
 
     async def _settle(self, job: Claimed, decide: Verdict) -> None:
         while True:
@@ -119,9 +132,10 @@ class Worker:
                     log.warning("job %s was taken over by another worker; nothing settled", job.key)
                 return
             except Unavailable:
-                await asyncio.sleep(OUTAGE_PAUSE)
+                await asyncio.sleep(self._pause)
 
     def _surprise(self, job: Claimed, error: Exception) -> Verdict:
+        log.error("job %s failed in an unforeseen way", job.key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         due = SURPRISE.after(job.attempts, int(self._clock() * 1000))
         return outbox.verdict(GiveUp(reason) if due is None else RetryAt(due, reason))

@@ -66,10 +66,10 @@ class Writer:
 
     async def close(self) -> None:
         """Write what waits, then end."""
-        self._queue.put(None)
-        if self._thread:
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        thread, self._thread = self._thread, None  # from now on nothing is taken in that nobody would write
+        if thread:
+            self._queue.put(None)
+            await asyncio.to_thread(thread.join)
 
     async def run(self, change: Callable[[Transaction], T]) -> T:
         """Make one change durable and return what it returned. Raises Unavailable, or what it raised."""
