@@ -14,7 +14,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
 READERS = 4
 BUSY_MS = 10_000
@@ -67,24 +67,20 @@ class Database:
         """What a SELECT of rows that will be changed ends with."""
         return "" if self.is_sqlite else " FOR UPDATE"
 
-    @property
-    def skip_locked(self) -> str:
-        """What a SELECT of jobs to claim ends with."""
-        return "" if self.is_sqlite else " FOR UPDATE SKIP LOCKED"
-
     def hold(self) -> None:
         """Keep every other receiver away, until this process ends. Raises DatabaseError naming the holder."""
         if self.path:
             self._holding = _hold_file(self.path.with_name(self.path.name + ".lock"))
             return
-        self._holding = self._readers.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not self._holding.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": NODE_LOCK}).scalar():
-            self._holding.close()
-            raise DatabaseError(f"Another receiver serves {self}. Stop it first, or use another database.")
+        with self._explaining():
+            self._holding = _hold_server(self._readers, str(self))
 
     def migrate(self) -> None:
-        """Bring the tables to this version's shape; safe to call from several processes at once."""
-        with self._writer.begin() as connection:
+        """Bring the tables to this version's shape; safe to call from several processes at once.
+
+        Raises DatabaseError.
+        """
+        with self._explaining(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config = alembic.config.Config()
@@ -93,6 +89,16 @@ class Database:
             alembic.command.upgrade(config, "head")
         if self.path:
             self.path.chmod(0o600)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            said = (str(error.orig).strip() or "no reason given").splitlines()[0]
+            raise DatabaseError(
+                f"{self} cannot be used: {said}. Check KLING_DATABASE_URL, and that its server runs."
+            ) from error
 
     def close(self) -> None:
         """Give back every connection, and the hold."""
@@ -104,7 +110,9 @@ class Database:
     def _engine(self, *, write: bool) -> Engine:
         try:
             if not self.is_sqlite:
-                return create_engine(self.url, pool_size=1 if write else READERS, pool_pre_ping=True)
+                level = "READ COMMITTED" if write else "REPEATABLE READ"
+                size = 1 if write else READERS
+                return create_engine(self.url, pool_size=size, pool_pre_ping=True, isolation_level=level)
         except (ImportError, NoSuchModuleError) as error:
             raise DatabaseError(
                 f"No driver for {self.url.drivername}. Install one: pip install 'kling-callback[postgres]'"
@@ -120,11 +128,6 @@ class Database:
     def _make_private(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-
-
-def explain(error: OperationalError) -> str:
-    """One line that says why a database cannot be used, without the statement."""
-    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no reason given"
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:
@@ -161,6 +164,30 @@ def _hold_file(path: Path) -> Any:
             f"{path.parent} is served by {holder}. Stop it first, or set KLING_DATA_DIR."
         ) from error
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.write(_who())
     file.flush()
     return file
+
+
+def _hold_server(engine: Engine, name: str) -> Connection:
+    connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    connection.execute(text("SELECT set_config('application_name', :who, false)"), {"who": _who()})
+    if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": NODE_LOCK}).scalar():
+        return connection
+    holder = connection.execute(HOLDER, {"high": NODE_LOCK >> 32, "low": NODE_LOCK & 0xFFFFFFFF}).scalar()
+    connection.invalidate()
+    connection.close()
+    raise DatabaseError(
+        f"{name} is served by {holder or 'an unknown process'}. Stop it first, or set KLING_DATABASE_URL."
+    )
+
+
+HOLDER = text("""
+    SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid)
+    WHERE locktype = 'advisory' AND classid = :high AND objid = :low AND granted
+        AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
+
+
+def _who() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"[:63]
