@@ -1,0 +1,150 @@
+"""Kling and a receiver by script, at the transport: each kind of request gets the next step of its list."""
+
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
+from inspect import isawaitable
+from typing import Any
+
+import anyio
+import httpx
+
+from client.kling import AsyncKling
+from client.patience import Patience
+
+SECRET = "a-signing-secret-for-tests-0123456789"
+QUICK = Patience(first=0, longest=0, tries=4, looks=(0, 0), unreached=0, silence=5, last_word=5)
+"""No waits, few tries."""
+
+Step = httpx.Response | Exception | Callable[[httpx.Request], Any]
+
+
+def task_json(own_id: str = "mine", status: str = "created", /, **more: Any) -> dict[str, Any]:
+    """A task as the receiver shows it."""
+    usual: dict[str, Any] = {
+        "task_id": None,
+        "family": "images/generations",
+        "model": "",
+        "tags": [],
+        "results": [],
+        "done": False,
+    }
+    return {"id": own_id, "status": status, **usual, **more}
+
+
+def answer(status: int = 200, body: Any = None, **headers: str) -> httpx.Response:
+    """A JSON response."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, json=body, headers=named)
+
+
+def refusal(status: int, code: str = "no", hint: str = "Do this.") -> httpx.Response:
+    """The receiver's error shape."""
+    return answer(status, {"error": {"code": code, "message": "It said no.", "hint": hint}})
+
+
+def kling_says(code: int, message: str = "no", status: int = 400, **headers: str) -> httpx.Response:
+    """An answer of Kling without data."""
+    return answer(status, {"code": code, "message": message, "request_id": "r"}, **headers)
+
+
+def taken(task_id: str = "kling-1", **more: Any) -> httpx.Response:
+    """Kling's answer to a create or a query."""
+    return answer(200, {"code": 0, "data": {"task_id": task_id, "task_status": "submitted", **more}})
+
+
+def event(number: int, kind: str, task: dict[str, Any]) -> str:
+    """One event of a stream."""
+    data = json.dumps({"id": number, "type": kind, "at": "2026-01-01T00:00:00Z", "data": {}, "task": task})
+    return f"id: {number}\nevent: {kind}\ndata: {data}\n\n"
+
+
+def stream(*parts: str | bytes | Exception) -> httpx.Response:
+    """A stream of events; an exception breaks it."""
+
+    async def content() -> AsyncIterator[bytes]:
+        for part in parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part if isinstance(part, bytes) else part.encode()
+
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=content())
+
+
+async def forever(request: httpx.Request) -> httpx.Response:
+    """No answer."""
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+class Stage:
+    """What comes in, by kind; `script` says what goes out, and then what a good Kling and receiver do."""
+
+    def __init__(self, **script: Iterable[Step]) -> None:
+        self.script: dict[str, list[Step]] = defaultdict(
+            list, {kind: list(steps) for kind, steps in script.items()}
+        )
+        self.requests: dict[str, list[httpx.Request]] = defaultdict(list)
+        self.order: list[str] = []
+        self.came: dict[str, anyio.Event] = defaultdict(anyio.Event)
+
+    def kling(self, *, patience: Patience = QUICK, **settings: Any) -> AsyncKling:
+        """A client whose every request comes here."""
+        usual: dict[str, Any] = {
+            "api_base": "https://kling.test",
+            "api_key": "the-kling-key",
+            "signing_secrets": SECRET,
+            "receiver_url": "https://receiver.test",
+        }
+        http = httpx.AsyncClient(transport=httpx.MockTransport(self.handle))
+        return AsyncKling(http=http, patience=patience, **{**usual, **settings})
+
+    def bodies(self, kind: str) -> list[Any]:
+        """The JSON that came with requests of a kind."""
+        return [json.loads(request.content) for request in self.requests[kind]]
+
+    async def handle(self, request: httpx.Request) -> httpx.Response:
+        """The next step for this request."""
+        kind = kind_of(request)
+        self.requests[kind].append(request)
+        self.order.append(kind)
+        self.came[kind].set()
+        step = self.script[kind].pop(0) if self.script[kind] else usual(kind, request)
+        if callable(step):
+            step = step(request)
+        if isawaitable(step):
+            step = await step
+        if isinstance(step, Exception):
+            raise step
+        assert isinstance(step, httpx.Response)
+        return step
+
+
+def kind_of(request: httpx.Request) -> str:
+    """`create`, `query`, `register`, `report`, `task`, `list`, `events` or `file`."""
+    if request.url.host == "kling.test":
+        return "create" if request.method == "POST" else "query"
+    if request.method == "PUT":
+        return "report" if "outcome" in json.loads(request.content) else "register"
+    last = request.url.path.split("/")[3:]
+    return {0: "list", 1: "task", 2: "events"}.get(len(last), "file")
+
+
+def usual(kind: str, request: httpx.Request) -> httpx.Response:
+    """What happens without a script."""
+    task_id = request.url.path.rpartition("/")[2]
+    if kind == "create":
+        return taken()
+    if kind == "query":
+        return kling_says(1201, "no such task")
+    if kind == "list":
+        return answer(200, {"tasks": [], "next": None})
+    given = json.loads(request.content) if request.content else {}
+    status = "submitted" if given.get("outcome") == "created" else "created"
+    task = task_json(task_id, status, task_id=given.get("task_id"))
+    registered = {
+        "task": task,
+        "callback_url": f"https://receiver.test/callbacks/{task_id}",
+        "create": kind == "register",
+    }
+    return answer(200, task if kind == "task" else registered)
