@@ -1,0 +1,159 @@
+"""One database as the tests of the inner half see it: changes at a time of their own, and rows to look at."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import event, insert, select
+
+from client.codec import Output, Report, read_callback
+from receiver import store
+from receiver.database import Database
+from receiver.reading import RESULT
+from receiver.store import Callback, Registered, Registration
+from receiver.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Row, Rules, Transaction
+
+NOW = 1_790_000_000_000
+FAMILY = "images/generations"
+FILE = "https://v16-kling.klingai.com/x.png"
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """A database, changed at `now` (unix ms)."""
+
+    def __init__(self, database: Database, *, rules: Rules = Rules()) -> None:  # noqa: B008  # frozen
+        self.database, self.rules, self.now = database, rules, NOW
+        self.committed = Committed(frozenset(), False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """One transaction, flushed and committed at its end."""
+        with self.database.write() as connection:
+            tx = Transaction(connection, self.database, self.now, self.rules)
+            yield tx
+            self.committed = tx.flush()
+
+    def change(self, change: Callable[[Transaction], T]) -> T:
+        """What one change returns, after its commit."""
+        with self.transaction() as tx:
+            return change(tx)
+
+    def record(self, *callbacks: Callback) -> None:
+        """Take in callbacks in one batch."""
+        self.change(lambda tx: store.record(tx, list(callbacks)))
+
+    def believe(self, task: str, report: Report) -> None:
+        """Kling's own word."""
+        self.change(lambda tx: store.believe(tx, tx.known(task), report))
+
+    def register(self, task: str = "t", **given: Any) -> Registered:
+        """A client's word."""
+        registration = Registration(task, **{"family": FAMILY, "attempt": "a", **given})
+        return self.change(lambda tx: store.register(tx, registration))
+
+    def rows(self, table: Any, **where: Any) -> list[Row]:
+        """Committed rows, in the order of their keys."""
+        query = select(table).where(*(table.c[name] == value for name, value in where.items()))
+        with self.database.read() as connection:
+            rows = connection.execute(query.order_by(*table.primary_key.columns))
+            return [dict(row._mapping) for row in rows]
+
+    def task(self, task: str = "t") -> Row:
+        """A task's row."""
+        (row,) = self.rows(TASK, id=task)
+        return row
+
+    def events(self, task: str = "t") -> list[Row]:
+        """A task's events, in order."""
+        return self.rows(EVENT, task=task)
+
+    def types(self, task: str = "t") -> list[str]:
+        """The types of a task's events, in order."""
+        return [row["type"] for row in self.events(task)]
+
+    def results(self, task: str = "t") -> list[Row]:
+        """A task's results, in order."""
+        return self.rows(RESULT, task=task)
+
+    def jobs(self) -> dict[str, Row]:
+        """Every job, by its key."""
+        return {row["key"]: row for row in self.rows(JOB)}
+
+    def put_task(self, task: str = "t", **values: Any) -> None:
+        """A task's row as it is given, past the store."""
+        row = {**NEW_TASK, "id": task, "family": FAMILY, "created_at": NOW, "updated_at": NOW, **values}
+        with self.database.write() as connection:
+            connection.execute(insert(TASK), row)
+
+    def put_job(self, key: str = "ask/t", **values: Any) -> None:
+        """A job's row as it is given, past the outbox."""
+        row = {"kind": "ask", "task": "t", "lane": "kling", "data": None, "due_at": NOW, "created_at": NOW}
+        usual = {"state": "ready", "attempts": 0, "error": ""}
+        with self.database.write() as connection:
+            connection.execute(insert(JOB), {**row, **usual, "key": key, **values})
+
+    def run_job(self, key: str) -> None:
+        """Call a job running."""
+        with self.database.write() as connection:
+            connection.execute(
+                JOB.update().where(JOB.c.key == key).values(state="running", claim="c", leased_until=NOW)
+            )
+
+    def kill_job(self, key: str, attempts: int = 9) -> None:
+        """Call a job dead."""
+        with self.database.write() as connection:
+            connection.execute(
+                JOB.update()
+                .where(JOB.c.key == key)
+                .values(state="dead", claim=None, leased_until=None, attempts=attempts)
+            )
+
+
+def callback(task: str = "t", status: str | None = "processing", **given: Any) -> Callback:
+    """A proven callback; `status` None: one that cannot be read. What it says comes from its body."""
+    signed, family = given.pop("signed", False), given.pop("family", FAMILY)
+    body = given.pop("body", None) or _body(status, **given)
+    report = read_callback(body)
+    return Callback(
+        task=task,
+        family=family,
+        digest=hashlib.sha256(body).hexdigest(),
+        body=body,
+        size=len(body),
+        report=report,
+        signed=signed and report is not None,
+        trouble=None if report else "unreadable",
+    )
+
+
+def _body(status: str | None, *, files: Sequence[str] = (), message: str = "", **record: Any) -> bytes:
+    if status is None:
+        return f"gibberish {record}".encode()
+    images = [{"index": n, "url": url} for n, url in enumerate(files)]
+    result = {"task_result": {"images": images}} if files else {}
+    return json.dumps({"task_status": status, "task_status_msg": message, **result, **record}).encode()
+
+
+def says(status: Any, *files: str, **record: Any) -> Report:
+    """A record as Kling answers it."""
+    return Report(status, outputs=tuple(Output("image", url) for url in files), **record)
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Every statement that is run while the block lasts, of either door."""
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    engines = (database._writer, database._readers)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    yield seen
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", note)
