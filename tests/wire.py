@@ -16,10 +16,14 @@ def reply(status: int = 200, body: Any = b"", **headers: str) -> bytes:
 
 
 class Wire:
-    """Answers the n-th request with the n-th answer, the last one from then on, and closes after each."""
+    """Answers the n-th request with the n-th answer, the last one from then on, and closes after each.
 
-    def __init__(self, *answers: bytes) -> None:
-        self._answers = list(answers)
+    The first `hold` connections are not closed: after their answer comes silence.
+    """
+
+    def __init__(self, *answers: bytes, hold: int = 0) -> None:
+        self._answers, self._hold = list(answers), hold
+        self._held: list[socket.socket] = []
         self.requests: list[bytes] = []
 
     def __enter__(self) -> Self:
@@ -37,7 +41,8 @@ class Wire:
     ) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._listening.close()
+        for each in (self._listening, *self._held):
+            each.close()
 
     def _serve(self) -> None:
         while True:
@@ -45,10 +50,12 @@ class Wire:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
-            with connection, connection.makefile("rb") as reading:
+            with connection.makefile("rb") as reading:
                 self.requests.append(_request(reading))
-                answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-                connection.sendall(answer)
+            connection.sendall(self._answers.pop(0) if len(self._answers) > 1 else self._answers[0])
+            self._held.append(connection)
+            if len(self._held) > self._hold:
+                connection.close()
 
 
 def _request(reading: Any) -> bytes:
