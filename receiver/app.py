@@ -77,7 +77,10 @@ class Receiver:
     def _handlers(self, clock: Callable[[], float]) -> dict[str, Handler]:
         settings = self.settings
         gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
-        asker = Asker(gateway, self.reader)
+        asker = Asker(gateway, self.reader, self.metrics)
+        fetcher = Fetcher(
+            self._downloads, self.folder, self.reader, self.metrics, largest=settings.result_max_bytes
+        )
         hook = Hook(
             settings.hook_url,
             settings.hook_secret,
@@ -89,9 +92,7 @@ class Receiver:
         )
         return {
             "ask": asker.ask,
-            "download": Fetcher(
-                self._downloads, self.folder, self.reader, largest=settings.result_max_bytes
-            ).download,
+            "download": fetcher.download,
             "overdue": Overdue(asker, self.reader).look,
             "hook": hook.deliver,
         }
@@ -99,8 +100,8 @@ class Receiver:
     def _committed(self, committed: Committed) -> None:
         if committed.tasks:
             self.feed.wake(committed.tasks)
-        if committed.jobs:
-            self.worker.wake()
+        if committed.due_at is not None:
+            self.worker.wake(committed.due_at)
 
     def prepare(self) -> None:
         """Make folders and tables, keep other receivers away. Raises DatabaseError, OSError."""

@@ -43,6 +43,7 @@ class CallbackRoutes:
     ) -> None:
         self._settings, self._clock = settings, clock
         self._writer, self._reader, self._metrics = writer, reader, metrics
+        self._accepted = metrics.callbacks.labels("accepted")
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
     async def with_token(self, request: Request) -> Response:
@@ -100,9 +101,9 @@ class CallbackRoutes:
             return error_response(
                 503, "unavailable", str(error), "Send it again.", headers={"Retry-After": "5"}
             )
-        self._metrics.callbacks.labels("accepted").inc()
+        self._accepted.inc()
         self._metrics.commit_seconds.observe(time.perf_counter() - began)
-        return JSONResponse({"ok": True})
+        return TAKEN
 
     def _refuse(self, code: str, message: str, hint: str) -> Response:
         self._metrics.callbacks.labels(code).inc()
@@ -113,6 +114,7 @@ SECRETS_HINT = "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console."
 
 
 NOTHING = Body(b"", 0, "")
+TAKEN = JSONResponse({"ok": True})
 
 
 def _callback(task: str, family: str, body: Body, signature: Verdict) -> Callback:

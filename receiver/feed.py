@@ -21,7 +21,7 @@ class Feed:
 
     def wake(self, tasks: Iterable[str]) -> None:
         """Something was committed for these tasks."""
-        for task in (*tasks, None):
+        for task in (*tasks, None) if self._waiters else ():
             for waiter in self._waiters.get(task, ()):
                 waiter.set()
 

@@ -208,6 +208,7 @@ def _expect(tx: Transaction, task: Row, outputs: tuple[Output, ...]) -> None:
         }
         for n, output in enumerate(outputs)
     ]
+    tx.insert()
     tx.connection.execute(EXPECT, rows)
     for n, output in enumerate(outputs):
         download(tx, task["id"], n, output.url)
@@ -390,6 +391,7 @@ TAG = text("INSERT INTO tag (tag, task) VALUES (:tag, :task) ON CONFLICT DO NOTH
 
 def _tag(tx: Transaction, given: Registration) -> None:
     if given.tags:
+        tx.insert()
         tx.connection.execute(TAG, [{"tag": tag, "task": given.id} for tag in sorted(set(given.tags))])
 
 

@@ -28,6 +28,8 @@ OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 RESULT_STATUSES = ("pending", "stored", "failed")
 JOB_STATES = ("ready", "running", "dead")
 
+ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -38,7 +40,7 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Any) -> str:
-        return json.dumps(value, separators=(",", ":"))
+        return ENCODE(value)
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         return None if value is None else json.loads(value)

@@ -3,11 +3,12 @@
 Many callbacks share one transaction, so what each of them changes is kept here and written once.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, text, update
+from sqlalchemy import Connection, Update, bindparam, insert, select, text, update
 
 from receiver.database import Database
 from receiver.tables import Event, Job, Task
@@ -15,13 +16,7 @@ from receiver.tables import Event, Job, Task
 Row = dict[str, Any]
 
 TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
-FIXED = {"id", "family", "created_at"}
 
-UPDATE_TASK = (
-    update(TASK)
-    .where(TASK.c.id == bindparam("row_id"))
-    .values({column.name: bindparam(column.name) for column in TASK.c if column.name not in FIXED})
-)
 REPEAT_EVENT = text("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
 LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
 OWE = text("""
@@ -60,10 +55,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit set in motion: the tasks that have new events, and whether a job may be due."""
+    """What a commit set in motion: the tasks that have new events, and when (unix ms) the first job is due."""
 
     tasks: frozenset[str]
-    jobs: bool
+    due_at: int | None
 
 
 @dataclass(slots=True)
@@ -75,7 +70,8 @@ class Transaction:
     now: int
     rules: Rules = Rules()
     tasks: dict[str, Row] = field(default_factory=dict)
-    _changed: set[str] = field(default_factory=set)
+    _new: dict[str, Row] = field(default_factory=dict)
+    _changed: dict[str, set[str]] = field(default_factory=dict)
     _events: list[Row] = field(default_factory=list)
     _repeats: dict[tuple[str, str], int] = field(default_factory=dict)
     _jobs: dict[str, Row | None] = field(default_factory=dict)
@@ -101,17 +97,22 @@ class Transaction:
         return row
 
     def create(self, rows: list[Row]) -> None:
-        """Insert tasks; each row names its `id` and `family` at least."""
-        if not rows:
-            return
-        full = [{**NEW_TASK, "created_at": self.now, "updated_at": self.now, **row} for row in rows]
-        self.connection.execute(insert(TASK), full)
-        self.tasks.update((row["id"], row) for row in full)
+        """Add tasks; each row names its `id` and `family` at least. Written once, at the end or by `insert`."""
+        for row in rows:
+            full = {**NEW_TASK, "created_at": self.now, "updated_at": self.now, **row}
+            self.tasks[row["id"]] = self._new[row["id"]] = full
+
+    def insert(self) -> None:
+        """Write the new tasks now: before rows that belong to them."""
+        if self._new:
+            self.connection.execute(INSERT_TASK, list(self._new.values()))
+            self._new.clear()
 
     def change(self, task: Row, **values: Any) -> None:
         """Set columns of a task; written once, at the end."""
         task.update(values, updated_at=self.now)
-        self._changed.add(task["id"])
+        if task["id"] not in self._new:
+            self._changed.setdefault(task["id"], {"updated_at"}).update(values)
 
     def log(self, task: str, type: str, data: Any = None, **callback: Any) -> None:  # noqa: A002  # the field's term
         """Add an event; `callback` has the `digest` and `body` of one that came from outside."""
@@ -144,8 +145,8 @@ class Transaction:
     def flush(self) -> Committed:
         """Write all that was gathered; tasks before events, events before jobs."""
         execute = self.connection.execute
-        if self._changed:
-            execute(UPDATE_TASK, [{**self.tasks[each], "row_id": each} for each in sorted(self._changed)])
+        self.insert()
+        self._update()
         if self._events:
             self._write_events()
         if self._repeats:  # perhaps of events that were written just now
@@ -156,15 +157,37 @@ class Transaction:
             execute(FORGET, forgotten)
         if self._hasten:
             execute(HASTEN, [{"key": key, "now": self.now} for key in sorted(self._hasten)])
-        jobs = bool(owed or self._hasten or (self._events and self.rules.hooked))
-        return Committed(frozenset(event["task"] for event in self._events), jobs)
+        dues = [job["due_at"] for job in owed]
+        if self._hasten or (self._events and self.rules.hooked):
+            dues.append(self.now)
+        return Committed(frozenset(event["task"] for event in self._events), min(dues, default=None))
+
+    def _update(self) -> None:
+        """One statement for all tasks of which the same columns changed."""
+        groups: dict[tuple[str, ...], list[Row]] = {}
+        for task in sorted(self._changed):
+            columns = tuple(sorted(self._changed[task]))
+            row = self.tasks[task]
+            groups.setdefault(columns, []).append({**{name: row[name] for name in columns}, "row_id": task})
+        for columns, rows in groups.items():
+            self.connection.execute(_update_task(columns), rows)
 
     def _write_events(self) -> None:
         self.database.lock_events(self.connection)
         last = self.connection.execute(LAST_EVENT).scalar() if self.rules.hooked else 0
-        self.connection.execute(insert(EVENT), self._events)
+        self.connection.execute(INSERT_EVENT, self._events)
         if self.rules.hooked:
             self.connection.execute(OFFER, {"last": last, "now": self.now, "data": None})
+
+
+INSERT_TASK, INSERT_EVENT = insert(TASK), insert(EVENT)
+
+
+@functools.cache
+def _update_task(columns: tuple[str, ...]) -> Update:
+    return (
+        update(TASK).where(TASK.c.id == bindparam("row_id")).values({name: bindparam(name) for name in columns})
+    )
 
 
 NEW_TASK: Row = {

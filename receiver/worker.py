@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -44,14 +45,16 @@ class Worker:
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], Claimed] = {}
         self._loop: asyncio.Task[None] | None = None
+        self._sleeps_until: float | None = None
 
     def start(self) -> None:
         """Begin to claim."""
         self._loop = asyncio.create_task(self._run(), name="worker")
 
-    def wake(self) -> None:
-        """Look again: something may be due."""
-        self._woken.set()
+    def wake(self, due_at: int = 0) -> None:
+        """Look again: a job is due at `due_at` (unix ms), unless the loop looks again by then anyway."""
+        if self._sleeps_until is None or due_at / 1000 < self._sleeps_until:
+            self._woken.set()
 
     async def close(self, grace: float) -> None:
         """Stop claiming, give what runs `grace` seconds, then cancel it and give it back."""
@@ -75,11 +78,17 @@ class Worker:
             except Exception:
                 log.exception("nothing could be claimed; looking again in %g s", self._pause)
                 wait = self._pause
-            try:
-                async with asyncio.timeout(wait):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await self._sleep(wait)
+
+    async def _sleep(self, seconds: float | None) -> None:
+        self._sleeps_until = math.inf if seconds is None else self._clock() + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._sleeps_until = None
 
     async def _claim(self) -> float | None:
         """Start what is due; seconds until the next job is, None when none waits."""
