@@ -72,9 +72,7 @@ class Hook:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(self._secret, message_id, timestamp, body),
         }
-        response = await self._outbound.send(
-            "POST", self._url, stream=True, content=body, headers=headers, timeout=TIMEOUT
-        )
+        response = await self._outbound.send("POST", self._url, content=body, headers=headers, timeout=TIMEOUT)
         await response.aclose()  # the status says all; the body is not ours to read
         return response
 

@@ -22,6 +22,9 @@ EXTENSIONS = {
 }
 FAMILIES = ("image", "video", "audio")
 
+MOST_BOXES = 10_000
+"""Top boxes of an MP4; a file of nothing but boxes would keep us walking."""
+
 
 def sniff(head: bytes) -> str | None:
     """The content type that a file's first bytes show, or None."""
@@ -71,7 +74,7 @@ def _tail(path: Path, size: int) -> bytes:
 
 def _boxes(path: Path) -> set[bytes]:
     """The top boxes of an ISO media file, or none when they do not add up to its size."""
-    size, at, found = path.stat().st_size, 0, set()
+    size, at, count, found = path.stat().st_size, 0, 0, set()
     with path.open("rb") as file:
         while at < size:
             file.seek(at)
@@ -85,4 +88,7 @@ def _boxes(path: Path) -> set[bytes]:
                 return set()
             found.add(header[4:8])
             at += length
+            count += 1
+            if count == MOST_BOXES:
+                return set()
     return found

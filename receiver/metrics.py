@@ -12,8 +12,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.callbacks = self._counter("callbacks", "Callbacks by what became of them", "outcome")
         self.questions = self._counter("questions", "Questions asked to Kling", "outcome")
-        self.results = self._counter("results", "Result files by how they ended", "outcome")
-        self.events = self._counter("events", "Events by type", "type")
+        self.downloads = self._counter("downloads", "Attempts to fetch a result file", "outcome")
         self.deliveries = self._counter("deliveries", "Attempts to deliver an event to a hook", "outcome")
         self.commit_seconds = Histogram(
             "kling_callback_seconds",

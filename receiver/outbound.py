@@ -6,7 +6,7 @@ sent to a private network, to this machine, or to a proxy of the environment, un
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,13 @@ CONNECT_SECONDS = 15
 READ_SECONDS = 60
 CONNECTIONS = 64
 
-CARRIERS: tuple[Network, ...] = tuple(
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is given out; NAT64, mapped and compatible IPv4, site and link local lie outside."""
+CLOSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
-    for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0/96", "::/96")
+    for network in ("2001::/32", "2002::/16", "192.88.99.0/24", "168.63.129.16/32")
 )
-"""IPv6 networks that carry IPv4 inside (NAT64, 6to4, Teredo, mapped, compatible): refused whole."""
+"""Teredo, 6to4 and its relays carry IPv4 inside; the last is the inside of one cloud, at a public number."""
 
 
 class Refused(Exception):
@@ -78,7 +80,9 @@ def _host_and_port(entry: str) -> tuple[str, int | None]:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the open Internet, reached directly."""
-    if any(address in network for network in CARRIERS if network.version == address.version):
+    if any(address in network for network in CLOSED):
+        return False
+    if address.version == 6 and address not in GLOBAL_UNICAST:
         return False
     return address.is_global and not address.is_multicast
 
@@ -100,9 +104,14 @@ def check_url(url: str, allowed: Allowed) -> httpx.URL:
 
 
 def _literal(host: str) -> Address | None:
+    """The address that `host` is, however it is spelled: `127.1`, `0x7f000001` and `2130706433` are one too."""
     try:
         return ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
+    except (OSError, UnicodeError):
         return None
 
 
@@ -114,9 +123,8 @@ def _check_address(host: str, port: int, address: Address, allowed: Allowed) -> 
 class GuardedResolver(AbstractResolver):
     """Resolves a name, and refuses it when any of its addresses is forbidden."""
 
-    def __init__(self, allowed: Allowed) -> None:
-        self._allowed = allowed
-        self._resolver = aiohttp.ThreadedResolver()
+    def __init__(self, allowed: Allowed, resolver: AbstractResolver) -> None:
+        self._allowed, self._resolver = allowed, resolver
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -131,37 +139,44 @@ class GuardedResolver(AbstractResolver):
 
 
 class Outbound:
-    """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check."""
+    """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
 
-    def __init__(self, allowed: Allowed) -> None:
-        self.allowed = allowed
-        self._http = httpx.AsyncClient(
-            transport=AiohttpTransport(client=self._session),
-            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            trust_env=False,
-            follow_redirects=False,
-        )
+    Requests are built by httpx's client and handed to its transport: the client would read a redirect's
+    address before we can refuse it.
+    """
+
+    def __init__(
+        self, allowed: Allowed, *, resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
+    ) -> None:
+        self.allowed, self._resolver = allowed, resolver
+        self._transport = AiohttpTransport(client=self._session)
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        self._http = httpx.AsyncClient(transport=self._transport, timeout=timeout, trust_env=False)
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(self.allowed),
+            resolver=GuardedResolver(self.allowed, self._resolver()),
             use_dns_cache=False,
             limit=CONNECTIONS,
             ssl=httpx.create_ssl_context(),
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
-    async def send(self, method: str, url: str, *, stream: bool = False, **request: Any) -> httpx.Response:
-        """One request to a checked address. Raises Refused, or httpx.HTTPError."""
+    async def send(self, method: str, url: str, **request: Any) -> httpx.Response:
+        """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError."""
         built = self._http.build_request(method, check_url(url, self.allowed), **request)
         try:
-            return await self._http.send(built, stream=stream)
-        except (httpx.HTTPError, OSError) as error:
+            response = await self._transport.handle_async_request(built)
+        except (httpx.HTTPError, OSError, ValueError) as error:
             if refused := _refusal(error):
                 raise refused from error
+            if isinstance(error, (ValueError, httpx.UnsupportedProtocol)):  # no resolver, no socket takes it
+                raise Refused(f"not a web address ({error})") from error
             if isinstance(error, OSError):
                 raise httpx.ConnectError(str(error)) from error
             raise
+        response.request = built
+        return response
 
     async def close(self) -> None:
         """Close every connection."""

@@ -1,5 +1,6 @@
 """From a finished task to files on disk: ask Kling once, fetch each file, check it, store it."""
 
+import asyncio
 import functools
 import logging
 import re
@@ -13,6 +14,7 @@ from client.errors import GatewayError
 from client.gateway import Gateway, retry_after_seconds
 from receiver import store
 from receiver.media import EXTENSIONS, HEAD, is_whole, sniff, suits
+from receiver.metrics import Metrics
 from receiver.outbound import Outbound, Refused
 from receiver.outbox import Backoff, Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
 from receiver.reading import Reader, in_thread
@@ -33,6 +35,8 @@ REFUSED_AGAIN = 3
 MOST_REDIRECTS = 5
 MOST_CUTS = 5
 """Times that a download cut short goes on where it was, within one attempt."""
+LONGEST_FETCH = 840
+"""Seconds for one attempt at a file; less than the worker gives a job, so that it ends here."""
 BUFFER = 1 << 20
 """Bytes that go to the disk at once."""
 
@@ -46,8 +50,8 @@ class BadFile(Exception):
 class Asker:
     """Asks Kling about a task, and lets the store believe the answer."""
 
-    def __init__(self, gateway: Gateway, reader: Reader) -> None:
-        self._gateway, self._reader = gateway, reader
+    def __init__(self, gateway: Gateway, reader: Reader, metrics: Metrics) -> None:
+        self._gateway, self._reader, self._metrics = gateway, reader, metrics
 
     async def ask(self, job: Claimed) -> Verdict:
         """The handler of `ask`: a callback hinted at an end, or Kling's word named no files."""
@@ -73,6 +77,15 @@ class Asker:
         The last only for a task that no other of ours is, and when the record names no other task of ours:
         a callback's address proves whose it is, its body proves nothing. Raises GatewayError.
         """
+        outcome = "unanswered"
+        try:
+            report = await self._query(task)
+            outcome = "answered" if report else "unknown_task"
+        finally:
+            self._metrics.questions.labels(outcome).inc()
+        return report
+
+    async def _query(self, task: Row) -> Report | None:
         family, theirs = task["family"], task["callback_id"]
         if task["task_id"]:
             return await self._gateway.query(family, task_id=task["task_id"])
@@ -92,6 +105,8 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) 
         store.believe(tx, task, report)
     if report is None or not report.final:
         return _undecided(tx, job, task, report, hints)
+    if task["hint"] != report.status:
+        store.drop_hint(tx, task, str(report.status))
     if task["status"] == "failed" or report.outputs:
         return Done()
     if report.status == "succeed" and job.attempts < UNDECIDED:
@@ -127,9 +142,12 @@ def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
 class Fetcher:
     """Brings the files that Kling named into the storage."""
 
-    def __init__(self, outbound: Outbound, folder: Folder, reader: Reader, *, largest: int) -> None:
+    def __init__(
+        self, outbound: Outbound, folder: Folder, reader: Reader, metrics: Metrics, *, largest: int
+    ) -> None:
         """`largest`: bytes that one file may have."""
         self._outbound, self._folder, self._reader, self._largest = outbound, folder, reader, largest
+        self._metrics = metrics
 
     async def download(self, job: Claimed) -> Verdict:
         """The handler of `download`: one file, checked and on disk, or a reason why not."""
@@ -138,10 +156,13 @@ class Fetcher:
         if result is None or result["status"] != "pending":
             return verdict(Done())
         try:
-            stored = await self._fetch(result)
-        except (Refused, BadFile, httpx.HTTPError, OSError) as error:
+            async with asyncio.timeout(LONGEST_FETCH):
+                stored = await self._fetch(result)
+        except Exception as error:  # whatever it was, the file ends stored, or failed for all to see
             log.warning("task %s, result %d: %s", job.task, n, reason(error))
+            self._metrics.downloads.labels("failed").inc()
             return functools.partial(_not_fetched, job=job, n=n, error=error)
+        self._metrics.downloads.labels("stored").inc()
         return functools.partial(_fetched, job=job, n=n, stored=stored)
 
     async def _fetch(self, result: Row) -> Stored:
@@ -166,9 +187,9 @@ class Fetcher:
                 whole = _length(response, part.size, self._largest)
                 validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
                 async for data in _buffered(response):
-                    head = head if len(head) >= HEAD else head + data[:HEAD]
-                    if not suits(sniff(head), result["kind"]):
-                        raise BadFile(f"it is no {result['kind']}: it begins with {head[:12]!r}")
+                    head = (head + data)[:HEAD] if len(head) < HEAD else head
+                    if len(head) == HEAD:
+                        _check(head, result["kind"])
                     if part.size + len(data) > self._largest:
                         raise BadFile(f"it is larger than {self._largest} bytes")
                     await in_thread(part.write, data)
@@ -180,9 +201,7 @@ class Fetcher:
                 await response.aclose()
             if whole is not None and part.size != whole:
                 raise BadFile(f"{part.size} of {whole} bytes came")
-            if content_type := sniff(head):
-                return content_type
-            raise BadFile("it is empty")
+            return _check(head, result["kind"])
         raise AssertionError("unreachable")
 
     async def _open(self, url: str, start: int, validator: str | None) -> httpx.Response:
@@ -191,17 +210,32 @@ class Fetcher:
         if start and validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": validator}
         for _ in range(MOST_REDIRECTS + 1):
-            response = await self._outbound.send("GET", url, headers=headers, stream=True)
+            response = await self._outbound.send("GET", url, headers=headers)
             if not response.has_redirect_location:
                 break
             await response.aclose()
-            url = urljoin(url, response.headers["Location"])
+            url = _onward(url, response.headers["Location"])
         if response.status_code == (206 if start else 200) and _continues(response, start):
             return response
         await response.aclose()
         raise httpx.HTTPStatusError(
             f"the host answered {response.status_code}", request=response.request, response=response
         )
+
+
+def _onward(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise Refused(f"it redirects to no web address ({error})") from error
+
+
+def _check(head: bytes, kind: str) -> str:
+    """The content type that the first bytes show. Raises BadFile when it is not of this kind."""
+    content_type = sniff(head)
+    if content_type and suits(content_type, kind):
+        return content_type
+    raise BadFile(f"it is no {kind}: it begins with {head[:12]!r}" if head else "it is empty")
 
 
 def _continues(response: httpx.Response, start: int) -> bool:
@@ -230,7 +264,7 @@ async def _buffered(response: httpx.Response) -> AsyncIterator[bytes]:
 def _length(response: httpx.Response, start: int, largest: int) -> int | None:
     """Bytes that the whole file has by its host's word, if it says so."""
     said = response.headers.get("Content-Length", "")
-    if not said.isdigit():
+    if not said.isdecimal():
         return None
     if start + int(said) > largest:
         raise BadFile(f"it is larger than {largest} bytes")

@@ -17,7 +17,7 @@ from receiver.transaction import EVENT, TASK, Row, Transaction
 
 KEPT_EVENTS = 200
 KEPT_BYTES = 1_000_000
-"""Callbacks of one task that are kept; past either they are only counted."""
+"""Callbacks of one task that are kept; past either they are only counted. A body has 1 MB at most."""
 
 GRACE_MS = 2_000
 """For how long a question waits for the create's answer: it may name the id that Kling is to be asked by."""
@@ -56,7 +56,7 @@ def record(tx: Transaction, callbacks: list[Callback]) -> None:
         if (callback.task, callback.digest) in seen:
             tx.repeat(callback.task, callback.digest)
             continue
-        if kept := _room(task, callback):
+        if kept := _room(task):
             seen.add((callback.task, callback.digest))
             _keep(tx, task, callback)
         _apply(tx, task, callback, kept)
@@ -71,8 +71,8 @@ def _seen(tx: Transaction, callbacks: list[Callback]) -> set[tuple[str, str]]:
     return {(row.task, row.digest) for row in rows}
 
 
-def _room(task: Row, callback: Callback) -> bool:
-    return bool(task["kept"] < KEPT_EVENTS) and task["kept_bytes"] + len(callback.body) <= KEPT_BYTES
+def _room(task: Row) -> bool:
+    return bool(task["kept"] < KEPT_EVENTS and task["kept_bytes"] < KEPT_BYTES)
 
 
 def _keep(tx: Transaction, task: Row, callback: Callback) -> None:

@@ -1,0 +1,89 @@
+"""Web servers on loopback that answer as a test tells them to, and remember who asked for what."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+
+
+@dataclass
+class Visit:
+    """One request that came, and the means to answer it."""
+
+    method: str
+    path: str
+    headers: httpx.Headers
+    body: bytes
+    count: int
+    handler: BaseHTTPRequestHandler
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """A whole answer; `_` in a header's name stands for `-`."""
+        self.begin(status, **{"Content_Length": str(len(body)), **headers})
+        self.handler.wfile.write(body)
+
+    def begin(self, status: int, **headers: str) -> None:
+        """The head of an answer."""
+        self.handler.send_response(status)
+        for name, value in headers.items():
+            self.handler.send_header(name.replace("_", "-"), value)
+        self.handler.end_headers()
+
+    def send(self, body: bytes) -> None:
+        """A piece of an answer."""
+        self.handler.wfile.write(body)
+
+
+@dataclass
+class Host:
+    """A server; `visits` are what came so far, in order."""
+
+    url: str
+    visits: list[Visit] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def wait_for(self, count: int, timeout: float = 20) -> list[Visit]:
+        """The visits, once there are so many."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.visits) >= count, timeout), self.visits
+            return list(self.visits)
+
+
+@contextmanager
+def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1") -> Iterator[Host]:
+    """A server whose every request is answered by `respond`; the connection closes after each."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802  # the name that the base class calls
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with there.changed:
+                visit = Visit(
+                    self.command, self.path, httpx.Headers(dict(self.headers)), body, len(there.visits), self
+                )
+                there.visits.append(visit)
+                there.changed.notify_all()
+            respond(visit)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Clients may go away when they have heard enough."""
+
+    server = Server((address, 0), Handler)
+    server.daemon_threads = True
+    there = Host(f"http://{address}:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield there
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
