@@ -1,0 +1,1 @@
+"""What the receiver is worth, measured: side by side in one run, as ratios and medians."""
