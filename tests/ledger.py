@@ -42,6 +42,12 @@ class Ledger:
         with self.transaction() as tx:
             return change(tx)
 
+    def log(self, *types: str) -> None:
+        """Add events of the task `t`, in one commit."""
+        with self.transaction() as tx:
+            for type_ in types:
+                tx.log("t", type_)
+
     def record(self, *callbacks: Callback) -> None:
         """Take in callbacks in one batch."""
         self.change(lambda tx: store.record(tx, list(callbacks)))
