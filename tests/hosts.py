@@ -57,7 +57,7 @@ def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1") -> Ite
     """A server whose every request is answered by `respond`; the connection closes after each."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802  # the name that the base class calls
+        def do_GET(self) -> None:  # the name that the base class calls
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with there.changed:
                 visit = Visit(

@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from client.auth import KeyAuth
 from client.codec import Output, Report
 from client.gateway import Gateway
 from client.ids import new_id
-from receiver import outbox, results, store
+from receiver import results, store
 from receiver.database import Database
 from receiver.metrics import Metrics
 from receiver.outbound import Allowed, Outbound, Refused
@@ -28,7 +26,7 @@ from receiver.storage import Folder
 from receiver.store import Callback, Registration
 from receiver.writer import Writer
 from tests.conftest import KEY, Running, Start
-from tests.hosts import Host, Visit, host
+from tests.hosts import Visit, host
 from tests.submitting import (
     Json,
     counted,
@@ -37,9 +35,7 @@ from tests.submitting import (
     eventually,
     finished,
     post,
-    register,
     show,
-    stream,
     submit,
     types,
 )
