@@ -107,7 +107,7 @@ def _is_anothers(tx: Transaction, task: Row, report: Report) -> bool:
         return False
     if task["task_id"] and report.task_id:
         return bool(report.task_id != task["task_id"])
-    named = or_(TASK.c.id == report.external_id, TASK.c.task_id == report.task_id)
+    named = or_(TASK.c.id == (report.external_id or ""), TASK.c.task_id == (report.task_id or ""))
     return tx.connection.execute(select(TASK.c.id).where(named, TASK.c.id != task["id"])).first() is not None
 
 
