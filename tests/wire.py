@@ -25,6 +25,7 @@ class Wire:
         self._answers, self._hold = list(answers), hold
         self._held: list[socket.socket] = []
         self.requests: list[bytes] = []
+        self.came = threading.Event()
 
     def __enter__(self) -> Self:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -52,6 +53,7 @@ class Wire:
                 return
             with connection.makefile("rb") as reading:
                 self.requests.append(_request(reading))
+            self.came.set()
             connection.sendall(self._answers.pop(0) if len(self._answers) > 1 else self._answers[0])
             self._held.append(connection)
             if len(self._held) > self._hold:
