@@ -4,7 +4,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,13 +12,26 @@ from gateway import Sandbox
 from sqlalchemy import text
 
 from client.ids import new_id
+from client.signing import Role
 from tests.conftest import KEY, Running
 
 Json = dict[str, Any]
 IMAGES = "images/generations"
 
 
-def register(running: Running, task: str, family: str = IMAGES, **given: Any) -> httpx.Response:
+class Reached(Protocol):
+    """A receiver as those outside see it: in this process, or in one of its own."""
+
+    url: str
+
+    def headers(self, role: Role = "client") -> dict[str, str]:
+        """The headers of a request by someone with this role."""
+
+    def callback_url(self, task: str, family: str = IMAGES) -> str:
+        """A signed callback address."""
+
+
+def register(running: Reached, task: str, family: str = IMAGES, **given: Any) -> httpx.Response:
     """One `PUT /api/tasks/{id}`; by default what precedes a create."""
     if "outcome" not in given:
         given = {"attempt": "one", **given}
@@ -28,7 +41,7 @@ def register(running: Running, task: str, family: str = IMAGES, **given: Any) ->
 
 
 def create(
-    running: Running, gateway: Sandbox, task: str, switches: str = "", family: str = IMAGES, **body: Any
+    running: Reached, gateway: Sandbox, task: str, switches: str = "", family: str = IMAGES, **body: Any
 ) -> str:
     """One create at the gateway, with the task's callback address; Kling's id."""
     given = {
@@ -46,7 +59,7 @@ def create(
 
 
 def submit(
-    running: Running, gateway: Sandbox, switches: str = "", family: str = IMAGES, **body: Any
+    running: Reached, gateway: Sandbox, switches: str = "", family: str = IMAGES, **body: Any
 ) -> tuple[str, str]:
     """Register, create, report: our id and Kling's."""
     task = new_id()
@@ -58,7 +71,7 @@ def submit(
 
 @contextmanager
 def stream(
-    running: Running, path: str, last: int | None = None, timeout: float = 40
+    running: Reached, path: str, last: int | None = None, timeout: float = 40
 ) -> Iterator[Iterator[Json]]:
     """The events of a stream, each as its JSON document."""
     headers = running.headers("read") | ({} if last is None else {"Last-Event-ID": str(last)})
@@ -67,7 +80,7 @@ def stream(
         yield (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: "))
 
 
-def events(running: Running, task: str, until: str = "task.done", timeout: float = 40) -> list[Json]:
+def events(running: Reached, task: str, until: str = "task.done", timeout: float = 40) -> list[Json]:
     """What happened to a task, up to the first event of type `until`."""
     found = []
     with stream(running, f"/api/tasks/{task}/events", timeout=timeout) as coming:
@@ -84,21 +97,21 @@ def types(happened: list[Json]) -> list[str]:
     return [event["type"] for event in happened]
 
 
-def finished(running: Running, task: str, timeout: float = 40) -> Json:
+def finished(running: Reached, task: str, timeout: float = 40) -> Json:
     """The task's JSON once it is done."""
     done: Json = events(running, task, timeout=timeout)[-1]["task"]
     assert done["done"], done
     return done
 
 
-def show(running: Running, task: str) -> Json:
+def show(running: Reached, task: str) -> Json:
     """The task's JSON as it is now."""
     shown: Json = httpx.get(f"{running.url}/api/tasks/{task}", headers=running.headers("read")).json()
     return shown
 
 
 def post(
-    running: Running, task: str, content: bytes | Json, family: str = IMAGES, **more: Any
+    running: Reached, task: str, content: bytes | Json, family: str = IMAGES, **more: Any
 ) -> httpx.Response:
     """One callback to the task's signed address."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -111,7 +124,7 @@ def rows(running: Running, query: str, **values: Any) -> list[Json]:
         return [dict(row) for row in connection.execute(text(query), values).mappings()]
 
 
-def counted(running: Running, name: str) -> float:
+def counted(running: Reached, name: str) -> float:
     """A counter in `/metrics`, 0 when it is not there yet."""
     lines = httpx.get(f"{running.url}/metrics", headers=running.headers("read")).text.splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0)
@@ -130,7 +143,7 @@ def raw(url: str, sent: bytes, *, end: bool = False) -> bytes:
         return answer
 
 
-def eventually(predicate: Callable[[], Any], running: Running) -> Any:
+def eventually(predicate: Callable[[], Any], running: Reached) -> Any:
     """Wait until the predicate holds, looking again after each thing that happens to any task."""
     if found := predicate():
         return found

@@ -1,0 +1,107 @@
+"""The receiver as an operator runs it: `kling-receiver` in a process of its own, ended by signals only."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from client.signing import CallbackSigner, Role, api_token
+from tests.conftest import KEY, SECRET
+
+COMMAND = Path(sys.executable).with_name("kling-receiver")
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as bound:
+        port: int = bound.getsockname()[1]
+        return port
+
+
+def environment(data: Path, **settings: str) -> dict[str, str]:
+    """What the command's environment is: this process's without settings, then those given."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
+    usual = {
+        "KLING_API_KEY": KEY,
+        "KLING_SIGNING_SECRETS": SECRET,
+        "KLING_DATA_DIR": str(data),
+        "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
+        "KLING_PRIVATE_HOOK_HOSTS": "127.0.0.1",
+    }
+    return {**plain, **usual, **settings}
+
+
+def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
+    return subprocess.run(
+        [COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+class Process:
+    """`kling-receiver serve`; it may be started, killed and started again on the same data."""
+
+    def __init__(self, data: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = environment(data, **{"KLING_RECEIVER_URL": self.url, **settings})
+        self.log = data.with_name(f"{data.name}.log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process:
+            self.kill()
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            command = [COMMAND, "serve", "--port", str(self.port)]
+            self._process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
+        transport = httpx.HTTPTransport(
+            retries=10
+        )  # its pauses grow; the socket listens before the first answer
+        with httpx.Client(transport=transport, timeout=30) as http:
+            assert http.get(f"{self.url}/readyz").status_code == 200, self.said()
+
+    def kill(self) -> None:
+        """kill -9: nothing is tidied up."""
+        assert self._process
+        self._process.kill()
+        self._process.wait(20)
+        self._process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 20) -> tuple[int, float]:
+        """Wait for its end: the exit code, and the seconds that it took."""
+        assert self._process
+        began = time.monotonic()
+        code = self._process.wait(timeout)
+        self._process = None
+        return code, time.monotonic() - began
+
+    def said(self) -> str:
+        """All that it wrote."""
+        return self.log.read_text()
+
+    def headers(self, role: Role = "client") -> dict[str, str]:
+        """The headers of a request by someone with this role."""
+        return {"Authorization": f"Bearer {api_token((SECRET,), role, 300)}"}
+
+    def callback_url(self, task: str, family: str = "images/generations") -> str:
+        """A signed callback address."""
+        return CallbackSigner([SECRET]).url(self.url, task, family)
