@@ -5,6 +5,7 @@ sent to a private network, to this machine, or to a proxy of the environment, un
 """
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 """All of IPv6 that is given out; NAT64, mapped and compatible IPv4, site and link local lie outside."""
 CLOSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
-    for network in ("2001::/32", "2002::/16", "192.88.99.0/24", "168.63.129.16/32")
+    for network in ("2001::/32", "2002::/16", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
-"""Teredo, 6to4 and its relays carry IPv4 inside; the last is the inside of one cloud, at a public number."""
+"""Teredo, 6to4 and its relays carry IPv4 inside; the others have the insides of two clouds in them."""
+HOST = re.compile(rb"[A-Za-z0-9._:-]+")
 
 
 class Refused(Exception):
@@ -94,7 +96,9 @@ def check_url(url: str, allowed: Allowed) -> httpx.URL:
         port = parsed.port or {"http": 80, "https": 443}.get(parsed.scheme, 0)
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused(f"not a web address ({error})") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if not HOST.fullmatch(parsed.raw_host) or not 0 <= port < 1 << 16:
+        raise Refused("its host is no name, or its port none")
+    if parsed.scheme not in ("http", "https"):
         raise Refused("only http and https addresses are fetched")
     if parsed.userinfo:
         raise Refused("the address has a user or password in it")

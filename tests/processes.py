@@ -66,7 +66,7 @@ class Process:
     def start(self) -> None:
         """Start it, and wait until it is ready."""
         with self.log.open("ab") as log:
-            command = [COMMAND, "serve", "--port", str(self.port)]
+            command = [str(COMMAND), "serve", "--port", str(self.port)]
             self._process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
         transport = httpx.HTTPTransport(
             retries=10

@@ -29,7 +29,7 @@ def log_of(data: Path) -> set[tuple[str, str]]:
 
 
 def whole(task: Json, data: Path) -> bool:
-    """Whether every file of a task lies in the storage with its checksum, and nothing half-written beside it."""
+    """Whether every file of a task lies in the storage with its checksum, and nothing half-written."""
     files = [
         hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((data / "results" / task["id"]).iterdir())
