@@ -2,23 +2,55 @@
 
 import functools
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
+import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from client.events import Event
 from client.kling import AsyncKling
+from client.patience import Patience
+from client.settings import WaitSettings
 from client.tasks import AsyncFile, AsyncResult, AsyncTask
 from client.views import FileView, ResultView, TaskView
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+GRACE = 10
+"""Seconds for what was interrupted to say its last word."""
+
+
+class Call(Generic[T]):
+    """A call under way in the other thread."""
+
+    def __init__(self, portal: BlockingPortal, call: Callable[[], Awaitable[T]]) -> None:
+        self._call, self._ended = call, threading.Event()
+        self.future = portal.start_task_soon(self._run)
+
+    def result(self) -> T:
+        """What it returns. Ctrl-C here cancels it there, and waits for its last word."""
+        try:
+            return self.future.result()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel it; one that has ended takes no notice."""
+        self.future.cancel()
+        self._ended.wait(GRACE)
+
+    async def _run(self) -> T:
+        try:
+            return await self._call()
+        finally:
+            self._ended.set()
 
 
 class Loop:
@@ -30,16 +62,12 @@ class Loop:
         self._portal: BlockingPortal | None = None
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` returns. Ctrl-C here cancels it there."""
-        future = self.start(call)
-        try:
-            return future.result()
-        finally:
-            future.cancel()  # means nothing to one that is done
+        """What `call` returns."""
+        return self.start(call).result()
 
-    def start(self, call: Callable[[], Awaitable[T]]) -> Future[T]:
-        """`call`, under way; cancelling the future cancels it."""
-        return self._started().start_task_soon(call)
+    def start(self, call: Callable[[], Awaitable[T]]) -> Call[T]:
+        """`call`, under way."""
+        return Call(self._started(), call)
 
     def close(self) -> None:
         """End the thread, once what was cancelled has ended."""
@@ -70,10 +98,26 @@ def _creating(
     return blocking
 
 
+class Settings(TypedDict, total=False):
+    """The arguments of AsyncKling and Kling."""
+
+    api_base: str | None
+    api_key: str | None
+    access_key: str | None
+    secret_key: str | None
+    signing_secrets: Sequence[str] | str | None
+    receiver_token: str | None
+    receiver_url: str | None
+    receiver_internal_url: str | None
+    settings: WaitSettings | None
+    patience: Patience | None
+    http: httpx.AsyncClient | None
+
+
 class Kling:
     """Kling with a receiver. Open it with `with`, or end it with `close`; threads may share it."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: Unpack[Settings]) -> None:
         """The arguments are those of AsyncKling. Raises SettingsError, which lists all problems."""
         self.asynchronous = AsyncKling(**settings)
         self.loop = Loop()
@@ -141,15 +185,15 @@ class Task(TaskView):
         if on_event is None:
             return self._loop.run(lambda: self._task.wait(timeout))
         heard: SimpleQueue[Event | None] = SimpleQueue()
-        future = self._loop.start(lambda: self._task.wait(timeout, on_event=heard.put))
-        future.add_done_callback(lambda _: heard.put(None))
+        call = self._loop.start(lambda: self._task.wait(timeout, on_event=heard.put))
+        call.future.add_done_callback(lambda _: heard.put(None))
         try:
             while (event := heard.get()) is not None:
                 self.data = event.task
                 on_event(event)
-            return future.result()
+            return call.result()
         finally:
-            future.cancel()
+            call.stop()
 
 
 class Result(ResultView["File"]):

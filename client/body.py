@@ -37,7 +37,7 @@ def check_create(family: str, body: Any) -> None:
         raise ParameterError(problems)
 
 
-def own_id(family: str, body: Mapping[str, Any], given: str | None) -> str | None:
+def own_id(family: str, body: Any, given: str | None) -> str | None:
     """The id that the caller chose, as an argument or in the body; None when there is none."""
     inside = _place(family, body).get("external_task_id")
     chosen = given or inside or None
@@ -84,8 +84,10 @@ def _withheld(name: str) -> bool:
     return name == "callback_url" or str(name).lower() in SECRET_NAMES
 
 
-def _place(family: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+def _place(family: str, body: Any) -> Mapping[str, Any]:
     """Where this standard has external_task_id and callback_url."""
+    if not isinstance(body, Mapping):
+        return {}
     if not family.startswith("/"):
         return body
     options = body.get("options")

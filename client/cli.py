@@ -14,6 +14,7 @@ import click
 from anyio import to_thread
 
 from client import errors, options, screen
+from client.body import own_id
 from client.ids import new_id
 from client.jobs import JOBS, Job
 from client.kling import AsyncKling
@@ -136,23 +137,21 @@ async def wait(task: AsyncTask, timeout: float | None, heard: OnEvent) -> Ended:
 
 async def deliver(ended: Ended, output: Path | None, as_json: bool, **_: Any) -> None:
     """The files into `output`, or a link to each; then the trouble, if there was any."""
-    try:
-        lines = [str(file.href) for file in ended.result.files]
-        if output:
-            await to_thread.run_sync(partial(output.mkdir, parents=True, exist_ok=True))
-            lines = [str(await file.save(output / file.name)) for file in ended.result.files]
-    finally:
-        if as_json:
-            screen.show_json(ended.result.task)
-    for line in () if as_json else lines:
-        screen.show(line)
+    if as_json:
+        screen.show_json(ended.result.task)
+    if output:
+        await to_thread.run_sync(partial(output.mkdir, parents=True, exist_ok=True))
+    for file in ended.result.files:
+        line = await file.save(output / file.name) if output else file.href
+        if not as_json:
+            screen.show(str(line))
     if ended.error:
         raise ended.error
 
 
-def start(create: Create, given: dict[str, Any]) -> None:
+def start(create: Create, family: str, body: Any, given: dict[str, Any]) -> None:
     """Create a task. Its id is made here, so that Ctrl-C can name it at any moment."""
-    task_id = given["external_task_id"] or new_id()
+    task_id = own_id(family, body, given["external_task_id"]) or new_id()
     run(lambda kling: create(kling, task_id), ClientSettings, task_id, given)
 
 
@@ -164,7 +163,8 @@ def add_job(job: Job) -> None:
     @options.command(kling, job.name.replace("_", "-"), parameters, job.summary)
     def typed(**given: Any) -> None:
         values = {name: given[name] for name in names} | dict(given["more"])
-        start(lambda it, task_id: it.run(job, values, tags=given["tags"], external_task_id=task_id), given)
+        create = partial(AsyncKling.run, job=job, values=values, tags=given["tags"])
+        start(lambda it, task_id: create(it, external_task_id=task_id), job.family, values, given)
 
 
 for each in JOBS:
@@ -172,13 +172,9 @@ for each in JOBS:
 
 
 @options.command(kling, "create", options.ANY_JOB + options.CREATING, "Make any other job.")
-def create_any(**given: Any) -> None:
-    start(
-        lambda it, task_id: it.create(
-            given["family"], given["body"], tags=given["tags"], external_task_id=task_id
-        ),
-        given,
-    )
+def create_any(family: str, body: Any, **given: Any) -> None:
+    create = partial(AsyncKling.create, family=family, body=body, tags=given["tags"])
+    start(lambda it, task_id: create(it, external_task_id=task_id), family, body, given)
 
 
 @options.command(kling, "wait", [options.ID, *options.WAITING], "Wait for a task, then hand over its files.")

@@ -188,7 +188,7 @@ def _first(value: Any, other: Any) -> Any:
 
 def _cost(value: Any) -> Any:
     """The cost as it came, if a database's JSON can hold it: no NUL, no NaN, not endless."""
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return clean(value, LONGEST_ID) or None
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -26,8 +26,12 @@ class Patience:
     """For all tries of a create that Kling surely did not take."""
     connect: float = 30
     """For those of them that found no connection to Kling."""
-    receiver: float = 30
-    """For all tries of one call to the receiver."""
+    receiver: float = 20
+    """For all tries of one call that changes something at the receiver: it may be restarting."""
+    reading: float = 5
+    """For all tries of one that only reads there."""
+    call: float = 60
+    """For one try, however slowly its answer drips."""
     file: float = 300
     """For all tries of a download."""
     looks: tuple[float, ...] = (1, 4, 10)

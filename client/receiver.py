@@ -17,9 +17,6 @@ from client.patience import Patience
 LONGEST_ANSWER = 32_000_000
 """Bytes: a page of tasks, each with its request; a longer answer is not the receiver's."""
 
-LONGEST_CALL = 60
-"""Seconds for one call, however slowly its answer drips."""
-
 TIMEOUT = httpx.Timeout(30, connect=10)
 BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -117,7 +114,7 @@ class Receiver:
     async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """One request, its answer a JSON object. Raises ReceiverError."""
         try:
-            with anyio.fail_after(LONGEST_CALL):
+            with anyio.fail_after(self.patience.call):
                 async with self.open(method, path, json=body) as response:
                     return _object(await _content(response))
         except TimeoutError as error:
@@ -162,8 +159,9 @@ class Receiver:
 
     async def _persist(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """`call`, again while the receiver is away or busy; every route we call may be repeated."""
+        total = self.patience.reading if method == "GET" else self.patience.receiver
         return await self.patience.retry(
-            lambda: self.call(method, path, body), lambda error: error.retryable, self.patience.receiver
+            lambda: self.call(method, path, body), lambda error: error.retryable, total
         )
 
     def _broken(self, error: Exception) -> ReceiverError:

@@ -1,6 +1,7 @@
 """What a person sees: data on stdout, talk on stderr, and no letter in either that could steer a terminal."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from rich.text import Text
 from client.events import Event
 from client.views import TaskView
 
+STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Letters that move a cursor, turn text round, or are none; a line end is handled apart."""
+
 WIDE = 300
 """Columns of a table that goes into a pipe."""
 
@@ -28,11 +32,7 @@ def speak_utf8() -> None:
 
 def plain(value: Any) -> str:
     """Text whose control characters are made visible: a status message must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else _visible(letter) for letter in str(value))
-
-
-def _visible(letter: str) -> str:
-    return " " if letter.isspace() else f"\\x{ord(letter):02x}"
+    return STEERING.sub(lambda letter: f"\\x{ord(letter.group()):02x}", " ".join(str(value).splitlines()))
 
 
 def say(text: str) -> None:
@@ -48,7 +48,7 @@ def show(text: str) -> None:
 def show_json(document: Any, *, nicely: bool = False) -> None:
     """One JSON document: on one line, or nicely on several."""
     text = json.dumps(document, ensure_ascii=False, indent=2 if nicely else None)
-    click.echo("\n".join(plain(line) for line in text.splitlines()) if nicely else plain(text))
+    click.echo(STEERING.sub(lambda letter: f"\\u{ord(letter.group()):04x}", text))
 
 
 def show_tasks(tasks: Sequence[TaskView]) -> None:
@@ -74,9 +74,9 @@ def _created(task: TaskView) -> str:
 
 
 @contextmanager
-def watching(task_id: str) -> Iterator[Callable[[Event], None]]:
-    """Live progress on a terminal while the block runs; elsewhere nothing."""
-    console = Console(stderr=True)
+def watching(task_id: str, console: Console | None = None) -> Iterator[Callable[[Event], None]]:
+    """Live progress on a terminal (stderr, unless given) while the block runs; elsewhere nothing."""
+    console = console or Console(stderr=True)
     if not console.is_terminal:
         yield lambda event: None
         return

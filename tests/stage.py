@@ -16,6 +16,13 @@ SECRET = "a-signing-secret-for-tests-0123456789"
 QUICK = Patience(first=0, longest=0, tries=4, looks=(0, 0), unreached=0, silence=5, last_word=5)
 """No waits, few tries."""
 
+SETTINGS: dict[str, Any] = {
+    "api_base": "https://kling.test",
+    "api_key": "the-kling-key",
+    "signing_secrets": SECRET,
+    "receiver_url": "https://receiver.test",
+}
+
 Step = httpx.Response | Exception | Callable[[httpx.Request], Any]
 
 
@@ -90,14 +97,11 @@ class Stage:
 
     def kling(self, *, patience: Patience = QUICK, **settings: Any) -> AsyncKling:
         """A client whose every request comes here."""
-        usual: dict[str, Any] = {
-            "api_base": "https://kling.test",
-            "api_key": "the-kling-key",
-            "signing_secrets": SECRET,
-            "receiver_url": "https://receiver.test",
-        }
-        http = httpx.AsyncClient(transport=httpx.MockTransport(self.handle))
-        return AsyncKling(http=http, patience=patience, **{**usual, **settings})
+        return AsyncKling(http=self.http(), patience=patience, **{**SETTINGS, **settings})
+
+    def http(self) -> httpx.AsyncClient:
+        """The HTTP client for it."""
+        return httpx.AsyncClient(transport=httpx.MockTransport(self.handle))
 
     def bodies(self, kind: str) -> list[Any]:
         """The JSON that came with requests of a kind."""

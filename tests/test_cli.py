@@ -7,19 +7,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway import Sandbox
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from client.cli import explain, main
 from client.cli import kling as command
+from client.events import Event
 from client.ids import is_id
 from client.jobs import JOBS
-from client.screen import plain
+from client.screen import plain, show_json, watching
 from tests.conftest import KEY, SECRET, Running, Start
 from tests.test_jobs import picture
 from tests.wire import Wire
@@ -194,12 +200,34 @@ def test_the_same_id_again_continues(run: Run, gateway: Sandbox) -> None:
     assert len(gateway.creates) == 1
 
 
+def test_a_file_that_cannot_be_had_is_1_and_the_others_are_saved(
+    run: Run, receiver: Running, tmp_path: Path
+) -> None:
+    """One file of two is lost at the receiver: the other is written and named."""
+    run("text-to-image", "x", "--n", "2", "--external-task-id", "order-42")
+    stored = sorted((tmp_path / "data" / "results").rglob("*.png"))
+    assert len(stored) == 2
+    run("wait", "order-42", "--output", "before")
+    next(each for each in stored if each.read_bytes() == Path("before/order-42-1.png").read_bytes()).unlink()
+    ran = run("wait", "order-42", "--output", "out")
+    assert (ran.code, ran.out) == (1, "out/order-42-0.png\n")
+    assert "File 1 of task order-42 cannot be had" in ran.err
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_failed_generation_is_1(run: Run, as_json: bool) -> None:
     """Kling's reason on stderr; with --json the failed task on stdout all the same."""
     ran = run("text-to-image", "x [sandbox: failed]", *(["--json"] if as_json else []))
     assert (ran.code, "asked to fail" in ran.err) == (1, True)
     assert (ran.json["status"] == "failed") if as_json else (ran.out == "")
+
+
+def test_an_id_in_the_body_is_the_task_s(run: Run) -> None:
+    """However it is given, an external_task_id becomes the task's id."""
+    assert run("text-to-image", "x", "--set", "external_task_id=order-1", "--no-wait").out == "order-1\n"
+    body = '{"prompt": "x", "external_task_id": "order-2"}'
+    assert run("create", "images/generations", "--body", body, "--no-wait").out == "order-2\n"
+    assert run("create", "images/generations", "--body", body, "--external-task-id", "x").code == 2
 
 
 def test_a_refused_request_is_1_with_what_to_do(run: Run) -> None:
@@ -367,7 +395,32 @@ def test_help_and_version(bare: Run) -> None:
 def test_what_kling_says_cannot_steer_a_terminal() -> None:
     """Control characters are shown, not sent; line ends become blanks."""
     assert plain("a\x1b[31mb\nc\x9bd\u202e") == "a\\x1b[31mb c\\x9bd\\x202e"
-    assert plain("袋鼠 🦘") == "袋鼠 🦘"
+    assert plain("袋鼠\u3000👩\u200d🚀") == "袋鼠\u3000👩\u200d🚀"
+
+
+@given(st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_json_stays_the_same_document_whatever_is_in_it(document: Any) -> None:
+    """Steering letters go out as JSON's own escapes; without --json's niceness it is one line."""
+    for nicely in (False, True):
+        with StringIO() as out, redirect_stdout(out):
+            show_json(document, nicely=nicely)
+            text = out.getvalue()
+        assert json.loads(text) == document
+        assert "\x1b" not in text
+        text.encode()
+
+
+def test_progress_says_what_there_is() -> None:
+    """The status, and how many files are here, in place; nothing stays on the screen."""
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
+    with watching("a", console) as heard:
+        heard(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
+        heard(Event(2, "result.stored", "", {}, task))
+    assert "a succeed, 1 of 2 files here" in out.getvalue()
+    with watching("a", Console(file=StringIO())) as heard:
+        heard(Event(1, "task.processing", "", {}, task))
 
 
 def test_an_error_of_ours_is_not_hidden() -> None:

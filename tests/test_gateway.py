@@ -273,6 +273,13 @@ async def test_a_refused_query_is_no_word_on_the_task(http: httpx.AsyncClient, a
         await at(wire.url, http).query(IMAGES, task_id="mine")
 
 
+async def test_a_batch_query_that_fails_is_an_error(http: httpx.AsyncClient) -> None:
+    """5001 is no word on the task, and no reason to ask elsewhere."""
+    with Wire(reply(503, {"code": 5001, "message": "later"})) as wire, pytest.raises(GatewayError):
+        await at(wire.url, http).query(NEW, task_id="t")
+    assert len(wire.requests) == 1
+
+
 async def test_a_relay_without_the_batch_query_is_asked_by_path(http: httpx.AsyncClient) -> None:
     """An HTML 404 for /tasks means that there is no such query; the task's own path has the answer."""
     found = {"code": 0, "data": {"id": "t", "status": "processing"}}

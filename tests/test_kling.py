@@ -5,6 +5,7 @@ import inspect
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from client import (
     TaskFailed,
     WaitTimeout,
 )
-from client.blocking import Task
+from client.blocking import Settings, Task
+from client.settings import ClientSettings
 from client.transport import new_http
 from tests.conftest import KEY, SECRET, Running, Start
-from tests.stage import Stage, answer, task_json
+from tests.stage import QUICK, SETTINGS, Stage, answer, forever, task_json
 from tests.test_jobs import picture
 
 
@@ -249,6 +251,26 @@ def test_ctrl_c_ends_a_blocking_wait_and_the_task_goes_on(kling: Kling, gateway:
     assert task.wait(60).images
 
 
+def test_ctrl_c_in_a_blocking_create_has_its_last_word() -> None:
+    """The receiver hears that the outcome is unknown before the interrupt comes through."""
+    main = threading.main_thread().ident
+    assert main is not None
+
+    async def interrupting(request: httpx.Request) -> httpx.Response:
+        signal.pthread_kill(main, signal.SIGINT)
+        return await forever(request)
+
+    stage = Stage(create=[interrupting])
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Kling(http=stage.http(), patience=QUICK, **SETTINGS) as kling, pytest.raises(KeyboardInterrupt):
+            kling.text_to_image("x")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [body["outcome"] for body in stage.bodies("report")] == ["unknown"]
+
+
 def test_a_kling_that_was_never_used_closes() -> None:
     """No thread was begun for it that would have to end."""
     with Kling(api_key="k", receiver_token="t", receiver_url="https://receiver.test"):
@@ -269,6 +291,13 @@ def test_the_public_names() -> None:
         "TaskFailed",
     }
     assert wanted <= set(client.__all__)
+
+
+def test_both_faces_have_the_same_arguments() -> None:
+    """Every setting is an argument of both, by the same name."""
+    assert list(Settings.__annotations__) == list(inspect.signature(AsyncKling).parameters)
+    fields = set(ClientSettings.model_fields)
+    assert fields == set(Settings.__annotations__) - {"settings", "patience", "http"}
 
 
 def test_both_faces_have_the_same_methods() -> None:
@@ -326,6 +355,15 @@ async def test_a_strange_task_is_told(step: Callable[[], httpx.Response]) -> Non
         with pytest.raises(ReceiverError) as error:
             await kling.task("mine")
     assert error.value.code == "unreadable"
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_never_ends_does_not_hold_up() -> None:
+    """One call to the receiver has its time, however slowly it drips; then it is tried again."""
+    stage = Stage(task=[forever, forever])
+    async with stage.kling(patience=replace(QUICK, call=0.01)) as kling:
+        assert (await kling.task("mine")).id == "mine"
+    assert len(stage.requests["task"]) == 3
 
 
 @pytest.mark.anyio
