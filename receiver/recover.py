@@ -6,7 +6,7 @@ import logging
 from client.codec import Report
 from client.errors import GatewayError
 from receiver import store
-from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict, verdict
+from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict
 from receiver.reading import Reader
 from receiver.results import Asker
 from receiver.states import FINAL
@@ -30,7 +30,7 @@ class Overdue:
         """The handler of `overdue`."""
         task = await self._reader.task(job.task)
         if task is None or task["status"] in FINAL:
-            return verdict(Done())
+            return functools.partial(_ended, job=job)
         if job.attempts == 1:
             log.warning("task %s is overdue: no final callback came; asking Kling", job.task)
         try:
@@ -38,6 +38,12 @@ class Overdue:
         except GatewayError as error:
             return functools.partial(_unanswered, job=job, error=error)
         return functools.partial(_answered, job=job, report=report)
+
+
+def _ended(tx: Transaction, job: Claimed) -> Outcome:
+    """The task has ended, unless Kling's word revived it since it was read."""
+    task = tx.task(job.task)
+    return Done() if task is None or task["status"] in FINAL else RetryAt(tx.now, "It lives again.")
 
 
 def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
@@ -61,6 +67,8 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
 
 
 def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
+    if tx.known(job.task)["status"] in FINAL:
+        return Done()
     _say_overdue(tx, job)
     return _again(tx, job, str(error))
 

@@ -113,7 +113,7 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) 
         return RetryAt(
             ASK_AGAIN.after(job.attempts, tx.now) or tx.now, "Kling says succeed, and names no file."
         )
-    store.fail_result(tx, task, 0, f"Kling says {report.status}, and names no file.")
+    store.lack_files(tx, task, f"Kling says {report.status}, and names no file.")
     return Done()
 
 

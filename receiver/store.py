@@ -236,7 +236,7 @@ FAIL = text(
 )
 ADD_FAILED = text("""
     INSERT INTO result (task, n, kind, status, source_url, error)
-    VALUES (:task, :n, 'file', 'failed', '', :error)
+    VALUES (:task, 0, 'file', 'failed', '', :error)
     ON CONFLICT (task, n) DO NOTHING
 """)
 
@@ -266,9 +266,16 @@ def store_result(tx: Transaction, task: Row, n: int, stored: Stored) -> None:
 
 def fail_result(tx: Transaction, task: Row, n: int, reason: str) -> None:
     """A file cannot be had: say so, loudly."""
-    values = {"task": task["id"], "n": n, "error": reason}
-    if tx.connection.execute(FAIL, values).rowcount or tx.connection.execute(ADD_FAILED, values).rowcount:
+    if tx.connection.execute(FAIL, {"task": task["id"], "n": n, "error": reason}).rowcount:
         tx.log(task["id"], "result.failed", {"index": n, "reason": reason})
+    finish(tx, task)
+
+
+def lack_files(tx: Transaction, task: Row, reason: str) -> None:
+    """A success of which nobody names the files, unless somebody has: say so, as loudly."""
+    tx.insert()
+    if tx.connection.execute(ADD_FAILED, {"task": task["id"], "error": reason}).rowcount:
+        tx.log(task["id"], "result.failed", {"index": 0, "reason": reason})
     finish(tx, task)
 
 
@@ -286,8 +293,7 @@ def stand(tx: Transaction, task: Row) -> None:
         return
     _move(tx, task, Report(task["hint"], message=task["hint_msg"]), "callback")
     if task["status"] == "succeed":
-        reason = "Kling could not be asked, and addresses are taken from nobody else."
-        fail_result(tx, task, 0, reason)
+        lack_files(tx, task, "Kling could not be asked, and addresses are taken from nobody else.")
     finish(tx, task)
 
 
@@ -347,8 +353,13 @@ def register(tx: Transaction, given: Registration) -> Registered:
         return Registered(new)
     if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callbacks"]:
         _reopen(tx, task, given.attempt)
-    may = task["outcome"] == "pending" and bool(given.attempt) and task["attempt"] == given.attempt
-    return Registered(new, create=may)
+    return Registered(new, create=_may_create(task, given.attempt))
+
+
+def _may_create(task: Row, attempt: str) -> bool:
+    """Whether this attempt may send the create: nothing has shown yet that Kling knows the task."""
+    unknown = task["outcome"] == "pending" and task["status"] == "created" and not task["callbacks"]
+    return unknown and bool(attempt) and bool(task["attempt"] == attempt)
 
 
 def _add(tx: Transaction, given: Registration) -> Row:
