@@ -1,0 +1,303 @@
+"""Any sequence of callbacks, answers, registrations and endings leads where a model of a few lines says."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from client.codec import Report
+from client.errors import GatewayError
+from receiver import outbox, recover, results, store
+from receiver.database import Database
+from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
+from receiver.reading import RESULT
+from receiver.states import FINAL, RANK
+from receiver.store import Stored
+from receiver.transaction import EVENT, JOB, TASK, Row, Rules, Transaction
+from tests.ledger import FILE, Ledger, callback, says
+
+TASKS = st.sampled_from(["t", "u"])
+ATTEMPTS = st.sampled_from(["a", "b"])
+STATUSES = st.sampled_from(["submitted", "processing", "succeed", "failed", None])
+CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), st.booleans())
+ANSWERS = st.sampled_from(
+    [says("submitted"), says("processing"), says("succeed", FILE, FILE), says("succeed"), says("failed"), None]
+)
+FAR_FUTURE = 1 << 62
+
+
+@dataclass
+class Model:
+    """What should become of a task."""
+
+    status: str = "created"
+    origin: str | None = None
+    outcome: str = "none"
+    attempt: str = ""
+    files: bool = False
+    bodies: Counter[str] = field(default_factory=Counter)
+
+    def kling(self, status: str, files: bool = False) -> None:
+        """Kling's first final word stands; before it, its word goes before ours, and forward."""
+        if self.origin != "kling" and (self.status in FINAL or RANK[status] >= RANK[self.status]):
+            self.status, self.origin = status, "kling" if status in FINAL else None
+        if self.status == status == "succeed":
+            self.files = self.files or files
+
+    def callback(self, status: str | None) -> None:
+        """A callback moves an open task forward, and ends none."""
+        if status and status not in FINAL and self.status not in FINAL:
+            self.status = max(self.status, status, key=RANK.__getitem__)
+
+    def ours(self, status: str, origin: str) -> None:
+        """Our own word ends an open task."""
+        if self.status not in FINAL:
+            self.status, self.origin = status, origin
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing shows that Kling knows the task."""
+        return self.status == "created" and not self.bodies
+
+    def register(self, attempt: str, outcome: str | None) -> bool:
+        """A client's word; whether it may send the create."""
+        if outcome == "created":
+            first, self.outcome = self.outcome != "created", "created"
+            if first and self.origin not in ("callback", "kling") and self.status in ("created", "failed"):
+                self.kling("submitted")
+        elif outcome and self.untouched and attempt == self.attempt:
+            if outcome == "not_created":
+                self.outcome = "not_created"
+                self.ours("failed", "local")
+            elif self.outcome == "pending":
+                self.outcome = "unknown"
+        elif not outcome and self.outcome == "not_created" and self.origin == "local" and not self.bodies:
+            self.status, self.origin, self.outcome, self.attempt = "created", None, "pending", attempt
+        may = self.outcome == "pending" and self.untouched and attempt == self.attempt
+        return may and outcome is None
+
+
+@dataclass
+class Run:
+    """A job that a worker has, and the task as the worker read it."""
+
+    job: Claimed
+    task: Row
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The store and the outbox on a real database, with a worker whose jobs end when hypothesis says so."""
+
+    template: Path
+
+    @initialize()
+    def begin(self) -> None:
+        """A database with its tables and no rows."""
+        self.folder = Path(tempfile.mkdtemp())
+        shutil.copy(self.template, self.folder / "kling.db")
+        self.database = Database(f"sqlite:///{self.folder / 'kling.db'}")
+        self.ledger = Ledger(self.database, rules=Rules(hooked=True))
+        self.models: dict[str, Model] = {}
+        self.running: list[Run] = []
+        self.last_event = 0
+
+    def teardown(self) -> None:
+        """Take the database away."""
+        if hasattr(self, "database"):
+            self.database.close()
+            shutil.rmtree(self.folder)
+
+    @rule(batch=st.lists(CALLBACKS, min_size=1, max_size=5))
+    def callbacks_come(self, batch: list[tuple[str, str | None, bool, int, bool]]) -> None:
+        """Repeated, reordered, contradictory, false, signed or not, unreadable; in one commit."""
+        made = []
+        for task, status, signed, variant, files in batch:
+            one = callback(task, status, signed=signed, n=variant, files=[FILE] * files)
+            made.append(one)
+            model = self.models.setdefault(task, Model())
+            model.bodies[one.digest] += 1
+            if model.bodies[one.digest] > 1:
+                continue
+            if one.signed and status:
+                model.kling(status, files)
+            else:
+                model.callback(status)
+        self.ledger.record(*made)
+
+    @rule(
+        task=TASKS, attempt=ATTEMPTS, outcome=st.sampled_from([None, None, "created", "not_created", "unknown"])
+    )
+    def a_client_says(self, task: str, attempt: str, outcome: Any) -> None:
+        """Before its create, or after it."""
+        if task not in self.models:
+            self.models[task] = Model(outcome="pending", attempt=attempt)
+        expected = self.models[task].register(attempt, outcome)
+        answer = self.ledger.register(task, attempt=attempt, outcome=outcome, task_id=f"k{task}")
+        assert answer.create == expected
+
+    @rule(wait=st.sampled_from([1, 2_000, 60_000, 200_000]))
+    def time_passes(self, wait: int) -> None:
+        """And a worker claims what is due."""
+        self.ledger.now += wait
+        self.claim()
+
+    def claim(self) -> None:
+        """Hooks are nobody's here."""
+
+        def claim(tx: Transaction) -> list[Claimed]:
+            return outbox.claim_due(tx, room=9, running={"hook": 1}, per_lane=1, lease_ms=10**9)
+
+        for job in self.ledger.change(claim):
+            self.running.append(Run(job, self.ledger.task(job.task)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), answer=ANSWERS, reached=st.booleans(), last=st.booleans())
+    def a_job_ends(self, data: st.DataObject, answer: Report | None, reached: bool, last: bool) -> None:
+        """A question is answered or not, a file comes or does not; perhaps it was the last attempt."""
+        run = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        job = dataclasses.replace(run.job, attempts=99) if last else run.job
+        verdict = getattr(self, f"_{job.kind}")
+        settled = self.ledger.change(
+            lambda tx: outbox.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
+        )
+        assert settled
+
+    @precondition(lambda self: self.running)
+    @rule(answer=ANSWERS)
+    def the_process_dies(self, answer: Report | None) -> None:
+        """What ran is owed again; what a dead worker's job comes to is nothing."""
+        self.ledger.change(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        before = self.everything()
+        for run in self.running:
+            job = run.job
+            verdict = getattr(self, f"_{job.kind}")
+            lost = self.ledger.change(
+                lambda tx, job=job, run=run, verdict=verdict: outbox.settle(  # type: ignore[misc]
+                    tx, job, lambda tx: verdict(tx, job, run.task, answer, True)
+                )
+            )
+            assert not lost
+        self.running.clear()
+        assert self.everything() == before
+        self.claim()
+
+    def everything(self) -> list[list[Row]]:
+        """Every row there is."""
+        return [self.ledger.rows(table) for table in (TASK, EVENT, RESULT, JOB)]
+
+    def _ask(self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool) -> Outcome:
+        model = self.models[job.task]
+        if task["origin"] == "kling" and (task["status"] == "failed" or self.ledger.results(job.task)):
+            return Done()
+        if reached:
+            if answer:
+                model.kling(str(answer.status), bool(answer.outputs))
+            outcome = results._answered(tx, job, answer, task["hints"])
+        else:
+            outcome = results._unanswered(tx, job, GatewayError("no answer"))
+        if isinstance(outcome, GiveUp) and (hint := tx.known(job.task)["hint"] or self._stood(tx, job)):
+            model.ours(hint, "callback")
+        return outcome
+
+    def _stood(self, tx: Transaction, job: Claimed) -> str | None:
+        task = tx.known(job.task)
+        return str(task["status"]) if task["origin"] == "callback" else None
+
+    def _overdue(
+        self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool
+    ) -> Outcome:
+        model = self.models[job.task]
+        if task["status"] in FINAL:
+            return recover._ended(tx, job)
+        if not reached:
+            outcome = recover._unanswered(tx, job, GatewayError("no answer"))
+        else:
+            if answer and model.status not in FINAL:
+                model.kling(str(answer.status), bool(answer.outputs))
+            outcome = recover._answered(tx, job, answer)
+        if isinstance(outcome, Done):
+            model.ours("failed", "local")
+        return outcome
+
+    def _download(
+        self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool
+    ) -> Outcome:
+        n = job.data["n"]
+        if reached:
+            stored = Stored(f"{job.task}/{n}", "image/png", 1, "0" * 64)
+            store.store_result(tx, tx.known(job.task), n, stored)
+            return Done()
+        if job.attempts < 99:
+            return RetryAt(tx.now + 5, "cut")
+        store.fail_result(tx, tx.known(job.task), n, "gone")
+        return GiveUp("gone")
+
+    @invariant()
+    def the_model_is_right(self) -> None:
+        """Status and origin are those of the model; each distinct callback is one event."""
+        for task, model in getattr(self, "models", {}).items():
+            row = self.ledger.task(task)
+            assert (row["status"], row["origin"], row["outcome"]) == (model.status, model.origin, model.outcome)
+            events = self.ledger.rows(EVENT, task=task, type="callback.received")
+            assert {event["digest"]: event["repeats"] + 1 for event in events} == dict(model.bodies)
+            assert row["callbacks"] == sum(model.bodies.values())
+
+    @invariant()
+    def nothing_owed_is_forgotten(self) -> None:
+        """A live job for each pending file, hint, unnamed file, open task; done when nothing is owed."""
+        jobs = self.ledger.jobs() if hasattr(self, "ledger") else {}
+        live = {key for key, job in jobs.items() if job["state"] != "dead"}
+        for task, model in getattr(self, "models", {}).items():
+            row, files = self.ledger.task(task), self.ledger.results(task)
+            pending = {f"download/{task}/{file['n']}" for file in files if file["status"] == "pending"}
+            unnamed = model.status == "succeed" and not files
+            assert pending <= live
+            assert row["done"] == (model.status in FINAL and not pending and not unnamed)
+            assert not unnamed or f"ask/{task}" in live
+            if model.status not in FINAL:
+                assert f"overdue/{task}" in live
+                assert row["hint"] is None or f"ask/{task}" in live
+            if model.files:
+                assert [file["source_url"] != "" for file in files] == [True] * len(files) != []
+
+    @invariant()
+    def every_event_is_offered(self) -> None:
+        """Ids grow, and each has its job for the hook."""
+        if not hasattr(self, "ledger"):
+            return
+        ids = [event["id"] for event in self.ledger.rows(EVENT)]
+        hooks = {int(key.removeprefix("hook/")) for key in self.ledger.jobs() if key.startswith("hook/")}
+        assert hooks == set(ids)
+        assert max(ids, default=0) >= self.last_event
+        self.last_event = max(ids, default=0)
+
+
+def test_any_sequence_ends_as_the_model_says(tmp_path: Path) -> None:
+    """Hypothesis looks for one that does not."""
+    template = Database(f"sqlite:///{tmp_path / 'template.db'}")
+    template.migrate()
+    template.close()
+
+    class Machine(StoreMachine):
+        """On copies of this template."""
+
+        template = tmp_path / "template.db"
+
+    quick = settings(
+        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(Machine, settings=quick)
