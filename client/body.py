@@ -18,6 +18,9 @@ AT_ONCE = frozenset({"audio/tts"})
 LONGEST_KEPT = 4096
 """Characters of a string that the receiver keeps."""
 
+LONGEST_REQUEST = 90_000
+"""Characters of a whole request that the receiver keeps."""
+
 PICTURES = ("data:", "/9j/", "iVBORw0KGgo")
 """How data URLs and the base64 of JPEG and PNG begin: pictures, however small."""
 
@@ -66,12 +69,14 @@ def model_of(family: str, body: Mapping[str, Any]) -> str:
 
 def kept(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the receiver stores as `request`: without picture bytes, callback address and secrets."""
-    return {name: _kept(value) for name, value in body.items() if not _withheld(name)}
+    request: dict[str, Any] = _kept(body)
+    size = len(json.dumps(request))
+    return request if size <= LONGEST_REQUEST else {"note": f"[{size} characters, left out]"}
 
 
 def _kept(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return kept(value)
+        return {name: _kept(each) for name, each in value.items() if not _withheld(name)}
     if isinstance(value, list | tuple):
         return [_kept(item) for item in value]
     if isinstance(value, str) and (len(value) > LONGEST_KEPT or value.startswith(PICTURES)):

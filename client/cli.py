@@ -59,7 +59,7 @@ def explain(error: Exception) -> int:
             screen.say(_told(error))
             return _exit_code(error)
         case OSError():
-            screen.say(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
+            screen.say(f"{error.filename or 'A file'} cannot be written: {error.strerror or error}.")
             return FAILED
         case _:
             raise error

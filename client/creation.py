@@ -71,7 +71,7 @@ class Creation:
     async def _create(self, registered: Registered) -> dict[str, Any]:
         try:
             refusal = await self._send(registered.callback_url)
-            task = await self._report() or registered.task
+            task = await self._report(registered.task)
         except BaseException:
             await self._last_word()
             raise
@@ -85,7 +85,7 @@ class Creation:
             return task
         if report := await self._look():
             self._created(report)
-            return await self._report() or task
+            return await self._report(task)
         return task
 
     async def _send(self, callback_url: str) -> NotCreated | None:
@@ -144,7 +144,7 @@ class Creation:
     def _created(self, report: Report) -> None:
         self.ending = Ending("created", task_id=report.task_id)
 
-    async def _report(self) -> dict[str, Any] | None:
+    async def _report(self, task: dict[str, Any]) -> dict[str, Any]:
         """Tell the receiver; when it cannot be told, callback and deadline still find the task."""
         try:
             return await self._receiver.report(self._id, self._registration, self.ending)
@@ -155,7 +155,7 @@ class Creation:
                 f"{f', as {ending.task_id} at Kling' if ending.task_id else ''}. {error}"
             )
             log.warning("%s", self._unreported)
-            return None
+            return {**task, "task_id": task.get("task_id") or ending.task_id}
 
     async def _last_word(self) -> None:
         """Interrupted: say in a moment what is known. `kling wait` finds the task in any case."""

@@ -1,7 +1,7 @@
 """The receiver's `/api` as this client uses it: a method a route. Its bearer token leaves us only here."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
@@ -16,6 +16,9 @@ from client.patience import Patience
 
 LONGEST_ANSWER = 32_000_000
 """Bytes: a page of tasks, each with its request; a longer answer is not the receiver's."""
+
+LONGEST_REASON = 2000
+"""Characters of Kling's message that the receiver is told."""
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
@@ -62,7 +65,7 @@ class Ending:
 
     def fields(self) -> dict[str, str]:
         """As the receiver wants it told."""
-        named = {"outcome": self.outcome, "task_id": self.task_id, "reason": self.reason}
+        named = {"outcome": self.outcome, "task_id": self.task_id, "reason": self.reason[:LONGEST_REASON]}
         return {name: value for name, value in named.items() if value}
 
 
@@ -120,9 +123,10 @@ class Receiver:
         except TimeoutError as error:
             raise self._broken(error) from None
 
-    async def chunks(self, path: str, *, bearer: bool = True) -> AsyncIterator[bytes]:
-        """The bytes of a file."""
-        async with self.open("GET", path, bearer=bearer, headers={"Accept-Encoding": "identity"}) as response:
+    async def file(self, task_id: str, index: int) -> AsyncGenerator[bytes, None]:
+        """The bytes of a result file. By our token: unlike its link it has no end, and no log shows it."""
+        path, headers = f"{task_path(task_id)}/results/{index}", {"Accept-Encoding": "identity"}
+        async with self.open("GET", path, headers=headers) as response:
             async for chunk in response.aiter_bytes():
                 yield chunk
 
@@ -132,13 +136,12 @@ class Receiver:
         method: str,
         path: str,
         *,
-        bearer: bool = True,
         headers: dict[str, str] | None = None,
         timeout: httpx.Timeout = TIMEOUT,
         **sent: Any,
     ) -> AsyncIterator[httpx.Response]:
         """A response of the 200s whose body is still to be read. Raises ReceiverError for all else."""
-        proof = {"Authorization": f"Bearer {self._token()}"} if bearer else {}
+        proof = {"Authorization": f"Bearer {self._token()}"}
         if sent.get("json") is None:
             sent = {}
         try:
@@ -177,18 +180,6 @@ class Receiver:
 def task_path(task_id: str) -> str:
     """The route of one task."""
     return f"/api/tasks/{quote(task_id, safe='')}"
-
-
-def file_path(task_id: str, index: int, href: str | None) -> str:
-    """The route of a result file: that of its signed link, else the one for a bearer token.
-
-    Only path and query are kept: the link names the public address, we may have another way there.
-    """
-    parts = urlsplit(href or "")
-    _, marker, rest = parts.path.partition("/api/tasks/")
-    if not marker or not parts.query:
-        return f"{task_path(task_id)}/results/{index}"
-    return f"{marker}{rest}?{parts.query}"
 
 
 def is_task(value: Any, task_id: str | None = None) -> TypeGuard[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The asynchronous face of a task, its result and its files: waiting, reading, saving."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from inspect import isawaitable
 from pathlib import Path
@@ -12,14 +12,11 @@ from anyio import to_thread
 from client.errors import ReceiverError, ResultFailed, TaskFailed, WaitTimeout
 from client.events import Event, follow
 from client.landing import Landing, Memory
-from client.receiver import Receiver, file_path
+from client.receiver import Receiver
 from client.views import FileView, ResultView, TaskView, check_files, stored_files
 
 OnEvent = Callable[[Event], object]
 """Called with each event; what it returns is awaited if it can be."""
-
-LINK_OVER = frozenset({401, 403, 410})
-"""Answers to a link whose time is over."""
 
 S = TypeVar("S", bound="Sink")
 
@@ -131,27 +128,16 @@ class AsyncFile(FileView):
     async def _attempt(self, new: Callable[[], S]) -> S:
         sink = await to_thread.run_sync(new)
         try:
-            async for chunk in self._content():
-                await to_thread.run_sync(sink.write, chunk)
-                self._check(sink.size <= (self.size or sink.size))
+            async with aclosing(self._receiver.file(self.task["id"], self.index)) as chunks:
+                async for chunk in chunks:
+                    await to_thread.run_sync(sink.write, chunk)
+                    self._check(sink.size <= (self.size or sink.size))
             self._check(sink.size == (self.size or sink.size) and sink.sha256 == (self.sha256 or sink.sha256))
             await to_thread.run_sync(sink.land)
         finally:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(sink.discard)
         return sink
-
-    async def _content(self) -> AsyncIterator[bytes]:
-        """The bytes by the signed link, or by our token where the link is over."""
-        path = file_path(self.task["id"], self.index, self.href)
-        try:
-            async for chunk in self._receiver.chunks(path, bearer="?" not in path):
-                yield chunk
-        except ReceiverError as error:
-            if "?" not in path or error.http_status not in LINK_OVER:
-                raise
-            async for chunk in self._receiver.chunks(file_path(self.task["id"], self.index, None)):
-                yield chunk
 
     def _check(self, good: bool) -> None:
         if not good:

@@ -150,6 +150,13 @@ async def test_what_kling_surely_did_not_take_is_sent_again(step: Any) -> None:
     assert len({request.content for request in stage.requests["create"]}) == 1
 
 
+async def test_a_long_message_of_kling_s_is_told_in_part() -> None:
+    """A reason too long for the receiver must not cost the report."""
+    stage = Stage(create=[kling_says(1301, "no " * 10_000)])
+    await refused(stage)
+    assert len(stage.bodies("report")[0]["reason"]) == 2000
+
+
 async def test_it_is_not_sent_again_forever() -> None:
     """In the end the refusal is reported and raised."""
     stage = Stage(create=[kling_says(1302, "too fast") for _ in range(9)])
@@ -290,6 +297,7 @@ async def test_a_report_that_fails_does_not_lose_the_task() -> None:
     assert len(stage.requests["report"]) == 4
     assert task.unreported is not None
     assert "kling-1" in task.unreported
+    assert (task.outcome, task.task_id) == ("created", "kling-1")
 
 
 async def test_a_report_whose_answer_is_unreadable_counts_as_failed() -> None:

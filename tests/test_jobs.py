@@ -333,3 +333,4 @@ def test_the_receiver_keeps_no_picture_no_address_and_no_secret() -> None:
     assert request["long"].startswith("[5000 characters, sha256 ")
     assert tiny not in str(request)
     assert request["list"][0]["scale"] == 1
+    assert kept({"list": ["z" * 4000] * 50}) == {"note": "[200210 characters, left out]"}

@@ -272,7 +272,7 @@ def test_ctrl_c_in_a_blocking_create_has_its_last_word() -> None:
 
 
 def test_a_kling_that_was_never_used_closes() -> None:
-    """No thread was begun for it that would have to end."""
+    """Leaving the block is always possible."""
     with Kling(api_key="k", receiver_token="t", receiver_url="https://receiver.test"):
         pass
 
