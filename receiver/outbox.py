@@ -85,7 +85,7 @@ BURY = text("""
 HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
 NEXT_DUE = text("""
     SELECT due_at FROM job WHERE state = 'ready' AND lane NOT IN :full ORDER BY due_at LIMIT 1
-""").bindparams(bindparam("full", expanding=True))
+""").bindparams(bindparam("full", type_=JOB.c.lane.type, expanding=True))
 NEXT_RESCUE = text("SELECT min(leased_until) FROM job WHERE state = 'running'")
 
 LONGEST_ERROR = 500
