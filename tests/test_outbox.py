@@ -1,0 +1,299 @@
+"""Work that is owed: what each loser of a race must not do."""
+
+import statistics
+import threading
+from collections import Counter
+
+import pytest
+
+from receiver import outbox
+from receiver.database import Database
+from receiver.outbox import Backoff, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
+from receiver.transaction import Transaction
+from tests.ledger import NOW, Ledger
+
+LEASE = 1000
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A ledger with one task, and no jobs yet."""
+    ledger = Ledger(database)
+    ledger.put_task()
+    return ledger
+
+
+def claim(
+    ledger: Ledger, *, room: int = 9, per_lane: int = 9, running: dict[str, int] | None = None
+) -> list[Claimed]:
+    """Claim what is due."""
+    return ledger.change(
+        lambda tx: outbox.claim_due(tx, room=room, per_lane=per_lane, running=running or {}, lease_ms=LEASE)
+    )
+
+
+def settle(ledger: Ledger, job: Claimed, outcome: Outcome) -> bool:
+    """Settle with a verdict that also leaves a mark on the task."""
+
+    def decide(tx: Transaction) -> Outcome:
+        tx.change(tx.known("t"), status_msg="marked")
+        tx.log("t", "marked")
+        return outcome
+
+    return ledger.change(lambda tx: outbox.settle(tx, job, decide))
+
+
+def rescue(ledger: Ledger, until: int | None = None) -> int:
+    """Give back what nobody works at any more."""
+    return ledger.change(lambda tx: outbox.rescue(tx, ledger.now if until is None else until))
+
+
+def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:
+    """In the row itself, before anything is done: a worker that dies leaves its trace."""
+    ledger.put_job(data={"n": 1})
+    (job,) = claim(ledger)
+    row = ledger.jobs()["ask/t"]
+    assert (row["state"], row["attempts"], row["leased_until"]) == ("running", 1, NOW + LEASE)
+    assert row["claim"] == job.claim
+    assert (job.key, job.kind, job.task, job.lane, job.data, job.attempts) == (
+        *("ask/t", "ask", "t", "kling"),
+        *({"n": 1}, 1),
+    )
+
+
+def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
+    """Nor what runs already, nor what is dead."""
+    ledger.put_job("later", due_at=NOW + 1)
+    ledger.put_job("now", due_at=NOW)
+    ledger.put_job("dead", state="dead")
+    assert [job.key for job in claim(ledger)] == ["now"]
+    assert claim(ledger) == []
+    ledger.now += 1
+    assert [job.key for job in claim(ledger)] == ["later"]
+
+
+def test_the_longest_due_goes_first(ledger: Ledger) -> None:
+    """As many as there is room for."""
+    for n in (3, 1, 2):
+        ledger.put_job(f"j{n}", due_at=NOW - 10 + n)
+    assert [job.key for job in claim(ledger, room=2)] == ["j1", "j2"]
+    assert [job.key for job in claim(ledger, room=2)] == ["j3"]
+
+
+def test_two_claims_of_a_job_have_different_names(ledger: Ledger) -> None:
+    """Else the loser of one could pass for the winner of the next."""
+    ledger.put_job()
+    (first,) = claim(ledger)
+    rescue(ledger, NOW + LEASE)
+    (second,) = claim(ledger)
+    assert first.claim != second.claim
+    assert second.attempts == 2
+
+
+def test_done_is_gone(ledger: Ledger) -> None:
+    """And the verdict's change is made."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert settle(ledger, job, Done())
+    assert ledger.jobs() == {}
+    assert (ledger.task()["status_msg"], ledger.types()) == ("marked", ["marked"])
+
+
+def test_what_is_tried_again_waits(ledger: Ledger) -> None:
+    """Until its time, with the reason, and with its attempts counted."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
+    row = ledger.jobs()["ask/t"]
+    assert (row["state"], row["due_at"], row["attempts"], row["claim"]) == ("ready", NOW + 7, 1, None)
+    assert row["error"] == "x" * outbox.LONGEST_ERROR
+    ledger.now += 7
+    assert claim(ledger)[0].attempts == 2
+
+
+def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
+    """Dead, with the reason; owing it again gives it all its attempts."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert settle(ledger, job, GiveUp("no use"))
+    row = ledger.jobs()["ask/t"]
+    assert (row["state"], row["error"], row["claim"]) == ("dead", "no use", None)
+    assert claim(ledger) == []
+    ledger.change(lambda tx: tx.owe("ask", "t", key="ask/t", lane="kling"))
+    assert claim(ledger)[0].attempts == 1
+
+
+@pytest.mark.parametrize("outcome", [Done(), RetryAt(NOW, "again"), GiveUp("no use")])
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_worker_that_lost_its_claim_settles_nothing(
+    ledger: Ledger, outcome: Outcome, taken_over: bool
+) -> None:
+    """And its verdict changes nothing: neither the job nor the task."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.now += LEASE
+    assert rescue(ledger) == 1
+    if taken_over:
+        claim(ledger)
+    before = ledger.jobs()
+    assert not settle(ledger, job, outcome)
+    assert ledger.jobs() == before
+    assert (ledger.task()["status_msg"], ledger.types()) == ("", [])
+
+
+def test_a_job_is_settled_once(ledger: Ledger) -> None:
+    """Saying it again changes nothing."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert ledger.change(lambda tx: outbox.settle(tx, job, verdict(RetryAt(NOW, ""))))
+    assert not settle(ledger, job, Done())
+    assert ledger.jobs()["ask/t"]["state"] == "ready"
+
+
+def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
+    """The job is still the worker's."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+
+    def fail(tx: Transaction) -> Outcome:
+        tx.log("t", "marked")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ledger.change(lambda tx: outbox.settle(tx, job, fail))
+    assert ledger.types() == []
+    assert settle(ledger, job, Done())
+
+
+def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
+    """Its lane is full, and the others' jobs are claimed although they were due later."""
+    for n in range(outbox.LOOK_AHEAD + 50):
+        ledger.put_job(f"dead/{n}", lane="dead host", due_at=NOW - 1000 + n)
+    ledger.put_job("good", lane="good host", due_at=NOW)
+    assert Counter(job.lane for job in claim(ledger, room=64, per_lane=16)) == {"dead host": 16}
+    assert [job.key for job in claim(ledger, room=48, per_lane=16, running={"dead host": 16})] == ["good"]
+
+
+def test_a_lane_has_room_for_what_is_not_running(ledger: Ledger) -> None:
+    """What runs counts; within one claim too."""
+    for n in range(4):
+        ledger.put_job(f"j{n}", lane="a")
+    assert len(claim(ledger, per_lane=3, running={"a": 1, "b": 3})) == 2
+
+
+def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
+    """Or when a lease ends; a lane that is full is looked at when one of its jobs ends."""
+
+    def next_due(*full: str) -> int | None:
+        return ledger.change(lambda tx: outbox.next_due(tx, list(full)))
+
+    assert next_due() is None
+    ledger.put_job("dead", state="dead")
+    assert next_due() is None
+    ledger.put_job("a", lane="a", due_at=NOW + 5)
+    ledger.put_job("b", lane="b", due_at=NOW + 3)
+    assert (next_due(), next_due("b"), next_due("a", "b")) == (NOW + 3, NOW + 5, None)
+    ledger.now += 3
+    claim(ledger)
+    assert (next_due("a"), next_due()) == (NOW + 3 + LEASE, NOW + 5)
+
+
+def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
+    """When its lease ends, not before; due at once, and its attempt counts."""
+    ledger.put_job("a")
+    ledger.put_job("later", due_at=NOW + 10**9)
+    claim(ledger)
+    ledger.now += LEASE - 1
+    assert rescue(ledger) == 0
+    ledger.now += 1
+    assert rescue(ledger) == 1
+    row = ledger.jobs()["a"]
+    assert (row["state"], row["due_at"], row["attempts"], row["leased_until"]) == ("ready", ledger.now, 1, None)
+    assert ledger.jobs()["later"]["due_at"] == NOW + 10**9
+
+
+def test_after_a_start_all_leases_are_void(ledger: Ledger) -> None:
+    """One receiver serves a database: whoever held them is gone."""
+    ledger.put_job()
+    claim(ledger)
+    assert rescue(ledger, 1 << 62) == 1
+    assert len(claim(ledger)) == 1
+
+
+def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
+    """The worker settles it; what came meanwhile is for its verdict to see."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.change(lambda tx: tx.owe("ask", "t", key="ask/t", lane="kling"))
+    assert settle(ledger, job, Done())
+    assert ledger.jobs() == {}
+
+
+def test_a_key_keeps_the_earlier_time(ledger: Ledger) -> None:
+    """However often it is owed."""
+    for due in (NOW + 5, NOW + 3, NOW + 8):
+        ledger.change(lambda tx, due=due: tx.owe("ask", "t", key="k", lane="kling", due_at=due))  # type: ignore[misc]
+    assert [job["due_at"] for job in ledger.jobs().values()] == [NOW + 3]
+
+
+def test_dropping_a_job_leaves_one_that_runs(ledger: Ledger) -> None:
+    """Its worker settles it."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.change(lambda tx: tx.forget("ask/t"))
+    assert settle(ledger, job, Done())
+
+
+def test_two_workers_never_have_the_same_job(database: Database, database_url: str) -> None:
+    """Claiming at the same time from two places, each job goes to one of them."""
+    ledger, other = Ledger(database), Ledger(Database(database_url))
+    for n in range(40):
+        ledger.put_job(f"j{n}")
+    taken: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def work(mine: Ledger) -> None:
+        barrier.wait(20)
+        while jobs := claim(mine, room=3, per_lane=99):
+            taken.extend(job.key for job in jobs)
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in (ledger, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    other.database.close()
+    left = [job for job in ledger.jobs().values() if job["state"] == "ready"]
+    assert (len(taken), len(set(taken)), left) == (40, 40, [])
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+def test_waits_are_drawn_from_the_upper_half_of_each_step(draw: float) -> None:
+    """A retry is never at once, and never later than its step."""
+    backoff = Backoff((10, 100), lambda: draw)
+    for attempt, step in ((1, 10), (2, 100)):
+        assert backoff.after(attempt, NOW) == NOW + int(step * (0.5 + draw / 2) * 1000)
+
+
+def test_waits_spread_out() -> None:
+    """So that those who failed together do not come back together."""
+    waits = [wait for _ in range(500) if (wait := Backoff((10,)).after(1, 0)) is not None]
+    assert 5000 <= min(waits) < 5200
+    assert 9800 < max(waits) <= 10_000
+    assert statistics.stdev(waits) > 1000
+
+
+def test_after_the_last_step_nothing_is_tried() -> None:
+    """Whatever the other side asked for."""
+    backoff = Backoff((1, 2))
+    assert backoff.after(2, NOW) is not None
+    assert backoff.after(3, NOW) is None
+    assert backoff.after(3, NOW, at_least=5) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait"), [(None, 5), (0, 5), (3, 5), (7, 7), (600, 600), (10_000, 3600), (float("inf"), 3600)]
+)
+def test_retry_after_is_respected_up_to_an_hour(asked: float | None, wait: float) -> None:
+    """It makes a wait longer, never shorter."""
+    assert Backoff((10,), lambda: 0.0).after(1, NOW, at_least=asked) == NOW + wait * 1000
