@@ -1,5 +1,6 @@
 """Kling without `await`: each method runs its namesake of AsyncKling in an event loop of its own thread."""
 
+import asyncio
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -30,8 +31,12 @@ GRACE = 10
 class Call(Generic[T]):
     """A call under way in the other thread."""
 
-    def __init__(self, portal: BlockingPortal, call: Callable[[], Awaitable[T]]) -> None:
-        self._call, self._ended = call, threading.Event()
+    def __init__(
+        self, portal: BlockingPortal, call: Callable[[], Awaitable[T]], all_calls: "set[Call[Any]]"
+    ) -> None:
+        self._portal, self._call, self._all = portal, call, all_calls
+        self._ended = threading.Event()
+        self._task: asyncio.Task[Any] | None = None
         self.future = portal.start_task_soon(self._run)
 
     def result(self) -> T:
@@ -39,17 +44,25 @@ class Call(Generic[T]):
         try:
             return self.future.result()
         finally:
-            self.stop()
+            if not self._ended.is_set():
+                self.stop()
 
     def stop(self) -> None:
-        """Cancel it; one that has ended takes no notice."""
-        self.future.cancel()
+        """Cancel it, and wait a while for its end."""
+        self._portal.start_task_soon(self._cancel)
         self._ended.wait(GRACE)
 
+    def _cancel(self) -> None:
+        if self._task and not self._ended.is_set():
+            self._task.cancel()
+
     async def _run(self) -> T:
+        self._task = asyncio.current_task()
+        self._all.add(self)
         try:
             return await self._call()
         finally:
+            self._all.discard(self)
             self._ended.set()
 
 
@@ -60,6 +73,7 @@ class Loop:
         self._lock = threading.Lock()
         self._context: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
+        self._calls: set[Call[Any]] = set()
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns."""
@@ -67,10 +81,16 @@ class Loop:
 
     def start(self, call: Callable[[], Awaitable[T]]) -> Call[T]:
         """`call`, under way."""
-        return Call(self._started(), call)
+        return Call(self._started(), call, self._calls)
 
-    def close(self) -> None:
-        """End the thread, once what was cancelled has ended."""
+    def close(self, last: Callable[[], Awaitable[None]]) -> None:
+        """End what is still under way, then do the `last`, then end the thread.
+
+        Something may be: an interrupt can come before a caller holds what it began.
+        """
+        for call in list(self._calls):
+            call.stop()
+        self.run(last)
         with self._lock:
             context, self._context, self._portal = self._context, None, None
         if context:
@@ -139,9 +159,8 @@ class Kling:
         return [Task(self.loop, task) for task in found]
 
     def close(self) -> None:
-        """Close all connections, then the thread."""
-        self.loop.run(self.asynchronous.aclose)
-        self.loop.close()
+        """End what is under way, close all connections, then the thread."""
+        self.loop.close(self.asynchronous.aclose)
 
     def __enter__(self) -> Self:
         return self
