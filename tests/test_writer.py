@@ -1,0 +1,349 @@
+"""Group commit: who shares a transaction, and who is harmed by what."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from client.codec import Report
+from receiver.database import Database
+from receiver.store import Callback
+from receiver.transaction import TASK, Committed, Transaction
+from receiver.writer import LARGEST_BATCH, MOST_WAITING, Unavailable, Writer
+from tests.ledger import FAMILY, NOW, Ledger, callback
+
+pytestmark = pytest.mark.anyio
+
+Change = Callable[[Transaction], Any]
+
+
+@asynccontextmanager
+async def writing(database: Database, **given: Any) -> AsyncIterator[Writer]:
+    """A writer that runs; closed at the end."""
+    writer = Writer(database, clock=lambda: NOW / 1000, **given)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.close()
+
+
+class Gate:
+    """A change that holds the writer's thread until it is opened; what comes meanwhile waits together."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._entered, self._open = threading.Event(), threading.Event()
+        self._task = asyncio.ensure_future(writer.run(self._hold))
+
+    def _hold(self, tx: Transaction) -> None:
+        self._entered.set()
+        assert self._open.wait(20)
+
+    async def closed(self) -> None:
+        """Until the writer is held."""
+        assert await asyncio.to_thread(self._entered.wait, 20)
+
+    async def open(self) -> None:
+        """Let the writer go."""
+        self._open.set()
+        await self._task
+
+
+async def together(writer: Writer, *changes: Change | Callback) -> list[Any]:
+    """What becomes of changes that arrive while the writer is busy: results and errors."""
+    gate = Gate(writer)
+    await gate.closed()
+    waiting = [
+        asyncio.ensure_future(writer.record(each) if isinstance(each, Callback) else writer.run(each))
+        for each in changes
+    ]
+    await asyncio.sleep(0)  # one turn of the loop: all of them are in the queue
+    await gate.open()
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def add(task: str) -> Change:
+    """A change that makes a task, and names it."""
+
+    def change(tx: Transaction) -> str:
+        tx.create([{"id": task, "family": FAMILY}])
+        return task
+
+    return change
+
+
+def ids(database: Database) -> list[str]:
+    """The tasks there are."""
+    return [task["id"] for task in Ledger(database).rows(TASK)]
+
+
+@asynccontextmanager
+async def counting_commits(database: Database) -> AsyncIterator[list[int]]:
+    """Commits of the writing door."""
+    seen: list[int] = []
+
+    def note(connection: Any) -> None:
+        seen.append(1)
+
+    event.listen(database._writer, "commit", note)
+    yield seen
+    event.remove(database._writer, "commit", note)
+
+
+async def test_a_change_returns_what_it_returned(database: Database) -> None:
+    """After its commit, made at the writer's time."""
+    async with writing(database) as writer:
+        assert await writer.run(lambda tx: tx.now) == NOW
+        assert await writer.run(add("t")) == "t"
+        assert ids(database) == ["t"]
+
+
+async def test_alone_a_change_waits_for_nobody(database: Database) -> None:
+    """One change, one commit."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        for n in range(3):
+            await writer.record(callback(f"t{n}"))
+        assert len(commits) == 3
+
+
+async def test_what_arrives_meanwhile_shares_a_commit(database: Database) -> None:
+    """Callbacks and other changes, of the same task and of others."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        answers = await together(
+            writer, callback("t"), add("u"), callback("t", "submitted"), callback("v", "succeed"), add("w")
+        )
+        assert answers == [None, "u", None, None, "w"]
+        assert len(commits) == 2
+    assert ids(database) == ["t", "u", "v", "w"]
+    assert Ledger(database).task()["callbacks"] == 2
+
+
+async def test_a_batch_has_a_largest_size(database: Database) -> None:
+    """More wait for the next one."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        await together(writer, *[lambda tx: None] * (LARGEST_BATCH + 1))
+        assert len(commits) == 3
+
+
+async def test_order_is_kept(database: Database) -> None:
+    """Changes are made in the order in which they came, and so are callbacks, within a batch and between."""
+    order: list[int] = []
+    numbered = [(lambda tx, n=n: order.append(n)) for n in range(LARGEST_BATCH + 50)]
+    async with writing(database) as writer:
+        await together(writer, *numbered)
+        await together(writer, *(callback(n=n) for n in range(20)))
+    assert order == list(range(LARGEST_BATCH + 50))
+    bodies = [event["body"] for event in Ledger(database).events() if event["type"] == "callback.received"]
+    assert bodies == [callback(n=n).body for n in range(20)]
+
+
+def poison(tx: Transaction) -> None:
+    """A change that fails after it changed something."""
+    tx.create([{"id": "poisoned", "family": FAMILY}])
+    raise ZeroDivisionError("poison")
+
+
+def break_rule(tx: Transaction) -> None:
+    """A change that the database refuses."""
+    tx.create([{"id": "impossible", "family": FAMILY, "status": "cancelled"}])
+
+
+@pytest.mark.parametrize("bad", [poison, break_rule])
+async def test_a_poisonous_change_harms_only_itself(database: Database, bad: Change) -> None:
+    """Those that shared its transaction are kept, and get their answers."""
+    async with writing(database) as writer:
+        answers = await together(writer, callback("t"), bad, add("u"), callback("t", "submitted"))
+        assert [type(answer).__name__ for answer in answers] == [
+            "NoneType",
+            "ZeroDivisionError" if bad is poison else "IntegrityError",
+            "str",
+            "NoneType",
+        ]
+    assert ids(database) == ["t", "u"]
+    assert Ledger(database).task()["callbacks"] == 2
+
+
+async def test_a_poisonous_callback_harms_only_itself(database: Database) -> None:
+    """Even where what is to be written cannot be."""
+    bad = Callback("bad", FAMILY, "digest", b"", 0, Report("processing", cost=object()), signed=True)
+    async with writing(database) as writer:
+        answers = await together(writer, callback("t"), bad, callback("u"))
+        assert (answers[0], answers[2]) == (None, None)
+        assert isinstance(answers[1], Exception)
+        assert not isinstance(answers[1], Unavailable)
+    assert ids(database) == ["t", "u"]
+
+
+async def test_a_poisonous_change_alone_raises_what_it_raised(database: Database) -> None:
+    """And the writer goes on."""
+    async with writing(database) as writer:
+        with pytest.raises(ZeroDivisionError):
+            await writer.run(poison)
+        assert await writer.run(add("t")) == "t"
+    assert ids(database) == ["t"]
+
+
+async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Any) -> None:
+    """Nothing of what was refused is kept; once the database can be written, all is as before."""
+    url = f"sqlite:///{tmp_path / 'kling.db'}"
+    database = Database(url)
+    database.migrate()
+    blocker = Database(f"{url}?timeout=0.05")
+    async with writing(blocker) as writer:
+        _impatient(blocker)
+        with database.write():
+            answers = await together_locked(writer, callback("t"), add("u"))
+        assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
+        assert str(answers[0]) == "The database cannot be written: database is locked"
+        assert ids(database) == []
+        await writer.record(callback("t"))
+    assert ids(database) == ["t"]
+    blocker.close()
+    database.close()
+
+
+def _impatient(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("PRAGMA busy_timeout = 20"))
+
+
+async def together_locked(writer: Writer, *changes: Change | Callback) -> list[Any]:
+    """The same while nobody can write."""
+    waiting = [writer.record(each) if isinstance(each, Callback) else writer.run(each) for each in changes]
+    return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_lost_connection_is_an_outage(database: Database) -> None:
+    """The change that had it is refused, the next one has a new one."""
+
+    def cut(tx: Transaction) -> None:
+        tx.create([{"id": "t", "family": FAMILY}])
+        tx.insert()
+        own = tx.connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        with database.read() as other:
+            other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
+
+    async with writing(database) as writer:
+        with pytest.raises(Unavailable, match="The database cannot be written"):
+            await writer.run(cut)
+        await writer.run(add("u"))
+    assert ids(database) == ["u"]
+
+
+async def test_a_full_queue_refuses(database: Database) -> None:
+    """So that memory is bounded, and callers hear of it; what waited is written."""
+    count = 0
+
+    def change(tx: Transaction) -> None:
+        nonlocal count
+        count += 1
+
+    async with writing(database) as writer:
+        gate = Gate(writer)
+        await gate.closed()
+        waiting = [asyncio.ensure_future(writer.run(change)) for _ in range(MOST_WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="Too many changes wait"):
+            await writer.run(change)
+        await gate.open()
+        await asyncio.gather(*waiting)
+    assert count == MOST_WAITING
+
+
+async def test_close_writes_what_waits(database: Database) -> None:
+    """Nobody is left without an answer."""
+    writer = Writer(database)
+    writer.start()
+    gate = Gate(writer)
+    await gate.closed()
+    waiting = [asyncio.ensure_future(writer.run(add(f"t{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(writer.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="not running"):
+        await writer.run(add("late"))
+    await gate.open()
+    await closing
+    assert await asyncio.gather(*waiting) == [f"t{n}" for n in range(5)]
+    assert len(ids(database)) == 5
+
+
+async def test_a_writer_that_does_not_run_refuses(database: Database) -> None:
+    """Before its start and after its end; it may be closed twice, or without a start."""
+    writer = Writer(database)
+    with pytest.raises(Unavailable, match="not running"):
+        await writer.record(callback())
+    await writer.close()
+    writer.start()
+    await writer.close()
+    await writer.close()
+    with pytest.raises(Unavailable, match="not running"):
+        await writer.run(add("t"))
+
+
+async def test_a_waiter_that_goes_harms_nobody(database: Database) -> None:
+    """Its change is made all the same, and those beside it get their answers."""
+    async with writing(database) as writer:
+        gate = Gate(writer)
+        await gate.closed()
+        gone, stays = (asyncio.ensure_future(writer.run(add(task))) for task in "tu")
+        await asyncio.sleep(0)
+        gone.cancel()
+        await gate.open()
+        assert await stays == "u"
+        assert gone.cancelled()
+    assert ids(database) == ["t", "u"]
+
+
+async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
+    """In the event loop, when readers can see it; a failed one is not told."""
+    told: list[tuple[Committed, int, threading.Thread]] = []
+
+    def on_commit(committed: Committed) -> None:
+        told.append((committed, len(ids(database)), threading.current_thread()))
+
+    async with writing(database, on_commit=on_commit) as writer:
+        await writer.record(callback())
+        with pytest.raises(ZeroDivisionError):
+            await writer.run(poison)
+    assert told == [(Committed(frozenset({"t"}), NOW + 180_000), 1, threading.current_thread())]
+
+
+async def test_many_at_once_all_are_kept(database: Database) -> None:
+    """Hundreds of callbacks and changes of the same few tasks, each answered, none lost, few commits."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        callbacks = [callback(f"t{n % 7}", n=n) for n in range(400)]
+        counts = [writer.run(lambda tx: _count(tx)) for _ in range(100)]
+        await asyncio.gather(*(writer.record(each) for each in callbacks), *counts)
+        assert len(commits) < 100
+    tasks = {task["id"]: task for task in Ledger(database).rows(TASK)}
+    assert sum(tasks[f"t{n}"]["callbacks"] for n in range(7)) == 400
+    assert tasks["counter"]["callbacks"] == 100
+
+
+def _count(tx: Transaction) -> None:
+    task = tx.task("counter")
+    if task is None:
+        tx.create([{"id": "counter", "family": FAMILY, "callbacks": 1}])
+    else:
+        tx.change(task, callbacks=task["callbacks"] + 1)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_two_writers_on_one_database_end(database: Database, database_url: str) -> None:
+    """With batches of the same tasks in opposite orders: all are kept, none waits for ever."""
+    other = Database(database_url)
+    names = [f"t{n}" for n in range(12)]
+    Ledger(database).record(*(callback(name) for name in names))
+    async with writing(database) as one, writing(other) as two:
+        here = [one.record(callback(name, n=n)) for n in range(15) for name in names]
+        there = [two.record(callback(name, n=n + 50)) for n in range(15) for name in reversed(names)]
+        async with asyncio.timeout(60):
+            await asyncio.gather(*here, *there)
+    other.close()
+    assert {task["callbacks"] for task in Ledger(database).rows(TASK)} == {31}
