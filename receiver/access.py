@@ -15,11 +15,15 @@ def require(request: Request, secrets: Sequence[str], role: Role) -> None:
     """Raise ApiError unless the request bears a token of at least this role."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise ApiError(401, "no_token", "A bearer token is needed.", "Make one with: kling-receiver token")
+        raise _unproven("no_token", "A bearer token is needed.", "Make one with: kling-receiver token")
     try:
         held = read_api_token(secrets, token.strip())
     except TokenError as error:
-        raise ApiError(401, "bad_token", str(error), "Make a new one with: kling-receiver token") from None
+        raise _unproven("bad_token", str(error), "Make a new one with: kling-receiver token") from None
     if RANK[held] < RANK[role]:
         message = f"A {held} token may not do this."
         raise ApiError(403, "forbidden", message, f"Make one that may with: kling-receiver token --role {role}")
+
+
+def _unproven(code: str, message: str, hint: str) -> ApiError:
+    return ApiError(401, code, message, hint, WWW_Authenticate="Bearer")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -27,6 +28,8 @@ from receiver.views import Views
 from receiver.writer import Writer
 
 MOST_LISTED = 200
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+"""One range; more of them at a time, or in another unit, are answered with the whole file."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -53,8 +56,7 @@ class Api:
         """Every route; a result is open to whoever has its link."""
         return [
             Route("/api/tasks", self._for("read", self._list), methods=["GET"]),
-            Route("/api/tasks/{id}", self._for("read", self._show), methods=["GET"]),
-            Route("/api/tasks/{id}", self._for("client", self._register), methods=["PUT"]),
+            Route("/api/tasks/{id}", self._task, methods=["GET", "PUT"]),
             Route("/api/tasks/{id}/events", self._for("read", self._task_events), methods=["GET"]),
             Route("/api/tasks/{id}/results/{n:int}", self._result, methods=["GET"]),
             Route("/api/events", self._for("read", self._all_events), methods=["GET"]),
@@ -66,6 +68,10 @@ class Api:
             return await endpoint(request)
 
         return guarded
+
+    async def _task(self, request: Request) -> Response:
+        register, show = self._for("client", self._register), self._for("read", self._show)
+        return await (register if request.method == "PUT" else show)(request)
 
     async def _register(self, request: Request) -> Response:
         task = request.path_params["id"]
@@ -110,10 +116,10 @@ class Api:
 
     async def _task_events(self, request: Request) -> Response:
         full = await self._full(request.path_params["id"])
-        return self._stream(full.row["id"], await self._after(request))
+        return self._stream(request, full.row["id"], await self._after(request))
 
     async def _all_events(self, request: Request) -> Response:
-        return self._stream(None, await self._after(request))
+        return self._stream(request, None, await self._after(request))
 
     async def _after(self, request: Request) -> int:
         """Where a stream begins: after `Last-Event-ID`, or `?after=`, which may also be `latest`."""
@@ -124,8 +130,10 @@ class Api:
             raise ApiError(422, "bad_event_id", "The event id is not a number.", "Send back an id that came.")
         return int(said)
 
-    def _stream(self, task: str | None, after: int) -> Response:
+    def _stream(self, request: Request, task: str | None, after: int) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":  # has no body to wait for
+            return Response(media_type="text/event-stream", headers=headers)
         return StreamingResponse(self._frames(task, after), media_type="text/event-stream", headers=headers)
 
     async def _frames(self, task: str | None, after: int) -> AsyncIterator[bytes]:
@@ -161,8 +169,9 @@ class Api:
             "Content-Security-Policy": "sandbox; default-src 'none'",
             "X-Content-Type-Options": "nosniff",
         }
-        if headers["ETag"] in [each.strip() for each in request.headers.get("If-None-Match", "").split(",")]:
+        if _has(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
+        _check_range(request, headers["ETag"], result["size"])
         return FileResponse(
             path,
             headers=headers,
@@ -183,6 +192,24 @@ class Api:
             raise ApiError(401, "bad_link", str(error), "Ask GET /api/tasks/{id} for a new link.") from None
 
 
+def _has(request: Request, etag: str) -> bool:
+    """Whether the client has this file; a proxy that compresses marks its tag as weak."""
+    tags = [each.strip().removeprefix("W/") for each in request.headers.get("If-None-Match", "").split(",")]
+    return etag in tags or "*" in tags
+
+
+def _check_range(request: Request, etag: str, size: int) -> None:
+    """Leave a `Range` in the request only if it is one that can be answered. ApiError for one past the end."""
+    found = RANGE.fullmatch(request.headers.get("Range", ""))
+    first, last = (found[1], found[2]) if found else ("", "")
+    turned = first and last and int(first) > int(last)
+    if not (first or last) or turned or request.headers.get("If-Range", etag) != etag:
+        request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+    elif int(first or 0) >= size or (not first and int(last) == 0):
+        whole = f"bytes */{size}"
+        raise ApiError(416, "bad_range", f"The file has {size} bytes.", "Ask for less.", Content_Range=whole)
+
+
 def _frame(event: dict[str, Any]) -> bytes:
     data = json.dumps(event, separators=(",", ":"))
     return f"id: {event['id']}\nevent: {event['type']}\ndata: {data}\n\n".encode()
@@ -194,7 +221,7 @@ def _filter(request: Request) -> Filter:
     status, limit, cursor = asked.get("status"), asked.get("limit", "50"), asked.get("cursor")
     if status and status not in STATUSES:
         problems.append(f"`status` is one of {', '.join(STATUSES)}.")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_LISTED):
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= MOST_LISTED):
         problems.append(f"`limit` is 1 to {MOST_LISTED}.")
     before = _read_cursor(cursor) if cursor else None
     if cursor and before is None:
@@ -218,7 +245,7 @@ def _cursor(full: Full) -> str:
 def _read_cursor(cursor: str) -> tuple[int, str] | None:
     try:
         at, task = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     fits = isinstance(at, int) and abs(at) < 1 << 62 and isinstance(task, str) and is_id(task)
     return (at, task) if fits else None

@@ -147,7 +147,7 @@ def create_app(receiver: Receiver) -> Starlette:
         finally:
             await receiver.stop()
 
-    return Starlette(
+    app = Starlette(
         routes=_routes(receiver),
         middleware=[Middleware(PathPrefix, prefix=urlsplit(receiver.settings.receiver_url).path)],
         exception_handlers={
@@ -158,6 +158,8 @@ def create_app(receiver: Receiver) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would lose the prefix, and what was sent
+    return app
 
 
 def _routes(receiver: Receiver) -> list[Route]:
@@ -210,8 +212,7 @@ class PathPrefix:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return error_response(error.status, error.code, error.message, error.hint, headers=headers)
+    return error_response(error.status, error.code, error.message, error.hint, headers=error.headers)
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """What a client may say of a task in `PUT /api/tasks/{id}`, checked before it reaches the store."""
 
 import json
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -80,8 +81,8 @@ def read_registration(body: bytes) -> RegistrationBody:
 
 def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
-    said = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {said}" if place else said
+    said = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{place}: {said}." if place else f"{said}."
 
 
 def without_secrets(value: Any) -> Any:
@@ -91,6 +92,8 @@ def without_secrets(value: Any) -> Any:
         return {name: without_secrets(each) for name, each in kept}
     if isinstance(value, list):
         return [without_secrets(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number, whatever its reader took
     if isinstance(value, str):
         return clean(value) if len(value) <= LONGEST_STRING else f"({len(value)} characters, left out)"
     return value
