@@ -1,5 +1,6 @@
 """Kling and AsyncKling as people use them, against a real receiver and the sandbox."""
 
+import ast
 import base64
 import inspect
 import signal
@@ -385,3 +386,16 @@ def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPat
         direct = http._transport_for_url(httpx.URL(receiver))
         assert direct is http._transport
         assert http._transport_for_url(httpx.URL("https://kling.test")) is not direct
+
+
+def test_client_imports_nothing_of_the_receiver() -> None:
+    """The direction holds: no module of `client` imports `receiver`, nor what only the receiver needs."""
+    assert client.__file__ is not None
+    imported: set[str] = set()
+    for module in Path(client.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {each.name.partition(".")[0] for each in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    assert not imported & {"receiver", "sqlalchemy", "sqlmodel", "starlette", "uvicorn", "alembic", "aiohttp"}
