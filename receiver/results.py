@@ -69,7 +69,8 @@ class Asker:
         """Whether Kling's final word is known, and the files that go with it."""
         if task["status"] not in FINAL or task["origin"] != "kling":
             return False
-        return task["status"] == "failed" or bool(await self._reader.results(task["id"]))
+        named = [each["source_url"] for each in await self._reader.results(task["id"])]
+        return task["status"] == "failed" or any(named)
 
     async def question(self, task: Row) -> Report | None:
         """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.

@@ -67,7 +67,9 @@ def _seen(tx: Transaction, callbacks: list[Callback]) -> set[tuple[str, str]]:
     if not pairs:
         return set()
     columns = EVENT.c.task, EVENT.c.digest
-    rows = tx.connection.execute(select(*columns).where(tuple_(*columns).in_(sorted(pairs))))
+    rows = tx.connection.execute(
+        select(*columns).where(EVENT.c.digest.is_not(None), tuple_(*columns).in_(sorted(pairs)))
+    )
     return {(row.task, row.digest) for row in rows}
 
 
@@ -289,12 +291,12 @@ def finish(tx: Transaction, task: Row) -> None:
 
 def stand(tx: Transaction, task: Row) -> None:
     """Kling could not be asked: the callback's status stands, and what it named is not to be trusted."""
-    if not task["hint"] or task["status"] in FINAL:
-        return
-    _move(tx, task, Report(task["hint"], message=task["hint_msg"]), "callback")
+    if task["hint"] and task["status"] not in FINAL:
+        _move(tx, task, Report(task["hint"], message=task["hint_msg"]), "callback")
     if task["status"] == "succeed":
         lack_files(tx, task, "Kling could not be asked, and addresses are taken from nobody else.")
-    finish(tx, task)
+    elif task["status"] == "failed":
+        finish(tx, task)
 
 
 def drop_hint(tx: Transaction, task: Row, said: str) -> None:
