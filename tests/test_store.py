@@ -296,6 +296,32 @@ def test_without_a_final_callback_nothing_stands(ledger: Ledger) -> None:
     assert view(ledger.task()) == ("failed", "kling", True)
 
 
+@pytest.mark.parametrize("stood", [True, False])
+def test_a_success_of_which_nobody_names_the_files_is_loud(ledger: Ledger, stood: bool) -> None:
+    """Kling signed it without files, and then could not be asked for them: the task does not hang."""
+    if stood:
+        ledger.record(callback(status="succeed"))
+        stand(ledger)
+    ledger.record(callback(status="succeed", signed=True, n=1))
+    assert view(ledger.task()) == ("succeed", "kling", False)
+    assert "ask/t" in ledger.jobs()
+    stand(ledger)
+    assert view(ledger.task()) == ("succeed", "kling", True)
+    assert ledger.types().count("result.failed") == 1
+    assert [result["status"] for result in ledger.results()] == ["failed"]
+
+
+@pytest.mark.parametrize("status", ["succeed", "failed"])
+def test_an_answer_without_files_fails_none_that_was_named(ledger: Ledger, status: Status) -> None:
+    """They may have been named by a signed callback while Kling was asked."""
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    ledger.believe("t", says(status))
+    ledger.change(lambda tx: store.lack_files(tx, tx.known("t"), "no file"))
+    stand(ledger)
+    assert view(ledger.task()) == ("succeed", "kling", False)
+    assert [result["status"] for result in ledger.results()] == ["pending"]
+
+
 def end(ledger: Ledger, origin: str) -> None:
     """End the task `t`, not by Kling's word."""
     if origin == "callback":

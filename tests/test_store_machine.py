@@ -201,7 +201,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _ask(self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool) -> Outcome:
         model = self.models[job.task]
-        if task["origin"] == "kling" and (task["status"] == "failed" or self.ledger.results(job.task)):
+        named = any(file["source_url"] for file in self.ledger.results(job.task))
+        if task["origin"] == "kling" and (task["status"] == "failed" or named):
             return Done()
         if reached:
             if answer:
@@ -264,10 +265,14 @@ class StoreMachine(RuleBasedStateMachine):
         for task, model in getattr(self, "models", {}).items():
             row, files = self.ledger.task(task), self.ledger.results(task)
             pending = {f"download/{task}/{file['n']}" for file in files if file["status"] == "pending"}
-            unnamed = model.status == "succeed" and not files
+            unnamed = model.status == "succeed" and not any(file["source_url"] for file in files)
             assert pending <= live
-            assert row["done"] == (model.status in FINAL and not pending and not unnamed)
-            assert not unnamed or f"ask/{task}" in live
+            if unnamed:
+                assert (
+                    [file["status"] for file in files] == ["failed"] if row["done"] else f"ask/{task}" in live
+                )
+            else:
+                assert row["done"] == (model.status in FINAL and not pending)
             if model.status not in FINAL:
                 assert f"overdue/{task}" in live
                 assert row["hint"] is None or f"ask/{task}" in live
