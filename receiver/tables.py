@@ -16,6 +16,7 @@ from sqlalchemy import (
     LargeBinary,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -28,9 +29,14 @@ OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 RESULT_STATUSES = ("pending", "stored", "failed")
 JOB_STATES = ("ready", "running", "dead")
 
-ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def encode(value: Any) -> str:
+    """A JSON document as a text column keeps it."""
+    return "null" if value is None else _encode(value)
 
 
 class Json(TypeDecorator[Any]):
@@ -40,7 +46,7 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Any) -> str:
-        return ENCODE(value)
+        return encode(value)
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         return None if value is None else json.loads(value)
@@ -48,6 +54,10 @@ class Json(TypeDecorator[Any]):
 
 def _one_of(column: str, values: tuple[str, ...] | frozenset[str]) -> str:
     return f"{column} IN ({', '.join(repr(value) for value in sorted(values))})"
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 class Task(SQLModel, table=True):
@@ -65,7 +75,7 @@ class Task(SQLModel, table=True):
         CheckConstraint(f"NOT done OR {_one_of('status', FINAL)}", name="done"),
         Index("task_newest", "created_at", "id"),
         Index("task_status", "status", "created_at", "id"),
-        Index("task_task_id", "task_id"),
+        Index("task_task_id", "task_id", **_where("task_id IS NOT NULL")),
     )
 
     id: str = Field(primary_key=True)
@@ -111,13 +121,14 @@ class Event(SQLModel, table=True):
 
     __tablename__ = "event"
     __table_args__ = (
-        UniqueConstraint("task", "digest", name="event_once"),
+        Index("event_once", "task", "digest", unique=True, **_where("digest IS NOT NULL")),
         Index("event_of_task", "task", "id"),
         {"sqlite_autoincrement": True},
     )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
-    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), nullable=False))
+    task: str
+    """No foreign key: PostgreSQL would look the task up and lock it for each event anew."""
     type: str
     at: int = Field(sa_type=BigInteger)
     data: Any = Field(default=None, sa_column=Column(Json, nullable=False))

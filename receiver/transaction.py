@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Update, bindparam, insert, select, text, update
+from sqlalchemy import Connection, Update, bindparam, select, text, update
 
+from receiver.bulk import Bulk
 from receiver.database import Database
 from receiver.tables import Event, Job, Task
 
@@ -19,15 +20,19 @@ TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignor
 
 REPEAT_EVENT = text("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
 LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
-OWE = text("""
-    INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
-    VALUES (:key, :kind, :task, :lane, :data, 'ready', 0, :due_at, '', :created_at)
+TASKS = Bulk(TASK, [column.name for column in TASK.c])
+EVENTS = Bulk(EVENT, [column.name for column in EVENT.c if column.name != "id"])
+JOBS = Bulk(
+    JOB,
+    ["key", "kind", "task", "lane", "data", "state", "attempts", "due_at", "error", "created_at"],
+    """
     ON CONFLICT (key) DO UPDATE SET
         due_at = CASE WHEN job.state = 'dead' OR excluded.due_at < job.due_at
                       THEN excluded.due_at ELSE job.due_at END,
         attempts = CASE WHEN job.state = 'dead' THEN 0 ELSE job.attempts END,
         state = CASE WHEN job.state = 'dead' THEN 'ready' ELSE job.state END
-""").bindparams(bindparam("data", type_=JOB.c.data.type))
+    """,
+)
 FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
 HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
 OFFER = text("""
@@ -105,7 +110,7 @@ class Transaction:
     def insert(self) -> None:
         """Write the new tasks now: before rows that belong to them."""
         if self._new:
-            self.connection.execute(INSERT_TASK, list(self._new.values()))
+            TASKS.insert(self.connection, list(self._new.values()))
             self._new.clear()
 
     def change(self, task: Row, **values: Any) -> None:
@@ -132,7 +137,7 @@ class Transaction:
         if waiting:
             due = min(due, waiting["due_at"])
         row = {"key": key, "kind": kind, "task": task, "lane": lane, "data": data, "due_at": due}
-        self._jobs[key] = {**row, "created_at": self.now}
+        self._jobs[key] = {**row, "state": "ready", "attempts": 0, "error": "", "created_at": self.now}
 
     def forget(self, key: str) -> None:
         """Drop a job that is no longer needed (one that runs settles itself)."""
@@ -152,7 +157,7 @@ class Transaction:
         if self._repeats:  # perhaps of events that were written just now
             execute(REPEAT_EVENT, [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()])
         if owed := [job for job in self._jobs.values() if job]:
-            execute(OWE, owed)
+            JOBS.insert(self.connection, owed)
         if forgotten := [{"key": key} for key, job in self._jobs.items() if not job]:
             execute(FORGET, forgotten)
         if self._hasten:
@@ -175,12 +180,9 @@ class Transaction:
     def _write_events(self) -> None:
         self.database.lock_events(self.connection)
         last = self.connection.execute(LAST_EVENT).scalar() if self.rules.hooked else 0
-        self.connection.execute(INSERT_EVENT, self._events)
+        EVENTS.insert(self.connection, self._events)
         if self.rules.hooked:
             self.connection.execute(OFFER, {"last": last, "now": self.now, "data": None})
-
-
-INSERT_TASK, INSERT_EVENT = insert(TASK), insert(EVENT)
 
 
 @functools.cache

@@ -6,9 +6,9 @@ harms only itself.
 
 import asyncio
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -54,7 +54,9 @@ class Writer:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._rules, self._on_commit, self._clock = database, rules, on_commit, clock
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: deque[_Waiting] = deque()
+        self._woken = threading.Event()
+        self._waking = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -68,7 +70,7 @@ class Writer:
         """Write what waits, then end."""
         thread, self._thread = self._thread, None  # from now on nothing is taken in that nobody would write
         if thread:
-            self._queue.put(None)
+            self._woken.set()
             await asyncio.to_thread(thread.join)
 
     async def run(self, change: Callable[[Transaction], T]) -> T:
@@ -81,27 +83,31 @@ class Writer:
         await self._put(callback)
 
     async def _put(self, change: Change | Callback) -> Any:
-        if self._thread is None or self._queue.qsize() >= MOST_WAITING:
+        if self._thread is None or len(self._queue) >= MOST_WAITING:
             raise Unavailable(
                 "The writer is not running." if self._thread is None else "Too many changes wait."
             )
         future = asyncio.get_running_loop().create_future()
-        self._queue.put(_Waiting(change, future))
+        self._queue.append(_Waiting(change, future))
+        if not self._waking:
+            # Once for all that this turn of the loop brings: they share a commit.
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake)
         return await future
 
+    def _wake(self) -> None:
+        self._waking = False
+        self._woken.set()
+
     def _run(self) -> None:
-        going = True
-        while going:
-            batch: list[_Waiting] = []
-            item = self._queue.get()
-            while item is not None:
-                batch.append(item)
-                if len(batch) == LARGEST_BATCH or self._queue.empty():
-                    break
-                item = self._queue.get()
-            going = item is not None
-            if batch:
+        while self._thread or self._queue:
+            self._woken.wait()
+            self._woken.clear()  # before looking: what comes from now on sets it again
+            while batch := self._take():
                 self._write(batch)
+
+    def _take(self) -> list[_Waiting]:
+        return [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
 
     def _write(self, batch: list[_Waiting]) -> None:
         try:

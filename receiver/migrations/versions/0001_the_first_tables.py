@@ -71,25 +71,34 @@ def upgrade() -> None:
     )
     op.create_index("task_newest", "task", ["created_at", "id"])
     op.create_index("task_status", "task", ["status", "created_at", "id"])
-    op.create_index("task_task_id", "task", ["task_id"])
+    op.create_index(
+        "task_task_id",
+        "task",
+        ["task_id"],
+        sqlite_where=sa.text("task_id IS NOT NULL"),
+        postgresql_where=sa.text("task_id IS NOT NULL"),
+    )
 
     op.create_table(
         "event",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("task", sa.Text(), nullable=False),
+        sa.Column("task", sa.String(), nullable=False),
         sa.Column("type", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.Column("digest", sa.String(), nullable=True),
         sa.Column("repeats", sa.BigInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["task"],
-            ["task.id"],
-        ),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("task", "digest", name="event_once"),
         sqlite_autoincrement=True,
+    )
+    op.create_index(
+        "event_once",
+        "event",
+        ["task", "digest"],
+        unique=True,
+        sqlite_where=sa.text("digest IS NOT NULL"),
+        postgresql_where=sa.text("digest IS NOT NULL"),
     )
     op.create_index("event_of_task", "event", ["task", "id"])
 
