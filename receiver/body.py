@@ -23,11 +23,11 @@ class Body:
     trouble: str | None = None
 
 
-async def read_body(request: Request) -> Body:
-    """Read a body without keeping more than KEPT bytes of it. Never raises for what the sender does."""
+async def read_body(request: Request, *, seconds: float = READ_SECONDS) -> Body:
+    """Read a body, at most `seconds` long, and keep KEPT bytes of it. Never raises for what the sender does."""
     kept, size, digest, trouble = bytearray(), 0, hashlib.sha256(), None
     try:
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 digest.update(chunk)
                 size += len(chunk)

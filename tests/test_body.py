@@ -1,0 +1,65 @@
+"""Reading bodies: what is kept, what is only counted, and an end to every wait."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from receiver.body import DROPPED, KEPT, Body, read_body
+
+pytestmark = pytest.mark.anyio
+
+
+def request(messages: Iterable[Message]) -> Request:
+    """A request whose body comes in these messages, and then never goes on."""
+    coming = iter(messages)
+
+    async def receive() -> Message:
+        for message in coming:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+def pieces(*chunks: bytes, whole: bool = True) -> list[Message]:
+    """A body's messages; not `whole`: more should come."""
+    last = len(chunks) - 1
+    return [
+        {"type": "http.request", "body": chunk, "more_body": place < last or not whole}
+        for place, chunk in enumerate(chunks)
+    ]
+
+
+@pytest.mark.parametrize(
+    "chunks", [(b"",), (b"abc",), (b"a", b"", b"bc"), (b"x" * KEPT,), (b"x" * (KEPT - 1), b"yz")]
+)
+async def test_a_body_is_read_as_it_comes(chunks: tuple[bytes, ...]) -> None:
+    """In one piece or in many, with its true size and digest, and KEPT bytes of it at most."""
+    whole = b"".join(chunks)
+    expected = Body(whole[:KEPT], len(whole), hashlib.sha256(whole).hexdigest())
+    assert await read_body(request(pieces(*chunks))) == expected
+
+
+async def test_an_endless_body_ends() -> None:
+    """Past 17 MB nothing more is read, and it is known to be oversized."""
+    chunk = bytes(1_000_000)
+    body = await read_body(request(pieces(*[chunk] * 100)))
+    assert (len(body.kept), body.trouble) == (KEPT, None)
+    assert KEPT + DROPPED < body.size <= KEPT + DROPPED + len(chunk)
+
+
+async def test_a_sender_that_goes_away() -> None:
+    """What came until then is kept."""
+    body = await read_body(request([*pieces(b"abc", whole=False), {"type": "http.disconnect"}]))
+    assert (body.kept, body.size, body.trouble) == (b"abc", 3, "cut off")
+
+
+async def test_a_sender_that_falls_silent() -> None:
+    """After the time for reading, what came is all."""
+    body = await read_body(request(pieces(b"abc", whole=False)), seconds=0.01)
+    assert (body.kept, body.trouble) == (b"abc", "cut off")

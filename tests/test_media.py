@@ -1,0 +1,162 @@
+"""What a file is by its own bytes, held against files that real writers made."""
+
+import io
+import struct
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from gateway.media import MEDIA
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from receiver.media import EXTENSIONS, HEAD, MOST_BOXES, is_whole, sniff, suits
+
+
+def image(kind: str) -> bytes:
+    """A picture, written by Pillow."""
+    file = io.BytesIO()
+    Image.effect_noise((64, 48), 50).convert("RGB").save(file, kind)
+    return file.getvalue()
+
+
+def video(form: str, codec: str) -> bytes:
+    """Half a second of moving picture, written by FFmpeg."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=Fraction(10))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in range(5):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            for plane in frame.planes:
+                plane.update(bytes([shade * 40]) * plane.buffer_size)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def sound() -> bytes:
+    """A wave file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setparams((1, 2, 8000, 0, "NONE", ""))
+        written.writeframes(bytes(800))
+    return file.getvalue()
+
+
+REAL = {
+    "image/png": image("PNG"),
+    "image/jpeg": image("JPEG"),
+    "image/webp": image("WEBP"),
+    "image/gif": image("GIF"),
+    "video/mp4": video("mp4", "mpeg4"),
+    "video/quicktime": video("mov", "mpeg4"),
+    "video/webm": video("webm", "libvpx"),
+    "audio/mpeg": (MEDIA / "0.mp3").read_bytes(),
+    "audio/wav": sound(),
+}
+
+
+@pytest.mark.parametrize("content_type", REAL)
+def test_real_files_are_known(tmp_path: Path, content_type: str) -> None:
+    """By their first bytes; they are whole, and have an ending of their own."""
+    content = REAL[content_type]
+    assert sniff(content[:HEAD]) == content_type
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert is_whole(path, content_type)
+    assert EXTENSIONS[content_type].startswith(".")
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "video/mp4", "video/quicktime"])
+def test_files_cut_anywhere_are_not_whole(tmp_path: Path, content_type: str) -> None:
+    """Half a picture or video never counts as one."""
+    content, path = REAL[content_type], tmp_path / "file"
+    for size in (*range(16), *range(16, len(content), max(len(content) // 50, 1)), len(content) - 1):
+        path.write_bytes(content[:size])
+        assert not is_whole(path, content_type), size
+
+
+def box(name: bytes, size: int | None = None, content: bytes = b"") -> bytes:
+    """One box of an MP4, which may lie about its size."""
+    return struct.pack(">I", len(content) + 8 if size is None else size) + name + content
+
+
+@pytest.mark.parametrize(
+    ("content", "whole"),
+    [
+        (box(b"ftyp") + box(b"moov"), True),
+        (box(b"ftyp") + box(b"moov") + box(b"mdat", 0, b"to the end"), True),
+        (box(b"ftyp") + box(b"moov") + struct.pack(">I4sQ", 1, b"mdat", 20) + b"long", True),
+        (box(b"ftyp") + box(b"mdat"), False),
+        (box(b"ftyp") + box(b"moov", 99), False),
+        (box(b"ftyp") + box(b"moov") + struct.pack(">I4sQ", 1, b"mdat", 1 << 63), False),
+        (box(b"ftyp") + box(b"moov") + struct.pack(">I4sQ", 1, b"mdat", 3), False),
+        (box(b"ftyp", 7) + box(b"moov"), False),
+        (box(b"ftyp") + box(b"moov") + b"\0\0\0", False),
+        (box(b"moov") + box(b"free") * (MOST_BOXES - 2), True),
+        (box(b"moov") + box(b"free") * MOST_BOXES, False),
+        (b"", False),
+    ],
+)
+def test_boxes_add_up(tmp_path: Path, content: bytes, whole: bool) -> None:
+    """The sizes in an MP4 reach its end exactly, and the index is there; nobody keeps us walking."""
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert is_whole(path, "video/mp4") is whole
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"<html>",
+        b'{"error":1}',
+        b"RIFF\0\0\0\0AVI ",
+        b"RIFF",
+        b"\xff",
+        b"\xff\xf1aac",
+        b"%PDF",
+        b"PK\3\4",
+        b"\x89PN",
+    ],
+)
+def test_what_is_no_media(head: bytes) -> None:
+    """Pages, errors, archives and beginnings of nothing."""
+    assert sniff(head) is None
+
+
+@pytest.mark.parametrize(
+    ("head", "content_type"),
+    [
+        (b"\0\0\0\x18ftypisom", "video/mp4"),
+        (b"\0\0\0\x18ftypqt  ", "video/quicktime"),
+        (b"\0\0\0\x18ftypM4A ", "audio/mp4"),
+        (b"ID3\3", "audio/mpeg"),
+        (b"\xff\xfb\x90", "audio/mpeg"),
+        (b"\xff\xf3\x90", "audio/mpeg"),
+    ],
+)
+def test_brands_and_frames(head: bytes, content_type: str) -> None:
+    """What tells files of one container apart."""
+    assert sniff(head) == content_type
+
+
+@given(st.binary(max_size=100))
+def test_no_bytes_break_the_look(head: bytes) -> None:
+    """Whatever they are, they are known or not."""
+    assert sniff(head) in {None, *EXTENSIONS}
+
+
+def test_kinds_and_types() -> None:
+    """A result of a known kind is of that kind; a watermarked copy or a newer kind is any media."""
+    assert suits("image/png", "image")
+    assert not suits("video/mp4", "image")
+    assert suits("video/mp4", "watermark")
+    assert suits("audio/wav", "something newer")
+    assert not suits(None, "image")
+    assert not suits(None, "something newer")

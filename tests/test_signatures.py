@@ -1,0 +1,113 @@
+"""Standard Webhooks signatures: ours and their own package agree, and nothing hostile breaks the check."""
+
+import base64
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks.webhooks import Webhook
+
+from receiver.signatures import MOST_SIGNATURES, TOLERANCE, check, secret_key, sign
+
+SECRET = "whsec_" + base64.b64encode(b"a-webhook-secret-for-these-tests").decode()
+OTHER = "whsec_" + base64.b64encode(b"another-secret-for-these-tests--").decode()
+NOW = 1_781_080_794
+BODY = (
+    b'{"id":"1234567890","status":"succeeded","message":"",'
+    b'"create_time":1781080778802,"update_time":1781080794151}'
+)
+
+
+def signed(body: bytes = BODY, *, at: int = NOW, secret: str = SECRET) -> dict[str, str]:
+    """The three headers of a message."""
+    return {"webhook-id": "m", "webhook-timestamp": str(at), "webhook-signature": sign(secret, "m", at, body)}
+
+
+def test_klings_official_vector() -> None:
+    """The example in Kling's documentation holds, byte for byte."""
+    secret = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+    expected = "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
+    assert sign(secret, "9876543210", NOW, BODY) == expected
+    headers = {"webhook-id": "9876543210", "webhook-timestamp": str(NOW), "webhook-signature": expected}
+    assert check([secret], headers, BODY, NOW) == "good"
+    assert check([secret], headers, BODY + b" ", NOW) == "bad"
+
+
+@given(
+    st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.binary(min_size=16), st.text()
+)
+def test_the_standards_own_package_agrees(name: str, key: bytes, body: str) -> None:
+    """What we sign it verifies, what it signs we verify."""
+    secret = "whsec_" + base64.b64encode(key).decode()
+    at = datetime.now(UTC)
+    stamp = int(at.timestamp())
+    ours = sign(secret, name, stamp, body.encode())
+    assert Webhook(secret).sign(name, at, body) == ours
+    headers = {"webhook-id": name, "webhook-timestamp": str(stamp), "webhook-signature": ours}
+    assert check([secret], headers, body.encode(), stamp) == "good"
+    document = json.dumps({"said": body})
+    headers["webhook-signature"] = sign(secret, name, stamp, document.encode())
+    assert Webhook(secret).verify(document, headers) == {"said": body}
+
+
+@pytest.mark.parametrize("seconds", [-TOLERANCE - 1, -TOLERANCE, 0, TOLERANCE, TOLERANCE + 1])
+def test_a_signature_is_good_for_five_minutes_either_way(seconds: int) -> None:
+    """By the clock that is handed in."""
+    assert check([SECRET], signed(), BODY, NOW + seconds) == ("good" if abs(seconds) <= TOLERANCE else "bad")
+
+
+def test_no_header_at_all_is_absent() -> None:
+    """Which is another thing than a bad one."""
+    assert check([SECRET], {}, BODY, NOW) == "absent"
+    assert check([SECRET], {"webhook-id": ""}, BODY, NOW) == "absent"
+    for name, value in signed().items():
+        assert check([SECRET], {name: value}, BODY, NOW) == "bad"
+
+
+def test_any_secret_and_any_signature_will_do() -> None:
+    """Several of either stand side by side during a rotation; only so many are looked at."""
+    headers = signed(secret=OTHER)
+    assert check([SECRET], headers, BODY, NOW) == "bad"
+    assert check([SECRET, OTHER], headers, BODY, NOW) == "good"
+    good = headers["webhook-signature"]
+    headers["webhook-signature"] = f"v1a,x v1,eA== {good}"
+    assert check([OTHER], headers, BODY, NOW) == "good"
+    headers["webhook-signature"] = " ".join(["v1,eA=="] * MOST_SIGNATURES + [good])
+    assert check([OTHER], headers, BODY, NOW) == "bad"
+    assert check([], headers, BODY, NOW) == "bad"
+
+
+@given(
+    st.dictionaries(st.sampled_from(["webhook-id", "webhook-timestamp", "webhook-signature"]), st.text()),
+    st.binary(),
+)
+def test_no_header_breaks_the_check(headers: dict[str, str], body: bytes) -> None:
+    """Whatever stands in them, it is absent or bad."""
+    assert check([SECRET], headers, body, NOW) in ("absent", "bad")
+
+
+@given(st.text(), st.text(st.characters(max_codepoint=255)), st.binary())
+def test_no_text_in_one_header_breaks_the_check(name: str, signature: str, body: bytes) -> None:
+    """Nor beside a good time."""
+    headers = {"webhook-id": name, "webhook-timestamp": str(NOW), "webhook-signature": signature}
+    assert check([SECRET], headers, body, NOW) in ("absent", "bad")
+
+
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [
+        ("whsec_", "too short: 0 bytes"),
+        ("whsec_" + base64.b64encode(b"short").decode(), "too short: 5 bytes"),
+        ("whsec_not base64!", "not of the form"),
+        ("whsec_abc", "not of the form"),
+        ("whsec_\u00e9\u00e9\u00e9\u00e9", "not of the form"),
+        ("my-secret-phrase", "not of the form"),
+    ],
+)
+def test_secrets_that_are_none(secret: str, problem: str) -> None:
+    """Told without the secret itself."""
+    with pytest.raises(ValueError, match=problem) as raised:
+        secret_key(secret)
+    assert secret.removeprefix("whsec_") not in str(raised.value) or secret == "whsec_"

@@ -1,0 +1,100 @@
+"""Where result files lie: whole or not at all, and readable by nobody else."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from receiver.storage import Folder, folder_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An opened folder."""
+    folder = Folder(tmp_path / "deep" / "results")
+    folder.open()
+    return folder
+
+
+def everything(folder: Folder) -> dict[str, bytes]:
+    """Every file in the folder, finished or not."""
+    return {
+        str(path.relative_to(folder.root)): path.read_bytes()
+        for path in folder.root.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_kept_file_is_there_whole(folder: Folder) -> None:
+    """Under its name, with its checksum, and nothing else is left."""
+    part = folder.part()
+    part.write(b"abc")
+    part.write(b"def")
+    assert part.size == 6
+    assert part.flush() == hashlib.sha256(b"abcdef").hexdigest()
+    folder.keep(part, "task/0.png")
+    part.drop()
+    assert everything(folder) == {"task/0.png": b"abcdef"}
+    assert folder.path("task/0.png").read_bytes() == b"abcdef"
+
+
+def test_an_unfinished_file_is_seen_by_nobody(folder: Folder) -> None:
+    """Before it is kept it lies apart, and dropped it is gone."""
+    part = folder.part()
+    part.write(b"abc")
+    part.flush()
+    assert [name.split("/")[0] for name in everything(folder)] == [".parts"]
+    part.drop()
+    part.drop()
+    assert everything(folder) == {}
+
+
+def test_a_second_file_takes_the_place_of_the_first(folder: Folder) -> None:
+    """After a crash between file and database the same file is fetched and kept once more."""
+    for content in (b"first", b"second"):
+        part = folder.part()
+        part.write(content)
+        part.flush()
+        folder.keep(part, "task/0.png")
+        part.drop()
+    assert everything(folder) == {"task/0.png": b"second"}
+
+
+def test_what_an_earlier_process_left_unfinished_is_cleared(folder: Folder) -> None:
+    """At start; finished files stay."""
+    part = folder.part()
+    part.flush()
+    folder.keep(part, "task/0.png")
+    part.drop()
+    left = folder.part()
+    left.write(b"half")
+    left.flush()
+    Folder(folder.root).open()
+    assert everything(folder) == {"task/0.png": b""}
+    left.drop()
+
+
+def test_nobody_else_may_read(folder: Folder) -> None:
+    """Files and the folders around them are the receiver's own."""
+    part = folder.part()
+    part.flush()
+    folder.keep(part, "task/0.png")
+    part.drop()
+    assert folder.path("task/0.png").stat().st_mode & 0o077 == 0
+    assert folder.path("task").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("file:///a/b", "/a/b"), ("file://localhost/a", "/a"), ("file:///a%20b", "/a b"), ("FILE:///a", "/a")],
+)
+def test_folders_are_named_by_address(url: str, path: str) -> None:
+    """As the storage setting is written."""
+    assert folder_of(url) == Path(path)
+
+
+@pytest.mark.parametrize("url", ["", "/a/b", "file:a", "file://host/a", "s3://bucket", "http://x/y", "file://"])
+def test_what_is_no_folder(url: str) -> None:
+    """Is told with what to write instead."""
+    with pytest.raises(ValueError, match="file:///var/lib/kling/results"):
+        folder_of(url)
