@@ -1,0 +1,151 @@
+"""Questions that change nothing: what is found, in which order, and what is not."""
+
+import threading
+
+import pytest
+
+from receiver import store
+from receiver.database import Database
+from receiver.reading import EVENTS_AT_ONCE, Filter, Reader, in_thread
+from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A ledger with one task that has two files and two tags."""
+    ledger = Ledger(database)
+    ledger.register(outcome="created", task_id="k1", tags=("red", "blue"))
+    ledger.record(callback(status="succeed", files=[FILE, f"{FILE}2"], signed=True))
+    return ledger
+
+
+@pytest.fixture
+def reader(database: Database) -> Reader:
+    """A reader of the same database."""
+    return Reader(database)
+
+
+async def test_what_blocks_runs_beside_the_loop() -> None:
+    """In a thread of its own."""
+    assert await in_thread(threading.get_ident) != threading.get_ident()
+
+
+async def test_a_task_is_found_by_its_ids(ledger: Ledger, reader: Reader) -> None:
+    """By ours and by Kling's; or not at all."""
+    row = await reader.task("t")
+    assert row is not None
+    assert (row["id"], row["task_id"], row["status"]) == ("t", "k1", "succeed")
+    assert await reader.task("k1") is None
+    assert (await reader.holder("k1"), await reader.holder("t")) == ("t", None)
+
+
+async def test_results_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
+    """All of a task, or its n-th."""
+    assert [result["n"] for result in await reader.results("t")] == [0, 1]
+    assert await reader.results("nobody") == []
+    second = await reader.result("t", 1)
+    assert second is not None
+    assert second["source_url"] == f"{FILE}2"
+    assert await reader.result("t", 2) is None
+
+
+async def test_a_full_task_has_its_results_and_tags(ledger: Ledger, reader: Reader) -> None:
+    """Each its own; what does not exist is left out."""
+    ledger.register("u", tags=("green",))
+    found = await reader.full(["u", "nobody", "t"])
+    assert sorted(found) == ["t", "u"]
+    assert (found["t"].tags, [result["n"] for result in found["t"].results]) == (["blue", "red"], [0, 1])
+    assert (found["u"].tags, found["u"].results) == (["green"], [])
+    assert await reader.full([]) == {}
+
+
+async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
+    """Above an id, of one task or of all, without their bodies."""
+    ledger.record(callback("u"))
+    of_all = await reader.events(0)
+    assert [event["id"] for event in of_all] == sorted(event["id"] for event in of_all)
+    assert len(of_all) == len(ledger.events("t")) + len(ledger.events("u"))
+    assert {event["task"] for event in await reader.events(0, "t")} == {"t"}
+    middle = of_all[2]["id"]
+    assert (await reader.events(middle))[0]["id"] > middle
+    assert await reader.events(of_all[-1]["id"]) == []
+    assert set(of_all[0]) == {"id", "task", "type", "at", "data"}
+
+
+async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:
+    """However many there are."""
+    ledger.log(*["x"] * (EVENTS_AT_ONCE + 1))
+    assert len(await reader.events(0)) == EVENTS_AT_ONCE
+
+
+async def test_one_event_is_found_by_its_id(ledger: Ledger, reader: Reader) -> None:
+    """And the newest id is known; 0 where there is none."""
+    last = await reader.last_event()
+    event = await reader.event(last)
+    assert event is not None
+    assert event["type"] == "task.succeed"
+    assert await reader.event(last + 1) is None
+
+
+async def test_without_events_the_last_is_zero(reader: Reader) -> None:
+    """A stream may begin there."""
+    assert await reader.last_event() == 0
+
+
+@pytest.fixture
+def many(database: Database) -> Ledger:
+    """Six tasks, two of each moment, of several kinds."""
+    ledger = Ledger(database)
+    for n in range(6):
+        ledger.now = NOW + n // 2
+        ledger.register(
+            f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ()
+        )
+    ledger.change(lambda tx: store.end_locally(tx, tx.known("t3"), "late"))
+    return ledger
+
+
+async def listed(reader: Reader, wanted: Filter) -> list[str]:
+    """The ids of a list."""
+    return [full.row["id"] for full in await reader.tasks(wanted)]
+
+
+async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> None:
+    """Those of one moment by their ids; one more than was asked for says that there are more."""
+    assert await listed(reader, Filter()) == ["t5", "t4", "t3", "t2", "t1", "t0"]
+    assert await listed(reader, Filter(limit=2)) == ["t5", "t4", "t3"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (Filter(status="failed"), ["t3"]),
+        (Filter(family="videos/effects"), ["t4", "t2", "t0"]),
+        (Filter(tag="even", limit=2), ["t4", "t2", "t0"]),
+        (Filter(tag="even", family=FAMILY), []),
+        (Filter(status="created", family=FAMILY), ["t5", "t1"]),
+        (Filter(tag="nothing"), []),
+        (Filter(before=(NOW + 1, "t3")), ["t2", "t1", "t0"]),
+        (Filter(before=(NOW + 1, "t2"), status="created", family="videos/effects"), ["t0"]),
+        (Filter(before=(NOW, "t0")), []),
+    ],
+)
+async def test_a_list_can_be_narrowed(
+    many: Ledger, reader: Reader, wanted: Filter, expected: list[str]
+) -> None:
+    """By status, family, tag, and by where the last page ended."""
+    assert await listed(reader, wanted) == expected
+
+
+async def test_pages_hold_every_task_once(many: Ledger, reader: Reader) -> None:
+    """Whatever their length."""
+    for limit in range(1, 7):
+        seen: list[str] = []
+        before = None
+        while page := await reader.tasks(Filter(limit=limit, before=before)):
+            shown = page[:limit]
+            seen += [full.row["id"] for full in shown]
+            before = (shown[-1].row["created_at"], shown[-1].row["id"])
+        assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
