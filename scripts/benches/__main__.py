@@ -1,0 +1,30 @@
+"""`scripts/bench`: what to measure, and how much of it."""
+
+import click
+
+from benches import callbacks as callback_bench
+from benches import waiting as waiting_bench
+
+
+@click.group()
+def main() -> None:
+    """Measure on this machine. Quote ratios and medians: absolute figures are the machine's own."""
+
+
+@main.command()
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--requests", default=8000, show_default=True, help="Callbacks a round, each of a new task.")
+@click.option("--connections", default=128, show_default=True)
+def callbacks(rounds: int, requests: int, connections: int) -> None:
+    """Callbacks accepted a second, durable before the 200, as a ratio to a bare route; both databases."""
+    callback_bench.run(rounds, requests, connections)
+
+
+@main.command()
+@click.option("--tasks", default=40, show_default=True)
+def waiting(tasks: int) -> None:
+    """From "gateway finished" to "file in hand", and requests per task: called back, against polling."""
+    waiting_bench.run(tasks)
+
+
+main(prog_name="scripts/bench")

