@@ -79,6 +79,11 @@ class Hook:
     def _again(self, job: Claimed, error: Exception) -> Verdict:
         asked = retry_after_seconds(error.response) if isinstance(error, httpx.HTTPStatusError) else None
         due = None
-        if not isinstance(error, Refused):
+        if not (isinstance(error, Refused) or _is_gone(error)):
             due = AGAIN.after(job.attempts, int(self._clock() * 1000), at_least=asked)
         return verdict(GiveUp(reason(error)) if due is None else RetryAt(due, reason(error)))
+
+
+def _is_gone(error: Exception) -> bool:
+    """410: nobody will be there again."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 410

@@ -142,6 +142,16 @@ class GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+class Transport(AiohttpTransport):
+    """aiohttp under httpx, with every error of the one as an error of the other."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except aiohttp.ClientError as error:  # an answer that is no HTTP, say
+            raise httpx.RemoteProtocolError(f"{type(error).__name__}: no HTTP came", request=request) from error
+
+
 class Outbound:
     """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
 
@@ -153,7 +163,7 @@ class Outbound:
         self, allowed: Allowed, *, resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
     ) -> None:
         self.allowed, self._resolver = allowed, resolver
-        self._transport = AiohttpTransport(client=self._session)
+        self._transport = Transport(client=self._session)
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         self._http = httpx.AsyncClient(transport=self._transport, timeout=timeout, trust_env=False)
 

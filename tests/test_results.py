@@ -18,7 +18,7 @@ from client.ids import new_id
 from receiver import results, store
 from receiver.database import Database
 from receiver.metrics import Metrics
-from receiver.outbound import Allowed, Outbound, Refused
+from receiver.outbound import Allowed, Outbound, Refused, Transport
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import Reader
 from receiver.results import ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, UNDECIDED, Asker, Fetcher
@@ -249,7 +249,7 @@ class Parts:
         self.folder.open()
         self.reader, self.writer, self.metrics = Reader(self.database), Writer(self.database), Metrics()
         self.outbound = Outbound(Allowed.parse(["127.0.0.1"]))
-        self.http = httpx.AsyncClient(trust_env=False)
+        self.http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False)
         self.asker = Asker(Gateway(base, KeyAuth(KEY), self.http), self.reader, self.metrics)
         self.fetcher = Fetcher(self.outbound, self.folder, self.reader, self.metrics, largest=largest)
 
@@ -554,6 +554,17 @@ async def test_klings_word_comes_even_after_the_callback_stood(parts: Parts, gat
     assert (row["status"], row["origin"], row["done"]) == ("succeed", "kling", False)
     assert isinstance(await parts.do(parts.fetcher.download, task), Done)
     assert (await parts.types(task))[-2:] == ["result.stored", "task.done"]
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_is_no_http_is_no_answer(tmp_path: Path) -> None:
+    """Neither from Kling's address nor from a file's host does it break more than the attempt."""
+    with host(lambda visit: visit.send(b"\0\1\2\r\n\r\n")) as there:
+        parts = Parts(tmp_path, there.url)
+        parts.writer.start()
+        assert isinstance(await parts.do(parts.asker.ask, await parts.hinted(None)), RetryAt)
+        assert isinstance(await parts.do(parts.fetcher.download, await parts.succeeded(there.url)), RetryAt)
+        await parts.close()
 
 
 @pytest.mark.anyio
