@@ -128,6 +128,8 @@ def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, 
     if job.attempts < UNDECIDED and due is not None:
         return RetryAt(due, f"Kling says {report.status}.")
     store.drop_hint(tx, task, str(report.status))
+    if task["status"] == "succeed":
+        store.lack_files(tx, task, f"Kling now says {report.status}, and named no file.")
     return Done()
 
 

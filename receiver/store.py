@@ -212,6 +212,7 @@ def _expect(tx: Transaction, task: Row, outputs: tuple[Output, ...]) -> None:
     ]
     tx.insert()
     tx.connection.execute(EXPECT, rows)
+    tx.change(task, done=False)
     for n, output in enumerate(outputs):
         download(tx, task["id"], n, output.url)
 
