@@ -91,7 +91,10 @@ def serve(host: str, port: int) -> None:
         err=True,
     )
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
-    Server(receiver).run(sockets=[listening])
+    try:
+        Server(receiver).run(sockets=[listening])
+    except SystemExit:  # uvicorn's own code for this means something else here
+        _fail(["The receiver could not start. The lines above say why."], FAILED)
 
 
 @main.command()

@@ -47,7 +47,7 @@ async def _way_in(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncI
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
         found = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         yield Finding(
             "name", False, f"{host} has no address ({error}). Mend its DNS entry, or KLING_RECEIVER_URL."
         )

@@ -1,6 +1,7 @@
 """uvicorn, told to end our endless streams when it is told to end, and to sleep while nothing happens."""
 
 import asyncio
+import signal
 import socket
 from types import FrameType
 
@@ -45,9 +46,9 @@ class Server(uvicorn.Server):
                 pass
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends in order, a second Ctrl-C at once."""
-        super().handle_exit(sig, frame)
-        self._wake()
+        """The first signal ends in order, a second Ctrl-C at once. uvicorn would raise it again afterwards."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.stop()
 
     def stop(self) -> None:
         """End in order; may be called from any thread."""
@@ -72,7 +73,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.bind((host, port))
         bound.listen(BACKLOG)  # whoever comes before the first answer waits for it
-    except OSError:
+    except OSError as error:
         bound.close()
-        raise
+        hint = "Stop what listens there, or choose another --host or --port."
+        raise OSError(f"Cannot listen on {host}, port {port}: {error.strerror}. {hint}") from error
     return bound
