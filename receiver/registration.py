@@ -95,7 +95,11 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no such number, whatever its reader took
     if isinstance(value, str):
-        return clean(value) if len(value) <= LONGEST_STRING else f"({len(value)} characters, left out)"
+        return (
+            clean(value, LONGEST_STRING)
+            if len(value) <= LONGEST_STRING
+            else f"({len(value)} characters, left out)"
+        )
     return value
 
 

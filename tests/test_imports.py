@@ -1,0 +1,80 @@
+"""Which module may know which: the direction of the packages, and the few doors to what is outside."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import client
+import receiver
+
+PACKAGES = {package.__name__: Path(str(package.__file__)).parent for package in (client, receiver)}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def importers(package: str, name: str) -> set[str]:
+    """The modules of a package that import `name` or something in it."""
+    return {
+        path.stem
+        for path in PACKAGES[package].glob("*.py")
+        if any(each == name or each.startswith(f"{name}.") for each in imports(path))
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["receiver", "sqlalchemy", "sqlmodel", "alembic", "starlette", "uvicorn", "aiohttp", "prometheus_client"],
+)
+def test_the_client_needs_nothing_of_the_receiver(name: str) -> None:
+    """Neither the package nor what only it uses."""
+    assert importers("client", name) == set()
+
+
+def test_few_modules_know_the_database() -> None:
+    """Settings and the command only tell what is wrong with an address or a server."""
+    knowing = {
+        "bulk",
+        "database",
+        "outbox",
+        "reading",
+        "settings",
+        "store",
+        "tables",
+        "transaction",
+        "writer",
+        "cli",
+    }
+    assert importers("receiver", "sqlalchemy") <= knowing
+    assert importers("receiver", "sqlmodel") == {"tables"}
+    assert importers("receiver", "alembic") == {"database"}
+
+
+def test_only_the_guard_opens_connections_to_addresses_of_others() -> None:
+    """aiohttp is behind one module; what httpx is used for elsewhere is Kling's address and our own."""
+    assert importers("receiver", "aiohttp") == importers("receiver", "httpx_aiohttp") == {"outbound"}
+    assert importers("receiver", "httpx") <= {"app", "doctor", "hooks", "outbound", "results"}
+
+
+def test_the_states_import_nothing_of_ours() -> None:
+    """The state machine is pure."""
+    found = imports(PACKAGES["receiver"] / "states.py")
+    assert not [name for name in found if name.split(".")[0] in PACKAGES]
+
+
+def test_nobody_reads_the_environment() -> None:
+    """But the settings, through their library."""
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            assert "os.environ" not in path.read_text(), f"{package}: {path}"
+            assert "getenv" not in path.read_text(), f"{package}: {path}"
