@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table
+from sqlalchemy.exc import DBAPIError
 
 from receiver.tables import Json, encode
 
@@ -34,9 +35,13 @@ class Bulk:
 
 
 def _copy_in(connection: Connection, statement: str, values: list[tuple[Any, ...]]) -> None:
-    with connection.connection.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[attr-defined]
-        for row in values:
-            copy.write_row(row)
+    errors = connection.dialect.loaded_dbapi.Error
+    try:
+        with connection.connection.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[attr-defined]
+            for row in values:
+                copy.write_row(row)
+    except errors as error:  # told in the one tree of errors, as if it had gone through the other layers
+        raise DBAPIError.instance(statement, None, error, errors, dialect=connection.dialect) from error
 
 
 def _reader(name: str, is_json: bool) -> Callable[[Row], Any]:
