@@ -311,6 +311,18 @@ def test_a_success_of_which_nobody_names_the_files_is_loud(ledger: Ledger, stood
     assert [result["status"] for result in ledger.results()] == ["failed"]
 
 
+def test_files_that_are_named_after_all_are_fetched(ledger: Ledger) -> None:
+    """After the loud end of a success of which nobody had named any: the task is open again until they came."""
+    ledger.record(callback(status="succeed", signed=True))
+    stand(ledger)
+    assert ledger.task()["done"]
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    assert view(ledger.task()) == ("succeed", "kling", False)
+    assert "download/t/0" in ledger.jobs()
+    keep_file(ledger)
+    assert view(ledger.task()) == ("succeed", "kling", True)
+
+
 @pytest.mark.parametrize("status", ["succeed", "failed"])
 def test_an_answer_without_files_fails_none_that_was_named(ledger: Ledger, status: Status) -> None:
     """They may have been named by a signed callback while Kling was asked."""
