@@ -25,7 +25,7 @@ from client.signing import api_token
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-PICTURES = ROOT / "data" / "demo"
+PICTURES = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT / "data" / "demo"
 START_SECONDS = 30
 
 
@@ -34,7 +34,12 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
     """A server for as long as the block runs; a Ctrl-C reaches it through us, so that it ends in order."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            cwd=log.parent,  # where no .env of the user's lies
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield
@@ -90,11 +95,11 @@ def show(event: dict[str, Any], names: dict[str, str]) -> None:
     print(f"    {at}  {event['type']:16} {what}".rstrip(), flush=True)
 
 
-def kling(*arguments: str, environment: dict[str, str]) -> str:
+def kling(*arguments: str, environment: dict[str, str], folder: Path) -> str:
     """Run the real command, and give back the path of its first file."""
     print(f"\n$ {shlex.join(['kling', *arguments])}", flush=True)
     command = [str(BIN / "kling"), *arguments, "--output", str(PICTURES)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)
     paths = done.stdout.split("\n")[:-1]
@@ -152,12 +157,13 @@ def main() -> None:
 
         token = api_token([secret], "read", 3600)
         threading.Thread(target=show_events, args=(receiver, token), daemon=True).start()
-        image = kling("text-to-image", "a kangaroo holding a sign", environment=environment)
+        image = kling("text-to-image", "a kangaroo holding a sign", environment=environment, folder=folder)
         kling(
             *("image-to-image", "the same at night", "--image", image, "--output-format", "jpg"),
             environment=environment,
+            folder=folder,
         )
-        kling("text-to-video", "the kangaroo waves", "--duration", "5", environment=environment)
+        kling("text-to-video", "the kangaroo waves", "--duration", "5", environment=environment, folder=folder)
         print(f"\n{account(gateway, receiver, token)}")
 
 

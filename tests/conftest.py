@@ -1,6 +1,7 @@
 """What tests share: databases of both kinds, a sandbox gateway, and real receivers on loopback."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,28 @@ from receiver.settings import ReceiverSettings
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 KEY = "sandbox-key"
+
+
+ABSENT = "absent: "
+"""How a test's reason to be skipped begins when something optional is missing on this machine."""
+
+absent: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what optional things were missing."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        absent.add(reason.removeprefix(ABSENT))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line: what was left out, by name."""
+    if not hasattr(config, "workerinput"):
+        sys.stdout.write(
+            f"optional and absent: {len(absent)} ({', '.join(sorted(absent)) or 'nothing was left out'})\n"
+        )
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ class Load:
 def request(host: str, path: str, number: int, status: str) -> bytes:
     """One POST of a legacy callback."""
     body = BODY % (number, status.encode())
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    lines = (f"POST {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}", "", "")
+    return "\r\n".join(lines).encode() + body
 
 
 async def run(urls: list[str], connections: int, status: str) -> dict[str, object]:
