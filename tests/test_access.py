@@ -27,7 +27,7 @@ def running(start: Start) -> Running:
 
 def ask(running: Running, path: str, authorization: str | None, *, method: str = "GET") -> int:
     """The status of one request."""
-    headers = {} if authorization is None else {"Authorization": authorization}
+    headers = {} if authorization is None else {b"Authorization": authorization.encode("latin-1")}
     content = b'{"family":"images/generations","attempt":"x"}'
     url = running.url + path.format(task="nobody")
     return httpx.request(method, url, headers=headers, content=content if method == "PUT" else None).status_code
