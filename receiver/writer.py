@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from receiver.database import Database
 from receiver.store import Callback, record
@@ -28,8 +28,8 @@ LARGEST_BATCH = 256
 MOST_WAITING = 20_000
 """Changes that may wait; more are refused, so that memory is bounded and callers hear of it."""
 
-OUTAGE = (OperationalError, InterfaceError)
-"""The database's own troubles (full, locked, gone): they befall every change, not one."""
+OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
+"""What befalls one change; the database's other troubles (full, locked, gone, damaged) befall every change."""
 
 
 class Unavailable(Exception):
@@ -112,10 +112,10 @@ class Writer:
     def _write(self, batch: list[_Waiting]) -> None:
         try:
             answers, committed = self._commit(batch)
-        except OUTAGE as error:
-            self._answer(batch, [_unavailable(error)] * len(batch), None)
         except Exception as error:
-            if len(batch) == 1:
+            if isinstance(error, DBAPIError) and not isinstance(error, OWN_FAULT):
+                self._answer(batch, [_unavailable(error)] * len(batch), None)
+            elif len(batch) == 1:
                 self._answer(batch, [error], None)
             else:
                 for waiting in batch:

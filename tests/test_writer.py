@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,7 +184,7 @@ async def test_a_poisonous_change_alone_raises_what_it_raised(database: Database
     assert ids(database) == ["t"]
 
 
-async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Any) -> None:
+async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Path) -> None:
     """Nothing of what was refused is kept; once the database can be written, all is as before."""
     url = f"sqlite:///{tmp_path / 'kling.db'}"
     database = Database(url)
@@ -211,6 +212,20 @@ async def together_locked(writer: Writer, *changes: Change | Callback) -> list[A
     """The same while nobody can write."""
     waiting = [writer.record(each) if isinstance(each, Callback) else writer.run(each) for each in changes]
     return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+
+async def test_a_damaged_database_is_an_outage(tmp_path: Path) -> None:
+    """Nothing can be made durable in it, whatever the change."""
+    path = tmp_path / "kling.db"
+    first = Database(f"sqlite:///{path}")
+    first.migrate()
+    first.close()
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (path.stat().st_size - 4096))
+    database = Database(f"sqlite:///{path}")
+    async with writing(database) as writer:
+        with pytest.raises(Unavailable, match="malformed"):
+            await writer.record(callback())
+    database.close()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
