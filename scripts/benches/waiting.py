@@ -68,8 +68,10 @@ async def _way(gateway: str, receiver: str, folder: Path, tasks: int, poll: floa
             assert poll is not None
             url = f"{gateway}/v1/videos/text2video"
             await http.post(url, json={"prompt": "a bench", "external_task_id": task})
+            pause = random.uniform(0, poll)  # a poller is in step with nobody
             while True:
-                await asyncio.sleep(poll)
+                await asyncio.sleep(pause)
+                pause = poll
                 data = (await http.get(f"{url}/{task}")).json()["data"]
                 if data["task_status"] == "succeed":
                     break
