@@ -36,8 +36,7 @@ def _settings(*needed: str) -> ReceiverSettings:
         settings = ReceiverSettings.load()
     except SettingsError as error:
         _fail(error.problems, WRONG)
-    missing = [each for each in settings.missing_to_serve() if each.startswith(needed)]
-    if missing:
+    if missing := [each for each in settings.missing_to_serve() if each.startswith(needed)]:
         _fail(missing, WRONG)
     return settings
 

@@ -1,9 +1,9 @@
 """The receiver's settings: one table, checked against each other before anything starts."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -107,21 +107,33 @@ class ReceiverSettings(KlingSettings):
             web_address(value.partition("?")[0])
         return value
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        if self.webhook_signature == "required" and not self.webhook_secrets:
-            raise ValueError("KLING_WEBHOOK_SIGNATURE: `required` needs KLING_WEBHOOK_SECRETS.")
-        if bool(self.hook_url) != bool(self.hook_secret):
+    @field_validator("webhook_signature")
+    @classmethod
+    def _with_secrets(cls, value: str, info: ValidationInfo) -> str:
+        # A field that is itself wrong is not in `data`; its own problem is told.
+        if value == "required" and info.data.get("webhook_secrets") == ():
+            raise ValueError("`required` needs KLING_WEBHOOK_SECRETS. Set them, or leave this out.")
+        return value
+
+    @field_validator("hook_secret")
+    @classmethod
+    def _both_of_the_hook(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("hook_url", value)):
             raise ValueError(
                 "KLING_HOOK_URL and KLING_HOOK_SECRET work together only. Make a secret with: "
                 "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
             )
-        if self.hook_url:
+        return value
+
+    @field_validator("private_hook_hosts")
+    @classmethod
+    def _reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if url := info.data.get("hook_url"):
             try:
-                check_url(self.hook_url, self.hook_hosts)
+                check_url(url, Allowed.parse(values))
             except Refused as error:
                 raise ValueError(f"KLING_HOOK_URL: {error}. Allow it with KLING_PRIVATE_HOOK_HOSTS.") from None
-        return self
+        return values
 
     @property
     def result_hosts(self) -> Allowed:

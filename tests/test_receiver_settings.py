@@ -1,0 +1,138 @@
+"""The receiver's settings: every problem told at once, each with what to do, none with a secret in it."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.errors import SettingsError
+from receiver.settings import ReceiverSettings
+from tests.conftest import SECRET, make_settings
+
+WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()
+
+
+def problems(**given: Any) -> list[str]:
+    """What is wrong with some settings."""
+    with pytest.raises(SettingsError) as raised:
+        ReceiverSettings.load(**given)
+    return raised.value.problems
+
+
+def test_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the few that are needed everything else is as the contract says."""
+    for name, value in {"API_KEY": "k", "SIGNING_SECRETS": SECRET, "RECEIVER_URL": "https://x.example"}.items():
+        monkeypatch.setenv(f"KLING_{name}", value)
+    settings = ReceiverSettings.load()
+    assert settings.missing_to_serve() == []
+    assert settings.callback_max_age == 30 * 86_400
+    assert settings.database == f"sqlite:///{tmp_path}/data/kling.db"
+    assert settings.results == tmp_path / "data" / "results"
+    assert (settings.webhook_signature, settings.overdue_seconds, settings.hook_url) == (
+        "when-present",
+        None,
+        "",
+    )
+    assert settings.result_hosts.hosts == frozenset()
+
+
+def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lists are separated by commas, blanks do not matter."""
+    given = {
+        "WEBHOOK_SECRETS": f" {WHSEC} , {WHSEC},",
+        "WEBHOOK_SIGNATURE": "required",
+        "PRIVATE_RESULT_HOSTS": "127.0.0.1, 10.0.0.0/8",
+        "PRIVATE_HOOK_HOSTS": "localhost:8080,127.0.0.1",
+        "HOOK_URL": "http://127.0.0.1/in?x=1",
+        "HOOK_SECRET": WHSEC,
+        "STORAGE_URL": f"file://{tmp_path}/files",
+        "DATABASE_URL": "postgresql://a:b@c/d",
+        "OVERDUE_SECONDS": "1.5",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(f"KLING_{name}", value)
+    settings = ReceiverSettings.load()
+    assert settings.webhook_secrets == (WHSEC, WHSEC)
+    assert len(settings.result_hosts.networks) == 2
+    assert settings.hook_hosts.permits("localhost", 8080)
+    assert settings.results == tmp_path / "files"
+    assert settings.database == "postgresql://a:b@c/d"
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """Fields that are wrong, and fields that contradict each other, in one look; no secret among them."""
+    given = {
+        "receiver_url": "http://public.example",
+        "signing_secrets": "short-hidden-1",
+        "webhook_secrets": "",
+        "webhook_signature": "required",
+        "database_url": "mysql://user:hidden-2@host/x",
+        "storage_url": "ftp://hidden",
+        "hook_url": "http://10.0.0.1/?hidden-3",
+        "overdue_seconds": -1,
+        "callback_max_age": 0,
+        "result_max_bytes": "many",
+        "private_result_hosts": "http://x",
+    }
+    found = problems(**given)
+    for name in given.keys() - {"webhook_secrets", "hook_url"} | {"hook_secret"}:
+        assert any(
+            each.startswith(f"KLING_{name.upper()}") or f"KLING_{name.upper()} " in each for each in found
+        ), name
+    assert any("is not a public address" in each for each in found)
+    assert "hidden" not in " ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"webhook_signature": "required"}, "needs KLING_WEBHOOK_SECRETS"),
+        ({"webhook_secrets": "not-a-hidden-secret!"}, "whsec_<base64>"),
+        ({"webhook_secrets": f"{WHSEC},whsec_aGlkZGVu"}, "too short"),
+        ({"hook_secret": "not-a-hidden-secret!"}, "whsec_<base64>"),
+        ({"hook_url": "https://x.example"}, "work together only"),
+        ({"hook_secret": WHSEC}, "work together only"),
+        ({"hook_url": "no address", "hook_secret": WHSEC}, "https://host/path"),
+        ({"hook_url": "https://u:hidden@x.example", "hook_secret": WHSEC}, "https://host/path"),
+        ({"hook_url": "http://169.254.169.254/", "hook_secret": WHSEC}, "KLING_PRIVATE_HOOK_HOSTS"),
+        ({"database_url": "kling.db"}, "sqlite:///path"),
+        ({"database_url": "sqlite://"}, "must name a file"),
+        ({"database_url": "sqlite:///:memory:"}, "must name a file"),
+        ({"database_url": "mysql://x"}, "not mysql"),
+        ({"storage_url": "/var/x"}, "file:///"),
+        ({"storage_url": "s3://bucket"}, "file:///"),
+        ({"private_hook_hosts": "a/b"}, "neither a host"),
+    ],
+)
+def test_each_problem_says_what_to_do(given: dict[str, Any], said: str) -> None:
+    """In one sentence that begins with the setting's name."""
+    [found] = problems(**given)
+    assert found.startswith("KLING_")
+    assert said in found
+    assert "hidden" not in found
+
+
+def test_what_is_missing_to_serve() -> None:
+    """Three things, all named at once; a webhook secret may stand for the key."""
+    settings = ReceiverSettings.load()
+    assert [each.partition(":")[0] for each in settings.missing_to_serve()] == [
+        *("KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL"),
+        "KLING_API_KEY",
+    ]
+    assert len(ReceiverSettings.load(webhook_secrets=WHSEC).missing_to_serve()) == 2
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    """Neither by repr nor by str."""
+    settings = make_settings(
+        tmp_path,
+        api_key="hidden-1",
+        signing_secrets="hidden-signing-secret-of-32-letters",
+        webhook_secrets=WHSEC,
+        hook_url="https://x.example/",
+        hook_secret=WHSEC,
+        database_url="postgresql://user:hidden@host/x",
+    )
+    assert "hidden" not in repr(settings) + str(settings)
+    assert WHSEC not in repr(settings) + str(settings)
