@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
 from client.ids import new_id
-from client.signing import link
+from client.signing import CallbackSigner, link
 from receiver.api import Api
 from receiver.app import Receiver, create_app
 from receiver.feed import Feed
@@ -588,3 +588,25 @@ async def test_a_failure_of_ours_has_the_shape_too(tmp_path: Path) -> None:
     receiver.database.close()
     assert refusal(answer) == (500, "internal")
     assert "task" not in answer.text
+
+
+def test_a_receiver_that_lost_its_storage_is_not_ready(running: Running) -> None:
+    """It says so to whoever asks, and is alive all the same."""
+    (running.settings.results / ".parts").rmdir()
+    running.settings.results.rmdir()
+    answer = httpx.get(f"{running.url}/readyz")
+    assert refusal(answer) == (503, "not_ready")
+    assert str(running.settings.results) in answer.json()["error"]["message"]
+    assert httpx.get(f"{running.url}/healthz").status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_receiver_that_has_not_begun_is_not_ready(tmp_path: Path) -> None:
+    """Until its writer runs nothing can be made durable, and callbacks are answered 503."""
+    receiver = Receiver(make_settings(tmp_path))
+    receiver.prepare()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
+        assert refusal(await http.get("http://receiver/readyz")) == (503, "not_ready")
+        address = CallbackSigner([SECRET]).url(receiver.settings.receiver_url, new_id(), IMAGES)
+        assert refusal(await http.post(address, json={})) == (503, "unavailable")
+    receiver.database.close()
