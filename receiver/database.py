@@ -108,18 +108,16 @@ class Database:
         self._readers.dispose()
 
     def _engine(self, *, write: bool) -> Engine:
-        try:
-            if not self.is_sqlite:
-                level = "READ COMMITTED" if write else "REPEATABLE READ"
-                size = 1 if write else READERS
-                return create_engine(self.url, pool_size=size, pool_pre_ping=True, isolation_level=level)
-        except (ImportError, NoSuchModuleError) as error:
-            raise DatabaseError(
-                f"No driver for {self.url.drivername}. Install one: pip install 'kling-callback[postgres]'"
-            ) from error
-        engine = create_engine(
-            self.url, pool_size=1 if write else READERS, connect_args={"timeout": BUSY_MS / 1000}
-        )
+        common: dict[str, Any] = {"pool_size": 1 if write else READERS, "hide_parameters": True}
+        if not self.is_sqlite:
+            level = "READ COMMITTED" if write else "REPEATABLE READ"
+            try:
+                return create_engine(self.url, isolation_level=level, pool_pre_ping=True, **common)
+            except (ImportError, NoSuchModuleError) as error:
+                raise DatabaseError(
+                    f"No driver for {self.url.drivername}. Install one: pip install 'kling-callback[postgres]'"
+                ) from error
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
         event.listen(engine, "begin", _begin_immediate if write else _begin)
         return engine

@@ -132,7 +132,8 @@ def _take_hint(tx: Transaction, task: Row, report: Report | None, kept: bool) ->
         return
     if report:
         tx.change(task, hint=report.status, hint_msg=report.message)
-    tx.change(task, hints=task["hints"] + 1)
+    if kept:  # what is only counted hastens nothing
+        tx.change(task, hints=task["hints"] + 1)
     wait = (GRACE_MS if task["outcome"] == "pending" else 0) if kept else CALM_MS
     ask(tx, task["id"], tx.now + wait)
 

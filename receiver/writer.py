@@ -25,7 +25,7 @@ T = TypeVar("T")
 Change = Callable[[Transaction], Any]
 
 LARGEST_BATCH = 256
-MOST_WAITING = 20_000
+MOST_WAITING = 4_000
 """Changes that may wait; more are refused, so that memory is bounded and callers hear of it."""
 
 OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
