@@ -58,7 +58,7 @@ class Api:
             Route("/api/tasks", self._for("read", self._list), methods=["GET"]),
             Route("/api/tasks/{id}", self._task, methods=["GET", "PUT"]),
             Route("/api/tasks/{id}/events", self._for("read", self._task_events), methods=["GET"]),
-            Route("/api/tasks/{id}/results/{n:int}", self._result, methods=["GET"]),
+            Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET"]),
             Route("/api/events", self._for("read", self._all_events), methods=["GET"]),
         ]
 
@@ -147,9 +147,9 @@ class Api:
             yield b"".join(_frame(event) for event in events)
 
     async def _result(self, request: Request) -> Response:
-        task, n = request.path_params["id"], request.path_params["n"]
+        task, n = request.path_params["id"], _index(request.path_params["n"])
         self._check_reader(request, task, n)
-        result = await self._reader.result(task, n) if is_id(task) and n < 1 << 31 else None
+        result = await self._reader.result(task, n) if is_id(task) else None
         if result is None:
             raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
         if result["status"] != "stored":
@@ -208,6 +208,13 @@ def _check_range(request: Request, etag: str, size: int) -> None:
     elif int(first or 0) >= size or (not first and int(last) == 0):
         whole = f"bytes */{size}"
         raise ApiError(416, "bad_range", f"The file has {size} bytes.", "Ask for less.", Content_Range=whole)
+
+
+def _index(said: str) -> int:
+    """A result's number. Raises ApiError."""
+    if not (said.isascii() and said.isdigit() and len(said) < 10):
+        raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
+    return int(said)
 
 
 def _frame(event: dict[str, Any]) -> bytes:

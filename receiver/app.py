@@ -20,7 +20,7 @@ from receiver import metrics, outbox
 from receiver.access import require
 from receiver.api import Api
 from receiver.callbacks import CallbackRoutes
-from receiver.database import Database
+from receiver.database import Database, Unavailable
 from receiver.errors import ApiError, error_response
 from receiver.feed import Feed
 from receiver.hooks import Hook
@@ -34,7 +34,7 @@ from receiver.storage import Folder
 from receiver.transaction import Committed, Rules
 from receiver.views import Views
 from receiver.worker import Handler, Worker
-from receiver.writer import Unavailable, Writer
+from receiver.writer import Writer
 
 log = logging.getLogger("receiver")
 
@@ -97,8 +97,7 @@ class Receiver:
         }
 
     def _committed(self, committed: Committed) -> None:
-        if committed.tasks:
-            self.feed.wake(committed.tasks)
+        self.feed.wake(committed.tasks)
         if committed.due_at is not None:
             self.worker.wake(committed.due_at)
 
@@ -127,11 +126,13 @@ class Receiver:
     async def ready(self) -> str | None:
         """Why callbacks cannot be made durable just now, or None when they can."""
         try:
-            await self.writer.run(lambda tx: None)
+            await self.writer.probe()
         except Unavailable as error:
             return str(error)
-        if not await in_thread(self.folder.root.is_dir):
-            return f"The folder for result files is missing: {self.folder.root}"
+        try:
+            await in_thread(self.folder.probe)
+        except OSError as error:
+            return f"The folder for result files cannot be written: {error.strerror}."
         return None
 
 

@@ -16,6 +16,7 @@ from client.ids import is_id
 from client.signing import CallbackSigner
 from receiver import doctor
 from receiver.body import Body, read_body
+from receiver.database import Unavailable
 from receiver.errors import error_response
 from receiver.metrics import Metrics
 from receiver.reading import Reader
@@ -24,7 +25,7 @@ from receiver.settings import ReceiverSettings
 from receiver.signatures import Verdict, check
 from receiver.store import Callback
 from receiver.transaction import Row
-from receiver.writer import Unavailable, Writer
+from receiver.writer import Writer
 
 log = logging.getLogger("receiver.callbacks")
 
@@ -58,6 +59,8 @@ class CallbackRoutes:
                 "bad_token", str(error), "Use the callback_url exactly as the receiver gave it."
             )
         if token.family == doctor.FAMILY:
+            await read_body(request)
+            await self._writer.probe()
             return JSONResponse(doctor.answer(token.task_id))
         if not (is_id(token.task_id) and is_family(token.family)):
             return self._refuse("bad_token", "The callback token names an impossible task.", "Sign another id.")

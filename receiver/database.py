@@ -4,6 +4,7 @@ Writing and reading have their own doors: on SQLite a reader never blocks the wr
 """
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from typing import Any
 import alembic.command
 import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
+
+log = logging.getLogger("receiver.database")
 
 READERS = 4
 BUSY_MS = 10_000
@@ -25,8 +28,20 @@ NODE_LOCK = EVENT_LOCK + 1
 MIGRATION_LOCK = EVENT_LOCK + 2
 
 
+OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
+"""What befalls one statement; the database's other troubles (full, locked, gone, damaged) befall all."""
+
+
+class Unavailable(Exception):
+    """The database cannot be used just now; no change can be said to be durable."""
+
+
 class DatabaseError(Exception):
     """The database cannot be used; the message says why and what to do."""
+
+
+class Held(Unavailable, DatabaseError):
+    """Another receiver serves the database."""
 
 
 class Database:
@@ -57,6 +72,19 @@ class Database:
         with self._readers.begin() as connection:
             yield connection
 
+    def unavailable(self, error: DBAPIError) -> Unavailable:
+        """What to say of an outage; where the server is, and what it said, goes to the log only."""
+        reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
+        log.error("the database cannot be used: %s", reason)
+        return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
+
+    def probe(self, connection: Connection, number: int) -> None:
+        """Write something of no meaning, so that the commit shows whether writing works."""
+        if self.is_sqlite:
+            connection.exec_driver_sql(f"PRAGMA user_version = {number % (1 << 31)}")
+        else:
+            connection.execute(text("SELECT pg_current_xact_id()"))
+
     def lock_events(self, connection: Connection) -> None:
         """Let no other writer give out event ids before this transaction ends."""
         if not self.is_sqlite:
@@ -72,8 +100,11 @@ class Database:
         if self.path:
             self._holding = _hold_file(self.path.with_name(self.path.name + ".lock"))
             return
-        with self._explaining():
-            self._holding = _hold_server(self._readers, str(self))
+        # The writer's connection holds it, and takes it again whenever it has to be made anew.
+        event.listen(self._writer, "connect", _hold_server)
+        self._writer.dispose()
+        with self._explaining(), self._writer.connect():
+            pass
 
     def migrate(self) -> None:
         """Bring the tables to this version's shape; safe to call from several processes at once.
@@ -108,11 +139,21 @@ class Database:
         self._readers.dispose()
 
     def _engine(self, *, write: bool) -> Engine:
-        common: dict[str, Any] = {"pool_size": 1 if write else READERS, "hide_parameters": True}
+        common: dict[str, Any] = {
+            "pool_size": 1 if write else READERS,
+            "max_overflow": 0,
+            "hide_parameters": True,
+        }
         if not self.is_sqlite:
             level = "READ COMMITTED" if write else "REPEATABLE READ"
             try:
-                return create_engine(self.url, isolation_level=level, pool_pre_ping=True, **common)
+                return create_engine(
+                    self.url,
+                    isolation_level=level,
+                    pool_pre_ping=True,
+                    connect_args={"connect_timeout": 5},
+                    **common,
+                )
             except (ImportError, NoSuchModuleError) as error:
                 raise DatabaseError(
                     f"No driver for {self.url.drivername}. Install one: pip install 'kling-callback[postgres]'"
@@ -167,24 +208,22 @@ def _hold_file(path: Path) -> Any:
     return file
 
 
-def _hold_server(engine: Engine, name: str) -> Connection:
-    connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-    connection.execute(text("SELECT set_config('application_name', :who, false)"), {"who": _who()})
-    if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": NODE_LOCK}).scalar():
-        return connection
-    holder = connection.execute(HOLDER, {"high": NODE_LOCK >> 32, "low": NODE_LOCK & 0xFFFFFFFF}).scalar()
-    connection.invalidate()
-    connection.close()
-    raise DatabaseError(
-        f"{name} is served by {holder or 'an unknown process'}. Stop it first, or set KLING_DATABASE_URL."
-    )
+def _hold_server(connection: Any, record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('application_name', %s, false)", (_who(),))
+        held = cursor.execute("SELECT pg_try_advisory_lock(%s)", (NODE_LOCK,)).fetchone()[0]
+        holder = None if held else cursor.execute(HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
+    connection.commit()
+    if not held:
+        name = holder[0] if holder else "an unknown process"
+        raise Held(f"The database is served by {name}. Stop it first, or set KLING_DATABASE_URL.")
 
 
-HOLDER = text("""
+HOLDER = """
     SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid)
-    WHERE locktype = 'advisory' AND classid = :high AND objid = :low AND granted
+    WHERE locktype = 'advisory' AND classid = %s AND objid = %s AND granted
         AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-""")
+"""
 
 
 def _who() -> str:

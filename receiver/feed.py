@@ -1,7 +1,7 @@
 """Events to whoever waits: a commit wakes the waiters of its tasks, and each reads on from where it was."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 
 from receiver.reading import Reader
@@ -19,16 +19,18 @@ class Feed:
         self._waiters: dict[str | None, set[asyncio.Event]] = {}
         self._closed = False
 
-    def wake(self, tasks: Iterable[str]) -> None:
-        """Something was committed for these tasks."""
-        for task in (*tasks, None) if self._waiters else ():
+    def wake(self, tasks: Collection[str] | None) -> None:
+        """Something was committed for these tasks; None: perhaps for any."""
+        if not (self._waiters and (tasks is None or tasks)):
+            return
+        for task in list(self._waiters) if tasks is None else (*tasks, None):
             for waiter in self._waiters.get(task, ()):
                 waiter.set()
 
     def close(self) -> None:
         """End every stream; their clients come back to the next process."""
         self._closed = True
-        self.wake(task for task in list(self._waiters) if task)
+        self.wake(None)
 
     async def follow(self, task: str | None, after: int) -> AsyncIterator[list[Row]]:
         """Events with ids above `after`, in batches: what there is, then what comes; empty as a heartbeat.

@@ -57,10 +57,16 @@ def suits(content_type: str | None, kind: str) -> bool:
     return kind not in FAMILIES or content_type.startswith(f"{kind}/")
 
 
+TAIL = 64
+"""Bytes at the end among which an image's last marker is: some writers add a few of their own."""
+
+ENDS = {"image/png": b"IEND", "image/jpeg": b"\xff\xd9", "image/gif": b"\x3b"}
+
+
 def is_whole(path: Path, content_type: str) -> bool:
-    """Whether a file reaches its own end: the boxes of an MP4 add up, a PNG has its last chunk."""
-    if content_type == "image/png":
-        return _tail(path, 12)[4:8] == b"IEND"
+    """Whether a file reaches its own end: the boxes of an MP4 add up, an image has its last marker."""
+    if content_type in ENDS:
+        return ENDS[content_type] in _tail(path, TAIL)
     if content_type in ("video/mp4", "video/quicktime", "audio/mp4"):
         return b"moov" in _boxes(path)
     return True

@@ -42,10 +42,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """Owed again at `due_at` (unix ms)."""
+    """Owed again at `due_at` (unix ms). `data`: what the next attempt is to know; None leaves it.
+
+    `counts`: False for an attempt that was cut off, not made.
+    """
 
     due_at: int
     error: str
+    data: Any = None
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,10 @@ RESCUE = text("""
 """)
 FORGET = text("DELETE FROM job WHERE id = :id AND claim = :claim")
 RETRY = text("""
-    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :due_at, error = :error
+    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :due_at, error = :error,
+        attempts = :attempts, data = :data
     WHERE id = :id AND claim = :claim
-""")
+""").bindparams(bindparam("data", type_=JOB.c.data.type))
 BURY = text("""
     UPDATE job SET state = 'dead', claim = NULL, leased_until = NULL, error = :error
     WHERE id = :id AND claim = :claim
@@ -138,7 +144,13 @@ def settle(tx: Transaction, job: Claimed, decide: Verdict) -> bool:
     if isinstance(outcome, Done):
         tx.connection.execute(FORGET, held)
     elif isinstance(outcome, RetryAt):
-        tx.connection.execute(RETRY, {**held, "due_at": outcome.due_at, "error": outcome.error[:LONGEST_ERROR]})
+        again = {
+            "due_at": outcome.due_at,
+            "error": outcome.error[:LONGEST_ERROR],
+            "attempts": job.attempts if outcome.counts else job.attempts - 1,
+            "data": job.data if outcome.data is None else outcome.data,
+        }
+        tx.connection.execute(RETRY, held | again)
     else:
         tx.connection.execute(BURY, {**held, "error": outcome.error[:LONGEST_ERROR]})
     return True

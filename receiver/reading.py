@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 from sqlalchemy import Connection, Select, select, tuple_
+from sqlalchemy.exc import DBAPIError
 
-from receiver.database import READERS, Database
+from receiver.database import OWN_FAULT, READERS, Database
 from receiver.tables import Result, Tag
 from receiver.transaction import EVENT, TASK, Row
 
@@ -53,11 +54,18 @@ class Reader:
         self._limiter = anyio.CapacityLimiter(READERS)
 
     async def _read(self, question: Callable[[Connection], T]) -> T:
+        """Raises Unavailable."""
+
         def answer() -> T:
             with self._database.read() as connection:
                 return question(connection)
 
-        return await anyio.to_thread.run_sync(answer, limiter=self._limiter)
+        try:
+            return await anyio.to_thread.run_sync(answer, limiter=self._limiter)
+        except DBAPIError as error:
+            if isinstance(error, OWN_FAULT):
+                raise
+            raise self._database.unavailable(error) from error
 
     async def task(self, task: str) -> Row | None:
         """A task's row."""

@@ -31,7 +31,7 @@ class Overdue:
         task = await self._reader.task(job.task)
         if task is None or task["status"] in FINAL:
             return functools.partial(_ended, job=job)
-        if job.attempts == 1:
+        if not job.data:
             log.warning("task %s is overdue: no final callback came; asking Kling", job.task)
         try:
             report = await self._asker.question(task)
@@ -60,7 +60,7 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
         if report.status == "succeed" and not report.outputs:
             store.ask(tx, job.task)
         return Done()
-    if report is None and job.attempts >= LOOKS_AT_NOTHING:
+    if report is None and _looks(job) >= LOOKS_AT_NOTHING and not task["callbacks"]:
         store.end_locally(tx, task, "Kling does not know this task: its create did not arrive.")
         return Done()
     return _again(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
@@ -74,14 +74,20 @@ def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
 
 
 def _say_overdue(tx: Transaction, job: Claimed) -> None:
-    if job.attempts == 1:
+    if not job.data:
         tx.log(job.task, "task.overdue", {})
 
 
+def _looks(job: Claimed) -> int:
+    """How often Kling was asked, this time included; a look that was cut off does not count."""
+    return int((job.data or {}).get("looks", 0)) + 1
+
+
 def _again(tx: Transaction, job: Claimed, said: str) -> Outcome:
-    task = tx.known(job.task)
-    if job.attempts >= LOOKS:
-        store.end_locally(tx, task, f"The task did not end, and was asked about {job.attempts} times: {said}")
+    task, looks = tx.known(job.task), _looks(job)
+    if looks >= LOOKS:
+        store.stand(tx, task)  # where a callback told of an end, that is what is known
+        store.end_locally(tx, task, f"The task did not end, and was asked about {looks} times: {said}")
         return Done()
-    wait = tx.rules.overdue_ms(task["family"]) * 2 ** (job.attempts - 1)
-    return RetryAt(tx.now + wait, said)
+    wait = tx.rules.overdue_ms(task["family"]) * 2 ** (looks - 1)
+    return RetryAt(tx.now + wait, said, data={"looks": looks})

@@ -4,7 +4,8 @@ import asyncio
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 import httpx
@@ -25,12 +26,16 @@ from receiver.transaction import Row, Transaction
 
 log = logging.getLogger("receiver.results")
 
+T = TypeVar("T")
+
 ASK_AGAIN = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
 """Seconds between questions: an hour in all."""
-UNDECIDED = 7
-"""Questions to which Kling may say otherwise than the callback, before the callback is called false."""
+AGAIN = {"unanswered": ASK_AGAIN, "undecided": Backoff(ASK_AGAIN.steps[:6])}
+"""By what became of the last question. After seven to which Kling said otherwise, the callback is false."""
 FETCH_AGAIN = Backoff((1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800))
-REFUSED_AGAIN = 3
+SOON_MS = 2_000
+"""Between two questions of which each was overtaken by another callback."""
+REFUSED_AGAIN = 5
 """Attempts at a file that its host refuses (403, 404 and the like), or that is not what it should be."""
 MOST_REDIRECTS = 5
 MOST_CUTS = 5
@@ -45,6 +50,18 @@ ADDRESS = re.compile(r"https?://\S+")
 
 class BadFile(Exception):
     """What came is not the file that Kling named."""
+
+
+class NoRoom(Exception):
+    """The storage does not take the file: its disk is full, its folder is gone. No fault of the file's."""
+
+
+async def _locally(function: Callable[..., T], *args: Any) -> T:
+    """Do what concerns our own disk, beside the event loop. Raises NoRoom."""
+    try:
+        return await in_thread(function, *args)
+    except OSError as error:
+        raise NoRoom(f"the storage fails: {error.strerror or error}") from error
 
 
 class Asker:
@@ -87,14 +104,35 @@ class Asker:
         return report
 
     async def _query(self, task: Row) -> Report | None:
-        family, theirs = task["family"], task["callback_id"]
         if task["task_id"]:
-            return await self._gateway.query(family, task_id=task["task_id"])
-        report = await self._gateway.query(family, external_id=task["id"])
-        if report or not theirs or await self._reader.holder(theirs):
-            return report
-        report = await self._gateway.query(family, task_id=theirs)
-        return report if report and report.external_id in (None, task["id"]) else None
+            return await self._gateway.query(task["family"], task_id=task["task_id"])
+        ways = [self._by_our_id, self._by_their_id]
+        if task["outcome"] == "none" and task["callback_id"]:
+            ways.reverse()  # nobody registered it: its create may not have named our id
+        refused = None
+        for way in ways:
+            try:
+                if report := await way(task):
+                    return report
+            except GatewayError as error:
+                if error.retryable:
+                    raise
+                refused = error  # a relay's own word for an id that it does not know, perhaps
+        if refused:
+            raise refused
+        return None
+
+    async def _by_our_id(self, task: Row) -> Report | None:
+        return await self._gateway.query(task["family"], external_id=task["id"])
+
+    async def _by_their_id(self, task: Row) -> Report | None:
+        theirs = task["callback_id"]
+        if not theirs or await self._reader.holder(theirs):
+            return None
+        report = await self._gateway.query(task["family"], task_id=theirs)
+        if report and report.external_id not in (None, task["id"]):
+            return None if await self._reader.task(report.external_id or "") else report
+        return report
 
 
 def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) -> Outcome:
@@ -110,23 +148,20 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) 
         store.drop_hint(tx, task, str(report.status))
     if task["status"] == "failed" or report.outputs:
         return Done()
-    if report.status == "succeed" and job.attempts < UNDECIDED:
-        return RetryAt(
-            ASK_AGAIN.after(job.attempts, tx.now) or tx.now, "Kling says succeed, and names no file."
-        )
+    if report.status == "succeed" and (again := _later(tx, job, "undecided", "Kling names no file.")):
+        return again
     store.lack_files(tx, task, f"Kling says {report.status}, and names no file.")
     return Done()
 
 
 def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, hints: int) -> Outcome:
     """Kling does not (yet) say what the callback said."""
-    if task["hints"] != hints:
-        return RetryAt(tx.now, "Another callback came while Kling was asked.")
-    due = ASK_AGAIN.after(job.attempts, tx.now)
     if report is None:
         return _unanswered(tx, job, GatewayError("Kling does not know the task."))
-    if job.attempts < UNDECIDED and due is not None:
-        return RetryAt(due, f"Kling says {report.status}.")
+    if task["hints"] != hints:
+        return RetryAt(tx.now + SOON_MS, "Another callback came while Kling was asked.", data={})
+    if again := _later(tx, job, "undecided", f"Kling says {report.status}."):
+        return again
     store.drop_hint(tx, task, str(report.status))
     if task["status"] == "succeed":
         store.lack_files(tx, task, f"Kling now says {report.status}, and named no file.")
@@ -135,11 +170,19 @@ def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, 
 
 def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
     """Kling did not answer, or not of this task: again later; at the end the callback's status stands."""
-    due = ASK_AGAIN.after(job.attempts, tx.now, at_least=error.retry_after)
-    if due is not None:
-        return RetryAt(due, str(error))
+    if again := _later(tx, job, "unanswered", str(error), at_least=error.retry_after):
+        return again
     store.stand(tx, tx.known(job.task))
     return GiveUp(str(error))
+
+
+def _later(
+    tx: Transaction, job: Claimed, what: str, said: str, *, at_least: float | None = None
+) -> RetryAt | None:
+    """The next question, or None after the last of this kind. Kinds are counted apart, restarts not at all."""
+    count = (job.data or {}).get(what, 0) + 1
+    due = AGAIN[what].after(count, tx.now, at_least=at_least)
+    return None if due is None else RetryAt(due, said, data={what: count})
 
 
 class Fetcher:
@@ -169,20 +212,23 @@ class Fetcher:
         return functools.partial(_fetched, job=job, n=n, stored=stored)
 
     async def _fetch(self, result: Row) -> Stored:
-        part = await in_thread(self._folder.part)
+        part = await _locally(self._folder.part)
         try:
-            content_type = await self._fill(part, result)
-            sha256 = await in_thread(part.flush)
-            if not await in_thread(is_whole, part.path, content_type):
+            content_type, measured = await self._fill(part, result)
+            sha256 = await _locally(part.flush)
+            if not measured and not await _locally(is_whole, part.path, content_type):
                 raise BadFile(f"the {content_type} is cut short")
             name = f"{result['task']}/{result['n']}{EXTENSIONS.get(content_type, '')}"
-            await in_thread(self._folder.keep, part, name)
+            await _locally(self._folder.keep, part, name)
         finally:
             await in_thread(part.drop)
         return Stored(name, content_type, part.size, sha256)
 
-    async def _fill(self, part: Part, result: Row) -> str:
-        """Download into `part`, going on where a connection was cut. The content type that the bytes show."""
+    async def _fill(self, part: Part, result: Row) -> tuple[str, bool]:
+        """Download into `part`, going on where a connection was cut.
+
+        The content type that the bytes show, and whether the host said how many bytes there are.
+        """
         url, validator, head = result["source_url"], None, b""
         for cut in range(MOST_CUTS + 1):
             response = await self._open(url, part.size, validator)
@@ -195,7 +241,7 @@ class Fetcher:
                         _check(head, result["kind"])
                     if part.size + len(data) > self._largest:
                         raise BadFile(f"it is larger than {self._largest} bytes")
-                    await in_thread(part.write, data)
+                    await _locally(part.write, data)
             except httpx.TransportError:
                 if cut == MOST_CUTS or not part.size or not validator:
                     raise
@@ -204,7 +250,7 @@ class Fetcher:
                 await response.aclose()
             if whole is not None and part.size != whole:
                 raise BadFile(f"{part.size} of {whole} bytes came")
-            return _check(head, result["kind"])
+            return _check(head, result["kind"]), whole is not None
         raise AssertionError("unreachable")
 
     async def _open(self, url: str, start: int, validator: str | None) -> httpx.Response:
@@ -280,6 +326,9 @@ def _fetched(tx: Transaction, job: Claimed, n: int, stored: Stored) -> Outcome:
 
 
 def _not_fetched(tx: Transaction, job: Claimed, n: int, error: Exception) -> Outcome:
+    if isinstance(error, NoRoom):  # paid for, and to be had as soon as the disk is mended
+        last = min(job.attempts, len(FETCH_AGAIN.steps))
+        return RetryAt(FETCH_AGAIN.after(last, tx.now) or tx.now, reason(error))
     due = (
         None
         if isinstance(error, Refused)
@@ -305,4 +354,7 @@ def _asked_for(error: Exception) -> float | None:
 def reason(error: Exception) -> str:
     """One line, without the address: its query may open the file to whoever reads the log."""
     said = str(error).split("\n")[0]
-    return f"{type(error).__name__}: {ADDRESS.sub('(address)', said)}" if said else type(error).__name__
+    said = ADDRESS.sub("(address)", said)
+    if said and isinstance(error, BadFile | NoRoom | Refused | httpx.HTTPStatusError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

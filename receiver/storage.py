@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -31,8 +32,10 @@ class Part:
 
     def drop(self) -> None:
         """Forget it, unless it was kept."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # what is still buffered may not fit either
+            self._file.close()
+        with suppress(OSError):
+            self.path.unlink()
 
 
 class Folder:
@@ -50,7 +53,17 @@ class Folder:
 
     def part(self) -> Part:
         """A new file to write. Raises OSError."""
+        self._parts.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Part(self._parts)
+
+    def probe(self) -> None:
+        """Show that a file can be written, by one of no meaning. Raises OSError."""
+        part = self.part()
+        try:
+            part.write(b"probe")
+            part.flush()
+        finally:
+            part.drop()
 
     def keep(self, part: Part, name: str) -> None:
         """Make a flushed part the file `name`, durably: rename, then the folder's own entry."""

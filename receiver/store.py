@@ -55,11 +55,21 @@ def record(tx: Transaction, callbacks: list[Callback]) -> None:
         tx.change(task, callbacks=task["callbacks"] + 1)
         if (callback.task, callback.digest) in seen:
             tx.repeat(callback.task, callback.digest)
+            _hear_again(tx, task, callback)
             continue
         if kept := _room(task):
             seen.add((callback.task, callback.digest))
             _keep(tx, task, callback)
         _apply(tx, task, callback, kept)
+
+
+def _hear_again(tx: Transaction, task: Row, callback: Callback) -> None:
+    """A repeat says nothing new, unless Kling signed what was not (rightly) signed before."""
+    report = callback.report
+    if not (report and report.status and callback.signed):
+        return
+    if move(task["status"], task["origin"], report.status, "kling") == "applied":
+        _apply(tx, task, callback, kept=True)
 
 
 def _seen(tx: Transaction, callbacks: list[Callback]) -> set[tuple[str, str]]:
@@ -91,7 +101,7 @@ def _keep(tx: Transaction, task: Row, callback: Callback) -> None:
 
 def _apply(tx: Transaction, task: Row, callback: Callback, kept: bool) -> None:
     report = callback.report
-    if report and report.task_id:
+    if report and report.task_id and report.external_id != task["id"]:
         tx.change(task, callback_id=report.task_id)
     if report and report.status and callback.signed and not _is_anothers(tx, task, report):
         believe(tx, task, report)
@@ -397,7 +407,8 @@ def _reopen(tx: Transaction, task: Row, attempt: str) -> None:
 
 def _fill(tx: Transaction, task: Row, given: Registration) -> None:
     gaps = {"model": given.model, "request": given.request}
-    tx.change(task, **{name: value for name, value in gaps.items() if value and not task[name]})
+    if filled := {name: value for name, value in gaps.items() if value and not task[name]}:
+        tx.change(task, **filled)
     _tag(tx, given)
 
 
@@ -437,11 +448,3 @@ def note_created(tx: Transaction, task: Row, task_id: str | None) -> None:
     elif first and move(task["status"], task["origin"], "submitted", "kling") == "applied":
         _move(tx, task, Report("submitted"), "kling")
     tx.hasten(f"ask/{task['id']}")
-
-
-def holder(tx: Transaction, task_id: str) -> str | None:
-    """Which of our tasks Kling's id belongs to."""
-    found: str | None = (
-        tx.connection.execute(select(TASK.c.id).where(TASK.c.task_id == task_id)).scalars().first()
-    )
-    return found

@@ -60,10 +60,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit set in motion: the tasks that have new events, and when (unix ms) the first job is due."""
+    """What a commit set in motion: the tasks that have new events (None: perhaps any), and when (unix ms)
+    the first job is due.
+    """
 
-    tasks: frozenset[str]
+    tasks: frozenset[str] | None
     due_at: int | None
+
+
+ANYTHING = Committed(None, 0)
 
 
 @dataclass(slots=True)

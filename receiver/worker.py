@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from receiver import outbox
-from receiver.outbox import Backoff, Claimed, GiveUp, RetryAt, Verdict
+from receiver.database import Unavailable
+from receiver.outbox import Backoff, Claimed, RetryAt, Verdict
 from receiver.transaction import Transaction
-from receiver.writer import Unavailable, Writer
+from receiver.writer import Writer
 
 log = logging.getLogger("receiver.worker")
 
@@ -27,7 +28,7 @@ OUTAGE_PAUSE = 2.0
 """Seconds until the next look at a database that could not be written."""
 
 SURPRISE = Backoff((1, 5, 30, 120, 600))
-"""For a handler that raised what it should not have."""
+"""For a handler that raised what it should not have: never given up, since that is no verdict on the task."""
 
 
 class Worker:
@@ -53,7 +54,9 @@ class Worker:
 
     def wake(self, due_at: int = 0) -> None:
         """Look again: a job is due at `due_at` (unix ms), unless the loop looks again by then anyway."""
-        if self._sleeps_until is None or due_at / 1000 < self._sleeps_until:
+        # In the loop's own time, since the wall's clock may jump while we sleep.
+        due = asyncio.get_running_loop().time() + due_at / 1000 - self._clock()
+        if self._sleeps_until is None or due < self._sleeps_until:
             self._woken.set()
 
     async def close(self, grace: float) -> None:
@@ -74,14 +77,15 @@ class Worker:
             try:
                 wait = await self._claim()
             except Unavailable:
-                wait = self._pause
+                await asyncio.sleep(self._pause)
             except Exception:
                 log.exception("nothing could be claimed; looking again in %g s", self._pause)
-                wait = self._pause
-            await self._sleep(wait)
+                await asyncio.sleep(self._pause)
+            else:
+                await self._sleep(wait)
 
     async def _sleep(self, seconds: float | None) -> None:
-        self._sleeps_until = math.inf if seconds is None else self._clock() + seconds
+        self._sleeps_until = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
@@ -130,9 +134,14 @@ class Worker:
             async with asyncio.timeout(LONGEST_RUN):
                 return await self._handlers[job.kind](job)
         except asyncio.CancelledError:
-            return outbox.verdict(RetryAt(int(self._clock() * 1000), "The receiver was stopped."))
+            return self._cut_off("The receiver was stopped.", 0)
+        except Unavailable as error:
+            return self._cut_off(str(error), self._pause)
         except Exception as error:
             return self._surprise(job, error)
+
+    def _cut_off(self, why: str, pause: float) -> Verdict:
+        return outbox.verdict(RetryAt(int((self._clock() + pause) * 1000), why, counts=False))
 
     async def _settle(self, job: Claimed, decide: Verdict) -> None:
         while True:
@@ -146,5 +155,6 @@ class Worker:
     def _surprise(self, job: Claimed, error: Exception) -> Verdict:
         log.error("job %s failed in an unforeseen way", job.key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
-        due = SURPRISE.after(job.attempts, int(self._clock() * 1000))
-        return outbox.verdict(GiveUp(reason) if due is None else RetryAt(due, reason))
+        due = SURPRISE.after(min(job.attempts, len(SURPRISE.steps)), int(self._clock() * 1000))
+        assert due is not None
+        return outbox.verdict(RetryAt(due, reason))

@@ -5,7 +5,6 @@ harms only itself.
 """
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -13,27 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
-from receiver.database import Database
+from receiver.database import OWN_FAULT, Database, Unavailable
 from receiver.store import Callback, record
-from receiver.transaction import Committed, Rules, Transaction
-
-log = logging.getLogger("receiver.writer")
+from receiver.transaction import ANYTHING, Committed, Rules, Transaction
 
 T = TypeVar("T")
 Change = Callable[[Transaction], Any]
 
 LARGEST_BATCH = 256
+LONGEST_WAIT = 20
+"""Seconds for a commit; a database that hangs is one that cannot be used."""
 MOST_WAITING = 4_000
 """Changes that may wait; more are refused, so that memory is bounded and callers hear of it."""
-
-OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
-"""What befalls one change; the database's other troubles (full, locked, gone, damaged) befall every change."""
-
-
-class Unavailable(Exception):
-    """The change could not be made durable; nothing of it was kept."""
 
 
 @dataclass(slots=True)
@@ -82,6 +74,10 @@ class Writer:
         """Make one callback durable. Raises Unavailable."""
         await self._put(callback)
 
+    async def probe(self) -> None:
+        """Show that writing works, by a write of no meaning. Raises Unavailable."""
+        await self.run(lambda tx: tx.database.probe(tx.connection, tx.now))
+
     async def _put(self, change: Change | Callback) -> Any:
         if self._thread is None or len(self._queue) >= MOST_WAITING:
             raise Unavailable(
@@ -93,7 +89,11 @@ class Writer:
             # Once for all that this turn of the loop brings: they share a commit.
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake)
-        return await future
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                return await future
+        except TimeoutError:
+            raise Unavailable("The database does not answer.") from None
 
     def _wake(self) -> None:
         self._waking = False
@@ -114,7 +114,10 @@ class Writer:
             answers, committed = self._commit(batch)
         except Exception as error:
             if isinstance(error, DBAPIError) and not isinstance(error, OWN_FAULT):
-                self._answer(batch, [_unavailable(error)] * len(batch), None)
+                # A commit may have taken effect although its answer was lost: whoever waits is to look.
+                self._answer(batch, [self._database.unavailable(error)] * len(batch), ANYTHING)
+            elif isinstance(error, Unavailable):
+                self._answer(batch, [error] * len(batch), None)
             elif len(batch) == 1:
                 self._answer(batch, [error], None)
             else:
@@ -146,9 +149,3 @@ class Writer:
                 waiting.future.set_result(answer)
         if committed is not None:
             self._on_commit(committed)
-
-
-def _unavailable(error: Exception) -> Unavailable:
-    reason = str(getattr(error, "orig", None) or type(error).__name__).strip().split("\n")[0]
-    log.error("the database cannot be written: %s", reason)
-    return Unavailable(f"The database cannot be written: {reason}")

@@ -71,7 +71,7 @@ def main(ready_file: Path | None, **options: Any) -> None:
     if not options["keys"] and not options["access_key"]:
         options |= {"keys": DEFAULTS[:1], "access_key": DEFAULTS[1], "secret_key": DEFAULTS[2]}
     signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         with Sandbox(**options) as gateway:
             click.echo(f"sandbox gateway (not Kling) on {gateway.url}")
@@ -80,6 +80,8 @@ def main(ready_file: Path | None, **options: Any) -> None:
             signal.sigwait(signals)
     except OSError as error:
         raise click.ClickException(str(error)) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 if __name__ == "__main__":
