@@ -3,11 +3,13 @@
 import time
 import warnings
 from collections.abc import Generator
+from dataclasses import dataclass
 
 import httpx
 import jwt
 from jwt.warnings import InsecureKeyLengthWarning
 
+from client.families import is_new
 from client.signing import Clock
 
 LIFETIME = 1800
@@ -55,3 +57,15 @@ class TokenAuth(httpx.Auth):
             warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # the length is Kling's choice
             self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
         self._renew_at = now + LIFETIME - RENEW_BEFORE
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """One proof for legacy calls, one for the new standard's, which take no JWT."""
+
+    legacy: httpx.Auth
+    new: httpx.Auth
+
+    def of(self, family: str) -> httpx.Auth:
+        """The one that a call about this family takes."""
+        return self.new if is_new(family) else self.legacy

@@ -1,16 +1,16 @@
 """A create's body: what must not stand in it, what we add to it, and what of it the receiver may keep."""
 
-import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from client.codec import clean
 from client.errors import ParameterError
+from client.families import RULE as FAMILY_RULE
+from client.families import is_job, is_new
 from client.ids import RULE, is_id
-
-FAMILY = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)+")
-"""A path under `/v1`, or with a leading slash one of the new standard; at least two parts."""
 
 AT_ONCE = frozenset({"audio/tts"})
 """Families that answer at once and call nobody back (section 3)."""
@@ -18,15 +18,16 @@ AT_ONCE = frozenset({"audio/tts"})
 LONGEST_KEPT = 4096
 """Characters of a string that the receiver keeps."""
 
-LONGEST_REQUEST = 90_000
+LONGEST_REQUEST = 100_000
 """Characters of a whole request that the receiver keeps."""
 
 PICTURES = ("data:", "/9j/", "iVBORw0KGgo")
 """How data URLs and the base64 of JPEG and PNG begin: pictures, however small."""
 
-SECRET_NAMES = frozenset(
-    {"api_key", "apikey", "access_key", "secret_key", "authorization", "password", "token"}
+WITHHELD = frozenset(
+    {"callback_url", "api_key", "apikey", "access_key", "secret_key", "authorization", "password", "token"}
 )
+"""Names whose values nobody who reads a task may learn."""
 
 HOOKS = (
     "callback_url is made here, for the receiver. To be called yourself, add a hook there: see KLING_HOOK_URL."
@@ -54,54 +55,56 @@ def own_id(family: str, body: Any, given: str | None) -> str | None:
 def addressed(family: str, body: Mapping[str, Any], task_id: str, callback_url: str) -> dict[str, Any]:
     """The body with our id and callback address, at the place where this standard wants them."""
     ours = {"external_task_id": task_id, "callback_url": callback_url}
-    if not family.startswith("/"):
+    if not is_new(family):
         return {**body, **ours}
     return {**body, "options": {**_place(family, body), **ours}}
 
 
 def model_of(family: str, body: Mapping[str, Any]) -> str:
     """The model's name, in the body or at the end of a new-standard path; "" without one."""
-    if family.startswith("/"):
+    if is_new(family):
         return family.rpartition("/")[2]
     name = body.get("model_name") or body.get("model")
     return name if isinstance(name, str) else ""
 
 
-def kept(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What the receiver stores as `request`: without picture bytes, callback address and secrets."""
-    request: dict[str, Any] = _kept(body)
-    size = len(json.dumps(request))
-    return request if size <= LONGEST_REQUEST else {"note": f"[{size} characters, left out]"}
+def kept(request: Any) -> Any:
+    """What the receiver stores as `request`: no picture bytes, callback address or secrets, and fit for any
+    database and reader. Both sides make it so; a second time changes nothing.
+    """
+    fit = _fit(request)
+    if len(json.dumps(fit)) > LONGEST_REQUEST:
+        return {"note": f"longer than {LONGEST_REQUEST} characters, left out"}
+    return fit
 
 
-def _kept(value: Any) -> Any:
+def _fit(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _kept(each) for name, each in value.items() if not _withheld(name)}
+        named = ((clean(str(name)), each) for name, each in value.items())
+        return {name: _fit(each) for name, each in named if name.lower() not in WITHHELD}
     if isinstance(value, list | tuple):
-        return [_kept(item) for item in value]
-    if isinstance(value, str) and (len(value) > LONGEST_KEPT or value.startswith(PICTURES)):
-        digest = hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
-        return f"[{len(value)} characters, sha256 {digest}]"
+        return [_fit(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number, whatever its reader took
+    if isinstance(value, str):
+        long = len(value) > LONGEST_KEPT or value.startswith(PICTURES)
+        return f"({len(value)} characters, left out)" if long else clean(value, LONGEST_KEPT)
     return value
-
-
-def _withheld(name: str) -> bool:
-    return name == "callback_url" or str(name).lower() in SECRET_NAMES
 
 
 def _place(family: str, body: Any) -> Mapping[str, Any]:
     """Where this standard has external_task_id and callback_url."""
     if not isinstance(body, Mapping):
         return {}
-    if not family.startswith("/"):
+    if not is_new(family):
         return body
     options = body.get("options")
     return options if isinstance(options, Mapping) else {}
 
 
 def _family_problems(family: str) -> list[str]:
-    if not FAMILY.fullmatch(family):
-        return [f"family: {family!r} is no path like videos/effects or /text-to-video/kling-3.0-turbo."]
+    if not is_job(family):
+        return [f"family: {family!r} must be {FAMILY_RULE}."]
     if re.match(r"/?v\d+/", family):
         return [f"family: write {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
     if family in AT_ONCE:

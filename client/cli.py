@@ -97,10 +97,15 @@ def run(begin: Begin, settings: type[WaitSettings], task_id: str, given: dict[st
     """Begin with a task, wait for it unless told otherwise, hand over what came of it."""
 
     async def call(kling: AsyncKling) -> None:
-        with screen.watching(task_id) as heard:
-            task = await begin(kling)
-            remark(task)
-            ended = None if given.get("no_wait") else await wait(task, given["timeout"], heard)
+        try:
+            with screen.watching(task_id) as heard:
+                task = await begin(kling)
+                remark(task)
+                ended = None if given.get("no_wait") else await wait(task, given["timeout"], heard)
+        except errors.WaitTimeout as late:
+            if given["as_json"]:
+                screen.show_json(late.task)
+            raise
         if ended is None:
             screen.show_json(task.data) if given["as_json"] else screen.show(task.id)
         else:

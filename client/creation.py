@@ -121,7 +121,7 @@ class Creation:
         if report := await self._look():
             self._created(report)
             return None
-        if "exist" not in refusal.message:
+        if "already exist" not in refusal.message.lower():
             return refusal
         self.ending = Ending("unknown", reason=refusal.message)
         return None

@@ -11,9 +11,10 @@ from urllib.parse import quote
 import anyio
 import httpx
 
-from client.auth import STALE, KeyAuth, TokenAuth
+from client.auth import STALE, KeyAuth, Proofs, TokenAuth
 from client.codec import UNKNOWN_TASK, Answer, Report, read_answer
 from client.errors import CreateUnknown, GatewayError, NotCreated
+from client.families import is_new
 from client.settings import KlingSettings
 
 NOT_SENT = (
@@ -48,22 +49,25 @@ BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
 """Whatever may go wrong between sending a request and having read its answer."""
 
 
-def gateway_auth(settings: KlingSettings) -> httpx.Auth:
-    """How the settings say that Kling is to be called; access key and secret key go first."""
-    if settings.access_key:
-        return TokenAuth(settings.access_key, settings.secret_key)
-    return KeyAuth(settings.api_key)
+def gateway_auth(settings: KlingSettings) -> Proofs:
+    """How the settings say that Kling is to be called; for legacy calls access key and secret key go first."""
+    key = KeyAuth(settings.api_key)
+    if not settings.access_key:
+        return Proofs(key, key)
+    token = TokenAuth(settings.access_key, settings.secret_key)
+    return Proofs(token, key if settings.api_key else token)
 
 
 class Gateway:
     """Kling at one address, with one key. Redirects are not followed: the key goes to that address only."""
 
-    def __init__(self, base: str, auth: httpx.Auth, http: httpx.AsyncClient) -> None:
-        self._base, self._auth, self._http = base.rstrip("/"), auth, http
+    def __init__(self, base: str, auth: httpx.Auth | Proofs, http: httpx.AsyncClient) -> None:
+        self._base, self._http = base.rstrip("/"), http
+        self._proofs = auth if isinstance(auth, Proofs) else Proofs(auth, auth)
 
     def address(self, family: str) -> str:
         """Where a job of this family is created."""
-        return f"{self._base}{family}" if family.startswith("/") else f"{self._base}/v1/{family}"
+        return f"{self._base}{family}" if is_new(family) else f"{self._base}/v1/{family}"
 
     async def create(self, family: str, body: dict[str, Any]) -> Report:
         """POST one create. The report has Kling's `task_id`.
@@ -71,7 +75,7 @@ class Gateway:
         Raises NotCreated when Kling surely did not take it, CreateUnknown when it may have.
         """
         try:
-            response, answer = await self._call("POST", self.address(family), json=body)
+            response, answer = await self._call(family, "POST", self.address(family), json=body)
         except NOT_SENT as error:
             raise NotCreated(
                 f"Kling could not be reached at {self._base}: {_reason(error)}.",
@@ -92,19 +96,19 @@ class Gateway:
         """
         identifier = task_id or external_id or ""
         quoted = quote(identifier, safe="")
-        if family.startswith("/"):
+        if is_new(family):
             name = "task_ids" if task_id else "external_task_ids"
             try:
-                return await self._ask(f"{self._base}/tasks?{name}={quoted}", identifier)
+                return await self._ask(family, f"{self._base}/tasks?{name}={quoted}", identifier)
             except GatewayError as error:
                 if error.http_status not in NO_SUCH_QUERY:
                     raise
-        return await self._ask(f"{self.address(family)}/{quoted}", identifier, named=True)
+        return await self._ask(family, f"{self.address(family)}/{quoted}", identifier, named=True)
 
-    async def _ask(self, url: str, identifier: str, *, named: bool = False) -> Report | None:
+    async def _ask(self, family: str, url: str, identifier: str, *, named: bool = False) -> Report | None:
         """One query. `named`: the path names the task, so that a relay's bare 404 speaks of it."""
         try:
-            response, answer = await self._call("GET", url)
+            response, answer = await self._call(family, "GET", url)
         except BROKEN as error:
             raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
         status, code = response.status_code, answer.code if answer else None
@@ -114,17 +118,22 @@ class Gateway:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
         return _named(answer, identifier)
 
-    async def _call(self, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
-        response, answer = await self._once(method, url, **body)
-        if answer is not None and answer.code in STALE and isinstance(self._auth, TokenAuth):
-            self._auth.forget()
-            return await self._once(method, url, **body)
+    async def _call(
+        self, family: str, method: str, url: str, **body: Any
+    ) -> tuple[httpx.Response, Answer | None]:
+        auth = self._proofs.of(family)
+        response, answer = await self._once(auth, method, url, **body)
+        if answer is not None and answer.code in STALE and isinstance(auth, TokenAuth):
+            auth.forget()
+            return await self._once(auth, method, url, **body)
         return response, answer
 
-    async def _once(self, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
+    async def _once(
+        self, auth: httpx.Auth, method: str, url: str, **body: Any
+    ) -> tuple[httpx.Response, Answer | None]:
         request = self._http.build_request(method, url, timeout=TIMEOUT, **body)
         with anyio.fail_after(LONGEST_CALL):
-            response = await self._http.send(request, auth=self._auth, follow_redirects=False, stream=True)
+            response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
                 return response, read_answer(await _content(response))
             finally:

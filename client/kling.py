@@ -11,6 +11,7 @@ from anyio import to_thread
 from client.body import check_create, own_id
 from client.creation import Creation
 from client.errors import ParameterError, SettingsError
+from client.families import is_new
 from client.gateway import Gateway, gateway_auth
 from client.ids import RULE, is_id, new_id
 from client.jobs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
@@ -25,6 +26,9 @@ TOKEN_LIFETIME = 300
 """Seconds for which a bearer token made here is good: it is made for one request."""
 
 PAGE = 100
+
+LONGEST_TAG, MOST_TAGS = 100, 20
+"""Characters of a tag, and tags of a task, that the receiver takes."""
 
 
 class AsyncKling:
@@ -183,8 +187,7 @@ class AsyncKling:
         """
         check_create(family, body)
         task_id = own_id(family, body, external_task_id) or new_id()
-        if not self._settings.account:
-            raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
+        self._check_key(family)
         creation = Creation(
             self._gateway,
             self._receiver,
@@ -240,6 +243,12 @@ class AsyncKling:
     ) -> None:
         await self.aclose()
 
+    def _check_key(self, family: str) -> None:
+        if not self._settings.account:
+            raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
+        if is_new(family) and not self._settings.api_key:
+            raise ParameterError([f"family: {family} takes no access key and secret key. Set KLING_API_KEY."])
+
     def _token(self) -> str:
         settings = self._settings
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME)
@@ -253,7 +262,12 @@ def _checked(task_id: str) -> str:
 
 def _tags(tags: Sequence[str]) -> tuple[str, ...]:
     """One tag or several; a string is one."""
-    listed = (tags,) if isinstance(tags, str) else tuple(tags)
-    if not all(tag and str(tag).isprintable() for tag in listed):
-        raise ParameterError(["tags: each must be text, not empty, on one line."])
-    return tuple(dict.fromkeys(listed))
+    listed = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
+    problems = []
+    if not all(0 < len(str(tag)) <= LONGEST_TAG and str(tag).isprintable() for tag in listed):
+        problems.append(f"tags: each must be text, not empty, on one line, at most {LONGEST_TAG} characters.")
+    if len(listed) > MOST_TAGS:
+        problems.append(f"tags: there are {len(listed)}, at most {MOST_TAGS}.")
+    if problems:
+        raise ParameterError(problems)
+    return listed

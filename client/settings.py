@@ -3,28 +3,25 @@
 The environment is read here and nowhere else; the receiver's settings extend `KlingSettings`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from client.addresses import is_loopback, public_address, web_address
+from client.addresses import public_address, web_address
 from client.errors import SettingsError
 from client.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
 
-__all__ = [
-    "ClientSettings",
-    "KlingSettings",
-    "Listed",
-    "WaitSettings",
-    "is_loopback",
-    "public_address",
-    "split",
-    "web_address",
-]
-
 Listed = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What a setting must be, where pydantic would speak of its own types. Stands in the field's annotation."""
+
+    said: str
 
 
 class KlingSettings(BaseSettings):
@@ -45,7 +42,9 @@ class KlingSettings(BaseSettings):
         "https://api-singapore.klingai.com", description="where Kling or the gateway is, before `/v1/...`"
     )
     api_key: str = Field("", repr=False, description="Kling's or the gateway's bearer key")
-    access_key: str = Field("", repr=False, description="instead of the key, with the next one")
+    access_key: str = Field(
+        "", repr=False, description="instead of the key, with the next one; not for paths with a leading slash"
+    )
     secret_key: str = Field("", repr=False, description="signs a JWT per call")
     signing_secrets: Listed = Field(
         (),
@@ -109,10 +108,18 @@ class KlingSettings(BaseSettings):
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
-            raise SettingsError([_problem(each) for each in error.errors()]) from None
+            raise SettingsError([cls._problem(each) for each in error.errors()]) from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise SettingsError([f".env: cannot be read: {reason}. Mend it, or remove it."]) from None
+
+    @classmethod
+    def _problem(cls, error: Any) -> str:
+        name = str(error["loc"][0])
+        remedies = [each.said for each in cls.model_fields[name].metadata if isinstance(each, Remedy)]
+        ours = error["type"] == "value_error"
+        reason = error["msg"].removeprefix("Value error, ") if ours or not remedies else remedies[0]
+        return reason if reason.startswith("KLING_") else f"KLING_{name.upper()}: {reason}"
 
 
 class WaitSettings(KlingSettings):
@@ -169,12 +176,6 @@ class ClientSettings(WaitSettings):
                 "Set a key from the console of Kling or of the gateway."
             )
         return value
-
-
-def _problem(error: Any) -> str:
-    name = "_".join(str(part) for part in error["loc"][:1]).upper()
-    reason = error["msg"].removeprefix("Value error, ")
-    return reason if reason.startswith("KLING_") else f"KLING_{name}: {reason}"
 
 
 def split(value: Any) -> Any:

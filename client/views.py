@@ -197,5 +197,5 @@ def check_files(task: dict[str, Any]) -> None:
         raise ResultFailed(
             " ".join([f"{total - stored} of {total} files could not be stored.", *sorted(reasons)]),
             task=task,
-            hint=f"Try `kling-receiver tasks fetch {task['id']}` where the receiver runs.",
+            hint=f"Kling's own addresses of them, while they last: kling show {task['id']}",
         )

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -17,7 +17,9 @@ from receiver.app import Receiver
 from receiver.database import Database, DatabaseError
 from receiver.doctor import examine
 from receiver.server import Server, bind
-from receiver.settings import ReceiverSettings
+from receiver.settings import ReachedSettings, ReceiverSettings, ServeSettings, SigningSettings
+
+S = TypeVar("S", bound=ReceiverSettings)
 
 FAILED, WRONG = 1, 2
 
@@ -30,15 +32,12 @@ def _fail(problems: list[str], code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _settings(*needed: str) -> ReceiverSettings:
-    """The settings, or the end with every problem named. `needed`: which of the missing ones matter here."""
+def _load(settings: type[S]) -> S:
+    """The settings, or the end with every problem named."""
     try:
-        settings = ReceiverSettings.load()
+        return settings.load()
     except SettingsError as error:
         _fail(error.problems, WRONG)
-    if missing := [each for each in settings.missing_to_serve() if each.startswith(needed)]:
-        _fail(missing, WRONG)
-    return settings
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +70,7 @@ def main() -> None:
 @_explained
 def serve(host: str, port: int) -> None:
     """Serve until told to stop (SIGTERM or Ctrl-C)."""
-    settings = _settings("KLING_")
+    settings = _load(ServeSettings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -99,8 +98,8 @@ def serve(host: str, port: int) -> None:
 @main.command()
 @_explained
 def migrate() -> None:
-    """Bring the database's tables to this version's shape (`serve` does it too)."""
-    database = Database(_settings().database)
+    """Bring the database up to date. `serve` does it too."""
+    database = Database(_load(ReceiverSettings).database)
     try:
         database.migrate()
     finally:
@@ -110,8 +109,11 @@ def migrate() -> None:
 
 @main.command()
 def doctor() -> None:
-    """Send this receiver a signed callback through its public address, and say where the way breaks."""
-    settings = _settings("KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL")
+    """Test the way that callbacks take to this receiver.
+
+    Sends it a signed one through its public address, and says where the way breaks.
+    """
+    settings = _load(ReachedSettings)
     if not asyncio.run(_examine(settings)):
         sys.exit(FAILED)
 
@@ -130,6 +132,6 @@ async def _examine(settings: ReceiverSettings) -> bool:
     "--days", type=click.IntRange(1, 3650), default=TOKEN_DAYS, show_default=True, help="How long it is good."
 )
 def token(role: Role, days: int) -> None:
-    """Print a bearer token for the receiver's API, made from the signing secrets."""
-    settings = _settings("KLING_SIGNING_SECRETS")
+    """Print a bearer token for the receiver's API. It is made from the signing secrets."""
+    settings = _load(SigningSettings)
     click.echo(api_token(settings.signing_secrets, role, days * 86_400))

@@ -18,6 +18,9 @@ from receiver.settings import ReceiverSettings
 FAMILY = "(doctor)"
 """The family of a callback token that asks for nothing but an echo: no task is made, and no task's is this."""
 
+LARGE = 900_000
+"""Bytes that the doctor sends: a proxy that lets them through lets all through that is kept (1 MB)."""
+
 
 def answer(nonce: str) -> dict[str, str]:
     """What the callback route says to the doctor: the nonce proves that it was this receiver."""
@@ -55,7 +58,7 @@ async def _way_in(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncI
     yield Finding("name", True, f"{host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
     nonce = new_id()
     url = CallbackSigner(settings.signing_secrets).url(settings.receiver_url, nonce, FAMILY)
-    body = {"doctor": secrets.token_hex(512)}
+    body = {"doctor": secrets.token_hex(LARGE // 2)}
     try:
         response = await http.post(url, json=body)
     except httpx.HTTPError as error:

@@ -1,29 +1,18 @@
 """What a client may say of a task in `PUT /api/tasks/{id}`, checked before it reaches the store."""
 
-import json
-import math
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from client.body import kept
 from client.codec import clean
+from client.families import RULE
+from client.families import is_family as is_family  # callbacks takes it from here
 from receiver.errors import ApiError
 from receiver.settings import ReceiverSettings
 from receiver.store import Registration
 
-FAMILY = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-LONGEST_FAMILY = 200
-LONGEST_REQUEST = 100_000
-LONGEST_STRING = 4096
-SECRETS = ("callback_url", "api_key", "access_key", "secret_key", "authorization")
-
 Short = Annotated[str, Field(max_length=256)]
-
-
-def is_family(text: str) -> bool:
-    """Whether `text` may name a family: Kling is asked at that path."""
-    return len(text) <= LONGEST_FAMILY and FAMILY.fullmatch(text) is not None
 
 
 class RegistrationBody(BaseModel):
@@ -46,18 +35,13 @@ class RegistrationBody(BaseModel):
     @classmethod
     def _family(cls, value: str) -> str:
         if not is_family(value):
-            raise ValueError(
-                "must be a path under /v1 like videos/text2video, or a new one like /text-to-video/model."
-            )
+            raise ValueError(f"must be {RULE}.")
         return value
 
     @field_validator("request")
     @classmethod
     def _request(cls, value: Any) -> Any:
-        kept = without_secrets(value)
-        if len(json.dumps(kept)) > LONGEST_REQUEST:
-            return {"note": f"longer than {LONGEST_REQUEST} characters, left out"}
-        return kept
+        return kept(value)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -83,24 +67,6 @@ def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     said = error["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{place}: {said}." if place else f"{said}."
-
-
-def without_secrets(value: Any) -> Any:
-    """A request fit to be kept: no callback address, no key, no image bytes, no text beyond reason."""
-    if isinstance(value, dict):
-        kept = ((clean(name), each) for name, each in value.items() if name.lower() not in SECRETS)
-        return {name: without_secrets(each) for name, each in kept}
-    if isinstance(value, list):
-        return [without_secrets(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no such number, whatever its reader took
-    if isinstance(value, str):
-        return (
-            clean(value, LONGEST_STRING)
-            if len(value) <= LONGEST_STRING
-            else f"({len(value)} characters, left out)"
-        )
-    return value
 
 
 def check_account(given: RegistrationBody, settings: ReceiverSettings) -> None:

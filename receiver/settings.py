@@ -1,32 +1,42 @@
 """The receiver's settings: one table, checked against each other before anything starts."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from client.settings import KlingSettings, Listed, split, web_address
+from client.addresses import web_address
+from client.settings import KlingSettings, Listed, Remedy, split
+from client.signing import MAKE_ONE
 from receiver.outbound import Allowed, Refused, check_url
 from receiver.signatures import secret_key
 from receiver.storage import folder_of
 
 DAY = 86_400
+OLDEST = 3650 * DAY
+LATEST = 365 * DAY
+LARGEST = 1 << 40
 
 
 class ReceiverSettings(KlingSettings):
     """What `kling-receiver` reads from the environment, besides what the client reads too."""
 
-    callback_max_age: int = Field(
-        30 * DAY, gt=0, description="seconds for which a callback address is good (the default: 30 days)"
+    callback_max_age: Annotated[
+        int, Remedy(f"must be whole seconds from 1 to {OLDEST} (3650 days), such as {30 * DAY} (30 days).")
+    ] = Field(
+        30 * DAY,
+        gt=0,
+        le=OLDEST,
+        description="seconds for which a callback address is good (the default: 30 days)",
     )
     webhook_secrets: Listed = Field(
         (), repr=False, description="Kling's own webhook secrets (`whsec_...`), comma-separated; none: ignored"
     )
-    webhook_signature: Literal["when-present", "required"] = Field(
-        "when-present", description="`required` refuses callbacks that Kling did not sign"
-    )
+    webhook_signature: Annotated[
+        Literal["when-present", "required"], Remedy("must be `when-present` or `required`.")
+    ] = Field("when-present", description="`required` refuses callbacks that Kling did not sign")
     data_dir: Path = Field(Path("data"), description="folder for the defaults of the next two")
     database_url: str = Field(
         "",
@@ -36,9 +46,13 @@ class ReceiverSettings(KlingSettings):
     storage_url: str = Field(
         "", description="where result files go: `file:///...` (default: `results` in the data folder)"
     )
-    overdue_seconds: float | None = Field(
+    overdue_seconds: Annotated[
+        float | None, Remedy(f"must be seconds, more than 0 and at most {LATEST} (365 days), such as 1200.")
+    ] = Field(
         None,
         gt=0,
+        le=LATEST,
+        allow_inf_nan=False,
         description="seconds after which an open task is asked about (default: 180 for images, else 1200)",
     )
     hook_url: str = Field("", description="every event is POSTed there")
@@ -49,9 +63,9 @@ class ReceiverSettings(KlingSettings):
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
     private_hook_hosts: Listed = Field((), description="the same for hooks")
-    result_max_bytes: int = Field(
-        2 << 30, gt=0, description="bytes that one result file may have (default: 2 GiB)"
-    )
+    result_max_bytes: Annotated[
+        int, Remedy(f"must be whole bytes from 1 to {LARGEST} (1 TiB), such as {2 << 30} (2 GiB).")
+    ] = Field(2 << 30, gt=0, le=LARGEST, description="bytes that one result file may have (default: 2 GiB)")
 
     @field_validator("webhook_secrets", "private_result_hosts", "private_hook_hosts", mode="before")
     @classmethod
@@ -160,21 +174,38 @@ class ReceiverSettings(KlingSettings):
         """Whether Kling can be asked."""
         return bool(self.account)
 
-    def missing_to_serve(self) -> list[str]:
-        """What a receiver needs and these settings lack."""
-        problems = []
-        if not self.signing_secrets:
-            problems.append(
-                "KLING_SIGNING_SECRETS: is needed, it signs the callback addresses. Make one with: "
-                'python -c "import secrets; print(secrets.token_urlsafe(32))"'
-            )
-        if not self.receiver_url:
-            problems.append(
-                "KLING_RECEIVER_URL: is needed. Set it to the address under which Kling reaches this receiver."
-            )
-        if not self.has_key and not self.webhook_secrets:
-            problems.append(
+
+class SigningSettings(ReceiverSettings):
+    """What it takes to sign tokens."""
+
+    @field_validator("signing_secrets")
+    @classmethod
+    def _some_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values:
+            raise ValueError(f"is needed, it signs the callback addresses. {MAKE_ONE}")
+        return values
+
+
+class ReachedSettings(SigningSettings):
+    """What it takes to sign a callback address of this receiver."""
+
+    @field_validator("receiver_url")
+    @classmethod
+    def _some_address(cls, value: str) -> str:
+        if not value:
+            raise ValueError("is needed. Set it to the address under which Kling reaches this receiver.")
+        return value
+
+
+class ServeSettings(ReachedSettings):
+    """What it takes to serve: also a way to learn from Kling itself how a task ended."""
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _some_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not values and info.data.get("api_key") == "" and info.data.get("access_key") == "":
+            raise ValueError(
                 "KLING_API_KEY: is needed to ask Kling how a task ended. Set it, or KLING_ACCESS_KEY and "
                 "KLING_SECRET_KEY (or KLING_WEBHOOK_SECRETS, if Kling signs its callbacks)."
             )
-        return problems
+        return values

@@ -262,6 +262,27 @@ def test_waiting_too_long_is_3(run: Run, gateway: Sandbox) -> None:
     assert run("wait", "order-42").code == 0
 
 
+def test_waiting_too_long_with_json_is_the_task_as_it_stands(run: Run, gateway: Sandbox) -> None:
+    """One document, not done; the talk stays on stderr."""
+    gateway.hold()
+    ran = run("text-to-image", "x", "--timeout", "1", "--json", "--external-task-id", "order-42")
+    assert (ran.code, ran.out.count("\n"), ran.json["id"], ran.json["done"]) == (3, 1, "order-42", False)
+    assert "kling wait order-42" in ran.err
+    gateway.release()
+
+
+def test_tags_that_the_receiver_would_refuse_are_2(run: Run, gateway: Sandbox) -> None:
+    """All problems of them, before anything is sent."""
+    tags = [word for number in range(21) for word in ("--tag", f"{number}" * 100)]
+    ran = run("text-to-image", "x", *tags)
+    assert (ran.code, ran.out, gateway.creates) == (2, "", [])
+    assert ran.err.splitlines() == [
+        "tags: each must be text, not empty, on one line, at most 100 characters.",
+        "tags: there are 21, at most 20.",
+    ]
+    assert run("list", "--json").out == ""
+
+
 def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
     """Nothing was sent."""
     ran = run("text-to-image", "x", "--n", "11", "--aspect-ratio", "5:4")

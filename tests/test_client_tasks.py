@@ -82,12 +82,12 @@ async def test_a_failed_task_raises_kling_s_reason() -> None:
 
 
 async def test_a_file_that_is_missing_raises() -> None:
-    """One of two could not be stored: the reason, and what an operator does."""
+    """One of two could not be stored: the reason, and where Kling's addresses stand."""
     error = await failed(done(file_json(), {"index": 1, "status": "failed", "error": "It is HTML."}))
     assert isinstance(error, ResultFailed)
     assert "1 of 2 files" in error.message
     assert "It is HTML." in error.message
-    assert "tasks fetch mine" in (error.hint or "")
+    assert (error.hint or "").endswith("kling show mine")
 
 
 async def test_success_without_a_file_raises() -> None:

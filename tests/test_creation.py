@@ -253,9 +253,10 @@ async def test_an_id_that_exists_means_created() -> None:
     assert (task.outcome, task.task_id) == ("created", "kling-7")
 
 
-async def test_bad_parameters_are_not_taken_for_an_existing_task() -> None:
-    """1201 also means bad parameters: not found and no word of existing, so not created."""
-    stage = Stage(create=[kling_says(1201, "n must be at most 9")])
+@pytest.mark.parametrize("said", ["n must be at most 9", "voice_id 17 does not exist"])
+async def test_bad_parameters_are_not_taken_for_an_existing_task(said: str) -> None:
+    """1201 also means bad parameters: not found and no word of an id that is taken, so not created."""
+    stage = Stage(create=[kling_says(1201, said)])
     assert isinstance(await refused(stage), NotCreated)
     assert stage.bodies("report")[0]["outcome"] == "not_created"
 
@@ -388,10 +389,35 @@ async def test_a_key_is_needed() -> None:
     assert stage.order == []
 
 
+async def test_the_new_standard_takes_the_key_of_the_two() -> None:
+    """Its creates and its queries; a JWT is for legacy calls."""
+    stage = Stage(create=[CUT, CUT], query=[taken(), taken()])
+    async with stage.kling(access_key="access", secret_key="secret") as kling:
+        for family in (FAMILY, "/text-to-video/kling-3.0-turbo"):
+            await kling.create(family, {"prompt": PROMPT})
+    for kind in ("create", "query"):
+        legacy, new = (request.headers["Authorization"] for request in stage.requests[kind])
+        assert legacy.count(".") == 2
+        assert new == "Bearer the-kling-key"
+    assert stage.requests["query"][1].url.path == "/tasks"
+
+
+async def test_the_new_standard_needs_the_key() -> None:
+    """With access keys only it is refused before anything is registered; legacy goes on."""
+    stage = Stage()
+    async with stage.kling(api_key="", access_key="access", secret_key="secret") as kling:
+        with pytest.raises(ParameterError, match="Set KLING_API_KEY"):
+            await kling.create("/text-to-video/kling-3.0-turbo", {"prompt": PROMPT})
+        assert stage.order == []
+        await kling.create(FAMILY, {"prompt": PROMPT})
+
+
 @pytest.mark.parametrize(
     ("family", "body", "more"),
     [
         ("effects", {}, {}),
+        (FAMILY, {}, {"tags": ["x" * 101]}),
+        (FAMILY, {}, {"tags": [str(number) for number in range(21)]}),
         (FAMILY, {"callback_url": "https://x"}, {}),
         (FAMILY, {}, {"external_task_id": "a/b"}),
         (FAMILY, {}, {"tags": ["a", ""]}),
@@ -405,6 +431,14 @@ async def test_wrong_parameters_are_not_even_registered(family: str, body: Any, 
         with pytest.raises(ParameterError):
             await kling.create(family, body, **more)
     assert stage.order == []
+
+
+async def test_as_many_and_as_long_tags_as_the_receiver_takes() -> None:
+    """Repeats do not count."""
+    stage = Stage()
+    tags = [f"{number:0100}" for number in range(20)]
+    await create(stage, tags=tags * 2)
+    assert stage.bodies("register")[0]["tags"] == tags
 
 
 async def test_one_tag_may_be_a_string() -> None:

@@ -108,6 +108,17 @@ async def test_something_else_answers(
     assert said in finding.said
 
 
+async def test_a_limit_on_bodies_below_what_is_kept(tmp_path: Path) -> None:
+    """A proxy that lets half a megabyte through would lose callbacks."""
+
+    def respond(visit: Visit) -> None:
+        visit.answer(413 if len(visit.body) > 512_000 else 200)
+
+    with host(respond) as there:
+        finding = await broken(tmp_path, receiver_url=there.url)
+    assert "the answer was 413" in finding.said
+
+
 async def test_a_receiver_with_other_secrets(tmp_path: Path, start: Start) -> None:
     """It is a receiver, and not ours to sign for."""
     running = start()

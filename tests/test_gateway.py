@@ -322,8 +322,28 @@ async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:
         assert (await refused(at(wire.url, http), wanted("x"))).retry_after == 3.0
 
 
-def test_access_and_secret_key_go_before_the_key() -> None:
-    """The settings say how Kling is called."""
-    both = KlingSettings.load(api_key="k", access_key="a", secret_key="s")
-    assert isinstance(gateway_auth(both), TokenAuth)
-    assert isinstance(gateway_auth(KlingSettings.load(api_key="k")), KeyAuth)
+@pytest.mark.parametrize(
+    ("given", "legacy", "new"),
+    [
+        ({"api_key": "k"}, KeyAuth, KeyAuth),
+        ({"api_key": "k", "access_key": "a", "secret_key": "s"}, TokenAuth, KeyAuth),
+        ({"access_key": "a", "secret_key": "s"}, TokenAuth, TokenAuth),
+    ],
+)
+def test_each_standard_has_its_proof(given: dict[str, str], legacy: type, new: type) -> None:
+    """Access and secret key go first for legacy calls; the new standard takes the key, if there is one."""
+    proofs = gateway_auth(KlingSettings.load(**given))
+    assert (type(proofs.of(IMAGES)), type(proofs.of(NEW))) == (legacy, new)
+
+
+async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: httpx.AsyncClient) -> None:
+    """A JWT where Kling takes one, the key where it takes no other: creates and queries."""
+    settings = KlingSettings.load(
+        api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key
+    )
+    kling = Gateway(gateway.url, gateway_auth(settings), http)
+    for family, own in ((IMAGES, "old"), (NEW, "new")):
+        body = {"prompt": "x", "external_task_id": own, "options": {"external_task_id": own}}
+        report = await kling.create(family, body)
+        found = await kling.query(family, external_id=own)
+        assert (found and found.task_id) == report.task_id

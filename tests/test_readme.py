@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway import Sandbox
 from pydantic.fields import FieldInfo
 
 from client.settings import ClientSettings
 from receiver import states
 from receiver.settings import ReceiverSettings
+from tests.conftest import KEY, SECRET, Start
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +52,19 @@ def test_the_python_in_the_readme_is_python() -> None:
     """Its examples parse, and name what the package has."""
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         ast.parse(code)
+
+
+def test_the_python_in_the_readme_runs(
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As it stands there: the picture is saved, all four jobs are taken."""
+    settings = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
+    for name, value in {**settings, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
+        monkeypatch.setenv(f"KLING_{name}", value)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(code, {})
+    assert (tmp_path / "kangaroo.png").read_bytes().startswith(b"\x89PNG")
+    assert len(gateway.tasks) == 4
 
 
 def test_the_drawing_is_the_code_s() -> None:

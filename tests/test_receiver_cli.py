@@ -21,6 +21,7 @@ def test_help_and_version() -> None:
     """Every command says what it does."""
     assert invoke("--version").output == f"kling-receiver, version {__version__}\n"
     shown = invoke("-h").output
+    assert "..." not in shown.replace("[ARGS]...", "")
     for command in ("serve", "migrate", "doctor", "token"):
         assert command in shown
         assert invoke(command, "--help").exit_code == 0
@@ -59,6 +60,20 @@ def test_what_is_wrong_is_told() -> None:
     assert result.exit_code == 2
     assert result.stderr.count("kling-receiver: KLING_") >= 3
     assert "hidden" not in result.stderr
+
+
+def test_what_is_missing_and_what_is_wrong_are_told_in_one_go() -> None:
+    """Nobody mends one only to hear of the other."""
+    result = invoke("serve", CALLBACK_MAX_AGE="soon", API_BASE="nonsense")
+    told = [line.split()[1].rstrip(":") for line in result.stderr.splitlines()]
+    assert result.exit_code == 2
+    assert sorted(told) == [
+        "KLING_API_BASE",
+        "KLING_API_KEY",
+        "KLING_CALLBACK_MAX_AGE",
+        "KLING_RECEIVER_URL",
+        "KLING_SIGNING_SECRETS",
+    ]
 
 
 def test_migrate_makes_the_tables(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from client.errors import SettingsError
-from receiver.settings import ReceiverSettings
+from client.settings import Remedy
+from receiver.settings import ReceiverSettings, ServeSettings
 from tests.conftest import SECRET, make_settings
 
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()
 
 
-def problems(**given: Any) -> list[str]:
+def problems(settings: type[ReceiverSettings] = ReceiverSettings, /, **given: Any) -> list[str]:
     """What is wrong with some settings."""
     with pytest.raises(SettingsError) as raised:
-        ReceiverSettings.load(**given)
+        settings.load(**given)
     return raised.value.problems
 
 
@@ -24,8 +25,7 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With the few that are needed everything else is as the contract says."""
     for name, value in {"API_KEY": "k", "SIGNING_SECRETS": SECRET, "RECEIVER_URL": "https://x.example"}.items():
         monkeypatch.setenv(f"KLING_{name}", value)
-    settings = ReceiverSettings.load()
-    assert settings.missing_to_serve() == []
+    settings = ServeSettings.load()
     assert settings.callback_max_age == 30 * 86_400
     assert settings.database == f"sqlite:///{tmp_path}/data/kling.db"
     assert settings.results == tmp_path / "data" / "results"
@@ -115,12 +115,50 @@ def test_each_problem_says_what_to_do(given: dict[str, Any], said: str) -> None:
 
 def test_what_is_missing_to_serve() -> None:
     """Three things, all named at once; a webhook secret may stand for the key."""
-    settings = ReceiverSettings.load()
-    assert [each.partition(":")[0] for each in settings.missing_to_serve()] == [
+    assert [each.partition(":")[0] for each in problems(ServeSettings)] == [
         *("KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL"),
         "KLING_API_KEY",
     ]
-    assert len(ReceiverSettings.load(webhook_secrets=WHSEC).missing_to_serve()) == 2
+    assert len(problems(ServeSettings, webhook_secrets=WHSEC)) == 2
+    assert len(problems(ServeSettings, access_key="a", secret_key="s")) == 2
+
+
+def test_what_is_missing_and_what_is_wrong_are_told_together() -> None:
+    """A key that is wrong is not missing as well."""
+    told = problems(ServeSettings, api_key="a b", signing_secrets="short", overdue_seconds="soon")
+    assert [each.partition(":")[0] for each in told] == [
+        *("KLING_API_KEY", "KLING_SIGNING_SECRETS"),
+        *("KLING_RECEIVER_URL", "KLING_OVERDUE_SECONDS"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("overdue_seconds", ["inf", "nan", "-inf", "0", "31536001", "1e300", "soon"], "at most 31536000"),
+        ("callback_max_age", ["0", "315360001", "1.5", "9" * 30, "soon"], "whole seconds from 1 to 315360000"),
+        ("result_max_bytes", ["0", "9" * 15, "2 GiB"], "whole bytes from 1 to"),
+        ("webhook_signature", ["always"], "`when-present` or `required`"),
+    ],
+)
+def test_a_number_has_its_bounds(name: str, values: list[str], said: str) -> None:
+    """Whatever is wrong with it, the problem says what it must be."""
+    for value in values:
+        (told,) = problems(**{name: value})
+        assert told.startswith(f"KLING_{name.upper()}: must be ")
+        assert said in told
+
+
+def test_the_largest_numbers_are_taken() -> None:
+    """A year, ten years, a tebibyte."""
+    ReceiverSettings.load(overdue_seconds=31_536_000, callback_max_age=315_360_000, result_max_bytes=1 << 40)
+
+
+def test_no_problem_is_told_in_pydantic_s_words() -> None:
+    """What is not simply text has a remedy of its own."""
+    texts = (str, tuple[str, ...], Path)
+    for name, field in ReceiverSettings.model_fields.items():
+        assert field.annotation in texts or any(isinstance(each, Remedy) for each in field.metadata), name
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
