@@ -4,6 +4,7 @@ Pure: bytes in, values out. It never raises for what a body holds: what cannot b
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -31,6 +32,8 @@ WORDS: dict[str, Status] = {
 LONGEST_TEXT = 4000
 LONGEST_ID = 256
 LONGEST_URL = 8000
+IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%]{{1,{LONGEST_ID}}}")
+"""What may stand as one part of a path, or in a list of ids: a query for `..` would ask for something else."""
 MOST_OUTPUTS = 100
 LONGEST_COST = 4000
 DEEPEST_WRAP = 4
@@ -241,7 +244,8 @@ def _identifier(value: Any) -> str | None:
     """An id as text. One cut short would be another's: too long is none."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         value = str(value)
-    return clean(value, LONGEST_ID) or None if isinstance(value, str) and len(value) <= LONGEST_ID else None
+    fits = isinstance(value, str) and IDENTIFIER.fullmatch(value)
+    return clean(value, LONGEST_ID) or None if fits else None
 
 
 def _integer(value: Any) -> int | None:

@@ -114,9 +114,12 @@ class Gateway:
         status, code = response.status_code, answer.code if answer else None
         if code in UNKNOWN_TASK or (named and answer and status == 404 and not isinstance(code, int)):
             return None
+        found = _named(answer, identifier) if answer is not None and status < 300 else None
+        if found and found.status and code not in RETRYABLE and code not in SURELY_REFUSED:
+            return found  # whatever word a relay has for success
         if answer is None or not answer.ok or status >= 300:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
-        return _named(answer, identifier)
+        return found
 
     async def _call(
         self, family: str, method: str, url: str, **body: Any
@@ -164,6 +167,7 @@ def _refusal(
 ) -> GatewayError:
     code = answer.code if answer else None
     said = answer.message if answer and answer.message else "no readable answer"
+    said = "".join(letter if letter.isprintable() else " " for letter in said)  # it goes into logs, too
     return kind(
         f"Kling answered {'' if code is None else f'{code}, '}HTTP {status}: {said.rstrip('.')}.",
         code=code,

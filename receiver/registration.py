@@ -6,8 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from client.body import kept
 from client.codec import clean
-from client.families import RULE
-from client.families import is_family as is_family  # callbacks takes it from here
+from client.families import RULE, is_family
 from receiver.errors import ApiError
 from receiver.settings import ReceiverSettings
 from receiver.store import Registration

@@ -328,3 +328,11 @@ def test_a_batch_answers_several_records() -> None:
 def test_what_is_no_object_is_no_answer(raw: bytes) -> None:
     """An HTML page or a bare value is no answer of Kling's."""
     assert read_answer(raw) is None
+
+
+@pytest.mark.parametrize("wrong", [".", "..", "a/b", "a,b", "a b", "a?b", "a#b", "a%2fb", "a\\b", "\n"])
+def test_an_id_that_would_ask_for_something_else_is_none(wrong: str) -> None:
+    """An id stands in the path of a query: what leads elsewhere, or is several, is no id."""
+    report = read_callback(json.dumps({"task_id": wrong, "task_status": "succeed"}).encode())
+    assert report is not None
+    assert report.task_id is None
