@@ -347,3 +347,25 @@ async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: ht
         report = await kling.create(family, body)
         found = await kling.query(family, external_id=own)
         assert (found and found.task_id) == report.task_id
+
+
+async def test_a_record_counts_more_than_a_relay_s_word_for_success(http: httpx.AsyncClient) -> None:
+    """A query answered with `code` 200 and the task's record is an answer; a known error with one is not."""
+    record = {"task_id": "7", "task_status": "processing"}
+    with Wire(reply(body={"code": 200, "data": record})) as wire:
+        report = await at(wire.url, http).query(IMAGES, task_id="7")
+    assert report is not None
+    assert report.status == "processing"
+    with (
+        Wire(reply(body={"code": 1302, "message": "slow", "data": record})) as wire,
+        pytest.raises(GatewayError),
+    ):
+        await at(wire.url, http).query(IMAGES, task_id="7")
+
+
+async def test_a_message_is_one_line_in_every_log(http: httpx.AsyncClient) -> None:
+    """What a gateway says cannot forge a line, nor paint a terminal."""
+    forged = reply(500, {"code": 5000, "message": "x\n2026 ERROR forged \x1b[31m"})
+    with Wire(forged) as wire, pytest.raises(GatewayError) as raised:
+        await at(wire.url, http).query(IMAGES, task_id="7")
+    assert str(raised.value).isprintable()
