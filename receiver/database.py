@@ -215,6 +215,7 @@ def _hold_server(connection: Any, record: Any) -> None:
         holder = None if held else cursor.execute(HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()
     if not held:
+        connection.close()
         name = holder[0] if holder else "an unknown process"
         raise Held(f"The database is served by {name}. Stop it first, or set KLING_DATABASE_URL.")
 

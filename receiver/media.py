@@ -60,7 +60,7 @@ def suits(content_type: str | None, kind: str) -> bool:
 TAIL = 64
 """Bytes at the end among which an image's last marker is: some writers add a few of their own."""
 
-ENDS = {"image/png": b"IEND", "image/jpeg": b"\xff\xd9", "image/gif": b"\x3b"}
+ENDS = {"image/png": b"IEND\xae\x42\x60\x82", "image/jpeg": b"\xff\xd9", "image/gif": b"\0\x3b"}
 
 
 def is_whole(path: Path, content_type: str) -> bool:

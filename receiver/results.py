@@ -182,7 +182,7 @@ def _later(
     """The next question, or None after the last of this kind. Kinds are counted apart, restarts not at all."""
     count = (job.data or {}).get(what, 0) + 1
     due = AGAIN[what].after(count, tx.now, at_least=at_least)
-    return None if due is None else RetryAt(due, said, data={what: count})
+    return None if due is None else RetryAt(due, said, data={**(job.data or {}), what: count})
 
 
 class Fetcher:
@@ -327,8 +327,9 @@ def _fetched(tx: Transaction, job: Claimed, n: int, stored: Stored) -> Outcome:
 
 def _not_fetched(tx: Transaction, job: Claimed, n: int, error: Exception) -> Outcome:
     if isinstance(error, NoRoom):  # paid for, and to be had as soon as the disk is mended
-        last = min(job.attempts, len(FETCH_AGAIN.steps))
-        return RetryAt(FETCH_AGAIN.after(last, tx.now) or tx.now, reason(error))
+        times = min(job.data.get("no_room", 0) + 1, len(FETCH_AGAIN.steps))
+        again = FETCH_AGAIN.after(times, tx.now) or tx.now
+        return RetryAt(again, reason(error), data={**job.data, "no_room": times}, counts=False)
     due = (
         None
         if isinstance(error, Refused)

@@ -19,9 +19,11 @@ from client.ids import new_id
 from client.signing import CallbackSigner, link
 from receiver.api import Api
 from receiver.app import Receiver, create_app
+from receiver.database import Database
 from receiver.feed import Feed
 from receiver.transaction import Row
 from tests.conftest import SECRET, Running, Start, make_settings
+from tests.ledger import Ledger
 from tests.submitting import (
     IMAGES,
     Json,
@@ -529,8 +531,8 @@ def test_a_bearer_opens_every_file(running: Running, stored: Json) -> None:
     for n in ("2", "99999999999999999999", "00"):
         found = get(running, f"/api/tasks/{stored['id']}/results/{n}")
         assert found.status_code == (200 if n == "00" else 404)
-    for odd in ("x", "-1", "1.5", "%00"):
-        assert refusal(get(running, f"/api/tasks/{stored['id']}/results/{odd}")) == (404, "not_found")
+    for odd in ("x", "-1", "1.5", "%00", "9" * 5_000, "%C2%B2"):
+        assert refusal(get(running, f"/api/tasks/{stored['id']}/results/{odd}")) == (404, "unknown_result")
     assert refusal(get(running, "/api/tasks/~x/results/0")) == (404, "unknown_result")
 
 
@@ -573,31 +575,54 @@ def test_errors_have_one_shape(running: Running, method: str, path: str, status:
 
 
 @pytest.mark.anyio
-async def test_a_failure_of_ours_has_the_shape_too(tmp_path: Path) -> None:
-    """500 without a word of what happened inside, for the log has it."""
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("UPDATE task SET request = 'no JSON'", (500, "internal")),
+        ("ALTER TABLE task RENAME TO gone", (503, "unavailable")),
+    ],
+)
+async def test_a_failure_of_ours_has_the_shape_too(tmp_path: Path, fault: str, code: tuple[int, str]) -> None:
+    """500 without a word of what happened inside, for the log has it; 503 when the database cannot be used."""
     receiver = Receiver(make_settings(tmp_path))
     receiver.prepare()
+    Ledger(receiver.database).put_task()
     engine = create_engine(receiver.settings.database)
     with engine.begin() as connection:
-        connection.execute(sql("ALTER TABLE task RENAME TO gone"))
+        connection.execute(sql(fault))
     engine.dispose()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport) as http:
         headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]
         answer = await http.get("http://receiver/api/tasks", headers=headers)
     receiver.database.close()
-    assert refusal(answer) == (500, "internal")
-    assert "task" not in answer.text
+    assert refusal(answer) == code
+    assert "JSON" not in answer.text
+    assert "SELECT" not in answer.text
 
 
 def test_a_receiver_that_lost_its_storage_is_not_ready(running: Running) -> None:
-    """It says so to whoever asks, and is alive all the same."""
+    """It tries to write there, says so to whoever asks, is alive all the same, and ready once it is mended."""
     (running.settings.results / ".parts").rmdir()
     running.settings.results.rmdir()
+    running.settings.results.write_text("in the way")
     answer = httpx.get(f"{running.url}/readyz")
     assert refusal(answer) == (503, "not_ready")
-    assert str(running.settings.results) in answer.json()["error"]["message"]
+    assert "The folder for result files cannot be written" in answer.json()["error"]["message"]
     assert httpx.get(f"{running.url}/healthz").status_code == 200
+    running.settings.results.unlink()
+    assert httpx.get(f"{running.url}/readyz").status_code == 200
+
+
+def test_a_receiver_that_cannot_write_its_database_is_not_ready(running: Running) -> None:
+    """Readiness is a write that was committed."""
+    with running.receiver.database.write() as connection:
+        connection.execute(sql("PRAGMA busy_timeout = 20"))
+    blocker = Database(running.settings.database)
+    with blocker.write():
+        assert refusal(httpx.get(f"{running.url}/readyz")) == (503, "not_ready")
+    blocker.close()
+    assert httpx.get(f"{running.url}/readyz").status_code == 200
 
 
 @pytest.mark.anyio

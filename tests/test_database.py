@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import OperationalError
 
-from receiver.database import Database, DatabaseError
+from receiver.database import Database, DatabaseError, Unavailable
 from receiver.transaction import TASK
 from tests.ledger import Ledger
 from tests.test_tables import TASK_ROW
@@ -192,3 +192,29 @@ def test_a_database_is_named_without_its_password() -> None:
     database = Database("postgresql://kling:opensesame@db/kling")
     assert str(database) == "postgresql://kling:***@db/kling"
     database.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: str) -> None:
+    """With the writer's next connection; by another's meanwhile it is an outage, until that one ends."""
+    database.hold()
+    second = Database(database_url)
+    _cut(database)
+    with database.write() as connection:
+        connection.execute(text("SELECT 1"))
+    with pytest.raises(DatabaseError, match="is served by"):
+        second.hold()
+    _cut(database)
+    second.hold()
+    with pytest.raises(Unavailable, match="is served by"), database.write():
+        pass
+    second.close()
+    with database.write():
+        pass
+
+
+def _cut(database: Database) -> None:
+    with database.write() as connection:
+        own = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+    with database.read() as other:
+        other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})

@@ -228,3 +228,17 @@ async def test_closing_ends_every_stream(database: Database) -> None:
     assert await asyncio.gather(*endings) == [True, True]
     assert await Follower(scene.feed, "t").ended()
     assert scene.feed._waiters == {}
+
+
+async def test_perhaps_any_task_wakes_everybody(database: Database) -> None:
+    """After a commit of which nobody knows whether it took effect."""
+    scene = Scene(database)
+    scene.ledger.record(callback("t"))
+    one, every = Follower(scene.feed, "t"), Follower(scene.feed, None)
+    for each in (one, every):
+        await each.next()
+    waiting = [asyncio.ensure_future(each.next()) for each in (one, every)]
+    await asyncio.sleep(0.05)
+    scene.ledger.record(callback("t", "succeed"))
+    scene.feed.wake(None)
+    assert await asyncio.gather(*waiting) == [["callback.received"]] * 2

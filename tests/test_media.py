@@ -72,13 +72,23 @@ def test_real_files_are_known(tmp_path: Path, content_type: str) -> None:
     assert EXTENSIONS[content_type].startswith(".")
 
 
-@pytest.mark.parametrize("content_type", ["image/png", "video/mp4", "video/quicktime"])
+@pytest.mark.parametrize(
+    "content_type", ["image/png", "image/jpeg", "image/gif", "video/mp4", "video/quicktime"]
+)
 def test_files_cut_anywhere_are_not_whole(tmp_path: Path, content_type: str) -> None:
     """Half a picture or video never counts as one."""
     content, path = REAL[content_type], tmp_path / "file"
     for size in (*range(16), *range(16, len(content), max(len(content) // 50, 1)), len(content) - 1):
         path.write_bytes(content[:size])
         assert not is_whole(path, content_type), size
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/gif"])
+def test_a_few_bytes_after_the_end_do_no_harm(tmp_path: Path, content_type: str) -> None:
+    """Some writers add them."""
+    path = tmp_path / "file"
+    path.write_bytes(REAL[content_type] + b"\n" + bytes(16))
+    assert is_whole(path, content_type)
 
 
 def box(name: bytes, size: int | None = None, content: bytes = b"") -> bytes:

@@ -297,3 +297,15 @@ def test_after_the_last_step_nothing_is_tried() -> None:
 def test_retry_after_is_respected_up_to_an_hour(asked: float | None, wait: float) -> None:
     """It makes a wait longer, never shorter."""
     assert Backoff((10,), lambda: 0.0).after(1, NOW, at_least=asked) == NOW + wait * 1000
+
+
+def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
+    """The next one is the same attempt, and knows what it was left."""
+    ledger.put_job()
+    for _ in range(2):
+        [job] = ledger.change(lambda tx: outbox.claim_due(tx, room=1, running={}, per_lane=1, lease_ms=1000))
+        assert job.attempts == 1
+        again = RetryAt(NOW, "cut off", data={"seen": 1}, counts=False)
+        assert ledger.change(lambda tx: outbox.settle(tx, job, outbox.verdict(again)))  # noqa: B023
+    row = ledger.jobs()["ask/t"]
+    assert (row["attempts"], row["data"], row["error"]) == (0, {"seen": 1}, "cut off")

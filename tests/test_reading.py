@@ -1,11 +1,12 @@
 """Questions that change nothing: what is found, in which order, and what is not."""
 
 import threading
+from pathlib import Path
 
 import pytest
 
 from receiver import store
-from receiver.database import Database
+from receiver.database import Database, Unavailable
 from receiver.reading import EVENTS_AT_ONCE, Filter, Reader, in_thread
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
 
@@ -149,3 +150,13 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader) -> None:
             seen += [full.row["id"] for full in shown]
             before = (shown[-1].row["created_at"], shown[-1].row["id"])
         assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
+
+
+async def test_a_database_that_cannot_be_read_is_an_outage(tmp_path: Path) -> None:
+    """Whoever asks is told to come again."""
+    path = tmp_path / "kling.db"
+    path.write_bytes(b"no database" * 1000)
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(Unavailable, match="The database cannot be used"):
+        await Reader(database).task("t")
+    database.close()

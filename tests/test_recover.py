@@ -69,8 +69,8 @@ def test_a_failed_word_of_ours_is_not_overturned_by_a_callback_alone(start: Star
     assert (shown["status"], shown["origin"], shown["status_msg"]) == ("failed", "local", "refused")
 
 
-async def look(parts: Parts, task: str, attempts: int) -> Outcome:  # noqa: F811
-    """What one look comes to."""
+async def look(parts: Parts, task: str, attempts: int = 1) -> Outcome:  # noqa: F811
+    """What one look comes to; the next one knows what this one left it."""
     return await parts.do(Overdue(parts.asker, parts.reader).look, task, attempts)
 
 
@@ -91,14 +91,14 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
     theirs = made(gateway)
     task = await known(parts, theirs)
     waits = []
-    for attempts in range(1, LOOKS):
-        outcome = await look(parts, task, attempts)
+    for _ in range(1, LOOKS):
+        outcome = await look(parts, task)
         assert isinstance(outcome, RetryAt)
         row = await parts.reader.task(task)
         assert row
         waits.append(round((outcome.due_at - row["created_at"]) / 180_000))
     assert waits == [1, 2, 4, 8, 16]
-    assert isinstance(await look(parts, task, LOOKS), Done)
+    assert isinstance(await look(parts, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["done"]) == ("failed", "local", True)
@@ -116,12 +116,35 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
 async def test_a_kling_that_does_not_answer_is_looked_at_again(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """Its silence is not the task's: only after the last look the task ends, with what was said."""
     task = await known(parts, made(gateway, "query-5xx"))
-    assert isinstance(await look(parts, task, 1), RetryAt)
-    assert isinstance(await look(parts, task, LOOKS), Done)
+    for _ in range(1, LOOKS):
+        assert isinstance(await look(parts, task), RetryAt)
+    assert isinstance(await look(parts, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"]) == ("failed", "local")
     assert "5001" in row["status_msg"]
+
+
+@pytest.mark.anyio
+async def test_a_look_that_was_cut_off_does_not_count(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """However often the process was stopped meanwhile, all looks are had, and the deadline is told of once."""
+    task = await known(parts, made(gateway, "query-5xx"))
+    for _ in range(1, LOOKS):
+        assert isinstance(await look(parts, task, attempts=99), RetryAt)
+    assert (await parts.types(task)).count("task.overdue") == 1
+
+
+@pytest.mark.anyio
+async def test_what_a_callback_told_stands_after_the_last_look(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """Kling never answered: the callback's word is better than ours."""
+    task = await parts.hinted(made(gateway, "query-5xx"))
+    for _ in range(LOOKS):
+        outcome = await look(parts, task)
+    assert isinstance(outcome, Done)
+    row = await parts.reader.task(task)
+    assert row
+    assert (row["status"], row["origin"], row["done"]) == ("succeed", "callback", True)
+    assert (await parts.types(task))[-3:] == ["task.succeed", "result.failed", "task.done"]
 
 
 @pytest.mark.anyio
@@ -131,7 +154,7 @@ async def test_an_end_without_files_is_asked_about(parts: Parts, gateway: Sandbo
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     gateway.tasks[theirs].body["n"] = 0
     task = await known(parts, theirs)
-    assert isinstance(await look(parts, task, 1), Done)
+    assert isinstance(await look(parts, task), Done)
     with parts.database.read() as connection:
         keys = [row.key for row in connection.exec_driver_sql("SELECT key FROM job")]
     assert f"ask/{task}" in keys
@@ -142,7 +165,7 @@ async def test_there_is_nothing_to_look_at(parts: Parts) -> None:  # noqa: F811
     """A task that ended meanwhile, or none at all."""
     ended = await parts.succeeded()
     for task in (ended, new_id()):
-        assert isinstance(await look(parts, task, 1), Done)
+        assert isinstance(await look(parts, task), Done)
 
 
 @pytest.mark.anyio

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from receiver.metrics import Metrics
 from receiver.outbound import Allowed, Outbound, Refused, Transport
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import Reader
-from receiver.results import ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, UNDECIDED, Asker, Fetcher
+from receiver.results import AGAIN, ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, Asker, Fetcher
 from receiver.storage import Folder
 from receiver.store import Callback, Registration
 from receiver.writer import Writer
@@ -35,6 +36,7 @@ from tests.submitting import (
     eventually,
     finished,
     post,
+    register,
     show,
     submit,
     types,
@@ -180,18 +182,21 @@ def test_a_task_that_was_never_registered_ends_too(running: Running, gateway: Sa
 
 
 def test_an_unregistered_task_of_a_relay_that_drops_our_id(running: Running, gateway: Sandbox) -> None:
-    """Asked by our id the relay knows nothing; the id that the callback named finds the record."""
+    """The relay knows nothing of our id; the id that the callback named is asked by first, and is enough."""
     task = new_id()
     theirs = create(running, gateway, task, "drop-external-id")
     eventually(lambda: show(running, task).get("done"), running)
     assert show(running, task)["task_id"] == theirs
+    assert len(gateway.queries) == 1
 
 
 def test_a_callback_cannot_borrow_another_tasks_files(running: Running, gateway: Sandbox) -> None:
-    """The id in a body proves nothing: naming a task of ours, or one that names another, yields no files."""
+    """The id in a body proves nothing: naming a task of ours, by its id or in its record, yields no files."""
     victim, theirs = submit(running, gateway)
     finished(running, victim)
-    stranger = create(running, gateway, new_id(), "no-callback")
+    pending = new_id()
+    register(running, pending)
+    stranger = create(running, gateway, pending, "no-callback")
     gateway.wait_for(lambda: gateway.tasks[stranger].finished_at)
     for named in (theirs, stranger):
         thief = new_id()
@@ -252,6 +257,7 @@ class Parts:
         self.http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False)
         self.asker = Asker(Gateway(base, KeyAuth(KEY), self.http), self.reader, self.metrics)
         self.fetcher = Fetcher(self.outbound, self.folder, self.reader, self.metrics, largest=largest)
+        self.data: dict[tuple[str, str, int], Any] = {}
 
     async def close(self) -> None:
         """Give everything back."""
@@ -279,10 +285,14 @@ class Parts:
         return task
 
     async def do(self, handler: Callable[[Claimed], Any], task: str, attempts: int = 1, n: int = 0) -> Outcome:
-        """What one attempt comes to, applied."""
-        job = Claimed(1, f"job/{task}", "job", task, "lane", {"n": n}, attempts, "claim")
+        """What one attempt comes to, applied; the next one knows what this one left it."""
+        kind = handler.__name__, task, n
+        data = self.data.get(kind, {"n": n} if handler == self.fetcher.download else None)
+        job = Claimed(1, f"job/{task}", "job", task, "lane", data, attempts, "claim")
         decide = await handler(job)
         outcome: Outcome = await self.writer.run(lambda tx: decide(tx))
+        if isinstance(outcome, RetryAt) and outcome.data is not None:
+            self.data[kind] = outcome.data
         return outcome
 
     async def types(self, task: str) -> list[str]:
@@ -385,7 +395,7 @@ WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
     "empty": (answering(b""), "it is empty"),
     "html": (answering(b"<html>" + b" " * 100), "it is no image"),
     "a video where an image should be": (answering(b"\0\0\0\x20ftypisom" + b" " * 100), "it is no image"),
-    "cut and said to be whole": (answering(picture()[:5000]), "the image/png is cut short"),
+    "cut, of no said length": (lambda visit: unmeasured(visit, picture()[:5000]), "the image/png is cut short"),
     "too large by its own word": (answering(b"\x89PNG", Content_Length="99999999"), "it is larger than"),
     "too large without a word": (lambda visit: endless(visit), "it is larger than"),
     "404": (answering(b"", 404), "the host answered 404"),
@@ -394,6 +404,12 @@ WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
     "redirects for ever": (answering(b"", 302, Location="/again"), "the host answered 302"),
     "a redirect to nowhere": (answering(b"", 302), "the host answered 302"),
 }
+
+
+def unmeasured(visit: Visit, content: bytes) -> None:
+    """A host that does not say how many bytes there are."""
+    visit.begin(200)
+    visit.send(content)
 
 
 def endless(visit: Visit) -> None:
@@ -470,7 +486,7 @@ async def test_a_redirect_to_a_forbidden_place_is_final_at_once(parts: Parts, lo
         task = await parts.succeeded(f"{there.url}/0.png")
         outcome = await parts.do(parts.fetcher.download, task)
     assert isinstance(outcome, GiveUp)
-    assert outcome.error.startswith("Refused: ")
+    assert (await parts.result(task))["error"] == outcome.error != ""
     assert (await parts.types(task))[-2:] == ["result.failed", "task.done"]
 
 
@@ -490,14 +506,32 @@ async def test_one_lost_file_does_not_harm_the_others(parts: Parts) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_nobody_foresaw_fails_the_file_too(parts: Parts, tmp_path: Path) -> None:
-    """A storage that breaks in any way is tried again, and at the end the file fails for all to see."""
+async def test_a_storage_that_breaks_is_never_the_files_end(parts: Parts) -> None:
+    """The attempt does not count, the waits grow, and once the storage is mended the file is had."""
     with host(answering(picture())) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
-        (parts.folder.root / task).write_text("a file where the folder should be")
-        assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
-        assert isinstance(await parts.do(parts.fetcher.download, task, 99), GiveUp)
-    assert (await parts.result(task))["status"] == "failed"
+        in_the_way = parts.folder.root / task
+        in_the_way.write_text("a file where the folder should be")
+        for _ in range(len(FETCH_AGAIN.steps) + 2):
+            outcome = await parts.do(parts.fetcher.download, task, 99)
+            assert isinstance(outcome, RetryAt)
+            assert not outcome.counts
+            assert outcome.error.startswith("the storage fails: ")
+        assert isinstance(outcome, RetryAt)
+        assert outcome.due_at - int(time.time() * 1000) > FETCH_AGAIN.steps[-1] * 400
+        assert (await parts.result(task))["status"] == "pending"
+        in_the_way.unlink()
+        assert isinstance(await parts.do(parts.fetcher.download, task, 99), Done)
+    assert (await parts.result(task))["status"] == "stored"
+
+
+@pytest.mark.anyio
+async def test_a_hosts_own_length_is_enough(parts: Parts) -> None:
+    """A picture whose end looks odd is what its host has, when all the bytes that it names have come."""
+    with host(answering(picture()[:-12])) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+    assert (await parts.result(task))["status"] == "stored"
 
 
 @pytest.mark.anyio
@@ -529,9 +563,9 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(
 ) -> None:
     """To the end of the schedule it is asked; then the callback's status stands and the files fail loudly."""
     task = await parts.hinted(made(gateway, switch))
-    for attempt in range(1, len(ASK_AGAIN.steps) + 1):
-        assert isinstance(await parts.do(parts.asker.ask, task, attempt), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task, len(ASK_AGAIN.steps) + 1), GiveUp)
+    for _ in ASK_AGAIN.steps:
+        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.ask, task), GiveUp)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["status_msg"], row["done"]) == (
@@ -572,9 +606,9 @@ async def test_a_callback_that_kling_denies_is_called_false(parts: Parts, gatewa
     """Asked again and again Kling says `submitted`: it is believed, and the callback is logged as ignored."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
-    for attempt in range(1, UNDECIDED):
-        assert isinstance(await parts.do(parts.asker.ask, task, attempt), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task, UNDECIDED), Done)
+    for _ in AGAIN["undecided"].steps:
+        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.ask, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["hint"]) == ("submitted", None)
@@ -583,11 +617,33 @@ async def test_a_callback_that_kling_denies_is_called_false(parts: Parts, gatewa
 
 
 @pytest.mark.anyio
+async def test_questions_are_counted_by_what_became_of_them(parts: Parts, gateway: Sandbox) -> None:
+    """Restarts count for nothing, silence does not make a callback false, and taking turns ends too."""
+    gateway.hold()
+    theirs = made(gateway)
+    task = await parts.hinted(theirs)
+    first = await parts.do(parts.asker.ask, task, 99)
+    assert isinstance(first, RetryAt)
+    assert first.data == {"undecided": 1}
+    for times in range(1, len(AGAIN["undecided"].steps)):
+        gateway.tasks[theirs].has = lambda switch: switch == "query-5xx"
+        silent = await parts.do(parts.asker.ask, task)
+        gateway.tasks[theirs].has = lambda switch: False
+        again = await parts.do(parts.asker.ask, task)
+        assert isinstance(silent, RetryAt)
+        assert isinstance(again, RetryAt)
+        assert again.data == {"unanswered": times, "undecided": times + 1}
+    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    gateway.release()
+
+
+@pytest.mark.anyio
 async def test_a_task_that_kling_never_knows_stands_by_its_callback(parts: Parts) -> None:
     """Unknown by every id to the end of the schedule."""
     task = await parts.hinted(None, "failed")
-    assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task, 99), GiveUp)
+    for _ in ASK_AGAIN.steps:
+        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.ask, task), GiveUp)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["done"]) == ("failed", "callback", True)
@@ -600,8 +656,9 @@ async def test_a_succeed_that_names_no_file_fails_loudly(parts: Parts, gateway: 
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     gateway.tasks[theirs].body["n"] = 0
     task = await parts.hinted(theirs)
-    assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task, UNDECIDED), Done)
+    for _ in AGAIN["undecided"].steps:
+        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.ask, task), Done)
     assert (await parts.types(task))[-2:] == ["result.failed", "task.done"]
 
 
@@ -612,7 +669,7 @@ async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(
     """Kling's answer may be older than the callback that came meanwhile: one more question, at once."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
-    job = Claimed(1, "ask", "ask", task, "kling", None, UNDECIDED, "claim")
+    job = Claimed(1, "ask", "ask", task, "kling", {"undecided": 6}, 7, "claim")
     decide = await parts.asker.ask(job)
     late = Callback(task, IMAGES, "another digest", b"", 0, Report("succeed"))
     await parts.writer.record(late)

@@ -98,3 +98,14 @@ def test_what_is_no_folder(url: str) -> None:
     """Is told with what to write instead."""
     with pytest.raises(ValueError, match="file:///var/lib/kling/results"):
         folder_of(url)
+
+
+def test_a_probe_leaves_nothing(folder: Folder) -> None:
+    """It writes a file of no meaning, and says when that cannot be; a folder that was lost is made again."""
+    (folder.root / ".parts").rmdir()
+    folder.probe()
+    assert everything(folder) == {}
+    (folder.root / ".parts").rmdir()
+    (folder.root / ".parts").write_text("in the way")
+    with pytest.raises(OSError, match=r"exists|directory"):
+        folder.probe()

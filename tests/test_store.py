@@ -818,11 +818,34 @@ def test_an_outcome_after_the_creation_is_known_changes_nothing(ledger: Ledger) 
     assert (ledger.task()["status"], ledger.task()["outcome"]) == ("submitted", "created")
 
 
-def test_klings_id_names_its_holder(ledger: Ledger) -> None:
-    """Ours, of all tasks; or nobody."""
-    ledger.register(outcome="created", task_id="k1")
-    assert ledger.change(lambda tx: store.holder(tx, "k1")) == "t"
-    assert ledger.change(lambda tx: store.holder(tx, "k2")) is None
+def test_a_signed_repeat_of_an_unsigned_body_is_believed(ledger: Ledger) -> None:
+    """One event, counted twice; what was a hint is Kling's word now, and a further repeat says nothing new."""
+    ledger.record(callback(status="succeed", files=[FILE]))
+    assert (ledger.task()["status"], ledger.task()["hint"]) == ("created", "succeed")
+    for _ in range(2):
+        ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    assert (ledger.task()["status"], ledger.task()["origin"]) == ("succeed", "kling")
+    assert [each["source_url"] for each in ledger.results()] == [FILE]
+    [received] = [each for each in ledger.events() if each["type"] == "callback.received"]
+    assert received["repeats"] == 2
+    assert ledger.types().count("task.succeed") == 1
+
+
+def test_an_unsigned_repeat_is_not_believed(ledger: Ledger) -> None:
+    """Nor does it give cause to ask again."""
+    for _ in range(3):
+        ledger.record(callback(status="succeed", files=[FILE]))
+    assert (ledger.task()["status"], ledger.task()["hints"], ledger.results()) == ("created", 1, [])
+
+
+@pytest.mark.parametrize(("named", "kept"), [("t", None), ("another", "k1"), (None, "k1")])
+def test_a_callbacks_id_is_kept_unless_it_names_ours(
+    ledger: Ledger, named: str | None, kept: str | None
+) -> None:
+    """Kling knows our id then, and is asked by it."""
+    info: dict[str, Any] = {"task_info": {"external_task_id": named}} if named else {}
+    ledger.record(callback(task_id="k1", **info))
+    assert ledger.task()["callback_id"] == kept
 
 
 def test_a_report_without_a_status_is_no_move(ledger: Ledger) -> None:

@@ -130,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
             made.append(one)
             model = self.models.setdefault(task, Model())
             model.bodies[one.digest] += 1
-            if model.bodies[one.digest] > 1:
+            if model.bodies[one.digest] > 1 and not (one.signed and status and model.origin != "kling"):
                 continue
             if one.signed and status:
                 model.kling(status, files)
@@ -169,7 +169,8 @@ class StoreMachine(RuleBasedStateMachine):
     def a_job_ends(self, data: st.DataObject, answer: Report | None, reached: bool, last: bool) -> None:
         """A question is answered or not, a file comes or does not; perhaps it was the last attempt."""
         run = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        job = dataclasses.replace(run.job, attempts=99) if last else run.job
+        many = {"unanswered": 99, "undecided": 99, "looks": 99}
+        job = dataclasses.replace(run.job, attempts=99, data=(run.job.data or {}) | many) if last else run.job
         verdict = getattr(self, f"_{job.kind}")
         settled = self.ledger.change(
             lambda tx: outbox.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
@@ -224,6 +225,7 @@ class StoreMachine(RuleBasedStateMachine):
         model = self.models[job.task]
         if task["status"] in FINAL:
             return recover._ended(tx, job)
+        hint = tx.known(job.task)["hint"]
         if not reached:
             outcome = recover._unanswered(tx, job, GatewayError("no answer"))
         else:
@@ -231,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
                 model.kling(str(answer.status), bool(answer.outputs))
             outcome = recover._answered(tx, job, answer)
         if isinstance(outcome, Done):
-            model.ours("failed", "local")
+            model.ours(hint or "failed", "callback" if hint else "local")
         return outcome
 
     def _download(

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import event, text
 
 from client.codec import Report
-from receiver.database import Database
+from receiver.database import Database, Unavailable
 from receiver.store import Callback
-from receiver.transaction import TASK, Committed, Transaction
-from receiver.writer import LARGEST_BATCH, MOST_WAITING, Unavailable, Writer
-from tests.ledger import FAMILY, NOW, Ledger, callback
+from receiver.transaction import ANYTHING, TASK, Committed, Transaction
+from receiver.writer import LARGEST_BATCH, MOST_WAITING, Writer
+from tests.ledger import FAMILY, NOW, Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
 
@@ -195,7 +195,7 @@ async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Path) -> None
         with database.write():
             answers = await together_locked(writer, callback("t"), add("u"))
         assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
-        assert str(answers[0]) == "The database cannot be written: database is locked"
+        assert str(answers[0]) == "The database cannot be used: database is locked."
         assert ids(database) == []
         await writer.record(callback("t"))
     assert ids(database) == ["t"]
@@ -212,6 +212,40 @@ async def together_locked(writer: Writer, *changes: Change | Callback) -> list[A
     """The same while nobody can write."""
     waiting = [writer.record(each) if isinstance(each, Callback) else writer.run(each) for each in changes]
     return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+
+async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
+    """A commit may have taken effect although its answer was lost."""
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
+    database.migrate()
+    _impatient(database)
+    blocker = Database(str(database.url))
+    heard: list[Committed] = []
+    async with writing(database, on_commit=heard.append) as writer:
+        with blocker.write(), pytest.raises(Unavailable):
+            await writer.run(add("t"))
+        await writer.run(lambda tx: None)
+    assert heard[0] == ANYTHING
+    blocker.close()
+    database.close()
+
+
+async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for its answer for ever."""
+    monkeypatch.setattr("receiver.writer.LONGEST_WAIT", 0.05)
+    async with writing(database) as writer:
+        hanging = threading.Event()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await writer.run(lambda tx: hanging.wait(20))
+        hanging.set()
+
+
+async def test_the_probe_writes(database: Database) -> None:
+    """A transaction that is empty would show nothing; this one has a write of no meaning."""
+    async with writing(database) as writer:
+        with statements(database) as seen:
+            await writer.probe()
+    assert any("user_version =" in each or "pg_current_xact_id" in each for each in seen)
 
 
 async def test_a_damaged_database_is_an_outage(tmp_path: Path) -> None:
@@ -241,7 +275,7 @@ async def test_a_lost_connection_is_an_outage(database: Database, early: bool) -
             tx.create([{"id": "t", "family": FAMILY}])
 
     async with writing(database) as writer:
-        with pytest.raises(Unavailable, match="The database cannot be written"):
+        with pytest.raises(Unavailable, match=r"^The database cannot be used\.$"):
             await writer.run(cut)
         await writer.run(add("u"))
     assert ids(database) == ["u"]
