@@ -130,8 +130,11 @@ class Asker:
         if not theirs or await self._reader.holder(theirs):
             return None
         report = await self._gateway.query(task["family"], task_id=theirs)
-        if report and report.external_id not in (None, task["id"]):
-            return None if await self._reader.task(report.external_id or "") else report
+        if report is None or report.external_id in (None, task["id"]):
+            return report
+        # Another name: the caller's own, where nobody registered the task; never that of another task of ours.
+        if task["outcome"] != "none" or await self._reader.task(report.external_id):
+            return None
         return report
 
 

@@ -206,6 +206,17 @@ def test_a_callback_cannot_borrow_another_tasks_files(running: Running, gateway:
         assert (show(running, thief)["status"], show(running, thief)["results"]) == ("created", [])
 
 
+def test_a_registered_task_takes_no_strangers_files(running: Running, gateway: Sandbox) -> None:
+    """A client sent our own id: a record of another name is not its task's, known to us or not."""
+    stranger = create(running, gateway, new_id(), "no-callback")
+    gateway.wait_for(lambda: gateway.tasks[stranger].finished_at)
+    thief = new_id()
+    register(running, thief)
+    assert post(running, thief, {"task_id": stranger, "task_status": "succeed"}).status_code == 200
+    gateway.wait_for(lambda: any(stranger in query.ids for query in gateway.queries))
+    assert (show(running, thief)["status"], show(running, thief)["results"]) == ("created", [])
+
+
 # --- files that misbehave -----------------------------------------------------------------------------------
 
 
