@@ -15,9 +15,10 @@ def main() -> None:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--requests", default=8000, show_default=True, help="Callbacks a round, each of a new task.")
 @click.option("--connections", default=128, show_default=True)
-def callbacks(rounds: int, requests: int, connections: int) -> None:
+@click.option("--library", is_flag=True, help="Load by an HTTP library instead of bare sockets.")
+def callbacks(rounds: int, requests: int, connections: int, library: bool) -> None:
     """Callbacks accepted a second, durable before the 200, as a ratio to a bare route; both databases."""
-    callback_bench.run(rounds, requests, connections)
+    callback_bench.run(rounds, requests, connections, "library" if library else "load")
 
 
 @main.command()

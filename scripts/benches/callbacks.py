@@ -15,8 +15,8 @@ from client.signing import CallbackSigner
 FAMILY = "videos/text2video"
 
 
-def run(rounds: int, requests: int, connections: int) -> None:
-    """Load each server in turn, several times, and print medians."""
+def run(rounds: int, requests: int, connections: int, client: str) -> None:
+    """Load each server in turn, several times, and print medians. `client`: the module that sends the load."""
     with ExitStack() as stack:
         postgresql = stack.enter_context(servers.postgresql())
         urls = {
@@ -27,17 +27,17 @@ def run(rounds: int, requests: int, connections: int) -> None:
         seen: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
         for _ in range(rounds):
             for name, url in urls.items():
-                seen[name].append(_load(url, requests, connections))
+                seen[name].append(_load(url, requests, connections, client))
     _print(seen, rounds, requests, connections)
 
 
-def _load(url: str, requests: int, connections: int) -> dict[str, Any]:
+def _load(url: str, requests: int, connections: int, client: str) -> dict[str, Any]:
     """One run: each request is the first callback of a new task."""
     signer = CallbackSigner([servers.SECRET])
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{signer.url(url, new_id(), FAMILY)}\n" for _ in range(requests))
         file.flush()
-        command = [sys.executable, "-m", "benches.load", file.name, str(connections), "processing"]
+        command = [sys.executable, "-m", f"benches.{client}", file.name, str(connections), "processing"]
         out = subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=300)
     seen: dict[str, Any] = json.loads(out.stdout)
     if set(seen["statuses"]) != {"200"}:
