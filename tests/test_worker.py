@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -440,13 +440,14 @@ async def outage(database: Database) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def impatient(tmp_path: Any) -> Database:
+def impatient(tmp_path: Any) -> Iterator[Database]:
     """A SQLite database whose writer waits for nobody."""
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
     database.migrate()
     with database.write() as connection:
         connection.execute(text("PRAGMA busy_timeout = 1"))
-    return database
+    yield database
+    database.close()
 
 
 async def test_an_outage_pauses_and_then_all_goes_on(impatient: Database) -> None:
