@@ -99,8 +99,9 @@ def kling(*arguments: str, environment: dict[str, str], folder: Path) -> str:
     """Run the real command, and give back the path of its first file."""
     print(f"\n$ {shlex.join(['kling', *arguments])}", flush=True)
     command = [str(BIN / "kling"), *arguments, "--output", str(PICTURES)]
-    done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
+        sys.stderr.write(done.stderr)
         sys.exit(done.returncode)
     paths = done.stdout.split("\n")[:-1]
     for path in paths:
