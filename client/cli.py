@@ -39,8 +39,9 @@ def kling() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The program. Ends by SystemExit: 0 success, 1 failed, 2 wrong usage, 3 timed out, 130 Ctrl-C."""
     screen.speak_utf8()
-    for name in ("client", "stamina"):  # what they would log is said here in other words
-        logging.getLogger(name).addHandler(logging.NullHandler())
+    logging.getLogger("client").addHandler(
+        logging.NullHandler()
+    )  # what it would log is said here in other words
     try:
         sys.exit(kling.main(arguments, prog_name="kling", standalone_mode=False))
     except Exception as error:
@@ -81,14 +82,20 @@ def _exit_code(error: errors.KlingError) -> int:
 def work(settings: type[WaitSettings], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
     """What `call` returns; Ctrl-C says how to go on with the task."""
 
+    kling = AsyncKling(settings=settings.load())
+    for doubt in settings.doubts():
+        screen.say(doubt)
+
     async def opened() -> T:
-        async with AsyncKling(settings=settings.load()) as kling:
+        async with kling:
             return await call(kling)
 
     try:
         return asyncio.run(opened())
     except KeyboardInterrupt:
-        if task_id:
+        if settings is ClientSettings and not kling.reached:
+            screen.say("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
+        elif task_id:
             screen.say(f"Interrupted. What was begun goes on; wait for it with:\nkling wait {task_id}")
         raise
 

@@ -228,6 +228,11 @@ class AsyncKling:
         """A task that nobody was asked about yet: `wait` finds out whether there is one."""
         return AsyncTask(self._receiver, {"id": _checked(task_id), "status": "created"})
 
+    @property
+    def reached(self) -> bool:
+        """Whether the receiver has answered. Before, no task is registered, and no create sent."""
+        return self._receiver.reached
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._http.aclose()

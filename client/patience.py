@@ -1,5 +1,6 @@
 """How long to wait for what, and how often to try again: all of this package's timing in one place."""
 
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ import stamina
 from client.errors import KlingError
 
 T = TypeVar("T")
+
+log = logging.getLogger("client")
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # it would write to stderr what `log` says
 
 DICE = random.SystemRandom()
 
@@ -49,11 +53,10 @@ class Patience:
         """`call`; again, for `total` seconds, after errors of which `again` says so. A Retry-After is kept."""
 
         def on(error: Exception) -> bool | float:
-            if not isinstance(error, KlingError) or not again(error):
+            if not isinstance(error, KlingError) or not again(error) or (error.retry_after or 0) > total:
                 return False
-            if error.retry_after is None:
-                return True
-            return error.retry_after * self.jitter() if error.retry_after <= total else False
+            log.info("%s Trying again.", error.message)
+            return True if error.retry_after is None else error.retry_after * self.jitter()
 
         async for attempt in stamina.retry_context(
             on=on,

@@ -25,12 +25,16 @@ BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 HINTS = {
-    401: "Check KLING_RECEIVER_TOKEN or KLING_SIGNING_SECRETS, and this machine's clock.",
-    403: "This needs a token of role client or admin: see `kling-receiver token`.",
-    404: "Check the id, and KLING_RECEIVER_URL.",
-    409: "Check KLING_API_BASE and the key: one receiver serves one Kling account.",
+    "unknown_task": "Look at what there is with: kling list",
+    "bad_token": "Give this client the KLING_SIGNING_SECRETS that the receiver has, or a KLING_RECEIVER_TOKEN "
+    "from its `kling-receiver token`. If they are right, compare the clocks.",
 }
+"""By the receiver's code, where its own hint speaks to others than our caller."""
 UNREACHED = "Check KLING_RECEIVER_URL, and that `kling-receiver serve` runs."
+ELSEWHERE = (
+    "Something else than the receiver answers there, a proxy perhaps that passes on /callbacks/ only. "
+    "Set KLING_RECEIVER_INTERNAL_URL to where this machine reaches the receiver."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +213,15 @@ async def _refused(response: httpx.Response) -> ReceiverError:
     except ReceiverError:
         error = None
     said = error if isinstance(error, dict) else {}
-    status = response.status_code
+    status, code = response.status_code, _text(said.get("code"))
     where = f" It redirects to {urlsplit(response.headers.get('Location', '')).netloc}." if status < 400 else ""
     return ReceiverError(
         f"The receiver refused: {_text(said.get('message')) or f'HTTP {status}.'}{where}",
-        code=_text(said.get("code")) or None,
+        code=code or None,
         http_status=status,
         retryable=status in BUSY,
         retry_after=retry_after_seconds(response),
-        hint=_text(said.get("hint")) or HINTS.get(status, UNREACHED),
+        hint=HINTS.get(code) or _text(said.get("hint")) or (UNREACHED if status in BUSY else ELSEWHERE),
     )
 
 

@@ -1,6 +1,7 @@
 """What a person sees: data on stdout, talk on stderr, and no letter in either that could steer a terminal."""
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -8,19 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column
 
 from client.events import Event
 from client.views import TaskView
 
 STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Letters that move a cursor, turn text round, or are none; a line end is handled apart."""
-
-WIDE = 300
-"""Columns of a table that goes into a pipe."""
 
 
 def speak_utf8() -> None:
@@ -52,25 +50,38 @@ def show_json(document: Any, *, nicely: bool = False) -> None:
 
 
 def show_tasks(tasks: Sequence[TaskView]) -> None:
-    """A table of tasks on stdout."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("ID", "STATUS", "FAMILY", "MODEL", "TAGS", "CREATED"):
-        table.add_column(name, no_wrap=True)
-    for task in tasks:
-        cells = (task.id, _status(task), task.family, task.model or "", ", ".join(task.tags), _created(task))
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, width=WIDE)
-    console.print(table)
+    """A table of tasks on stdout, whole in a terminal of any width: ids are there to be copied."""
+    columns = [(name, [plain(cell(task)) for task in tasks]) for name, cell in COLUMNS.items()]
+    shown = [(name, cells) for name, cells in columns if any(cells) or name in ("ID", "STATUS")]
+    widths = [max(map(cell_len, (name, *cells))) for name, cells in shown]
+    for row in ([name for name, _ in shown], *zip(*(cells for _, cells in shown), strict=True)):
+        line = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())
 
 
 def _status(task: TaskView) -> str:
-    return task.status if task.done or task.status != "succeed" else "succeed, fetching"
+    if task.status != "succeed":
+        return task.status
+    files = _files(task.data)
+    if failed := files.count("failed"):
+        return f"succeed, {failed} of {len(files)} files failed"
+    return "succeed" if task.done else "succeed, fetching"
 
 
 def _created(task: TaskView) -> str:
-    return str(task.data.get("created_at") or "").partition(".")[0].replace("T", " ")
+    """To the minute, with the Z of UTC."""
+    at = str(task.data.get("created_at") or "")
+    return f"{at[:16].replace('T', ' ')}Z" if at else ""
+
+
+COLUMNS: dict[str, Callable[[TaskView], str]] = {
+    "ID": lambda task: task.id,
+    "STATUS": _status,
+    "CREATED": _created,
+    "FAMILY": lambda task: task.family,
+    "MODEL": lambda task: task.model or "",
+    "TAGS": lambda task: ", ".join(task.tags),
+}
 
 
 @contextmanager
@@ -80,19 +91,40 @@ def watching(task_id: str, console: Console | None = None) -> Iterator[Callable[
     if not console.is_terminal:
         yield lambda event: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    text = TextColumn(
+        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+    )
+    columns = (SpinnerColumn(), TimeElapsedColumn(), text)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         bar = progress.add_task(f"{plain(task_id)} waiting", total=None)
 
-        def heard(event: Event) -> None:
-            progress.update(bar, description=f"{plain(task_id)} {plain(_word(event))}")
+        def tell(word: str) -> None:
+            progress.update(bar, description=f"{plain(task_id)} {plain(word)}")
 
-        yield heard
+        with _troubles(tell):
+            yield lambda event: tell(_word(event))
+
+
+@contextmanager
+def _troubles(tell: Callable[[str], None]) -> Iterator[None]:
+    """What the client says of a receiver or a Kling that does not answer, told while it tries again."""
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("client")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _word(event: Event) -> str:
     """What is going on now, in a few words."""
-    results = event.task.get("results") or []
-    stored = sum(isinstance(each, dict) and each.get("status") == "stored" for each in results)
-    status = str(event.task.get("status"))
-    return f"{status}, {stored} of {len(results)} files here" if results else status
+    files, status = _files(event.task), str(event.task.get("status"))
+    return f"{status}, {files.count('stored')} of {len(files)} files here" if files else status
+
+
+def _files(task: dict[str, Any]) -> list[str]:
+    """How each file of a task stands."""
+    return [str(each.get("status")) for each in task.get("results") or () if isinstance(each, dict)]

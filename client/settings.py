@@ -4,14 +4,24 @@ The environment is read here and nowhere else; the receiver's settings extend `K
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 from client.addresses import public_address, web_address
 from client.errors import SettingsError
 from client.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
+
+LIKENESS = 0.85
+"""How like a setting a name must be to be taken for it misspelt; no two settings are so like each other."""
 
 Listed = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
@@ -112,6 +122,18 @@ class KlingSettings(BaseSettings):
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise SettingsError([f".env: cannot be read: {reason}. Mend it, or remove it."]) from None
+
+    @classmethod
+    def doubts(cls) -> list[str]:
+        """What looks like the name of a setting, and is none: nobody reads it."""
+        known = [f"kling_{name}" for name in cls.model_fields]
+        given = {*EnvSettingsSource(cls).env_vars, *DotEnvSettingsSource(cls).env_vars} - set(known)
+        nearest = {name: get_close_matches(name, known, 1, LIKENESS) for name in sorted(given)}
+        return [
+            f"{name.upper()} is no setting: nobody reads it. Is {near[0].upper()} meant?"
+            for name, near in nearest.items()
+            if near
+        ]
 
     @classmethod
     def _problem(cls, error: Any) -> str:

@@ -1,10 +1,13 @@
 """The one place where this package's HTTP client is made."""
 
+from importlib.metadata import version
 from urllib.parse import urlsplit
 
 import httpx
 
 from client.addresses import is_loopback
+
+AGENT = f"kling-callback/{version('kling-callback')}"
 
 
 def new_http(receiver: str) -> httpx.AsyncClient:
@@ -15,4 +18,4 @@ def new_http(receiver: str) -> httpx.AsyncClient:
     host = urlsplit(receiver).hostname or ""
     direct = {f"all://{f'[{host}]' if ':' in host else host}": None} if is_loopback(host) else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    return httpx.AsyncClient(limits=limits, mounts=direct, headers={"User-Agent": "kling-callback"})
+    return httpx.AsyncClient(limits=limits, mounts=direct, headers={"User-Agent": AGENT})

@@ -194,8 +194,9 @@ def check_files(task: dict[str, Any]) -> None:
         reasons = {
             str(each["error"]) for each in task["results"] if isinstance(each, dict) and each.get("error")
         }
+        why = "; ".join(sorted(reasons)) or "no reason given"
         raise ResultFailed(
-            " ".join([f"{total - stored} of {total} files could not be stored.", *sorted(reasons)]),
+            f"{total - stored} of {total} files could not be stored: {why}.",
             task=task,
             hint=f"Kling's own addresses of them, while they last: kling show {task['id']}",
         )

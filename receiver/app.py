@@ -25,7 +25,7 @@ from receiver.errors import ApiError, error_response
 from receiver.feed import Feed
 from receiver.hooks import Hook
 from receiver.openapi import document
-from receiver.outbound import Outbound, Transport
+from receiver.outbound import AGENT, Outbound, Transport
 from receiver.reading import Reader, in_thread
 from receiver.recover import Overdue
 from receiver.results import Asker, Fetcher
@@ -56,7 +56,7 @@ class Receiver:
         self.views = Views(settings.signing_secrets, settings.receiver_url, clock=clock)
         rules = Rules(hooked=bool(settings.hook_url), overdue_seconds=settings.overdue_seconds)
         self.writer = Writer(self.database, rules=rules, on_commit=self._committed, clock=clock)
-        self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False)
+        self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False, headers=AGENT)
         self._downloads = Outbound(settings.result_hosts)
         self._hooks = Outbound(settings.hook_hosts)
         self.worker = Worker(self.writer, self._handlers(clock), clock=clock)

@@ -35,9 +35,17 @@ def _fail(problems: list[str], code: int) -> NoReturn:
 def _load(settings: type[S]) -> S:
     """The settings, or the end with every problem named."""
     try:
-        return settings.load()
+        loaded = settings.load()
     except SettingsError as error:
         _fail(error.problems, WRONG)
+    for doubt in settings.doubts():
+        click.echo(f"kling-receiver: {doubt}", err=True)
+    return loaded
+
+
+def _warn_out_of_reach(settings: ReceiverSettings) -> None:
+    if settings.out_of_reach:
+        click.echo(f"kling-receiver: {settings.out_of_reach}", err=True)
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,6 +96,7 @@ def serve(host: str, port: int) -> None:
         f"data in {settings.data_dir.absolute()}: database {receiver.database}, results {receiver.folder.root}",
         err=True,
     )
+    _warn_out_of_reach(settings)
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
     try:
         Server(receiver).run(sockets=[listening])
@@ -114,6 +123,7 @@ def doctor() -> None:
     Sends it a signed one through its public address, and says where the way breaks.
     """
     settings = _load(ReachedSettings)
+    _warn_out_of_reach(settings)
     if not asyncio.run(_examine(settings)):
         sys.exit(FAILED)
 

@@ -14,6 +14,7 @@ from receiver.outbox import Backoff, Claimed, Done, GiveUp, RetryAt, Verdict, ve
 from receiver.reading import Reader
 from receiver.results import reason
 from receiver.signatures import sign
+from receiver.transaction import Row
 from receiver.views import Views
 
 log = logging.getLogger("receiver.hooks")
@@ -44,27 +45,21 @@ class Hook:
 
     async def deliver(self, job: Claimed) -> Verdict:
         """The handler of `hook`: one attempt. A redirect or any other answer than 2xx is a failure."""
-        body = await self._body(int(job.key.removeprefix("hook/")))
-        if body is None:
+        event = await self._reader.event(int(job.key.removeprefix("hook/")))
+        full = await self._reader.full([event["task"]]) if event else {}
+        if event is None or event["task"] not in full:
             return verdict(Done())
+        body = json.dumps(self._views.event(event, full[event["task"]]), separators=(",", ":")).encode()
         try:
-            response = await self._post(job.key.replace("/", "_"), body)
-            response.raise_for_status()
+            await self._post(message_id(event), body)
         except (Refused, httpx.HTTPError, OSError) as error:
             self._metrics.deliveries.labels("failed").inc()
-            log.warning("hook: event %s was not taken: %s", job.key, reason(error))
+            log.warning("hook: event %d was not taken: %s", event["id"], reason(error))
             return self._again(job, error)
         self._metrics.deliveries.labels("delivered").inc()
         return verdict(Done())
 
-    async def _body(self, event_id: int) -> bytes | None:
-        event = await self._reader.event(event_id)
-        full = await self._reader.full([event["task"]]) if event else {}
-        if event is None or event["task"] not in full:
-            return None
-        return json.dumps(self._views.event(event, full[event["task"]]), separators=(",", ":")).encode()
-
-    async def _post(self, message_id: str, body: bytes) -> httpx.Response:
+    async def _post(self, message_id: str, body: bytes) -> None:
         timestamp = int(self._clock())
         headers = {
             "Content-Type": "application/json",
@@ -74,7 +69,9 @@ class Hook:
         }
         response = await self._outbound.send("POST", self._url, content=body, headers=headers, timeout=TIMEOUT)
         await response.aclose()  # the status says all; the body is not ours to read
-        return response
+        if not response.is_success:
+            said = f"the hook answered {response.status_code}"
+            raise httpx.HTTPStatusError(said, request=response.request, response=response)
 
     def _again(self, job: Claimed, error: Exception) -> Verdict:
         asked = retry_after_seconds(error.response) if isinstance(error, httpx.HTTPStatusError) else None
@@ -82,6 +79,11 @@ class Hook:
         if not (isinstance(error, Refused) or _is_gone(error)):
             due = AGAIN.after(job.attempts, int(self._clock() * 1000), at_least=asked)
         return verdict(GiveUp(reason(error)) if due is None else RetryAt(due, reason(error)))
+
+
+def message_id(event: Row) -> str:
+    """The `webhook-id` of an event: the same at each attempt, and another's in no other database."""
+    return f"hook_{event['id']}_{event['at']}"
 
 
 def _is_gone(error: Exception) -> bool:

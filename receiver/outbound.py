@@ -16,6 +16,11 @@ import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
 
+from client.addresses import is_loopback
+from receiver import __version__
+
+AGENT = {"User-Agent": f"kling-callback/{__version__}"}
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -39,13 +44,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What one purpose may reach although it is private: hosts, networks, `host:port`."""
+    """What one purpose may reach although it is private: hosts, networks, `host:port`; by which `setting`."""
 
     hosts: frozenset[tuple[str, int | None]] = frozenset()
     networks: tuple[Network, ...] = ()
+    setting: str = ""
 
     @classmethod
-    def parse(cls, entries: Iterable[str]) -> "Allowed":
+    def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowed":
         """Read a setting's entries. Raises ValueError naming the one that is none of the three."""
         hosts, networks = set(), []
         for entry in entries:
@@ -53,7 +59,7 @@ class Allowed:
                 networks.append(network)
             else:
                 hosts.add(_host_and_port(entry))
-        return cls(frozenset(hosts), tuple(networks))
+        return cls(frozenset(hosts), tuple(networks), setting)
 
     def permits(self, host: str, port: int, address: Address | None = None) -> bool:
         """Whether `host` (as written in the address) or what it resolved to may be reached on `port`."""
@@ -89,6 +95,12 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+def is_private(host: str) -> bool:
+    """Whether a host, as it is written, is this machine or one of a private network."""
+    address = _literal(host)
+    return is_loopback(host) if address is None else not is_public(address)
+
+
 def check_url(url: str, allowed: Allowed) -> httpx.URL:
     """Refuse an address by how it is written: before a name is resolved, before anything is sent."""
     try:
@@ -121,7 +133,9 @@ def _literal(host: str) -> Address | None:
 
 def _check_address(host: str, port: int, address: Address, allowed: Allowed) -> None:
     if not is_public(address) and not allowed.permits(host, port, address):
-        raise Refused(f"{host} is not a public address ({address})")
+        which = "" if host.strip("[]") == str(address) else f" ({address})"
+        own = f"; if it is yours, allow it with {allowed.setting}" if allowed.setting else ""
+        raise Refused(f"{host} is not a public address{which}{own}")
 
 
 class GuardedResolver(AbstractResolver):
@@ -165,7 +179,9 @@ class Outbound:
         self.allowed, self._resolver = allowed, resolver
         self._transport = Transport(client=self._session)
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        self._http = httpx.AsyncClient(transport=self._transport, timeout=timeout, trust_env=False)
+        self._http = httpx.AsyncClient(
+            transport=self._transport, timeout=timeout, trust_env=False, headers=AGENT
+        )
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
@@ -10,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from client.addresses import web_address
 from client.settings import KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
-from receiver.outbound import Allowed, Refused, check_url
+from receiver.outbound import Allowed, Refused, check_url, is_private
 from receiver.signatures import secret_key
 from receiver.storage import folder_of
 
@@ -18,6 +19,7 @@ DAY = 86_400
 OLDEST = 3650 * DAY
 LATEST = 365 * DAY
 LARGEST = 1 << 40
+RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
 
 
 class ReceiverSettings(KlingSettings):
@@ -144,20 +146,31 @@ class ReceiverSettings(KlingSettings):
     def _reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if url := info.data.get("hook_url"):
             try:
-                check_url(url, Allowed.parse(values))
+                check_url(url, Allowed.parse(values, HOOK_HOSTS))
             except Refused as error:
-                raise ValueError(f"KLING_HOOK_URL: {error}. Allow it with KLING_PRIVATE_HOOK_HOSTS.") from None
+                raise ValueError(f"KLING_HOOK_URL: {error}.") from None
         return values
+
+    @property
+    def out_of_reach(self) -> str:
+        """Why Kling, out on the Internet, cannot call back the address that it is given; "" if it may."""
+        inside, outside = urlsplit(self.receiver_url).hostname or "", urlsplit(self.api_base).hostname or ""
+        if is_private(inside) and not is_private(outside):
+            return (
+                f"{outside} cannot call back {self.receiver_url}: that address is known on this machine or "
+                "network only. Set KLING_RECEIVER_URL to a public one (a tunnel's, say)."
+            )
+        return ""
 
     @property
     def result_hosts(self) -> Allowed:
         """What downloads may reach although it is private."""
-        return Allowed.parse(self.private_result_hosts)
+        return Allowed.parse(self.private_result_hosts, RESULT_HOSTS)
 
     @property
     def hook_hosts(self) -> Allowed:
         """What hooks may reach although it is private."""
-        return Allowed.parse(self.private_hook_hosts)
+        return Allowed.parse(self.private_hook_hosts, HOOK_HOSTS)
 
     @property
     def database(self) -> str:

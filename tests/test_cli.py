@@ -1,6 +1,7 @@
 """The command `kling`: its exit codes, what goes to stdout and what to stderr, and that no secret does."""
 
 import json
+import logging
 import os
 import pty
 import signal
@@ -25,8 +26,10 @@ from client.cli import kling as command
 from client.events import Event
 from client.ids import is_id
 from client.jobs import JOBS
-from client.screen import plain, show_json, watching
+from client.screen import plain, show_json, show_tasks, watching
+from client.views import TaskView
 from tests.conftest import KEY, SECRET, Running, Start
+from tests.hosts import host
 from tests.test_jobs import picture
 from tests.wire import Wire
 
@@ -368,13 +371,43 @@ def test_list_is_a_table_or_json(run: Run) -> None:
     for number in range(3):
         run("text-to-image", "x", "--external-task-id", f"order-{number}", "--tag", f"tag-{number}")
     lines = run("list").out.splitlines()
-    assert lines[0].split() == ["ID", "STATUS", "FAMILY", "MODEL", "TAGS", "CREATED"]
+    assert lines[0].split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
     assert [line.split()[0] for line in lines[1:]] == ["order-2", "order-1", "order-0"]
     assert [json.loads(line)["id"] for line in run("list", "--tag", "tag-1", "--json").out.splitlines()] == [
         "order-1"
     ]
     assert len(run("list", "--limit", "2", "--status", "succeed").out.splitlines()) == 3
     assert len(run("list", "--family", "videos/text2video").out.splitlines()) == 1
+
+
+def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are there to be copied, letters of every width in line; what went wrong stands in the status."""
+    usual = {
+        "family": "images/generations",
+        "created_at": "2026-11-21T02:44:05.504Z",
+        "model": "",
+        "done": True,
+    }
+    failed = {"results": [{"status": "failed"}, {"status": "stored"}, None]}
+    show_tasks(
+        [
+            TaskView({"id": "x" * 128, "status": "processing", **usual, "tags": ["袋鼠", "b\x1b"]}),
+            TaskView({"id": "b", "status": "succeed", **usual, **failed}),
+            TaskView({"id": "c", "status": "succeed", **usual, "done": False}),
+        ]
+    )
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
+    assert (
+        lines[0]
+        == f"{'x' * 128}  processing                    2026-11-21 02:44Z  images/generations  袋鼠, b\\x1b"
+    )
+    assert (
+        lines[1].split(maxsplit=1)[1] == "succeed, 1 of 2 files failed  2026-11-21 02:44Z  images/generations"
+    )
+    assert "succeed, fetching " in lines[2]
+    show_tasks([])
+    assert capsys.readouterr().out == "ID  STATUS\n"
 
 
 def test_an_output_that_cannot_be_written_is_1(run: Run, tmp_path: Path) -> None:
@@ -442,6 +475,55 @@ def test_progress_says_what_there_is() -> None:
     assert "a succeed, 1 of 2 files here" in out.getvalue()
     with watching("a", Console(file=StringIO())) as heard:
         heard(Event(1, "task.processing", "", {}, task))
+
+
+def test_what_is_tried_again_is_told_while_it_waits(bare: Run) -> None:
+    """A receiver that does not answer shows on the line of progress, and not after it."""
+    out = StringIO()
+    with watching("a", Console(file=out, force_terminal=True, width=100)):
+        logging.getLogger("client").info("The receiver cannot be reached. Trying again.")
+    assert "a The receiver cannot be reached. Trying again." in out.getvalue()
+    logging.getLogger("client").info("Nobody hears this.")
+    assert "Nobody" not in out.getvalue()
+
+
+def test_ctrl_c_before_the_receiver_answers_says_that_nothing_was_sent(
+    terminal: Callable[..., Terminal],
+) -> None:
+    """No task is registered, none created: there is nothing to wait for."""
+    with Wire(b"", hold=1) as silent:
+        seen = terminal("text-to-image", "x", KLING_RECEIVER_URL=silent.url)
+        assert silent.came.wait(60)
+        assert seen.interrupt() == 130
+        seen.until("nothing was sent to Kling")
+    assert b"kling wait" not in seen.seen
+
+
+def test_a_misspelt_setting_is_pointed_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, and the work goes on."""
+    monkeypatch.setenv("KLING_API_BAES", "https://example.com")
+    ran = run("list")
+    assert (ran.code, ran.err) == (
+        0,
+        "KLING_API_BAES is no setting: nobody reads it. Is KLING_API_BASE meant?\n",
+    )
+
+
+def test_other_secrets_than_the_receivers_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that this client made itself holds nowhere else: the secrets differ."""
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret-of-enough-letters-0123456789")
+    ran = run("list")
+    assert ran.code == 1
+    assert "KLING_SIGNING_SECRETS that the receiver has" in ran.err
+
+
+def test_something_else_at_the_receivers_address_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that passes on callbacks only: the client wants another way."""
+    with host(lambda visit: visit.answer(404, b"<html>nginx</html>")) as proxy:
+        monkeypatch.setenv("KLING_RECEIVER_URL", proxy.url)
+        ran = run("list")
+    assert ran.code == 1
+    assert "KLING_RECEIVER_INTERNAL_URL" in ran.err
 
 
 def test_an_error_of_ours_is_not_hidden() -> None:

@@ -3,6 +3,8 @@
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ def test_every_event_reaches_the_hook(start: Start, gateway: Sandbox, endpoint: 
         assert each.keys() == {"id", "type", "at", "data", "task"}
         assert (each["type"], each["data"]) == (happened[each["id"]]["type"], happened[each["id"]]["data"])
         assert each["task"]["id"] == task
-        assert visit.headers["webhook-id"] == f"hook_{each['id']}"
+        at = datetime.fromisoformat(each["at"]) - datetime.fromtimestamp(0, UTC)
+        assert visit.headers["webhook-id"] == f"hook_{each['id']}_{at // timedelta(milliseconds=1)}"
+        assert visit.headers["User-Agent"] == f"kling-callback/{version('kling-callback')}"
         assert (visit.method, visit.path) == ("POST", "/in?token=1")
         assert visit.headers["Content-Type"] == "application/json"
     assert counted(running, 'kling_deliveries_total{outcome="delivered"}') >= len(happened) - 1

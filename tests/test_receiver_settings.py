@@ -1,13 +1,14 @@
 """The receiver's settings: every problem told at once, each with what to do, none with a secret in it."""
 
 import base64
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.errors import SettingsError
-from client.settings import Remedy
+from client.settings import LIKENESS, ClientSettings, Remedy
 from receiver.settings import ReceiverSettings, ServeSettings
 from tests.conftest import SECRET, make_settings
 
@@ -159,6 +160,45 @@ def test_no_problem_is_told_in_pydantic_s_words() -> None:
     texts = (str, tuple[str, ...], Path)
     for name, field in ReceiverSettings.model_fields.items():
         assert field.annotation in texts or any(isinstance(each, Remedy) for each in field.metadata), name
+
+
+@pytest.mark.parametrize(
+    ("receiver_url", "api_base", "out_of_reach"),
+    [
+        ("http://127.0.0.1:8000", "https://kling.example", True),
+        ("http://localhost:8000", "https://kling.example", True),
+        ("https://192.168.1.5", "https://kling.example", True),
+        ("https://receiver.example", "https://kling.example", False),
+        ("https://8.8.8.8", "https://kling.example", False),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:9000", False),
+        ("https://10.0.0.5", "https://10.0.0.6", False),
+    ],
+)
+def test_an_address_that_kling_cannot_reach_is_seen(
+    receiver_url: str, api_base: str, out_of_reach: bool
+) -> None:
+    """A private receiver of a public Kling would wait for callbacks in vain."""
+    settings = ReceiverSettings.load(receiver_url=receiver_url, api_base=api_base)
+    assert ("KLING_RECEIVER_URL" in settings.out_of_reach) == out_of_reach
+
+
+def test_no_setting_looks_like_another_misspelt() -> None:
+    """What one program does not read, the other's settings for instance, raises no doubt."""
+    for mine, others in ((ServeSettings, ClientSettings), (ClientSettings, ServeSettings)):
+        known = [f"kling_{name}" for name in mine.model_fields]
+        foreign = {f"kling_{name}" for name in others.model_fields} - set(known)
+        assert not [name for name in foreign if get_close_matches(name, known, 1, LIKENESS)]
+
+
+def test_a_misspelt_name_raises_a_doubt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the environment or in .env, with the name that is probably meant; other programs' names do not."""
+    monkeypatch.setenv("KLING_RECIEVER_URL", "https://example.com")
+    monkeypatch.setenv("KLING_SOMETHING_ELSE", "x")
+    (tmp_path / ".env").write_text("KLING_STORAGE_ULR=file:///x\nKLING_DATA_DIR=y\nOTHER=1\n")
+    assert ServeSettings.doubts() == [
+        "KLING_RECIEVER_URL is no setting: nobody reads it. Is KLING_RECEIVER_URL meant?",
+        "KLING_STORAGE_ULR is no setting: nobody reads it. Is KLING_STORAGE_URL meant?",
+    ]
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
