@@ -1,16 +1,13 @@
 """The demo: a sandbox gateway, a receiver, and three jobs through the real `kling` command."""
 
 import json
-import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -20,13 +17,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import httpx
+from loopback import answers, environment, free_port
 
 from client.signing import api_token
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 PICTURES = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT / "data" / "demo"
-START_SECONDS = 30
 
 
 @contextmanager
@@ -51,24 +48,10 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
                 process.kill()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def wait_for(url: str, log: Path) -> None:
     """Wait until a server answers, or say what it said instead."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        try:
-            if httpx.get(url).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    sys.exit(f"demo: {url} does not answer. Its log:\n{log.read_text()}")
+    if not answers(url):
+        sys.exit(f"demo: {url} does not answer. Its log:\n{log.read_text()}")
 
 
 def show_events(receiver: str, token: str) -> None:
@@ -137,34 +120,33 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-demo-")))
         gateway, receiver = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        own = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
         secret = secrets.token_urlsafe(32)
-        environment = own | {
-            "KLING_API_BASE": gateway,
-            "KLING_API_KEY": "sandbox-key",
-            "KLING_SIGNING_SECRETS": secret,
-            "KLING_RECEIVER_URL": receiver,
-            "KLING_DATA_DIR": str(folder),
-            "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
-        }
+        settings = environment(
+            KLING_API_BASE=gateway,
+            KLING_API_KEY="sandbox-key",
+            KLING_SIGNING_SECRETS=secret,
+            KLING_RECEIVER_URL=receiver,
+            KLING_DATA_DIR=str(folder),
+            KLING_PRIVATE_RESULT_HOSTS="127.0.0.1",
+        )
         sandbox = [str(ROOT / "scripts" / "sandbox"), "--port", gateway.rpartition(":")[2]]
         pace = ["--image-seconds", "1", "--video-seconds", "3"]
-        stack.enter_context(running([*sandbox, *pace], own, folder / "sandbox.log"))
+        stack.enter_context(running([*sandbox, *pace], environment(), folder / "sandbox.log"))
         serve = [str(BIN / "kling-receiver"), "serve", "--port", receiver.rpartition(":")[2]]
-        stack.enter_context(running(serve, environment, folder / "receiver.log"))
+        stack.enter_context(running(serve, settings, folder / "receiver.log"))
         wait_for(f"{gateway}/sandbox/account", folder / "sandbox.log")
         wait_for(f"{receiver}/readyz", folder / "receiver.log")
         print(f"sandbox gateway (not Kling) on {gateway}, receiver on {receiver}")
 
         token = api_token([secret], "read", 3600)
         threading.Thread(target=show_events, args=(receiver, token), daemon=True).start()
-        image = kling("text-to-image", "a kangaroo holding a sign", environment=environment, folder=folder)
+        image = kling("text-to-image", "a kangaroo holding a sign", environment=settings, folder=folder)
         kling(
             *("image-to-image", "the same at night", "--image", image, "--output-format", "jpg"),
-            environment=environment,
+            environment=settings,
             folder=folder,
         )
-        kling("text-to-video", "the kangaroo waves", "--duration", "5", environment=environment, folder=folder)
+        kling("text-to-video", "the kangaroo waves", "--duration", "5", environment=settings, folder=folder)
         print(f"\n{account(gateway, receiver, token)}")
 
 

@@ -1,16 +1,13 @@
 """The receiver as an operator runs it: `kling-receiver` in a process of its own, ended by signals only."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-import httpx
+import loopback
 
 from client.signing import CallbackSigner, Role, api_token
 from tests.conftest import KEY, SECRET
@@ -18,16 +15,8 @@ from tests.conftest import KEY, SECRET
 COMMAND = Path(sys.executable).with_name("kling-receiver")
 
 
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as bound:
-        port: int = bound.getsockname()[1]
-        return port
-
-
 def environment(data: Path, **settings: str) -> dict[str, str]:
     """What the command's environment is: this process's without settings, then those given."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
     usual = {
         "KLING_API_KEY": KEY,
         "KLING_SIGNING_SECRETS": SECRET,
@@ -35,7 +24,7 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
         "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
         "KLING_PRIVATE_HOOK_HOSTS": "127.0.0.1",
     }
-    return {**plain, **usual, **settings}
+    return loopback.environment(**{**usual, **settings})
 
 
 def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -49,7 +38,7 @@ class Process:
     """`kling-receiver serve`; it may be started, killed and started again on the same data."""
 
     def __init__(self, data: Path, **settings: str) -> None:
-        self.port = free_port()
+        self.port = loopback.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = environment(data, **{"KLING_RECEIVER_URL": self.url, **settings})
         self.log = data.with_name(f"{data.name}.log")
@@ -68,11 +57,7 @@ class Process:
         with self.log.open("ab") as log:
             command = [str(COMMAND), "serve", "--port", str(self.port)]
             self._process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
-        transport = httpx.HTTPTransport(
-            retries=10
-        )  # its pauses grow; the socket listens before the first answer
-        with httpx.Client(transport=transport, timeout=30) as http:
-            assert http.get(f"{self.url}/readyz").status_code == 200, self.said()
+        assert loopback.answers(f"{self.url}/readyz"), self.said()
 
     def kill(self) -> None:
         """kill -9: nothing is tidied up."""

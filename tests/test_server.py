@@ -8,12 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 from gateway import Sandbox
+from loopback import free_port
 from sqlalchemy import create_engine, text
 
 from client.ids import new_id
 from receiver.server import bind
 from tests.conftest import Start
-from tests.processes import Process, environment, free_port, run
+from tests.processes import Process, environment, run
 from tests.submitting import post, register, rows, stream
 
 

@@ -2,64 +2,43 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import loopback
 
 SECRET = "a-signing-secret-for-benches-0123456789"
 SCRIPTS = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
-def process(command: list[str], url: str, environment: dict[str, str] | None = None) -> Iterator[str]:
+def process(command: list[str], url: str, settings: dict[str, str] | None = None) -> Iterator[str]:
     """Run a server, and give its address once it answers."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
     server = subprocess.Popen(
         command,
         cwd=SCRIPTS,
-        env=own | (environment or {}),
+        env=loopback.environment(**(settings or {})),
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
     try:
-        _wait(url)
+        if not loopback.answers(url):
+            raise SystemExit(f"bench: {url} does not answer")
         yield url
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(20)
 
 
-def _wait(url: str) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            httpx.get(url)
-            return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise SystemExit(f"bench: {url} does not answer")
-
-
 @contextmanager
 def bare() -> Iterator[str]:
     """A bare Starlette route."""
-    port = free_port()
+    port = loopback.free_port()
     with process([sys.executable, "-m", "benches.bare", str(port)], f"http://127.0.0.1:{port}") as url:
         yield url
 
@@ -67,7 +46,7 @@ def bare() -> Iterator[str]:
 @contextmanager
 def receiver(database_url: str = "", api_base: str = "http://127.0.0.1:9") -> Iterator[str]:
     """A receiver on a fresh database (SQLite, unless another is named)."""
-    port = free_port()
+    port = loopback.free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
         settings = {

@@ -12,6 +12,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
+from loopback import free_port
 
 from benches import servers
 from client import AsyncKling
@@ -29,7 +30,7 @@ Way = Callable[[str], Awaitable[float]]
 def run(tasks: int) -> None:
     """Each way makes the same number of tasks, one way after the other."""
     with ExitStack() as stack:
-        port = servers.free_port()
+        port = free_port()
         command = [sys.executable, "-m", "gateway", "--port", str(port), "--video-seconds", str(PACE)]
         gateway = stack.enter_context(servers.process(command, f"http://127.0.0.1:{port}"))
         receiver = stack.enter_context(servers.receiver(api_base=gateway))
