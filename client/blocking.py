@@ -194,6 +194,10 @@ class Task(TaskView):
         finally:
             self.data = self._task.data
 
+    def stored(self) -> "Result":
+        """What there is of the result by now, whatever became of the rest."""
+        return Result(self._loop, self._task.stored())
+
     def refresh(self) -> "Task":
         """Ask the receiver once how things stand; returns itself."""
         self._loop.run(self._task.refresh)

@@ -22,6 +22,7 @@ from client import (
     ParameterError,
     Patience,
     ReceiverError,
+    ResultFailed,
     TaskFailed,
     WaitTimeout,
 )
@@ -29,7 +30,8 @@ from client.blocking import Settings, Task
 from client.settings import ClientSettings
 from client.transport import new_http
 from tests.conftest import KEY, SECRET, Running, Start
-from tests.stage import QUICK, SETTINGS, Stage, answer, forever, task_json
+from tests.stage import QUICK, SETTINGS, Stage, answer, event, forever, stream, task_json
+from tests.test_client_tasks import CONTENT, done, file_json
 from tests.test_jobs import picture
 
 
@@ -218,6 +220,22 @@ def test_a_task_can_be_looked_at(kling: Kling) -> None:
     assert error.value.http_status == 404
     with pytest.raises(ParameterError):
         kling.task("../x")
+
+
+def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
+    """Half a result was paid for; without `await` too."""
+    task = done(file_json(), {"index": 1, "status": "failed"})
+    stage = Stage(
+        task=[answer(200, task)],
+        events=[stream(event(9, "task.done", task))],
+        file=[httpx.Response(200, content=CONTENT)],
+    )
+    with Kling(http=stage.http(), patience=QUICK, **SETTINGS) as kling:
+        waiting = kling.task("mine")
+        with pytest.raises(ResultFailed):
+            waiting.wait()
+        (file,) = waiting.stored().files
+        assert file.read() == CONTENT
 
 
 def test_threads_may_share_a_kling(kling: Kling) -> None:
