@@ -16,7 +16,7 @@ from client.gateway import Gateway, gateway_auth
 from client.ids import RULE, is_id, new_id
 from client.jobs import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
 from client.patience import Patience
-from client.receiver import Receiver
+from client.receiver import PAGE, Receiver
 from client.settings import ClientSettings, WaitSettings
 from client.signing import api_token
 from client.tasks import AsyncTask
@@ -25,7 +25,6 @@ from client.transport import new_http
 TOKEN_LIFETIME = 300
 """Seconds for which a bearer token made here is good: it is made for one request."""
 
-PAGE = 100
 
 LONGEST_TAG, MOST_TAGS = 100, 20
 """Characters of a tag, and tags of a task, that the receiver takes."""
@@ -212,17 +211,8 @@ class AsyncKling:
         limit: int = PAGE,
     ) -> list[AsyncTask]:
         """At most `limit` tasks, newest first. Raises ReceiverError."""
-        found: list[dict[str, Any]] = []
-        cursor: str | None = None
-        while len(found) < limit:
-            size = min(limit - len(found), PAGE)
-            page, cursor = await self._receiver.tasks(
-                status=status, family=family, tag=tag, limit=size, cursor=cursor
-            )
-            found += page
-            if not cursor or not page:
-                break
-        return [AsyncTask(self._receiver, task) for task in found[:limit]]
+        found = await self._receiver.tasks(limit, status=status, family=family, tag=tag)
+        return [AsyncTask(self._receiver, task) for task in found]
 
     def known(self, task_id: str) -> AsyncTask:
         """A task that nobody was asked about yet: `wait` finds out whether there is one."""

@@ -14,6 +14,9 @@ from client.errors import Outcome, ReceiverError
 from client.gateway import retry_after_seconds
 from client.patience import Patience
 
+PAGE = 100
+"""Tasks that one request asks for."""
+
 LONGEST_ANSWER = 32_000_000
 """Bytes: a page of tasks, each with its request; a longer answer is not the receiver's."""
 
@@ -109,8 +112,19 @@ class Receiver:
             raise unreadable()
         return task
 
-    async def tasks(self, **filters: str | int | None) -> tuple[list[dict[str, Any]], str | None]:
-        """One page of tasks, newest first, and the cursor of the next."""
+    async def tasks(self, limit: int = PAGE, **filters: str | None) -> list[dict[str, Any]]:
+        """At most `limit` tasks, newest first, a page at a time."""
+        found: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while len(found) < limit:
+            page, cursor = await self._page(limit=min(limit - len(found), PAGE), cursor=cursor, **filters)
+            found += page
+            if not cursor or not page:
+                break
+        return found[:limit]
+
+    async def _page(self, **filters: str | int | None) -> tuple[list[dict[str, Any]], str | None]:
+        """One page, and the cursor of the next."""
         given = {name: value for name, value in filters.items() if value is not None}
         answer = await self._persist("GET", f"/api/tasks?{httpx.QueryParams(given)}")
         tasks, cursor = answer.get("tasks"), answer.get("next")

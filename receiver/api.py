@@ -89,7 +89,7 @@ class Api:
         done = await self._writer.run(lambda tx: store.register(tx, known))
         if done.conflict:
             raise ApiError(409, "conflict", done.conflict, "Use another external_task_id.")
-        full = await self._full(task)
+        full = await known_task(self._reader, task)
         answer = {
             "task": self._views.task(full),
             "callback_url": self._signer.url(self._settings.receiver_url, task, full.row["family"]),
@@ -98,13 +98,7 @@ class Api:
         return JSONResponse(answer, 201 if done.new else 200)
 
     async def _show(self, request: Request) -> Response:
-        return JSONResponse(self._views.task(await self._full(request.path_params["id"])))
-
-    async def _full(self, task: str) -> Full:
-        found = await self._reader.full([task]) if is_id(task) else {}
-        if task not in found:
-            raise ApiError(404, "unknown_task", "There is no such task.", "Look at GET /api/tasks.")
-        return found[task]
+        return JSONResponse(self._views.task(await known_task(self._reader, request.path_params["id"])))
 
     async def _list(self, request: Request) -> Response:
         wanted = _filter(request)
@@ -115,7 +109,7 @@ class Api:
         return JSONResponse({"tasks": [self._views.task(full) for full in shown], "next": cursor})
 
     async def _task_events(self, request: Request) -> Response:
-        full = await self._full(request.path_params["id"])
+        full = await known_task(self._reader, request.path_params["id"])
         return self._stream(request, full.row["id"], await self._after(request))
 
     async def _all_events(self, request: Request) -> Response:
@@ -190,6 +184,14 @@ class Api:
             read_link(self._settings.signing_secrets, task, n, expires, signature, now=self._clock())
         except TokenError as error:
             raise ApiError(401, "bad_link", str(error), "Ask GET /api/tasks/{id} for a new link.") from None
+
+
+async def known_task(reader: Reader, task: str) -> Full:
+    """A task with all that is shown of it. Raises ApiError when there is none."""
+    found = await reader.full([task]) if is_id(task) else {}
+    if task not in found:
+        raise ApiError(404, "unknown_task", "There is no such task.", "Look at GET /api/tasks.")
+    return found[task]
 
 
 def _has(request: Request, etag: str) -> bool:

@@ -1,5 +1,6 @@
 """The receiver put together: every part made once, started in order, stopped in the opposite order."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,8 +17,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from client.gateway import Gateway, gateway_auth
-from receiver import metrics, outbox
+from receiver import metrics, outbox, sweep
 from receiver.access import require
+from receiver.admin import Admin
 from receiver.api import Api
 from receiver.callbacks import CallbackRoutes
 from receiver.database import Database, Unavailable
@@ -33,7 +35,7 @@ from receiver.settings import ReceiverSettings
 from receiver.storage import Folder
 from receiver.transaction import Committed, Rules
 from receiver.views import Views
-from receiver.worker import Handler, Worker
+from receiver.worker import OUTAGE_PAUSE, Handler, Worker
 from receiver.writer import Writer
 
 log = logging.getLogger("receiver")
@@ -47,7 +49,7 @@ class Receiver:
     """One receiver. `clock`: unix seconds."""
 
     def __init__(self, settings: ReceiverSettings, *, clock: Callable[[], float] = time.time) -> None:
-        self.settings = settings
+        self.settings, self._clock = settings, clock
         self.metrics = metrics.Metrics()
         self.database = Database(settings.database)
         self.folder = Folder(settings.results)
@@ -59,10 +61,14 @@ class Receiver:
         self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False, headers=AGENT)
         self._downloads = Outbound(settings.result_hosts)
         self._hooks = Outbound(settings.hook_hosts)
+        gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
+        self.asker = Asker(gateway, self.reader, self.metrics)
         self.worker = Worker(self.writer, self._handlers(clock), clock=clock)
         self.callbacks = CallbackRoutes(
             settings, writer=self.writer, reader=self.reader, metrics=self.metrics, clock=clock
         )
+        self._beginning: asyncio.Task[None] | None = None
+        self.admin = Admin(settings, asker=self.asker, writer=self.writer, reader=self.reader, views=self.views)
         self.api = Api(
             settings,
             writer=self.writer,
@@ -75,8 +81,7 @@ class Receiver:
 
     def _handlers(self, clock: Callable[[], float]) -> dict[str, Handler]:
         settings = self.settings
-        gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
-        asker = Asker(gateway, self.reader, self.metrics)
+        overdue = Overdue(self.asker, self.reader)
         fetcher = Fetcher(
             self._downloads, self.folder, self.reader, self.metrics, largest=settings.result_max_bytes
         )
@@ -90,14 +95,23 @@ class Receiver:
             clock=clock,
         )
         return {
-            "ask": asker.ask,
+            "ask": self.asker.ask,
             "download": fetcher.download,
-            "overdue": Overdue(asker, self.reader).look,
+            "overdue": overdue.look,
+            "sweep": overdue.sweep,
             "hook": hook.deliver,
         }
 
     def _committed(self, committed: Committed) -> None:
         self.feed.wake(committed.tasks)
+        for type_, times in committed.happened.items():
+            self.metrics.events.labels(type_).inc(times)
+        for task in sorted(committed.lost):
+            log.error(
+                "task %s succeeded, but a file of it cannot be had; again: kling-receiver tasks fetch %s",
+                task,
+                task,
+            )
         if committed.due_at is not None:
             self.worker.wake(committed.due_at)
 
@@ -108,14 +122,30 @@ class Receiver:
         self.folder.open()
 
     async def start(self) -> None:
-        """Begin to write and to work; what an earlier process had claimed is owed again."""
+        """Begin to write, and soon to work; what an earlier process had claimed is owed again."""
         self.writer.start()
         await self.writer.run(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        started = int(self._clock() * 1000)
+        self._beginning = asyncio.create_task(self._begin(started), name="sweep")
+
+    async def _begin(self, started: int) -> None:
+        """Look for work that is owed before the worker takes any: with many open tasks that takes its time."""
+        while True:
+            try:
+                await self.writer.run(sweep.restore)
+                await self.writer.run(lambda tx: sweep.take_turns(tx, started))
+                break
+            except Unavailable as error:
+                log.error("open tasks could not be looked for: %s Looking again.", error)
+                await asyncio.sleep(OUTAGE_PAUSE)
         self.worker.start()
 
     async def stop(self) -> None:
         """Stop claiming, let running jobs end, write what waits, close every connection."""
         self.feed.close()
+        if self._beginning:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
         await self.worker.close(STOP_SECONDS)
         await self.writer.close()
         await self._http.aclose()
@@ -182,6 +212,7 @@ def _routes(receiver: Receiver) -> list[Route]:
         Route("/callbacks/{token:path}", receiver.callbacks.with_token, methods=["POST"]),
         Route("/callbacks", receiver.callbacks.without_token, methods=["POST"]),
         *receiver.api.routes(),
+        *receiver.admin.routes(),
         Route("/healthz", alive, methods=["GET"]),
         Route("/readyz", ready, methods=["GET"]),
         Route("/metrics", counted, methods=["GET"]),

@@ -4,61 +4,25 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, NoReturn, TypeVar
 
 import click
 
-from client.errors import SettingsError
 from client.signing import Role, api_token
 from receiver import __version__
 from receiver.app import Receiver
-from receiver.database import Database, DatabaseError
+from receiver.database import Database
 from receiver.doctor import examine
 from receiver.server import Server, bind
 from receiver.settings import ReachedSettings, ReceiverSettings, ServeSettings, SigningSettings
-
-S = TypeVar("S", bound=ReceiverSettings)
-
-FAILED, WRONG = 1, 2
+from receiver.tasks import tasks
+from receiver.terminal import FAILED, explained, fail, load
 
 TOKEN_DAYS = 365
-
-
-def _fail(problems: list[str], code: int) -> NoReturn:
-    for problem in problems:
-        click.echo(f"kling-receiver: {problem}", err=True)
-    sys.exit(code)
-
-
-def _load(settings: type[S]) -> S:
-    """The settings, or the end with every problem named."""
-    try:
-        loaded = settings.load()
-    except SettingsError as error:
-        _fail(error.problems, WRONG)
-    for doubt in settings.doubts():
-        click.echo(f"kling-receiver: {doubt}", err=True)
-    return loaded
 
 
 def _warn_out_of_reach(settings: ReceiverSettings) -> None:
     if settings.out_of_reach:
         click.echo(f"kling-receiver: {settings.out_of_reach}", err=True)
-
-
-def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Say in one line what stops a command."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except (DatabaseError, OSError) as error:
-            _fail([str(error)], FAILED)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,15 +34,18 @@ def main() -> None:
     """
 
 
+main.add_command(tasks)
+
+
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
 )
-@_explained
+@explained
 def serve(host: str, port: int) -> None:
     """Serve until told to stop (SIGTERM or Ctrl-C)."""
-    settings = _load(ServeSettings)
+    settings = load(ServeSettings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -101,14 +68,14 @@ def serve(host: str, port: int) -> None:
     try:
         Server(receiver).run(sockets=[listening])
     except SystemExit:  # uvicorn's own code for this means something else here
-        _fail(["The receiver could not start. The lines above say why."], FAILED)
+        fail(["The receiver could not start. The lines above say why."], FAILED)
 
 
 @main.command()
-@_explained
+@explained
 def migrate() -> None:
     """Bring the database up to date. `serve` does it too."""
-    database = Database(_load(ReceiverSettings).database)
+    database = Database(load(ReceiverSettings).database)
     try:
         database.migrate()
     finally:
@@ -122,7 +89,7 @@ def doctor() -> None:
 
     Sends it a signed one through its public address, and says where the way breaks.
     """
-    settings = _load(ReachedSettings)
+    settings = load(ReachedSettings)
     _warn_out_of_reach(settings)
     if not asyncio.run(_examine(settings)):
         sys.exit(FAILED)
@@ -143,5 +110,5 @@ async def _examine(settings: ReceiverSettings) -> bool:
 )
 def token(role: Role, days: int) -> None:
     """Print a bearer token for the receiver's API. It is made from the signing secrets."""
-    settings = _load(SigningSettings)
+    settings = load(SigningSettings)
     click.echo(api_token(settings.signing_secrets, role, days * 86_400))

@@ -41,7 +41,11 @@ class DatabaseError(Exception):
 
 
 class Held(Unavailable, DatabaseError):
-    """Another receiver serves the database."""
+    """Another receiver, `holder`, serves the database."""
+
+    def __init__(self, what: str, holder: str, setting: str) -> None:
+        super().__init__(f"{what} is served by {holder}. Stop it first, or set {setting}.")
+        self.holder = holder
 
 
 class Database:
@@ -199,9 +203,7 @@ def _hold_file(path: Path) -> Any:
         file.seek(0)
         holder = file.read(200).strip() or "an unknown process"
         file.close()
-        raise DatabaseError(
-            f"{path.parent} is served by {holder}. Stop it first, or set KLING_DATA_DIR."
-        ) from error
+        raise Held(str(path.parent), holder, "KLING_DATA_DIR") from error
     file.truncate(0)
     file.write(_who())
     file.flush()
@@ -216,8 +218,7 @@ def _hold_server(connection: Any, record: Any) -> None:
     connection.commit()
     if not held:
         connection.close()
-        name = holder[0] if holder else "an unknown process"
-        raise Held(f"The database is served by {name}. Stop it first, or set KLING_DATABASE_URL.")
+        raise Held("The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL")
 
 
 HOLDER = """

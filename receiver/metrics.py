@@ -10,6 +10,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.events = self._counter("events", "What happened, by the type of the event", "type")
         self.callbacks = self._counter("callbacks", "Callbacks by what became of them", "outcome")
         self.questions = self._counter("questions", "Questions asked to Kling", "outcome")
         self.downloads = self._counter("downloads", "Attempts to fetch a result file", "outcome")

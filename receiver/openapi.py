@@ -113,6 +113,7 @@ FILTERS = [
 LIST = _object(
     {"tasks": {"type": "array", "items": {"$ref": "#/components/schemas/Task"}}, "next": _or_null(TEXT)}
 )
+ORDERED = _object({"kling": _or_null(TEXT), "task": {"$ref": "#/components/schemas/Task"}})
 TASK_ANSWER = _answer("the task", {"$ref": "#/components/schemas/Task"})
 REGISTRATION_BODY = {
     "required": True,
@@ -159,6 +160,22 @@ PATHS: Json = {
             }
             | _errors(401, 403, 409, 413, 422, 503),
         },
+    },
+    "/api/tasks/{id}/ask": {
+        "post": {
+            "summary": "Ask Kling now how the task stands, and believe it (admin)",
+            "parameters": [ID],
+            "responses": {"200": _answer("Kling's word, and the task", ORDERED)}
+            | _errors(401, 403, 404, 409, 502, 503),
+        }
+    },
+    "/api/tasks/{id}/fetch": {
+        "post": {
+            "summary": "Ask Kling where the files lie now, and fetch those that are not stored (admin)",
+            "parameters": [ID],
+            "responses": {"200": _answer("Kling's word, and the task", ORDERED)}
+            | _errors(401, 403, 404, 409, 502, 503),
+        }
     },
     "/api/tasks/{id}/events": {
         "get": {

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import Connection, Select, select, tuple_
+from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from receiver.database import OWN_FAULT, READERS, Database
@@ -17,6 +17,8 @@ from receiver.transaction import EVENT, TASK, Row
 RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
 EVENTS_AT_ONCE = 500
+NEWEST = 100
+"""Tasks that are looked at to tell whether the gateway calls back at all."""
 
 T = TypeVar("T")
 
@@ -106,6 +108,12 @@ class Reader:
         columns = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
         query = select(*columns).where(EVENT.c.id == event)
         return await self._read(lambda connection: _first(connection, query))
+
+    async def was_called(self) -> bool:
+        """Whether any of the newest tasks was ever called back."""
+        newest = select(TASK.c.callbacks).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(NEWEST)
+        query = select(func.max(newest.subquery().c.callbacks))
+        return await self._read(lambda connection: bool(connection.execute(query).scalar()))
 
     async def last_event(self) -> int:
         """The id of the newest event, 0 when there is none."""

@@ -1,16 +1,20 @@
-"""Tasks whose callback never comes: Kling is asked at the deadline, then ever more seldom, to an end."""
+"""Tasks whose callback never comes: Kling is asked at the deadline, then ever more seldom, to an end.
+
+It is also asked once after a start, and when an operator says so.
+"""
 
 import functools
 import logging
+from typing import Literal
 
 from client.codec import Report
 from client.errors import GatewayError
 from receiver import store
-from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict
+from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict, verdict
 from receiver.reading import Reader
 from receiver.results import Asker
 from receiver.states import FINAL
-from receiver.transaction import Transaction
+from receiver.transaction import Row, Transaction
 
 log = logging.getLogger("receiver.recover")
 
@@ -19,12 +23,18 @@ LOOKS = 6
 LOOKS_AT_NOTHING = 3
 """Questions about a task that Kling says it does not know."""
 
+NEVER_CALLED = (
+    "none of the newest tasks was ever called back, and Kling has ended one: it cannot reach this receiver, or "
+    "it calls nobody back. Test the way with: kling-receiver doctor"
+)
+
 
 class Overdue:
     """Looks after tasks that did not end in time."""
 
     def __init__(self, asker: Asker, reader: Reader) -> None:
         self._asker, self._reader = asker, reader
+        self._warned = False
 
     async def look(self, job: Claimed) -> Verdict:
         """The handler of `overdue`."""
@@ -37,7 +47,46 @@ class Overdue:
             report = await self._asker.question(task)
         except GatewayError as error:
             return functools.partial(_unanswered, job=job, error=error)
+        if report and report.final:
+            await self._warn(task)
         return functools.partial(_answered, job=job, report=report)
+
+    async def sweep(self, job: Claimed) -> Verdict:
+        """The handler of `sweep`: one question after a start, before which a callback may have been missed."""
+        task = await self._reader.task(job.task)
+        if task is None or task["status"] in FINAL:
+            return verdict(Done())
+        try:
+            report = await self._asker.question(task)
+        except GatewayError as error:
+            log.info("task %s, asked about after the start: %s", job.task, error)
+            return verdict(Done())  # its deadline stands
+        return functools.partial(_swept, task=job.task, report=report)
+
+    async def _warn(self, task: Row) -> None:
+        """Say once, loudly, that this gateway seems never to call back."""
+        if not self._warned and not task["callbacks"] and not await self._reader.was_called():
+            self._warned = True
+            log.error(NEVER_CALLED)
+
+
+def learn(tx: Transaction, task: Row, report: Report, by: Literal["deadline", "startup", "operator"]) -> None:
+    """Believe what Kling said when it was asked without a callback's cause."""
+    open_until_now = task["status"] not in FINAL
+    if report.task_id and not task["task_id"]:
+        store.note_created(tx, task, report.task_id)
+    if report.status:
+        store.believe(tx, task, report)
+    if report.final and open_until_now:
+        tx.log(task["id"], "task.recovered", {"by": by})
+    if report.status == "succeed" and not report.outputs:
+        store.ask(tx, task["id"])
+
+
+def _swept(tx: Transaction, task: str, report: Report | None) -> Outcome:
+    if report:
+        learn(tx, tx.known(task), report, "startup")
+    return Done()
 
 
 def _ended(tx: Transaction, job: Claimed) -> Outcome:
@@ -51,14 +100,9 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
     if task["status"] in FINAL:
         return Done()
     _say_overdue(tx, job)
-    if report and report.task_id and not task["task_id"]:
-        store.note_created(tx, task, report.task_id)
-    if report and report.status:
-        store.believe(tx, task, report)
+    if report:
+        learn(tx, task, report, "deadline")
     if report and report.final:
-        tx.log(job.task, "task.recovered", {"by": "deadline"})
-        if report.status == "succeed" and not report.outputs:
-            store.ask(tx, job.task)
         return Done()
     if report is None and _looks(job) >= LOOKS_AT_NOTHING and not task["callbacks"]:
         store.end_locally(tx, task, "Kling does not know this task: its create did not arrive.")

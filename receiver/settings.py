@@ -178,6 +178,12 @@ class ReceiverSettings(KlingSettings):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'kling.db'}"
 
     @property
+    def database_file(self) -> Path | None:
+        """Where the database lies, if it is a file."""
+        url = make_url(self.database)
+        return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+
+    @property
     def results(self) -> Path:
         """The folder of the result files."""
         return folder_of(self.storage_url) if self.storage_url else self.data_dir.absolute() / "results"
@@ -208,6 +214,19 @@ class ReachedSettings(SigningSettings):
         if not value:
             raise ValueError("is needed. Set it to the address under which Kling reaches this receiver.")
         return value
+
+
+class AdminSettings(ReachedSettings):
+    """What it takes to give orders to this receiver while it runs."""
+
+    receiver_internal_url: str = Field(
+        "", description="where the client itself reaches the receiver, if elsewhere"
+    )
+
+    @field_validator("receiver_internal_url")
+    @classmethod
+    def _internal(cls, value: str) -> str:
+        return web_address(value) if value else value
 
 
 class ServeSettings(ReachedSettings):

@@ -202,13 +202,18 @@ EXPECT = text("""
     WHERE result.status = 'failed'
 """)
 COUNT_RESULTS = text("SELECT count(*) FROM result WHERE task = :task AND status = :status")
+PENDING = text("SELECT n, source_url FROM result WHERE task = :task AND status = 'pending' ORDER BY n")
 HAS_RESULTS = text("SELECT count(*) FROM result WHERE task = :task AND source_url <> ''")
 
 
 def _expect(tx: Transaction, task: Row, outputs: tuple[Output, ...]) -> None:
     """Owe the download of each file, once."""
-    if not outputs or tx.connection.execute(HAS_RESULTS, {"task": task["id"]}).scalar():
-        return
+    if outputs and not tx.connection.execute(HAS_RESULTS, {"task": task["id"]}).scalar():
+        renew(tx, task, outputs)
+
+
+def renew(tx: Transaction, task: Row, outputs: tuple[Output, ...]) -> None:
+    """Owe the download of each file that is not stored, from where Kling says that it lies now."""
     rows = [
         {
             "task": task["id"],
@@ -223,9 +228,9 @@ def _expect(tx: Transaction, task: Row, outputs: tuple[Output, ...]) -> None:
     ]
     tx.insert()
     tx.connection.execute(EXPECT, rows)
-    tx.change(task, done=False)
-    for n, output in enumerate(outputs):
-        download(tx, task["id"], n, output.url)
+    for row in tx.connection.execute(PENDING, {"task": task["id"]}):
+        tx.change(task, done=False)
+        download(tx, task["id"], row.n, row.source_url)
 
 
 def download(tx: Transaction, task: str, n: int, url: str) -> None:

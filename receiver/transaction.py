@@ -4,7 +4,8 @@ Many callbacks share one transaction, so what each of them changes is kept here 
 """
 
 import functools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +61,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit set in motion: the tasks that have new events (None: perhaps any), and when (unix ms)
-    the first job is due.
+    """What a commit set in motion: the tasks that have new events (None: perhaps any), when (unix ms) the
+    first job is due, how many events of each type there are, and the tasks of which a file cannot be had.
     """
 
     tasks: frozenset[str] | None
     due_at: int | None
+    happened: Mapping[str, int] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
 
 
 ANYTHING = Committed(None, 0)
@@ -170,7 +173,12 @@ class Transaction:
         dues = [job["due_at"] for job in owed]
         if self._hasten or (self._events and self.rules.hooked):
             dues.append(self.now)
-        return Committed(frozenset(event["task"] for event in self._events), min(dues, default=None))
+        return Committed(
+            frozenset(event["task"] for event in self._events),
+            min(dues, default=None),
+            Counter(event["type"] for event in self._events),
+            frozenset(event["task"] for event in self._events if event["type"] == "result.failed"),
+        )
 
     def _update(self) -> None:
         """One statement for all tasks of which the same columns changed."""

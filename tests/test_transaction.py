@@ -92,7 +92,7 @@ def test_events_stand_in_the_order_in_which_they_happened(ledger: Ledger) -> Non
     types = [f"type {n}" for n in range(50)]
     ledger.log(*types)
     assert ledger.types() == types
-    assert ledger.committed == Committed(frozenset({"t"}), None)
+    assert ledger.committed == Committed(frozenset({"t"}), None, dict.fromkeys(types, 1))
 
 
 def test_repeats_are_counted(ledger: Ledger) -> None:
@@ -187,7 +187,7 @@ def test_each_event_is_offered_to_the_hook_once(database: Database) -> None:
     before.log("task.created")
     assert before.jobs() == {}
     ledger.log("one", "two")
-    assert ledger.committed == Committed(frozenset({"t"}), NOW)
+    assert ledger.committed == Committed(frozenset({"t"}), NOW, {"one": 1, "two": 1})
     ledger.log("three")
     ids = [event["id"] for event in ledger.events()[1:]]
     jobs = ledger.jobs()

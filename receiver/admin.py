@@ -1,0 +1,79 @@
+"""What an operator may order over `/api`, with a token of role admin: ask Kling now, fetch lost files again."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from client.codec import Report
+from client.errors import GatewayError
+from receiver import store
+from receiver.access import require
+from receiver.api import known_task
+from receiver.errors import ApiError
+from receiver.reading import Reader
+from receiver.recover import learn
+from receiver.results import Asker
+from receiver.settings import ReceiverSettings
+from receiver.transaction import Row, Transaction
+from receiver.views import Views
+from receiver.writer import Writer
+
+Order = Callable[[Row], Awaitable[Report]]
+
+
+class Admin:
+    """The routes of orders about a task; each answers `{"kling": status, "task": {...}}`."""
+
+    def __init__(
+        self, settings: ReceiverSettings, *, asker: Asker, writer: Writer, reader: Reader, views: Views
+    ) -> None:
+        self._settings, self._asker = settings, asker
+        self._writer, self._reader, self._views = writer, reader, views
+
+    def routes(self) -> list[Route]:
+        """Every route."""
+        return [
+            Route("/api/tasks/{id}/ask", self._order(self._ask), methods=["POST"]),
+            Route("/api/tasks/{id}/fetch", self._order(self._fetch), methods=["POST"]),
+        ]
+
+    def _order(self, order: Order) -> Callable[[Request], Awaitable[Response]]:
+        async def guarded(request: Request) -> Response:
+            require(request, self._settings.signing_secrets, "admin")
+            full = await known_task(self._reader, request.path_params["id"])
+            report = await order(full.row)
+            full = await known_task(self._reader, full.row["id"])
+            return JSONResponse({"kling": report.status, "task": self._views.task(full)})
+
+        return guarded
+
+    async def _ask(self, task: Row) -> Report:
+        report = await self._question(task)
+        await self._writer.run(lambda tx: learn(tx, tx.known(task["id"]), report, "operator"))
+        return report
+
+    async def _fetch(self, task: Row) -> Report:
+        report = await self._question(task)
+        if not report.outputs:
+            said = f"Kling says {report.status}, and names no file."
+            raise ApiError(409, "no_files", said, "There is nothing to fetch.")
+
+        def change(tx: Transaction) -> None:
+            row = tx.known(task["id"])
+            learn(tx, row, report, "operator")
+            store.renew(tx, row, report.outputs)
+
+        await self._writer.run(change)
+        return report
+
+    async def _question(self, task: Row) -> Report:
+        try:
+            report = await self._asker.question(task)
+        except GatewayError as error:
+            raise ApiError(502, "kling_failed", error.message, error.hint or "Ask again later.") from None
+        if report is None:
+            hint = "Its create did not arrive, or Kling has forgotten it."
+            raise ApiError(409, "unknown_at_kling", "Kling does not know this task.", hint)
+        return report

@@ -1,0 +1,67 @@
+"""Finds the receiver for a command: the one that runs, by HTTP; its database, opened here, when none does."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+
+from client.errors import ReceiverError
+from client.patience import Patience
+from client.receiver import Receiver as Remote
+from client.signing import api_token
+from client.transport import new_http
+from receiver.app import Receiver, create_app
+from receiver.database import DatabaseError, Held
+from receiver.settings import AdminSettings
+
+ONCE = Patience(receiver=0, reading=0, tries=1)
+TOKEN_SECONDS = 300
+
+
+@asynccontextmanager
+async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
+    """The receiver's API, for an admin. Raises DatabaseError when one runs and does not answer."""
+    base = settings.receiver_internal_url or settings.receiver_url
+    async with new_http(base) as http:
+        remote = _remote(http, base, settings)
+        try:
+            await remote.tasks(limit=1)
+        except ReceiverError as error:
+            if error.code != "unreachable":
+                raise
+        else:
+            yield remote
+            return
+    _check_database(settings, base)
+    async with _opened(settings, base) as http:
+        yield _remote(http, base, settings)
+
+
+def _remote(http: httpx.AsyncClient, base: str, settings: AdminSettings) -> Remote:
+    return Remote(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), ONCE)
+
+
+def _check_database(settings: AdminSettings, base: str) -> None:
+    file = settings.database_file
+    if file and not file.exists():
+        hint = "Start it with `kling-receiver serve`, or set KLING_RECEIVER_INTERNAL_URL or KLING_DATA_DIR."
+        raise DatabaseError(f"No receiver answers at {base}, and there is no database {file}. {hint}")
+
+
+@asynccontextmanager
+async def _opened(settings: AdminSettings, base: str) -> AsyncIterator[httpx.AsyncClient]:
+    """The same API without a server: nothing is listened to, and what is owed stays owed."""
+    receiver = Receiver(settings)
+    try:
+        receiver.prepare()
+    except Held as held:
+        receiver.database.close()
+        hint = "Set KLING_RECEIVER_INTERNAL_URL to where it is reached from here."
+        raise DatabaseError(f"A receiver runs ({held.holder}), but does not answer at {base}. {hint}") from held
+    receiver.writer.start()
+    transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport) as http:
+            yield http
+    finally:
+        await receiver.stop()

@@ -1,0 +1,69 @@
+"""After a start: every row that should have work owed has it, and each open task is asked about, in its turn.
+
+A callback may have come while nobody listened. Nothing is assumed to be whole, and Kling is not flooded.
+"""
+
+import logging
+
+from sqlalchemy import text
+
+from receiver import store
+from receiver.transaction import Transaction
+
+log = logging.getLogger("receiver.sweep")
+
+SPACING_MS = 100
+"""Milliseconds between two questions: ten a second."""
+UNWATCHED = text("""
+    SELECT id, family FROM task WHERE NOT done AND status NOT IN ('succeed', 'failed')
+        AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'overdue/' || task.id AND state <> 'dead')
+""")
+UNASKED = text("""
+    SELECT id FROM task WHERE NOT done
+        AND (hint IS NOT NULL AND (origin IS NULL OR origin <> 'kling') OR status IN ('succeed', 'failed')
+            AND NOT EXISTS (SELECT 1 FROM result WHERE task = task.id AND status = 'pending'))
+        AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'ask/' || task.id AND state <> 'dead')
+""")
+UNFETCHED = text("""
+    SELECT task.id, n, source_url FROM task JOIN result ON result.task = task.id
+    WHERE NOT done AND result.status = 'pending'
+        AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'download/' || task.id || '/' || n AND state <> 'dead')
+""")
+LATE = text("""
+    UPDATE job SET due_at = turn.at FROM (
+        SELECT id, :now + :spacing * row_number() OVER (ORDER BY due_at, id) AS at FROM job
+        WHERE kind = 'overdue' AND state = 'ready' AND due_at <= :now
+    ) AS turn WHERE job.id = turn.id
+""")
+EARLY = text("""
+    INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
+    SELECT 'sweep/' || task, 'sweep', task, 'overdue', 'null', 'ready', 0,
+        :first + :spacing * row_number() OVER (ORDER BY id), '', :now
+    FROM job WHERE kind = 'overdue' AND state = 'ready' AND due_at > :first AND created_at < :started
+    ON CONFLICT (key) DO NOTHING
+""")
+
+
+def restore(tx: Transaction) -> int:
+    """Owe what a row says is owed and no job does. How much there was: nothing, unless something went wrong."""
+    execute = tx.connection.execute
+    unwatched, unasked, unfetched = (list(execute(query)) for query in (UNWATCHED, UNASKED, UNFETCHED))
+    for task in unwatched:
+        store.watch(tx, task.id, task.family)
+    for task in unasked:
+        store.ask(tx, task.id)
+    for result in unfetched:
+        store.download(tx, result.id, result.n, result.source_url)
+    for row in (*unwatched, *unasked, *unfetched):
+        log.error("task %s had work to do that was not owed; it is now", row.id)
+    return len(unwatched) + len(unasked) + len(unfetched)
+
+
+def take_turns(tx: Transaction, started: int) -> None:
+    """Owe a question about each task that was open when we `started` (unix ms), one after the other.
+
+    First come those whose deadline passed meanwhile.
+    """
+    now = {"now": tx.now, "spacing": SPACING_MS}
+    late = tx.connection.execute(LATE, now).rowcount
+    tx.connection.execute(EARLY, {**now, "first": tx.now + late * SPACING_MS, "started": started})

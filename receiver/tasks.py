@@ -1,0 +1,66 @@
+"""The commands `kling-receiver tasks ...`: looking at tasks, and orders about them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+
+from client import options, screen
+from client.receiver import Receiver as Remote
+from client.receiver import task_path
+from client.views import TaskView
+from receiver.reach import reached
+from receiver.settings import AdminSettings
+from receiver.terminal import explained, load
+
+
+@click.group()
+def tasks() -> None:
+    """Look at tasks, and give orders about them.
+
+    Talks to the running receiver; opens its database when none runs.
+    """
+
+
+def _with_receiver(call: Callable[[Remote], Awaitable[Any]]) -> Any:
+    settings = load(AdminSettings)
+
+    async def run() -> Any:
+        async with reached(settings) as receiver:
+            return await call(receiver)
+
+    return asyncio.run(run())
+
+
+@options.command(tasks, "list", options.LISTING, "List tasks, newest first.")
+@explained
+def list_tasks(limit: int, as_json: bool, **filters: Any) -> None:
+    found = _with_receiver(lambda receiver: receiver.tasks(limit, **filters))
+    if not as_json:
+        return screen.show_tasks([TaskView(task) for task in found])
+    for task in found:
+        screen.show_json(task)
+    return None
+
+
+@options.command(tasks, "show", [options.ID, options.AS_JSON], "Print all that is known of a task, as JSON.")
+@explained
+def show(task_id: str, as_json: bool) -> None:
+    screen.show_json(_with_receiver(lambda receiver: receiver.task(task_id)), nicely=not as_json)
+
+
+def _order(name: str, summary: str) -> None:
+    @options.command(tasks, name, [options.ID, options.AS_JSON], summary)
+    @explained
+    def order(task_id: str, as_json: bool) -> None:
+        answer = _with_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{name}"))
+        task = TaskView(answer["task"])
+        if as_json:
+            return screen.show_json(task.data)
+        screen.say(f"Kling says {answer['kling']}.")
+        return screen.show_tasks([task])
+
+
+_order("ask", "Ask Kling now how a task stands, whatever it is believed to be.")
+_order("fetch", "Ask Kling where a task's files lie now, and fetch those that are not stored.")

@@ -1,0 +1,207 @@
+"""After a start: nothing that is owed was forgotten, and every open task is asked about once, in its turn."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from gateway import Sandbox
+
+from client.ids import new_id
+from receiver import sweep
+from receiver.database import Database
+from receiver.outbox import Done
+from receiver.recover import NEVER_CALLED, Overdue
+from receiver.sweep import SPACING_MS
+from tests.conftest import Start
+from tests.ledger import FILE, NOW, Ledger, callback
+from tests.submitting import events, finished, show, submit, types
+from tests.submitting import register as put
+from tests.test_recover import known
+from tests.test_results import Parts, made, parts  # noqa: F401  # a fixture
+
+HOUR = 3_600_000
+
+
+def test_what_ended_while_nobody_listened_is_found_after_the_start(
+    start: Start, gateway: Sandbox, tmp_path: Path
+) -> None:
+    """The callback is lost, the deadline far: one question finds the end and the files."""
+    first = start(api_base=gateway.url)
+    gateway.hold()
+    task, theirs = submit(first, gateway, "no-callback")
+    first.stop()
+    gateway.release()
+    gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
+    second = start(api_base=gateway.url)
+    happened = events(second, task)
+    assert next(each for each in happened if each["type"] == "task.recovered")["data"] == {"by": "startup"}
+    assert "task.overdue" not in types(happened)
+    assert finished(second, task)["results"][0]["status"] == "stored"
+    assert gateway.tasks[theirs].queries == 1
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A database of each kind."""
+    return Ledger(database)
+
+
+OWED = {"overdue/open", "overdue/hinted", "ask/hinted", "ask/bare", "download/ended/0"}
+
+
+def test_work_that_no_job_owes_is_owed_again(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """A deadline, a question, a download: whatever is missing, with a loud line each; then nothing is."""
+    ledger.register("open")
+    ledger.record(callback("hinted", "succeed"))
+    ledger.record(callback("ended", "succeed", files=[FILE], signed=True))
+    ledger.put_task("bare", status="succeed", origin="kling")
+    assert set(ledger.jobs()) == OWED - {"ask/bare"}
+    with ledger.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM job")
+    with caplog.at_level(logging.ERROR):
+        assert ledger.change(sweep.restore) == len(OWED)
+    assert set(ledger.jobs()) == OWED
+    assert caplog.text.count("was not owed") == len(OWED)
+    assert ledger.change(sweep.restore) == 0
+
+
+def test_what_was_given_up_is_owed_again_where_the_task_is_not_done(ledger: Ledger) -> None:
+    """A dead job is no job."""
+    ledger.record(callback("ended", "succeed", files=[FILE], signed=True))
+    ledger.kill_job("download/ended/0")
+    assert ledger.change(sweep.restore) == 1
+    job = ledger.jobs()["download/ended/0"]
+    assert (job["state"], job["attempts"]) == ("ready", 0)
+
+
+def test_a_sound_database_needs_nothing(ledger: Ledger) -> None:
+    """Open, ended, fetched, failed: each as the store leaves it."""
+    ledger.register("open")
+    ledger.record(callback("hinted", "failed"), callback("going", "processing"))
+    ledger.record(callback("fetching", "succeed", files=[FILE], signed=True))
+    ledger.record(callback("failed", "failed", signed=True))
+    ledger.record(callback("bare", "succeed", signed=True))
+    ledger.register("refused", outcome="not_created", reason="no")
+    assert ledger.change(sweep.restore) == 0
+
+
+def take_turns(ledger: Ledger) -> None:
+    """What a start does."""
+    ledger.now += 1
+    ledger.change(lambda tx: sweep.take_turns(tx, ledger.now))
+
+
+def test_each_open_task_gets_its_turn(ledger: Ledger) -> None:
+    """First those whose deadline passed meanwhile, then the others, spaced; ended ones not."""
+    for task in ("late-0", "late-1"):
+        ledger.register(task)
+    ledger.now += HOUR
+    for task in ("early-0", "early-1"):
+        ledger.register(task)
+    ledger.record(callback("ended", "failed", signed=True))
+    take_turns(ledger)
+    due = {key: (job["due_at"] - ledger.now) for key, job in ledger.jobs().items()}
+    assert due == {
+        "overdue/late-0": SPACING_MS,
+        "overdue/late-1": 2 * SPACING_MS,
+        "sweep/early-0": 3 * SPACING_MS,
+        "sweep/early-1": 4 * SPACING_MS,
+        "overdue/early-0": 180_000 - 1,
+        "overdue/early-1": 180_000 - 1,
+    }
+
+
+def test_another_start_asks_no_second_time(ledger: Ledger) -> None:
+    """A turn that still waits is kept; one that a worker has is left to it."""
+    for task in ("a", "b"):
+        ledger.register(task)
+    take_turns(ledger)
+    before = ledger.jobs()
+    ledger.run_job("sweep/a")
+    ledger.now += 50
+    take_turns(ledger)
+    after = ledger.jobs()
+    assert after.keys() == before.keys()
+    assert after["sweep/a"]["state"] == "running"
+    assert after["sweep/b"]["due_at"] == before["sweep/b"]["due_at"]
+
+
+def test_a_task_that_comes_after_the_start_needs_no_turn(ledger: Ledger) -> None:
+    """Its callback is listened for."""
+    ledger.register("new")
+    ledger.change(lambda tx: sweep.take_turns(tx, ledger.now))
+    assert set(ledger.jobs()) == {"overdue/new"}
+
+
+def test_a_deadline_before_its_turn_needs_none(ledger: Ledger) -> None:
+    """So many were late that this task's own deadline comes first."""
+    for number in range(20):
+        ledger.register(f"late-{number}")
+    ledger.now += 180_000 - 10 * SPACING_MS
+    ledger.register("soon")
+    ledger.now += 179_000
+    take_turns(ledger)
+    assert "sweep/soon" not in ledger.jobs()
+    assert ledger.jobs()["overdue/soon"]["due_at"] == NOW + 180_000 - 10 * SPACING_MS + 180_000
+
+
+@pytest.mark.anyio
+async def test_kling_says_how_it_stands(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """Still going: noted, and its deadline stands; ended: recovered; no answer, no task: nothing."""
+    overdue = Overdue(parts.asker, parts.reader)
+    gateway.hold()
+    theirs = made(gateway)
+    going, silent, nobody = await known(parts, theirs), await known(parts, made(gateway, "query-5xx")), new_id()
+    for task in (going, silent, nobody):
+        assert isinstance(await parts.do(overdue.sweep, task), Done)
+    assert "task.recovered" not in [*(await parts.types(going)), *(await parts.types(silent))]
+    gateway.release()
+    gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
+    assert isinstance(await parts.do(overdue.sweep, going), Done)
+    assert "task.recovered" in await parts.types(going)
+    asked = gateway.tasks[theirs].queries
+    assert isinstance(await parts.do(overdue.sweep, going), Done)
+    assert gateway.tasks[theirs].queries == asked
+
+
+@pytest.mark.anyio
+async def test_a_gateway_that_never_calls_back_is_named_once(
+    parts: Parts,  # noqa: F811
+    gateway: Sandbox,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One loud line for the first task that only its deadline found, none for the next."""
+    overdue = Overdue(parts.asker, parts.reader)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            theirs = made(gateway)
+            gateway.wait_for(lambda theirs=theirs: gateway.tasks[theirs].finished_at)  # type: ignore[misc]
+            assert isinstance(await parts.do(overdue.look, await known(parts, theirs)), Done)
+    assert caplog.text.count(NEVER_CALLED) == 1
+
+
+@pytest.mark.anyio
+async def test_a_gateway_that_did_call_back_is_not_blamed(
+    parts: Parts,  # noqa: F811
+    gateway: Sandbox,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another task was called back: this one's callback was lost, which happens."""
+    await parts.succeeded()
+    theirs = made(gateway)
+    gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
+    with caplog.at_level(logging.ERROR):
+        overdue = Overdue(parts.asker, parts.reader)
+        assert isinstance(await parts.do(overdue.look, await known(parts, theirs)), Done)
+    assert NEVER_CALLED not in caplog.text
+
+
+def test_a_registered_task_is_asked_about_after_a_start_and_goes_on(start: Start, gateway: Sandbox) -> None:
+    """Its client may be about to create it: that Kling does not know it yet proves nothing."""
+    first = start(api_base=gateway.url)
+    task = new_id()
+    put(first, task)
+    first.stop()
+    second = start(api_base=gateway.url)
+    gateway.wait_for(lambda: gateway.queries)
+    assert show(second, task)["status"] == "created"
