@@ -3,6 +3,7 @@
 import click
 
 from benches import callbacks as callback_bench
+from benches import starting as starting_bench
 from benches import waiting as waiting_bench
 
 
@@ -26,6 +27,16 @@ def callbacks(rounds: int, requests: int, connections: int, library: bool) -> No
 def waiting(tasks: int) -> None:
     """From "gateway finished" to "file in hand", and requests per task: called back, against polling."""
     waiting_bench.run(tasks)
+
+
+@main.command()
+@click.option(
+    "--tasks", default=100_000, show_default=True, help="Open tasks; the deadline of half has passed."
+)
+@click.option("--seconds", default=10.0, show_default=True, help="For which the questions are counted.")
+def starting(tasks: int, seconds: float) -> None:
+    """A start with many open tasks: until ready, questions a second, callbacks meanwhile; both databases."""
+    starting_bench.run(tasks, seconds)
 
 
 main(prog_name="scripts/bench")

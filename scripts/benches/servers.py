@@ -44,21 +44,23 @@ def bare() -> Iterator[str]:
 
 
 @contextmanager
-def receiver(database_url: str = "", api_base: str = "http://127.0.0.1:9") -> Iterator[str]:
-    """A receiver on a fresh database (SQLite, unless another is named)."""
+def receiver(
+    database_url: str = "", api_base: str = "http://127.0.0.1:9", *, folder: str | None = None
+) -> Iterator[str]:
+    """A receiver, ready: on SQLite unless another database is named, in a fresh folder unless one is given."""
     port = loopback.free_port()
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as fresh:
         settings = {
             "KLING_API_BASE": api_base,
             "KLING_API_KEY": "sandbox-key",
             "KLING_SIGNING_SECRETS": SECRET,
             "KLING_RECEIVER_URL": url,
-            "KLING_DATA_DIR": folder,
+            "KLING_DATA_DIR": folder or fresh,
             "KLING_DATABASE_URL": database_url,
             "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
         }
-        with process([str(BIN / "kling-receiver"), "serve", "--port", str(port)], url, settings):
+        with process([str(BIN / "kling-receiver"), "serve", "--port", str(port)], f"{url}/readyz", settings):
             yield url
 
 
