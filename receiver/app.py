@@ -151,6 +151,7 @@ class Receiver:
         await self._http.aclose()
         await self._downloads.close()
         await self._hooks.close()
+        await self.reader.close()
         self.database.close()
 
     async def ready(self) -> str | None:

@@ -1,11 +1,12 @@
 """Every question to the database that changes nothing, asked in threads beside the event loop."""
 
+import asyncio
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import anyio
 import anyio.to_thread
 from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
@@ -53,7 +54,11 @@ class Reader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._limiter = anyio.CapacityLimiter(READERS)
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+
+    async def close(self) -> None:
+        """Let what is being read end: nobody may have a connection when the database is closed."""
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _read(self, question: Callable[[Connection], T]) -> T:
         """Raises Unavailable."""
@@ -63,7 +68,7 @@ class Reader:
                 return question(connection)
 
         try:
-            return await anyio.to_thread.run_sync(answer, limiter=self._limiter)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, answer)
         except DBAPIError as error:
             if isinstance(error, OWN_FAULT):
                 raise

@@ -1,9 +1,11 @@
 """Questions that change nothing: what is found, in which order, and what is not."""
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from receiver import store
 from receiver.database import Database, Unavailable
@@ -150,6 +152,27 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader) -> None:
             seen += [full.row["id"] for full in shown]
             before = (shown[-1].row["created_at"], shown[-1].row["id"])
         assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
+
+
+async def test_who_is_reading_is_waited_for(database: Database) -> None:
+    """Also when whoever asked has gone: its connection is given back before the database is closed."""
+    reader = Reader(database)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> None:
+        begun.set()
+        go.wait(20)
+
+    asked = asyncio.create_task(reader._read(slow))
+    await asyncio.to_thread(begun.wait, 20)
+    asked.cancel()
+    closing = asyncio.create_task(reader.close())
+    await asyncio.gather(asked, return_exceptions=True)
+    assert database._readers.pool.checkedout() == 1  # type: ignore[attr-defined]
+    assert not closing.done()
+    go.set()
+    await closing
+    assert database._readers.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 async def test_a_database_that_cannot_be_read_is_an_outage(tmp_path: Path) -> None:

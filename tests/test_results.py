@@ -275,6 +275,7 @@ class Parts:
         await self.writer.close()
         await self.outbound.close()
         await self.http.aclose()
+        await self.reader.close()
         self.database.close()
 
     async def succeeded(self, *urls: str, kind: str = "image") -> str:
