@@ -109,8 +109,12 @@ class KlingSettings(BaseSettings):
     @property
     def account(self) -> str:
         """The fingerprint of the Kling key, or "" when there is none."""
-        key = self.access_key or self.api_key
-        return key_fingerprint(key) if key else ""
+        return next(iter(self.accounts), "")
+
+    @property
+    def accounts(self) -> tuple[str, ...]:
+        """The fingerprints of all keys of the account: of an access key, of an API key."""
+        return tuple(key_fingerprint(key) for key in (self.access_key, self.api_key) if key)
 
     @classmethod
     def load(cls, **given: Any) -> Self:

@@ -72,7 +72,7 @@ def check_account(given: RegistrationBody, settings: ReceiverSettings) -> None:
     """Refuse a client of another base or key: one receiver asks one Kling account. Raises ApiError."""
     if given.base and given.base.rstrip("/").removesuffix("/v1") != settings.api_base:
         raise _conflict(f"This receiver serves {settings.api_base}, not {given.base}.")
-    if given.key_fingerprint and settings.account and given.key_fingerprint != settings.account:
+    if given.key_fingerprint and settings.accounts and given.key_fingerprint not in settings.accounts:
         raise _conflict("This receiver serves another Kling key.")
 
 

@@ -16,13 +16,13 @@ from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
 from client.ids import new_id
-from client.signing import CallbackSigner, link
+from client.signing import CallbackSigner, key_fingerprint, link
 from receiver.api import Api
 from receiver.app import Receiver, create_app
 from receiver.database import Database
 from receiver.feed import Feed
 from receiver.transaction import Row
-from tests.conftest import SECRET, Running, Start, make_settings
+from tests.conftest import KEY, SECRET, Running, Start, make_settings
 from tests.ledger import Ledger
 from tests.submitting import (
     IMAGES,
@@ -208,6 +208,15 @@ def test_ids_have_few_letters(running: Running, task: str) -> None:
     assert refusal(put(running, task, b"{}"))[0] in (404, 422)
     assert refusal(get(running, f"/api/tasks/{task}"))[0] == 404
     assert rows(running, "SELECT * FROM task") == []
+
+
+def test_a_client_may_have_either_key_of_the_account(start: Start) -> None:
+    """The receiver has an API key and an access key: who has only one of them is no stranger."""
+    running = start(access_key="access", secret_key="secret-secret-secret-secret-secret")
+    for key in (KEY, "access"):
+        fingerprint = key_fingerprint(key)
+        assert register(running, new_id(), key_fingerprint=fingerprint).status_code == 201
+    assert register(running, new_id(), key_fingerprint=key_fingerprint("other")).status_code == 409
 
 
 def test_a_database_that_cannot_be_written_is_told(running: Running) -> None:

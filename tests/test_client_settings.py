@@ -123,7 +123,9 @@ def test_the_account_is_a_fingerprint_of_the_key() -> None:
     """Access key before key; the same key has the same fingerprint, no key has none."""
     one = KlingSettings.load(api_key="k").account
     assert one == KlingSettings.load(api_key="k").account != KlingSettings.load(api_key="l").account
-    assert KlingSettings.load(api_key="k", access_key="a", secret_key="s").account != one
+    both = KlingSettings.load(api_key="k", access_key="a", secret_key="s")
+    assert both.account != one
+    assert both.accounts == (both.account, one)
 
 
 @pytest.mark.parametrize(
