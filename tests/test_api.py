@@ -19,6 +19,7 @@ from client.ids import new_id
 from client.signing import CallbackSigner, link
 from receiver.api import Api
 from receiver.app import Receiver, create_app
+from receiver.body import Bodies
 from receiver.database import Database
 from receiver.feed import Feed
 from receiver.transaction import Row
@@ -410,6 +411,7 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
         writer=receiver.writer,
         reader=receiver.reader,
         feed=Silent(receiver.reader),
+        bodies=Bodies(),
         folder=receiver.folder,
         views=receiver.views,
     )
