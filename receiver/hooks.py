@@ -82,7 +82,7 @@ class Hook:
 
 
 def _body(event: dict[str, Any]) -> bytes:
-    """The event as it is sent: without the queries of files' addresses, since whoever has those has the file."""
+    """The event as it is sent: without the queries of files' addresses; whoever has those has the files."""
     for result in event["task"]["results"]:
         result["source_url"] = result["source_url"] and result["source_url"].partition("?")[0]
     return json.dumps(event, separators=(",", ":")).encode()
