@@ -16,7 +16,7 @@ from client.ids import is_id
 from client.signing import CallbackSigner, Role, read_link
 from receiver import store
 from receiver.access import require
-from receiver.body import read_body
+from receiver.body import Bodies, Share, read_body
 from receiver.errors import ApiError
 from receiver.feed import Feed
 from receiver.reading import Filter, Full, Reader, in_thread
@@ -44,12 +44,14 @@ class Api:
         writer: Writer,
         reader: Reader,
         feed: Feed,
+        bodies: Bodies,
         folder: Folder,
         views: Views,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._writer, self._reader = settings, writer, reader
-        self._feed, self._folder, self._views, self._clock = feed, folder, views, clock
+        self._feed, self._bodies, self._folder = feed, bodies, folder
+        self._views, self._clock = views, clock
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
     def routes(self) -> list[Route]:
@@ -78,15 +80,16 @@ class Api:
         if not is_id(task):
             hint = "Use 1 to 128 letters, digits and . _ - : @ =, beginning with a letter or digit."
             raise ApiError(422, "bad_id", "This cannot be a task's id.", hint)
-        body = await read_body(request)
-        if body.trouble or body.size > len(body.kept):
-            raise ApiError(
-                413, "too_large", "The registration is too long.", "Leave image bytes out of `request`."
-            )
-        given = read_registration(body.kept)
-        check_account(given, self._settings)
-        known = registration(task, given)
-        done = await self._writer.run(lambda tx: store.register(tx, known))
+        with Share(self._bodies) as share:
+            body = await read_body(request, share)
+            if body.trouble or body.size > len(body.kept):
+                raise ApiError(
+                    413, "too_large", "The registration is too long.", "Leave image bytes out of `request`."
+                )
+            given = read_registration(body.kept)
+            check_account(given, self._settings)
+            known = registration(task, given)
+            done = await self._writer.run(lambda tx: store.register(tx, known), size=body.size)
         if done.conflict:
             raise ApiError(409, "conflict", done.conflict, "Use another external_task_id.")
         full = await known_task(self._reader, task)
@@ -128,6 +131,10 @@ class Api:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         if request.method == "HEAD":  # has no body to wait for
             return Response(media_type="text/event-stream", headers=headers)
+        if self._feed.is_full:
+            raise ApiError(
+                503, "too_many_streams", "Too many streams are open.", "Close some.", Retry_After="30"
+            )
         return StreamingResponse(self._frames(task, after), media_type="text/event-stream", headers=headers)
 
     async def _frames(self, task: str | None, after: int) -> AsyncIterator[bytes]:

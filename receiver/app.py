@@ -21,6 +21,7 @@ from receiver import metrics, outbox, sweep
 from receiver.access import require
 from receiver.admin import Admin
 from receiver.api import Api
+from receiver.body import Bodies
 from receiver.callbacks import CallbackRoutes
 from receiver.database import Database, Unavailable
 from receiver.errors import ApiError, error_response
@@ -58,14 +59,21 @@ class Receiver:
         self.views = Views(settings.signing_secrets, settings.receiver_url, clock=clock)
         rules = Rules(hooked=bool(settings.hook_url), overdue_seconds=settings.overdue_seconds)
         self.writer = Writer(self.database, rules=rules, on_commit=self._committed, clock=clock)
+        self._looking: asyncio.Task[str | None] | None = None
         self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False, headers=AGENT)
         self._downloads = Outbound(settings.result_hosts)
         self._hooks = Outbound(settings.hook_hosts)
         gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
         self.asker = Asker(gateway, self.reader, self.metrics)
         self.worker = Worker(self.writer, self._handlers(clock), clock=clock)
+        bodies = Bodies()
         self.callbacks = CallbackRoutes(
-            settings, writer=self.writer, reader=self.reader, metrics=self.metrics, clock=clock
+            settings,
+            writer=self.writer,
+            reader=self.reader,
+            bodies=bodies,
+            metrics=self.metrics,
+            clock=clock,
         )
         self._beginning: asyncio.Task[None] | None = None
         self.admin = Admin(settings, asker=self.asker, writer=self.writer, reader=self.reader, views=self.views)
@@ -74,6 +82,7 @@ class Receiver:
             writer=self.writer,
             reader=self.reader,
             feed=self.feed,
+            bodies=bodies,
             folder=self.folder,
             views=self.views,
             clock=clock,
@@ -155,7 +164,19 @@ class Receiver:
         self.database.close()
 
     async def ready(self) -> str | None:
-        """Why callbacks cannot be made durable just now, or None when they can."""
+        """Why callbacks cannot be made durable just now, or None when they can.
+
+        Whoever asks meanwhile is told the same: anybody may ask, and each look costs a commit.
+        """
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
+
+    def _looked(self, task: asyncio.Task[str | None]) -> None:
+        self._looking = None
+
+    async def _look(self) -> str | None:
         try:
             await self.writer.probe()
         except Unavailable as error:

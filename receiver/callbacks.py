@@ -5,7 +5,7 @@ Nothing with a good token is refused for its content: what cannot be read still 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,15 +14,15 @@ from client.codec import Report, read_callback
 from client.errors import TokenError
 from client.families import is_family
 from client.ids import is_id
-from client.signing import CallbackSigner
+from client.signing import CallbackSigner, CallbackToken
 from receiver import doctor
-from receiver.body import Body, read_body
+from receiver.body import Bodies, Body, Share, UnprovenShare, read_body
 from receiver.database import Unavailable
 from receiver.errors import error_response
 from receiver.metrics import Metrics
 from receiver.reading import Reader
 from receiver.settings import ReceiverSettings
-from receiver.signatures import Verdict, check
+from receiver.signatures import Verdict, check, may_hold
 from receiver.store import Callback
 from receiver.transaction import Row
 from receiver.writer import Writer
@@ -39,11 +39,12 @@ class CallbackRoutes:
         *,
         writer: Writer,
         reader: Reader,
+        bodies: Bodies,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._clock = settings, clock
-        self._writer, self._reader, self._metrics = writer, reader, metrics
+        self._writer, self._reader, self._bodies, self._metrics = writer, reader, bodies, metrics
         self._accepted = metrics.callbacks.labels("accepted")
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
@@ -58,30 +59,48 @@ class CallbackRoutes:
             return self._refuse(
                 "bad_token", str(error), "Use the callback_url exactly as the receiver gave it."
             )
-        if token.family == doctor.FAMILY:
-            await read_body(request)
-            await self._writer.probe()
-            return JSONResponse(doctor.answer(token.task_id))
-        if not (is_id(token.task_id) and is_family(token.family)):
-            return self._refuse("bad_token", "The callback token names an impossible task.", "Sign another id.")
-        body = await read_body(request)
-        signature = self._signature(request, body)
-        if self._settings.webhook_signature == "required" and signature != "good":
-            return self._refuse("bad_signature", "Kling's signature is missing or does not hold.", SECRETS_HINT)
-        return await self._take(_callback(token.task_id, token.family, body, signature))
+        return await self._counted(self._proven(request, token))
+
+    async def _proven(self, request: Request, token: CallbackToken) -> Response:
+        with Share(self._bodies) as share:
+            if token.family == doctor.FAMILY:
+                await read_body(request, share)
+                await self._writer.probe()
+                return JSONResponse(doctor.answer(token.task_id))
+            if not (is_id(token.task_id) and is_family(token.family)):
+                return self._refuse(
+                    "bad_token", "The callback token names an impossible task.", "Sign another id."
+                )
+            body = await read_body(request, share)
+            signature = self._signature(request, body)
+            if self._settings.webhook_signature == "required" and signature != "good":
+                return self._refuse(*UNSIGNED)
+            return await self._take(_callback(token.task_id, token.family, body, signature))
 
     async def without_token(self, request: Request) -> Response:
         """For Kling's console test, and addresses set elsewhere: 401 unless Kling's signature holds."""
-        claimed = self._settings.webhook_secrets and "webhook-signature" in request.headers
-        body = await read_body(request) if claimed else NOTHING
-        if self._signature(request, body) != "good":
-            return self._refuse("bad_signature", "Kling's signature is missing or does not hold.", SECRETS_HINT)
-        task = await self._find(read_callback(body.kept))
-        if task is None:
-            self._metrics.callbacks.labels("unknown_task").inc()
-            log.info("a callback that Kling signed is of no task of ours; nothing was kept")
-            return JSONResponse({"ok": True})
-        return await self._take(_callback(task["id"], task["family"], body, "good"))
+        if not (self._settings.webhook_secrets and may_hold(request.headers, self._clock())):
+            return self._refuse(*UNSIGNED)
+        return await self._counted(self._unproven(request))
+
+    async def _unproven(self, request: Request) -> Response:
+        with UnprovenShare(self._bodies) as share:
+            body = await read_body(request, share, dropped=0)  # what is too long has no signature that holds
+            if self._signature(request, body) != "good":
+                return self._refuse(*UNSIGNED)
+            task = await self._find(read_callback(body.kept))
+            if task is None:
+                self._metrics.callbacks.labels("unknown_task").inc()
+                log.info("a callback that Kling signed is of no task of ours; nothing was kept")
+                return JSONResponse({"ok": True})
+            return await self._take(_callback(task["id"], task["family"], body, "good"))
+
+    async def _counted(self, answer: Awaitable[Response]) -> Response:
+        try:
+            return await answer
+        except Unavailable:  # answered 503 by the application
+            self._metrics.callbacks.labels("unavailable").inc()
+            raise
 
     def _signature(self, request: Request, body: Body) -> Verdict:
         secrets = self._settings.webhook_secrets
@@ -98,13 +117,7 @@ class CallbackRoutes:
 
     async def _take(self, callback: Callback) -> Response:
         began = time.perf_counter()
-        try:
-            await self._writer.record(callback)
-        except Unavailable as error:
-            self._metrics.callbacks.labels("unavailable").inc()
-            return error_response(
-                503, "unavailable", str(error), "Send it again.", headers={"Retry-After": "5"}
-            )
+        await self._writer.record(callback)
         self._accepted.inc()
         self._metrics.commit_seconds.observe(time.perf_counter() - began)
         return TAKEN
@@ -114,10 +127,11 @@ class CallbackRoutes:
         return error_response(401, code, message, hint)
 
 
-SECRETS_HINT = "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console."
-
-
-NOTHING = Body(b"", 0, "")
+UNSIGNED = (
+    "bad_signature",
+    "Kling's signature is missing or does not hold.",
+    "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console.",
+)
 TAKEN = JSONResponse({"ok": True})
 
 

@@ -19,6 +19,9 @@ from receiver.terminal import FAILED, explained, fail, load
 
 TOKEN_DAYS = 365
 
+QUIET = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.error": logging.ERROR}
+"""What the log does without: uvicorn warns of each request that is no HTTP, and anybody can send those."""
+
 
 def _warn_out_of_reach(settings: ReceiverSettings) -> None:
     if settings.out_of_reach:
@@ -47,8 +50,8 @@ def serve(host: str, port: int) -> None:
     """Serve until told to stop (SIGTERM or Ctrl-C)."""
     settings = load(ServeSettings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("alembic", "httpx", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, level in QUIET.items():
+        logging.getLogger(noisy).setLevel(level)
     receiver = Receiver(settings)
     try:
         receiver.prepare()

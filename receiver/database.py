@@ -7,7 +7,8 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NoSuchModuleEr
 log = logging.getLogger("receiver.database")
 
 READERS = 4
+SAY_AGAIN = 1.0
+"""Seconds between two lines about an outage: anybody can make us look, by asking whether we are ready."""
 BUSY_MS = 10_000
 EVENT_LOCK = 0x6B6C696E67
 """PostgreSQL: held from the first event of a transaction to its commit, so that ids are committed in order."""
@@ -51,7 +54,9 @@ class Held(Unavailable, DatabaseError):
 class Database:
     """One database, `sqlite:///path` or `postgresql://...`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds."""
+        self._clock, self._said_at = clock, -SAY_AGAIN
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
@@ -79,7 +84,9 @@ class Database:
     def unavailable(self, error: DBAPIError) -> Unavailable:
         """What to say of an outage; where the server is, and what it said, goes to the log only."""
         reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
-        log.error("the database cannot be used: %s", reason)
+        if self._clock() - self._said_at >= SAY_AGAIN:
+            self._said_at = self._clock()
+            log.error("the database cannot be used: %s", reason)
         return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
 
     def probe(self, connection: Connection, number: int) -> None:

@@ -11,13 +11,23 @@ HEARTBEAT = 15.0
 """Seconds after which a silent stream shows that it lives."""
 
 
-class Feed:
-    """The waiters of one process. `heartbeat`: seconds."""
+MOST_STREAMS = 5_000
+"""Streams at once. They have no end, and hold half of the connections at most: the others are for callbacks."""
 
-    def __init__(self, reader: Reader, *, heartbeat: float = HEARTBEAT) -> None:
-        self._reader, self._heartbeat = reader, heartbeat
+
+class Feed:
+    """The waiters of one process, `most` of them at once. `heartbeat`: seconds."""
+
+    def __init__(self, reader: Reader, *, heartbeat: float = HEARTBEAT, most: int = MOST_STREAMS) -> None:
+        self._reader, self._heartbeat, self._most = reader, heartbeat, most
+        self._streams = 0
         self._waiters: dict[str | None, set[asyncio.Event]] = {}
         self._closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many streams as there may be."""
+        return self._streams >= self._most
 
     def wake(self, tasks: Collection[str] | None) -> None:
         """Something was committed for these tasks; None: perhaps for any."""
@@ -59,10 +69,12 @@ class Feed:
     @contextmanager
     def _waiting(self, task: str | None) -> Iterator[asyncio.Event]:
         woken = asyncio.Event()
+        self._streams += 1
         self._waiters.setdefault(task, set()).add(woken)
         try:
             yield woken
         finally:
+            self._streams -= 1
             self._waiters[task].discard(woken)
             if not self._waiters[task]:
                 del self._waiters[task]

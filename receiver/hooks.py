@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 
@@ -49,9 +50,8 @@ class Hook:
         full = await self._reader.full([event["task"]]) if event else {}
         if event is None or event["task"] not in full:
             return verdict(Done())
-        body = json.dumps(self._views.event(event, full[event["task"]]), separators=(",", ":")).encode()
         try:
-            await self._post(message_id(event), body)
+            await self._post(message_id(event), _body(self._views.event(event, full[event["task"]])))
         except (Refused, httpx.HTTPError, OSError) as error:
             self._metrics.deliveries.labels("failed").inc()
             log.warning("hook: event %d was not taken: %s", event["id"], reason(error))
@@ -79,6 +79,13 @@ class Hook:
         if not (isinstance(error, Refused) or _is_gone(error)):
             due = AGAIN.after(job.attempts, int(self._clock() * 1000), at_least=asked)
         return verdict(GiveUp(reason(error)) if due is None else RetryAt(due, reason(error)))
+
+
+def _body(event: dict[str, Any]) -> bytes:
+    """The event as it is sent: without the queries of files' addresses; whoever has those has the files."""
+    for result in event["task"]["results"]:
+        result["source_url"] = result["source_url"] and result["source_url"].partition("?")[0]
+    return json.dumps(event, separators=(",", ":")).encode()
 
 
 def message_id(event: Row) -> str:

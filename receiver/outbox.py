@@ -7,11 +7,10 @@ ready ──▶ running ──▶ (gone)     a  claimed: counted, leased        
 """
 
 import random
-import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from sqlalchemy import bindparam, select, text
 
@@ -78,6 +77,10 @@ RESCUE = text("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :now
     WHERE state = 'running' AND leased_until <= :until
 """)
+GIVE_BACK = text("""
+    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, attempts = attempts - 1
+    WHERE state = 'running' AND claim = :claim
+""")
 FORGET = text("DELETE FROM job WHERE id = :id AND claim = :claim")
 RETRY = text("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :due_at, error = :error,
@@ -90,47 +93,80 @@ BURY = text("""
 """)
 HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
 NEXT_DUE = text("""
-    SELECT due_at FROM job WHERE state = 'ready' AND lane NOT IN :full ORDER BY due_at LIMIT 1
-""").bindparams(bindparam("full", type_=JOB.c.lane.type, expanding=True))
+    SELECT due_at FROM job WHERE state = 'ready' AND lane NOT IN :lanes AND kind NOT IN :kinds
+    ORDER BY due_at LIMIT 1
+""").bindparams(
+    bindparam("lanes", type_=JOB.c.lane.type, expanding=True),
+    bindparam("kinds", type_=JOB.c.kind.type, expanding=True),
+)
 NEXT_RESCUE = text("SELECT min(leased_until) FROM job WHERE state = 'running'")
 
 LONGEST_ERROR = 500
 
 
-def claim_due(
-    tx: Transaction, *, room: int, running: Mapping[str, int], per_lane: int, lease_ms: int
-) -> list[Claimed]:
-    """Claim at most `room` due jobs, none of a lane where `per_lane` are `running` already."""
-    full = [lane for lane, count in running.items() if count >= per_lane]
+@dataclass(slots=True)
+class Busy:
+    """What runs at once, by lane and by kind, and how much of each may."""
+
+    per_lane: int
+    per_kind: int
+    lanes: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def with_these(cls, jobs: Sequence[Claimed], *, per_lane: int, per_kind: int) -> Self:
+        """With what runs already."""
+        return cls(per_lane, per_kind, Counter(job.lane for job in jobs), Counter(job.kind for job in jobs))
+
+    def takes(self, job: Any) -> bool:
+        """Whether there is room for this job; it counts from now on."""
+        if self.lanes[job.lane] >= self.per_lane or self.kinds[job.kind] >= self.per_kind:
+            return False
+        self.lanes[job.lane] += 1
+        self.kinds[job.kind] += 1
+        return True
+
+    @property
+    def full_lanes(self) -> list[str]:
+        """Lanes without room."""
+        return [lane for lane, count in self.lanes.items() if count >= self.per_lane]
+
+    @property
+    def full_kinds(self) -> list[str]:
+        """Kinds without room."""
+        return [kind for kind, count in self.kinds.items() if count >= self.per_kind]
+
+
+def claim_due(tx: Transaction, busy: Busy, *, name: str, lease_ms: int) -> list[Claimed]:
+    """Claim due jobs that there is room for; they count as `busy` then. `name`: of this claim alone."""
     query = (
         select(JOB)
-        .where(JOB.c.state == "ready", JOB.c.due_at <= tx.now, JOB.c.lane.not_in(full))
+        .where(JOB.c.state == "ready", JOB.c.due_at <= tx.now)
+        .where(JOB.c.lane.not_in(busy.full_lanes), JOB.c.kind.not_in(busy.full_kinds))
         .order_by(JOB.c.due_at, JOB.c.id)
         .limit(LOOK_AHEAD)
     )
     rows = tx.connection.execute(query if tx.database.is_sqlite else query.with_for_update(skip_locked=True))
-    taken: list[Any] = []
-    lanes = Counter(running)
-    for row in rows:
-        if len(taken) < room and lanes[row.lane] < per_lane:
-            lanes[row.lane] += 1
-            taken.append(row)
-    return _take(tx, taken, tx.now + lease_ms)
-
-
-def _take(tx: Transaction, rows: list[Any], until: int) -> list[Claimed]:
     claimed = [
-        Claimed(row.id, row.key, row.kind, row.task, row.lane, row.data, row.attempts + 1, secrets.token_hex(8))
+        Claimed(row.id, row.key, row.kind, row.task, row.lane, row.data, row.attempts + 1, name)
         for row in rows
+        if busy.takes(row)
     ]
     if claimed:
-        tx.connection.execute(CLAIM, [{"id": job.id, "claim": job.claim, "until": until} for job in claimed])
+        until = tx.now + lease_ms
+        tx.connection.execute(CLAIM, [{"id": job.id, "claim": name, "until": until} for job in claimed])
     return claimed
 
 
-def next_due(tx: Transaction, full: list[str]) -> int | None:
-    """Unix ms at which a job of a lane with room is due, or a lease ends; None when nothing waits."""
-    due = tx.connection.execute(NEXT_DUE, {"full": full}).scalar()
+def give_back(tx: Transaction, name: str) -> None:
+    """Void a claim that nobody heard of; nothing of it was begun, so it counts as no attempt."""
+    tx.connection.execute(GIVE_BACK, {"claim": name})
+
+
+def next_due(tx: Transaction, busy: Busy) -> int | None:
+    """Unix ms at which a job that there is room for is due, or a lease ends; None when nothing waits."""
+    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
+    due = tx.connection.execute(NEXT_DUE, full).scalar()
     lease = tx.connection.execute(NEXT_RESCUE).scalar()
     return min((at for at in (due, lease) if at is not None), default=None)
 

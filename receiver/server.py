@@ -1,18 +1,24 @@
 """uvicorn, told to end our endless streams when it is told to end, and to sleep while nothing happens."""
 
 import asyncio
+import resource
 import signal
 import socket
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
 from receiver.app import Receiver, create_app
+from receiver.protocol import Crowd, Protocol
 
 GRACE = 10
 """Seconds for requests under way when the receiver is told to stop."""
 KEEP_ALIVE = 75
+"""Seconds for which a connection may be silent between two requests."""
 BACKLOG = 2048
+MOST_CONNECTIONS = 10_000
+"""Connections at once, of some 10 KB each; fewer where descriptors are short."""
 
 
 class Server(uvicorn.Server):
@@ -21,6 +27,8 @@ class Server(uvicorn.Server):
     def __init__(self, receiver: Receiver) -> None:
         config = uvicorn.Config(
             create_app(receiver),
+            http=Protocol,
+            ws="none",
             access_log=False,  # addresses hold tokens, and it halves the speed
             log_config=None,
             lifespan="on",
@@ -31,6 +39,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE,
         )
         super().__init__(config)
+        # Half of the descriptors: the files that are sent, the database and what we fetch need some too.
+        self.server_state = Crowd(min(MOST_CONNECTIONS, _descriptors() // 2))
         self._receiver = receiver
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,6 +73,14 @@ class Server(uvicorn.Server):
         """End the event streams first: they would outlast any grace."""
         self._receiver.feed.close()
         await super().shutdown(sockets)
+
+
+def _descriptors() -> int:
+    """How many descriptors this process may have, after asking for all that it may ask for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems name more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import math
+import secrets
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from receiver import outbox
 from receiver.database import Unavailable
-from receiver.outbox import Backoff, Claimed, RetryAt, Verdict
+from receiver.outbox import Backoff, Busy, Claimed, RetryAt, Verdict
 from receiver.transaction import Transaction
 from receiver.writer import Writer
 
@@ -17,10 +17,10 @@ log = logging.getLogger("receiver.worker")
 
 Handler = Callable[[Claimed], Awaitable[Verdict]]
 
-ROOM = 64
-"""Jobs at once."""
 PER_LANE = 16
 """Jobs at once that may be held up by the same host."""
+PER_KIND = 48
+"""Jobs of one kind at once: however many slow hosts there are to download from, questions and hooks go on."""
 LONGEST_RUN = 900
 """Seconds that one attempt may take."""
 LEASE_MS = (LONGEST_RUN + 60) * 1000
@@ -45,6 +45,8 @@ class Worker:
         self._writer, self._handlers, self._clock, self._pause = writer, handlers, clock, pause
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], Claimed] = {}
+        self._unheard: str | None = None
+        """The name of claims that may have been made, although we were told of an outage."""
         self._loop: asyncio.Task[None] | None = None
         self._sleeps_until: float | None = None
 
@@ -96,25 +98,23 @@ class Worker:
 
     async def _claim(self) -> float | None:
         """Start what is due; seconds until the next job is, None when none waits."""
-        running = Counter(job.lane for job in self._running.values())
-        room = ROOM - len(self._running)
-        if not room:
-            return None
+        running, unheard = list(self._running.values()), self._unheard
+        name = self._unheard = unheard or secrets.token_hex(8)
 
         def change(tx: Transaction) -> tuple[list[Claimed], int | None]:
+            if unheard:
+                outbox.give_back(tx, unheard)
             outbox.rescue(tx, tx.now)
-            claimed = outbox.claim_due(tx, room=room, running=running, per_lane=PER_LANE, lease_ms=LEASE_MS)
-            lanes = running + Counter(job.lane for job in claimed)
-            return claimed, outbox.next_due(tx, [lane for lane, count in lanes.items() if count >= PER_LANE])
+            busy = Busy.with_these(running, per_lane=PER_LANE, per_kind=PER_KIND)
+            return outbox.claim_due(tx, busy, name=name, lease_ms=LEASE_MS), outbox.next_due(tx, busy)
 
         claimed, due = await self._writer.run(change)
+        self._unheard = None
         for job in claimed:
             task = asyncio.create_task(self._do(job), name=job.key)
             self._running[task] = job
             task.add_done_callback(self._ended)
-        if len(self._running) >= ROOM or due is None:
-            return None
-        return max(due / 1000 - self._clock(), 0)
+        return None if due is None else max(due / 1000 - self._clock(), 0)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]

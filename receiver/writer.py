@@ -26,11 +26,14 @@ LONGEST_WAIT = 20
 """Seconds for a commit; a database that hangs is one that cannot be used."""
 MOST_WAITING = 4_000
 """Changes that may wait; more are refused, so that memory is bounded and callers hear of it."""
+MOST_BYTES = 64_000_000
+"""Bytes of bodies that may wait with them."""
 
 
 @dataclass(slots=True)
 class _Waiting:
     change: Change | Callback
+    size: int
     future: asyncio.Future[Any]
 
 
@@ -47,6 +50,7 @@ class Writer:
     ) -> None:
         self._database, self._rules, self._on_commit, self._clock = database, rules, on_commit, clock
         self._queue: deque[_Waiting] = deque()
+        self._bytes = 0
         self._woken = threading.Event()
         self._waking = False
         self._thread: threading.Thread | None = None
@@ -65,26 +69,30 @@ class Writer:
             self._woken.set()
             await asyncio.to_thread(thread.join)
 
-    async def run(self, change: Callable[[Transaction], T]) -> T:
-        """Make one change durable and return what it returned. Raises Unavailable, or what it raised."""
-        result: T = await self._put(change)
+    async def run(self, change: Callable[[Transaction], T], *, size: int = 0) -> T:
+        """Make one change durable and return what it returned. `size`: bytes that it holds.
+
+        Raises Unavailable, or what it raised.
+        """
+        result: T = await self._put(change, size)
         return result
 
     async def record(self, callback: Callback) -> None:
         """Make one callback durable. Raises Unavailable."""
-        await self._put(callback)
+        await self._put(callback, len(callback.body))
 
     async def probe(self) -> None:
         """Show that writing works, by a write of no meaning. Raises Unavailable."""
         await self.run(lambda tx: tx.database.probe(tx.connection, tx.now))
 
-    async def _put(self, change: Change | Callback) -> Any:
-        if self._thread is None or len(self._queue) >= MOST_WAITING:
-            raise Unavailable(
-                "The writer is not running." if self._thread is None else "Too many changes wait."
-            )
+    async def _put(self, change: Change | Callback, size: int) -> Any:
+        if self._thread is None:
+            raise Unavailable("The writer is not running.")
+        if len(self._queue) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
+            raise Unavailable("Too many changes wait.")
         future = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(change, future))
+        self._bytes += size
+        self._queue.append(_Waiting(change, size, future))
         if not self._waking:
             # Once for all that this turn of the loop brings: they share a commit.
             self._waking = True
@@ -141,6 +149,7 @@ class Writer:
 
     def _resolve(self, batch: list[_Waiting], answers: list[Any], committed: Committed | None) -> None:
         for waiting, answer in zip(batch, answers, strict=True):
+            self._bytes -= waiting.size
             if waiting.future.done():  # whoever asked has gone
                 continue
             if isinstance(answer, Exception):

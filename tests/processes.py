@@ -13,6 +13,7 @@ from client.signing import CallbackSigner, Role, api_token
 from tests.conftest import KEY, SECRET
 
 COMMAND = Path(sys.executable).with_name("kling-receiver")
+CLIENT = COMMAND.with_name("kling")
 
 
 def environment(data: Path, **settings: str) -> dict[str, str]:
@@ -27,10 +28,10 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
     return loopback.environment(**{**usual, **settings})
 
 
-def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The command, to its end."""
+def run(*arguments: str, env: dict[str, str], command: Path = COMMAND) -> subprocess.CompletedProcess[str]:
+    """The command, or the other one, to its end."""
     return subprocess.run(
-        [COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+        [command, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -40,6 +41,7 @@ class Process:
     def __init__(self, data: Path, **settings: str) -> None:
         self.port = loopback.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [str(COMMAND), "serve", "--port", str(self.port)]
         self.env = environment(data, **{"KLING_RECEIVER_URL": self.url, **settings})
         self.log = data.with_name(f"{data.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,8 +57,9 @@ class Process:
     def start(self) -> None:
         """Start it, and wait until it is ready."""
         with self.log.open("ab") as log:
-            command = [str(COMMAND), "serve", "--port", str(self.port)]
-            self._process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
+            self._process = subprocess.Popen(
+                self.command, env=self.env, cwd=self.log.parent, stderr=log, stdout=log
+            )
         assert loopback.answers(f"{self.url}/readyz"), self.said()
 
     def kill(self) -> None:

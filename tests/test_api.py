@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import functools
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from client.ids import new_id
 from client.signing import CallbackSigner, key_fingerprint, link
 from receiver.api import Api
 from receiver.app import Receiver, create_app
+from receiver.body import Bodies
 from receiver.database import Database
 from receiver.feed import Feed
+from receiver.reading import Reader
 from receiver.transaction import Row
 from tests.conftest import KEY, SECRET, Running, Start, make_settings
 from tests.ledger import Ledger
@@ -411,6 +414,21 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
         async def follow(self, task: str | None, after: int) -> AsyncIterator[list[Row]]:
             yield []
 
+    answer = await _follow(tmp_path, Silent)
+    assert answer.text.endswith("\n\n:\n\n")
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.anyio
+async def test_there_are_so_many_streams(tmp_path: Path) -> None:
+    """Whoever asks for one more is asked to come later."""
+    answer = await _follow(tmp_path, functools.partial(Feed, most=0))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
+    assert answer.json()["error"]["code"] == "too_many_streams"
+
+
+async def _follow(tmp_path: Path, feed: Callable[[Reader], Feed]) -> httpx.Response:
+    """What is answered to who follows all tasks, by a receiver with this feed."""
     receiver = Receiver(make_settings(tmp_path))
     receiver.prepare()
     await receiver.start()
@@ -418,7 +436,8 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
         receiver.settings,
         writer=receiver.writer,
         reader=receiver.reader,
-        feed=Silent(receiver.reader),
+        feed=feed(receiver.reader),
+        bodies=Bodies(),
         folder=receiver.folder,
         views=receiver.views,
     )
@@ -426,8 +445,7 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
         headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]
         answer = await http.get("http://receiver/api/events", headers=headers)
     await receiver.stop()
-    assert answer.text.endswith("\n\n:\n\n")
-    assert answer.headers["Cache-Control"] == "no-store"
+    return answer
 
 
 # --- files -------------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from receiver.body import DROPPED, KEPT, Body, read_body
+from receiver.body import DROPPED, FREE, KEPT, MOST_UNPROVEN, Bodies, Body, Share, UnprovenShare, read_body
+from receiver.database import Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -42,24 +44,55 @@ async def test_a_body_is_read_as_it_comes(chunks: tuple[bytes, ...]) -> None:
     """In one piece or in many, with its true size and digest, and KEPT bytes of it at most."""
     whole = b"".join(chunks)
     expected = Body(whole[:KEPT], len(whole), hashlib.sha256(whole).hexdigest())
-    assert await read_body(request(pieces(*chunks))) == expected
+    assert await read_body(request(pieces(*chunks)), Share(Bodies())) == expected
 
 
 async def test_an_endless_body_ends() -> None:
     """Past 17 MB nothing more is read, and it is known to be oversized."""
     chunk = bytes(1_000_000)
-    body = await read_body(request(pieces(*[chunk] * 100)))
+    body = await read_body(request(pieces(*[chunk] * 100)), Share(Bodies()))
     assert (len(body.kept), body.trouble) == (KEPT, None)
     assert KEPT + DROPPED < body.size <= KEPT + DROPPED + len(chunk)
 
 
 async def test_a_sender_that_goes_away() -> None:
     """What came until then is kept."""
-    body = await read_body(request([*pieces(b"abc", whole=False), {"type": "http.disconnect"}]))
+    body = await read_body(
+        request([*pieces(b"abc", whole=False), {"type": "http.disconnect"}]), Share(Bodies())
+    )
     assert (body.kept, body.size, body.trouble) == (b"abc", 3, "cut off")
 
 
 async def test_a_sender_that_falls_silent() -> None:
     """After the time for reading, what came is all."""
-    body = await read_body(request(pieces(b"abc", whole=False)), seconds=0.01)
+    body = await read_body(request(pieces(b"abc", whole=False)), Share(Bodies()), seconds=0.01)
     assert (body.kept, body.trouble) == (b"abc", "cut off")
+
+
+async def test_all_bodies_together_have_so_much_room() -> None:
+    """One that finds none left is refused, and what it had is free again; small ones are never refused."""
+    bodies = Bodies(most=KEPT)
+    large, small = bytes(KEPT), bytes(FREE)
+    with Share(bodies) as first:
+        await read_body(request(pieces(large)), first)
+        with pytest.raises(Unavailable), Share(bodies) as second:  # both raise as one
+            await read_body(request(pieces(small, large)), second)
+        with Share(bodies) as third:
+            assert (await read_body(request(pieces(small)), third)).size == FREE
+        with Share(bodies) as fourth:
+            assert (await read_body(request(pieces(small, b"x")), fourth)).size == FREE + 1
+    assert bodies == Bodies(most=KEPT)
+
+
+async def test_few_are_heard_who_have_proven_nothing() -> None:
+    """So many at once; whoever comes then is refused, those with a token are not."""
+    bodies = Bodies()
+    with ExitStack() as stack:
+        for _ in range(MOST_UNPROVEN):
+            stack.enter_context(UnprovenShare(bodies))
+        with pytest.raises(Unavailable), UnprovenShare(bodies):
+            pass
+        with Share(bodies) as share:
+            assert (await read_body(request(pieces(b"abc")), share)).kept == b"abc"
+    with UnprovenShare(bodies):
+        assert bodies.unproven == 1

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from receiver.database import Database, DatabaseError, Unavailable
+from receiver.database import SAY_AGAIN, Database, DatabaseError, Unavailable
 from receiver.transaction import TASK
 from tests.ledger import Ledger
 from tests.test_tables import TASK_ROW
@@ -218,3 +218,16 @@ def _cut(database: Database) -> None:
         own = connection.execute(text("SELECT pg_backend_pid()")).scalar()
     with database.read() as other:
         other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
+
+
+def test_an_outage_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is met, it is told once a second; whoever met it is told each time."""
+    now = 0.0
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: now)
+    error = DBAPIError("SELECT 1", None, Exception("disk full"))
+    for _ in range(5):
+        assert str(database.unavailable(error)) == "The database cannot be used: disk full."
+    now += SAY_AGAIN
+    database.unavailable(error)
+    database.close()
+    assert caplog.messages == ["the database cannot be used: disk full"] * 2

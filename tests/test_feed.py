@@ -242,3 +242,18 @@ async def test_perhaps_any_task_wakes_everybody(database: Database) -> None:
     scene.ledger.record(callback("t", "succeed"))
     scene.feed.wake(None)
     assert await asyncio.gather(*waiting) == [["callback.received"]] * 2
+
+
+async def test_a_feed_is_full_while_so_many_follow(database: Database) -> None:
+    """And has room again when one of them goes."""
+    scene = Scene(database)
+    scene.say("t")
+    feed = Feed(Reader(database), most=2)
+    one, other = feed.follow("t", 0), feed.follow(None, 0)
+    await anext(one)
+    assert not feed.is_full
+    await anext(other)
+    assert feed.is_full
+    await one.aclose()
+    assert not feed.is_full
+    await other.aclose()

@@ -1,14 +1,16 @@
 """Work that is owed: what each loser of a race must not do."""
 
+import itertools
 import statistics
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from receiver import outbox
 from receiver.database import Database
-from receiver.outbox import Backoff, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
+from receiver.outbox import Backoff, Busy, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
 from receiver.transaction import Transaction
 from tests.ledger import NOW, Ledger
 
@@ -23,12 +25,13 @@ def ledger(database: Database) -> Ledger:
     return ledger
 
 
-def claim(
-    ledger: Ledger, *, room: int = 9, per_lane: int = 9, running: dict[str, int] | None = None
-) -> list[Claimed]:
-    """Claim what is due."""
+NAMES = itertools.count()
+
+
+def claim(ledger: Ledger, busy: Busy | None = None, *, room: int = 9) -> list[Claimed]:
+    """Claim what is due; `room`: jobs of one lane, unless `busy` says more."""
     return ledger.change(
-        lambda tx: outbox.claim_due(tx, room=room, per_lane=per_lane, running=running or {}, lease_ms=LEASE)
+        lambda tx: outbox.claim_due(tx, busy or Busy(room, 99), name=f"claim {next(NAMES)}", lease_ms=LEASE)
     )
 
 
@@ -70,6 +73,19 @@ def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
     assert claim(ledger) == []
     ledger.now += 1
     assert [job.key for job in claim(ledger)] == ["later"]
+
+
+def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
+    """As if it had not been made; other claims stand."""
+    ledger.put_job("first")
+    [first] = claim(ledger)
+    ledger.put_job("second")
+    before = ledger.jobs()
+    [second] = claim(ledger)
+    ledger.change(lambda tx: outbox.give_back(tx, second.claim))
+    assert ledger.jobs() == before
+    assert not settle(ledger, second, Done())
+    assert settle(ledger, first, Done())
 
 
 def test_the_longest_due_goes_first(ledger: Ledger) -> None:
@@ -170,22 +186,36 @@ def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
     for n in range(outbox.LOOK_AHEAD + 50):
         ledger.put_job(f"dead/{n}", lane="dead host", due_at=NOW - 1000 + n)
     ledger.put_job("good", lane="good host", due_at=NOW)
-    assert Counter(job.lane for job in claim(ledger, room=64, per_lane=16)) == {"dead host": 16}
-    assert [job.key for job in claim(ledger, room=48, per_lane=16, running={"dead host": 16})] == ["good"]
+    busy = Busy(per_lane=16, per_kind=99)
+    assert Counter(job.lane for job in claim(ledger, busy)) == {"dead host": 16}
+    assert [job.key for job in claim(ledger, busy)] == ["good"]
+
+
+def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
+    """Downloads have all the room that downloads have, and a question is claimed although it was due later."""
+    for n in range(outbox.LOOK_AHEAD + 50):
+        ledger.put_job(f"dead/{n}", kind="download", lane=f"dead host {n}", due_at=NOW - 1000 + n)
+    ledger.put_job("good", kind="ask", due_at=NOW)
+    busy = Busy(per_lane=16, per_kind=48)
+    assert Counter(job.kind for job in claim(ledger, busy)) == {"download": 48}
+    assert [job.key for job in claim(ledger, busy)] == ["good"]
 
 
 def test_a_lane_has_room_for_what_is_not_running(ledger: Ledger) -> None:
     """What runs counts; within one claim too."""
-    for n in range(4):
+    for n in range(5):
         ledger.put_job(f"j{n}", lane="a")
-    assert len(claim(ledger, per_lane=3, running={"a": 1, "b": 3})) == 2
+    [first] = claim(ledger, room=1)
+    busy = Busy.with_these([first, replace(first, lane="b")], per_lane=3, per_kind=99)
+    assert len(claim(ledger, busy)) == 2
 
 
 def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
-    """Or when a lease ends; a lane that is full is looked at when one of its jobs ends."""
+    """Or when a lease ends; a lane or kind that is full is looked at when one of its jobs ends."""
 
-    def next_due(*full: str) -> int | None:
-        return ledger.change(lambda tx: outbox.next_due(tx, list(full)))
+    def next_due(*full: str, kinds: tuple[str, ...] = ()) -> int | None:
+        busy = Busy(1, 1, Counter(full), Counter(kinds))
+        return ledger.change(lambda tx: outbox.next_due(tx, busy))
 
     assert next_due() is None
     ledger.put_job("dead", state="dead")
@@ -193,6 +223,7 @@ def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
     ledger.put_job("a", lane="a", due_at=NOW + 5)
     ledger.put_job("b", lane="b", due_at=NOW + 3)
     assert (next_due(), next_due("b"), next_due("a", "b")) == (NOW + 3, NOW + 5, None)
+    assert (next_due(kinds=("ask",)), next_due(kinds=("hook",))) == (None, NOW + 3)
     ledger.now += 3
     claim(ledger)
     assert (next_due("a"), next_due()) == (NOW + 3 + LEASE, NOW + 5)
@@ -254,7 +285,7 @@ def test_two_workers_never_have_the_same_job(database: Database, database_url: s
 
     def work(mine: Ledger) -> None:
         barrier.wait(20)
-        while jobs := claim(mine, room=3, per_lane=99):
+        while jobs := claim(mine, room=3):
             taken.extend(job.key for job in jobs)
 
     threads = [threading.Thread(target=work, args=(each,)) for each in (ledger, other)]
@@ -303,7 +334,7 @@ def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
     """The next one is the same attempt, and knows what it was left."""
     ledger.put_job()
     for _ in range(2):
-        [job] = ledger.change(lambda tx: outbox.claim_due(tx, room=1, running={}, per_lane=1, lease_ms=1000))
+        [job] = claim(ledger)
         assert job.attempts == 1
         again = RetryAt(NOW, "cut off", data={"seen": 1}, counts=False)
         assert ledger.change(lambda tx: outbox.settle(tx, job, outbox.verdict(again)))  # noqa: B023

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import hypothesis.strategies as st
@@ -23,7 +24,7 @@ from client.codec import Report
 from client.errors import GatewayError
 from receiver import outbox, recover, results, store
 from receiver.database import Database
-from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
+from receiver.outbox import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import RESULT
 from receiver.states import FINAL, RANK
 from receiver.store import Stored
@@ -159,7 +160,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Hooks are nobody's here."""
 
         def claim(tx: Transaction) -> list[Claimed]:
-            return outbox.claim_due(tx, room=9, running={"hook": 1}, per_lane=1, lease_ms=10**9)
+            return outbox.claim_due(tx, Busy(1, 9, Counter({"hook": 1})), name=token_hex(8), lease_ms=10**9)
 
         for job in self.ledger.change(claim):
             self.running.append(Run(job, self.ledger.task(job.task)))

@@ -13,7 +13,7 @@ from receiver import outbox
 from receiver.database import Database, Unavailable
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
 from receiver.transaction import Committed, Row, Transaction
-from receiver.worker import PER_LANE, ROOM, SURPRISE, Handler, Worker
+from receiver.worker import PER_KIND, PER_LANE, SURPRISE, Handler, Worker
 from receiver.writer import Writer
 from tests.ledger import Ledger, statements
 
@@ -30,7 +30,7 @@ class Shop:
         self.ledger = Ledger(database)
         self.ledger.now = int(clock() * 1000)
         self.writer = Writer(database, on_commit=self._committed, clock=clock)
-        self.worker = Worker(self.writer, {"ask": handler}, clock=clock, pause=0.01)
+        self.worker = Worker(self.writer, {"ask": handler, "hook": handler}, clock=clock, pause=0.01)
         self._changed = asyncio.Event()
 
     def _committed(self, committed: Committed) -> None:
@@ -40,8 +40,8 @@ class Shop:
 
     async def owe(self, key: str = "ask/t", *, wait: int = 0, **given: Any) -> None:
         """Owe a job of a task of its own, due in so many milliseconds."""
-        owed = {"lane": "kling", **given}
-        await self.writer.run(lambda tx: tx.owe("ask", "t", key=key, due_at=tx.now + wait, **owed))
+        owed = {"kind": "ask", "lane": "kling", **given}
+        await self.writer.run(lambda tx: tx.owe(task="t", key=key, due_at=tx.now + wait, **owed))
 
     async def until(self, true: Callable[[dict[str, Row]], bool]) -> dict[str, Row]:
         """The jobs, as soon as this is true of them; looked at after each commit."""
@@ -318,7 +318,7 @@ async def test_a_job_that_nobody_knows_how_to_do_is_a_surprise(database: Databas
 
 
 async def test_a_full_lane_leaves_room_for_others(database: Database) -> None:
-    """So many jobs of one host at once, and so many in all; the rest follow when those end."""
+    """So many jobs of one host at once; the rest follow when those end."""
     slow = Slow()
     async with working(database, slow, start=False) as shop:
         for n in range(PER_LANE + 5):
@@ -333,21 +333,48 @@ async def test_a_full_lane_leaves_room_for_others(database: Database) -> None:
         await shop.until(gone)
 
 
-async def test_there_is_room_for_so_many(database: Database) -> None:
-    """However many lanes there are."""
+async def test_a_full_kind_leaves_room_for_others(database: Database) -> None:
+    """However many lanes it has; the rest follow when those end."""
     slow = Slow()
     async with working(database, slow, start=False) as shop:
-        for n in range(ROOM + 3):
-            await shop.owe(f"j{n}", lane=f"lane {n}")
+        for n in range(PER_KIND + 3):
+            await shop.owe(f"j{n}", lane=f"lane {n}", wait=-100)
+        await shop.owe("other", kind="hook", lane="hook")
         shop.worker.start()
-        for _ in range(ROOM):
-            await slow.next()
+        begun = [(await slow.next()).key for _ in range(PER_KIND + 1)]
+        assert "other" in begun
         shop.worker.wake()
         await _asleep(shop)
         assert slow.entered.empty()
         assert sum(job["state"] == "ready" for job in shop.ledger.jobs().values()) == 3
         slow.go.set()
         await shop.until(gone)
+
+
+async def test_a_claim_whose_answer_was_lost_is_made_again(database: Database) -> None:
+    """It was committed, and we were told of an outage, twice: the job is done soon, by its first attempt."""
+    attempts: list[int] = []
+    told: list[str] = []
+
+    async def handle(job: Claimed) -> Verdict:
+        attempts.append(job.attempts)
+        return verdict(Done())
+
+    async with working(database, handle, start=False) as shop:
+
+        async def run(change: Callable[[Transaction], Any]) -> Any:
+            answer = await commit(change)
+            if len(told) < 2:
+                told.append(shop.ledger.jobs()["ask/t"]["state"])
+                raise Unavailable("The database does not answer.")
+            return answer
+
+        commit = shop.writer.run
+        await shop.owe()
+        shop.worker._writer = _Seam(run)  # type: ignore[assignment]  # only `run` is used
+        shop.worker.start()
+        await shop.until(gone)
+    assert (told, attempts) == (["running", "running"], [1])
 
 
 async def test_stop_gives_back_what_runs(database: Database) -> None:

@@ -14,7 +14,7 @@ from client.codec import Report
 from receiver.database import Database, Unavailable
 from receiver.store import Callback
 from receiver.transaction import ANYTHING, TASK, Committed, Transaction
-from receiver.writer import LARGEST_BATCH, MOST_WAITING, Writer
+from receiver.writer import LARGEST_BATCH, MOST_BYTES, MOST_WAITING, Writer
 from tests.ledger import FAMILY, NOW, Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
@@ -393,3 +393,21 @@ async def test_two_writers_on_one_database_end(database: Database, database_url:
             await asyncio.gather(*here, *there)
     other.close()
     assert {task["callbacks"] for task in Ledger(database).rows(TASK)} == {31}
+
+
+async def test_so_many_bytes_may_wait(database: Database) -> None:
+    """More are refused, whoever holds them; what holds none goes on, and what was written makes room."""
+    async with writing(database) as writer:
+        gate = Gate(writer)
+        await gate.closed()
+        first = asyncio.ensure_future(writer.run(add("t"), size=MOST_BYTES))
+        await asyncio.sleep(0)
+        for refused in (writer.record(callback("u")), writer.run(add("u"), size=1)):
+            with pytest.raises(Unavailable, match="Too many changes wait"):
+                await refused
+        second = asyncio.ensure_future(writer.run(add("v")))
+        await asyncio.sleep(0)
+        await gate.open()
+        assert (await first, await second) == ("t", "v")
+        await writer.record(callback("u"))
+        assert sorted(ids(database)) == ["t", "u", "v"]

@@ -2,6 +2,7 @@
 
 import click
 
+from benches import abuse as abuse_bench
 from benches import callbacks as callback_bench
 from benches import starting as starting_bench
 from benches import waiting as waiting_bench
@@ -37,6 +38,13 @@ def waiting(tasks: int) -> None:
 def starting(tasks: int, seconds: float) -> None:
     """A start with many open tasks: until ready, questions a second, callbacks meanwhile; both databases."""
     starting_bench.run(tasks, seconds)
+
+
+@main.command()
+@click.option("--connections", default=5000, show_default=True)
+def abuse(connections: int) -> None:
+    """The receiver's memory before and after floods, and callbacks meanwhile."""
+    abuse_bench.run(connections)
 
 
 main(prog_name="scripts/bench")

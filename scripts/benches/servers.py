@@ -15,6 +15,9 @@ SECRET = "a-signing-secret-for-benches-0123456789"
 SCRIPTS = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
+pids: dict[str, int] = {}
+"""The process behind each address."""
+
 
 @contextmanager
 def process(command: list[str], url: str, settings: dict[str, str] | None = None) -> Iterator[str]:
@@ -26,6 +29,7 @@ def process(command: list[str], url: str, settings: dict[str, str] | None = None
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
+    pids[url] = server.pid
     try:
         if not loopback.answers(url):
             raise SystemExit(f"bench: {url} does not answer")
