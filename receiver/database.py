@@ -17,6 +17,8 @@ import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 
+from receiver.folders import make
+
 log = logging.getLogger("receiver.database")
 
 READERS = 4
@@ -26,6 +28,8 @@ EVENT_LOCK = 0x6B6C696E67
 NODE_LOCK = EVENT_LOCK + 1
 """PostgreSQL: held by the one receiver that serves the database."""
 MIGRATION_LOCK = EVENT_LOCK + 2
+HOLD_TRIES = 20
+"""PostgreSQL: tenths of a second in which the server finds out that a killed holder is gone."""
 
 
 OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
@@ -87,7 +91,7 @@ class Database:
         if self.is_sqlite:
             connection.exec_driver_sql(f"PRAGMA user_version = {number % (1 << 31)}")
         else:
-            connection.execute(text("SELECT pg_current_xact_id()"))
+            connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     def lock_events(self, connection: Connection) -> None:
         """Let no other writer give out event ids before this transaction ends."""
@@ -169,7 +173,7 @@ class Database:
 
     @staticmethod
     def _make_private(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make(path.parent)
         path.touch(mode=0o600)
 
 
@@ -213,12 +217,21 @@ def _hold_file(path: Path) -> Any:
 def _hold_server(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('application_name', %s, false)", (_who(),))
-        held = cursor.execute("SELECT pg_try_advisory_lock(%s)", (NODE_LOCK,)).fetchone()[0]
+        held = _take(cursor)
         holder = None if held else cursor.execute(HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()
     if not held:
         connection.close()
         raise Held("The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL")
+
+
+def _take(cursor: Any) -> bool:
+    """Whether the hold is ours now."""
+    for _ in range(HOLD_TRIES):
+        if cursor.execute("SELECT pg_try_advisory_lock(%s)", (NODE_LOCK,)).fetchone()[0]:
+            return True
+        cursor.execute("SELECT pg_sleep(0.1)")
+    return False
 
 
 HOLDER = """
