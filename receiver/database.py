@@ -60,6 +60,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
         self._holding: Any = None
+        self._place: tuple[int, int] | None = None
         if self.path:
             self._make_private(self.path)
         self._writer = self._engine(write=True)
@@ -70,7 +71,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One writing transaction; committed (on disk) when the block ends, rolled back when it raises."""
+        """One writing transaction; committed (on disk) when the block ends, rolled back when it raises.
+
+        Raises Unavailable when the file lies no longer where the next start would look for it.
+        """
+        if self._place and self._place != self._find():
+            log.error("%s was moved or replaced", self.path)
+            raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
         with self._writer.begin() as connection:
             yield connection
 
@@ -128,6 +135,16 @@ class Database:
             alembic.command.upgrade(config, "head")
         if self.path:
             self.path.chmod(0o600)
+            self._place = self._find()
+
+    def _find(self) -> tuple[int, int] | None:
+        """Which file lies where the database should."""
+        assert self.path
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -63,7 +63,7 @@ def _told(problems: list[str], tell: Callable[[list[str]], None]) -> list[str]:
 
 def _killed_at_work(scene: Stage, clients: ThreadPoolExecutor, draw: random.Random) -> None:
     """Kill it while clients go on with what an earlier kill cut off, and begin some more."""
-    scene.jobs += draw.sample(three(), draw.randrange(1, 4))
+    scene.jobs += [draw.choice(three()) for _ in range(draw.randrange(2, 7))]
     busy = [clients.submit(_until_it_dies, scene, job) for job in scene.jobs if not job.reported]
     time.sleep(draw.uniform(0, LONGEST_LIFE))
     scene.receiver.kill()
