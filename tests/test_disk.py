@@ -2,9 +2,11 @@
 
 import errno
 import resource
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -87,6 +89,20 @@ def test_a_database_on_a_full_disk(disk: Path) -> None:
     """Is an outage, named as it is; it passes when there is room again."""
     with Process(disk / "data") as receiver:
         refused_then_taken(receiver, lambda: filled(disk), "database or disk is full")
+
+
+def test_a_database_that_is_slow(tmp_path: Path) -> None:
+    """While another process writes, a callback waits; it is answered once it is kept."""
+    task, data = new_id(), tmp_path / "data"
+    with Process(data) as receiver, closing(sqlite3.connect(data / "kling.db")) as other:
+        with ThreadPoolExecutor(1) as sender:
+            other.execute("BEGIN IMMEDIATE")
+            answer = sender.submit(post, receiver, task, {"task_status": "processing"})
+            assert "error" in show(receiver, task)
+            assert not answer.done()
+            other.rollback()
+            assert answer.result().status_code == 200
+        assert show(receiver, task)["status"] == "processing"
 
 
 def test_a_database_that_may_not_grow(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from benches.servers import postgresql
 from crashes import everywhere as everywhere_crash
 from crashes import randomly, strace
 from crashes.order import witnessed
-from crashes.table import show
+from crashes.table import KILLED, TRACED, show
 
 markdown_option = click.option("--markdown", is_flag=True, help="The table as Markdown.")
 
@@ -74,7 +74,9 @@ def trace(markdown: bool) -> None:
     """In a run that nobody kills: what was synced before each 200, and before each stored file was told of."""
     _need_strace()
     rows = witnessed()
-    click.echo(show([(row.what, row.seen, len(row.wrong), "") for row in rows], markdown=markdown))
+    for row in rows:
+        _tell(f"{row.what}: not so at {where}" for where in row.wrong)
+    click.echo(show(TRACED, [(row.what, row.seen, len(row.wrong)) for row in rows], markdown=markdown))
     sys.exit(any(row.wrong for row in rows))
 
 
@@ -89,7 +91,7 @@ def _tell(problems: Iterable[str]) -> None:
 
 
 def _end(rows: Sequence[tuple[object, ...]], *, markdown: bool) -> None:
-    click.echo(show(rows, markdown=markdown))
+    click.echo(show(KILLED, rows, markdown=markdown))
     sys.exit(any(row[2] for row in rows))
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-HEAD = ("killed at", "kills", "lost", "worst s")
-"""The seconds are those from ready until all is done."""
+KILLED = ("killed at", "kills", "lost", "worst s")
+TRACED = ("in a trace", "times", "wrong")
 
 
-def show(rows: Sequence[Sequence[object]], *, markdown: bool) -> str:
-    """A table of rows, below HEAD."""
-    lines = [[str(cell) for cell in row] for row in (HEAD, *rows)]
+def show(head: Sequence[str], rows: Sequence[Sequence[object]], *, markdown: bool) -> str:
+    """A table of rows below its head."""
+    lines = [[str(cell) for cell in row] for row in (head, *rows)]
     if markdown:
-        lines.insert(1, ["---"] * len(HEAD))
+        lines.insert(1, ["---"] * len(head))
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [map(str.ljust, line, widths) for line in lines]
