@@ -26,11 +26,11 @@ class Kept:
     jobs: list[Row]
 
 
-def kept(stage: Stage) -> Kept:
+def kept(stage: Stage, events: str = "SELECT id, task, type, digest FROM event") -> Kept:
     """What the database holds now."""
+    queries = ("SELECT * FROM task", events, "SELECT * FROM result", "SELECT * FROM job")
     with stage.opened() as database, database.read() as connection:
-        tables = ("task", "event", "result", "job")
-        return Kept(*[_rows(connection, f"SELECT * FROM {table}") for table in tables])
+        return Kept(*[_rows(connection, query) for query in queries])
 
 
 def _rows(connection: Connection, query: str) -> list[Row]:
@@ -39,7 +39,7 @@ def _rows(connection: Connection, query: str) -> list[Row]:
 
 def unscheduled(stage: Stage) -> list[str]:
     """What is open and has no job (promise 7): nobody would ever do it."""
-    rows = kept(stage)
+    rows = kept(stage, "SELECT id FROM event")
     taken = set(stage.hook.taken)  # read later than the jobs: one that is gone was taken before
     keys = {job["key"] for job in rows.jobs if job["state"] != "dead"}
     open_tasks = [task for task in rows.tasks if task["status"] not in ("succeed", "failed")]

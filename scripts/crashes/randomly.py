@@ -15,7 +15,7 @@ from crashes.script import Job, Stage, stage, three
 from crashes.waiting import Unfinished, all_done
 
 CLIENTS = 6
-LONGEST_LIFE = 1.0
+LONGEST_LIFE = 0.7
 """Seconds at most from ready to the next kill."""
 LONGEST_START = 1.2
 """The same from the start, for one kill in six: before ready, as a rule."""

@@ -49,13 +49,18 @@ class Stage:
     def go_on(self, job: Job) -> None:
         """Do what is left of a job. Raises httpx.TransportError when the receiver dies, or is dead."""
         if not job.theirs:
-            answer = register(self.receiver, job.id, job.family)
-            assert answer.json()["create"], answer.text
+            self._registered(job)
             job.theirs = create(self.receiver, self.gateway, job.id, family=job.family, **job.body)
         if not job.reported:
             answer = register(self.receiver, job.id, job.family, outcome="created", task_id=job.theirs)
             assert answer.status_code == 200, answer.text
             job.reported = True
+
+    def _registered(self, job: Job) -> None:
+        """Until the create may be sent; a task that the receiver gave up, since we were away too long, is let go."""
+        while not (answer := register(self.receiver, job.id, job.family).json())["create"]:
+            assert (answer["task"]["status"], answer["task"]["origin"]) == ("failed", "local"), answer
+            job.id = new_id()
 
     @contextmanager
     def opened(self) -> Iterator[Database]:
