@@ -57,7 +57,7 @@ class Stage:
             job.reported = True
 
     def _registered(self, job: Job) -> None:
-        """Until the create may be sent; a task that the receiver gave up, since we were away too long, is let go."""
+        """Until the create may be sent; a task that the receiver gave up, as we were long away, is let go."""
         while not (answer := register(self.receiver, job.id, job.family).json())["create"]:
             assert (answer["task"]["status"], answer["task"]["origin"]) == ("failed", "local"), answer
             job.id = new_id()
