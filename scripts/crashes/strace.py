@@ -60,8 +60,19 @@ def _is_traced(pid: int) -> bool:
 LANDED = re.compile(r"^\d+ +(\w+)\((?:\d+<(.*?)>)?.*(?:= \?|unfinished \.\.\.>)$")
 
 
+PLACES = (
+    (r"socket:.*", "socket"),
+    (r".*eventfd.*", "wake"),
+    (r"part-.*", "part"),
+    (r"[0-9A-Z]{26}", "task folder"),
+)
+
+
 def landed(out: Path) -> str:
-    """The call that was never made, in one word or two."""
+    """The call that was never made, and on what, in a few words."""
     lines = out.read_text(errors="replace").splitlines()
     found = [match for line in lines if (match := LANDED.match(line))]
-    return f"{found[-1][1]} {Path(found[-1][2] or '').name}" if found else ""
+    place = Path(found[-1][2] or "").name if found else ""
+    for pattern, name in PLACES:
+        place = re.sub(pattern, name, place)
+    return f"{found[-1][1]} {place}".strip() if found else ""
