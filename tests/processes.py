@@ -65,7 +65,7 @@ class Process:
     def start(self, *before: str) -> None:
         """Start it, and wait until it is ready. Raises Ended."""
         self.launch(*before)
-        if not loopback.answers(f"{self.url}/readyz", alive=lambda: not self.ended):
+        if not loopback.answers(f"{self.url}/readyz", 60, alive=lambda: not self.ended):
             raise Ended(self.said())
 
     @property
