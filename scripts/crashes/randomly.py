@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -20,44 +20,50 @@ LONGEST_LIFE = 0.7
 LONGEST_START = 1.2
 """The same from the start, for one kill in six: before ready, as a rule."""
 TASK_SECONDS = 0.2
-PATIENCE = 120
+PATIENCE = 300
 
 
 @dataclass
 class Outcome:
-    """`seconds`: from the last ready until all was done."""
+    """`seconds`: the longest from ready until all that was open was seen to be scheduled."""
 
-    tasks: int
-    seconds: float
-    problems: list[str]
+    tasks: int = 0
+    seconds: float = 0
+    problems: list[str] = field(default_factory=list)
 
 
 def run(folder: Path, database: str, *, kills: int, seed: int, tell: Callable[[list[str]], None]) -> Outcome:
-    """So many kills, then an end in peace, and the questions."""
-    draw, problems = random.Random(seed), []
+    """So many kills, then an end in peace, and the questions. `tell`: hears each problem as it is found."""
+    draw, done = random.Random(seed), Outcome()
+
+    def note(problems: list[str]) -> None:
+        tell(problems)
+        done.problems += problems
+
     with stage(folder, database, seed=seed, pace=TASK_SECONDS) as scene, ThreadPoolExecutor(CLIENTS) as clients:
         for _ in range(kills):
             if draw.random() < 1 / 6:
                 _killed_at_start(scene, draw.uniform(0, LONGEST_START))
                 continue
-            scene.receiver.start()
-            problems += _told(unscheduled(scene), tell)
+            note(_started(scene, done))
             _killed_at_work(scene, clients, draw)
-        scene.receiver.start()
-        began = time.monotonic()
-        problems += _told(unscheduled(scene), tell)
+        note(_started(scene, done))
         list(clients.map(scene.go_on, scene.jobs))
         try:
             all_done(scene, PATIENCE)
         except Unfinished as error:
-            problems.append(f"7: {error}")
-        seconds = time.monotonic() - began
-        problems += _told(may_pay_twice(scene) + broken(scene), tell)
-        return Outcome(len(scene.jobs), seconds, problems)
+            note([f"7: {error}"])
+        note(may_pay_twice(scene) + broken(scene))
+    done.tasks = len(scene.jobs)
+    return done
 
 
-def _told(problems: list[str], tell: Callable[[list[str]], None]) -> list[str]:
-    tell(problems)
+def _started(scene: Stage, done: Outcome) -> list[str]:
+    """Start it; what is open then and not scheduled."""
+    scene.receiver.start()
+    began = time.monotonic()
+    problems = unscheduled(scene)
+    done.seconds = max(done.seconds, time.monotonic() - began)
     return problems
 
 
