@@ -23,8 +23,8 @@ markdown_option = click.option("--markdown", is_flag=True, help="The table as Ma
 def main() -> None:
     """Kill the receiver with SIGKILL from outside, start it again, and check that it kept its promises.
 
-    `lost` counts broken promises, each told on stderr. `worst s`: the longest from ready until all is done, what
-    was left to submit and the deadline of a callback that a kill cut off (1 s) included; at random moments, where
+    `lost` counts broken promises, each told on stderr. `worst s` is the longest from ready until all is done,
+    what was left to submit and the deadline of a callback that a kill cut off (1 s) included; at random, where
     the next kill may come sooner, until all is seen to be scheduled.
     """
 
