@@ -160,10 +160,9 @@ class Api:
 
     async def _file(self, request: Request, task: str, result: dict[str, Any]) -> Response:
         path = self._folder.path(result["name"])
-        if not await in_thread(path.is_file):
-            raise ApiError(
-                410, "result_lost", "The file is no longer in the storage.", "Look at the storage folder."
-            )
+        if await in_thread(self._folder.size, result["name"]) != result["size"]:
+            why = "The file is no longer in the storage as it was stored."
+            raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")
         headers = {
             "ETag": f'"{result["sha256"]}"',
             "Cache-Control": "private, max-age=31536000, immutable",

@@ -18,6 +18,8 @@ import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 
+from receiver.folders import make
+
 log = logging.getLogger("receiver.database")
 
 READERS = 4
@@ -29,6 +31,8 @@ EVENT_LOCK = 0x6B6C696E67
 NODE_LOCK = EVENT_LOCK + 1
 """PostgreSQL: held by the one receiver that serves the database."""
 MIGRATION_LOCK = EVENT_LOCK + 2
+HOLD_TRIES = 20
+"""PostgreSQL: tenths of a second in which the server finds out that a killed holder is gone."""
 
 
 OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
@@ -61,6 +65,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
         self._holding: Any = None
+        self._place: tuple[int, int] | None = None
         if self.path:
             self._make_private(self.path)
         self._writer = self._engine(write=True)
@@ -71,7 +76,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One writing transaction; committed (on disk) when the block ends, rolled back when it raises."""
+        """One writing transaction; committed (on disk) when the block ends, rolled back when it raises.
+
+        Raises Unavailable when the file lies no longer where the next start would look for it.
+        """
+        if self._place and self._place != self._find():
+            log.error("%s was moved or replaced", self.path)
+            raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
         with self._writer.begin() as connection:
             yield connection
 
@@ -94,7 +105,7 @@ class Database:
         if self.is_sqlite:
             connection.exec_driver_sql(f"PRAGMA user_version = {number % (1 << 31)}")
         else:
-            connection.execute(text("SELECT pg_current_xact_id()"))
+            connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     def lock_events(self, connection: Connection) -> None:
         """Let no other writer give out event ids before this transaction ends."""
@@ -131,6 +142,16 @@ class Database:
             alembic.command.upgrade(config, "head")
         if self.path:
             self.path.chmod(0o600)
+            self._place = self._find()
+
+    def _find(self) -> tuple[int, int] | None:
+        """Which file lies where the database should."""
+        assert self.path
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -176,7 +197,7 @@ class Database:
 
     @staticmethod
     def _make_private(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make(path.parent)
         path.touch(mode=0o600)
 
 
@@ -220,12 +241,21 @@ def _hold_file(path: Path) -> Any:
 def _hold_server(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('application_name', %s, false)", (_who(),))
-        held = cursor.execute("SELECT pg_try_advisory_lock(%s)", (NODE_LOCK,)).fetchone()[0]
+        held = _take(cursor)
         holder = None if held else cursor.execute(HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()
     if not held:
         connection.close()
         raise Held("The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL")
+
+
+def _take(cursor: Any) -> bool:
+    """Whether the hold is ours now."""
+    for _ in range(HOLD_TRIES):
+        if cursor.execute("SELECT pg_try_advisory_lock(%s)", (NODE_LOCK,)).fetchone()[0]:
+            return True
+        cursor.execute("SELECT pg_sleep(0.1)")
+    return False
 
 
 HOLDER = """

@@ -74,7 +74,7 @@ CLAIM = text("""
     WHERE id = :id AND state = 'ready'
 """)
 RESCUE = text("""
-    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :now
+    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :now, attempts = attempts - 1
     WHERE state = 'running' AND leased_until <= :until
 """)
 GIVE_BACK = text("""
@@ -193,7 +193,10 @@ def settle(tx: Transaction, job: Claimed, decide: Verdict) -> bool:
 
 
 def rescue(tx: Transaction, until: int) -> int:
-    """Give back the jobs whose lease ends by `until` (unix ms): their worker is dead. How many there were."""
+    """Give back the jobs whose lease ends by `until` (unix ms): their worker is dead. How many there were.
+
+    The attempt does not count: however often the receiver is killed, no file and no event is given up for that.
+    """
     return tx.connection.execute(RESCUE, {"now": tx.now, "until": until}).rowcount
 
 

@@ -1,11 +1,20 @@
-"""Where result files lie: a local folder. A file is there whole or not at all."""
+"""Where result files lie: a local folder. A file is there whole or not at all.
 
+The folder is made at the start only: one that vanished later was on a volume that is no longer mounted, and
+what went into a folder made in its place would not be where it is looked for.
+"""
+
+import errno
 import hashlib
 import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from receiver.folders import make, sync
+
+GONE = "it is gone. Mount its volume again, or start the receiver anew to make it"
 
 
 class Part:
@@ -47,14 +56,16 @@ class Folder:
 
     def open(self) -> None:
         """Make the folder, and clear what an earlier process left unfinished. Raises OSError."""
-        self._parts.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make(self._parts)
         for left in self._parts.iterdir():
             left.unlink(missing_ok=True)
 
     def part(self) -> Part:
         """A new file to write. Raises OSError."""
-        self._parts.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Part(self._parts)
+        try:
+            return Part(self._parts)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, GONE) from error
 
     def probe(self) -> None:
         """Show that a file can be written, by one of no meaning. Raises OSError."""
@@ -68,24 +79,19 @@ class Folder:
     def keep(self, part: Part, name: str) -> None:
         """Make a flushed part the file `name`, durably: rename, then the folder's own entry."""
         target = self.root / name
-        fresh = not target.parent.exists()
         target.parent.mkdir(mode=0o700, exist_ok=True)
         part.path.replace(target)
-        _sync(target.parent)
-        if fresh:
-            _sync(self.root)
+        sync(target.parent)
+        sync(self.root)  # each time: whoever made the task's folder may have been killed before this
 
     def path(self, name: str) -> Path:
         """Where the file `name` lies."""
         return self.root / name
 
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def size(self, name: str) -> int | None:
+        """Bytes of the file `name`, None when it is not there."""
+        path = self.path(name)
+        return path.stat().st_size if path.is_file() else None
 
 
 def folder_of(url: str) -> Path:

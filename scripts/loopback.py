@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import closing
 
 import httpx
@@ -22,10 +23,10 @@ def environment(**settings: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("KLING_")} | settings
 
 
-def answers(url: str, seconds: float = START_SECONDS) -> bool:
-    """Wait until `url` is answered, other than by a 5xx; whether it was within `seconds`."""
+def answers(url: str, seconds: float = START_SECONDS, *, alive: Callable[[], bool] = lambda: True) -> bool:
+    """Wait until `url` is answered, other than by a 5xx; whether it was, in time and `alive`."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while alive() and time.monotonic() < end:
         try:
             if httpx.get(url, timeout=seconds).status_code < 500:
                 return True

@@ -35,6 +35,10 @@ def run(*arguments: str, env: dict[str, str], command: Path = COMMAND) -> subpro
     )
 
 
+class Ended(Exception):
+    """The process ended before it was ready, or never was; what it wrote."""
+
+
 class Process:
     """`kling-receiver serve`; it may be started, killed and started again on the same data."""
 
@@ -54,13 +58,29 @@ class Process:
         if self._process:
             self.kill()
 
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
+    def launch(self, *before: str) -> None:
+        """Start it, by the command that stands `before` it, if any; it is not ready yet."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command, env=self.env, cwd=self.log.parent, stderr=log, stdout=log
+                [*before, *self.command], env=self.env, cwd=self.log.parent, stderr=log, stdout=log
             )
-        assert loopback.answers(f"{self.url}/readyz"), self.said()
+
+    def start(self, *before: str) -> None:
+        """Start it, and wait until it is ready. Raises Ended."""
+        self.launch(*before)
+        if not loopback.answers(f"{self.url}/readyz", 60, alive=lambda: not self.ended):
+            raise Ended(self.said())
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        assert self._process
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self._process is None or self._process.poll() is not None
 
     def kill(self) -> None:
         """kill -9: nothing is tidied up."""

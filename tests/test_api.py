@@ -565,8 +565,16 @@ def test_a_bearer_opens_every_file(running: Running, stored: Json) -> None:
 
 def test_files_that_are_not_there(running: Running, gateway: Sandbox, stored: Json) -> None:
     """Not yet, never, and no longer: three answers, each with what to do."""
-    (running.settings.results / stored["id"] / "0.png").unlink()
+    path = running.settings.results / stored["id"] / "0.png"
+    content = path.read_bytes()
+    for altered in (content[:-1], content + b"x", b""):
+        path.write_bytes(altered)
+        assert refusal(httpx.get(stored["results"][0]["href"])) == (410, "result_lost")
+    path.unlink()
     assert refusal(httpx.get(stored["results"][0]["href"])) == (410, "result_lost")
+    path.write_bytes(content)
+    assert httpx.get(stored["results"][0]["href"]).content == content
+    path.unlink()
     task, _ = submit(running, gateway, "redirect-private")
     assert finished(running, task)["results"][0]["href"] is None
     assert refusal(get(running, f"/api/tasks/{task}/results/0")) == (409, "result_failed")
@@ -638,6 +646,9 @@ def test_a_receiver_that_lost_its_storage_is_not_ready(running: Running) -> None
     assert "The folder for result files cannot be written" in answer.json()["error"]["message"]
     assert httpx.get(f"{running.url}/healthz").status_code == 200
     running.settings.results.unlink()
+    answer = httpx.get(f"{running.url}/readyz")
+    assert "Mount its volume again, or start the receiver anew" in answer.json()["error"]["message"]
+    (running.settings.results / ".parts").mkdir(parents=True)
     assert httpx.get(f"{running.url}/readyz").status_code == 200
 
 

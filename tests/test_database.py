@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from receiver.database import SAY_AGAIN, Database, DatabaseError, Unavailable
 from receiver.transaction import TASK
@@ -137,6 +137,31 @@ def test_what_raises_is_rolled_back(database: Database) -> None:
     assert Ledger(database).rows(TASK) == []
 
 
+@pytest.mark.parametrize("in_its_place", [False, True])
+def test_a_file_that_was_moved_is_written_no_more(sqlite: Database, in_its_place: bool) -> None:
+    """What is written there would be gone after the next start; put back, it is written again."""
+    assert sqlite.path is not None
+    away = sqlite.path.with_name("away")
+    sqlite.path.rename(away)
+    if in_its_place:
+        sqlite.path.write_bytes(away.read_bytes())
+    with pytest.raises(Unavailable, match="moved or replaced"), sqlite.write():
+        pass
+    away.replace(sqlite.path)
+    with sqlite.write() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+    assert len(Ledger(sqlite).rows(TASK)) == 1
+    sqlite.close()
+
+
+def test_a_new_folder_outlasts_a_power_cut(tmp_path: Path) -> None:
+    """Each folder above the database is made, for its owner only; those that were there stay as they were."""
+    tmp_path.chmod(0o755)
+    Database(f"sqlite:///{tmp_path}/a/b/kling.db").close()
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")]
+    assert modes == [0o755, 0o700, 0o700]
+
+
 def test_writers_of_sqlite_wait_for_each_other(sqlite: Database) -> None:
     """A second writer is not refused: it begins when the first has ended."""
     other = Database(str(sqlite.url))
@@ -211,6 +236,27 @@ def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: st
     second.close()
     with database.write():
         pass
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_holder_that_is_just_going_is_waited_for(database: Database, database_url: str) -> None:
+    """A killed process holds the database until its server finds out."""
+    database.hold()
+    second = Database(database_url)
+    leaving = threading.Timer(0.5, database.close)
+    leaving.start()
+    second.hold()
+    leaving.join()
+    second.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_probe_of_a_server_that_only_reads(database: Database) -> None:
+    """Fails: it writes as any change does."""
+    with database.write() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        with pytest.raises(InternalError, match="read-only"):
+            database.probe(connection, 1)
 
 
 def _cut(database: Database) -> None:
