@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,6 +27,8 @@ from receiver.states import STATUSES
 from receiver.storage import Folder
 from receiver.views import Views
 from receiver.writer import Writer
+
+log = logging.getLogger("receiver.api")
 
 MOST_LISTED = 200
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -160,7 +163,8 @@ class Api:
 
     async def _file(self, request: Request, task: str, result: dict[str, Any]) -> Response:
         path = self._folder.path(result["name"])
-        if await in_thread(self._folder.size, result["name"]) != result["size"]:
+        if await in_thread(self._folder.sha256, result["name"]) != result["sha256"]:
+            log.error("task %s, result %d: the file %s is gone, or was altered", task, result["n"], path)
             why = "The file is no longer in the storage as it was stored."
             raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")
         headers = {

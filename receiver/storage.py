@@ -14,6 +14,11 @@ from urllib.parse import unquote, urlsplit
 
 from receiver.folders import make, sync
 
+REMEMBERED = 10_000
+"""Files whose checksum is known while they do not change."""
+
+State = tuple[int, ...]
+
 GONE = "it is gone. Mount its volume again, or start the receiver anew to make it"
 
 
@@ -33,11 +38,16 @@ class Part:
         self._hash.update(data)
         self.size += len(data)
 
+    @property
+    def sha256(self) -> str:
+        """Of what was written, in hex."""
+        return self._hash.hexdigest()
+
     def flush(self) -> str:
         """Put every byte on disk; the file's SHA-256 in hex."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        return self._hash.hexdigest()
+        return self.sha256
 
     def drop(self) -> None:
         """Forget it, unless it was kept."""
@@ -53,6 +63,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._parts = root / ".parts"
+        self._known: dict[State, str] = {}
 
     def open(self) -> None:
         """Make the folder, and clear what an earlier process left unfinished. Raises OSError."""
@@ -83,15 +94,34 @@ class Folder:
         part.path.replace(target)
         sync(target.parent)
         sync(self.root)  # each time: whoever made the task's folder may have been killed before this
+        self._remember(_state(target), part.sha256)
 
     def path(self, name: str) -> Path:
         """Where the file `name` lies."""
         return self.root / name
 
-    def size(self, name: str) -> int | None:
-        """Bytes of the file `name`, None when it is not there."""
+    def sha256(self, name: str) -> str | None:
+        """Of the file `name`, in hex; None when it is not there. Read again only after a change, or a start."""
         path = self.path(name)
-        return path.stat().st_size if path.is_file() else None
+        try:
+            state = _state(path)
+            if state not in self._known:
+                with path.open("rb") as file:
+                    self._remember(state, hashlib.file_digest(file, "sha256").hexdigest())
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return self._known.get(state)
+
+    def _remember(self, state: State, sha256: str) -> None:
+        self._known[state] = sha256
+        if len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+
+def _state(path: Path) -> State:
+    """What changes whenever a file does."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def folder_of(url: str) -> Path:

@@ -74,6 +74,34 @@ def test_what_an_earlier_process_left_unfinished_is_cleared(folder: Folder) -> N
     left.drop()
 
 
+def test_a_file_is_known_by_its_checksum(folder: Folder) -> None:
+    """Altered, it has another, though its size be the same; gone, it has none; a new process reads it again."""
+    part = folder.part()
+    part.write(b"content")
+    sha256 = part.flush()
+    folder.keep(part, "task/0.png")
+    part.drop()
+    path = folder.path("task/0.png")
+    assert folder.sha256("task/0.png") == Folder(folder.root).sha256("task/0.png") == sha256
+    path.write_bytes(b"altered")
+    assert folder.sha256("task/0.png") == hashlib.sha256(b"altered").hexdigest()
+    path.write_bytes(b"content")
+    assert folder.sha256("task/0.png") == sha256
+    path.unlink()
+    assert folder.sha256("task/0.png") is None
+    assert folder.sha256("task") is None
+
+
+def test_few_checksums_are_remembered(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files there are."""
+    monkeypatch.setattr("receiver.storage.REMEMBERED", 3)
+    (folder.root / "task").mkdir()
+    for n in range(10):
+        folder.path(f"task/{n}").write_bytes(bytes([n]))
+        assert folder.sha256(f"task/{n}") == hashlib.sha256(bytes([n])).hexdigest()
+    assert len(folder._known) == 3
+
+
 def test_nobody_else_may_read(folder: Folder) -> None:
     """Files and the folders around them are the receiver's own."""
     part = folder.part()
@@ -122,13 +150,3 @@ def test_a_folder_that_vanished_is_not_made_again(folder: Folder) -> None:
     folder.root.rmdir()
     away.rename(folder.root)
     folder.probe()
-
-
-def test_the_size_of_a_file(folder: Folder) -> None:
-    """In bytes; of none, nothing is said."""
-    part = folder.part()
-    part.write(b"abc")
-    part.flush()
-    folder.keep(part, "task/0.png")
-    part.drop()
-    assert [folder.size(name) for name in ("task/0.png", "task/1.png", "task")] == [3, None, None]
