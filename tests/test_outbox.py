@@ -100,9 +100,9 @@ def test_the_longest_due_goes_first(ledger: Ledger) -> None:
 def test_of_what_is_due_together_the_oldest_goes_first(ledger: Ledger) -> None:
     """By the order in which it came to be owed, not by where the database happens to keep it."""
     for n in range(3):
-        ledger.put_job(f"j{n}")
-    with ledger.database.write() as connection:  # PostgreSQL writes a changed row behind the others
-        connection.execute(JOB.update().where(JOB.c.key == "j0").values(error="again"))
+        ledger.put_job(f"j{n}", due_at=NOW - (n > 0))
+    with ledger.database.write() as connection:  # PostgreSQL puts a changed row behind the others
+        connection.execute(JOB.update().where(JOB.c.key == "j0").values(due_at=NOW - 1))
     assert [job.key for job in claim(ledger)] == ["j0", "j1", "j2"]
 
 
