@@ -99,7 +99,7 @@ def number(value: int, base: str, zeros: int) -> str:
 
 @st.composite
 def spelled_ipv4(draw: st.DrawFn) -> str:
-    """An IPv4 address in one to four numbers of any base, in wide or lowered digits and dots, with dots behind."""
+    """An IPv4 address in one to four numbers of any base, in other digits, dots behind it or not."""
     packed = draw(IPV4).packed
     parts = draw(st.integers(1, 4))
     values = [*packed[: parts - 1], int.from_bytes(packed[parts - 1 :])]
