@@ -6,7 +6,7 @@ from random import Random, SystemRandom
 import click
 from benches.servers import receiver
 
-from fuzzing import parsers, wire
+from fuzzing import interface, parsers, wire
 
 
 @click.command()
@@ -15,7 +15,8 @@ from fuzzing import parsers, wire
 )
 @click.option("--direct", default=1_000_000, show_default=True, help="Inputs for the parsers themselves.")
 @click.option("--http", default=20_000, show_default=True, help="Requests to a receiver of its own.")
-def main(seed: int | None, direct: int, http: int) -> None:
+@click.option("--described", default=200, show_default=True, help="Requests of each kind that it describes.")
+def main(seed: int | None, direct: int, http: int, described: int) -> None:
     """Feed the parsers and a receiver what no sender should send; end at the first that is no answer."""
     seed = SystemRandom().getrandbits(32) if seed is None else seed
     click.echo(f"seed {seed}")
@@ -34,8 +35,9 @@ def main(seed: int | None, direct: int, http: int) -> None:
         statuses = wire.run(url, http, random)
         rate = http / (time.perf_counter() - began)
         assert wire.answered(url, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", True) == 200
-    answers = ", ".join(f"{count} x {status or 'closed'}" for status, count in sorted(statuses.items()))
-    click.echo(f"{http} requests, {rate:,.0f} a second: {answers}")
+        answers = ", ".join(f"{count} x {status or 'closed'}" for status, count in sorted(statuses.items()))
+        click.echo(f"{http} requests, {rate:,.0f} a second: {answers}")
+        raise SystemExit(interface.run(url, described, seed) if described else 0)
 
 
 main(prog_name="scripts/fuzz")
