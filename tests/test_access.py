@@ -64,6 +64,8 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/api/tasks"): ROLES,
     ("GET", "/api/tasks/{id}"): ROLES,
     ("PUT", "/api/tasks/{id}"): ROLES - {"read"},
+    ("POST", "/api/tasks/{id}/ask"): frozenset({"admin"}),
+    ("POST", "/api/tasks/{id}/fetch"): frozenset({"admin"}),
     ("GET", "/api/tasks/{id}/events"): ROLES,
     ("GET", "/api/tasks/{id}/results/{n}"): ROLES | {"link"},
     ("GET", "/api/events"): ROLES,
@@ -85,7 +87,9 @@ class Key:
 
     def turn(self, http: httpx.Client, url: str, method: str, path: str) -> int:
         """The status of a request that shows it."""
-        filled = path.replace("{token:path}", self.token).format(id="nobody", n=0)
+        filled = path.replace("{token:path}", self.token).format(
+            id="made" if method == "PUT" else "nobody", n=0
+        )
         headers = {} if self.bearer is None else {"Authorization": f"Bearer {self.bearer}"}
         content = b'{"family":"images/generations","attempt":"x"}' if method == "PUT" else None
         with http.stream(

@@ -5,6 +5,7 @@ from random import Random, SystemRandom
 
 import click
 from benches.servers import receiver
+from gateway import Sandbox
 
 from fuzzing import interface, parsers, wire
 
@@ -30,7 +31,7 @@ def main(seed: int | None, direct: int, http: int, described: int) -> None:
         "KLING_SIGNING_SECRETS": ",".join(parsers.SECRETS),
         "KLING_WEBHOOK_SECRETS": parsers.WEBHOOK_SECRET,
     }
-    with receiver(**settings) as url:
+    with Sandbox() as kling, receiver(api_base=kling.url, **settings) as url:
         began = time.perf_counter()
         statuses = wire.run(url, http, random)
         rate = http / (time.perf_counter() - began)
