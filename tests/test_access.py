@@ -26,8 +26,8 @@ READING = [
 
 @pytest.fixture
 def running(start: Start) -> Running:
-    """A receiver."""
-    return start()
+    """A receiver; where Kling should be, nobody is."""
+    return start(api_base="http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -102,13 +102,13 @@ def keys(now: float) -> dict[str, Key]:
     """Every kind of proof; those of no use are of the highest role that there is."""
 
     def useless(secret: str, at: float) -> Key:
-        token = CallbackSigner([secret], clock=lambda: at).token("nobody", IMAGES)
+        token = CallbackSigner([secret], clock=lambda: at).token("called", IMAGES)
         return Key(token, api_token([secret], "admin", 300, now=at), linked(secret, at))
 
     def linked(secret: str, at: float) -> str:
         return "?" + link([secret], "", "nobody", 0, int(at + 300)).partition("?")[2]
 
-    token = CallbackSigner([SECRET]).token("nobody", IMAGES)
+    token = CallbackSigner([SECRET]).token("called", IMAGES)
     query = linked(SECRET, now)
     signature = query.rpartition("=")[2]
     bearers = {role: api_token([SECRET], role, 300) for role in get_args(Role)}
