@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from client.families import LONGEST, SHAPE
 from receiver import __version__
 from receiver.states import ORIGINS, STATUSES
 from receiver.tables import RESULT_STATUSES
@@ -60,21 +61,51 @@ EVENT = _object(
     {"id": NUMBER, "type": TEXT, "at": TIME, "data": {}, "task": {"$ref": "#/components/schemas/Task"}}
 )
 ERROR = _object({"error": _object({"code": TEXT, "message": TEXT, "hint": TEXT})})
-REGISTRATION = _object(
-    {
-        "family": {**TEXT, "example": "videos/text2video"},
-        "model": TEXT,
-        "request": {},
-        "base": TEXT,
-        "key_fingerprint": TEXT,
-        "tags": {"type": "array", "items": TEXT, "maxItems": 20},
-        "attempt": {**TEXT, "description": "before a create: the name of this one try at it"},
-        "outcome": {"enum": ["created", "not_created", "unknown"], "description": "after the create"},
-        "task_id": {**TEXT, "description": "Kling's, with the outcome `created`"},
-        "reason": TEXT,
-    },
-    optional=("model", "request", "base", "key_fingerprint", "tags", "attempt", "outcome", "task_id", "reason"),
-)
+
+
+def _text(longest: int, *, shortest: int = 0, **more: Any) -> Json:
+    return {**TEXT, "maxLength": longest, **({"minLength": shortest} if shortest else {}), **more}
+
+
+REGISTRATION = {
+    **_object(
+        {
+            "family": _text(LONGEST, pattern=f"^{SHAPE.pattern}$", example="videos/text2video"),
+            "model": _text(256),
+            "request": {},
+            "base": _text(2000),
+            "key_fingerprint": _text(256),
+            "tags": {"type": "array", "items": _text(100, shortest=1), "maxItems": 20},
+            "attempt": _text(256, description="before a create: the name of this one try at it"),
+            "outcome": {"enum": ["created", "not_created", "unknown", None], "description": "after the create"},
+            "task_id": {**_or_null(_text(256)), "description": "Kling's, with the outcome `created`"},
+            "reason": _text(4000),
+        },
+        optional=(
+            "model",
+            "request",
+            "base",
+            "key_fingerprint",
+            "tags",
+            "attempt",
+            "outcome",
+            "task_id",
+            "reason",
+        ),
+    ),
+    "anyOf": [
+        {
+            "properties": {"outcome": {"const": None}, "attempt": _text(256, shortest=1)},
+            "required": ["attempt"],
+        },
+        {
+            "properties": {"outcome": {"const": "created"}, "task_id": _text(256, shortest=1)},
+            "required": ["outcome", "task_id"],
+        },
+        {"properties": {"outcome": {"enum": ["not_created", "unknown"]}}, "required": ["outcome"]},
+    ],
+}
+"""What comes before a create, after one that was taken, and after any other."""
 REGISTERED = _object(
     {
         "task": {"$ref": "#/components/schemas/Task"},
@@ -104,7 +135,7 @@ AFTER = _in(
 )
 OPEN: Json = {"security": []}
 FILTERS = [
-    _in("query", "status", {"enum": list(STATUSES)}),
+    _in("query", "status", {"enum": [*STATUSES, ""]}, "empty is any, like the other filters"),
     _in("query", "family", TEXT),
     _in("query", "tag", TEXT),
     _in("query", "limit", {"type": "integer", "minimum": 1, "maximum": 200}),

@@ -145,8 +145,9 @@ def claim_due(tx: Transaction, busy: Busy, *, name: str, lease_ms: int) -> list[
         .where(JOB.c.lane.not_in(busy.full_lanes), JOB.c.kind.not_in(busy.full_kinds))
         .order_by(JOB.c.due_at, JOB.c.id)
         .limit(LOOK_AHEAD)
+        .with_for_update(skip_locked=True)  # SQLite has no such words; its one writer needs none
     )
-    rows = tx.connection.execute(query if tx.database.is_sqlite else query.with_for_update(skip_locked=True))
+    rows = tx.connection.execute(query)
     claimed = [
         Claimed(row.id, row.key, row.kind, row.task, row.lane, row.data, row.attempts + 1, name)
         for row in rows

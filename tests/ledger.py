@@ -136,12 +136,34 @@ def callback(task: str = "t", status: str | None = "processing", **given: Any) -
     )
 
 
-def _body(status: str | None, *, files: Sequence[str] = (), message: str = "", **record: Any) -> bytes:
-    if status is None:
-        return f"gibberish {record}".encode()
+SPELLINGS: dict[str, Callable[[Row], Row]] = {
+    "legacy": lambda record: record,
+    "new": lambda record: {
+        **record["more"],
+        "status": {"succeed": "succeeded"}.get(record["task_status"], record["task_status"]),
+        "message": record["task_status_msg"],
+        "outputs": [{"type": "image", "url": image["url"]} for image in record["task_result"]["images"]],
+    },
+    "wrapped": lambda record: {"code": 0, "message": "SUCCEED", "data": record},
+    "relayed": lambda record: {
+        "code": "success",
+        "data": {"status": "IN_PROGRESS", "progress": "50%", "data": {"code": 0, "data": record}},
+    },
+}
+"""One record as Kling's two standards have it, and as gateways wrap it."""
+
+
+def spelled(
+    spelling: str, status: str, *, files: Sequence[str] = (), message: str = "", **record: Any
+) -> bytes:
+    """A body that says this of a task."""
     images = [{"index": n, "url": url} for n, url in enumerate(files)]
-    result = {"task_result": {"images": images}} if files else {}
-    return json.dumps({"task_status": status, "task_status_msg": message, **result, **record}).encode()
+    known = {"task_status": status, "task_status_msg": message, "task_result": {"images": images}}
+    return json.dumps(SPELLINGS[spelling]({**known, **record, "more": record})).encode()
+
+
+def _body(status: str | None, *, spelling: str = "legacy", **record: Any) -> bytes:
+    return f"gibberish {record}".encode() if status is None else spelled(spelling, status, **record)
 
 
 def says(status: Any, *files: str, **record: Any) -> Report:

@@ -1,12 +1,17 @@
 """Who may do what: a token opens what its role says, and nothing opens more than it was made for."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 from client.ids import new_id
 from client.signing import CallbackSigner, Role, api_token, link
+from receiver.app import create_app
 from tests.conftest import SECRET, Running, Start
 from tests.submitting import IMAGES
 
@@ -21,27 +26,121 @@ READING = [
 
 @pytest.fixture
 def running(start: Start) -> Running:
-    """A receiver."""
-    return start()
+    """A receiver; where Kling should be, nobody is."""
+    return start(api_base="http://127.0.0.1:9")
 
 
-def ask(running: Running, path: str, authorization: str | None, *, method: str = "GET") -> int:
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    """One client for the many requests of a table."""
+    with httpx.Client() as http:
+        yield http
+
+
+def ask(
+    running: Running,
+    path: str,
+    authorization: str | None,
+    *,
+    method: str = "GET",
+    http: httpx.Client | None = None,
+) -> int:
     """The status of one request."""
     headers = {} if authorization is None else {b"Authorization": authorization.encode("latin-1")}
-    content = b'{"family":"images/generations","attempt":"x"}'
+    content = b'{"family":"images/generations","attempt":"x"}' if method == "PUT" else None
     url = running.url + path.format(task="nobody")
-    return httpx.request(method, url, headers=headers, content=content if method == "PUT" else None).status_code
+    return (
+        (http or httpx)
+        .request(method, url, headers=headers, content=content if method == "PUT" else None)
+        .status_code
+    )
 
 
-@pytest.mark.parametrize(
-    ("role", "reads", "writes"), [("read", True, False), ("client", True, True), ("admin", True, True)]
-)
-def test_roles_hold(running: Running, role: Role, reads: bool, writes: bool) -> None:
-    """Readers read, clients register too, and an admin may do what a client may."""
-    bearer = running.headers(role)["Authorization"]
-    for path in READING:
-        assert (ask(running, path, bearer) in (200, 404)) == reads, path
-    assert ask(running, f"/api/tasks/{new_id()}", bearer, method="PUT") == (201 if writes else 403)
+ROLES = frozenset({"read", "client", "admin"})
+NOBODY = frozenset({"none", "callback", "link", "expired", "other secret"})
+TABLE: dict[tuple[str, str], frozenset[str]] = {
+    ("POST", "/callbacks/{token:path}"): frozenset({"callback"}),
+    ("POST", "/callbacks"): frozenset(),
+    ("GET", "/api/tasks"): ROLES,
+    ("GET", "/api/tasks/{id}"): ROLES,
+    ("PUT", "/api/tasks/{id}"): ROLES - {"read"},
+    ("POST", "/api/tasks/{id}/ask"): frozenset({"admin"}),
+    ("POST", "/api/tasks/{id}/fetch"): frozenset({"admin"}),
+    ("GET", "/api/tasks/{id}/events"): ROLES,
+    ("GET", "/api/tasks/{id}/results/{n}"): ROLES | {"link"},
+    ("GET", "/api/events"): ROLES,
+    ("GET", "/healthz"): ROLES | NOBODY,
+    ("GET", "/readyz"): ROLES | NOBODY,
+    ("GET", "/metrics"): ROLES,
+    ("GET", "/openapi.json"): ROLES | NOBODY,
+}
+"""Each route, and what opens it."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One kind of proof, shown in every place that a proof may stand in: the path, a header, the query."""
+
+    token: str
+    bearer: str | None
+    query: str = ""
+
+    def turn(self, http: httpx.Client, url: str, method: str, path: str) -> int:
+        """The status of a request that shows it."""
+        filled = path.replace("{token:path}", self.token).format(
+            id="made" if method == "PUT" else "nobody", n=0
+        )
+        headers = {} if self.bearer is None else {"Authorization": f"Bearer {self.bearer}"}
+        content = b'{"family":"images/generations","attempt":"x"}' if method == "PUT" else None
+        with http.stream(
+            method, f"{url}{filled}{self.query}", headers=headers, content=content
+        ) as answer:  # some have no end
+            return answer.status_code
+
+
+def keys(now: float) -> dict[str, Key]:
+    """Every kind of proof; those of no use are of the highest role that there is."""
+
+    def useless(secret: str, at: float) -> Key:
+        token = CallbackSigner([secret], clock=lambda: at).token("called", IMAGES)
+        return Key(token, api_token([secret], "admin", 300, now=at), linked(secret, at))
+
+    def linked(secret: str, at: float) -> str:
+        return "?" + link([secret], "", "nobody", 0, int(at + 300)).partition("?")[2]
+
+    token = CallbackSigner([SECRET]).token("called", IMAGES)
+    query = linked(SECRET, now)
+    signature = query.rpartition("=")[2]
+    bearers = {role: api_token([SECRET], role, 300) for role in get_args(Role)}
+    return {
+        "none": Key("x", None),
+        **{role: Key(bearer, bearer) for role, bearer in bearers.items()},
+        "callback": Key(token, token, f"?token={token}"),
+        "link": Key(signature, signature, query),
+        "expired": useless(SECRET, now - 31 * 86_400),
+        "other secret": useless("another-secret-that-is-32-characters!", now),
+    }
+
+
+def test_every_route_has_its_row(running: Running) -> None:
+    """A new route is a new row here, before it is anything else."""
+    routes = [route for route in create_app(running.receiver).routes if isinstance(route, Route)]
+    assert {(method, route.path) for route in routes for method in (route.methods or set()) - {"HEAD"}} == set(
+        TABLE
+    )
+
+
+def test_what_opens_what(running: Running, http: httpx.Client) -> None:
+    """Every route by every kind of proof: taken, 403 for a role that is too low, else 401; HEAD is like GET."""
+    shown = keys(time.time())
+    assert set(shown) == ROLES | NOBODY
+    for (method, path), opens in TABLE.items():
+        for name, key in shown.items():
+            for asked in ("GET", "HEAD") if method == "GET" else (method,):
+                too_low = name in ROLES and path.startswith("/api")
+                expected = (200, 201, 404) if name in opens else (403,) if too_low else (401,)
+                status = key.turn(http, running.url, asked, path)
+                assert status in expected, (asked, path, name, status)
 
 
 def strangers(running: Running) -> list[str | None]:
@@ -72,12 +171,12 @@ def strangers(running: Running) -> list[str | None]:
     ]
 
 
-def test_nothing_else_opens_anything(running: Running) -> None:
+def test_nothing_else_opens_anything(running: Running, http: httpx.Client) -> None:
     """No token, another kind of token, an altered or expired one: 401 with the scheme that is wanted."""
     for authorization in strangers(running):
         for path in (*READING, "/api/events"):
-            assert ask(running, path, authorization) == 401, (authorization, path)
-        assert ask(running, f"/api/tasks/{new_id()}", authorization, method="PUT") == 401
+            assert ask(running, path, authorization, http=http) == 401, (authorization, path)
+        assert ask(running, f"/api/tasks/{new_id()}", authorization, method="PUT", http=http) == 401
     assert httpx.get(f"{running.url}/api/tasks").headers["WWW-Authenticate"] == "Bearer"
 
 

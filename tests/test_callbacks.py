@@ -17,7 +17,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
 from client.ids import new_id
-from client.signing import CallbackSigner
+from client.signing import CallbackSigner, api_token, link
 from receiver.app import Receiver, create_app
 from receiver.body import DROPPED, KEPT
 from receiver.signatures import sign
@@ -143,11 +143,34 @@ def test_the_clock_may_be_a_minute_off(running: Running) -> None:
         assert httpx.post(address, json=record("submitted")).status_code == 200
 
 
-def test_older_secrets_verify(start: Start) -> None:
-    """During a rotation, addresses signed with the secret before still open."""
-    old = "the-secret-before-the-rotation-012345"
-    running = start(signing_secrets=(SECRET, old))
-    assert httpx.post(CallbackSigner([old]).url(running.url, new_id(), IMAGES), json={}).status_code == 200
+def test_a_rotation_breaks_nothing_that_is_under_way(start: Start) -> None:
+    """Addresses, bearers and links of the secret before still open; what is made now is the newest's."""
+    old, gone = "the-secret-before-the-rotation-012345", "the-one-before-that-which-is-no-more-"
+    running = start(api_base="http://127.0.0.1:9", signing_secrets=(SECRET, old))
+    for secret, opens in ((SECRET, True), (old, True), (gone, False)):
+        task = new_id()
+        called = httpx.post(CallbackSigner([secret]).url(running.url, task, IMAGES), json={})
+        bearer = {"Authorization": f"Bearer {api_token([secret], 'client', 60)}"}
+        shown = httpx.get(f"{running.url}/api/tasks", headers=bearer)
+        linked = httpx.get(link([secret], running.url, task, 0, 1 << 40))
+        expected = [200, 200, 404] if opens else [401] * 3
+        assert [each.status_code for each in (called, shown, linked)] == expected
+    task = new_id()
+    token = register(running, task).json()["callback_url"].rpartition("/")[2]
+    assert CallbackSigner([SECRET]).read(token, 60).task_id == task
+
+
+@pytest.mark.parametrize("seconds", [-5, 5])
+def test_clocks_may_be_five_seconds_apart(start: Start, seconds: int) -> None:
+    """Whoever signs is ahead or behind: his addresses, his bearers and Kling's signatures hold."""
+    running = start(webhook_secrets=(WEBHOOK,), webhook_signature="required")
+    theirs = time.time() + seconds
+    signer = CallbackSigner([SECRET], clock=lambda: theirs)
+    body = json.dumps(record("processing")).encode()
+    url = signer.url(running.url, new_id(), IMAGES)
+    assert httpx.post(url, content=body, headers=signed(body, at=theirs)).status_code == 200
+    bearer = {"Authorization": f"Bearer {api_token([SECRET], 'client', 1, now=theirs)}"}
+    assert httpx.get(f"{running.url}/api/tasks", headers=bearer).status_code == 200
 
 
 def test_a_token_of_an_impossible_task_is_refused(running: Running) -> None:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.codec import LONGEST_ID, MOST_OUTPUTS, Output, Report, clean, read_answer, read_callback
+from client.codec import (
+    LONGEST_COST,
+    LONGEST_ID,
+    LONGEST_URL,
+    MOST_OUTPUTS,
+    Output,
+    Report,
+    clean,
+    read_answer,
+    read_callback,
+)
 
 LEGACY = {
     "task_id": "822953089408827433",
@@ -152,6 +162,50 @@ def test_what_the_inner_record_leaves_out_the_outer_says() -> None:
     assert (report.status, report.task_id) == ("processing", "relay")
 
 
+def test_a_relay_s_record_fills_every_gap() -> None:
+    """Ids, times and cost; what Kling's record inside says goes before it, and its message is its own."""
+    around = {
+        "id": "o",
+        "status": "SUCCESS",
+        "external_id": "mine",
+        "create_time": 1,
+        "update_time": 2,
+        "billing": "7",
+        "message": "outside",
+    }
+    filled = read_callback(body({**around, "data": {"status": "processing"}}))
+    assert filled == Report("processing", "o", "mine", created_at=1, updated_at=2, cost="7")
+    inside = {
+        "id": "i",
+        "status": "processing",
+        "external_id": "yours",
+        "create_time": 3,
+        "update_time": 4,
+        "billing": "8",
+        "message": "inside",
+    }
+    kept = read_callback(body({**around, "data": inside}))
+    assert kept == Report("processing", "i", "yours", "inside", created_at=3, updated_at=4, cost="8")
+
+
+def test_a_list_is_its_first_record() -> None:
+    """A callback that comes as a list, or a record inside one, is read; what is no record is passed over."""
+    assert read_callback(body([7, LEGACY, {"task_id": "other", "task_status": "failed"}])) == REPORT
+    assert read_callback(body({"data": ["x", NEW]})) == REPORT
+    assert read_callback(body([])) is None
+
+
+def test_a_legacy_record_has_no_other_id() -> None:
+    """`id` beside `task_status` is something else: matching by it would find another's task."""
+    assert read_callback(body({"id": "x", "task_status": "failed"})) == Report("failed")
+
+
+@pytest.mark.parametrize("name", ["task_status_msg", "fail_reason", "message"])
+def test_the_reason_stands_under_several_names(name: str) -> None:
+    """Kling's two, and a relay's."""
+    assert read_callback(body({"status": "failed", name: "no credit"})) == Report("failed", message="no credit")
+
+
 def test_images_come_in_kling_s_order() -> None:
     """Images are sorted by their index; a strange index counts as 0."""
     images = [
@@ -193,7 +247,7 @@ def test_a_series_is_images() -> None:
 def test_watermarked_copies_come_last() -> None:
     """A marked copy is a file of its own, behind all that were asked for; the same address is not one."""
     items = [
-        {"type": "video", "url": "https://h/1", "watermark_url": "https://h/w1"},
+        {"type": "video", "id": "v", "duration": 5, "url": "https://h/1", "watermark_url": "https://h/w1"},
         {"type": "video", "url": "https://h/2", "watermark_url": "https://h/2"},
     ]
     report = read_callback(body({**NEW, "outputs": items}))
@@ -203,6 +257,18 @@ def test_watermarked_copies_come_last() -> None:
         ("video", "https://h/2"),
         ("watermark", "https://h/w1"),
     ]
+    assert report.outputs[2] == Output("watermark", "https://h/w1", "v", 5.0)
+
+
+def test_a_file_of_no_kind_is_a_file() -> None:
+    """What Kling does not name, or names at too great length, is still fetched."""
+    items = [{"url": "https://h/1"}, {"type": "model", "url": "https://h/2"}, {"type": "x" * 300, "url": "u"}]
+    report = read_callback(body({**NEW, "outputs": items}))
+    assert report is not None
+    assert [each.kind for each in report.outputs] == ["file", "model", "x" * LONGEST_ID]
+    report = read_callback(body({**LEGACY, "task_result": {"y" * 300: [{"url": "u"}]}}))
+    assert report is not None
+    assert report.outputs == (Output("y" * LONGEST_ID, "u"),)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +284,9 @@ def test_watermarked_copies_come_last() -> None:
         (["\0"], None),
         (["\ud800"], None),
         ({"a": "x" * 10_000}, None),
+        ("x" * 300, "x" * LONGEST_ID),
+        (["x" * (LONGEST_COST - 4)], ["x" * (LONGEST_COST - 4)]),
+        (["x" * (LONGEST_COST - 3)], None),
     ],
 )
 def test_the_cost_is_kept_as_it_is_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:
@@ -231,6 +300,9 @@ def test_an_id_is_whole_or_none() -> None:
     """Numbers are ids too; an id too long to be one is not cut into another's."""
     for given_id, kept in (
         (42, "42"),
+        (822953089408827433, "822953089408827433"),
+        (10**30 - 1, "9" * 30),
+        (10**30, None),
         ("x" * LONGEST_ID, "x" * LONGEST_ID),
         ("x" * 300, None),
         (True, None),
@@ -243,21 +315,24 @@ def test_an_id_is_whole_or_none() -> None:
 
 def test_odd_numbers_are_left_out() -> None:
     """Times beyond 53 bits and durations that are none do not reach the database."""
-    videos = [
-        {"url": "https://h/x", "duration": each} for each in ("nan", "-1", "x", None, "1e300", 10**400, 5)
-    ]
+    wrong = ("nan", "-1", "x", None, "1e300", 10**400, 1e6)
+    videos = [{"url": "https://h/x", "duration": each} for each in (*wrong, 0, "0.5", 5, 999_999)]
     report = read_callback(
         body({**LEGACY, "created_at": 2**60, "updated_at": "now", "task_result": {"videos": videos}})
     )
     assert report is not None
     assert (report.created_at, report.updated_at) == (None, None)
-    assert [each.duration for each in report.outputs] == [None] * 6 + [5.0]
+    assert [each.duration for each in report.outputs] == [None] * len(wrong) + [0.0, 0.5, 5.0, 999_999.0]
+    report = read_callback(body({**NEW, "create_time": 2**53 - 1, "update_time": 2**53}))
+    assert report is not None
+    assert (report.created_at, report.updated_at) == (2**53 - 1, None)
 
 
 def test_outputs_are_not_endless() -> None:
     """At most a hundred files of one task are read, and no address beyond reason."""
     videos = [
-        {"url": "https://h/" + "x" * 9000},
+        {"url": "x" * (LONGEST_URL + 1)},
+        {"url": "x" * LONGEST_URL},
         {"url": 1},
         "x",
         *({"url": f"https://h/{n}"} for n in range(500)),
@@ -265,7 +340,7 @@ def test_outputs_are_not_endless() -> None:
     report = read_callback(body({**LEGACY, "task_result": {"videos": videos, "images": "x"}}))
     assert report is not None
     assert len(report.outputs) == MOST_OUTPUTS
-    assert report.outputs[0].url == "https://h/0"
+    assert [each.url for each in report.outputs[:2]] == ["x" * LONGEST_URL, "https://h/0"]
 
 
 def test_text_is_fit_for_any_database() -> None:
@@ -298,6 +373,7 @@ def test_an_answer_has_its_envelope() -> None:
         ("1302", False, 1302),
         (5000, False, 5000),
         ("²", False, "²"),
+        ("x" * 300, False, "x" * LONGEST_ID),
         (10**30, True, None),
     ],
 )
@@ -309,10 +385,12 @@ def test_success_has_several_spellings(code: Any, ok: bool, read: Any) -> None:
     assert answer.reports == (Report(None, task_id="a"),)
 
 
-@pytest.mark.parametrize("error", [{"message": "no credit"}, "no credit"])
-def test_a_relay_s_error_shape_is_understood(error: Any) -> None:
-    """{"error": ...} without Kling's envelope still has its message."""
-    answer = read_answer(body({"error": error}))
+@pytest.mark.parametrize(
+    "document", [{"error": {"message": "no credit"}}, {"error": "no credit"}, {"msg": "no credit"}]
+)
+def test_a_relay_s_error_shape_is_understood(document: Any) -> None:
+    """{"error": ...} or {"msg": ...} without Kling's envelope still has its message."""
+    answer = read_answer(body(document))
     assert answer is not None
     assert answer.message == "no credit"
 

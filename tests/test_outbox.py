@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from receiver import outbox
 from receiver.database import Database
 from receiver.outbox import Backoff, Busy, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
-from receiver.transaction import Transaction
+from receiver.transaction import JOB, Transaction
 from tests.ledger import NOW, Ledger
 
 LEASE = 1000
@@ -96,6 +97,15 @@ def test_the_longest_due_goes_first(ledger: Ledger) -> None:
     assert [job.key for job in claim(ledger, room=2)] == ["j3"]
 
 
+def test_of_what_is_due_together_the_oldest_goes_first(ledger: Ledger) -> None:
+    """By the order in which it came to be owed, not by where the database happens to keep it."""
+    for n in range(3):
+        ledger.put_job(f"j{n}", due_at=NOW - (n > 0))
+    with ledger.database.write() as connection:  # PostgreSQL puts a changed row behind the others
+        connection.execute(JOB.update().where(JOB.c.key == "j0").values(due_at=NOW - 1))
+    assert [job.key for job in claim(ledger)] == ["j0", "j1", "j2"]
+
+
 def test_two_claims_of_a_job_have_different_names(ledger: Ledger) -> None:
     """Else the loser of one could pass for the winner of the next."""
     ledger.put_job()
@@ -116,15 +126,16 @@ def test_done_is_gone(ledger: Ledger) -> None:
 
 
 def test_what_is_tried_again_waits(ledger: Ledger) -> None:
-    """Until its time, with the reason, and with its attempts counted."""
-    ledger.put_job()
+    """Until its time, with the reason, with what it knew, and with its attempts counted."""
+    ledger.put_job(data={"n": 1})
     (job,) = claim(ledger)
     assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
     row = ledger.jobs()["ask/t"]
     assert (row["state"], row["due_at"], row["attempts"], row["claim"]) == ("ready", NOW + 7, 1, None)
     assert row["error"] == "x" * outbox.LONGEST_ERROR
     ledger.now += 7
-    assert claim(ledger)[0].attempts == 2
+    (job,) = claim(ledger)
+    assert (job.attempts, job.data) == (2, {"n": 1})
 
 
 def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
@@ -298,12 +309,30 @@ def test_two_workers_never_have_the_same_job(database: Database, database_url: s
     assert (len(taken), len(set(taken)), left) == (40, 40, [])
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
+    """The second worker takes what the first, not yet committed, does not look at; it waits for nobody."""
+    first, second = Ledger(Database(database_url)), Ledger(Database(database_url))
+    first.put_task()
+    for n in range(outbox.LOOK_AHEAD + 1):
+        first.put_job(f"j{n}")
+    with first.transaction() as tx:
+        (mine,) = outbox.claim_due(tx, room=1, running={}, per_lane=9, lease_ms=LEASE)
+        with second.transaction() as other:
+            other.connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+            (theirs,) = outbox.claim_due(other, room=9, running={}, per_lane=9, lease_ms=LEASE)
+    assert (mine.key, theirs.key) == ("j0", f"j{outbox.LOOK_AHEAD}")
+    for each in (first, second):
+        each.database.close()
+
+
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
 def test_waits_are_drawn_from_the_upper_half_of_each_step(draw: float) -> None:
     """A retry is never at once, and never later than its step."""
     backoff = Backoff((10, 100), lambda: draw)
     for attempt, step in ((1, 10), (2, 100)):
         assert backoff.after(attempt, NOW) == NOW + int(step * (0.5 + draw / 2) * 1000)
+    assert Backoff((0.1,), lambda: draw).after(1, 0) == int(0.1 * (0.5 + draw / 2) * 1000)
 
 
 def test_waits_spread_out() -> None:

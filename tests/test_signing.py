@@ -1,16 +1,20 @@
 """Callback addresses, bearer tokens and result links: what holds, what expires, what is forged."""
 
+import contextlib
 import json
+from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from itsdangerous import TimestampSigner
 
 from client.errors import ParameterError, SettingsError, TokenError, TokenExpired
 from client.ids import SHAPE
 from client.signing import (
+    MAKE_ONE,
+    SHORTEST_SECRET,
     CallbackSigner,
     api_token,
     key_fingerprint,
@@ -60,6 +64,65 @@ def test_one_changed_letter_breaks_a_token(place: int, letter: str) -> None:
             signer().read(altered, DAY)
 
 
+def test_what_an_earlier_version_signed_still_holds() -> None:
+    """Callback addresses live for a month at Kling's, and outlive updates of the receiver: these are of 0.1."""
+    token = "WyJvcmRlci00MiIsInZpZGVvcy90ZXh0MnZpZGVvIl0.a0nSAA.O-j_thDgz55Q-_FhaThx1pL8Mf2FpOJLSGw4BTQvTJ0"
+    assert signer(OLD).token("order-42", "videos/text2video") == token
+    assert signer(OLD).read(token, DAY).task_id == "order-42"
+    bearer = "WyJjbGllbnQiLDE4MDAwMDAzMDBd.1g0V2myGpqs4jQxbzwaC9R9og2FcM9wL6yYp_FMUpSk"
+    assert api_token([OLD], "client", 300, now=NOW) == bearer
+    assert read_api_token([OLD], bearer, now=NOW) == "client"
+    signature = "Y0B_4YWEuJt9a7TNN8sp8RZ2kV0-TqIC4HaDPaOnf50"
+    assert link([OLD], "https://host/X/", "a:b", 3, int(NOW)) == (
+        f"https://host/X/api/tasks/a%3Ab/results/3?expires=1800000000&signature={signature}"
+    )
+    read_link([OLD], "a:b", 3, "1800000000", signature, now=NOW)
+    assert key_fingerprint("key-1") == "5a90db34dff6e987"
+
+
+def test_without_a_clock_it_is_the_machine_s() -> None:
+    """Tokens and links of now hold now, and those of the year 2000 are over."""
+    past = 946_684_800
+    assert CallbackSigner(NEW).read(CallbackSigner(NEW).token("a", "b/c"), DAY).task_id == "a"
+    assert read_api_token([NEW], api_token([NEW], "read", 300)) == "read"
+    with pytest.raises(TokenExpired):
+        read_api_token([NEW], api_token([NEW], "read", 300, now=past))
+    for expires, over in ((past, True), (1 << 40, False)):
+        signature = link([NEW], "https://host", "a", 0, expires).rpartition("=")[2]
+        with pytest.raises(TokenExpired) if over else contextlib.nullcontext():
+            read_link([NEW], "a", 0, str(expires), signature)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (lambda: signer().read("x", DAY), "The callback token does not hold."),
+        (lambda: signer(now=NOW + 999).read(signer().token("a", "b"), 1), "The callback token has expired."),
+        (lambda: read_api_token([NEW], "x"), "The bearer token does not hold."),
+        (lambda: read_api_token([NEW], api_token([NEW], "read", 1, now=0)), "The bearer token has expired."),
+        (
+            lambda: read_api_token([NEW], api_token([NEW], "root", 9)),  # type: ignore[arg-type]
+            "The bearer token names an unknown role.",
+        ),
+        (lambda: read_link([NEW], "a", 0, "9", "x"), "The link is not one that this receiver signed."),
+        (
+            lambda: read_link([NEW], "a", 0, "9", link([NEW], "https://h", "a", 0, 9).rpartition("=")[2]),
+            "The link has expired.",
+        ),
+        (
+            lambda: CallbackSigner(["short"]),
+            "A signing secret of at least 32 characters is needed. " + MAKE_ONE,
+        ),
+        (lambda: api_token([], "read", 1), "at least one signing secret is needed"),
+    ],
+)
+def test_a_refusal_says_what_and_why(attempt: Callable[[], object], said: str) -> None:
+    """In a sentence that the receiver answers, and logs, as it is."""
+    with pytest.raises((TokenError, SettingsError, ValueError)) as raised:
+        attempt()
+    assert str(raised.value) == said
+
+
 def test_a_token_of_another_purpose_does_not_hold() -> None:
     """A bearer token is no callback token, and the other way round."""
     with pytest.raises(TokenError):
@@ -105,8 +168,10 @@ def test_no_signer_without_good_secrets(secrets: str | list[str]) -> None:
 
 
 def test_secrets_may_be_one_string() -> None:
-    """One secret, or several with commas as in the setting, newest first."""
-    assert CallbackSigner(f"{NEW}, {OLD}").read(CallbackSigner(OLD).token("a", "b/c"), DAY).family == "b/c"
+    """One secret, or several with commas as in the setting, newest first; blanks beside a comma are nothing."""
+    for secrets in (f"{NEW}, {OLD}", f"{NEW},{OLD}"):
+        assert CallbackSigner(secrets).read(CallbackSigner(OLD).token("a", "b/c"), DAY).family == "b/c"
+    assert CallbackSigner("x" * SHORTEST_SECRET).token("a", "b/c")
 
 
 def test_a_callback_url_lies_under_the_receivers_address() -> None:
@@ -170,7 +235,12 @@ def test_a_result_link_opens_until_its_time() -> None:
             read_link([NEW], *changed, query["signature"])
 
 
-@given(st.text(), st.text())
+ANY_TEXT = st.text(st.characters())
+"""Lone surrogates too: what a caller of these functions may hand in, although no address can hold it."""
+
+
+@given(ANY_TEXT, ANY_TEXT)
+@example("\ud800", "\ud800")
 def test_no_text_passes_for_a_link(expires: str, signature: str) -> None:
     """Whatever comes in a query, it is refused with one error of ours."""
     with pytest.raises(TokenError):

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from client.codec import Report
+from client.codec import Report, read_answer
 from client.errors import GatewayError
 from receiver import outbox, recover, results, store
 from receiver.database import Database
@@ -29,15 +29,24 @@ from receiver.reading import RESULT
 from receiver.states import FINAL, RANK
 from receiver.store import Stored
 from receiver.transaction import EVENT, JOB, TASK, Row, Rules, Transaction
-from tests.ledger import FILE, Ledger, callback, says
+from tests.ledger import FILE, SPELLINGS, Ledger, callback, spelled
 
 TASKS = st.sampled_from(["t", "u"])
 ATTEMPTS = st.sampled_from(["a", "b"])
 STATUSES = st.sampled_from(["submitted", "processing", "succeed", "failed", None])
-CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), st.booleans())
-ANSWERS = st.sampled_from(
-    [says("submitted"), says("processing"), says("succeed", FILE, FILE), says("succeed"), says("failed"), None]
-)
+SPELLED = st.sampled_from(list(SPELLINGS))
+CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), st.booleans(), SPELLED)
+
+
+def answered(spelling: str, said: tuple[str, int]) -> Report:
+    """Kling's answer to a question, read as it comes."""
+    answer = read_answer(spelled(spelling, said[0], files=[FILE] * said[1]))
+    assert answer is not None
+    return answer.reports[0]
+
+
+SAID = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("succeed", 0), ("failed", 0)])
+ANSWERS = st.none() | st.builds(answered, SPELLED, SAID)
 FAR_FUTURE = 1 << 62
 
 
@@ -123,11 +132,11 @@ class StoreMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     @rule(batch=st.lists(CALLBACKS, min_size=1, max_size=5))
-    def callbacks_come(self, batch: list[tuple[str, str | None, bool, int, bool]]) -> None:
-        """Repeated, reordered, contradictory, false, signed or not, unreadable; in one commit."""
+    def callbacks_come(self, batch: list[tuple[str, str | None, bool, int, bool, str]]) -> None:
+        """Repeated, reordered, contradictory, false, signed or not, in any spelling or none; in one commit."""
         made = []
-        for task, status, signed, variant, files in batch:
-            one = callback(task, status, signed=signed, n=variant, files=[FILE] * files)
+        for task, status, signed, variant, files, spelling in batch:
+            one = callback(task, status, signed=signed, n=variant, files=[FILE] * files, spelling=spelling)
             made.append(one)
             model = self.models.setdefault(task, Model())
             model.bodies[one.digest] += 1

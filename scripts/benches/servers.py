@@ -49,9 +49,12 @@ def bare() -> Iterator[str]:
 
 @contextmanager
 def receiver(
-    database_url: str = "", api_base: str = "http://127.0.0.1:9", *, folder: str | None = None
+    database_url: str = "", api_base: str = "http://127.0.0.1:9", *, folder: str | None = None, **more: str
 ) -> Iterator[str]:
-    """A receiver, ready: on SQLite unless another database is named, in a fresh folder unless one is given."""
+    """A receiver, ready: on SQLite unless another database is named, in a fresh folder unless one is given.
+
+    `more`: settings by their names.
+    """
     port = loopback.free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as fresh:
@@ -63,6 +66,7 @@ def receiver(
             "KLING_DATA_DIR": folder or fresh,
             "KLING_DATABASE_URL": database_url,
             "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
+            **more,
         }
         with process([str(BIN / "kling-receiver"), "serve", "--port", str(port)], f"{url}/readyz", settings):
             yield url
