@@ -228,6 +228,7 @@ def _routes(receiver: Receiver) -> list[Route]:
         return Response(receiver.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     async def described(request: Request) -> Response:
+        require(request, receiver.settings.signing_secrets, "admin")
         return JSONResponse(document(receiver.settings.receiver_url))
 
     return [

@@ -248,7 +248,7 @@ PATHS: Json = {
             "responses": {"200": _answer("text", TEXT, "text/plain")} | _errors(401),
         }
     },
-    "/openapi.json": {"get": {"summary": "This document", "responses": OK, **OPEN}},
+    "/openapi.json": {"get": {"summary": "This document (admin)", "responses": OK | _errors(401, 403)}},
 }
 
 

@@ -356,7 +356,7 @@ def test_a_path_prefix_works_with_and_without_a_proxy_that_strips_it(start: Star
         address = running.callback_url(task).replace(running.url, base)
         assert httpx.post(address, json=record("processing")).status_code == 200
         for path in ("/healthz", "/readyz", "/openapi.json"):
-            assert httpx.get(f"{base}{path}").status_code == 200
+            assert httpx.get(f"{base}{path}", headers=running.headers("admin")).status_code == 200
         shown = httpx.get(f"{base}/api/tasks/{task}", headers=running.headers())
         assert shown.json()["status"] == "processing"
 

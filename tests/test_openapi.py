@@ -102,7 +102,7 @@ def test_real_answers_are_as_described(running: Running, gateway: Sandbox) -> No
 
 def test_the_document_is_one(running: Running) -> None:
     """Served as it stands, with this receiver's address; each reference leads somewhere."""
-    document = httpx.get(f"{running.url}/openapi.json").json()
+    document = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
     assert document == openapi.document(running.url)
     assert document["servers"] == [{"url": running.url}]
 
