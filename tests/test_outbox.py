@@ -317,10 +317,10 @@ def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
     for n in range(outbox.LOOK_AHEAD + 1):
         first.put_job(f"j{n}")
     with first.transaction() as tx:
-        (mine,) = outbox.claim_due(tx, room=1, running={}, per_lane=9, lease_ms=LEASE)
+        (mine,) = outbox.claim_due(tx, Busy(1, 99), name="mine", lease_ms=LEASE)
         with second.transaction() as other:
             other.connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            (theirs,) = outbox.claim_due(other, room=9, running={}, per_lane=9, lease_ms=LEASE)
+            (theirs,) = outbox.claim_due(other, Busy(9, 99), name="theirs", lease_ms=LEASE)
     assert (mine.key, theirs.key) == ("j0", f"j{outbox.LOOK_AHEAD}")
     for each in (first, second):
         each.database.close()

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from gateway import Sandbox
 
 from receiver import outbox, recover, store
 from receiver.database import Database
-from receiver.outbox import Claimed, Done, Outcome
+from receiver.outbox import Busy, Claimed, Done, Outcome
 from receiver.transaction import JOB, Transaction
 from tests.conftest import Start
 from tests.ledger import FILE, Ledger, callback, says
@@ -43,7 +44,7 @@ def at_once(*actions: Callable[[], Any]) -> list[Any]:
 
 def claim(ledger: Ledger) -> list[Claimed]:
     """Claim what is due."""
-    return ledger.change(lambda tx: outbox.claim_due(tx, room=9, running={}, per_lane=9, lease_ms=LEASE))
+    return ledger.change(lambda tx: outbox.claim_due(tx, Busy(99, 99), name=token_hex(8), lease_ms=LEASE))
 
 
 def settled(ledger: Ledger, job: Claimed, verdict: Callable[[Transaction], Outcome]) -> bool:
