@@ -36,7 +36,7 @@ HINTS = {
 UNREACHED = "Check KLING_RECEIVER_URL, and that `kling-receiver serve` runs."
 ELSEWHERE = (
     "Something else than the receiver answers there, a proxy perhaps that passes on /callbacks/ only. "
-    "Set KLING_RECEIVER_INTERNAL_URL to where this machine reaches the receiver."
+    "Check KLING_RECEIVER_URL, or set KLING_RECEIVER_INTERNAL_URL to where this machine reaches the receiver."
 )
 
 

@@ -85,17 +85,15 @@ async def test_a_refusal_is_told_at_once(status: int) -> None:
     assert stage.order == ["events"]
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"), [(401, "KLING_RECEIVER_TOKEN"), (403, "role"), (404, "id"), (302, "KLING_RECEIVER_URL")]
-)
-async def test_a_refusal_by_something_else_has_a_hint_too(status: int, hint: str) -> None:
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+async def test_a_refusal_by_something_else_has_a_hint_too(status: int) -> None:
     """A proxy's page, or none: the message still says what to check."""
     stage = Stage(
         events=[httpx.Response(status, content=b"<html>", headers={"Location": "https://other.test/x"})]
     )
     with pytest.raises(ReceiverError) as error:
         await heard(stage)
-    assert hint in (error.value.hint or "")
+    assert "KLING_RECEIVER_INTERNAL_URL" in (error.value.hint or "")
     assert ("other.test" in error.value.message) == (status == 302)
 
 
