@@ -14,10 +14,12 @@ KEPT = 1_000_000
 DROPPED = 16_000_000
 """Bytes after those that are read and dropped, for the digest."""
 READ_SECONDS = 30
-FREE = 16_384
-"""Bytes of a body that count for nothing: Kling's own have 1 to 5 KB, and so are never refused."""
-MOST_HELD = 64_000_000
-"""Bytes beyond those, of all bodies that are read or held at once."""
+LARGE = 16_384
+"""Bytes beyond which a body is large. Kling's own have 1 to 5 KB, and so wait for nobody."""
+MOST_LARGE = 64
+"""Large bodies that are read or held at once: 64 MB at most."""
+ROOM_SECONDS = 10
+"""For which another one waits for room."""
 MOST_UNPROVEN = 16
 """Bodies that are read at once from senders who have yet to prove who they are."""
 
@@ -32,35 +34,37 @@ class Body:
     trouble: str | None = None
 
 
-@dataclass(slots=True)
 class Bodies:
-    """What one process has of bodies at once. `most`: bytes that may be held."""
+    """What one process has of bodies at once. `large`: how many of those; `seconds`: for which one waits."""
 
-    most: int = MOST_HELD
-    held: int = 0
-    unproven: int = 0
+    def __init__(self, large: int = MOST_LARGE, seconds: float = ROOM_SECONDS) -> None:
+        self.large, self.seconds = asyncio.Semaphore(large), seconds
+        self.unproven = 0
 
 
 class Share:
     """One body's part of them; given back when the block ends."""
 
     def __init__(self, bodies: Bodies) -> None:
-        self._bodies, self._size = bodies, 0
+        self._bodies, self._is_large = bodies, False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bodies.held -= self._size
+        if self._is_large:
+            self._bodies.large.release()
 
-    def grow(self, size: int) -> None:
-        """The body has so many bytes by now. Raises Unavailable when all together have too many."""
-        more = size - FREE - self._size
-        if more > 0 and self._bodies.held + more > self._bodies.most:
-            raise Unavailable("Too many large requests at once.")
-        if more > 0:
-            self._bodies.held += more
-            self._size += more
+    async def enlarge(self) -> None:
+        """Wait for the room of a large body. Raises Unavailable when none comes free."""
+        if self._is_large:
+            return
+        try:
+            async with asyncio.timeout(self._bodies.seconds):
+                await self._bodies.large.acquire()
+        except TimeoutError:
+            raise Unavailable("Too many large requests at once.") from None
+        self._is_large = True
 
 
 class UnprovenShare(Share):
@@ -90,9 +94,10 @@ async def read_body(
             async for chunk in request.stream():
                 digest.update(chunk)
                 size += len(chunk)
+                if size > LARGE:
+                    await share.enlarge()
                 if len(kept) < KEPT:
                     kept += chunk[: KEPT - len(kept)]
-                    share.grow(len(kept))
                 if size > KEPT + dropped:
                     break
     except (ClientDisconnect, TimeoutError):

@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from receiver.body import DROPPED, FREE, KEPT, MOST_UNPROVEN, Bodies, Body, Share, UnprovenShare, read_body
+from receiver.body import DROPPED, KEPT, LARGE, MOST_UNPROVEN, Bodies, Body, Share, UnprovenShare, read_body
 from receiver.database import Unavailable
 
 pytestmark = pytest.mark.anyio
@@ -69,19 +69,25 @@ async def test_a_sender_that_falls_silent() -> None:
     assert (body.kept, body.trouble) == (b"abc", "cut off")
 
 
-async def test_all_bodies_together_have_so_much_room() -> None:
-    """One that finds none left is refused, and what it had is free again; small ones are never refused."""
-    bodies = Bodies(most=KEPT)
-    large, small = bytes(KEPT), bytes(FREE)
+async def test_large_bodies_wait_for_room() -> None:
+    """One that finds none in time is refused, one whose turn comes is read; small ones never wait."""
+    bodies = Bodies(large=1, seconds=0.01)
+    large, small = pieces(bytes(LARGE), b"x"), pieces(bytes(LARGE))
     with Share(bodies) as first:
-        await read_body(request(pieces(large)), first)
-        with pytest.raises(Unavailable), Share(bodies) as second:  # both raise as one
-            await read_body(request(pieces(small, large)), second)
+        await read_body(request(large), first)
+        with pytest.raises(Unavailable, match="Too many large"), Share(bodies) as second:
+            await read_body(request(large), second)
         with Share(bodies) as third:
-            assert (await read_body(request(pieces(small)), third)).size == FREE
-        with Share(bodies) as fourth:
-            assert (await read_body(request(pieces(small, b"x")), fourth)).size == FREE + 1
-    assert bodies == Bodies(most=KEPT)
+            assert (await read_body(request(small), third)).size == LARGE
+    patient = Bodies(large=1, seconds=20)
+
+    async def read() -> int:
+        with Share(patient) as share:
+            return (await read_body(request(large), share)).size
+
+    assert await asyncio.gather(*(read() for _ in range(5))) == [LARGE + 1] * 5
+    assert not patient.large.locked()
+    assert not bodies.large.locked()
 
 
 async def test_few_are_heard_who_have_proven_nothing() -> None:
