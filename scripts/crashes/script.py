@@ -57,7 +57,7 @@ class Stage:
             job.reported = True
 
     def _created(self, job: Job) -> str:
-        """Registered, then created: Kling's id; a task that the receiver gave up, as we were long away, is let go."""
+        """Registered, then created: Kling's id. A task that the receiver gave up meanwhile is let go."""
         while not (answer := register(self.receiver, job.id, job.family).json())["create"]:
             assert (answer["task"]["status"], answer["task"]["origin"]) == ("failed", "local"), answer
             job.id = new_id()
