@@ -49,18 +49,19 @@ class Stage:
     def go_on(self, job: Job) -> None:
         """Do what is left of a job. Raises httpx.TransportError when the receiver dies, or is dead."""
         if not job.theirs:
-            self._registered(job)
-            job.theirs = create(self.receiver, self.gateway, job.id, family=job.family, **job.body)
+            sent = self.gateway.external.get(job.id)  # its answer was late: looked up, never sent again
+            job.theirs = sent.id if sent else self._created(job)
         if not job.reported:
             answer = register(self.receiver, job.id, job.family, outcome="created", task_id=job.theirs)
             assert answer.status_code == 200, answer.text
             job.reported = True
 
-    def _registered(self, job: Job) -> None:
-        """Until the create may be sent; a task that the receiver gave up, as we were long away, is let go."""
+    def _created(self, job: Job) -> str:
+        """Registered, then created: Kling's id. A task that the receiver gave up meanwhile is let go."""
         while not (answer := register(self.receiver, job.id, job.family).json())["create"]:
             assert (answer["task"]["status"], answer["task"]["origin"]) == ("failed", "local"), answer
             job.id = new_id()
+        return create(self.receiver, self.gateway, job.id, family=job.family, **job.body)
 
     @contextmanager
     def opened(self) -> Iterator[Database]:
