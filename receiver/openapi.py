@@ -154,6 +154,13 @@ ANY_BODY: Json = {"content": {"application/json": {"schema": {}}}}
 TOKEN = _in("path", "token", TEXT)
 OK = {"200": _answer("done", {"type": "object"})}
 
+
+def _order(summary: str) -> Json:
+    answer = _answer("Kling's word, and the task", ORDERED)
+    responses = {"200": answer} | _errors(401, 403, 404, 409, 502, 503)
+    return {"post": {"summary": summary, "parameters": [ID], "responses": responses}}
+
+
 PATHS: Json = {
     "/callbacks/{token}": {
         "post": {
@@ -192,22 +199,8 @@ PATHS: Json = {
             | _errors(401, 403, 409, 413, 422, 503),
         },
     },
-    "/api/tasks/{id}/ask": {
-        "post": {
-            "summary": "Ask Kling now how the task stands, and believe it (admin)",
-            "parameters": [ID],
-            "responses": {"200": _answer("Kling's word, and the task", ORDERED)}
-            | _errors(401, 403, 404, 409, 502, 503),
-        }
-    },
-    "/api/tasks/{id}/fetch": {
-        "post": {
-            "summary": "Ask Kling where the files lie now, and fetch those that are not stored (admin)",
-            "parameters": [ID],
-            "responses": {"200": _answer("Kling's word, and the task", ORDERED)}
-            | _errors(401, 403, 404, 409, 502, 503),
-        }
-    },
+    "/api/tasks/{id}/ask": _order("Ask Kling now how the task stands, and believe it (admin)"),
+    "/api/tasks/{id}/fetch": _order("Ask Kling where the files lie now, and fetch those not stored (admin)"),
     "/api/tasks/{id}/events": {
         "get": {
             "summary": "What happened to a task, then what happens, until it is done",
