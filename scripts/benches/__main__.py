@@ -4,6 +4,7 @@ import click
 
 from benches import abuse as abuse_bench
 from benches import callbacks as callback_bench
+from benches import idle as idle_bench
 from benches import starting as starting_bench
 from benches import waiting as waiting_bench
 
@@ -45,6 +46,13 @@ def starting(tasks: int, seconds: float) -> None:
 def abuse(connections: int) -> None:
     """The receiver's memory before and after floods, and callbacks meanwhile."""
     abuse_bench.run(connections)
+
+
+@main.command()
+@click.option("--seconds", default=10.0, show_default=True)
+def idle(seconds: float) -> None:
+    """A receiver with open tasks and nothing to do: CPU, times awake, questions to Kling."""
+    idle_bench.run(seconds)
 
 
 main(prog_name="scripts/bench")
