@@ -309,6 +309,17 @@ def test_two_workers_never_have_the_same_job(database: Database, database_url: s
     assert (len(taken), len(set(taken)), left) == (40, 40, [])
 
 
+def test_what_runs_counts_by_lane_and_by_kind(ledger: Ledger) -> None:
+    """However many hosts it is spread over, one kind of work leaves room for the others."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    busy = Busy.with_these([job, replace(job, lane="b")], per_lane=2, per_kind=2)
+    assert (busy.full_lanes, busy.full_kinds) == ([], ["ask"])
+    assert not busy.takes(replace(job, lane="c"))
+    assert busy.takes(replace(job, kind="hook"))
+    assert busy.full_lanes == ["kling"]
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
 def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
     """The second worker takes what the first, not yet committed, does not look at; it waits for nobody."""
