@@ -4,15 +4,14 @@ import asyncio
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import httpx
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from client.errors import KlingError
 from client.events import Event
 from client.kling import AsyncKling
 from client.patience import Patience
@@ -32,12 +31,15 @@ class Call(Generic[T]):
     """A call under way in the other thread."""
 
     def __init__(
-        self, portal: BlockingPortal, call: Callable[[], Awaitable[T]], all_calls: "set[Call[Any]]"
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: Callable[[], Awaitable[T]],
+        all_calls: "set[Call[Any]]",
     ) -> None:
-        self._portal, self._call, self._all = portal, call, all_calls
+        self._loop, self._call, self._all = loop, call, all_calls
         self._ended = threading.Event()
         self._task: asyncio.Task[Any] | None = None
-        self.future = portal.start_task_soon(self._run)
+        self.future = asyncio.run_coroutine_threadsafe(self._run(), loop)
 
     def result(self) -> T:
         """What it returns. Ctrl-C here cancels it there, and waits for its last word."""
@@ -49,7 +51,7 @@ class Call(Generic[T]):
 
     def stop(self) -> None:
         """Cancel it, and wait a while for its end."""
-        self._portal.start_task_soon(self._cancel)
+        self._loop.call_soon_threadsafe(self._cancel)
         self._ended.wait(GRACE)
 
     def _cancel(self) -> None:
@@ -67,12 +69,16 @@ class Call(Generic[T]):
 
 
 class Loop:
-    """An event loop in a thread of its own, begun by the first call."""
+    """An event loop in a thread of its own, begun by the first call.
+
+    A daemon's thread: a program that ends, or fails, without closing it ends all the same.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._context: AbstractContextManager[BlockingPortal] | None = None
-        self._portal: BlockingPortal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
         self._calls: set[Call[Any]] = set()
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -88,20 +94,29 @@ class Loop:
 
         Something may be: an interrupt can come before a caller holds what it began.
         """
+        if self._closed:
+            return
         for call in list(self._calls):
             call.stop()
         self.run(last)
+        loop = self._started()
         with self._lock:
-            context, self._context, self._portal = self._context, None, None
-        if context:
-            context.__exit__(None, None, None)
+            self._closed, thread = True, self._thread
+        assert thread
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
-    def _started(self) -> BlockingPortal:
+    def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._portal is None:
-                self._context = start_blocking_portal(name="kling")
-                self._portal = self._context.__enter__()
-            return self._portal
+            if self._closed:
+                raise KlingError("This Kling is closed.", code="closed", hint="Open another one.")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="kling", daemon=True)
+                self._thread.start()
+            return self._loop
 
 
 def _creating(

@@ -18,7 +18,7 @@ AT_ONCE = frozenset({"audio/tts"})
 LONGEST_KEPT = 4096
 """Characters of a string that the receiver keeps."""
 
-LONGEST_REQUEST = 100_000
+LONGEST_REQUEST = 20_000
 """Characters of a whole request that the receiver keeps."""
 
 PICTURES = ("data:", "/9j/", "iVBORw0KGgo")

@@ -96,7 +96,7 @@ def work(settings: type[WaitSettings], call: Callable[[AsyncKling], Awaitable[T]
         if settings is ClientSettings and not kling.reached:
             screen.say("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
         elif task_id:
-            screen.say(f"Interrupted. What was begun goes on; wait for it with:\nkling wait {task_id}")
+            screen.say(f"Interrupted. What Kling has taken goes on; wait for it with:\nkling wait {task_id}")
         raise
 
 

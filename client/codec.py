@@ -35,7 +35,10 @@ LONGEST_URL = 8000
 IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%]{{1,{LONGEST_ID}}}")
 """What may stand as one part of a path, or in a list of ids: a query for `..` would ask for something else."""
 MOST_OUTPUTS = 100
+MOST_LOOKED_AT = 200
+"""Entries of a list, or of an object of lists: a record is Kling's word, its length may be anybody's."""
 LONGEST_COST = 4000
+DEEPEST_COST = 10
 DEEPEST_WRAP = 4
 
 UNKNOWN_TASK = frozenset({1200, 1201})
@@ -195,11 +198,17 @@ def _cost(value: Any) -> Any:
         return clean(value, LONGEST_ID) or None
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        fits = len(text) <= LONGEST_COST and "\\u0000" not in text
+        fits = len(text) <= LONGEST_COST and "\\u0000" not in text and _depth(value) <= DEEPEST_COST
         text.encode()
     except (ValueError, RecursionError):  # also UnicodeEncodeError: a lone surrogate
         return None
     return value if fits and value not in ([], {}) else None
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects lie in each other. Raises RecursionError."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def _message(record: dict[str, Any]) -> str:
@@ -224,7 +233,7 @@ def _outputs(record: dict[str, Any]) -> Iterator[Output]:
 
 def _items(record: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
     results, outputs = record.get("task_result"), record.get("outputs")
-    for name, items in results.items() if isinstance(results, dict) else ():
+    for name, items in islice(results.items(), MOST_LOOKED_AT) if isinstance(results, dict) else ():
         kind = clean(name, LONGEST_ID).removeprefix("series_").removesuffix("s")
         yield from ((kind, item) for item in _ordered(items))
     for item in _ordered(outputs):
@@ -232,7 +241,8 @@ def _items(record: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
 
 
 def _ordered(items: Any) -> list[dict[str, Any]]:
-    records = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    first = items[:MOST_LOOKED_AT] if isinstance(items, list) else []
+    records = [item for item in first if isinstance(item, dict)]
     return sorted(records, key=lambda item: _integer(item.get("index")) or 0)
 
 

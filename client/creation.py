@@ -160,7 +160,8 @@ class Creation:
     async def _last_word(self) -> None:
         """Interrupted: say in a moment what is known. `kling wait` finds the task in any case."""
         log.warning("Interrupted. If Kling took task %s, wait for it with: kling wait %s", self._id, self._id)
-        with anyio.move_on_after(self._patience.last_word, shield=True), suppress(KlingError):
+        # RuntimeError: the client was closed under us; the interruption is what the caller is to hear of.
+        with anyio.move_on_after(self._patience.last_word, shield=True), suppress(KlingError, RuntimeError):
             await self._receiver.report(self._id, self._registration, self.ending, persist=False)
 
 

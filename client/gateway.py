@@ -58,6 +58,10 @@ def gateway_auth(settings: KlingSettings) -> Proofs:
     return Proofs(token, key if settings.api_key else token)
 
 
+SHORTEST_KEY = 8
+"""Characters: what is shorter is no key, and may be part of any answer."""
+
+
 class Gateway:
     """Kling at one address, with one key. Redirects are not followed: the key goes to that address only."""
 
@@ -138,9 +142,15 @@ class Gateway:
         with anyio.fail_after(LONGEST_CALL):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
-                return response, read_answer(await _content(response))
+                return response, read_answer(_without_key(await _content(response), response.request))
             finally:
                 await response.aclose()
+
+
+def _without_key(content: bytes, asked: httpx.Request) -> bytes:
+    """An answer that quotes the key it was asked with would carry it into logs, tasks and events."""
+    key = asked.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+    return content.replace(key, b"(key)") if len(key) >= SHORTEST_KEY else content
 
 
 async def _content(response: httpx.Response) -> bytes:

@@ -220,7 +220,7 @@ class AsyncKling:
 
     @property
     def reached(self) -> bool:
-        """Whether the receiver has answered. Before, no task is registered, and no create sent."""
+        """Whether the receiver has answered. Before, no create was sent."""
         return self._receiver.reached
 
     async def aclose(self) -> None:

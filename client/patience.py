@@ -58,12 +58,14 @@ class Patience:
             log.info("%s Trying again.", error.message)
             return True if error.retry_after is None else error.retry_after * self.jitter()
 
+        if self.tries == 1 or total <= 0:
+            return await call()
         async for attempt in stamina.retry_context(
             on=on,
             attempts=self.tries,
             timeout=total,
             wait_initial=self.first,
-            wait_max=self.longest,
+            wait_max=min(self.longest, total / 4),  # so that the last wait does not go far beyond the end
             wait_jitter=self.first,
         ):
             with attempt:

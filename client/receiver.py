@@ -177,6 +177,12 @@ class Receiver:
                 yield response
         except BROKEN as error:
             raise self._broken(error) from error
+        except RuntimeError as error:
+            if not self._http.is_closed:
+                raise
+            raise ReceiverError(
+                "This Kling is closed.", code="closed", hint="Use it inside its `with` block."
+            ) from error
 
     async def _persist(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """`call`, again while the receiver is away or busy; every route we call may be repeated."""

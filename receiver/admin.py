@@ -12,10 +12,11 @@ from receiver import store
 from receiver.access import require
 from receiver.api import known_task
 from receiver.errors import ApiError
-from receiver.reading import Reader
+from receiver.reading import Reader, in_thread
 from receiver.recover import learn
 from receiver.results import Asker
 from receiver.settings import ReceiverSettings
+from receiver.storage import Folder
 from receiver.transaction import Row, Transaction
 from receiver.views import Views
 from receiver.writer import Writer
@@ -27,9 +28,16 @@ class Admin:
     """The routes of orders about a task; each answers `{"kling": status, "task": {...}}`."""
 
     def __init__(
-        self, settings: ReceiverSettings, *, asker: Asker, writer: Writer, reader: Reader, views: Views
+        self,
+        settings: ReceiverSettings,
+        *,
+        asker: Asker,
+        writer: Writer,
+        reader: Reader,
+        folder: Folder,
+        views: Views,
     ) -> None:
-        self._settings, self._asker = settings, asker
+        self._settings, self._asker, self._folder = settings, asker, folder
         self._writer, self._reader, self._views = writer, reader, views
 
     def routes(self) -> list[Route]:
@@ -56,17 +64,27 @@ class Admin:
 
     async def _fetch(self, task: Row) -> Report:
         report = await self._question(task)
-        if not report.outputs:
-            said = f"Kling says {report.status}, and names no file."
-            raise ApiError(409, "no_files", said, "There is nothing to fetch.")
+        lost = [result["n"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
 
-        def change(tx: Transaction) -> None:
+        def change(tx: Transaction) -> bool:
             row = tx.known(task["id"])
+            for n in lost:
+                store.lose_result(tx, row, n, "It is no longer in the storage as it was stored.")
             learn(tx, row, report, "operator")
-            store.renew(tx, row, report.outputs)
+            found = row["status"] == report.status == "succeed" and bool(report.outputs)
+            if found:
+                store.renew(tx, row, report.outputs)
+            return found
 
-        await self._writer.run(change)
+        if not await self._writer.run(change):
+            said = f"The task is not one that succeeded with files: Kling says {report.status}."
+            raise ApiError(409, "no_files", said, "There is nothing to fetch.")
         return report
+
+    async def _is_lost(self, result: Row) -> bool:
+        if result["status"] != "stored":
+            return False
+        return bool(await in_thread(self._folder.sha256, result["name"]) != result["sha256"])
 
     async def _question(self, task: Row) -> Report:
         try:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,7 +21,7 @@ from receiver.access import require
 from receiver.body import Bodies, Share, read_body
 from receiver.errors import ApiError
 from receiver.feed import Feed
-from receiver.reading import Filter, Full, Reader, in_thread
+from receiver.reading import Filter, Full, Reader
 from receiver.registration import check_account, read_registration, registration
 from receiver.settings import ReceiverSettings
 from receiver.states import STATUSES
@@ -56,6 +57,7 @@ class Api:
         self._feed, self._bodies, self._folder = feed, bodies, folder
         self._views, self._clock = views, clock
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
+        self._checking = CapacityLimiter(1)  # whoever asks for the same large file finds it checked
 
     def routes(self) -> list[Route]:
         """Every route; a result is open to whoever has its link."""
@@ -147,8 +149,8 @@ class Api:
                 yield b":\n\n"
                 continue
             tasks = await self._reader.full(sorted({row["task"] for row in rows}))
-            events = [self._views.event(row, tasks[row["task"]]) for row in rows]
-            yield b"".join(_frame(event) for event in events)
+            for row in rows:  # one by one: each holds its whole task, and who reads slowly is waited for
+                yield _frame(self._views.event(row, tasks[row["task"]]))
 
     async def _result(self, request: Request) -> Response:
         task, n = request.path_params["id"], _index(request.path_params["n"])
@@ -163,7 +165,8 @@ class Api:
 
     async def _file(self, request: Request, task: str, result: dict[str, Any]) -> Response:
         path = self._folder.path(result["name"])
-        if await in_thread(self._folder.sha256, result["name"]) != result["sha256"]:
+        found = await to_thread.run_sync(self._folder.sha256, result["name"], limiter=self._checking)
+        if found != result["sha256"]:
             log.error("task %s, result %d: the file %s is gone, or was altered", task, result["n"], path)
             why = "The file is no longer in the storage as it was stored."
             raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")

@@ -76,7 +76,14 @@ class Receiver:
             clock=clock,
         )
         self._beginning: asyncio.Task[None] | None = None
-        self.admin = Admin(settings, asker=self.asker, writer=self.writer, reader=self.reader, views=self.views)
+        self.admin = Admin(
+            settings,
+            asker=self.asker,
+            writer=self.writer,
+            reader=self.reader,
+            folder=self.folder,
+            views=self.views,
+        )
         self.api = Api(
             settings,
             writer=self.writer,
@@ -144,8 +151,8 @@ class Receiver:
                 await self.writer.run(sweep.restore)
                 await self.writer.run(lambda tx: sweep.take_turns(tx, started))
                 break
-            except Unavailable as error:
-                log.error("open tasks could not be looked for: %s Looking again.", error)
+            except Exception:
+                log.exception("open tasks could not be looked for; looking again in %g s", OUTAGE_PAUSE)
                 await asyncio.sleep(OUTAGE_PAUSE)
         self.worker.start()
 
@@ -220,7 +227,7 @@ def _routes(receiver: Receiver) -> list[Route]:
 
     async def ready(request: Request) -> Response:
         if reason := await receiver.ready():
-            return error_response(503, "not_ready", reason, "Callbacks are answered 503 until this is mended.")
+            return error_response(503, "not_ready", reason, "Once it is mended, all goes on by itself.")
         return JSONResponse({"ok": True})
 
     async def counted(request: Request) -> Response:

@@ -21,7 +21,7 @@ MOST_LARGE = 64
 ROOM_SECONDS = 10
 """For which another one waits for room."""
 MOST_UNPROVEN = 16
-"""Bodies that are read at once from senders who have yet to prove who they are."""
+"""Large bodies that are read at once from senders who have yet to prove who they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +68,19 @@ class Share:
 
 
 class UnprovenShare(Share):
-    """The same for a sender who has yet to prove who it is: of those, few are heard at once."""
+    """The same for a sender who has yet to prove who it is: of those, few large bodies are read at once."""
 
-    def __enter__(self) -> Self:
+    async def enlarge(self) -> None:
+        """Take one of those few places. Raises Unavailable when none is free."""
+        if self._is_large:
+            return
         if self._bodies.unproven >= MOST_UNPROVEN:
-            raise Unavailable("Too many requests without a token at once.")
+            raise Unavailable("Too many large requests without a token at once.")
         self._bodies.unproven += 1
-        return self
+        self._is_large = True
 
     def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        self._bodies.unproven -= 1
+        self._bodies.unproven -= self._is_large
 
 
 async def read_body(

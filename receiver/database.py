@@ -31,6 +31,8 @@ EVENT_LOCK = 0x6B6C696E67
 NODE_LOCK = EVENT_LOCK + 1
 """PostgreSQL: held by the one receiver that serves the database."""
 MIGRATION_LOCK = EVENT_LOCK + 2
+KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}
+"""PostgreSQL: seconds, at both ends, after which a connection that was cut in silence gives up its hold."""
 HOLD_TRIES = 20
 """PostgreSQL: tenths of a second in which the server finds out that a killed holder is gone."""
 
@@ -78,13 +80,18 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """One writing transaction; committed (on disk) when the block ends, rolled back when it raises.
 
-        Raises Unavailable when the file lies no longer where the next start would look for it.
+        Raises Unavailable when the file lies no longer where the next start would look for it, or another
+        receiver has taken hold meanwhile.
         """
         if self._place and self._place != self._find():
-            log.error("%s was moved or replaced", self.path)
+            self._say(f"{self.path} was moved or replaced")
             raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
-        with self._writer.begin() as connection:
-            yield connection
+        try:
+            with self._writer.begin() as connection:
+                yield connection
+        except Held as held:
+            self._say(str(held))
+            raise Unavailable("The database is served by another receiver.") from held
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -95,10 +102,14 @@ class Database:
     def unavailable(self, error: DBAPIError) -> Unavailable:
         """What to say of an outage; where the server is, and what it said, goes to the log only."""
         reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
+        self._say(reason)
+        return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
+
+    def _say(self, reason: str) -> None:
+        """In the log, and not for each request of those who meet the same outage."""
         if self._clock() - self._said_at >= SAY_AGAIN:
             self._said_at = self._clock()
             log.error("the database cannot be used: %s", reason)
-        return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
 
     def probe(self, connection: Connection, number: int) -> None:
         """Write something of no meaning, so that the commit shows whether writing works."""
@@ -183,7 +194,10 @@ class Database:
                     self.url,
                     isolation_level=level,
                     pool_pre_ping=True,
-                    connect_args={"connect_timeout": 5},
+                    connect_args={
+                        "connect_timeout": 5,
+                        **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
+                    },
                     **common,
                 )
             except (ImportError, NoSuchModuleError) as error:
@@ -241,6 +255,8 @@ def _hold_file(path: Path) -> Any:
 def _hold_server(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('application_name', %s, false)", (_who(),))
+        for name, value in KEEPALIVE.items():
+            cursor.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{name}", str(value)))
         held = _take(cursor)
         holder = None if held else cursor.execute(HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()

@@ -19,7 +19,7 @@ class Feed:
     """The waiters of one process, `most` of them at once. `heartbeat`: seconds."""
 
     def __init__(self, reader: Reader, *, heartbeat: float = HEARTBEAT, most: int = MOST_STREAMS) -> None:
-        self._reader, self._heartbeat, self._most = reader, heartbeat, most
+        self._reader, self._heartbeat, self.most = reader, heartbeat, most
         self._streams = 0
         self._waiters: dict[str | None, set[asyncio.Event]] = {}
         self._closed = False
@@ -27,7 +27,7 @@ class Feed:
     @property
     def is_full(self) -> bool:
         """Whether there are as many streams as there may be."""
-        return self._streams >= self._most
+        return self._streams >= self.most
 
     def wake(self, tasks: Collection[str] | None) -> None:
         """Something was committed for these tasks; None: perhaps for any."""

@@ -134,7 +134,11 @@ def _literal(host: str) -> Address | None:
 def _check_address(host: str, port: int, address: Address, allowed: Allowed) -> None:
     if not is_public(address) and not allowed.permits(host, port, address):
         which = "" if host.strip("[]") == str(address) else f" ({address})"
-        own = f"; if it is yours, allow it with {allowed.setting}" if allowed.setting else ""
+        own = (
+            f"; if it is yours, allow it with {allowed.setting}"
+            if allowed.setting and not address.is_link_local
+            else ""
+        )
         raise Refused(f"{host} is not a public address{which}{own}")
 
 

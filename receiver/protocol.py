@@ -5,6 +5,7 @@ too many connections, those that have waited longest make room for those that co
 """
 
 import asyncio
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -20,6 +21,8 @@ HEAD_SECONDS = 15
 """For a whole head, from its first byte (on a new connection: from its beginning)."""
 TAKE_SECONDS = 60
 """For the other side to take some of what was written."""
+MOST_HEADERS = 100
+"""Of a request; each costs some thirty times what it took to send it."""
 MOST_PIPELINED = 16
 """Requests of one connection that wait for their turn; each costs a hundred times what it took to send it."""
 
@@ -68,16 +71,33 @@ class Protocol(HttpToolsProtocol):
         elif self._deadline is None and self._is_idle():
             self._wait(HEAD_SECONDS)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= MOST_HEADERS:
+            raise ValueError("too many headers")  # the parser stops, and send_400_response is called
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._loose = 0
         self._go_on()
         super().on_headers_complete()
+        self._is_awaited()
         if len(self.pipeline) > MOST_PIPELINED:
             raise ValueError("too many requests at once")  # the parser stops, and send_400_response is called
 
     def on_body(self, body: bytes) -> None:
         self._loose = 0
         super().on_body(body)
+        self._is_awaited()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if not self._is_idle():
+            self.server_state.waiting.pop(self, None)
+
+    def _is_awaited(self) -> None:
+        """More of a body is to come: who sends none of it for long makes room."""
+        self.server_state.waiting[self] = None
+        self.server_state.waiting.move_to_end(self)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -86,14 +106,16 @@ class Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._wait(TAKE_SECONDS)
+        self._wait_for_progress(sys.maxsize)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._is_idle():
+        if self._is_idle() and self._loose:  # the next head has begun meanwhile
             self._wait(HEAD_SECONDS)
-        else:
-            self._go_on()
+            return
+        self._go_on()
+        if self._is_idle():
+            self.server_state.waiting[self] = None
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(error_response(400, "bad_request", "This is no HTTP request.", "Look at what sends it."))
@@ -121,6 +143,16 @@ class Protocol(HttpToolsProtocol):
         self._go_on()
         self.server_state.waiting[self] = None
         self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _wait_for_progress(self, left: int) -> None:
+        """It is the other side's turn to take some of what is `left` of an answer, bytes."""
+        now = self.transport.get_write_buffer_size()
+        if now >= left:
+            self.transport.abort()
+            return
+        self._go_on()
+        self.server_state.waiting[self] = None
+        self._deadline = self.loop.call_later(TAKE_SECONDS, self._wait_for_progress, now)
 
     def _go_on(self) -> None:
         """It is our turn."""

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from client import screen
 from client.errors import ReceiverError
 from client.patience import Patience
 from client.receiver import Receiver as Remote
@@ -14,7 +15,9 @@ from receiver.app import Receiver, create_app
 from receiver.database import DatabaseError, Held
 from receiver.settings import AdminSettings
 
-ONCE = Patience(receiver=0, reading=0, tries=1)
+ONCE = Patience(tries=1)
+NOBODY = (502, 503, 504)
+"""What a proxy answers for a receiver that does not run."""
 TOKEN_SECONDS = 300
 
 
@@ -27,7 +30,7 @@ async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
         try:
             await remote.tasks(limit=1)
         except ReceiverError as error:
-            if error.code != "unreachable":
+            if error.code not in ("unreachable", None) or (error.http_status or 502) not in NOBODY:
                 raise
         else:
             yield remote
@@ -58,6 +61,7 @@ async def _opened(settings: AdminSettings, base: str) -> AsyncIterator[httpx.Asy
         receiver.database.close()
         hint = "Set KLING_RECEIVER_INTERNAL_URL to where it is reached from here."
         raise DatabaseError(f"A receiver runs ({held.holder}), but does not answer at {base}. {hint}") from held
+    screen.say("No receiver runs; its database is opened. What is ordered is done once one does.")
     receiver.writer.start()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
     try:

@@ -23,6 +23,8 @@ LOOKS = 6
 LOOKS_AT_NOTHING = 3
 """Questions about a task that Kling says it does not know."""
 
+NEVER_CAME = {False: ": its create did not arrive", True: ", although it took its create"}
+
 NEVER_CALLED = (
     "none of the newest tasks was ever called back, and Kling has ended one: it cannot reach this receiver, or "
     "it calls nobody back. Test the way with: kling-receiver doctor"
@@ -105,7 +107,7 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
     if report and report.final:
         return Done()
     if report is None and _looks(job) >= LOOKS_AT_NOTHING and not task["callbacks"]:
-        store.end_locally(tx, task, "Kling does not know this task: its create did not arrive.")
+        store.end_locally(tx, task, f"Kling does not know this task{NEVER_CAME[task['outcome'] == 'created']}.")
         return Done()
     return _again(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
 

@@ -41,6 +41,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         # Half of the descriptors: the files that are sent, the database and what we fetch need some too.
         self.server_state = Crowd(min(MOST_CONNECTIONS, _descriptors() // 2))
+        receiver.feed.most = min(receiver.feed.most, self.server_state.most // 2)
         self._receiver = receiver
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

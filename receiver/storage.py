@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -64,6 +65,7 @@ class Folder:
         self.root = root
         self._parts = root / ".parts"
         self._known: dict[State, str] = {}
+        self._remembering = threading.Lock()
 
     def open(self) -> None:
         """Make the folder, and clear what an earlier process left unfinished. Raises OSError."""
@@ -101,21 +103,24 @@ class Folder:
         return self.root / name
 
     def sha256(self, name: str) -> str | None:
-        """Of the file `name`, in hex; None when it is not there. Read again only after a change, or a start."""
+        """Of the file `name`, in hex; None when it cannot be read. Made anew after a change or a start only."""
         path = self.path(name)
         try:
             state = _state(path)
-            if state not in self._known:
-                with path.open("rb") as file:
-                    self._remember(state, hashlib.file_digest(file, "sha256").hexdigest())
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if known := self._known.get(state):
+                return known
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
             return None
-        return self._known.get(state)
+        self._remember(state, found)
+        return found
 
     def _remember(self, state: State, sha256: str) -> None:
-        self._known[state] = sha256
-        if len(self._known) > REMEMBERED:
-            del self._known[next(iter(self._known))]
+        with self._remembering:
+            self._known[state] = sha256
+            if len(self._known) > REMEMBERED:
+                del self._known[next(iter(self._known))]
 
 
 def _state(path: Path) -> State:

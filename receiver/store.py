@@ -104,7 +104,7 @@ def _apply(tx: Transaction, task: Row, callback: Callback, kept: bool) -> None:
     if report and report.task_id and report.external_id != task["id"]:
         tx.change(task, callback_id=report.task_id)
     if report and report.status and callback.signed and not _is_anothers(tx, task, report):
-        believe(tx, task, report)
+        believe(tx, task, report, noted=kept)
         if report.status == "succeed" and not report.outputs:
             ask(tx, task["id"])
     elif report and report.status and not report.final:
@@ -117,6 +117,8 @@ def _is_anothers(tx: Transaction, task: Row, report: Report) -> bool:
     """Whether a record that Kling signed is of another task: then it was not Kling who sent it here."""
     if report.external_id == task["id"]:
         return False
+    if report.external_id and task["outcome"] != "none":
+        return True  # our create named our id
     if task["task_id"] and report.task_id:
         return bool(report.task_id != task["task_id"])
     named = or_(TASK.c.id == (report.external_id or ""), TASK.c.task_id == (report.task_id or ""))
@@ -153,11 +155,15 @@ def ask(tx: Transaction, task: str, due_at: int | None = None) -> None:
     tx.owe("ask", task, key=f"ask/{task}", lane="kling", due_at=due_at)
 
 
-def believe(tx: Transaction, task: Row, report: Report) -> None:
-    """Take Kling's own word, and owe the download of the files that it names."""
+def believe(tx: Transaction, task: Row, report: Report, *, noted: bool = True) -> None:
+    """Take Kling's own word, and owe the download of the files that it names.
+
+    `noted`: False for what is only counted, so that no event says that it was ignored.
+    """
     moved = move(task["status"], task["origin"], str(report.status), "kling")
     if moved in ("late", "contradictory"):
-        _ignore(tx, task, report, moved)
+        if noted:
+            _ignore(tx, task, report, moved)
         return
     if report.cost is not None:
         tx.change(task, cost=report.cost)
@@ -199,7 +205,7 @@ EXPECT = text("""
     ON CONFLICT (task, n) DO UPDATE SET
         kind = excluded.kind, kling_id = excluded.kling_id, duration = excluded.duration, status = 'pending',
         source_url = excluded.source_url, expires_at = excluded.expires_at, error = ''
-    WHERE result.status = 'failed'
+    WHERE result.status <> 'stored'
 """)
 COUNT_RESULTS = text("SELECT count(*) FROM result WHERE task = :task AND status = :status")
 PENDING = text("SELECT n, source_url FROM result WHERE task = :task AND status = 'pending' ORDER BY n")
@@ -250,6 +256,9 @@ STORE = text("""
         name = :name, error = ''
     WHERE task = :task AND n = :n AND status <> 'stored'
 """)
+LOSE = text("""
+    UPDATE result SET status = 'failed', sha256 = NULL, error = :error WHERE task = :task AND n = :n
+""")
 FAIL = text(
     "UPDATE result SET status = 'failed', error = :error WHERE task = :task AND n = :n AND status = 'pending'"
 )
@@ -288,6 +297,12 @@ def fail_result(tx: Transaction, task: Row, n: int, reason: str) -> None:
     if tx.connection.execute(FAIL, {"task": task["id"], "n": n, "error": reason}).rowcount:
         tx.log(task["id"], "result.failed", {"index": n, "reason": reason})
     finish(tx, task)
+
+
+def lose_result(tx: Transaction, task: Row, n: int, reason: str) -> None:
+    """A file that was stored is no longer there: say so, until it is fetched again."""
+    tx.connection.execute(LOSE, {"task": task["id"], "n": n, "error": reason})
+    tx.log(task["id"], "result.failed", {"index": n, "reason": reason})
 
 
 def lack_files(tx: Transaction, task: Row, reason: str) -> None:

@@ -35,12 +35,14 @@ LATE = text("""
         WHERE kind = 'overdue' AND state = 'ready' AND due_at <= :now
     ) AS turn WHERE job.id = turn.id
 """)
+ANEW = text("DELETE FROM job WHERE kind = 'sweep'")
+"""The turns of an earlier start: while nobody took them, they all came due."""
 EARLY = text("""
     INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
     SELECT 'sweep/' || task, 'sweep', task, 'overdue', 'null', 'ready', 0,
         :first + :spacing * row_number() OVER (ORDER BY id), '', :now
-    FROM job WHERE kind = 'overdue' AND state = 'ready' AND due_at > :first AND created_at < :started
-    ON CONFLICT (key) DO NOTHING
+    FROM job WHERE kind = 'overdue' AND state = 'ready' AND due_at > :first
+        AND (created_at < :started OR created_at > :now)
 """)
 
 
@@ -64,6 +66,7 @@ def take_turns(tx: Transaction, started: int) -> None:
 
     First come those whose deadline passed meanwhile.
     """
+    tx.connection.execute(ANEW)
     now = {"now": tx.now, "spacing": SPACING_MS}
     late = tx.connection.execute(LATE, now).rowcount
     tx.connection.execute(EARLY, {**now, "first": tx.now + late * SPACING_MS, "started": started})

@@ -58,7 +58,7 @@ def _order(name: str, summary: str) -> None:
         task = TaskView(answer["task"])
         if as_json:
             return screen.show_json(task.data)
-        screen.say(f"Kling says {answer['kling']}.")
+        screen.say(f"Kling says {answer['kling'] or 'what nobody understands'}.")
         return screen.show_tasks([task])
 
 

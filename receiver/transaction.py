@@ -31,6 +31,7 @@ JOBS = Bulk(
         due_at = CASE WHEN job.state = 'dead' OR excluded.due_at < job.due_at
                       THEN excluded.due_at ELSE job.due_at END,
         attempts = CASE WHEN job.state = 'dead' THEN 0 ELSE job.attempts END,
+        data = CASE WHEN job.state = 'dead' THEN excluded.data ELSE job.data END,
         state = CASE WHEN job.state = 'dead' THEN 'ready' ELSE job.state END
     """,
 )

@@ -49,6 +49,7 @@ class Worker:
         """The name of claims that may have been made, although we were told of an outage."""
         self._loop: asyncio.Task[None] | None = None
         self._sleeps_until: float | None = None
+        self._closing = False
 
     def start(self) -> None:
         """Begin to claim."""
@@ -65,6 +66,7 @@ class Worker:
         """Stop claiming, give what runs `grace` seconds, then cancel it and give it back."""
         if self._loop is None:
             return
+        self._closing = True
         self._loop.cancel()
         await asyncio.gather(self._loop, return_exceptions=True)
         if self._running:
@@ -150,6 +152,8 @@ class Worker:
                     log.warning("job %s was taken over by another worker; nothing settled", job.key)
                 return
             except Unavailable:
+                if self._closing:  # its claim is taken back at the next start
+                    return
                 await asyncio.sleep(self._pause)
 
     def _surprise(self, job: Claimed, error: Exception) -> Verdict:

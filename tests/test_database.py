@@ -266,6 +266,19 @@ def _cut(database: Database) -> None:
         other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
 
 
+def test_a_file_that_was_moved_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody may make us look at it."""
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: 0.0)
+    database.migrate()
+    caplog.clear()
+    (tmp_path / "kling.db").rename(tmp_path / "moved.db")
+    for _ in range(5):
+        with pytest.raises(Unavailable, match="moved or replaced"), database.write():
+            pass
+    database.close()
+    assert len(caplog.messages) == 1
+
+
 def test_an_outage_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """However often it is met, it is told once a second; whoever met it is told each time."""
     now = 0.0

@@ -369,3 +369,12 @@ async def test_a_message_is_one_line_in_every_log(http: httpx.AsyncClient) -> No
     with Wire(forged) as wire, pytest.raises(GatewayError) as raised:
         await at(wire.url, http).query(IMAGES, task_id="7")
     assert str(raised.value).isprintable()
+
+
+async def test_an_answer_that_quotes_the_key_is_told_without_it(http: httpx.AsyncClient) -> None:
+    """Gateways do that; the message goes into logs, tasks and events."""
+    key = "sk-0123456789abcdef"
+    with Wire(reply(401, {"code": 1001, "message": f"Incorrect API key provided: {key}."})) as wire:
+        error = await refused(at(wire.url, http, KeyAuth(key)), wanted("x"))
+    assert "Incorrect API key provided: (key)" in error.message
+    assert key not in str(error)

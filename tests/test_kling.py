@@ -4,6 +4,8 @@ import ast
 import base64
 import inspect
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +20,7 @@ import client
 from client import (
     AsyncKling,
     Kling,
+    KlingError,
     NotCreated,
     ParameterError,
     Patience,
@@ -417,3 +420,44 @@ def test_client_imports_nothing_of_the_receiver() -> None:
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module).partition(".")[0])
     assert not imported & {"receiver", "sqlalchemy", "sqlmodel", "starlette", "uvicorn", "alembic", "aiohttp"}
+
+
+UNCLOSED = """
+from client import Kling
+kling = Kling(api_key="k", signing_secrets="a-signing-secret-for-tests-0123456789", receiver_url="{url}")
+task = kling.task("mine")
+{end}
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1)])
+def test_a_program_that_closes_nothing_ends(receiver: Running, end: str, code: int) -> None:
+    """Also one that fails: the network's thread holds nobody back."""
+    httpx.put(
+        f"{receiver.url}/api/tasks/mine",
+        json={"family": "images/generations", "attempt": "x"},
+        headers=receiver.headers(),
+    ).raise_for_status()
+    program = [sys.executable, "-c", UNCLOSED.format(url=receiver.url, end=end)]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == code, ran.stderr
+
+
+def test_a_closed_kling_says_so(settings: dict[str, Any]) -> None:
+    """Whatever is asked of it, or of what came from it; closing it again does nothing."""
+    with Kling(**settings) as kling:
+        task = kling.text_to_image("x")
+    for use in (task.refresh, lambda: kling.task("x"), lambda: task.wait(5)):
+        with pytest.raises(KlingError, match="This Kling is closed") as raised:
+            use()
+        assert raised.value.code == "closed"
+    kling.close()
+
+
+@pytest.mark.anyio
+async def test_a_closed_async_kling_says_so(settings: dict[str, Any]) -> None:
+    """The same, awaited."""
+    async with AsyncKling(**settings) as kling:
+        task = await kling.text_to_image("x")
+    with pytest.raises(KlingError, match="This Kling is closed"):
+        await task.wait(5)

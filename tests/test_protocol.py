@@ -9,7 +9,15 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from receiver.protocol import HEAD_SECONDS, LARGEST_HEAD, MOST_PIPELINED, TAKE_SECONDS, Crowd, Protocol
+from receiver.protocol import (
+    HEAD_SECONDS,
+    LARGEST_HEAD,
+    MOST_HEADERS,
+    MOST_PIPELINED,
+    TAKE_SECONDS,
+    Crowd,
+    Protocol,
+)
 
 KEEP_ALIVE = 1000
 GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -224,6 +232,20 @@ def test_what_is_between_and_after_the_pieces_of_a_body_has_so_many_bytes(begin:
     served(test)
 
 
+def test_a_head_has_so_many_headers() -> None:
+    """Each costs far more than its bytes."""
+
+    async def test(server: Served) -> None:
+        good, bad = await server.open(), await server.open()
+        line = b"GET /5 HTTP/1.1\r\nHost: x\r\n"
+        await good.send(line + b"a: b\r\n" * (MOST_HEADERS - 1) + b"\r\n")
+        assert await good.answer() == (200, bytes(5))
+        await bad.send(line + b"a: b\r\n" * MOST_HEADERS + b"\r\n")
+        assert (await bad.answer())[0] == 400
+
+    served(test)
+
+
 def test_so_many_requests_may_wait_for_their_turn() -> None:
     """All of them are answered, in order; of more, not one that waits."""
 
@@ -258,6 +280,19 @@ def test_who_takes_nothing_of_an_answer_is_left() -> None:
     served(test)
 
 
+def test_who_takes_an_answer_slowly_gets_it_whole() -> None:
+    """However long it takes, as long as something of it is taken between two looks."""
+
+    async def test(server: Served) -> None:
+        slow = await server.open()
+        await slow.send(GET % LARGE)
+        for _ in range(8):
+            server.passes(TAKE_SECONDS - 1)
+            assert len(await slow.reader.readexactly(LARGE // 8)) == LARGE // 8
+
+    served(test)
+
+
 def test_who_waits_longest_makes_room() -> None:
     """Not who was there first: a request makes young again, and one under way is not ended."""
 
@@ -275,19 +310,26 @@ def test_who_waits_longest_makes_room() -> None:
     served(test, most=3)
 
 
-def test_where_all_are_busy_the_newest_goes() -> None:
-    """What is under way is not harmed."""
+def test_a_body_that_stalls_makes_room() -> None:
+    """Whoever holds an address may begin a thousand bodies: those that stand still longest go first."""
 
     async def test(server: Served) -> None:
-        busy = [await server.open() for _ in range(2)]
-        for each in busy:
-            await each.send(b"POST /5 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
-        assert await (await server.open()).ended()
-        for each in busy:
-            await each.send(b"x")
-            assert await each.answer() == (200, bytes(5))
+        stalled, moving, done = [await server.open() for _ in range(3)]
+        for each in (stalled, moving):
+            await each.send(b"POST /5 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        for each in (stalled, moving):
+            await each.send(b"a")
+        await done.send(GET % 5)
+        assert await done.answer() == (200, bytes(5))
+        await moving.send(b"b")
+        newest = await server.open()
+        assert await stalled.ended()
+        await moving.send(b"c")
+        assert await moving.answer() == (200, bytes(5))
+        await newest.send(GET % 5)
+        assert await newest.answer() == (200, bytes(5))
 
-    served(test, most=2)
+    served(test, most=3)
 
 
 def test_what_is_no_http_hears_so() -> None:

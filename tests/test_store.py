@@ -12,7 +12,7 @@ from receiver.database import Database
 from receiver.reading import TAG
 from receiver.states import Status
 from receiver.store import CALM_MS, GRACE_MS, KEPT_BYTES, KEPT_EVENTS, Stored
-from receiver.transaction import EVENT, TASK, Row, Transaction
+from receiver.transaction import EVENT, JOB, TASK, Row, Transaction
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback, says
 
 STORED = Stored("t/0.png", "image/png", 5, "ab" * 32)
@@ -876,3 +876,28 @@ def test_a_change_of_many_kinds_is_one_commit(ledger: Ledger) -> None:
         "result.stored",
         "task.done",
     ]
+
+
+def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
+    """What Kling named last counts for each file that is not stored; one that is stays as it is."""
+    ledger.record(callback(status="succeed", files=[FILE, FILE, FILE], signed=True))
+    ledger.change(lambda tx: store.store_result(tx, tx.known("t"), 0, Stored("t/0.png", "image/png", 1, "s")))
+    ledger.change(lambda tx: store.fail_result(tx, tx.known("t"), 1, "gone"))
+    ledger.kill_job("download/t/1")
+    now = says("succeed", *(f"{FILE}?new={n}" for n in range(3)))
+    ledger.change(lambda tx: store.renew(tx, tx.known("t"), now.outputs))
+    found = [(row["status"], row["source_url"]) for row in ledger.results()]
+    assert found == [("stored", FILE), ("pending", f"{FILE}?new=1"), ("pending", f"{FILE}?new=2")]
+    job = ledger.jobs()["download/t/1"]
+    assert (job["state"], job["attempts"], job["data"]) == ("ready", 0, {"n": 1})
+
+
+def test_a_question_that_was_given_up_begins_anew(ledger: Ledger) -> None:
+    """With all its tries: what it knew of the earlier ones is forgotten."""
+    ledger.record(callback(status="succeed"))
+    with ledger.database.write() as connection:
+        connection.execute(JOB.update().values(data={"unanswered": 12}))
+    ledger.kill_job("ask/t")
+    ledger.change(lambda tx: store.ask(tx, "t"))
+    job = ledger.jobs()["ask/t"]
+    assert (job["state"], job["attempts"], job["data"]) == ("ready", 0, None)

@@ -477,6 +477,18 @@ def impatient(tmp_path: Any) -> Iterator[Database]:
     database.close()
 
 
+async def test_an_outage_does_not_keep_the_worker_from_ending(impatient: Database) -> None:
+    """What cannot be settled is left to the next start, which takes every claim back."""
+    slow = Slow()
+    async with working(impatient, slow) as shop:
+        await shop.owe("left")
+        await slow.next()
+        async with outage(impatient), asyncio.timeout(PATIENCE):
+            await shop.worker.close(0)
+        assert [job["state"] for job in shop.ledger.jobs().values()] == ["running"]
+    impatient.close()
+
+
 async def test_an_outage_pauses_and_then_all_goes_on(impatient: Database) -> None:
     """Claiming and settling are tried until the database can be written again; nothing is lost."""
     slow = Slow()

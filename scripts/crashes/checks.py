@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from crashes.script import Stage
-from receiver.states import STATUSES
+from receiver.states import RANK
 from tests.submitting import register
 
 Row = dict[str, Any]
 
-RANK = {f"task.{status}": min(rank, 3) for rank, status in enumerate(STATUSES)}
+RANKS = {f"task.{status}": rank for status, rank in RANK.items()}
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _repeated(rows: Kept) -> list[str]:
 def _backward(rows: Kept) -> list[str]:
     ranks = defaultdict(list)
     for event in sorted(rows.events, key=lambda event: int(event["id"])):
-        if event["type"] in RANK:
-            ranks[event["task"]].append(RANK[event["type"]])
+        if event["type"] in RANKS:
+            ranks[event["task"]].append(RANKS[event["type"]])
     return [f"3: went back: {task} {went}" for task, went in ranks.items() if went != sorted(set(went))]
 
 

@@ -40,6 +40,12 @@ def list_switches(
     return names
 
 
+TRY_IT = """To try client and receiver by hand with it, on this machine:
+  export KLING_API_BASE={url} KLING_API_KEY={key}
+  export KLING_PRIVATE_RESULT_HOSTS=127.0.0.1 KLING_PRIVATE_HOOK_HOSTS=127.0.0.1
+  export KLING_RECEIVER_URL=http://127.0.0.1:8000"""
+
+
 @click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: a free one.")
@@ -75,6 +81,7 @@ def main(ready_file: Path | None, **options: Any) -> None:
     try:
         with Sandbox(**options) as gateway:
             click.echo(f"sandbox gateway (not Kling) on {gateway.url}")
+            click.echo(TRY_IT.format(url=gateway.url, key=(*options["keys"], "...")[0]), err=True)
             if ready_file:
                 write_whole(ready_file, gateway.url)
             signal.sigwait(signals)
