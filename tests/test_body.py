@@ -90,15 +90,19 @@ async def test_large_bodies_wait_for_room() -> None:
     assert not bodies.large.locked()
 
 
-async def test_few_are_heard_who_have_proven_nothing() -> None:
-    """So many at once; whoever comes then is refused, those with a token are not."""
+async def test_few_large_bodies_are_read_of_those_who_have_proven_nothing() -> None:
+    """So many at once; whoever comes then is refused, unless its body is small, or it has a token."""
     bodies = Bodies()
+    large, small = pieces(bytes(LARGE), b"x"), pieces(b"abc")
     with ExitStack() as stack:
         for _ in range(MOST_UNPROVEN):
-            stack.enter_context(UnprovenShare(bodies))
-        with pytest.raises(Unavailable), UnprovenShare(bodies):
-            pass
-        with Share(bodies) as share:
-            assert (await read_body(request(pieces(b"abc")), share)).kept == b"abc"
-    with UnprovenShare(bodies):
-        assert bodies.unproven == 1
+            await read_body(request(large), stack.enter_context(UnprovenShare(bodies)))
+        with pytest.raises(Unavailable, match="without a token"), UnprovenShare(bodies) as late:
+            await read_body(request(large), late)
+        with UnprovenShare(bodies) as little:
+            assert (await read_body(request(small), little)).kept == b"abc"
+        with Share(bodies) as proven:
+            assert (await read_body(request(large), proven)).size == LARGE + 1
+    with UnprovenShare(bodies) as again:
+        assert (await read_body(request(large), again)).size == LARGE + 1
+    assert bodies.unproven == 0

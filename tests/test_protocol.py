@@ -192,7 +192,7 @@ def test_a_request_under_way_is_left_alone() -> None:
     served(test)
 
 
-@pytest.mark.parametrize("piece", [b"x-a: b\r\n", b"x", b"/"], ids=["many headers", "one header", "address"])
+@pytest.mark.parametrize("piece", [b"x", b"/"], ids=["one header", "address"])
 def test_a_head_has_so_many_bytes(piece: bytes) -> None:
     """Up to there it is read, past it answered 431."""
 

@@ -121,6 +121,7 @@ def test_requests_under_way_are_answered_before_the_end(start: Start, gateway: S
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
         ending.join()
     assert rows(running, "SELECT id, status FROM task") == [{"id": task, "status": "processing"}]
+    running.receiver.database.close()  # to look into it opened it again
 
 
 def test_both_kinds_of_address() -> None:
