@@ -96,7 +96,7 @@ def test_all_problems_are_told_at_once() -> None:
         ({"hook_secret": WHSEC}, "work together only"),
         ({"hook_url": "no address", "hook_secret": WHSEC}, "https://host/path"),
         ({"hook_url": "https://u:hidden@x.example", "hook_secret": WHSEC}, "https://host/path"),
-        ({"hook_url": "http://169.254.169.254/", "hook_secret": WHSEC}, "KLING_PRIVATE_HOOK_HOSTS"),
+        ({"hook_url": "http://192.168.0.9/", "hook_secret": WHSEC}, "KLING_PRIVATE_HOOK_HOSTS"),
         ({"database_url": "kling.db"}, "sqlite:///path"),
         ({"database_url": "sqlite://"}, "must name a file"),
         ({"database_url": "sqlite:///:memory:"}, "must name a file"),

@@ -809,7 +809,9 @@ def test_the_command_serves_until_it_is_ended(tmp_path: Path, end: signal.Signal
             process.send_signal(end)
             assert process.wait(timeout=5) == 0
         assert process.stderr
-        assert process.stderr.read() == ""
+        said = process.stderr.read().splitlines()
+        assert f"export KLING_API_BASE={url} KLING_API_KEY=mine" in said[1]
+        assert len(said) == 4
 
 
 def test_a_taken_port_is_an_error_of_one_line(gateway: Sandbox) -> None:
