@@ -262,7 +262,7 @@ def test_a_body_must_be_an_object(api: httpx.Client, content: str) -> None:
 
 def token(*, secret: str = "sandbox-secret-sandbox-secret-sandbox", **claims: Any) -> str:
     now = int(time.time())
-    claims = {"iss": "sandbox-access", "exp": now + 1800, "nbf": now - 5} | claims
+    claims = {"iss": "sandbox-access", "exp": now + 86_400, "nbf": now - 5} | claims
     return "Bearer " + jwt.encode(claims, secret, "HS256")
 
 
@@ -277,7 +277,7 @@ def token(*, secret: str = "sandbox-secret-sandbox-secret-sandbox", **claims: An
         (1002, "Bearer another-key"),
         (1002, "Bearer a.b.c"),
         (1002, token(iss="another")),
-        (1003, token(nbf=int(time.time()) + 600)),
+        (1003, token(nbf=int(time.time()) + 86_400)),
         (1004, token(exp=int(time.time()) - 1)),
     ],
 )
