@@ -15,18 +15,20 @@ log = logging.getLogger("receiver.sweep")
 SPACING_MS = 100
 """Milliseconds between two questions: ten a second."""
 UNWATCHED = text("""
-    SELECT id, family FROM task WHERE NOT done AND status NOT IN ('succeed', 'failed')
+    SELECT id, family FROM task WHERE status IN ('created', 'submitted', 'processing')
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'overdue/' || task.id AND state <> 'dead')
 """)
 UNASKED = text("""
-    SELECT id FROM task WHERE NOT done
-        AND (hint IS NOT NULL AND (origin IS NULL OR origin <> 'kling') OR status IN ('succeed', 'failed')
-            AND NOT EXISTS (SELECT 1 FROM result WHERE task = task.id AND status = 'pending'))
+    SELECT id FROM task WHERE status IN ('created', 'submitted', 'processing') AND hint IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'ask/' || task.id AND state <> 'dead')
+    UNION ALL SELECT id FROM task WHERE origin IS NOT NULL AND NOT done
+        AND (hint IS NOT NULL AND origin <> 'kling'
+            OR NOT EXISTS (SELECT 1 FROM result WHERE task = task.id AND status = 'pending'))
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'ask/' || task.id AND state <> 'dead')
 """)
 UNFETCHED = text("""
     SELECT task.id, n, source_url FROM task JOIN result ON result.task = task.id
-    WHERE NOT done AND result.status = 'pending'
+    WHERE origin IS NOT NULL AND NOT done AND result.status = 'pending'
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'download/' || task.id || '/' || n AND state <> 'dead')
 """)
 LATE = text("""

@@ -76,7 +76,7 @@ class Task(SQLModel, table=True):
         Index("task_newest", "created_at", "id"),
         Index("task_status", "status", "created_at", "id"),
         Index("task_task_id", "task_id", **_where("task_id IS NOT NULL")),
-        Index("task_undone", "id", **_where("NOT done")),
+        Index("task_undone", "id", **_where("origin IS NOT NULL AND NOT done")),
     )
 
     id: str = Field(primary_key=True)

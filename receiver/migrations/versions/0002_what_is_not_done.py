@@ -1,4 +1,4 @@
-"""An index of the tasks that are not done: few, however many there are"""
+"""An index of the tasks that have ended and are not done: few, however many there are"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,5 +10,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    undone = sa.text("NOT done")
+    undone = sa.text("origin IS NOT NULL AND NOT done")
     op.create_index("task_undone", "task", ["id"], sqlite_where=undone, postgresql_where=undone)
