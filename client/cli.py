@@ -39,9 +39,8 @@ def kling() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The program. Ends by SystemExit: 0 success, 1 failed, 2 wrong usage, 3 timed out, 130 Ctrl-C."""
     screen.speak_utf8()
-    logging.getLogger("client").addHandler(
-        logging.NullHandler()
-    )  # what it would log is said here in other words
+    # What it would log is said here in other words.
+    logging.getLogger("client").addHandler(logging.NullHandler())
     try:
         sys.exit(kling.main(arguments, prog_name="kling", standalone_mode=False))
     except Exception as error:

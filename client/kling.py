@@ -25,7 +25,6 @@ from client.transport import new_http
 TOKEN_LIFETIME = 300
 """Seconds for which a bearer token made here is good: it is made for one request."""
 
-
 LONGEST_TAG, MOST_TAGS = 100, 20
 """Characters of a tag, and tags of a task, that the receiver takes."""
 

@@ -148,12 +148,27 @@ class KlingSettings(BaseSettings):
         return reason if reason.startswith("KLING_") else f"KLING_{name.upper()}: {reason}"
 
 
-class WaitSettings(KlingSettings):
-    """What it takes to talk to the receiver: enough to wait, show and list."""
+class InternalSettings(KlingSettings):
+    """Where a program of ours reaches the receiver, which Kling may reach otherwise."""
 
     receiver_internal_url: str = Field(
         "", description="where the client itself reaches the receiver, if elsewhere"
     )
+
+    @field_validator("receiver_internal_url")
+    @classmethod
+    def _internal(cls, value: str) -> str:
+        return web_address(value) if value else value
+
+    @property
+    def receiver_base(self) -> str:
+        """Where this program reaches the receiver."""
+        return self.receiver_internal_url or self.receiver_url
+
+
+class WaitSettings(InternalSettings):
+    """What it takes to talk to the receiver: enough to wait, show and list."""
+
     receiver_token: str = Field(
         "",
         repr=False,
@@ -169,11 +184,6 @@ class WaitSettings(KlingSettings):
             )
         return value
 
-    @field_validator("receiver_internal_url")
-    @classmethod
-    def _internal(cls, value: str) -> str:
-        return web_address(value) if value else value
-
     @field_validator("receiver_token")
     @classmethod
     def _trusted(cls, value: str, info: ValidationInfo) -> str:
@@ -183,11 +193,6 @@ class WaitSettings(KlingSettings):
                 "`kling-receiver token --role client`, or the secrets that the receiver has."
             )
         return header_safe(value)
-
-    @property
-    def receiver_base(self) -> str:
-        """Where this client reaches the receiver."""
-        return self.receiver_internal_url or self.receiver_url
 
 
 class ClientSettings(WaitSettings):

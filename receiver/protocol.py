@@ -7,6 +7,8 @@ too many connections, those that have waited longest make room for those that co
 import asyncio
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -138,11 +140,11 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         return cycle is not None and cycle.response_started and (cycle.more_body or not cycle.response_complete)  # type: ignore[redundant-expr]
 
-    def _wait(self, seconds: float) -> None:
-        """It is the other side's turn, for so long."""
+    def _wait(self, seconds: float, end: Callable[[], object] | None = None) -> None:
+        """It is the other side's turn, for so long; then comes the `end` (of the connection)."""
         self._go_on()
         self.server_state.waiting[self] = None
-        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+        self._deadline = self.loop.call_later(seconds, end or self.transport.abort)
 
     def _wait_for_progress(self, left: int) -> None:
         """It is the other side's turn to take some of what is `left` of an answer, bytes."""
@@ -150,9 +152,7 @@ class Protocol(HttpToolsProtocol):
         if now >= left:
             self.transport.abort()
             return
-        self._go_on()
-        self.server_state.waiting[self] = None
-        self._deadline = self.loop.call_later(TAKE_SECONDS, self._wait_for_progress, now)
+        self._wait(TAKE_SECONDS, partial(self._wait_for_progress, now))
 
     def _go_on(self) -> None:
         """It is our turn."""

@@ -24,7 +24,7 @@ TOKEN_SECONDS = 300
 @asynccontextmanager
 async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
     """The receiver's API, for an admin. Raises DatabaseError when one runs and does not answer."""
-    base = settings.receiver_internal_url or settings.receiver_url
+    base = settings.receiver_base
     async with new_http(base) as http:
         remote = _remote(http, base, settings)
         try:

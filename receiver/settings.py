@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from client.addresses import web_address
-from client.settings import KlingSettings, Listed, Remedy, split
+from client.settings import InternalSettings, KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
 from receiver.outbound import Allowed, Refused, check_url, is_private
 from receiver.signatures import secret_key
@@ -216,17 +216,8 @@ class ReachedSettings(SigningSettings):
         return value
 
 
-class AdminSettings(ReachedSettings):
+class AdminSettings(ReachedSettings, InternalSettings):
     """What it takes to give orders to this receiver while it runs."""
-
-    receiver_internal_url: str = Field(
-        "", description="where the client itself reaches the receiver, if elsewhere"
-    )
-
-    @field_validator("receiver_internal_url")
-    @classmethod
-    def _internal(cls, value: str) -> str:
-        return web_address(value) if value else value
 
 
 class ServeSettings(ReachedSettings):

@@ -21,14 +21,8 @@ def run(url: str, examples: int, seed: int) -> int:
         config = Path(folder, "schemathesis.toml")
         config.write_text(CONFIG.format(token=CallbackSigner(SECRETS).token("t", "images/generations")))
         options = [
-            *(
-                "--config-file",
-                str(config),
-                "run",
-                f"{url}/openapi.json",
-                "--continue-on-failure",
-                "--no-color",
-            ),
+            *("--config-file", str(config), "run", f"{url}/openapi.json"),
+            *("--continue-on-failure", "--no-color"),
             *("--header", f"Authorization: Bearer {api_token(SECRETS, 'admin', 86_400)}"),
             *("--max-examples", str(examples), "--seed", str(seed), "--request-timeout", "20"),
             *("--exclude-path-regex", "/events$"),  # a stream has no end

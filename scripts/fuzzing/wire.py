@@ -64,26 +64,22 @@ BREAKING = set("\r\n\0")
 FRAMING = {"transfer-encoding", "expect"}
 
 
-HEADERS = (
-    *(
-        "range",
-        "if-range",
-        "if-none-match",
-        "last-event-id",
-        "content-type",
-        "content-encoding",
-        "authorization",
-    ),
-    *(
-        "webhook-id",
-        "webhook-timestamp",
-        "webhook-signature",
-        "transfer-encoding",
-        "expect",
-        "cookie",
-        "x-forwarded-for",
-    ),
-)
+HEADERS = [
+    "range",
+    "if-range",
+    "if-none-match",
+    "last-event-id",
+    "content-type",
+    "content-encoding",
+    "authorization",
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
+    "transfer-encoding",
+    "expect",
+    "cookie",
+    "x-forwarded-for",
+]
 Parts = tuple[str, str, dict[str, str], bytes]
 
 
