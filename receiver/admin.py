@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from client.codec import Report
 from client.errors import GatewayError
-from receiver import store
+from receiver import files
 from receiver.access import require
 from receiver.api import known_task
 from receiver.errors import ApiError
@@ -69,11 +69,11 @@ class Admin:
         def change(tx: Transaction) -> bool:
             row = tx.known(task["id"])
             for n in lost:
-                store.lose_result(tx, row, n, "It is no longer in the storage as it was stored.")
+                files.lose(tx, row, n, "It is no longer in the storage as it was stored.")
             learn(tx, row, report, "operator")
             found = row["status"] == report.status == "succeed" and bool(report.outputs)
             if found:
-                store.renew(tx, row, report.outputs)
+                files.renew(tx, row, report.outputs)
             return found
 
         if not await self._writer.run(change):

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from client.errors import TokenError
 from client.ids import is_id
 from client.signing import CallbackSigner, Role, read_link
-from receiver import store
+from receiver import creates
 from receiver.access import require
 from receiver.body import Bodies, Share, read_body
 from receiver.errors import ApiError
@@ -94,7 +94,7 @@ class Api:
             given = read_registration(body.kept)
             check_account(given, self._settings)
             known = registration(task, given)
-            done = await self._writer.run(lambda tx: store.register(tx, known), size=body.size)
+            done = await self._writer.run(lambda tx: creates.register(tx, known), size=body.size)
         if done.conflict:
             raise ApiError(409, "conflict", done.conflict, "Use another external_task_id.")
         full = await known_task(self._reader, task)

@@ -21,9 +21,9 @@ from receiver.database import Unavailable
 from receiver.errors import error_response
 from receiver.metrics import Metrics
 from receiver.reading import Reader
+from receiver.recording import Callback
 from receiver.settings import ReceiverSettings
 from receiver.signatures import Verdict, check, may_hold
-from receiver.store import Callback
 from receiver.transaction import Row
 from receiver.writer import Writer
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from client.codec import Report
 from client.errors import GatewayError
-from receiver import store
+from receiver import belief, creates, owed
 from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict, verdict
 from receiver.reading import Reader
 from receiver.results import Asker
@@ -76,13 +76,13 @@ def learn(tx: Transaction, task: Row, report: Report, by: Literal["deadline", "s
     """Believe what Kling said when it was asked without a callback's cause."""
     open_until_now = task["status"] not in FINAL
     if report.task_id and not task["task_id"]:
-        store.note_created(tx, task, report.task_id)
+        creates.note_created(tx, task, report.task_id)
     if report.status:
-        store.believe(tx, task, report)
+        belief.believe(tx, task, report)
     if report.final and open_until_now:
         tx.log(task["id"], "task.recovered", {"by": by})
     if report.status == "succeed" and not report.outputs:
-        store.ask(tx, task["id"])
+        owed.ask(tx, task["id"])
 
 
 def _swept(tx: Transaction, task: str, report: Report | None) -> Outcome:
@@ -107,7 +107,8 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
     if report and report.final:
         return Done()
     if report is None and _looks(job) >= LOOKS_AT_NOTHING and not task["callbacks"]:
-        store.end_locally(tx, task, f"Kling does not know this task{NEVER_CAME[task['outcome'] == 'created']}.")
+        why = NEVER_CAME[task["outcome"] == "created"]
+        belief.end_locally(tx, task, f"Kling does not know this task{why}.")
         return Done()
     return _again(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
 
@@ -132,8 +133,8 @@ def _looks(job: Claimed) -> int:
 def _again(tx: Transaction, job: Claimed, said: str) -> Outcome:
     task, looks = tx.known(job.task), _looks(job)
     if looks >= LOOKS:
-        store.stand(tx, task)  # where a callback told of an end, that is what is known
-        store.end_locally(tx, task, f"The task did not end, and was asked about {looks} times: {said}")
+        belief.stand(tx, task)  # where a callback told of an end, that is what is known
+        belief.end_locally(tx, task, f"The task did not end, and was asked about {looks} times: {said}")
         return Done()
     wait = tx.rules.overdue_ms(task["family"]) * 2 ** (looks - 1)
     return RetryAt(tx.now + wait, said, data={"looks": looks})

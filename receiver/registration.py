@@ -1,4 +1,4 @@
-"""What a client may say of a task in `PUT /api/tasks/{id}`, checked before it reaches the store."""
+"""What a client may say of a task in `PUT /api/tasks/{id}`, checked before anything is written."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from client.body import kept
 from client.codec import clean
 from client.families import RULE, is_family
+from receiver.creates import Registration
 from receiver.errors import ApiError
 from receiver.settings import ReceiverSettings
-from receiver.store import Registration
 
 Short = Annotated[str, Field(max_length=256)]
 
@@ -82,7 +82,7 @@ def _conflict(message: str) -> ApiError:
 
 
 def registration(task: str, given: RegistrationBody) -> Registration:
-    """The same for the store."""
+    """The same as it is written."""
     return Registration(
         id=task,
         family=given.family,

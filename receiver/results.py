@@ -13,7 +13,8 @@ import httpx
 from client.codec import Report
 from client.errors import GatewayError
 from client.gateway import Gateway, retry_after_seconds
-from receiver import store
+from receiver import belief, creates, files
+from receiver.files import Stored
 from receiver.media import EXTENSIONS, HEAD, is_whole, sniff, suits
 from receiver.metrics import Metrics
 from receiver.outbound import Outbound, Refused
@@ -21,7 +22,6 @@ from receiver.outbox import Backoff, Claimed, Done, GiveUp, Outcome, RetryAt, Ve
 from receiver.reading import Reader, in_thread
 from receiver.states import FINAL
 from receiver.storage import Folder, Part
-from receiver.store import Stored
 from receiver.transaction import Row, Transaction
 
 log = logging.getLogger("receiver.results")
@@ -65,7 +65,7 @@ async def _locally(function: Callable[..., T], *args: Any) -> T:
 
 
 class Asker:
-    """Asks Kling about a task, and lets the store believe the answer."""
+    """Asks Kling about a task, and has the answer believed."""
 
     def __init__(self, gateway: Gateway, reader: Reader, metrics: Metrics) -> None:
         self._gateway, self._reader, self._metrics = gateway, reader, metrics
@@ -142,18 +142,18 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) 
     """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
     task = tx.known(job.task)
     if report and report.task_id and not task["task_id"]:
-        store.note_created(tx, task, report.task_id)
+        creates.note_created(tx, task, report.task_id)
     if report and report.status:
-        store.believe(tx, task, report)
+        belief.believe(tx, task, report)
     if report is None or not report.final:
         return _undecided(tx, job, task, report, hints)
     if task["hint"] != report.status:
-        store.drop_hint(tx, task, str(report.status))
+        belief.drop_hint(tx, task, str(report.status))
     if task["status"] == "failed" or report.outputs:
         return Done()
     if report.status == "succeed" and (again := _later(tx, job, "undecided", "Kling names no file.")):
         return again
-    store.lack_files(tx, task, f"Kling says {report.status}, and names no file.")
+    files.lack(tx, task, f"Kling says {report.status}, and names no file.")
     return Done()
 
 
@@ -165,9 +165,9 @@ def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, 
         return RetryAt(tx.now + SOON_MS, "Another callback came while Kling was asked.", data={})
     if again := _later(tx, job, "undecided", f"Kling says {report.status}."):
         return again
-    store.drop_hint(tx, task, str(report.status))
+    belief.drop_hint(tx, task, str(report.status))
     if task["status"] == "succeed":
-        store.lack_files(tx, task, f"Kling now says {report.status}, and named no file.")
+        files.lack(tx, task, f"Kling now says {report.status}, and named no file.")
     return Done()
 
 
@@ -175,7 +175,7 @@ def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
     """Kling did not answer, or not of this task: again later; at the end the callback's status stands."""
     if again := _later(tx, job, "unanswered", str(error), at_least=error.retry_after):
         return again
-    store.stand(tx, tx.known(job.task))
+    belief.stand(tx, tx.known(job.task))
     return GiveUp(str(error))
 
 
@@ -324,7 +324,7 @@ def _length(response: httpx.Response, start: int, largest: int) -> int | None:
 
 
 def _fetched(tx: Transaction, job: Claimed, n: int, stored: Stored) -> Outcome:
-    store.store_result(tx, tx.known(job.task), n, stored)
+    files.store(tx, tx.known(job.task), n, stored)
     return Done()
 
 
@@ -339,7 +339,7 @@ def _not_fetched(tx: Transaction, job: Claimed, n: int, error: Exception) -> Out
         else FETCH_AGAIN.after(job.attempts, tx.now, at_least=_asked_for(error))
     )
     if due is None or (_is_final(error) and job.attempts >= REFUSED_AGAIN):
-        store.fail_result(tx, tx.known(job.task), n, reason(error))
+        files.fail(tx, tx.known(job.task), n, reason(error))
         return GiveUp(reason(error))
     return RetryAt(due, reason(error))
 

@@ -7,7 +7,7 @@ import logging
 
 from sqlalchemy import text
 
-from receiver import store
+from receiver import owed
 from receiver.transaction import Transaction
 
 log = logging.getLogger("receiver.sweep")
@@ -53,11 +53,11 @@ def restore(tx: Transaction) -> int:
     execute = tx.connection.execute
     unwatched, unasked, unfetched = (list(execute(query)) for query in (UNWATCHED, UNASKED, UNFETCHED))
     for task in unwatched:
-        store.watch(tx, task.id, task.family)
+        owed.watch(tx, task.id, task.family)
     for task in unasked:
-        store.ask(tx, task.id)
+        owed.ask(tx, task.id)
     for result in unfetched:
-        store.download(tx, result.id, result.n, result.source_url)
+        owed.download(tx, result.id, result.n, result.source_url)
     for row in (*unwatched, *unasked, *unfetched):
         log.error("task %s had work to do that was not owed; it is now", row.id)
     return len(unwatched) + len(unasked) + len(unfetched)

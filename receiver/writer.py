@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from receiver.database import OWN_FAULT, Database, Unavailable
-from receiver.store import Callback, record
+from receiver.recording import Callback, record
 from receiver.transaction import ANYTHING, Committed, Rules, Transaction
 
 T = TypeVar("T")

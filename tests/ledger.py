@@ -9,15 +9,20 @@ from typing import Any, TypeVar
 from sqlalchemy import event, insert, select
 
 from client.codec import Output, Report, read_callback
-from receiver import store
+from receiver import belief, creates, files, recording
+from receiver.creates import Registered, Registration
 from receiver.database import Database
+from receiver.files import Stored
 from receiver.reading import RESULT
-from receiver.store import Callback, Registered, Registration
+from receiver.recording import Callback
 from receiver.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Row, Rules, Transaction
 
 NOW = 1_790_000_000_000
 FAMILY = "images/generations"
 FILE = "https://v16-kling.klingai.com/x.png"
+
+STORED = Stored("t/0.png", "image/png", 5, "ab" * 32)
+OVERDUE = "overdue/t"
 
 T = TypeVar("T")
 
@@ -50,16 +55,28 @@ class Ledger:
 
     def record(self, *callbacks: Callback) -> None:
         """Take in callbacks in one batch."""
-        self.change(lambda tx: store.record(tx, list(callbacks)))
+        self.change(lambda tx: recording.record(tx, list(callbacks)))
 
     def believe(self, task: str, report: Report) -> None:
         """Kling's own word."""
-        self.change(lambda tx: store.believe(tx, tx.known(task), report))
+        self.change(lambda tx: belief.believe(tx, tx.known(task), report))
 
     def register(self, task: str = "t", **given: Any) -> Registered:
         """A client's word."""
         registration = Registration(task, **{"family": FAMILY, "attempt": "a", **given})
-        return self.change(lambda tx: store.register(tx, registration))
+        return self.change(lambda tx: creates.register(tx, registration))
+
+    def stand(self) -> None:
+        """Kling could not be asked about the task `t`, to the end of the retries."""
+        self.change(lambda tx: belief.stand(tx, tx.known("t")))
+
+    def store(self, n: int = 0) -> None:
+        """A file of the task `t` came."""
+        self.change(lambda tx: files.store(tx, tx.known("t"), n, STORED))
+
+    def fail(self, n: int = 0) -> None:
+        """A file of the task `t` cannot be had."""
+        self.change(lambda tx: files.fail(tx, tx.known("t"), n, "gone"))
 
     def rows(self, table: Any, **where: Any) -> list[Row]:
         """Committed rows, in the order of their keys."""
@@ -90,7 +107,7 @@ class Ledger:
         return {row["key"]: row for row in self.rows(JOB)}
 
     def put_task(self, task: str = "t", **values: Any) -> None:
-        """A task's row as it is given, past the store."""
+        """A task's row as it is given, past all rules."""
         row = {**NEW_TASK, "id": task, "family": FAMILY, "created_at": NOW, "updated_at": NOW, **values}
         with self.database.write() as connection:
             connection.execute(insert(TASK), row)
@@ -164,6 +181,11 @@ def spelled(
 
 def _body(status: str | None, *, spelling: str = "legacy", **record: Any) -> bytes:
     return f"gibberish {record}".encode() if status is None else spelled(spelling, status, **record)
+
+
+def view(task: Row) -> tuple[str, str | None, bool]:
+    """What most tests look at: a status, whose word it is, and whether all is over."""
+    return task["status"], task["origin"], task["done"]
 
 
 def says(status: Any, *files: str, **record: Any) -> Report:

@@ -17,8 +17,8 @@ from gateway import Sandbox
 from client.ids import new_id
 from receiver.app import Receiver
 from receiver.body import LARGE, MOST_UNPROVEN
+from receiver.recording import KEPT_BYTES, KEPT_EVENTS
 from receiver.signatures import TOLERANCE, sign
-from receiver.store import KEPT_BYTES, KEPT_EVENTS
 from receiver.worker import PER_KIND
 from tests.conftest import Start, make_settings
 from tests.hosts import host

@@ -45,11 +45,13 @@ def test_few_modules_know_the_database() -> None:
     """Settings and the command only tell what is wrong with an address or a server."""
     knowing = {
         "bulk",
+        "creates",
         "database",
+        "files",
         "outbox",
         "reading",
+        "recording",
         "settings",
-        "store",
         "sweep",
         "tables",
         "transaction",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gateway import Sandbox
 
-from receiver import outbox, recover, store
+from receiver import belief, outbox, recover
 from receiver.database import Database
 from receiver.outbox import Busy, Claimed, Done, Outcome
 from receiver.transaction import JOB, Transaction
@@ -207,7 +207,7 @@ def test_a_worker_that_settles_second_settles_nothing(sides: Side) -> None:
         (job,) = claim(here)
 
         def believe(tx: Transaction) -> Outcome:
-            store.believe(tx, tx.known(task), says("failed"))
+            belief.believe(tx, tx.known(task), says("failed"))
             return Done()
 
         held = at_once(lambda: settled(here, job, believe), lambda: settled(there, job, believe))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from receiver import store
+from receiver import belief
 from receiver.database import Database, Unavailable
 from receiver.reading import EVENTS_AT_ONCE, Filter, Reader, in_thread
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
@@ -106,7 +106,7 @@ def many(database: Database) -> Ledger:
         ledger.register(
             f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ()
         )
-    ledger.change(lambda tx: store.end_locally(tx, tx.known("t3"), "late"))
+    ledger.change(lambda tx: belief.end_locally(tx, tx.known("t3"), "late"))
     return ledger
 
 

@@ -4,10 +4,10 @@ import pytest
 from gateway import Sandbox
 
 from client.ids import new_id
-from receiver import store
+from receiver import belief
+from receiver.creates import Registration, register
 from receiver.outbox import Claimed, Done, Outcome, RetryAt
 from receiver.recover import LOOKS, LOOKS_AT_NOTHING, Overdue
-from receiver.store import Registration, register
 from receiver.transaction import Transaction
 from tests.conftest import Start
 from tests.submitting import IMAGES, create, events, eventually, finished, post, show, submit, types
@@ -182,4 +182,4 @@ async def test_an_end_that_comes_while_kling_is_asked(parts: Parts, gateway: San
 
 
 def _end(tx: Transaction, task: str) -> None:
-    store.end_locally(tx, tx.known(task), "meanwhile")
+    belief.end_locally(tx, tx.known(task), "meanwhile")

@@ -16,15 +16,16 @@ from client.auth import KeyAuth
 from client.codec import Output, Report
 from client.gateway import Gateway
 from client.ids import new_id
-from receiver import results, store
+from receiver import belief, creates, results
+from receiver.creates import Registration
 from receiver.database import Database
 from receiver.metrics import Metrics
 from receiver.outbound import Allowed, Outbound, Refused, Transport
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import Reader
+from receiver.recording import Callback
 from receiver.results import AGAIN, ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, Asker, Fetcher
 from receiver.storage import Folder
-from receiver.store import Callback, Registration
 from receiver.writer import Writer
 from tests.conftest import KEY, Running, Start
 from tests.hosts import Visit, host
@@ -291,7 +292,7 @@ class Parts:
         task = new_id()
         if theirs:
             known = Registration(task, IMAGES, attempt="one", outcome="created", task_id=theirs)
-            await self.writer.run(lambda tx: store.register(tx, known))
+            await self.writer.run(lambda tx: creates.register(tx, known))
         report = Report(status, message="as the callback says")  # type: ignore[arg-type]
         await self.writer.record(Callback(task, IMAGES, "digest", b"", 0, report))
         return task
@@ -601,7 +602,7 @@ async def test_klings_word_comes_even_after_the_callback_stood(parts: Parts, gat
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await parts.hinted(theirs, "failed")
-    await parts.writer.run(lambda tx: store.stand(tx, tx.known(task)))
+    await parts.writer.run(lambda tx: belief.stand(tx, tx.known(task)))
     assert isinstance(await parts.do(parts.asker.ask, task), Done)
     row = await parts.reader.task(task)
     assert row

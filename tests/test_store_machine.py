@@ -22,12 +22,12 @@ from hypothesis.stateful import (
 
 from client.codec import Report, read_answer
 from client.errors import GatewayError
-from receiver import outbox, recover, results, store
+from receiver import files, outbox, recover, results
 from receiver.database import Database
+from receiver.files import Stored
 from receiver.outbox import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import RESULT
 from receiver.states import FINAL, RANK
-from receiver.store import Stored
 from receiver.transaction import EVENT, JOB, TASK, Row, Rules, Transaction
 from tests.ledger import FILE, SPELLINGS, Ledger, callback, spelled
 
@@ -135,15 +135,15 @@ class StoreMachine(RuleBasedStateMachine):
     def callbacks_come(self, batch: list[tuple[str, str | None, bool, int, bool, str]]) -> None:
         """Repeated, reordered, contradictory, false, signed or not, in any spelling or none; in one commit."""
         made = []
-        for task, status, signed, variant, files, spelling in batch:
-            one = callback(task, status, signed=signed, n=variant, files=[FILE] * files, spelling=spelling)
+        for task, status, signed, variant, named, spelling in batch:
+            one = callback(task, status, signed=signed, n=variant, files=[FILE] * named, spelling=spelling)
             made.append(one)
             model = self.models.setdefault(task, Model())
             model.bodies[one.digest] += 1
             if model.bodies[one.digest] > 1 and not (one.signed and status and model.origin != "kling"):
                 continue
             if one.signed and status:
-                model.kling(status, files)
+                model.kling(status, named)
             else:
                 model.callback(status)
         self.ledger.record(*made)
@@ -252,11 +252,11 @@ class StoreMachine(RuleBasedStateMachine):
         n = job.data["n"]
         if reached:
             stored = Stored(f"{job.task}/{n}", "image/png", 1, "0" * 64)
-            store.store_result(tx, tx.known(job.task), n, stored)
+            files.store(tx, tx.known(job.task), n, stored)
             return Done()
         if job.attempts < 99:
             return RetryAt(tx.now + 5, "cut")
-        store.fail_result(tx, tx.known(job.task), n, "gone")
+        files.fail(tx, tx.known(job.task), n, "gone")
         return GiveUp("gone")
 
     @invariant()
@@ -275,13 +275,13 @@ class StoreMachine(RuleBasedStateMachine):
         jobs = self.ledger.jobs() if hasattr(self, "ledger") else {}
         live = {key for key, job in jobs.items() if job["state"] != "dead"}
         for task, model in getattr(self, "models", {}).items():
-            row, files = self.ledger.task(task), self.ledger.results(task)
-            pending = {f"download/{task}/{file['n']}" for file in files if file["status"] == "pending"}
-            unnamed = model.status == "succeed" and not any(file["source_url"] for file in files)
+            row, named = self.ledger.task(task), self.ledger.results(task)
+            pending = {f"download/{task}/{file['n']}" for file in named if file["status"] == "pending"}
+            unnamed = model.status == "succeed" and not any(file["source_url"] for file in named)
             assert pending <= live
             if unnamed:
                 assert (
-                    [file["status"] for file in files] == ["failed"] if row["done"] else f"ask/{task}" in live
+                    [file["status"] for file in named] == ["failed"] if row["done"] else f"ask/{task}" in live
                 )
             else:
                 assert row["done"] == (model.status in FINAL and not pending)
@@ -289,7 +289,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert f"overdue/{task}" in live
                 assert row["hint"] is None or f"ask/{task}" in live
             if model.files:
-                assert [file["source_url"] != "" for file in files] == [True] * len(files) != []
+                assert [file["source_url"] != "" for file in named] == [True] * len(named) != []
 
     @invariant()
     def every_event_is_offered(self) -> None:

@@ -75,7 +75,7 @@ def test_what_was_given_up_is_owed_again_where_the_task_is_not_done(ledger: Ledg
 
 
 def test_a_sound_database_needs_nothing(ledger: Ledger) -> None:
-    """Open, ended, fetched, failed: each as the store leaves it."""
+    """Open, ended, fetched, failed: each as its verbs leave it."""
     ledger.register("open")
     ledger.record(callback("hinted", "failed"), callback("going", "processing"))
     ledger.record(callback("fetching", "succeed", files=[FILE], signed=True))

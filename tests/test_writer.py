@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 
 from client.codec import Report
 from receiver.database import Database, Unavailable
-from receiver.store import Callback
+from receiver.recording import Callback
 from receiver.transaction import ANYTHING, TASK, Committed, Transaction
 from receiver.writer import LARGEST_BATCH, MOST_BYTES, MOST_WAITING, Writer
 from tests.ledger import FAMILY, NOW, Ledger, callback, statements

@@ -15,8 +15,8 @@ from loopback import free_port
 from benches import servers
 from client.ids import new_id
 from client.signing import CallbackSigner
+from receiver.creates import Registration, register
 from receiver.database import Database
-from receiver.store import Registration, register
 from receiver.transaction import Rules, Transaction
 
 HOUR_MS = 3_600_000

@@ -53,7 +53,7 @@ def answer(random: Random) -> None:
 
 
 def client(random: Random) -> None:
-    """A registration is one, fit for the store, or a refusal."""
+    """A registration is one, fit for the database, or a refusal."""
     body = registered(random)
     if _refused(lambda: read_registration(body)):
         return

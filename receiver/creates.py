@@ -1,0 +1,129 @@
+"""What a client says of a create: one is about to be sent, and how it went. Fills gaps, never resets."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import text
+
+from client.codec import Report
+from receiver import belief, owed
+from receiver.states import move
+from receiver.transaction import Row, Transaction
+
+TAG = text("INSERT INTO tag (tag, task) VALUES (:tag, :task) ON CONFLICT DO NOTHING")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a client says of a task. `outcome` None: a create is about to be sent; else how it ended."""
+
+    id: str
+    family: str
+    attempt: str = ""
+    model: str = ""
+    request: Any = None
+    tags: tuple[str, ...] = ()
+    outcome: Literal["created", "not_created", "unknown"] | None = None
+    task_id: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """`conflict`: why the registration was refused. `create`: whether this attempt may send the create."""
+
+    new: bool = False
+    create: bool = False
+    conflict: str | None = None
+
+
+def register(tx: Transaction, given: Registration) -> Registered:
+    """Make a task known before its create, and note after it how it went. Fills gaps, never resets."""
+    task = tx.task(given.id)
+    if task is None:
+        task = _add(tx, given)
+        new = True
+    else:
+        new = False
+        if task["family"] != given.family:
+            return Registered(
+                conflict=f"Task {given.id} is of the family {task['family']}, not {given.family}."
+            )
+        _fill(tx, task, given)
+    if given.outcome:
+        _note_outcome(tx, task, given)
+        return Registered(new)
+    if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callbacks"]:
+        _reopen(tx, task, given.attempt)
+    return Registered(new, create=_may_create(task, given.attempt))
+
+
+def _may_create(task: Row, attempt: str) -> bool:
+    """Whether this attempt may send the create: nothing has shown yet that Kling knows the task."""
+    unknown = task["outcome"] == "pending" and task["status"] == "created" and not task["callbacks"]
+    return unknown and bool(attempt) and bool(task["attempt"] == attempt)
+
+
+def _add(tx: Transaction, given: Registration) -> Row:
+    tx.create(
+        [
+            {
+                "id": given.id,
+                "family": given.family,
+                "model": given.model,
+                "request": given.request,
+                "outcome": "pending",
+                "attempt": given.attempt,
+            }
+        ]
+    )
+    task = tx.tasks[given.id]
+    tx.log(given.id, "task.created", {"by": "client"})
+    _tag(tx, given)
+    owed.watch(tx, given.id, given.family)
+    return task
+
+
+def _reopen(tx: Transaction, task: Row, attempt: str) -> None:
+    """A create that was not taken is tried again, by another attempt: our own word that it failed is void."""
+    tx.change(
+        task, outcome="pending", attempt=attempt, status="created", status_msg="", origin=None, done=False
+    )
+    tx.log(task["id"], "task.created", {"by": "client"})
+    owed.watch(tx, task["id"], task["family"])
+
+
+def _fill(tx: Transaction, task: Row, given: Registration) -> None:
+    gaps = {"model": given.model, "request": given.request}
+    if filled := {name: value for name, value in gaps.items() if value and not task[name]}:
+        tx.change(task, **filled)
+    _tag(tx, given)
+
+
+def _tag(tx: Transaction, given: Registration) -> None:
+    if given.tags:
+        tx.insert()
+        tx.connection.execute(TAG, [{"tag": tag, "task": given.id} for tag in sorted(set(given.tags))])
+
+
+def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
+    if given.outcome == "created":
+        note_created(tx, task, given.task_id)
+    elif task["status"] != "created" or task["callbacks"] or given.attempt not in ("", task["attempt"]):
+        return  # Kling has shown that it knows the task, or another attempt has the word
+    elif given.outcome == "not_created":
+        tx.change(task, outcome="not_created")
+        belief.end_locally(tx, task, given.reason or "The create was not taken.")
+    elif task["outcome"] == "pending":
+        tx.change(task, outcome="unknown")
+
+
+def note_created(tx: Transaction, task: Row, task_id: str | None) -> None:
+    """Kling took the create: learn its id, and let a question that waited for it go."""
+    first = task["outcome"] != "created"
+    tx.change(task, outcome="created", task_id=task["task_id"] or task_id)
+    if first and task["origin"] == "callback":
+        owed.ask(tx, task["id"])  # now by an id that Kling knows
+    elif first and move(task["status"], task["origin"], "submitted", "kling") == "applied":
+        belief.move_to(tx, task, Report("submitted"), "kling")
+    tx.hasten(f"ask/{task['id']}")
