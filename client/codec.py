@@ -32,7 +32,7 @@ WORDS: dict[str, Status] = {
 LONGEST_TEXT = 4000
 LONGEST_ID = 256
 LONGEST_URL = 8000
-IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%]{{1,{LONGEST_ID}}}")
+IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%\0\ud800-\udfff]{{1,{LONGEST_ID}}}")
 """What may stand as one part of a path, or in a list of ids: a query for `..` would ask for something else."""
 MOST_OUTPUTS = 100
 MOST_LOOKED_AT = 200
@@ -254,8 +254,7 @@ def _identifier(value: Any) -> str | None:
     """An id as text. One cut short would be another's: too long is none."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         value = str(value)
-    fits = isinstance(value, str) and IDENTIFIER.fullmatch(value)
-    return clean(value, LONGEST_ID) or None if fits else None
+    return value if isinstance(value, str) and IDENTIFIER.fullmatch(value) else None
 
 
 def _integer(value: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from client.codec import IDENTIFIER, LONGEST_ID
 from client.families import LONGEST, SHAPE
 from receiver import __version__
 from receiver.states import ORIGINS, STATUSES
@@ -67,6 +68,7 @@ def _text(longest: int, *, shortest: int = 0, **more: Any) -> Json:
     return {**TEXT, "maxLength": longest, **({"minLength": shortest} if shortest else {}), **more}
 
 
+KLINGS_ID = _text(LONGEST_ID, pattern=f"^{IDENTIFIER.pattern}$")
 REGISTRATION = {
     **_object(
         {
@@ -78,7 +80,7 @@ REGISTRATION = {
             "tags": {"type": "array", "items": _text(100, shortest=1), "maxItems": 20},
             "attempt": _text(256, description="before a create: the name of this one try at it"),
             "outcome": {"enum": ["created", "not_created", "unknown", None], "description": "after the create"},
-            "task_id": {**_or_null(_text(256)), "description": "Kling's, with the outcome `created`"},
+            "task_id": {**_or_null(KLINGS_ID), "description": "Kling's, with the outcome `created`"},
             "reason": _text(4000),
         },
         optional=(
@@ -99,7 +101,7 @@ REGISTRATION = {
             "required": ["attempt"],
         },
         {
-            "properties": {"outcome": {"const": "created"}, "task_id": _text(256, shortest=1)},
+            "properties": {"outcome": {"const": "created"}, "task_id": KLINGS_ID},
             "required": ["outcome", "task_id"],
         },
         {"properties": {"outcome": {"enum": ["not_created", "unknown"]}}, "required": ["outcome"]},

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from client.body import kept
-from client.codec import clean
+from client.codec import IDENTIFIER, LONGEST_ID, clean
 from client.families import RULE, is_family
 from receiver.creates import Registration
 from receiver.errors import ApiError
@@ -27,7 +27,7 @@ class RegistrationBody(BaseModel):
     tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=list, max_length=20)
     attempt: Short = ""
     outcome: Literal["created", "not_created", "unknown"] | None = None
-    task_id: Short | None = None
+    task_id: str | None = None
     reason: str = Field("", max_length=4000)
 
     @field_validator("family")
@@ -35,6 +35,13 @@ class RegistrationBody(BaseModel):
     def _family(cls, value: str) -> str:
         if not is_family(value):
             raise ValueError(f"must be {RULE}.")
+        return value
+
+    @field_validator("task_id")
+    @classmethod
+    def _task_id(cls, value: str | None) -> str | None:
+        if value and not IDENTIFIER.fullmatch(value):
+            raise ValueError(f"must be 1 to {LONGEST_ID} characters that may stand in a path, not . or ..")
         return value
 
     @field_validator("request")
@@ -91,6 +98,6 @@ def registration(task: str, given: RegistrationBody) -> Registration:
         request=given.request,
         tags=tuple(clean(tag) for tag in given.tags if clean(tag)),
         outcome=given.outcome,
-        task_id=clean(given.task_id) or None,
+        task_id=given.task_id or None,
         reason=clean(given.reason),
     )

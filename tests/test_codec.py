@@ -408,7 +408,9 @@ def test_what_is_no_object_is_no_answer(raw: bytes) -> None:
     assert read_answer(raw) is None
 
 
-@pytest.mark.parametrize("wrong", [".", "..", "a/b", "a,b", "a b", "a?b", "a#b", "a%2fb", "a\\b", "\n"])
+@pytest.mark.parametrize(
+    "wrong", [".", "..", "a/b", "a,b", "a b", "a?b", "a#b", "a%2fb", "a\\b", "\n", ".\0", "\ud800"]
+)
 def test_an_id_that_would_ask_for_something_else_is_none(wrong: str) -> None:
     """An id stands in the path of a query: what leads elsewhere, or is several, is no id."""
     report = read_callback(json.dumps({"task_id": wrong, "task_status": "succeed"}).encode())

@@ -460,3 +460,14 @@ async def test_neither_prompt_nor_secret_is_logged(caplog: pytest.LogCaptureFixt
     logged = " ".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
     assert "mine" in logged
     assert not any(secret in logged for secret in (PROMPT, SECRET, "the-kling-key", "/callbacks/"))
+
+
+@pytest.mark.parametrize("task_id", [".", "..", "a/b", ".\0"])
+async def test_an_id_that_is_none_is_no_answer_to_a_create(task_id: str) -> None:
+    """It would ask for something else: whether the create was taken is not known, and none is sent again."""
+    stage = Stage(create=[taken(task_id)])
+    async with stage.kling() as kling:
+        task = await kling.text_to_image("x")
+    assert task.outcome == "unknown"
+    assert len(stage.requests["create"]) == 1
+    assert [report["outcome"] for report in stage.bodies("report")] == ["unknown"]

@@ -33,7 +33,7 @@ def test_a_request_is_kept_as_the_client_keeps_it() -> None:
 def test_what_the_store_gets_is_clean() -> None:
     """NUL is gone from every text; a tag of nothing is none."""
     given = registration(
-        "t", read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k\0", reason="r\0")
+        "t", read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k", reason="r\0")
     )
     assert (given.model, given.tags, given.task_id, given.reason) == ("m", ("a",), "k", "r")
 
@@ -45,10 +45,11 @@ def test_what_the_store_gets_is_clean() -> None:
         ({"attempt": ""}, "`attempt` is needed"),
         ({"outcome": "created", "task_id": ""}, "`task_id` is needed"),
         ({"tags": ["x"] * 21}, "tags"),
+        *(({"task_id": wrong}, "task_id: must be") for wrong in (".", "..", "a/b", "a?b", ".\0", "k" * 257)),
     ],
 )
 def test_parts_that_belong_together(given: dict[str, Any], said: str) -> None:
-    """Before a create its attempt, after it Kling's id."""
+    """Before a create its attempt, after it Kling's id, of which paths to Kling are made."""
     with pytest.raises(ApiError, match=said) as raised:
         read(**given)
     assert (raised.value.status, raised.value.code) == (422, "bad_registration")
