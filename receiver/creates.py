@@ -108,7 +108,7 @@ def _tag(tx: Transaction, given: Registration) -> None:
 
 def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
     if given.outcome == "created":
-        note_created(tx, task, given.task_id)
+        _note_created(tx, task, given)
     elif task["status"] != "created" or task["callbacks"] or given.attempt not in ("", task["attempt"]):
         return  # Kling has shown that it knows the task, or another attempt has the word
     elif given.outcome == "not_created":
@@ -118,12 +118,20 @@ def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
         tx.change(task, outcome="unknown")
 
 
-def note_created(tx: Transaction, task: Row, task_id: str | None) -> None:
-    """Kling took the create: learn its id, and let a question that waited for it go."""
+def _note_created(tx: Transaction, task: Row, given: Registration) -> None:
+    """The create's own answer has Kling's id: it goes before one that a question brought, until it is said."""
     first = task["outcome"] != "created"
-    tx.change(task, outcome="created", task_id=task["task_id"] or task_id)
-    if first and task["origin"] == "callback":
+    named = first and given.attempt == task["attempt"]
+    tx.change(task, outcome="created")
+    if first or not task["task_id"]:
+        learn_id(tx, task, given.task_id if named else task["task_id"] or given.task_id)
+
+
+def learn_id(tx: Transaction, task: Row, task_id: str | None) -> None:
+    """Kling knows the task, by this id of its own; let a question that waited for it go."""
+    tx.change(task, task_id=task_id)
+    if task["origin"] == "callback":
         owed.ask(tx, task["id"])  # now by an id that Kling knows
-    elif first and move(task["status"], task["origin"], "submitted", "kling") == "applied":
+    elif move(task["status"], task["origin"], "submitted", "kling") == "applied":
         belief.move_to(tx, task, Report("submitted"), "kling")
     tx.hasten(f"ask/{task['id']}")

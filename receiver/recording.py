@@ -140,5 +140,6 @@ def _take_hint(tx: Transaction, task: Row, report: Report | None, kept: bool) ->
         tx.change(task, hint=report.status, hint_msg=report.message)
     if kept:  # what is only counted hastens nothing
         tx.change(task, hints=task["hints"] + 1)
-    wait = (GRACE_MS if task["outcome"] == "pending" else 0) if kept else CALM_MS
+    is_answered = task["outcome"] != "pending" or task["task_id"]
+    wait = (0 if is_answered else GRACE_MS) if kept else CALM_MS
     owed.ask(tx, task["id"], tx.now + wait)

@@ -76,7 +76,7 @@ def learn(tx: Transaction, task: Row, report: Report, by: Literal["deadline", "s
     """Believe what Kling said when it was asked without a callback's cause."""
     open_until_now = task["status"] not in FINAL
     if report.task_id and not task["task_id"]:
-        creates.note_created(tx, task, report.task_id)
+        creates.learn_id(tx, task, report.task_id)
     if report.status:
         belief.believe(tx, task, report)
     if report.final and open_until_now:
@@ -107,7 +107,7 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
     if report and report.final:
         return Done()
     if report is None and _looks(job) >= LOOKS_AT_NOTHING and not task["callbacks"]:
-        why = NEVER_CAME[task["outcome"] == "created"]
+        why = NEVER_CAME[task["task_id"] is not None]
         belief.end_locally(tx, task, f"Kling does not know this task{why}.")
         return Done()
     return _again(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 from urllib.parse import urljoin
@@ -45,6 +46,9 @@ LONGEST_FETCH = 840
 BUFFER = 1 << 20
 """Bytes that go to the disk at once."""
 
+UNTOLD_MS = 900_000
+"""For how long a create's answer may be out: a client that has not told of it by then has died."""
+
 ADDRESS = re.compile(r"https?://\S+")
 
 
@@ -67,8 +71,10 @@ async def _locally(function: Callable[..., T], *args: Any) -> T:
 class Asker:
     """Asks Kling about a task, and has the answer believed."""
 
-    def __init__(self, gateway: Gateway, reader: Reader, metrics: Metrics) -> None:
-        self._gateway, self._reader, self._metrics = gateway, reader, metrics
+    def __init__(
+        self, gateway: Gateway, reader: Reader, metrics: Metrics, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._gateway, self._reader, self._metrics, self._clock = gateway, reader, metrics, clock
 
     async def ask(self, job: Claimed) -> Verdict:
         """The handler of `ask`: a callback hinted at an end, or Kling's word named no files."""
@@ -93,7 +99,8 @@ class Asker:
         """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.
 
         The last only for a task that no other of ours is, and when the record names no other task of ours:
-        a callback's address proves whose it is, its body proves nothing. Raises GatewayError.
+        a callback's address proves whose it is, its body proves nothing. And not while the create's own answer
+        is out: the id may be that of another whose answer is out, too. Raises GatewayError.
         """
         outcome = "unanswered"
         try:
@@ -127,7 +134,8 @@ class Asker:
 
     async def _by_their_id(self, task: Row) -> Report | None:
         theirs = task["callback_id"]
-        if not theirs or await self._reader.holder(theirs):
+        untold = task["outcome"] == "pending" and self._clock() * 1000 < task["updated_at"] + UNTOLD_MS
+        if not theirs or untold or await self._reader.holder(theirs):
             return None
         report = await self._gateway.query(task["family"], task_id=theirs)
         if report is None or report.external_id in (None, task["id"]):
@@ -142,7 +150,7 @@ def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) 
     """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
     task = tx.known(job.task)
     if report and report.task_id and not task["task_id"]:
-        creates.note_created(tx, task, report.task_id)
+        creates.learn_id(tx, task, report.task_id)
     if report and report.status:
         belief.believe(tx, task, report)
     if report is None or not report.final:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from receiver import belief
+from receiver import belief, creates
 from receiver.database import Database
 from receiver.reading import TAG
 from tests.ledger import NOW, OVERDUE, Ledger, callback, says, view
@@ -228,3 +228,33 @@ def test_an_outcome_after_the_creation_is_known_changes_nothing(ledger: Ledger) 
     ledger.register(outcome="not_created")
     ledger.register(outcome="unknown")
     assert (ledger.task()["status"], ledger.task()["outcome"]) == ("submitted", "created")
+
+
+def learn(ledger: Ledger, task_id: str) -> None:
+    """Kling's answer to a question named its id for the task `t`."""
+    ledger.change(lambda tx: creates.learn_id(tx, tx.known("t"), task_id))
+
+
+@pytest.mark.parametrize(("attempt", "stands"), [("a", "k1"), ("b", "k2")])
+def test_the_creates_own_answer_goes_before_what_a_question_brought(
+    ledger: Ledger, attempt: str, stands: str
+) -> None:
+    """From whoever sent that create, and once."""
+    ledger.register(attempt="a")
+    learn(ledger, "k2")
+    assert (ledger.task()["status"], ledger.task()["task_id"]) == ("submitted", "k2")
+    ledger.register(attempt=attempt, outcome="created", task_id="k1")
+    assert (ledger.task()["outcome"], ledger.task()["task_id"]) == ("created", stands)
+    ledger.register(attempt=attempt, outcome="created", task_id="k3")
+    assert ledger.task()["task_id"] == stands
+
+
+@pytest.mark.parametrize("outcome", ["not_created", "unknown"])
+def test_a_task_that_kling_knows_was_created(ledger: Ledger, outcome: str) -> None:
+    """Whatever its client says, and no other create is sent."""
+    ledger.register()
+    learn(ledger, "k1")
+    ledger.register(outcome=outcome)
+    assert view(ledger.task()) == ("submitted", None, False)
+    assert not ledger.register().create
+    assert not ledger.register(attempt="b").create

@@ -24,7 +24,7 @@ from receiver.outbound import Allowed, Outbound, Refused, Transport
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import Reader
 from receiver.recording import Callback
-from receiver.results import AGAIN, ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, Asker, Fetcher
+from receiver.results import AGAIN, ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, UNTOLD_MS, Asker, Fetcher
 from receiver.storage import Folder
 from receiver.writer import Writer
 from tests.conftest import KEY, Running, Start
@@ -213,6 +213,7 @@ def test_a_registered_task_takes_no_strangers_files(running: Running, gateway: S
     gateway.wait_for(lambda: gateway.tasks[stranger].finished_at)
     thief = new_id()
     register(running, thief)
+    register(running, thief, outcome="unknown")
     assert post(running, thief, {"task_id": stranger, "task_status": "succeed"}).status_code == 200
     gateway.wait_for(lambda: any(stranger in query.ids for query in gateway.queries))
     assert (show(running, thief)["status"], show(running, thief)["results"]) == ("created", [])
@@ -259,15 +260,19 @@ def test_a_file_that_cannot_be_had_fails_loudly(
 class Parts:
     """The parts that ask and fetch, put together without a worker; jobs are made by hand."""
 
-    def __init__(self, tmp_path: Path, base: str, *, largest: int = 1 << 30) -> None:
-        self.database = Database(f"sqlite:///{tmp_path / 'parts.db'}")
+    def __init__(
+        self, tmp_path: Path, base: str, *, largest: int = 1 << 30, database_url: str | None = None
+    ) -> None:
+        self.database = Database(database_url or f"sqlite:///{tmp_path / 'parts.db'}")
         self.database.migrate()
         self.folder = Folder(tmp_path / "results")
         self.folder.open()
         self.reader, self.writer, self.metrics = Reader(self.database), Writer(self.database), Metrics()
         self.outbound = Outbound(Allowed.parse(["127.0.0.1"]))
         self.http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False)
-        self.asker = Asker(Gateway(base, KeyAuth(KEY), self.http), self.reader, self.metrics)
+        self.later = 0.0  # seconds by which the asker's clock is ahead
+        kling = Gateway(base, KeyAuth(KEY), self.http)
+        self.asker = Asker(kling, self.reader, self.metrics, clock=lambda: time.time() + self.later)
         self.fetcher = Fetcher(self.outbound, self.folder, self.reader, self.metrics, largest=largest)
         self.data: dict[tuple[str, str, int], Any] = {}
 
@@ -594,6 +599,50 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(
         True,
     )
     assert (await parts.types(task))[-3:] == ["task.succeed", "result.failed", "task.done"]
+
+
+async def accused(parts: Parts, theirs: str) -> str:
+    """A task whose create has no answer yet, of which an unsigned callback names another's id."""
+    task = new_id()
+    await parts.writer.run(lambda tx: creates.register(tx, Registration(task, IMAGES, attempt="one")))
+    await parts.writer.record(Callback(task, IMAGES, "digest", b"", 0, Report("succeed", task_id=theirs)))
+    return task
+
+
+@pytest.mark.anyio
+async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
+    tmp_path: Path, gateway: Sandbox, database_url: str
+) -> None:
+    """It may be another task's, whose answer is out too: Kling is asked by our id, then by the right one."""
+    parts = Parts(tmp_path, gateway.url, database_url=database_url)
+    parts.writer.start()
+    mine, others = made(gateway), made(gateway)
+    gateway.wait_for(lambda: gateway.tasks[mine].finished_at and gateway.tasks[others].finished_at)
+    task = await accused(parts, others)
+    assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
+    told = Registration(task, IMAGES, attempt="one", outcome="created", task_id=mine)
+    await parts.writer.run(lambda tx: creates.register(tx, told))
+    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    row = await parts.reader.task(task)
+    assert row
+    assert (row["status"], row["origin"], row["task_id"]) == ("succeed", "kling", mine)
+    assert gateway.tasks[others].queries == 0
+    await parts.close()
+
+
+@pytest.mark.anyio
+async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(
+    parts: Parts, gateway: Sandbox
+) -> None:
+    """Then the callback's id is all that there is."""
+    theirs = made(gateway)
+    gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
+    task = await accused(parts, theirs)
+    parts.later = UNTOLD_MS / 1000
+    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    row = await parts.reader.task(task)
+    assert row
+    assert (row["status"], row["origin"], row["task_id"]) == ("succeed", "kling", theirs)
 
 
 @pytest.mark.anyio
