@@ -1,6 +1,5 @@
 """The JSON API: registration, tasks, events as they happen, and the files."""
 
-import base64
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from receiver.access import require
 from receiver.body import Bodies, Share, read_body
 from receiver.errors import ApiError
 from receiver.feed import Feed
+from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Filter, Full, Reader
 from receiver.registration import check_account, read_registration, registration
 from receiver.settings import ReceiverSettings
@@ -31,7 +31,6 @@ from receiver.writer import Writer
 
 log = logging.getLogger("receiver.api")
 
-MOST_LISTED = 200
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 """One range; more of them at a time, or in another unit, are answered with the whole file."""
 
@@ -113,7 +112,7 @@ class Api:
         tasks = await self._reader.tasks(wanted)
         more = len(tasks) > wanted.limit
         shown = tasks[: wanted.limit]
-        cursor = _cursor(shown[-1]) if more else None
+        cursor = cursor_of((shown[-1].row["created_at"], shown[-1].row["id"])) if more else None
         return JSONResponse({"tasks": [self._views.task(full) for full in shown], "next": cursor})
 
     async def _task_events(self, request: Request) -> Response:
@@ -243,31 +242,13 @@ def _filter(request: Request) -> Filter:
     status, limit, cursor = asked.get("status"), asked.get("limit", "50"), asked.get("cursor")
     if status and status not in STATUSES:
         problems.append(f"`status` is one of {', '.join(STATUSES)}.")
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= MOST_LISTED):
-        problems.append(f"`limit` is 1 to {MOST_LISTED}.")
-    before = _read_cursor(cursor) if cursor else None
-    if cursor and before is None:
-        problems.append("`cursor` is a `next` of an earlier answer.")
+    most, before = limit_of(limit, problems), place_of(cursor, problems)
     if problems:
         raise ApiError(422, "bad_filter", " ".join(problems), "Mend the address and send it again.")
     family, tag = (_text(asked.get(name)) for name in ("family", "tag"))
-    return Filter(status=status, family=family, tag=tag, before=before, limit=int(limit))
+    return Filter(status=status, family=family, tag=tag, before=before, limit=most)
 
 
 def _text(value: str | None) -> str | None:
     """A filter's text; what no row can hold finds none."""
     return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if value else None
-
-
-def _cursor(full: Full) -> str:
-    place = json.dumps([full.row["created_at"], full.row["id"]]).encode()
-    return base64.urlsafe_b64encode(place).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[int, str] | None:
-    try:
-        at, task = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    fits = isinstance(at, int) and abs(at) < 1 << 62 and isinstance(task, str) and is_id(task)
-    return (at, task) if fits else None

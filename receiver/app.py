@@ -24,17 +24,20 @@ from receiver.api import Api
 from receiver.body import Bodies
 from receiver.callbacks import CallbackRoutes
 from receiver.database import Database, Unavailable
+from receiver.dispatch import Dispatcher
 from receiver.errors import ApiError, error_response
 from receiver.feed import Feed
-from receiver.hooks import Hook
+from receiver.hook_routes import HookRoutes
+from receiver.hooks_file import align, shortest
 from receiver.openapi import document
 from receiver.outbound import AGENT, Outbound, Transport
 from receiver.reading import Reader, in_thread
 from receiver.recover import Overdue
 from receiver.results import Asker, Fetcher
+from receiver.sender import Sender
 from receiver.settings import ReceiverSettings
 from receiver.storage import Folder
-from receiver.transaction import Committed, Rules
+from receiver.transaction import Committed, Rules, Transaction
 from receiver.views import Views
 from receiver.worker import OUTAGE_PAUSE, Handler, Worker
 from receiver.writer import Writer
@@ -44,6 +47,8 @@ log = logging.getLogger("receiver")
 STOP_SECONDS = 8.0
 """Seconds that running jobs are given when the receiver is told to stop."""
 FAR_FUTURE = 1 << 62
+HOOK_CONNECTIONS = 1_000
+"""To all hooks together; each has its own limit, and who is slow keeps nobody waiting."""
 
 
 class Receiver:
@@ -57,14 +62,17 @@ class Receiver:
         self.reader = Reader(self.database)
         self.feed = Feed(self.reader)
         self.views = Views(settings.signing_secrets, settings.receiver_url, clock=clock)
-        rules = Rules(hooked=bool(settings.hook_url), overdue_seconds=settings.overdue_seconds)
+        rules = Rules(overdue_seconds=settings.overdue_seconds, patience=settings.hook_pause_seconds)
         self.writer = Writer(self.database, rules=rules, on_commit=self._committed, clock=clock)
         self._looking: asyncio.Task[str | None] | None = None
         self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False, headers=AGENT)
         self._downloads = Outbound(settings.result_hosts)
-        self._hooks = Outbound(settings.hook_hosts)
+        self._hooks = Outbound(settings.hook_hosts, connections=HOOK_CONNECTIONS)
         gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
         self.asker = Asker(gateway, self.reader, self.metrics)
+        self.sender = Sender(
+            self._hooks, self.folder, self.views, self.metrics, source=settings.receiver_url, clock=clock
+        )
         self.worker = Worker(self.writer, self._handlers(clock), clock=clock)
         bodies = Bodies()
         self.callbacks = CallbackRoutes(
@@ -84,6 +92,9 @@ class Receiver:
             folder=self.folder,
             views=self.views,
         )
+        self.hook_routes = HookRoutes(
+            settings, reader=self.reader, writer=self.writer, sender=self.sender, bodies=bodies
+        )
         self.api = Api(
             settings,
             writer=self.writer,
@@ -101,21 +112,15 @@ class Receiver:
         fetcher = Fetcher(
             self._downloads, self.folder, self.reader, self.metrics, largest=settings.result_max_bytes
         )
-        hook = Hook(
-            settings.hook_url,
-            settings.hook_secret,
-            outbound=self._hooks,
-            reader=self.reader,
-            views=self.views,
-            metrics=self.metrics,
-            clock=clock,
-        )
+        dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, feed=self.feed)
         return {
             "ask": self.asker.ask,
             "download": fetcher.download,
             "overdue": overdue.look,
             "sweep": overdue.sweep,
-            "hook": hook.deliver,
+            "dispatch": dispatcher.dispatch,
+            "replay": dispatcher.replay,
+            "hook": dispatcher.retry,
         }
 
     def _committed(self, committed: Committed) -> None:
@@ -128,6 +133,8 @@ class Receiver:
                 task,
                 task,
             )
+        for said in committed.said:
+            log.error("%s", said)
         if committed.due_at is not None:
             self.worker.wake(committed.due_at)
 
@@ -141,8 +148,16 @@ class Receiver:
         """Begin to write, and soon to work; what an earlier process had claimed is owed again."""
         self.writer.start()
         await self.writer.run(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        await self.writer.run(self._align_hooks)
         started = int(self._clock() * 1000)
         self._beginning = asyncio.create_task(self._begin(started), name="sweep")
+
+    def _align_hooks(self, tx: Transaction) -> None:
+        """Let there be the hooks that the settings want; those that commands added stay without a file."""
+        url, secret = self.settings.hook_url, self.settings.hook_secret
+        align(tx, "settings", [shortest(url, secret)] if url else [])
+        if self.settings.hooks_file:
+            align(tx, "file", self.settings.hooks, also="added")
 
     async def _begin(self, started: int) -> None:
         """Look for work that is owed before the worker takes any: with many open tasks that takes its time."""
@@ -163,6 +178,7 @@ class Receiver:
             self._beginning.cancel()
             await asyncio.gather(self._beginning, return_exceptions=True)
         await self.worker.close(STOP_SECONDS)
+        await self.sender.close()
         await self.writer.close()
         await self._http.aclose()
         await self._downloads.close()
@@ -243,6 +259,7 @@ def _routes(receiver: Receiver) -> list[Route]:
         Route("/callbacks", receiver.callbacks.without_token, methods=["POST"]),
         *receiver.api.routes(),
         *receiver.admin.routes(),
+        *receiver.hook_routes.routes(),
         Route("/healthz", alive, methods=["GET"]),
         Route("/readyz", ready, methods=["GET"]),
         Route("/metrics", counted, methods=["GET"]),

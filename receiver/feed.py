@@ -22,7 +22,7 @@ class Feed:
         self._reader, self._heartbeat, self.most = reader, heartbeat, most
         self._streams = 0
         self._waiters: dict[str | None, set[asyncio.Event]] = {}
-        self._closed = False
+        self.closed = False
 
     @property
     def is_full(self) -> bool:
@@ -39,7 +39,7 @@ class Feed:
 
     def close(self) -> None:
         """End every stream; their clients come back to the next process."""
-        self._closed = True
+        self.closed = True
         self.wake(None)
 
     async def follow(self, task: str | None, after: int) -> AsyncIterator[list[Row]]:
@@ -47,8 +47,8 @@ class Feed:
 
         A task's stream ends once all of a task that is done was sent; the stream of all never does.
         """
-        with self._waiting(task) as woken:
-            while not self._closed:
+        with self.waiting(task) as woken, self._counted():
+            while not self.closed:
                 woken.clear()
                 ends = task is not None and await self._is_done(task)
                 while rows := await self._reader.events(after, task):
@@ -67,14 +67,21 @@ class Feed:
         return row is None or bool(row["done"])
 
     @contextmanager
-    def _waiting(self, task: str | None) -> Iterator[asyncio.Event]:
-        woken = asyncio.Event()
+    def _counted(self) -> Iterator[None]:
         self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    @contextmanager
+    def waiting(self, task: str | None) -> Iterator[asyncio.Event]:
+        """Set whenever something was committed for this task (None: for any), or the feed is closed."""
+        woken = asyncio.Event()
         self._waiters.setdefault(task, set()).add(woken)
         try:
             yield woken
         finally:
-            self._streams -= 1
             self._waiters[task].discard(woken)
             if not self._waiters[task]:
                 del self._waiters[task]

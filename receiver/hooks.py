@@ -1,98 +1,195 @@
-"""The way out: each event is POSTed to the hook, signed by Standard Webhooks, until it is taken."""
+"""What a hook is: an address, what it wants to hear of, and how it is treated. Checked before it is kept."""
 
-import json
-import logging
-import time
-from collections.abc import Callable
-from typing import Any
+import base64
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import httpx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from client.gateway import retry_after_seconds
-from receiver.metrics import Metrics
-from receiver.outbound import Outbound, Refused
-from receiver.outbox import Backoff, Claimed, Done, GiveUp, RetryAt, Verdict, verdict
-from receiver.reading import Reader
-from receiver.results import reason
-from receiver.signatures import sign
+from client.families import RULE, is_family
+from receiver.outbound import Allowed
+from receiver.reading import Full
+from receiver.signatures import secret_key
+from receiver.sinks import scheme_of
+from receiver.sinks.command import arguments, written
+from receiver.sinks.http import check_web_address
+from receiver.sinks.registry import open_sink
+from receiver.states import FINAL, STATUSES
 from receiver.transaction import Row
-from receiver.views import Views
 
-log = logging.getLogger("receiver.hooks")
+WEB = ("https", "http")
+SCHEDULE = (5.0, 30.0, 120.0, 900.0, 3600.0, 10_800.0, 28_800.0, 86_400.0)
+"""Seconds between attempts, each drawn from the upper half of its step; after the last the event is dead."""
+TIMEOUT = {"web": 15.0, "command": 60.0, "other": 15.0}
+CONCURRENCY = {"web": 8, "command": 2, "other": 8}
 
-AGAIN = Backoff((5, 30, 120, 900, 3600, 10_800, 28_800, 86_400))
-"""Seconds between attempts; after the last the event is dead, and kept."""
-TIMEOUT = 15
-"""Seconds for the hook to answer."""
+ANY = frozenset(STATUSES)
+EVENTS: Mapping[str, frozenset[str]] = {
+    **{f"task.{status}": frozenset({status}) for status in STATUSES},
+    "result.stored": frozenset({"succeed"}),
+    "result.failed": frozenset({"succeed"}),
+    "task.done": FINAL,
+    "task.overdue": ANY,
+    "task.recovered": ANY,
+    "callback.received": ANY,
+    "callback.ignored": ANY,
+}
+"""Every type of event, and the statuses that a task may have when it happens."""
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+Label = Annotated[str, Field(min_length=1, max_length=100)]
+Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
 
 
-class Hook:
-    """One address that every event goes to."""
+def new_secret() -> str:
+    """A Standard Webhooks secret."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
-    def __init__(
-        self,
-        url: str,
-        secret: str,
-        *,
-        outbound: Outbound,
-        reader: Reader,
-        views: Views,
-        metrics: Metrics,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._url, self._secret = url, secret
-        self._outbound, self._reader, self._views, self._metrics = outbound, reader, views, metrics
-        self._clock = clock
 
-    async def deliver(self, job: Claimed) -> Verdict:
-        """The handler of `hook`: one attempt. A redirect or any other answer than 2xx is a failure."""
-        event = await self._reader.event(int(job.key.removeprefix("hook/")))
-        full = await self._reader.full([event["task"]]) if event else {}
-        if event is None or event["task"] not in full:
-            return verdict(Done())
-        try:
-            await self._post(message_id(event), _body(self._views.event(event, full[event["task"]])))
-        except (Refused, httpx.HTTPError, OSError) as error:
-            self._metrics.deliveries.labels("failed").inc()
-            log.warning("hook: event %d was not taken: %s", event["id"], reason(error))
-            return self._again(job, error)
-        self._metrics.deliveries.labels("delivered").inc()
-        return verdict(Done())
+class Wanted(BaseModel):
+    """What a hook wants to hear of; what is empty wants all."""
 
-    async def _post(self, message_id: str, body: bytes) -> None:
-        timestamp = int(self._clock())
-        headers = {
-            "Content-Type": "application/json",
-            "webhook-id": message_id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self._secret, message_id, timestamp, body),
+    events: list[str] = Field(default_factory=list, max_length=len(EVENTS))
+    families: list[str] = Field(default_factory=list, max_length=100)
+    statuses: list[Literal["created", "submitted", "processing", "succeed", "failed"]] = Field(
+        default_factory=list, max_length=len(STATUSES)
+    )
+    tags: list[Label] = Field(default_factory=list, max_length=100)
+
+    @field_validator("events")
+    @classmethod
+    def _events(cls, values: list[str]) -> list[str]:
+        if unknown := sorted(set(values) - EVENTS.keys()):
+            raise ValueError(f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENTS)}.")
+        return sorted(set(values))
+
+    @field_validator("families")
+    @classmethod
+    def _families(cls, values: list[str]) -> list[str]:
+        if wrong := [value for value in values if not is_family(value)]:
+            raise ValueError(f"{', '.join(wrong)}: a family must be {RULE}.")
+        return sorted(set(values))
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Wanted":
+        possible = frozenset().union(*(EVENTS[event] for event in self.events)) if self.events else ANY
+        if self.statuses and not possible & set(self.statuses):
+            raise ValueError(
+                f"the filter matches nothing: at {' or '.join(self.events)} a task is never "
+                f"{' or '.join(self.statuses)}. Leave out one of both."
+            )
+        return self
+
+
+class NewHook(Wanted):
+    """A hook as somebody wants it."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field("", pattern=rf"{NAME}|^$")
+    address: str = Field(min_length=1, max_length=2000)
+    secret: str = Field("", repr=False)
+    schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
+    concurrency: int | None = Field(None, ge=1, le=256)
+    rate: float | None = Field(None, gt=0, le=100_000, allow_inf_nan=False)
+    timeout: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
+
+    @field_validator("secret")
+    @classmethod
+    def check_secret(cls, value: str) -> str:
+        """Raises ValueError for what is no Standard Webhooks secret, or a short one."""
+        if value:
+            secret_key(value)
+        return value
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        scheme = scheme_of(value)
+        if scheme == "command":
+            return written(arguments(value))
+        if scheme not in WEB:
+            open_sink(value)
+        return value
+
+    @model_validator(mode="after")
+    def _signed(self) -> "NewHook":
+        if self.secret and scheme_of(self.address) not in WEB:
+            raise ValueError("a secret signs what goes to a web address; leave it out.")
+        return self
+
+    def row(self, name: str, source: str, *, cursor: int, now: int) -> Row:
+        """The row of it, with a new secret where one is needed and none is given."""
+        scheme = scheme_of(self.address)
+        kind = "web" if scheme in WEB else "command" if scheme == "command" else "other"
+        secret = (self.secret or new_secret()) if kind == "web" else ""
+        return {
+            "name": name,
+            "address": self.address,
+            "source": source,
+            "task": None,
+            "secrets": [[secret, None]] if secret else [],
+            "filter": {
+                "events": self.events,
+                "families": self.families,
+                "statuses": self.statuses,
+                "tags": self.tags,
+            },
+            "schedule": self.schedule,
+            "concurrency": self.concurrency or CONCURRENCY[kind],
+            "rate": self.rate,
+            "timeout": self.timeout or TIMEOUT[kind],
+            "cursor": cursor,
+            "failing_since": None,
+            "paused_at": None,
+            "paused_because": "",
+            "created_at": now,
         }
-        response = await self._outbound.send("POST", self._url, content=body, headers=headers, timeout=TIMEOUT)
-        await response.aclose()  # the status says all; the body is not ours to read
-        if not response.is_success:
-            said = f"the hook answered {response.status_code}"
-            raise httpx.HTTPStatusError(said, request=response.request, response=response)
-
-    def _again(self, job: Claimed, error: Exception) -> Verdict:
-        asked = retry_after_seconds(error.response) if isinstance(error, httpx.HTTPStatusError) else None
-        due = None
-        if not (isinstance(error, Refused) or _is_gone(error)):
-            due = AGAIN.after(job.attempts, int(self._clock() * 1000), at_least=asked)
-        return verdict(GiveUp(reason(error)) if due is None else RetryAt(due, reason(error)))
 
 
-def _body(event: dict[str, Any]) -> bytes:
-    """The event as it is sent: without the queries of files' addresses; whoever has those has the files."""
-    for result in event["task"]["results"]:
-        result["source_url"] = result["source_url"] and result["source_url"].partition("?")[0]
-    return json.dumps(event, separators=(",", ":")).encode()
+class BadHook(Exception):
+    """A hook that cannot be; `problems` names all that is wrong with it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
 
 
-def message_id(event: Row) -> str:
-    """The `webhook-id` of an event: the same at each attempt, and another's in no other database."""
-    return f"hook_{event['id']}_{event['at']}"
+def read_hook(given: Any, allowed: Allowed) -> NewHook:
+    """A hook as it is described by a document. Raises BadHook, naming every problem."""
+    try:
+        hook = NewHook.model_validate(given)
+    except ValidationError as error:
+        raise BadHook([problem(each) for each in error.errors()]) from None
+    if scheme_of(hook.address) in WEB:
+        try:
+            check_web_address(hook.address, allowed)
+        except ValueError as error:
+            raise BadHook([f"address: {error}"]) from None
+    return hook
 
 
-def _is_gone(error: Exception) -> bool:
-    """410: nobody will be there again."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 410
+def problem(error: Any) -> str:
+    """What pydantic found wrong, in our words."""
+    place = ".".join(str(part) for part in error["loc"])
+    said = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if error["type"] == "string_pattern_mismatch":
+        said = "must be small letters, digits, - and _, 63 at most"
+    return f"{place}: {said}." if place else f"{said[:1].upper()}{said[1:]}."
+
+
+def wants(hook: Row, event: Row, full: Full) -> bool:
+    """Whether a hook wants to hear of an event; one of a status happened at that status."""
+    wanted = hook["filter"]
+    return (
+        (not wanted["families"] or full.row["family"] in wanted["families"])
+        and (not wanted["tags"] or not set(wanted["tags"]).isdisjoint(full.tags))
+        and (not wanted["statuses"] or _status(event, full) in wanted["statuses"])
+    )
+
+
+def _status(event: Row, full: Full) -> str:
+    own = event["type"].removeprefix("task.")
+    said = event["data"].get("status") if event["type"] == "task.done" else own
+    return said if said in ANY else str(full.row["status"])

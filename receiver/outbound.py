@@ -178,9 +178,14 @@ class Outbound:
     """
 
     def __init__(
-        self, allowed: Allowed, *, resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
+        self,
+        allowed: Allowed,
+        *,
+        resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
+        connections: int = CONNECTIONS,
     ) -> None:
-        self.allowed, self._resolver = allowed, resolver
+        """`connections`: at once."""
+        self.allowed, self._resolver, self._connections = allowed, resolver, connections
         self._transport = Transport(client=self._session)
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         self._http = httpx.AsyncClient(
@@ -191,7 +196,7 @@ class Outbound:
         connector = aiohttp.TCPConnector(
             resolver=GuardedResolver(self.allowed, self._resolver()),
             use_dns_cache=False,
-            limit=CONNECTIONS,
+            limit=self._connections,
             ssl=httpx.create_ssl_context(),
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)

@@ -8,7 +8,7 @@ ready ──▶ running ──▶ (gone)     a  claimed: counted, leased        
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -18,6 +18,8 @@ from receiver.transaction import JOB, Transaction
 
 LOOK_AHEAD = 200
 """Jobs that one claim looks at: those of a lane that is full are passed over."""
+FAR = 1 << 60
+"""Unix ms at which nothing is due: a job that waits for a hook to be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +104,30 @@ NEXT_DUE = text("""
 NEXT_RESCUE = text("SELECT min(leased_until) FROM job WHERE state = 'running'")
 
 LONGEST_ERROR = 500
+NO_MORE: Mapping[str, int] = {}
 
 
 @dataclass(slots=True)
 class Busy:
-    """What runs at once, by lane and by kind, and how much of each may."""
+    """What runs at once, by lane and by kind, and how much of each may; of some kinds `more`."""
 
     per_lane: int
     per_kind: int
+    more: Mapping[str, int] = field(default_factory=dict)
     lanes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def with_these(cls, jobs: Sequence[Claimed], *, per_lane: int, per_kind: int) -> Self:
+    def with_these(
+        cls, jobs: Sequence[Claimed], *, per_lane: int, per_kind: int, more: Mapping[str, int] = NO_MORE
+    ) -> Self:
         """With what runs already."""
-        return cls(per_lane, per_kind, Counter(job.lane for job in jobs), Counter(job.kind for job in jobs))
+        lanes, kinds = Counter(job.lane for job in jobs), Counter(job.kind for job in jobs)
+        return cls(per_lane, per_kind, more, lanes, kinds)
 
     def takes(self, job: Any) -> bool:
         """Whether there is room for this job; it counts from now on."""
-        if self.lanes[job.lane] >= self.per_lane or self.kinds[job.kind] >= self.per_kind:
+        if self.lanes[job.lane] >= self.per_lane or self.kinds[job.kind] >= self._most(job.kind):
             return False
         self.lanes[job.lane] += 1
         self.kinds[job.kind] += 1
@@ -134,7 +141,10 @@ class Busy:
     @property
     def full_kinds(self) -> list[str]:
         """Kinds without room."""
-        return [kind for kind, count in self.kinds.items() if count >= self.per_kind]
+        return [kind for kind, count in self.kinds.items() if count >= self._most(kind)]
+
+    def _most(self, kind: str) -> int:
+        return self.more.get(kind, self.per_kind)
 
 
 def claim_due(tx: Transaction, busy: Busy, *, name: str, lease_ms: int) -> list[Claimed]:

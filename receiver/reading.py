@@ -17,6 +17,8 @@ from receiver.transaction import EVENT, TASK, Row
 
 RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
+SHOWN = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
+"""What is shown of an event: not its body."""
 EVENTS_AT_ONCE = 500
 NEWEST = 100
 """Tasks that are looked at to tell whether the gateway calls back at all."""
@@ -60,8 +62,8 @@ class Reader:
         """Let what is being read end: nobody may have a connection when the database is closed."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def _read(self, question: Callable[[Connection], T]) -> T:
-        """Raises Unavailable."""
+    async def read(self, question: Callable[[Connection], T]) -> T:
+        """The answer to a question of several statements, all of one moment. Raises Unavailable."""
 
         def answer() -> T:
             with self._database.read() as connection:
@@ -76,54 +78,50 @@ class Reader:
 
     async def task(self, task: str) -> Row | None:
         """A task's row."""
-        return await self._read(lambda connection: _first(connection, select(TASK).where(TASK.c.id == task)))
+        return await self.read(lambda connection: _first(connection, select(TASK).where(TASK.c.id == task)))
 
     async def holder(self, task_id: str) -> str | None:
         """Which of our tasks Kling's id belongs to."""
         query = select(TASK.c.id).where(TASK.c.task_id == task_id)
-        return await self._read(lambda connection: connection.execute(query).scalars().first())
+        return await self.read(lambda connection: connection.execute(query).scalars().first())
 
     async def results(self, task: str) -> list[Row]:
         """A task's results, in order."""
-        return await self._read(functools.partial(_results, tasks=[task]))
+        return await self.read(functools.partial(_results, tasks=[task]))
 
     async def result(self, task: str, n: int) -> Row | None:
         """A task's n-th result."""
         query = select(RESULT).where(RESULT.c.task == task, RESULT.c.n == n)
-        return await self._read(lambda connection: _first(connection, query))
+        return await self.read(lambda connection: _first(connection, query))
 
     async def full(self, tasks: Sequence[str]) -> dict[str, Full]:
         """Tasks with their results and tags; those that do not exist are left out."""
-        return await self._read(functools.partial(_full, tasks=tasks))
+        return await self.read(functools.partial(full_tasks, tasks=tasks))
 
     async def tasks(self, wanted: Filter) -> list[Full]:
         """Tasks, newest first; one more than the limit when there are more."""
-        return await self._read(functools.partial(_list, wanted=wanted))
+        return await self.read(functools.partial(_list, wanted=wanted))
 
     async def events(self, after: int, task: str | None = None) -> list[Row]:
         """Events with ids above `after`, in order, at most EVENTS_AT_ONCE; of one task or of all."""
-        columns = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
-        query = select(*columns).where(EVENT.c.id > after).order_by(EVENT.c.id).limit(EVENTS_AT_ONCE)
-        if task is not None:
-            query = query.where(EVENT.c.task == task)
-        return await self._read(functools.partial(_rows, query=query))
+        question = functools.partial(events_after, after=after, task=task, limit=EVENTS_AT_ONCE)
+        return await self.read(question)
 
     async def event(self, event: int) -> Row | None:
         """One event."""
-        columns = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
-        query = select(*columns).where(EVENT.c.id == event)
-        return await self._read(lambda connection: _first(connection, query))
+        query = select(*SHOWN).where(EVENT.c.id == event)
+        return await self.read(lambda connection: _first(connection, query))
 
     async def was_called(self) -> bool:
         """Whether any of the newest tasks was ever called back."""
         newest = select(TASK.c.callbacks).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(NEWEST)
         query = select(func.max(newest.subquery().c.callbacks))
-        return await self._read(lambda connection: bool(connection.execute(query).scalar()))
+        return await self.read(lambda connection: bool(connection.execute(query).scalar()))
 
     async def last_event(self) -> int:
         """The id of the newest event, 0 when there is none."""
         query = select(EVENT.c.id).order_by(EVENT.c.id.desc()).limit(1)
-        return await self._read(lambda connection: connection.execute(query).scalar() or 0)
+        return await self.read(lambda connection: connection.execute(query).scalar() or 0)
 
 
 def _first(connection: Connection, query: Select[Any]) -> Row | None:
@@ -140,7 +138,27 @@ def _results(connection: Connection, tasks: Sequence[str]) -> list[Row]:
     return _rows(connection, query)
 
 
-def _full(connection: Connection, tasks: Sequence[str]) -> dict[str, Full]:
+def events_after(
+    connection: Connection,
+    after: int,
+    task: str | None,
+    *,
+    limit: int,
+    until: int | None = None,
+    newest: bool = False,
+) -> list[Row]:
+    """Events with ids above `after`, up to `until`, in order or the `newest` first; of one task or of all."""
+    order = EVENT.c.id.desc() if newest else EVENT.c.id
+    query = select(*SHOWN).where(EVENT.c.id > after).order_by(order).limit(limit)
+    if task is not None:
+        query = query.where(EVENT.c.task == task)
+    if until is not None:
+        query = query.where(EVENT.c.id <= until)
+    return _rows(connection, query)
+
+
+def full_tasks(connection: Connection, tasks: Sequence[str]) -> dict[str, Full]:
+    """Tasks with their results and tags; those that do not exist are left out."""
     rows = _rows(connection, select(TASK).where(TASK.c.id.in_(tasks)))
     found = {row["id"]: Full(row, [], []) for row in rows}
     for result in _results(connection, list(found)):
@@ -162,5 +180,5 @@ def _list(connection: Connection, wanted: Filter) -> list[Full]:
     if wanted.before:
         query = query.where(tuple_(TASK.c.created_at, TASK.c.id) < wanted.before)
     ids = list(connection.execute(query).scalars())
-    found = _full(connection, ids)
+    found = full_tasks(connection, ids)
     return [found[each] for each in ids]

@@ -11,9 +11,12 @@ from sqlalchemy.exc import ArgumentError
 from client.addresses import web_address
 from client.settings import InternalSettings, KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
+from receiver.hooks import BadHook, NewHook
+from receiver.hooks_file import read_hooks
 from receiver.outbound import Allowed, Refused, check_url, is_private
 from receiver.signatures import secret_key
 from receiver.storage import folder_of
+from receiver.transaction import PATIENCE
 
 DAY = 86_400
 OLDEST = 3650 * DAY
@@ -59,12 +62,26 @@ class ReceiverSettings(KlingSettings):
     )
     hook_url: str = Field("", description="every event is POSTed there")
     hook_secret: str = Field(
-        "", repr=False, description="signs those POSTs, by Standard Webhooks (`whsec_...`)"
+        "",
+        repr=False,
+        description="signs those POSTs, and those to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
+    )
+    hook_pause_seconds: Annotated[
+        float, Remedy(f"must be seconds, more than 0 and at most {LATEST} (365 days), such as {PATIENCE}.")
+    ] = Field(
+        PATIENCE,
+        gt=0,
+        le=LATEST,
+        allow_inf_nan=False,
+        description="seconds after which a hook that takes nothing is paused; its events are kept",
     )
     private_result_hosts: Listed = Field(
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
     private_hook_hosts: Listed = Field((), description="the same for hooks")
+    hooks_file: Path | None = Field(
+        None, description="a TOML file of hooks: what it says is what there is (docs/hooks.md)"
+    )
     result_max_bytes: Annotated[
         int, Remedy(f"must be whole bytes from 1 to {LARGEST} (1 TiB), such as {2 << 30} (2 GiB).")
     ] = Field(2 << 30, gt=0, le=LARGEST, description="bytes that one result file may have (default: 2 GiB)")
@@ -133,10 +150,10 @@ class ReceiverSettings(KlingSettings):
 
     @field_validator("hook_secret")
     @classmethod
-    def _both_of_the_hook(cls, value: str, info: ValidationInfo) -> str:
-        if bool(value) != bool(info.data.get("hook_url", value)):
+    def _signs_the_hook(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("hook_url"):
             raise ValueError(
-                "KLING_HOOK_URL and KLING_HOOK_SECRET work together only. Make a secret with: "
+                "KLING_HOOK_SECRET is needed with KLING_HOOK_URL. Make one with: "
                 "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
             )
         return value
@@ -150,6 +167,21 @@ class ReceiverSettings(KlingSettings):
             except Refused as error:
                 raise ValueError(f"KLING_HOOK_URL: {error}.") from None
         return values
+
+    @field_validator("hooks_file")
+    @classmethod
+    def _good_hooks(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and "private_hook_hosts" in info.data:
+            try:
+                read_hooks(value, Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS))
+            except BadHook as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def hooks(self) -> list[NewHook]:
+        """The hooks of the file, if there is one."""
+        return read_hooks(self.hooks_file, self.hook_hosts) if self.hooks_file else []
 
     @property
     def out_of_reach(self) -> str:

@@ -28,6 +28,8 @@ OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 
 RESULT_STATUSES = ("pending", "stored", "failed")
 JOB_STATES = ("ready", "running", "dead")
+HOOK_SOURCES = ("added", "file", "settings", "task")
+"""Who wants a hook: an operator's command, the hooks' file, KLING_HOOK_URL, or the client for one task."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -177,7 +179,9 @@ class Job(SQLModel, table=True):
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
     key: str
-    """What makes it one: `ask/<task>`, `download/<task>/<n>`, `hook/<event>`, `overdue/<task>`."""
+    """What makes it one: `ask/<task>`, `download/<task>/<n>`, `overdue/<task>`, `dispatch/<hook>`,
+    `hook/<event>/<hook>`.
+    """
     kind: str
     task: str
     lane: str
@@ -191,6 +195,59 @@ class Job(SQLModel, table=True):
     leased_until: int | None = Field(default=None, sa_type=BigInteger)
     error: str = ""
     created_at: int = Field(sa_type=BigInteger)
+
+
+class Hook(SQLModel, table=True):
+    """Where events go. `cursor`: the id up to which each event was tried once, or was not wanted."""
+
+    __tablename__ = "hook"
+    __table_args__ = (
+        CheckConstraint(_one_of("source", HOOK_SOURCES), name="source"),
+        CheckConstraint("(source = 'task') = (task IS NOT NULL)", name="task"),
+        Index("hook_task", "task"),
+    )
+
+    name: str = Field(primary_key=True)
+    address: str
+    source: str
+    task: str | None = None
+    """The only task whose events it wants."""
+    secrets: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    """`[[secret, until]]`, newest first; `until` (unix ms): when one that was rotated out ends, else null."""
+    filter: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    """`{"events": [...], "families": [...], "statuses": [...], "tags": [...]}`; what is empty wants all."""
+    schedule: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    """Seconds between attempts."""
+    concurrency: int
+    rate: float | None = None
+    """Events a second, at most."""
+    timeout: float
+    """Seconds for one attempt."""
+    cursor: int = Field(default=0, sa_type=BigInteger)
+    failing_since: int | None = Field(default=None, sa_type=BigInteger)
+    paused_at: int | None = Field(default=None, sa_type=BigInteger)
+    paused_because: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class Attempt(SQLModel, table=True):
+    """One attempt to deliver one event to one hook."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (Index("attempt_of", "event", "hook"), {"sqlite_autoincrement": True})
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    hook: str
+    event: int = Field(sa_type=BigInteger)
+    task: str
+    at: int = Field(sa_type=BigInteger)
+    ms: int
+    taken: bool
+    status: int | None = None
+    """HTTP status, or a command's exit code."""
+    answer: str = ""
+    """The first bytes of an answer; the last of a command's output."""
+    error: str = ""
 
 
 METADATA = SQLModel.metadata

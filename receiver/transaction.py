@@ -20,7 +20,6 @@ Row = dict[str, Any]
 TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
 REPEAT_EVENT = text("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
-LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
 TASKS = Bulk(TASK, [column.name for column in TASK.c])
 EVENTS = Bulk(EVENT, [column.name for column in EVENT.c if column.name != "id"])
 JOBS = Bulk(
@@ -39,20 +38,28 @@ FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
 HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
 OFFER = text("""
     INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
-    SELECT 'hook/' || id, 'hook', task, 'hook', :data, 'ready', 0, :now, '', :now
-    FROM event WHERE id > :last
-""").bindparams(bindparam("data", type_=JOB.c.data.type))
+    SELECT 'dispatch/' || name, 'dispatch', '', 'dispatch ' || name, 'null', 'ready', 0, :now, '', :now
+    FROM hook WHERE paused_at IS NULL AND (task IS NULL OR task IN :tasks) ORDER BY name
+    ON CONFLICT (key) DO UPDATE SET due_at = excluded.due_at
+    WHERE job.state = 'ready' AND job.due_at > excluded.due_at AND job.error = ''
+""").bindparams(bindparam("tasks", expanding=True))
+"""Owes each hook a look at the event log. One that runs looks anyway; one that was put off stays so."""
+
+
+PATIENCE = 43_200
+"""Seconds (half a day): while they last no event has come to the end of its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a change sets in motion besides itself. `hooked`: events are offered to the hook.
+    """What a change sets in motion besides itself.
 
     `overdue_seconds`: after how long a task that has not ended is asked about; None for the usual.
+    `patience`: seconds for which a hook may fail before it is paused.
     """
 
-    hooked: bool = False
     overdue_seconds: float | None = None
+    patience: float = PATIENCE
 
     def overdue_ms(self, family: str) -> int:
         """The same in milliseconds, for one family: images take seconds, all else minutes (section 7)."""
@@ -63,13 +70,15 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class Committed:
     """What a commit set in motion: the tasks that have new events (None: perhaps any), when (unix ms) the
-    first job is due, how many events of each type there are, and the tasks of which a file cannot be had.
+    first job is due, how many events of each type there are, the tasks of which a file cannot be had, and
+    what is to be said loudly besides.
     """
 
     tasks: frozenset[str] | None
     due_at: int | None
     happened: Mapping[str, int] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
+    said: tuple[str, ...] = ()
 
 
 ANYTHING = Committed(None, 0)
@@ -90,6 +99,7 @@ class Transaction:
     _repeats: dict[tuple[str, str], int] = field(default_factory=dict)
     _jobs: dict[str, Row | None] = field(default_factory=dict)
     _hasten: set[str] = field(default_factory=set)
+    _said: list[str] = field(default_factory=list)
 
     def load(self, ids: Iterable[str]) -> None:
         """Put the rows of these tasks into `tasks`, locked until the commit; in one order: no deadlocks."""
@@ -137,16 +147,32 @@ class Transaction:
         """Count a callback that came again."""
         self._repeats[task, digest] = self._repeats.get((task, digest), 0) + 1
 
+    def say(self, message: str) -> None:
+        """Have the operator told, once this is committed."""
+        self._said.append(message)
+
     def owe(
-        self, kind: str, task: str, *, key: str, lane: str, due_at: int | None = None, data: Any = None
+        self,
+        kind: str,
+        task: str,
+        *,
+        key: str,
+        lane: str,
+        due_at: int | None = None,
+        data: Any = None,
+        **more: Any,
     ) -> None:
-        """Add a job; where one of that key waits already, the earlier of both times counts."""
+        """Add a job; where one of that key waits already, the earlier of both times counts.
+
+        `more`: `attempts` that were made, or the `state` and `error` of one that is given up at once.
+        """
         due = self.now if due_at is None else due_at
         waiting = self._jobs.get(key)
         if waiting:
             due = min(due, waiting["due_at"])
         row = {"key": key, "kind": kind, "task": task, "lane": lane, "data": data, "due_at": due}
-        self._jobs[key] = {**row, "state": "ready", "attempts": 0, "error": "", "created_at": self.now}
+        usual = {"state": "ready", "attempts": 0, "error": "", "created_at": self.now}
+        self._jobs[key] = {**row, **usual, **more}
 
     def forget(self, key: str) -> None:
         """Drop a job that is no longer needed (one that runs settles itself)."""
@@ -161,8 +187,7 @@ class Transaction:
         execute = self.connection.execute
         self.insert()
         self._update()
-        if self._events:
-            self._write_events()
+        offered = bool(self._events) and self._write_events()
         if self._repeats:  # perhaps of events that were written just now
             execute(REPEAT_EVENT, [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()])
         if owed := [job for job in self._jobs.values() if job]:
@@ -172,13 +197,14 @@ class Transaction:
         if self._hasten:
             execute(HASTEN, [{"key": key, "now": self.now} for key in sorted(self._hasten)])
         dues = [job["due_at"] for job in owed]
-        if self._hasten or (self._events and self.rules.hooked):
+        if self._hasten or offered:
             dues.append(self.now)
         return Committed(
             frozenset(event["task"] for event in self._events),
             min(dues, default=None),
             Counter(event["type"] for event in self._events),
             frozenset(event["task"] for event in self._events if event["type"] == "result.failed"),
+            tuple(self._said),
         )
 
     def _update(self) -> None:
@@ -191,12 +217,12 @@ class Transaction:
         for columns, rows in groups.items():
             self.connection.execute(_update_task(columns), rows)
 
-    def _write_events(self) -> None:
+    def _write_events(self) -> bool:
+        """Whether a hook is owed a look at them."""
         self.database.lock_events(self.connection)
-        last = self.connection.execute(LAST_EVENT).scalar() if self.rules.hooked else 0
         EVENTS.insert(self.connection, self._events)
-        if self.rules.hooked:
-            self.connection.execute(OFFER, {"last": last, "now": self.now, "data": None})
+        tasks = sorted({event["task"] for event in self._events})
+        return self.connection.execute(OFFER, {"tasks": tasks, "now": self.now}).rowcount > 0
 
 
 @functools.cache

@@ -21,6 +21,8 @@ PER_LANE = 16
 """Jobs at once that may be held up by the same host."""
 PER_KIND = 48
 """Jobs of one kind at once: however many slow hosts there are to download from, questions and hooks go on."""
+TO_HOOKS = {"dispatch": 512, "hook": 256}
+"""The same for what mostly waits for somebody else's answer: each hook has a lane, and a pace, of its own."""
 LONGEST_RUN = 900
 """Seconds that one attempt may take."""
 LEASE_MS = (LONGEST_RUN + 60) * 1000
@@ -107,7 +109,7 @@ class Worker:
             if unheard:
                 outbox.give_back(tx, unheard)
             outbox.rescue(tx, tx.now)
-            busy = Busy.with_these(running, per_lane=PER_LANE, per_kind=PER_KIND)
+            busy = Busy.with_these(running, per_lane=PER_LANE, per_kind=PER_KIND, more=TO_HOOKS)
             return outbox.claim_due(tx, busy, name=name, lease_ms=LEASE_MS), outbox.next_due(tx, busy)
 
         claimed, due = await self._writer.run(change)

@@ -30,9 +30,17 @@ MOST_BYTES = 64_000_000
 """Bytes of bodies that may wait with them."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """A change that is made together with all others of its kind: by one call of `make` for all their items."""
+
+    make: Callable[[Transaction, list[Any]], None]
+    item: Any
+
+
 @dataclass(slots=True)
 class _Waiting:
-    change: Change | Callback
+    change: Change | _Shared
     size: int
     future: asyncio.Future[Any]
 
@@ -79,13 +87,17 @@ class Writer:
 
     async def record(self, callback: Callback) -> None:
         """Make one callback durable. Raises Unavailable."""
-        await self._put(callback, len(callback.body))
+        await self.share(record, callback, size=len(callback.body))
+
+    async def share(self, make: Callable[[Transaction, list[T]], None], item: T, *, size: int = 0) -> None:
+        """Make one of many like changes durable: `make` is given all that wait, in their order."""
+        await self._put(_Shared(make, item), size)
 
     async def probe(self) -> None:
         """Show that writing works, by a write of no meaning. Raises Unavailable."""
         await self.run(lambda tx: tx.database.probe(tx.connection, tx.now))
 
-    async def _put(self, change: Change | Callback, size: int) -> Any:
+    async def _put(self, change: Change | _Shared, size: int) -> Any:
         if self._thread is None:
             raise Unavailable("The writer is not running.")
         if len(self._queue) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
@@ -137,9 +149,13 @@ class Writer:
     def _commit(self, batch: list[_Waiting]) -> tuple[list[Any], Committed]:
         with self._database.write() as connection:
             tx = Transaction(connection, self._database, int(self._clock() * 1000), self._rules)
-            if callbacks := [each.change for each in batch if isinstance(each.change, Callback)]:
-                record(tx, callbacks)
-            answers = [None if isinstance(each.change, Callback) else each.change(tx) for each in batch]
+            shared: dict[Any, list[Any]] = {}
+            for each in batch:
+                if isinstance(each.change, _Shared):
+                    shared.setdefault(each.change.make, []).append(each.change.item)
+            for make, items in shared.items():
+                make(tx, items)
+            answers = [None if isinstance(each.change, _Shared) else each.change(tx) for each in batch]
             committed = tx.flush()
         return answers, committed
 

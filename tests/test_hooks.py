@@ -15,7 +15,6 @@ from standardwebhooks.webhooks import Webhook
 from client.ids import new_id
 from receiver.app import Receiver
 from receiver.creates import Registration, register
-from receiver.hooks import AGAIN, Hook
 from receiver.outbound import Allowed, Outbound
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
 from tests.conftest import Start, make_settings

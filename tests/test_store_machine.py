@@ -28,7 +28,7 @@ from receiver.files import Stored
 from receiver.outbox import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import RESULT
 from receiver.states import FINAL, RANK
-from receiver.transaction import EVENT, JOB, TASK, Row, Rules, Transaction
+from receiver.transaction import EVENT, JOB, TASK, Row, Transaction
 from tests.ledger import FILE, SPELLINGS, Ledger, callback, spelled
 
 TASKS = st.sampled_from(["t", "u"])
@@ -120,7 +120,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         shutil.copy(self.template, self.folder / "kling.db")
         self.database = Database(f"sqlite:///{self.folder / 'kling.db'}")
-        self.ledger = Ledger(self.database, rules=Rules(hooked=True))
+        self.ledger = Ledger(self.database)
         self.models: dict[str, Model] = {}
         self.running: list[Run] = []
         self.last_event = 0

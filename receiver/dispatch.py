@@ -1,0 +1,211 @@
+"""Brings events to hooks: runs along the event log, one for each hook, and tries again what was not taken.
+
+A run begins when events were committed, and ends when no more came for a while. It keeps nobody else waiting,
+however slow its hook is; of a hook that is dead it leaves the events in the log, and tries one now and then.
+"""
+
+import asyncio
+import functools
+from collections.abc import Set
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from receiver import deliveries, hook_rows
+from receiver.database import Unavailable
+from receiver.deliveries import Attempt
+from receiver.feed import Feed
+from receiver.hooks import wants
+from receiver.outbox import FAR, Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
+from receiver.pace import Turn
+from receiver.reading import Full, Reader, events_after, full_tasks
+from receiver.sender import Sender
+from receiver.transaction import Row, Transaction
+from receiver.writer import Writer
+
+LINGER = 2.0
+"""Seconds that a run waits for more events: the first event of a new run waits for a claim, a few ms."""
+LONGEST_RUN = 300.0
+MOST_EVENTS = 5_000
+"""Events that one run looks at; at its end the cursor is kept."""
+BATCH = 200
+UNRECORDED = 512
+"""Attempts of one run that may wait for their record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of the log that a hook is to hear of: the events after `after`, up to `until` (None: no end).
+
+    `task`: whose events alone. `seen`: events that were tried already. `linger`: seconds to wait for more.
+    """
+
+    after: int
+    until: int | None = None
+    task: str | None = None
+    seen: Set[int] = frozenset()
+    linger: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """All up to `cursor` was tried. `whole`: no more was there. `wait`: seconds to leave the hook alone."""
+
+    cursor: int
+    whole: bool = False
+    wait: float = 0.0
+
+
+class Dispatcher:
+    """The handlers of `dispatch`, `replay` and `hook`."""
+
+    def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed) -> None:
+        self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
+
+    async def dispatch(self, job: Claimed) -> Verdict:
+        """The handler of `dispatch`: all since the hook's cursor."""
+        name = job.key.removeprefix("dispatch/")
+        hook = await self._hook(name)
+        if hook is None or hook["paused_at"]:
+            return verdict(Done())
+        seen = await self._reader.read(lambda connection: deliveries.tried(connection, name, hook["cursor"]))
+        linger = 0 if hook["task"] else LINGER
+        ran = await self._run(hook, Stretch(hook["cursor"], task=hook["task"], seen=seen, linger=linger))
+        if hook["task"]:
+            await self._sender.forget(name)
+        return functools.partial(_dispatched, name=name, ran=ran)
+
+    async def replay(self, job: Claimed) -> Verdict:
+        """The handler of `replay`: a part of the log once more."""
+        hook = await self._hook(job.data["hook"])
+        if hook is None:
+            return verdict(Done())
+        if hook["paused_at"]:
+            return verdict(RetryAt(FAR, "The hook is paused.", counts=False))
+        ran = await self._run(hook, Stretch(*[job.data[key] for key in ("after", "until", "task")]))
+        return functools.partial(_replayed, job=job, ran=ran)
+
+    async def retry(self, job: Claimed) -> Verdict:
+        """The handler of `hook`: one delivery once more."""
+        hook, event = await self._hook(job.data["hook"]), await self._reader.event(int(job.data["event"]))
+        if hook is None or event is None:
+            return verdict(Done())
+        if hook["paused_at"]:
+            return verdict(RetryAt(FAR, "The hook is paused.", counts=False))
+        full = (await self._reader.full([event["task"]]))[event["task"]]
+        turn = await self._sender.turn(hook)
+        attempt = await self._sender.attempt(turn, hook, event, full, count=job.attempts)
+        return functools.partial(_tried_again, attempt=attempt)
+
+    async def _hook(self, name: str) -> Row | None:
+        return await self._reader.read(lambda connection: hook_rows.hook(connection, name))
+
+    async def _run(self, hook: Row, stretch: Stretch) -> Ran:
+        run = Run(hook, stretch, sender=self._sender, reader=self._reader, writer=self._writer, feed=self._feed)
+        try:
+            async with asyncio.TaskGroup() as group:
+                return await run.go(group)
+        except* Unavailable as errors:
+            raise Unavailable(str(errors.exceptions[0])) from errors
+
+
+class Run:
+    """One run of one hook along a stretch of the log."""
+
+    def __init__(
+        self, hook: Row, stretch: Stretch, *, sender: Sender, reader: Reader, writer: Writer, feed: Feed
+    ) -> None:
+        self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
+        self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
+        self._unrecorded = asyncio.Semaphore(UNRECORDED)
+        self._tried = 0
+
+    async def go(self, group: asyncio.TaskGroup) -> Ran:
+        """Begin an attempt at each event that the hook wants; `group` has those under way."""
+        clock, looked = asyncio.get_running_loop().time, 0
+        end = clock() + LONGEST_RUN
+        with self._feed.waiting(self._stretch.task) as woken:
+            while not self._feed.closed and looked < MOST_EVENTS and clock() < end:
+                woken.clear()
+                hook, events, full = await self._reader.read(self._look)
+                if hook is None or hook["paused_at"]:
+                    break
+                if not events and not await _came(woken, self._stretch.linger):
+                    return Ran(self._cursor, whole=True)
+                self._hook = hook
+                looked += len(events)
+                for event in events:
+                    if self._is_wanted(event, full) and not await self._begin(
+                        group, event, full[event["task"]]
+                    ):
+                        return Ran(self._cursor, wait=(await self._sender.pace(hook)).put_off())
+                    self._cursor = event["id"]
+        return Ran(self._cursor)
+
+    def _look(self, connection: Connection) -> tuple[Row | None, list[Row], dict[str, Full]]:
+        hook = hook_rows.hook(connection, self._hook["name"])
+        if hook is None:
+            return None, [], {}
+        task, until = self._stretch.task, self._stretch.until
+        events = events_after(connection, self._cursor, task, limit=BATCH, until=until)
+        types = hook["filter"]["events"]
+        tasks = {event["task"] for event in events if not types or event["type"] in types}
+        return hook, events, full_tasks(connection, sorted(tasks))
+
+    def _is_wanted(self, event: Row, full: dict[str, Full]) -> bool:
+        types = self._hook["filter"]["events"]
+        of_type = not types or event["type"] in types
+        return (
+            of_type and event["id"] not in self._stretch.seen and wants(self._hook, event, full[event["task"]])
+        )
+
+    async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> bool:
+        """Begin an attempt when it is its turn. False for a hook that is dead: one attempt a run shows that."""
+        turn = await self._sender.turn(self._hook)
+        if turn.pace.is_dead and self._tried:
+            turn.leave()
+            return False
+        self._tried += 1
+        await self._unrecorded.acquire()
+        group.create_task(self._attempt(turn, event, full))
+        return True
+
+    async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
+        try:
+            attempt = await self._sender.attempt(turn, self._hook, event, full)
+            await self._writer.share(deliveries.record, attempt)
+        finally:
+            self._unrecorded.release()
+
+
+async def _came(woken: asyncio.Event, linger: float) -> bool:
+    """Whether something was committed within so many seconds."""
+    try:
+        async with asyncio.timeout(linger):
+            return await woken.wait()
+    except TimeoutError:
+        return woken.is_set()
+
+
+LEFT_ALONE = "It takes nothing just now."
+
+
+def _dispatched(tx: Transaction, name: str, ran: Ran) -> Outcome:
+    more = deliveries.advance(tx, name, ran.cursor)
+    if ran.wait:
+        return RetryAt(tx.now + int(ran.wait * 1000), LEFT_ALONE, counts=False)
+    return RetryAt(tx.now, "", counts=False) if more else Done()
+
+
+def _replayed(tx: Transaction, job: Claimed, ran: Ran) -> Outcome:
+    if ran.whole:
+        return Done()
+    due = tx.now + int(ran.wait * 1000)
+    return RetryAt(due, LEFT_ALONE, data={**job.data, "after": ran.cursor}, counts=False)
+
+
+def _tried_again(tx: Transaction, attempt: Attempt) -> Outcome:
+    deliveries.keep(tx, [attempt])
+    if attempt.taken:
+        return Done()
+    return GiveUp(attempt.error) if attempt.due_at is None else RetryAt(attempt.due_at, attempt.error)

@@ -1,0 +1,137 @@
+"""Hooks as rows: the verbs of an operator, and the questions about them.
+
+A paused hook keeps what it is owed: jobs that are due at no time, and the events behind its cursor.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, text, update
+
+from receiver.hooks import NewHook, new_secret
+from receiver.outbox import FAR
+from receiver.tables import Hook
+from receiver.transaction import EVENT, JOB, Row, Transaction
+
+HOOK = Hook.__table__  # type: ignore[attr-defined]  # set by SQLModel
+LONGEST_SAID = 500
+
+
+def lane(name: str) -> str:
+    """Where the jobs of a hook's deliveries wait."""
+    return f"hook {name}"
+
+
+PAUSE = text("""
+    UPDATE hook SET paused_at = :now, paused_because = :because WHERE name = :name AND paused_at IS NULL
+""")
+PUT_OFF = text("UPDATE job SET due_at = :far WHERE lane = :lane AND state = 'ready'")
+RESUME = text("""
+    UPDATE hook SET paused_at = NULL, paused_because = '', failing_since = NULL
+    WHERE name = :name AND paused_at IS NOT NULL
+""")
+BRING_BACK = text("UPDATE job SET due_at = :now, attempts = 0 WHERE lane = :lane AND state = 'ready'")
+
+
+def pause(tx: Transaction, name: str, because: str) -> bool:
+    """Send nothing to a hook until it is resumed; what it wants is kept. False when it is paused already."""
+    said = {"name": name, "now": tx.now, "because": because[:LONGEST_SAID]}
+    if not tx.connection.execute(PAUSE, said).rowcount:
+        return False
+    tx.connection.execute(PUT_OFF, {"lane": lane(name), "far": FAR})
+    tx.say(
+        f"hook {name} is paused: {because}. Its events are kept; go on with: kling-receiver hooks resume {name}"
+    )
+    return True
+
+
+def resume(tx: Transaction, name: str) -> bool:
+    """Go on with a hook: all that was kept for it is due now. False when it was not paused."""
+    if not tx.connection.execute(RESUME, {"name": name}).rowcount:
+        return False
+    tx.connection.execute(BRING_BACK, {"lane": lane(name), "now": tx.now})
+    look(tx, name)
+    return True
+
+
+def look(tx: Transaction, name: str, due_at: int | None = None) -> None:
+    """Owe a hook a look at the event log."""
+    tx.owe("dispatch", "", key=f"dispatch/{name}", lane=f"dispatch {name}", due_at=due_at)
+
+
+def add(tx: Transaction, new: NewHook, *, source: str = "added") -> Row | None:
+    """A new hook, which hears of what happens from now on; None when its name is taken."""
+    name = new.name or _free_name(tx.connection)
+    if hook(tx.connection, name):
+        return None
+    tx.database.lock_events(tx.connection)  # so that no event is committed later with an id before its cursor
+    row = new.row(name, source, cursor=last_event(tx.connection), now=tx.now)
+    tx.connection.execute(insert(HOOK), row)
+    return row
+
+
+def _free_name(connection: Connection) -> str:
+    taken = set(connection.execute(select(HOOK.c.name).where(HOOK.c.task.is_(None))).scalars())
+    return next(name for n in range(1, len(taken) + 2) if (name := f"hook-{n}") not in taken)
+
+
+def add_for_task(tx: Transaction, task: str, row: Row) -> None:
+    """A hook of one task alone, unless it has one; it hears of all that happened to the task."""
+    found = tx.connection.execute(select(HOOK.c.name).where(HOOK.c.task == task)).first()
+    if not found:
+        tx.connection.execute(insert(HOOK), {**row, "task": task, "cursor": 0})
+
+
+def change(tx: Transaction, name: str, row: Row) -> None:
+    """Make a hook what `row` says; where it stands in the event log, and how it fares, stay."""
+    kept = ("name", "cursor", "failing_since", "paused_at", "paused_because", "created_at")
+    values = {key: value for key, value in row.items() if key not in kept}
+    tx.connection.execute(update(HOOK).where(HOOK.c.name == name).values(values))
+
+
+def remove(tx: Transaction, name: str) -> bool:
+    """Forget a hook, and what it is owed; its attempts stay on record."""
+    lanes = [lane(name), f"dispatch {name}"]
+    tx.connection.execute(delete(JOB).where(JOB.c.lane.in_(lanes), JOB.c.state != "running"))
+    return bool(tx.connection.execute(delete(HOOK).where(HOOK.c.name == name)).rowcount)
+
+
+def rotate(tx: Transaction, name: str, secret: str, *, overlap: float) -> str | None:
+    """Give a hook a new secret; the old ones sign too for `overlap` seconds. None when it has no secrets."""
+    found = hook(tx.connection, name)
+    if not found or not found["secrets"]:
+        return None
+    fresh = secret or new_secret()
+    secrets = succeeded(found["secrets"], fresh, now=tx.now, overlap=overlap)
+    tx.connection.execute(update(HOOK).where(HOOK.c.name == name).values(secrets=secrets))
+    return fresh
+
+
+def succeeded(secrets: list[Any], fresh: str, *, now: int, overlap: float) -> list[Any]:
+    """A hook's secrets once `fresh` comes first; the others end `overlap` seconds from `now` (unix ms)."""
+    if not fresh or (secrets and secrets[0][0] == fresh):
+        return secrets if fresh else []
+    until = now + int(overlap * 1000)
+    old = [[each, min(until, ends or until)] for each, ends in secrets if ends is None or ends > now]
+    return [[fresh, None], *(each for each in old if each[0] != fresh)]
+
+
+def good_secrets(row: Row, now: int) -> list[str]:
+    """The secrets that sign at `now` (unix ms), newest first."""
+    return [secret for secret, until in row["secrets"] if until is None or until > now]
+
+
+def hook(connection: Connection, name: str) -> Row | None:
+    """A hook's row."""
+    found = connection.execute(select(HOOK).where(HOOK.c.name == name)).first()
+    return dict(found._mapping) if found else None
+
+
+def hooks(connection: Connection) -> list[Row]:
+    """All hooks but those of single tasks, by name."""
+    query = select(HOOK).where(HOOK.c.task.is_(None)).order_by(HOOK.c.name)
+    return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def last_event(connection: Connection) -> int:
+    """The id of the newest event, 0 when there is none."""
+    return int(connection.execute(select(func.coalesce(func.max(EVENT.c.id), 0))).scalar_one())

@@ -1,0 +1,74 @@
+"""How hooks and deliveries look from outside. No secret is shown, nor a password in an address."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from receiver.deliveries import Delivery
+from receiver.outbox import FAR
+from receiver.transaction import Row
+from receiver.views import iso
+
+
+def hook_view(row: Row, counts: dict[str, int], last_event: int) -> dict[str, Any]:
+    """A hook. `behind`: events of the log that it was not yet offered, wanted or not."""
+    state = "paused" if row["paused_at"] else "failing" if row["failing_since"] else "active"
+    return {
+        "name": row["name"],
+        "address": shown(row["address"]),
+        "source": row["source"],
+        "task": row["task"],
+        **row["filter"],
+        "schedule": row["schedule"],
+        "concurrency": row["concurrency"],
+        "rate": row["rate"],
+        "timeout": row["timeout"],
+        "state": state,
+        "paused_at": iso(row["paused_at"]),
+        "paused_because": row["paused_because"] or None,
+        "failing_since": iso(row["failing_since"]),
+        **counts,
+        "behind": max(last_event - row["cursor"], 0),
+        "created_at": iso(row["created_at"]),
+    }
+
+
+def shown(address: str) -> str:
+    """An address without the password in it."""
+    try:
+        password = urlsplit(address).password
+    except ValueError:
+        return address
+    return address.replace(f":{password}@", ":***@", 1) if password else address
+
+
+def delivery_view(delivery: Delivery, *, attempts: bool = False) -> dict[str, Any]:
+    """A delivery, with its last attempt or with all of them."""
+    job, made = delivery.job, [_attempt(each) for each in delivery.attempts]
+    due = job["due_at"] if job and job["state"] == "ready" else None
+    return {
+        "event": delivery.event["id"],
+        "hook": delivery.hook,
+        "type": delivery.event["type"],
+        "task": delivery.event["task"],
+        "state": _state(delivery),
+        "attempts": made if attempts else len(made),
+        "last": made[-1] if made else None,
+        "due_at": iso(due) if due and due < FAR else None,
+    }
+
+
+def _state(delivery: Delivery) -> str:
+    if delivery.job:
+        return "dead" if delivery.job["state"] == "dead" else "waiting"
+    return "delivered" if any(each["taken"] for each in delivery.attempts) else "waiting"
+
+
+def _attempt(row: Row) -> dict[str, Any]:
+    return {
+        "at": iso(row["at"]),
+        "ms": row["ms"],
+        "taken": bool(row["taken"]),
+        "status": row["status"],
+        "answer": row["answer"] or None,
+        "error": row["error"] or None,
+    }

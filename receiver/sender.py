@@ -1,0 +1,180 @@
+"""One attempt to deliver one event to one hook: its message made, its turn waited for, its outcome told."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from receiver import hook_rows
+from receiver.deliveries import Attempt
+from receiver.hooks import WEB
+from receiver.metrics import Metrics
+from receiver.outbound import Outbound
+from receiver.outbox import FAR, Backoff
+from receiver.pace import Pace, Turn
+from receiver.reading import Full
+from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Sink, Taken, scheme_of
+from receiver.sinks.command import CommandSink
+from receiver.sinks.http import HttpSink
+from receiver.sinks.registry import open_sink
+from receiver.storage import Folder
+from receiver.transaction import Row
+from receiver.views import Views
+
+log = logging.getLogger("receiver.hooks")
+
+
+@dataclass(slots=True)
+class _Open:
+    """What is kept of a hook from one attempt to the next: made anew when the row says something else."""
+
+    row: Row
+    sink: Sink
+    pace: Pace
+
+
+class Sender:
+    """Makes attempts. `clock`: unix seconds."""
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        folder: Folder,
+        views: Views,
+        metrics: Metrics,
+        *,
+        source: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`source`: the receiver's public address."""
+        self.outbound, self._folder, self._views, self._metrics = outbound, folder, views, metrics
+        self._source, self._clock = source, clock
+        self._open: dict[str, _Open] = {}
+
+    async def close(self) -> None:
+        """End the connections to brokers."""
+        for each in self._open.values():
+            await each.sink.close()
+        self._open.clear()
+
+    async def forget(self, name: str) -> None:
+        """Let go of what is kept of a hook."""
+        if each := self._open.pop(name, None):
+            await each.sink.close()
+
+    async def pace(self, hook: Row) -> Pace:
+        """The hook's pace, by its row as it is now."""
+        return (await self._opened(hook)).pace
+
+    async def turn(self, hook: Row) -> Turn:
+        """Wait for the right to one attempt at this hook."""
+        return await (await self.pace(hook)).turn()
+
+    async def attempt(self, turn: Turn, hook: Row, event: Row, full: Full, *, count: int = 1) -> Attempt:
+        """Make the `count`-th attempt at a delivery, and give back the turn."""
+        try:
+            opened = await self._opened(hook)
+            at, began = int(self._clock() * 1000), time.monotonic()
+            outcome = await self._send(opened, self._message(hook, event, full))
+            turn.pace.note(isinstance(outcome, Taken))
+        finally:
+            turn.leave()
+        ms = int((time.monotonic() - began) * 1000)
+        return self._told(hook, event, at, ms, count, outcome)
+
+    async def _send(self, opened: _Open, message: Message) -> Taken | NotTaken:
+        timeout = opened.row["timeout"]
+        try:
+            async with asyncio.timeout(timeout):
+                return await opened.sink.send(message)
+        except TimeoutError:
+            return NotTaken(f"it did not answer within {timeout:g} s")
+        except NotTaken as outcome:
+            return outcome
+        except Exception as error:  # a sink of somebody else's
+            log.exception("hook %s failed in an unforeseen way", opened.row["name"])
+            return NotTaken(f"its sink failed: {type(error).__name__}")
+
+    def _told(self, hook: Row, event: Row, at: int, ms: int, count: int, outcome: Taken | NotTaken) -> Attempt:
+        known: dict[str, Any] = {"hook": hook, "event": event["id"], "task": event["task"], "count": count}
+        known |= {"at": at, "ms": ms, "status": outcome.status, "answer": outcome.answer[:ANSWER_BYTES]}
+        if isinstance(outcome, Taken):
+            self._metrics.deliveries.labels("delivered").inc()
+            return Attempt(**known, taken=True)
+        self._metrics.deliveries.labels("failed").inc()
+        log.warning("hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
+        due = FAR if outcome.gone else None
+        if not (outcome.gone or outcome.final):
+            due = Backoff(tuple(hook["schedule"])).after(count, at + ms, at_least=outcome.retry_after)
+        return Attempt(**known, taken=False, error=str(outcome), due_at=due, gone=outcome.gone)
+
+    def _message(self, hook: Row, event: Row, full: Full) -> Message:
+        shown = self._views.event(event, full)
+        for result in shown["task"]["results"]:  # whoever has the query has the file
+            result["source_url"] = result["source_url"] and result["source_url"].partition("?")[0]
+        stored = [result["name"] for result in full.results if result["status"] == "stored"]
+        return Message(
+            id=message_id(hook["name"], event),
+            event=shown,
+            body=json.dumps(shown, separators=(",", ":")).encode(),
+            source=self._source,
+            files=tuple(self._folder.path(name) for name in stored),
+        )
+
+    async def _opened(self, hook: Row) -> _Open:
+        name = hook["name"]
+        known = self._open.get(name)
+        if known and _same(known.row, hook):
+            return known
+        if known and known.row["address"] == hook["address"]:
+            known.row = hook
+            known.pace.change(hook["concurrency"], hook["rate"])
+            return known
+        await self.forget(name)
+        pace = Pace(hook["concurrency"], hook["rate"])
+        opened = self._open[name] = _Open(hook, _Unusable(), pace)
+        opened.sink = self._sink(opened)
+        return opened
+
+    def _sink(self, opened: _Open) -> Sink:
+        address = opened.row["address"]
+        scheme = scheme_of(address)
+        if scheme in WEB:
+            return HttpSink(address, lambda: self._secrets(opened), self.outbound, clock=self._clock)
+        if scheme == "command":
+            return CommandSink(address)
+        try:
+            return open_sink(address)
+        except ValueError as error:
+            return _Unusable(str(error))
+
+    def _secrets(self, opened: _Open) -> list[str]:
+        return hook_rows.good_secrets(opened.row, int(self._clock() * 1000))
+
+
+class _Unusable:
+    """A hook whose package is no longer installed, say."""
+
+    def __init__(self, why: str = "") -> None:
+        self._why = why
+
+    async def send(self, message: Message) -> Taken:
+        raise NotTaken(self._why)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+KEPT = ("address", "secrets", "concurrency", "rate", "timeout")
+
+
+def _same(one: Row, other: Row) -> bool:
+    return all(one[name] == other[name] for name in KEPT)
+
+
+def message_id(hook: str, event: Row) -> str:
+    """The `webhook-id`: of this event for this hook. Each attempt has the same, no other database has it."""
+    return f"{hook.partition(':')[0]}_{event['id']}_{event['at']}"

@@ -1,0 +1,83 @@
+"""An event as a POST, signed by Standard Webhooks. Redirects are not followed: one is a failure."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import httpx
+
+from client.gateway import retry_after_seconds
+from receiver.outbound import Allowed, Outbound, Refused, check_url
+from receiver.signatures import sign
+from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
+
+GONE = 410
+
+
+class HttpSink:
+    """One web address. `secrets`: newest first; each signs, so that one may be rotated out in peace."""
+
+    def __init__(
+        self,
+        address: str,
+        secrets: Callable[[], Sequence[str]],
+        outbound: Outbound,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._address, self._secrets, self._outbound, self._clock = address, secrets, outbound, clock
+
+    async def send(self, message: Message) -> Taken:
+        """One POST."""
+        timestamp = int(self._clock())
+        signatures = [sign(secret, message.id, timestamp, message.body) for secret in self._secrets()]
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": message.id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": " ".join(signatures),
+        }
+        try:
+            response = await self._outbound.send("POST", self._address, content=message.body, headers=headers)
+        except Refused as error:
+            raise NotTaken(f"refused: {error}", final=True) from error
+        except (httpx.HTTPError, OSError) as error:
+            raise NotTaken(_said(error)) from error
+        try:
+            answer = await _beginning(response)
+        finally:
+            await response.aclose()
+        status = response.status_code
+        if response.is_success:
+            return Taken(status, answer)
+        after = retry_after_seconds(response)
+        raise NotTaken(
+            f"it answered {status}", status=status, answer=answer, retry_after=after, gone=status == GONE
+        )
+
+    async def close(self) -> None:
+        """The connections are all hooks' own."""
+
+
+def check_web_address(address: str, allowed: Allowed) -> None:
+    """Raises ValueError for an address that is not to be reached."""
+    try:
+        check_url(address, allowed)
+    except Refused as error:
+        raise ValueError(f"{error}.") from None
+
+
+async def _beginning(response: httpx.Response) -> str:
+    """The first bytes of an answer; the status says all that counts, so that a cut is no failure."""
+    read = bytearray()
+    try:
+        async for chunk in response.aiter_raw():
+            read += chunk
+            if len(read) >= ANSWER_BYTES:
+                break
+    except (httpx.HTTPError, OSError):
+        pass
+    return bytes(read[:ANSWER_BYTES]).decode("utf-8", "replace")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:300]

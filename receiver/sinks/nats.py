@@ -1,0 +1,59 @@
+"""An event into a JetStream: `nats://host:4222/subject`. The stream drops what it has by `Nats-Msg-Id`."""
+
+import asyncio
+import json
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import nats
+from nats.aio.client import Client
+from nats.errors import Error
+
+from receiver.sinks import Message, NotTaken, Taken, cloud_event
+
+CONNECT_SECONDS = 5
+
+
+class NatsSink:
+    """One subject of one server, which a stream must listen to: else nobody says that the event was taken."""
+
+    def __init__(self, address: str) -> None:
+        """Raises ValueError."""
+        parts = urlsplit(address)
+        self._server = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+        self._subject = unquote(parts.path.removeprefix("/"))
+        if not parts.hostname or not self._subject or set(self._subject) & set(" *>\t\r\n"):
+            raise ValueError("must be nats://host:port/subject, the subject without blanks, * and >.")
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+
+    async def send(self, message: Message) -> Taken:
+        """One publication, taken once the stream says so."""
+        event = cloud_event(message)
+        headers = {"Nats-Msg-Id": event["id"], "Content-Type": "application/cloudevents+json"}
+        try:
+            client = await self._connected()
+            stream = client.jetstream(timeout=CONNECT_SECONDS)
+            answer = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
+        except (Error, OSError) as error:
+            raise NotTaken(f"{type(error).__name__}: {error}".rstrip(": ")[:300]) from error
+        return Taken(answer=f"stream {answer.stream}, sequence {answer.seq}")
+
+    async def _connected(self) -> Client:
+        async with self._connecting:
+            if self._client is None or not self._client.is_connected:
+                await self.close()
+                # What fails is tried again by the hook's own schedule.
+                self._client = await nats.connect(
+                    self._server, allow_reconnect=False, connect_timeout=CONNECT_SECONDS, error_cb=_quiet
+                )
+        return self._client
+
+    async def close(self) -> None:
+        """End the connection."""
+        client, self._client = self._client, None
+        if client:
+            await client.close()
+
+
+async def _quiet(error: Exception) -> None:
+    """Whoever sends is told."""
