@@ -1,21 +1,18 @@
 """The way out: each event is POSTed to the hook, signed by Standard Webhooks, until it is taken."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 
 from client.gateway import retry_after_seconds
+from client.webhooks import hook_body, message_id, sign
 from receiver.metrics import Metrics
 from receiver.outbound import Outbound, Refused
 from receiver.outbox import Backoff, Claimed, Done, GiveUp, RetryAt, Verdict, verdict
 from receiver.reading import Reader
 from receiver.results import reason
-from receiver.signatures import sign
-from receiver.transaction import Row
 from receiver.views import Views
 
 log = logging.getLogger("receiver.hooks")
@@ -51,7 +48,8 @@ class Hook:
         if event is None or event["task"] not in full:
             return verdict(Done())
         try:
-            await self._post(message_id(event), _body(self._views.event(event, full[event["task"]])))
+            shown = self._views.event(event, full[event["task"]])
+            await self._post(message_id(event["id"], event["at"]), hook_body(shown))
         except (Refused, httpx.HTTPError, OSError) as error:
             self._metrics.deliveries.labels("failed").inc()
             log.warning("hook: event %d was not taken: %s", event["id"], reason(error))
@@ -59,13 +57,13 @@ class Hook:
         self._metrics.deliveries.labels("delivered").inc()
         return verdict(Done())
 
-    async def _post(self, message_id: str, body: bytes) -> None:
+    async def _post(self, name: str, body: bytes) -> None:
         timestamp = int(self._clock())
         headers = {
             "Content-Type": "application/json",
-            "webhook-id": message_id,
+            "webhook-id": name,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self._secret, message_id, timestamp, body),
+            "webhook-signature": sign(self._secret, name, timestamp, body),
         }
         response = await self._outbound.send("POST", self._url, content=body, headers=headers, timeout=TIMEOUT)
         await response.aclose()  # the status says all; the body is not ours to read
@@ -79,18 +77,6 @@ class Hook:
         if not (isinstance(error, Refused) or _is_gone(error)):
             due = AGAIN.after(job.attempts, int(self._clock() * 1000), at_least=asked)
         return verdict(GiveUp(reason(error)) if due is None else RetryAt(due, reason(error)))
-
-
-def _body(event: dict[str, Any]) -> bytes:
-    """The event as it is sent: without the queries of files' addresses; whoever has those has the files."""
-    for result in event["task"]["results"]:
-        result["source_url"] = result["source_url"] and result["source_url"].partition("?")[0]
-    return json.dumps(event, separators=(",", ":")).encode()
-
-
-def message_id(event: Row) -> str:
-    """The `webhook-id` of an event: the same at each attempt, and another's in no other database."""
-    return f"hook_{event['id']}_{event['at']}"
 
 
 def _is_gone(error: Exception) -> bool:

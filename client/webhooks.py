@@ -1,4 +1,4 @@
-"""Standard Webhooks signatures: checked on Kling's callbacks, made for hooks. Pure functions.
+"""Standard Webhooks: signatures, checked on Kling's callbacks and made for hooks, and what a hook is sent. Pure.
 
 `webhook-signature` is `v1,<base64 of HMAC-SHA256 over id.timestamp.body>`, several separated by blanks.
 """
@@ -7,8 +7,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 TOLERANCE = 300
 """Seconds by which a signature's time may differ from ours."""
@@ -61,3 +62,23 @@ def check(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: 
     expected = [sign(secret, message_id, timestamp, body).encode() for secret in secrets]
     good = any(hmac.compare_digest(one, other) for one in expected for other in given)
     return "good" if good else "bad"
+
+
+def message_id(event_id: int, at: int) -> str:
+    """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
+
+    `at`: when it happened, unix milliseconds.
+    """
+    return f"hook_{event_id}_{at}"
+
+
+def hook_body(event: Mapping[str, Any]) -> bytes:
+    """The event as it is sent: without the queries of files' addresses; whoever has those has the files."""
+    task = event["task"]
+    sent = {**event, "task": {**task, "results": [_without_query(each) for each in task["results"]]}}
+    return json.dumps(sent, separators=(",", ":")).encode()
+
+
+def _without_query(result: dict[str, Any]) -> dict[str, Any]:
+    url = result["source_url"]
+    return {**result, "source_url": url and url.partition("?")[0]}
