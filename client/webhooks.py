@@ -1,6 +1,7 @@
-"""Standard Webhooks: signatures, checked on Kling's callbacks and made for hooks, and what a hook is sent. Pure.
+"""Standard Webhooks: signatures, checked on Kling's callbacks and made for hooks, and what a hook is sent.
 
 `webhook-signature` is `v1,<base64 of HMAC-SHA256 over id.timestamp.body>`, several separated by blanks.
+Pure functions.
 """
 
 import base64
@@ -53,15 +54,17 @@ def check(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: 
 
     Never raises: hostile headers are `bad`, none at all are `absent`.
     """
-    message_id, timestamp, signatures = (headers.get(name, "") for name in HEADERS)
-    if not (message_id or timestamp or signatures):
+    if not any(headers.get(name) for name in HEADERS):
         return "absent"
-    if not may_hold(headers, now):
-        return "bad"
+    return "good" if may_hold(headers, now) and is_signed(secrets, headers, body) else "bad"
+
+
+def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether one of the secrets signed this message, whenever that was."""
+    message_id, timestamp, signatures = (headers.get(name, "") for name in HEADERS)
     given = [each.encode() for each in signatures.split()[:MOST_SIGNATURES] if each.isascii()]
     expected = [sign(secret, message_id, timestamp, body).encode() for secret in secrets]
-    good = any(hmac.compare_digest(one, other) for one in expected for other in given)
-    return "good" if good else "bad"
+    return any(hmac.compare_digest(one, other) for one in expected for other in given)
 
 
 def message_id(event_id: int, at: int) -> str:
