@@ -4,6 +4,7 @@ from client.blocking import File, Kling, Result, Task
 from client.errors import (
     CreateUnknown,
     GatewayError,
+    HookError,
     KlingError,
     NotCreated,
     ParameterError,
@@ -16,6 +17,7 @@ from client.errors import (
     WaitTimeout,
 )
 from client.events import Event
+from client.hooks import HookEvent, verify_hook
 from client.kling import AsyncKling
 from client.patience import Patience
 from client.settings import ClientSettings
@@ -33,6 +35,8 @@ __all__ = [
     "Event",
     "File",
     "GatewayError",
+    "HookError",
+    "HookEvent",
     "Kling",
     "KlingError",
     "NotCreated",
@@ -47,4 +51,5 @@ __all__ = [
     "TokenError",
     "TokenExpired",
     "WaitTimeout",
+    "verify_hook",
 ]

@@ -5,6 +5,7 @@ KlingError
 ├── ParameterError       a job's parameters are wrong, nothing was sent; `problems` lists them all
 ├── TokenError           a signed token does not hold
 │   └── TokenExpired     it held once
+├── HookError            what came to a hook of yours is no event of your receiver; `code` says why
 ├── GatewayError         Kling or the gateway did not give a usable answer
 │   ├── NotCreated       the create was surely not taken: nothing is generated, nothing is paid
 │   └── CreateUnknown    the create may have been taken: it is never sent again
@@ -79,6 +80,14 @@ class TokenError(KlingError):
 
 class TokenExpired(TokenError):
     """A token held, but its time is over (or its clock is more than a minute ahead)."""
+
+
+class HookError(KlingError):
+    """What came to a hook is forged, altered, too old, or no event. Answer it 400, and forget it.
+
+    `code`: `missing_header`, `bad_header`, `bad_signature`, `too_old`, `too_new`, `too_large`, `not_json`,
+    `not_an_event`.
+    """
 
 
 class GatewayError(KlingError):

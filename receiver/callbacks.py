@@ -15,6 +15,7 @@ from client.errors import TokenError
 from client.families import is_family
 from client.ids import is_id
 from client.signing import CallbackSigner, CallbackToken
+from client.webhooks import Verdict, check, may_hold
 from receiver import doctor
 from receiver.body import Bodies, Body, Share, UnprovenShare, read_body
 from receiver.database import Unavailable
@@ -23,7 +24,6 @@ from receiver.metrics import Metrics
 from receiver.reading import Reader
 from receiver.recording import Callback
 from receiver.settings import ReceiverSettings
-from receiver.signatures import Verdict, check, may_hold
 from receiver.transaction import Row
 from receiver.writer import Writer
 

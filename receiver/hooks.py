@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from client.families import RULE, is_family
+from client.webhooks import secret_key
 from receiver.outbound import Allowed
 from receiver.reading import Full
-from receiver.signatures import secret_key
 from receiver.sinks import scheme_of
 from receiver.sinks.command import arguments, written
 from receiver.sinks.http import check_web_address

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from client.webhooks import hook_event, message_id
 from receiver import hook_rows
 from receiver.deliveries import Attempt
 from receiver.hooks import WEB
@@ -112,12 +113,10 @@ class Sender:
         return Attempt(**known, taken=False, error=str(outcome), due_at=due, gone=outcome.gone)
 
     def _message(self, hook: Row, event: Row, full: Full) -> Message:
-        shown = self._views.event(event, full)
-        for result in shown["task"]["results"]:  # whoever has the query has the file
-            result["source_url"] = result["source_url"] and result["source_url"].partition("?")[0]
+        shown = hook_event(self._views.event(event, full))
         stored = [result["name"] for result in full.results if result["status"] == "stored"]
         return Message(
-            id=message_id(hook["name"], event),
+            id=message_id(event["id"], event["at"], hook["name"].partition(":")[0]),
             event=shown,
             body=json.dumps(shown, separators=(",", ":")).encode(),
             source=self._source,
@@ -173,8 +172,3 @@ KEPT = ("address", "secrets", "concurrency", "rate", "timeout")
 
 def _same(one: Row, other: Row) -> bool:
     return all(one[name] == other[name] for name in KEPT)
-
-
-def message_id(hook: str, event: Row) -> str:
-    """The `webhook-id`: of this event for this hook. Each attempt has the same, no other database has it."""
-    return f"{hook.partition(':')[0]}_{event['id']}_{event['at']}"

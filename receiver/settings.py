@@ -11,10 +11,10 @@ from sqlalchemy.exc import ArgumentError
 from client.addresses import web_address
 from client.settings import InternalSettings, KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
+from client.webhooks import secret_key
 from receiver.hooks import BadHook, NewHook
 from receiver.hooks_file import read_hooks
 from receiver.outbound import Allowed, Refused, check_url, is_private
-from receiver.signatures import secret_key
 from receiver.storage import folder_of
 from receiver.transaction import PATIENCE
 

@@ -15,10 +15,10 @@ import pytest
 from gateway import Sandbox
 
 from client.ids import new_id
+from client.webhooks import TOLERANCE, sign
 from receiver.app import Receiver
 from receiver.body import LARGE, MOST_UNPROVEN
 from receiver.recording import KEPT_BYTES, KEPT_EVENTS
-from receiver.signatures import TOLERANCE, sign
 from receiver.worker import PER_KIND
 from tests.conftest import Start, make_settings
 from tests.hosts import host

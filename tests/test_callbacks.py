@@ -18,9 +18,9 @@ from sqlalchemy import text as sql
 
 from client.ids import new_id
 from client.signing import CallbackSigner, api_token, link
+from client.webhooks import sign
 from receiver.app import Receiver, create_app
 from receiver.body import DROPPED, KEPT
-from receiver.signatures import sign
 from tests.conftest import SECRET, Running, Start, make_settings
 from tests.submitting import (
     IMAGES,

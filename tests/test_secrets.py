@@ -12,7 +12,7 @@ from gateway import Sandbox
 
 from client.ids import new_id
 from client.signing import CallbackSigner, api_token
-from receiver.signatures import sign
+from client.webhooks import sign
 from tests.conftest import KEY, SECRET
 from tests.hosts import host
 from tests.processes import CLIENT, COMMAND, Process, run

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import httpx
 
 from client.gateway import retry_after_seconds
+from client.webhooks import sign
 from receiver.outbound import Allowed, Outbound, Refused, check_url
-from receiver.signatures import sign
 from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
 
 GONE = 410

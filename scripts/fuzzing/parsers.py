@@ -12,11 +12,11 @@ from starlette.requests import Request
 from client.codec import Report, read_answer, read_callback
 from client.errors import TokenError
 from client.signing import CallbackSigner, api_token, link, read_api_token, read_link
+from client.webhooks import check, sign
 from fuzzing.bodies import HOSTILE, TOKENS, broken, mutated, registered
 from receiver import api
 from receiver.errors import ApiError
 from receiver.registration import read_registration, registration
-from receiver.signatures import check, sign
 
 SECRETS = ("a-signing-secret-for-fuzzing-0123456789", "an-older-secret-for-fuzzing-0123456789")
 WEBHOOK_SECRET = "whsec_YS13ZWJob29rLXNlY3JldC1mb3ItZnV6emluZw=="

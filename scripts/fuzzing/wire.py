@@ -8,9 +8,9 @@ from random import Random
 from urllib.parse import quote, urlsplit
 
 from client.signing import CallbackSigner, Role, api_token
+from client.webhooks import sign
 from fuzzing.bodies import broken, mutated, registered
 from fuzzing.parsers import PAIRS, SECRETS, WEBHOOK_SECRET, text
-from receiver.signatures import sign
 
 SIGNER = CallbackSigner(SECRETS)
 ROLES: tuple[Role, ...] = ("read", "client", "admin")

@@ -1,14 +1,16 @@
-"""Standard Webhooks signatures: checked on Kling's callbacks, made for hooks. Pure functions.
+"""Standard Webhooks: signatures, checked on Kling's callbacks and made for hooks, and what a hook is sent.
 
 `webhook-signature` is `v1,<base64 of HMAC-SHA256 over id.timestamp.body>`, several separated by blanks.
+Pure functions.
 """
 
 import base64
 import binascii
 import hashlib
 import hmac
+import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 TOLERANCE = 300
 """Seconds by which a signature's time may differ from ours."""
@@ -52,12 +54,38 @@ def check(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: 
 
     Never raises: hostile headers are `bad`, none at all are `absent`.
     """
-    message_id, timestamp, signatures = (headers.get(name, "") for name in HEADERS)
-    if not (message_id or timestamp or signatures):
+    if not any(headers.get(name) for name in HEADERS):
         return "absent"
-    if not may_hold(headers, now):
-        return "bad"
+    return "good" if may_hold(headers, now) and is_signed(secrets, headers, body) else "bad"
+
+
+def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether one of the secrets signed this message, whenever that was."""
+    message_id, timestamp, signatures = (headers.get(name, "") for name in HEADERS)
     given = [each.encode() for each in signatures.split()[:MOST_SIGNATURES] if each.isascii()]
     expected = [sign(secret, message_id, timestamp, body).encode() for secret in secrets]
-    good = any(hmac.compare_digest(one, other) for one in expected for other in given)
-    return "good" if good else "bad"
+    return any(hmac.compare_digest(one, other) for one in expected for other in given)
+
+
+def message_id(event_id: int, at: int, hook: str = "hook") -> str:
+    """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
+
+    `at`: when it happened, unix milliseconds.
+    """
+    return f"{hook}_{event_id}_{at}"
+
+
+def hook_body(event: Mapping[str, Any]) -> bytes:
+    """The event as it is sent."""
+    return json.dumps(hook_event(event), separators=(",", ":")).encode()
+
+
+def hook_event(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The event without the queries of files' addresses: whoever has those has the files."""
+    task = event["task"]
+    return {**event, "task": {**task, "results": [_without_query(each) for each in task["results"]]}}
+
+
+def _without_query(result: dict[str, Any]) -> dict[str, Any]:
+    url = result["source_url"]
+    return {**result, "source_url": url and url.partition("?")[0]}
