@@ -29,9 +29,7 @@ WITHHELD = frozenset(
 )
 """Names whose values nobody who reads a task may learn."""
 
-HOOKS = (
-    "callback_url is made here, for the receiver. To be called yourself, add a hook there: see KLING_HOOK_URL."
-)
+HOOKS = "callback_url is made here, for the receiver. To be called yourself, give a hook: --hook URL, or hook=."
 
 
 def check_create(family: str, body: Any) -> None:

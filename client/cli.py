@@ -174,7 +174,7 @@ def add_job(job: Job) -> None:
     @options.command(kling, job.name.replace("_", "-"), parameters, job.summary)
     def typed(**given: Any) -> None:
         values = {name: given[name] for name in names} | dict(given["more"])
-        create = partial(AsyncKling.run, job=job, values=values, tags=given["tags"])
+        create = partial(AsyncKling.run, job=job, values=values, tags=given["tags"], hook=given["hook"])
         start(lambda it, task_id: create(it, external_task_id=task_id), job.family, values, given)
 
 
@@ -184,7 +184,7 @@ for each in JOBS:
 
 @options.command(kling, "create", options.ANY_JOB + options.CREATING, "Make any other job.")
 def create_any(family: str, body: Any, **given: Any) -> None:
-    create = partial(AsyncKling.create, family=family, body=body, tags=given["tags"])
+    create = partial(AsyncKling.create, family=family, body=body, tags=given["tags"], hook=given["hook"])
     start(lambda it, task_id: create(it, external_task_id=task_id), family, body, given)
 
 

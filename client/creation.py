@@ -39,6 +39,7 @@ class Creation:
         family: str,
         body: dict[str, Any],
         tags: tuple[str, ...] = (),
+        hook: str = "",
     ) -> None:
         self._gateway, self._receiver, self._patience = gateway, receiver, receiver.patience
         self._id, self._family, self._body = task_id, family, body
@@ -49,6 +50,7 @@ class Creation:
             base=settings.api_base,
             key_fingerprint=settings.account,
             tags=tags,
+            hook=hook,
             attempt=secrets.token_urlsafe(16),
         )
         self.ending = Ending("not_created", reason="It was interrupted before it was sent.")

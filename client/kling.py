@@ -79,6 +79,7 @@ class AsyncKling:
         resolution: str | None = None,
         output_format: str | None = None,
         tags: Sequence[str] = (),
+        hook: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> AsyncTask:
@@ -92,7 +93,9 @@ class AsyncKling:
             "resolution": resolution,
             "output_format": output_format,
         }
-        return await self.run(TEXT_TO_IMAGE, {**given, **more}, tags=tags, external_task_id=external_task_id)
+        return await self.run(
+            TEXT_TO_IMAGE, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id
+        )
 
     async def image_to_image(
         self,
@@ -109,6 +112,7 @@ class AsyncKling:
         image_fidelity: float | None = None,
         human_fidelity: float | None = None,
         tags: Sequence[str] = (),
+        hook: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> AsyncTask:
@@ -125,7 +129,9 @@ class AsyncKling:
             "image_fidelity": image_fidelity,
             "human_fidelity": human_fidelity,
         }
-        return await self.run(IMAGE_TO_IMAGE, {**given, **more}, tags=tags, external_task_id=external_task_id)
+        return await self.run(
+            IMAGE_TO_IMAGE, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id
+        )
 
     async def text_to_video(
         self,
@@ -140,6 +146,7 @@ class AsyncKling:
         duration: str | int | None = None,
         camera_control: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
+        hook: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> AsyncTask:
@@ -154,7 +161,9 @@ class AsyncKling:
             "duration": duration,
             "camera_control": camera_control,
         }
-        return await self.run(TEXT_TO_VIDEO, {**given, **more}, tags=tags, external_task_id=external_task_id)
+        return await self.run(
+            TEXT_TO_VIDEO, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id
+        )
 
     async def run(
         self,
@@ -162,11 +171,12 @@ class AsyncKling:
         values: Mapping[str, Any],
         *,
         tags: Sequence[str] = (),
+        hook: str | None = None,
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """One of the typed jobs of `client.jobs`, its parameters checked first."""
         body = await to_thread.run_sync(job.body, values)
-        return await self.create(job.family, body, tags=tags, external_task_id=external_task_id)
+        return await self.create(job.family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def create(
         self,
@@ -174,11 +184,13 @@ class AsyncKling:
         body: Mapping[str, Any],
         *,
         tags: Sequence[str] = (),
+        hook: str | None = None,
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Any job: `family` is a path under `/v1`, or with a leading slash one of the new standard.
 
-        `external_task_id` becomes the task's id; the same one again continues that task.
+        `external_task_id` becomes the task's id; the same one again continues that task. `hook`: an address
+        that the receiver POSTs this task's events to, signed with its KLING_HOOK_SECRET.
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling
         surely did not take it. When nobody can know, the task comes back with `outcome` `unknown`:
         its `wait` works, and nothing is ever sent twice.
@@ -194,6 +206,7 @@ class AsyncKling:
             family=family,
             body=dict(body),
             tags=_tags(tags),
+            hook=hook or "",
         )
         return await creation.run()
 

@@ -93,6 +93,7 @@ CREATING: list[click.Parameter] = [
         help="The task's id. The same one again continues that task instead of creating another.",
     ),
     click.Option(["--tag", "tags"], metavar="TAG", multiple=True, help="A word to find it by; repeatable."),
+    click.Option(["--hook"], metavar="URL", help="The receiver POSTs what happens to this task there, signed."),
     click.Option(["--no-wait"], is_flag=True, help="Print the task's id and leave it at that."),
     *WAITING,
 ]

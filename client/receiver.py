@@ -50,6 +50,7 @@ class Registration:
     base: str
     key_fingerprint: str
     tags: tuple[str, ...]
+    hook: str
     attempt: str
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,8 +51,15 @@ def show_json(document: Any, *, nicely: bool = False) -> None:
 
 def show_tasks(tasks: Sequence[TaskView]) -> None:
     """A table of tasks on stdout, whole in a terminal of any width: ids are there to be copied."""
-    columns = [(name, [plain(cell(task)) for task in tasks]) for name, cell in COLUMNS.items()]
-    shown = [(name, cells) for name, cells in columns if any(cells) or name in ("ID", "STATUS")]
+    show_table(
+        [(name, [cell(task) for task in tasks]) for name, cell in COLUMNS.items()], always=("ID", "STATUS")
+    )
+
+
+def show_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collection[str]) -> None:
+    """A table on stdout: columns with their cells. Empty ones are left out, unless they stand `always`."""
+    plainly = [(name, [plain(cell) for cell in cells]) for name, cells in columns]
+    shown = [(name, cells) for name, cells in plainly if any(cells) or name in always]
     widths = [max(map(cell_len, (name, *cells))) for name, cells in shown]
     for row in ([name for name, _ in shown], *zip(*(cells for _, cells in shown), strict=True)):
         line = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
@@ -68,16 +75,15 @@ def _status(task: TaskView) -> str:
     return "succeed" if task.done else "succeed, fetching"
 
 
-def _created(task: TaskView) -> str:
-    """To the minute, with the Z of UTC."""
-    at = str(task.data.get("created_at") or "")
-    return f"{at[:16].replace('T', ' ')}Z" if at else ""
+def minute(at: Any) -> str:
+    """An ISO time to the minute, with the Z of UTC; "" for none."""
+    return f"{str(at)[:16].replace('T', ' ')}Z" if at else ""
 
 
 COLUMNS: dict[str, Callable[[TaskView], str]] = {
     "ID": lambda task: task.id,
     "STATUS": _status,
-    "CREATED": _created,
+    "CREATED": lambda task: minute(task.data.get("created_at")),
     "FAMILY": lambda task: task.family,
     "MODEL": lambda task: task.model or "",
     "TAGS": lambda task: ", ".join(task.tags),

@@ -22,7 +22,7 @@ from receiver.errors import ApiError
 from receiver.feed import Feed
 from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Filter, Full, Reader
-from receiver.registration import check_account, read_registration, registration
+from receiver.registration import check_account, check_hook, read_registration, registration
 from receiver.settings import ReceiverSettings
 from receiver.states import STATUSES
 from receiver.storage import Folder
@@ -92,6 +92,7 @@ class Api:
                 )
             given = read_registration(body.kept)
             check_account(given, self._settings)
+            check_hook(given, self._settings)
             known = registration(task, given)
             done = await self._writer.run(lambda tx: creates.register(tx, known), size=body.size)
         if done.conflict:

@@ -24,6 +24,7 @@ from receiver.api import Api
 from receiver.body import Bodies
 from receiver.callbacks import CallbackRoutes
 from receiver.database import Database, Unavailable
+from receiver.delivery_routes import DeliveryRoutes
 from receiver.dispatch import Dispatcher
 from receiver.errors import ApiError, error_response
 from receiver.feed import Feed
@@ -71,7 +72,13 @@ class Receiver:
         gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
         self.asker = Asker(gateway, self.reader, self.metrics)
         self.sender = Sender(
-            self._hooks, self.folder, self.views, self.metrics, source=settings.receiver_url, clock=clock
+            self._hooks,
+            self.folder,
+            self.views,
+            self.metrics,
+            source=settings.receiver_url,
+            secret=settings.hook_secret,
+            clock=clock,
         )
         self.worker = Worker(self.writer, self._handlers(clock), clock=clock)
         bodies = Bodies()
@@ -95,6 +102,7 @@ class Receiver:
         self.hook_routes = HookRoutes(
             settings, reader=self.reader, writer=self.writer, sender=self.sender, bodies=bodies
         )
+        self.delivery_routes = DeliveryRoutes(settings, reader=self.reader, writer=self.writer, bodies=bodies)
         self.api = Api(
             settings,
             writer=self.writer,
@@ -260,6 +268,7 @@ def _routes(receiver: Receiver) -> list[Route]:
         *receiver.api.routes(),
         *receiver.admin.routes(),
         *receiver.hook_routes.routes(),
+        *receiver.delivery_routes.routes(),
         Route("/healthz", alive, methods=["GET"]),
         Route("/readyz", ready, methods=["GET"]),
         Route("/metrics", counted, methods=["GET"]),

@@ -10,11 +10,13 @@ import click
 from client.signing import Role, api_token
 from receiver import __version__
 from receiver.app import Receiver
+from receiver.commands.deliveries import deliveries, replay
+from receiver.commands.hooks import hooks
+from receiver.commands.tasks import tasks
 from receiver.database import Database
 from receiver.doctor import examine
 from receiver.server import Server, bind
 from receiver.settings import ReachedSettings, ReceiverSettings, ServeSettings, SigningSettings
-from receiver.tasks import tasks
 from receiver.terminal import FAILED, explained, fail, load
 
 TOKEN_DAYS = 365
@@ -37,7 +39,8 @@ def main() -> None:
     """
 
 
-main.add_command(tasks)
+for group in (tasks, hooks, deliveries, replay):
+    main.add_command(group)
 
 
 @main.command()

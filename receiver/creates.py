@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sqlalchemy import text
 
 from client.codec import Report
-from receiver import belief, owed
+from receiver import belief, hook_rows, owed
 from receiver.states import move
 from receiver.transaction import Row, Transaction
 
@@ -23,6 +23,7 @@ class Registration:
     model: str = ""
     request: Any = None
     tags: tuple[str, ...] = ()
+    hook: str = ""
     outcome: Literal["created", "not_created", "unknown"] | None = None
     task_id: str | None = None
     reason: str = ""
@@ -50,6 +51,8 @@ def register(tx: Transaction, given: Registration) -> Registered:
                 conflict=f"Task {given.id} is of the family {task['family']}, not {given.family}."
             )
         _fill(tx, task, given)
+    if given.hook:
+        hook_rows.add_for_task(tx, given.id, given.hook)
     if given.outcome:
         _note_outcome(tx, task, given)
         return Registered(new)

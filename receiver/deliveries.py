@@ -121,6 +121,20 @@ def again(tx: Transaction, event: int, hook: Row, task: str) -> None:
         tx.hasten(_key(event, hook["name"]))
 
 
+REVIVE = """
+    UPDATE job SET state = 'ready', attempts = 0, due_at = :now WHERE kind = 'hook' AND state = 'dead'
+"""
+
+
+def revive(tx: Transaction, name: str | None) -> int:
+    """Send again all that is dead, of one hook or of all; how many those are."""
+    which, given = (" AND lane = :lane", {"lane": lane(name)}) if name else ("", {})
+    count = tx.connection.execute(text(REVIVE + which), {"now": tx.now, **given}).rowcount
+    if count:
+        tx.wake()
+    return count
+
+
 def replay(tx: Transaction, hooks: Iterable[Row], after: int, until: int, *, task: str | None = None) -> None:
     """Owe these hooks anew what they want of the events after `after`, up to `until`; of one task or of all."""
     for each in hooks:

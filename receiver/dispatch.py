@@ -15,7 +15,7 @@ from receiver import deliveries, hook_rows
 from receiver.database import Unavailable
 from receiver.deliveries import Attempt
 from receiver.feed import Feed
-from receiver.hooks import wants
+from receiver.hooks import may_want, wants
 from receiver.outbox import FAR, Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
 from receiver.pace import Turn
 from receiver.reading import Full, Reader, events_after, full_tasks
@@ -148,8 +148,7 @@ class Run:
             return None, [], {}
         task, until = self._stretch.task, self._stretch.until
         events = events_after(connection, self._cursor, task, limit=BATCH, until=until)
-        types = hook["filter"]["events"]
-        tasks = {event["task"] for event in events if not types or event["type"] in types}
+        tasks = {event["task"] for event in events if may_want(hook, event)}
         return hook, events, full_tasks(connection, sorted(tasks))
 
     def _is_wanted(self, event: Row, full: dict[str, Full]) -> bool:

@@ -49,6 +49,7 @@ def resume(tx: Transaction, name: str) -> bool:
     if not tx.connection.execute(RESUME, {"name": name}).rowcount:
         return False
     tx.connection.execute(BRING_BACK, {"lane": lane(name), "now": tx.now})
+    tx.wake()
     look(tx, name)
     return True
 
@@ -74,11 +75,12 @@ def _free_name(connection: Connection) -> str:
     return next(name for n in range(1, len(taken) + 2) if (name := f"hook-{n}") not in taken)
 
 
-def add_for_task(tx: Transaction, task: str, row: Row) -> None:
-    """A hook of one task alone, unless it has one; it hears of all that happened to the task."""
-    found = tx.connection.execute(select(HOOK.c.name).where(HOOK.c.task == task)).first()
-    if not found:
-        tx.connection.execute(insert(HOOK), {**row, "task": task, "cursor": 0})
+def add_for_task(tx: Transaction, task: str, address: str) -> None:
+    """A web address that hears of one task alone, unless it has one; signed with the receiver's own secret."""
+    name = f"task:{task}"
+    if not hook(tx.connection, name):
+        row = NewHook(address=address).row(name, "task", cursor=0, now=tx.now)
+        tx.connection.execute(insert(HOOK), {**row, "task": task, "secrets": []})
 
 
 def change(tx: Transaction, name: str, row: Row) -> None:

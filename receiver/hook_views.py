@@ -46,6 +46,7 @@ def delivery_view(delivery: Delivery, *, attempts: bool = False) -> dict[str, An
     job, made = delivery.job, [_attempt(each) for each in delivery.attempts]
     due = job["due_at"] if job and job["state"] == "ready" else None
     return {
+        "id": f"{delivery.event['id']}/{delivery.hook}",
         "event": delivery.event["id"],
         "hook": delivery.hook,
         "type": delivery.event["type"],

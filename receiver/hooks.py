@@ -179,11 +179,18 @@ def problem(error: Any) -> str:
     return f"{place}: {said}." if place else f"{said[:1].upper()}{said[1:]}."
 
 
+def may_want(hook: Row, event: Row) -> bool:
+    """Whether a hook wants to hear of events of this type at all."""
+    types = hook["filter"]["events"]
+    return not types or event["type"] in types
+
+
 def wants(hook: Row, event: Row, full: Full) -> bool:
     """Whether a hook wants to hear of an event; one of a status happened at that status."""
     wanted = hook["filter"]
     return (
-        (not wanted["families"] or full.row["family"] in wanted["families"])
+        may_want(hook, event)
+        and (not wanted["families"] or full.row["family"] in wanted["families"])
         and (not wanted["tags"] or not set(wanted["tags"]).isdisjoint(full.tags))
         and (not wanted["statuses"] or _status(event, full) in wanted["statuses"])
     )

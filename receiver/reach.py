@@ -1,7 +1,10 @@
 """Finds the receiver for a command: the one that runs, by HTTP; its database, opened here, when none does."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import httpx
 
@@ -12,8 +15,12 @@ from client.receiver import Receiver as Remote
 from client.signing import api_token
 from client.transport import new_http
 from receiver.app import Receiver, create_app
-from receiver.database import DatabaseError, Held
+from receiver.database import Database, DatabaseError, Held
 from receiver.settings import AdminSettings
+from receiver.terminal import load
+from receiver.transaction import Transaction
+
+T = TypeVar("T")
 
 ONCE = Patience(tries=1)
 NOBODY = (502, 503, 504)
@@ -38,6 +45,38 @@ async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
     _check_database(settings, base)
     async with _opened(settings, base) as http:
         yield _remote(http, base, settings)
+
+
+def with_receiver(call: Callable[[Remote], Awaitable[T]]) -> T:
+    """What a command is told by the receiver, asked as the settings say."""
+    settings = load(AdminSettings)
+
+    async def run() -> T:
+        async with reached(settings) as receiver:
+            return await call(receiver)
+
+    return asyncio.run(run())
+
+
+def on_this_machine(change: Callable[[Transaction], T]) -> T:
+    """A change to the database itself: of what must not come over the network. Raises DatabaseError."""
+    settings = load(AdminSettings)
+    _check_database(settings, settings.receiver_base)
+    database = Database(settings.database)
+    try:
+        database.hold()
+        database.migrate()
+    except Held:  # by the one that runs: it has migrated
+        database.close()
+        database = Database(settings.database)
+    try:
+        with database.write() as connection:
+            tx = Transaction(connection, database, int(time.time() * 1000))
+            changed = change(tx)
+            tx.flush()
+        return changed
+    finally:
+        database.close()
 
 
 def _remote(http: httpx.AsyncClient, base: str, settings: AdminSettings) -> Remote:

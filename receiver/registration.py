@@ -10,6 +10,7 @@ from client.families import RULE, is_family
 from receiver.creates import Registration
 from receiver.errors import ApiError
 from receiver.settings import ReceiverSettings
+from receiver.sinks.http import check_web_address
 
 Short = Annotated[str, Field(max_length=256)]
 
@@ -25,6 +26,7 @@ class RegistrationBody(BaseModel):
     base: str = Field("", max_length=2000)
     key_fingerprint: Short = ""
     tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=list, max_length=20)
+    hook: str = Field("", max_length=2000)
     attempt: Short = ""
     outcome: Literal["created", "not_created", "unknown"] | None = None
     task_id: str | None = None
@@ -88,6 +90,19 @@ def _conflict(message: str) -> ApiError:
     return ApiError(409, "conflict", message, hint)
 
 
+def check_hook(given: RegistrationBody, settings: ReceiverSettings) -> None:
+    """Refuse a hook that could not be reached, or not be signed. Raises ApiError."""
+    if not given.hook:
+        return
+    if not settings.hook_secret:
+        hint = "Set KLING_HOOK_SECRET for the receiver, or leave the hook out."
+        raise ApiError(422, "bad_hook", "This receiver has no secret to sign with.", hint)
+    try:
+        check_web_address(given.hook, settings.hook_hosts)
+    except ValueError as error:
+        raise ApiError(422, "bad_hook", f"hook: {error}", "Give a public https address.") from None
+
+
 def registration(task: str, given: RegistrationBody) -> Registration:
     """The same as it is written."""
     return Registration(
@@ -96,6 +111,7 @@ def registration(task: str, given: RegistrationBody) -> Registration:
         attempt=clean(given.attempt),
         model=clean(given.model),
         request=given.request,
+        hook=given.hook,
         tags=tuple(clean(tag) for tag in given.tags if clean(tag)),
         outcome=given.outcome,
         task_id=given.task_id or None,

@@ -7,7 +7,7 @@ import logging
 
 from sqlalchemy import text
 
-from receiver import owed
+from receiver import hook_rows, owed
 from receiver.transaction import Transaction
 
 log = logging.getLogger("receiver.sweep")
@@ -25,6 +25,14 @@ UNASKED = text("""
         AND (hint IS NOT NULL AND origin <> 'kling'
             OR NOT EXISTS (SELECT 1 FROM result WHERE task = task.id AND status = 'pending'))
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'ask/' || task.id AND state <> 'dead')
+""")
+UNOFFERED = text("""
+    SELECT name FROM hook WHERE paused_at IS NULL AND (task IS NULL OR task IN (
+            SELECT id FROM task WHERE status IN ('created', 'submitted', 'processing')
+            UNION ALL SELECT id FROM task WHERE origin IS NOT NULL AND NOT done))
+        AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'dispatch/' || hook.name AND state <> 'dead')
+        AND EXISTS (
+            SELECT 1 FROM event WHERE id > hook.cursor AND (hook.task IS NULL OR event.task = hook.task))
 """)
 UNFETCHED = text("""
     SELECT task.id, n, source_url FROM task JOIN result ON result.task = task.id
@@ -52,6 +60,7 @@ def restore(tx: Transaction) -> int:
     """Owe what a row says is owed and no job does. How much there was: nothing, unless something went wrong."""
     execute = tx.connection.execute
     unwatched, unasked, unfetched = (list(execute(query)) for query in (UNWATCHED, UNASKED, UNFETCHED))
+    unoffered = list(execute(UNOFFERED).scalars())
     for task in unwatched:
         owed.watch(tx, task.id, task.family)
     for task in unasked:
@@ -60,7 +69,10 @@ def restore(tx: Transaction) -> int:
         owed.download(tx, result.id, result.n, result.source_url)
     for row in (*unwatched, *unasked, *unfetched):
         log.error("task %s had work to do that was not owed; it is now", row.id)
-    return len(unwatched) + len(unasked) + len(unfetched)
+    for name in unoffered:
+        hook_rows.look(tx, name)
+        log.error("hook %s was behind, and nobody owed it a look; it is owed now", name)
+    return len(unwatched) + len(unasked) + len(unfetched) + len(unoffered)
 
 
 def take_turns(tx: Transaction, started: int) -> None:

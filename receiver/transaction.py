@@ -100,6 +100,7 @@ class Transaction:
     _jobs: dict[str, Row | None] = field(default_factory=dict)
     _hasten: set[str] = field(default_factory=set)
     _said: list[str] = field(default_factory=list)
+    _woken: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
         """Put the rows of these tasks into `tasks`, locked until the commit; in one order: no deadlocks."""
@@ -178,6 +179,10 @@ class Transaction:
         """Drop a job that is no longer needed (one that runs settles itself)."""
         self._jobs[key] = None
 
+    def wake(self) -> None:
+        """Have the worker look for jobs that are due now."""
+        self._woken = True
+
     def hasten(self, key: str) -> None:
         """Make a waiting job due now, if there is one."""
         self._hasten.add(key)
@@ -197,7 +202,7 @@ class Transaction:
         if self._hasten:
             execute(HASTEN, [{"key": key, "now": self.now} for key in sorted(self._hasten)])
         dues = [job["due_at"] for job in owed]
-        if self._hasten or offered:
+        if self._hasten or self._woken or offered:
             dues.append(self.now)
         return Committed(
             frozenset(event["task"] for event in self._events),

@@ -1,18 +1,14 @@
 """The commands `kling-receiver tasks ...`: looking at tasks, and orders about them."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
 
 from client import options, screen
-from client.receiver import Receiver as Remote
 from client.receiver import task_path
 from client.views import TaskView
-from receiver.reach import reached
-from receiver.settings import AdminSettings
-from receiver.terminal import explained, load
+from receiver.reach import with_receiver
+from receiver.terminal import explained
 
 
 @click.group()
@@ -23,20 +19,10 @@ def tasks() -> None:
     """
 
 
-def _with_receiver(call: Callable[[Remote], Awaitable[Any]]) -> Any:
-    settings = load(AdminSettings)
-
-    async def run() -> Any:
-        async with reached(settings) as receiver:
-            return await call(receiver)
-
-    return asyncio.run(run())
-
-
 @options.command(tasks, "list", options.LISTING, "List tasks, newest first.")
 @explained
 def list_tasks(limit: int, as_json: bool, **filters: Any) -> None:
-    found = _with_receiver(lambda receiver: receiver.tasks(limit, **filters))
+    found = with_receiver(lambda receiver: receiver.tasks(limit, **filters))
     if not as_json:
         return screen.show_tasks([TaskView(task) for task in found])
     for task in found:
@@ -47,14 +33,14 @@ def list_tasks(limit: int, as_json: bool, **filters: Any) -> None:
 @options.command(tasks, "show", [options.ID, options.AS_JSON], "Print all that is known of a task, as JSON.")
 @explained
 def show(task_id: str, as_json: bool) -> None:
-    screen.show_json(_with_receiver(lambda receiver: receiver.task(task_id)), nicely=not as_json)
+    screen.show_json(with_receiver(lambda receiver: receiver.task(task_id)), nicely=not as_json)
 
 
 def _order(name: str, summary: str) -> None:
     @options.command(tasks, name, [options.ID, options.AS_JSON], summary)
     @explained
     def order(task_id: str, as_json: bool) -> None:
-        answer = _with_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{name}"))
+        answer = with_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{name}"))
         task = TaskView(answer["task"])
         if as_json:
             return screen.show_json(task.data)

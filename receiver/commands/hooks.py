@@ -1,0 +1,198 @@
+"""The commands `kling-receiver hooks ...`: where events go."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from client import options, screen
+from receiver import hook_rows
+from receiver.hooks import EVENTS, WEB, BadHook, read_hook
+from receiver.reach import on_this_machine, with_receiver
+from receiver.settings import AdminSettings
+from receiver.sinks import scheme_of
+from receiver.states import STATUSES
+from receiver.terminal import FAILED, WRONG, explained, fail, load
+
+NAME = click.Argument(["name"], metavar="NAME")
+
+
+@click.group()
+def hooks() -> None:
+    """Where events go: web addresses, commands of this machine, brokers.
+
+    Talks to the running receiver; opens its database when none runs.
+    """
+
+
+class Steps(click.ParamType[list[float]]):
+    """Seconds, separated by commas."""
+
+    name = "SECONDS,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        try:
+            return [float(each) for each in str(value).split(",") if each.strip()]
+        except ValueError:
+            self.fail(f"{value!r} is no list of seconds, such as 5,30,120.", param, ctx)
+
+
+ADDING: list[click.Parameter] = [
+    click.Argument(["address"], metavar="ADDRESS"),
+    click.Option(["--name"], default="", help="Small letters, digits, - and _; else one is made."),
+    click.Option(
+        ["--event", "events"], multiple=True, type=click.Choice(list(EVENTS)), help="Only these; repeatable."
+    ),
+    click.Option(["--family", "families"], multiple=True, help="Such as videos/text2video; repeatable."),
+    click.Option(["--status", "statuses"], multiple=True, type=click.Choice(STATUSES), help="Repeatable."),
+    click.Option(["--tag", "tags"], multiple=True, help="Of tasks with any of these; repeatable."),
+    click.Option(["--secret"], default="", help="Signs (whsec_...); else one is made and printed."),
+    click.Option(["--schedule"], type=Steps(), help="Waits between attempts (5,30,120,900,3600,...)."),
+    click.Option(["--concurrency"], type=click.IntRange(1, 256), help="Attempts at once."),
+    click.Option(["--rate"], type=float, help="Events a second, at most."),
+    click.Option(["--timeout"], type=float, help="Seconds for one attempt."),
+    options.AS_JSON,
+]
+
+
+@options.command(
+    hooks,
+    "add",
+    ADDING,
+    "Send events to ADDRESS: https://..., command:PROGRAM ARGUMENT... (no shell), nats://host/subject, "
+    "redis://host/stream. It hears of what happens from now on.",
+)
+@explained
+def add(as_json: bool, **given: Any) -> None:
+    wanted = {name: value for name, value in given.items() if value not in (None, "", ())}
+    if scheme_of(wanted["address"]) in WEB:
+        answer = with_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
+        name, secret = answer["hook"]["name"], answer["secret"]
+    else:
+        name, secret = _add_here(wanted), None
+    if as_json:
+        return screen.show_json({"name": name, "secret": secret})
+    screen.say(f"Events go there from now on. Try it with: kling-receiver hooks test {name}")
+    if secret:
+        screen.say("The secret that signs what is sent, shown this once:")
+        screen.show(secret)
+    return None
+
+
+def _add_here(wanted: dict[str, Any]) -> str:
+    """Add what must not come over the network."""
+    settings = load(AdminSettings)
+    if settings.hooks_file:
+        fail(
+            [f"The hooks are kept in {settings.hooks_file}. Change the file, and start the receiver anew."],
+            WRONG,
+        )
+    try:
+        new = read_hook(wanted, settings.hook_hosts)
+    except BadHook as error:
+        fail(error.problems, WRONG)
+    row = on_this_machine(lambda tx: hook_rows.add(tx, new))
+    if row is None:
+        fail([f"There is a hook {new.name}. Choose another name."], FAILED)
+    return str(row["name"])
+
+
+@options.command(hooks, "list", [options.AS_JSON], "List hooks, and how they fare.")
+@explained
+def list_hooks(as_json: bool) -> None:
+    found = with_receiver(lambda receiver: receiver.call("GET", "/api/hooks"))["hooks"]
+    if as_json:
+        for hook in found:
+            screen.show_json(hook)
+        return
+    _show(found)
+
+
+def _show(found: Sequence[dict[str, Any]]) -> None:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "NAME": lambda hook: hook["name"],
+        "STATE": _state,
+        "ADDRESS": lambda hook: hook["address"],
+        "EVENTS": lambda hook: ", ".join(hook["events"]) or "all",
+        "WAITING": lambda hook: str(hook["waiting"] or ""),
+        "DEAD": lambda hook: str(hook["dead"] or ""),
+    }
+    table = [(name, [cell(hook) for hook in found]) for name, cell in columns.items()]
+    screen.show_table(table, always=("NAME", "STATE", "ADDRESS"))
+
+
+def _state(hook: dict[str, Any]) -> str:
+    if hook["state"] == "failing":
+        return f"failing since {screen.minute(hook['failing_since'])}"
+    return str(hook["state"])
+
+
+@options.command(
+    hooks, "show", [NAME, options.AS_JSON], "Print all that is known of a hook, as JSON; not its secret."
+)
+@explained
+def show(name: str, as_json: bool) -> None:
+    hook = with_receiver(lambda receiver: receiver.call("GET", _path(name)))
+    screen.show_json(hook, nicely=not as_json)
+
+
+@options.command(hooks, "test", [NAME, options.AS_JSON], "Send a signed test event, and show the answer.")
+@explained
+def test(name: str, as_json: bool) -> None:
+    answer = with_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test"))
+    if as_json:
+        screen.show_json(answer)
+    else:
+        status = "" if answer["status"] is None else f" ({answer['status']})"
+        screen.say(f"{'Taken' if answer['taken'] else 'Not taken'}{status} after {answer['ms']} ms.")
+        for said in filter(None, (answer["error"], answer["answer"])):
+            screen.show(said)
+    if not answer["taken"]:
+        sys.exit(FAILED)
+
+
+def _order(name: str, said: str, summary: str) -> None:
+    @options.command(hooks, name, [NAME], summary)
+    @explained
+    def order(**given: str) -> None:
+        path = f"{_path(given['name'])}/{name}"
+        hook = with_receiver(lambda receiver: receiver.call("POST", path))
+        screen.say(said.format(**hook))
+
+
+_order("pause", "{name} is paused; its events are kept.", "Send nothing to a hook; its events are kept.")
+_order("resume", "{name} goes on.", "Go on with a paused hook: all that was kept for it is sent now.")
+
+ROTATING: list[click.Parameter] = [
+    NAME,
+    click.Option(["--secret"], default="", help="The new one; else one is made."),
+    click.Option(
+        ["--overlap"],
+        type=click.FloatRange(0, 30 * 86_400),
+        default=86_400,
+        show_default=True,
+        help="Seconds for which the old one signs too.",
+    ),
+]
+
+
+@options.command(hooks, "rotate", ROTATING, "Give a hook a new secret, and print it.")
+@explained
+def rotate(name: str, secret: str, overlap: float) -> None:
+    body = {"secret": secret, "overlap": overlap}
+    answer = with_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/rotate", body))
+    screen.say(f"The new secret of {name}; the old one signs too for {overlap:g} seconds:")
+    screen.show(answer["secret"])
+
+
+@options.command(hooks, "remove", [NAME], "Forget a hook, and what it is still owed.")
+@explained
+def remove(name: str) -> None:
+    with_receiver(lambda receiver: receiver.call("DELETE", _path(name)))
+    screen.say(f"{name} is removed.")
+
+
+def _path(name: str) -> str:
+    return f"/api/hooks/{quote(name, safe='')}"

@@ -1,0 +1,155 @@
+"""What became of events on their way to hooks, and sending them again: over `/api`, by role admin."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from client.ids import is_id
+from receiver import deliveries, hook_rows
+from receiver.access import require
+from receiver.body import Bodies
+from receiver.deliveries import Wish
+from receiver.errors import ApiError
+from receiver.hook_routes import no_hook
+from receiver.hook_views import delivery_view
+from receiver.orders import Order, json_body, read_order
+from receiver.paging import cursor_of, limit_of, place_of
+from receiver.reading import Reader
+from receiver.settings import ReceiverSettings
+from receiver.transaction import Row, Transaction
+from receiver.writer import Writer
+
+STATES = ("waiting", "delivered", "dead")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Replay(Order):
+    """What is to be sent again: all from an event on, or since a time, or what happened to a task."""
+
+    from_: Annotated[int | None, Field(alias="from", ge=1, lt=1 << 62)] = None
+    since: datetime | None = None
+    task: str | None = None
+    hook: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Replay":
+        if sum(each is not None for each in (self.from_, self.since, self.task)) != 1:
+            raise ValueError("give one of `from` (an event's id), `since` (a time) and `task`.")
+        return self
+
+
+class Retry(Order):
+    """Which dead deliveries are to be sent again: all, or those of one hook."""
+
+    hook: str | None = None
+
+
+class DeliveryRoutes:
+    """The routes of deliveries."""
+
+    def __init__(self, settings: ReceiverSettings, *, reader: Reader, writer: Writer, bodies: Bodies) -> None:
+        self._settings, self._reader, self._writer, self._bodies = settings, reader, writer, bodies
+
+    def routes(self) -> list[Route]:
+        """Every route."""
+        one = "/api/deliveries/{event}/{name}"
+        return [
+            Route("/api/deliveries", self._for_admin(self._deliveries), methods=["GET"]),
+            Route("/api/deliveries/retry", self._for_admin(self._retry_dead), methods=["POST"]),
+            Route("/api/deliveries/replay", self._for_admin(self._replay), methods=["POST"]),
+            Route(one, self._for_admin(self._delivery), methods=["GET"]),
+            Route(f"{one}/retry", self._for_admin(self._retry), methods=["POST"]),
+        ]
+
+    def _for_admin(self, endpoint: Endpoint) -> Endpoint:
+        async def guarded(request: Request) -> Response:
+            require(request, self._settings.signing_secrets, "admin")
+            return await endpoint(request)
+
+        return guarded
+
+    async def _deliveries(self, request: Request) -> Response:
+        wish = _wish(request)
+        found = await self._reader.read(lambda connection: deliveries.listed(connection, wish))
+        more = len(found) > wish.limit
+        shown = found[: wish.limit]
+        last = cursor_of((shown[-1].event["id"], shown[-1].hook)) if more else None
+        return JSONResponse({"deliveries": [delivery_view(each) for each in shown], "next": last})
+
+    async def _delivery(self, request: Request) -> Response:
+        event, name = _pair(request)
+        found = await self._reader.read(lambda connection: deliveries.delivery(connection, event, name))
+        if found is None:
+            raise _no_delivery()
+        return JSONResponse(delivery_view(found, attempts=True))
+
+    async def _retry(self, request: Request) -> Response:
+        event, name = _pair(request)
+        row = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
+        if row is None:
+            raise no_hook()
+        known = await self._reader.event(event)
+        if known is None:
+            raise _no_delivery()
+        await self._writer.run(lambda tx: deliveries.again(tx, event, row, known["task"]))
+        return await self._delivery(request)
+
+    async def _replay(self, request: Request) -> Response:
+        given = read_order(Replay, await json_body(request, self._bodies))
+        hooks = await self._reader.read(hook_rows.hooks)
+        chosen = [row for row in hooks if given.hook in (None, row["name"])]
+        if given.hook and not chosen:
+            raise no_hook()
+        count = await self._writer.run(lambda tx: _owe(tx, given, chosen))
+        return JSONResponse({"hooks": [row["name"] for row in chosen], "events": count})
+
+    async def _retry_dead(self, request: Request) -> Response:
+        given = read_order(Retry, await json_body(request, self._bodies, empty={}))
+        count = await self._writer.run(lambda tx: deliveries.revive(tx, given.hook))
+        return JSONResponse({"deliveries": count})
+
+
+def _owe(tx: Transaction, given: Replay, hooks: list[Row]) -> int:
+    """Owe a replay; how many events of the log it goes through."""
+    last = hook_rows.last_event(tx.connection)
+    first = 1 if given.task else given.from_
+    if given.since is not None:
+        at = given.since if given.since.tzinfo else given.since.replace(tzinfo=UTC)
+        first = deliveries.first_since(tx.connection, int(at.timestamp() * 1000)) or last + 1
+    assert first is not None
+    if first <= last:
+        deliveries.replay(tx, hooks, first - 1, last, task=given.task)
+    return deliveries.count_between(tx.connection, first, last, given.task)
+
+
+def _wish(request: Request) -> Wish:
+    """The filters of a list. Raises ApiError naming every problem."""
+    asked, problems = request.query_params, []
+    state, task = asked.get("state"), asked.get("task")
+    if state and state not in STATES:
+        problems.append(f"`state` is one of {', '.join(STATES)}.")
+    if task and not is_id(task):
+        problems.append("`task` is a task's id.")
+    limit, place = limit_of(asked.get("limit", "50"), problems), place_of(asked.get("cursor"), problems)
+    if problems:
+        raise ApiError(422, "bad_filter", " ".join(problems), "Mend the address and send it again.")
+    hook = (asked.get("hook") or "").replace("\0", "\ufffd") or None
+    return Wish(hook=hook, state=state or None, task=task or None, before=place, limit=limit)
+
+
+def _pair(request: Request) -> tuple[int, str]:
+    said = request.path_params["event"]
+    if not (said.isascii() and said.isdigit() and len(said) < 19):
+        raise _no_delivery()
+    return int(said), request.path_params["name"].replace("\0", "\ufffd")
+
+
+def _no_delivery() -> ApiError:
+    hint = "Look at: kling-receiver deliveries list"
+    return ApiError(404, "unknown_delivery", "There is no such delivery.", hint)

@@ -1,0 +1,40 @@
+"""The documents of an operator's orders, read and checked."""
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+
+from receiver.body import Bodies, Share, read_body
+from receiver.errors import ApiError
+from receiver.hooks import problem
+
+M = TypeVar("M", bound="Order")
+
+
+class Order(BaseModel):
+    """What an operator may say with an order; anything else is refused."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+def read_order(model: type[M], given: Any) -> M:
+    """Raises ApiError naming every problem."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        said = " ".join(problem(each) for each in error.errors())
+        raise ApiError(422, "bad_order", said, "Mend it and send it again.") from None
+
+
+async def json_body(request: Request, bodies: Bodies, *, empty: Any = None) -> Any:
+    """The JSON document in a request's body; `empty` where there is none. Raises ApiError."""
+    with Share(bodies) as share:
+        body = await read_body(request, share)
+    if not body.kept and empty is not None:
+        return empty
+    try:
+        return json.loads(body.kept)
+    except (ValueError, RecursionError):
+        raise ApiError(422, "bad_json", "The body is no JSON.", "Send a JSON object.") from None
