@@ -25,7 +25,9 @@ from receiver.writer import Writer
 
 LINGER = 2.0
 """Seconds that a run waits for more events: the first event of a new run waits for a claim, a few ms."""
-LONGEST_RUN = 300.0
+LONGEST_RUN = 240.0
+LONGEST_TURN = 60.0
+"""Seconds; with the longest attempt less than the worker gives a job."""
 MOST_EVENTS = 5_000
 """Events that one run looks at; at its end the cursor is kept."""
 BATCH = 200
@@ -92,8 +94,14 @@ class Dispatcher:
             return verdict(Done())
         if hook["paused_at"]:
             return verdict(RetryAt(FAR, "The hook is paused.", counts=False))
-        full = (await self._reader.full([event["task"]]))[event["task"]]
-        turn = await self._sender.turn(hook)
+        full = (await self._reader.full([event["task"]])).get(event["task"])
+        if full is None:
+            return verdict(Done())
+        try:
+            async with asyncio.timeout(LONGEST_TURN):
+                turn = await self._sender.turn(hook)
+        except TimeoutError:  # it is dead or slow, and others are before us
+            return _not_its_turn
         attempt = await self._sender.attempt(turn, hook, event, full, count=job.attempts)
         return functools.partial(_tried_again, attempt=attempt)
 
@@ -118,14 +126,14 @@ class Run:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
         self._unrecorded = asyncio.Semaphore(UNRECORDED)
-        self._tried = 0
+        self._tried, self._end = 0, 0.0
 
     async def go(self, group: asyncio.TaskGroup) -> Ran:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
-        clock, looked = asyncio.get_running_loop().time, 0
-        end = clock() + LONGEST_RUN
+        looked = 0
+        self._end = asyncio.get_running_loop().time() + LONGEST_RUN
         with self._feed.waiting(self._stretch.task) as woken:
-            while not self._feed.closed and looked < MOST_EVENTS and clock() < end:
+            while looked < MOST_EVENTS and not self._is_over():
                 woken.clear()
                 hook, events, full = await self._reader.read(self._look)
                 if hook is None or hook["paused_at"]:
@@ -135,12 +143,16 @@ class Run:
                 self._hook = hook
                 looked += len(events)
                 for event in events:
-                    if self._is_wanted(event, full) and not await self._begin(
-                        group, event, full[event["task"]]
-                    ):
+                    if self._is_over():
+                        return Ran(self._cursor)
+                    wanted = self._is_wanted(event, full)
+                    if wanted and not await self._begin(group, event, full[event["task"]]):
                         return Ran(self._cursor, wait=(await self._sender.pace(hook)).put_off())
                     self._cursor = event["id"]
         return Ran(self._cursor)
+
+    def _is_over(self) -> bool:
+        return self._feed.closed or asyncio.get_running_loop().time() >= self._end
 
     def _look(self, connection: Connection) -> tuple[Row | None, list[Row], dict[str, Full]]:
         hook = hook_rows.hook(connection, self._hook["name"])
@@ -152,11 +164,9 @@ class Run:
         return hook, events, full_tasks(connection, sorted(tasks))
 
     def _is_wanted(self, event: Row, full: dict[str, Full]) -> bool:
-        types = self._hook["filter"]["events"]
-        of_type = not types or event["type"] in types
-        return (
-            of_type and event["id"] not in self._stretch.seen and wants(self._hook, event, full[event["task"]])
-        )
+        if event["id"] in self._stretch.seen or event["task"] not in full:
+            return False
+        return wants(self._hook, event, full[event["task"]])
 
     async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> bool:
         """Begin an attempt when it is its turn. False for a hook that is dead: one attempt a run shows that."""
@@ -201,6 +211,10 @@ def _replayed(tx: Transaction, job: Claimed, ran: Ran) -> Outcome:
         return Done()
     due = tx.now + int(ran.wait * 1000)
     return RetryAt(due, LEFT_ALONE, data={**job.data, "after": ran.cursor}, counts=False)
+
+
+def _not_its_turn(tx: Transaction) -> Outcome:
+    return RetryAt(tx.now + int(LONGEST_TURN * 1000), "Others of this hook are before it.", counts=False)
 
 
 def _tried_again(tx: Transaction, attempt: Attempt) -> Outcome:

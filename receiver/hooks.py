@@ -92,7 +92,7 @@ class NewHook(Wanted):
     secret: str = Field("", repr=False)
     schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
     concurrency: int | None = Field(None, ge=1, le=256)
-    rate: float | None = Field(None, gt=0, le=100_000, allow_inf_nan=False)
+    rate: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
     timeout: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
 
     @field_validator("secret")
