@@ -87,7 +87,7 @@ def _first(scene: Stage, kind: Kind, gate: Gate, n: int) -> bool:
     try:
         if kind.fresh:
             gate.begin(n)
-        gate.launch(receiver.launch, lambda: receiver.pid)
+        gate.launch(receiver.launch)
         receiver.await_ready()
         if not kind.fresh:
             gate.begin(n)

@@ -12,6 +12,7 @@ import struct
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -54,24 +55,18 @@ class Gate:
         self._names = {
             self._seccomp.seccomp_syscall_resolve_name(name.encode()): name for name in calls.split(",")
         }
-        self._pid: Callable[[], int]
 
-    def launch(self, start: Callable[[], None], pid: Callable[[], int]) -> None:
-        """Start a process behind the gate; `pid` tells its number, once there is one to kill."""
+    def launch(self, start: Callable[[], None]) -> None:
+        """Start a process behind the gate."""
         # The filter holds for one thread and for what it starts, so that we ourselves stay outside.
-        self._pid = pid
-        thread = threading.Thread(target=self._begin_behind, args=(start,))
-        thread.start()
-        thread.join()
+        with ThreadPoolExecutor(1) as behind:
+            listener = behind.submit(self._filter).result()
+            threading.Thread(target=self._watch, args=(listener,), daemon=True).start()
+            behind.submit(start).result()
 
     def begin(self, n: int) -> None:
         """From now on, count; at the n-th call, kill."""
         self.count, self._at = 0, n
-
-    def _begin_behind(self, start: Callable[[], None]) -> None:
-        listener = self._filter()
-        threading.Thread(target=self._watch, args=(listener,), daemon=True).start()
-        start()
 
     def _filter(self) -> int:
         """Put this thread behind the gate: the descriptor on which its calls, and its children's, are told."""
@@ -113,7 +108,7 @@ class Gate:
         if self.count == self._at:
             self.place = f"{self._names[number]} {_place(thread, rest[2])}".strip()
             self.killed = True
-            os.kill(self._pid(), signal.SIGKILL)
+            os.kill(thread, signal.SIGKILL)  # a thread's number stands for its process
         elif not self.killed:
             self._seccomp.seccomp_notify_respond(listener, RESPONSE.pack(call, 0, 0, CONTINUE))
 
