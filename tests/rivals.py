@@ -1,4 +1,4 @@
-"""Two rivals on one database, on connections of their own, who act at the same moment: threads, or processes."""
+"""Two rivals on one database, each by connections of its own, who act at once: threads, or processes."""
 
 import multiprocessing
 import threading
