@@ -116,7 +116,7 @@ def post(
 ) -> httpx.Response:
     """One callback to the task's signed address."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return web.post(running.callback_url(task, family), content=body, timeout=20, **more)
+    return web.post(running.callback_url(task, family), content=body, **{"timeout": 20, **more})
 
 
 def rows(running: Running, query: str, **values: Any) -> list[Json]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 from benches.servers import postgresql
 
+from crashes import cuts, gate, link, randomly, strace
 from crashes import everywhere as everywhere_crash
-from crashes import gate, randomly, strace
 from crashes.order import witnessed
-from crashes.table import EVERYWHERE, RANDOMLY, TRACED, show
+from crashes.table import CUT, EVERYWHERE, RANDOMLY, TRACED, show
 
 markdown_option = click.option("--markdown", is_flag=True, help="The table as Markdown.")
 
@@ -86,6 +86,17 @@ def trace(markdown: bool) -> None:
         _tell(f"{row.what}: not so at {where}" for where in row.wrong)
     click.echo(show(TRACED, [(row.what, row.seen, len(row.wrong)) for row in rows], markdown=markdown))
     sys.exit(any(row.wrong for row in rows))
+
+
+@main.command()
+@markdown_option
+def cut(markdown: bool) -> None:
+    """In no way: its link to PostgreSQL is cut in silence. Until when does its hold keep others away?"""
+    if not link.present():
+        raise click.ClickException("Networks of our own need root, and `ip` (Debian: apt install iproute2).")
+    rows = [(each.when, "never" if each.seconds is None else f"{each.seconds:.0f}") for each in cuts.measured()]
+    click.echo(show(CUT, rows, markdown=markdown))
+    sys.exit(any(row[1] == "never" for row in rows))
 
 
 def _tell(problems: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ EVERYWHERE = ("killed at", "calls in a run", "kills", "lost", "worst s")
 """Seconds from ready until all is done."""
 RANDOMLY = ("killed at", "kills", "lost", "worst s")
 """Seconds from ready until all is seen to be scheduled."""
+CUT = ("link cut while", "hold given up after s")
 TRACED = ("in a trace", "times", "wrong")
 
 
