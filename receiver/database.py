@@ -33,6 +33,8 @@ NODE_LOCK = EVENT_LOCK + 1
 MIGRATION_LOCK = EVENT_LOCK + 2
 KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}
 """PostgreSQL: seconds, at both ends, after which a connection that was cut in silence gives up its hold."""
+UNHEARD_MS = 60_000
+"""The same, when something sent is not taken: keepalives rest then, and TCP tries for a quarter of an hour."""
 HOLD_TRIES = 20
 """PostgreSQL: tenths of a second in which the server finds out that a killed holder is gone."""
 
@@ -196,6 +198,7 @@ class Database:
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 5,
+                        "tcp_user_timeout": UNHEARD_MS,
                         **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
                     },
                     **common,
@@ -255,8 +258,9 @@ def _hold_file(path: Path) -> Any:
 def _hold_server(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('application_name', %s, false)", (_who(),))
-        for name, value in KEEPALIVE.items():
-            cursor.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{name}", str(value)))
+        limits = {f"tcp_keepalives_{name}": value for name, value in KEEPALIVE.items()}
+        for name, value in {**limits, "tcp_user_timeout": UNHEARD_MS}.items():
+            cursor.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
         held = _take(cursor)
         holder = None if held else cursor.execute(HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()

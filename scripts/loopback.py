@@ -10,6 +10,9 @@ import httpx
 
 START_SECONDS = 30
 
+web = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+"""For requests to such servers, from any thread. A client for each would read all certificates each time."""
+
 
 def free_port() -> int:
     """A port that nobody listens on just now."""
@@ -28,7 +31,7 @@ def answers(url: str, seconds: float = START_SECONDS, *, alive: Callable[[], boo
     end = time.monotonic() + seconds
     while alive() and time.monotonic() < end:
         try:
-            if httpx.get(url, timeout=seconds).status_code < 500:
+            if web.get(url, timeout=seconds).status_code < 500:
                 return True
         except httpx.TransportError:
             pass

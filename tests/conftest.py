@@ -23,6 +23,8 @@ from receiver.settings import ReceiverSettings
 SECRET = "a-signing-secret-for-tests-0123456789"
 KEY = "sandbox-key"
 
+pytest_plugins = ["tests.rivals"]
+
 
 ABSENT = "absent: "
 """How a test's reason to be skipped begins when something optional is missing on this machine."""

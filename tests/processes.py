@@ -68,6 +68,10 @@ class Process:
     def start(self, *before: str) -> None:
         """Start it, and wait until it is ready. Raises Ended."""
         self.launch(*before)
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until it is ready. Raises Ended."""
         if not loopback.answers(f"{self.url}/readyz", 60, alive=lambda: not self.ended):
             raise Ended(self.said())
 

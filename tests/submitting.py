@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from gateway import Sandbox
+from loopback import web
 from sqlalchemy import text
 
 from client.ids import new_id
@@ -35,7 +36,7 @@ def register(running: Reached, task: str, family: str = IMAGES, **given: Any) ->
     """One `PUT /api/tasks/{id}`; by default what precedes a create."""
     if "outcome" not in given:
         given = {"attempt": "one", **given}
-    return httpx.put(
+    return web.put(
         f"{running.url}/api/tasks/{task}", json={"family": family, **given}, headers=running.headers()
     )
 
@@ -50,7 +51,7 @@ def create(
         "external_task_id": task,
         **body,
     }
-    response = httpx.post(
+    response = web.post(
         f"{gateway.url}/v1/{family}", json=given, headers={"Authorization": f"Bearer {KEY}"}, timeout=20
     )
     assert response.status_code == 200, response.text
@@ -75,7 +76,7 @@ def stream(
 ) -> Iterator[Iterator[Json]]:
     """The events of a stream, each as its JSON document."""
     headers = running.headers("read") | ({} if last is None else {"Last-Event-ID": str(last)})
-    with httpx.stream("GET", f"{running.url}{path}", headers=headers, timeout=timeout) as response:
+    with web.stream("GET", f"{running.url}{path}", headers=headers, timeout=timeout) as response:
         assert response.status_code == 200
         yield (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: "))
 
@@ -106,7 +107,7 @@ def finished(running: Reached, task: str, timeout: float = 40) -> Json:
 
 def show(running: Reached, task: str) -> Json:
     """The task's JSON as it is now."""
-    shown: Json = httpx.get(f"{running.url}/api/tasks/{task}", headers=running.headers("read")).json()
+    shown: Json = web.get(f"{running.url}/api/tasks/{task}", headers=running.headers("read")).json()
     return shown
 
 
@@ -115,7 +116,7 @@ def post(
 ) -> httpx.Response:
     """One callback to the task's signed address."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return httpx.post(running.callback_url(task, family), content=body, timeout=20, **more)
+    return web.post(running.callback_url(task, family), content=body, **{"timeout": 20, **more})
 
 
 def rows(running: Running, query: str, **values: Any) -> list[Json]:
@@ -126,7 +127,7 @@ def rows(running: Running, query: str, **values: Any) -> list[Json]:
 
 def counted(running: Reached, name: str) -> float:
     """A counter in `/metrics`, 0 when it is not there yet."""
-    lines = httpx.get(f"{running.url}/metrics", headers=running.headers("read")).text.splitlines()
+    lines = web.get(f"{running.url}/metrics", headers=running.headers("read")).text.splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0)
 
 

@@ -1,33 +1,25 @@
-"""Races with real threads, each on a connection of its own: named by the loser, and by what it must not do."""
+"""Races with real threads and real processes: named by the loser, and by what it must not do."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
-import pytest
 from gateway import Sandbox
 
 from receiver import belief, outbox, recover
-from receiver.database import Database
 from receiver.outbox import Busy, Claimed, Done, Outcome
-from receiver.transaction import JOB, Transaction
+from receiver.recording import Callback
+from receiver.transaction import EVENT, JOB, Transaction
 from tests.conftest import Start
 from tests.ledger import FILE, Ledger, callback, says
+from tests.rivals import Rivals
 from tests.submitting import finished, post, register, rows, submit
 
 ROUNDS = 15
 LEASE = 1000
-Side = tuple[Ledger, Ledger]
-
-
-@pytest.fixture
-def sides(database: Database, database_url: str) -> Iterator[Side]:
-    """One database, twice: as two processes would have it."""
-    other = Database(database_url)
-    yield Ledger(database), Ledger(other)
-    other.close()
 
 
 def at_once(*actions: Callable[[], Any]) -> list[Any]:
@@ -42,20 +34,60 @@ def at_once(*actions: Callable[[], Any]) -> list[Any]:
         return list(pool.map(act, actions))
 
 
+def each_round(race: Callable[[str], None]) -> None:
+    """One race after another, each about a task of its own."""
+    for n in range(ROUNDS):
+        race(f"t{n}")
+
+
 def claim(ledger: Ledger) -> list[Claimed]:
     """Claim what is due."""
     return ledger.change(lambda tx: outbox.claim_due(tx, Busy(99, 99), name=token_hex(8), lease_ms=LEASE))
 
 
-def settled(ledger: Ledger, job: Claimed, verdict: Callable[[Transaction], Outcome]) -> bool:
+def settle(ledger: Ledger, job: Claimed, verdict: Callable[[Transaction], Outcome]) -> bool:
     """Settle a job; whether the claim still held."""
     return ledger.change(lambda tx: outbox.settle(tx, job, verdict))
 
 
-def each_round(race: Callable[[str], None]) -> None:
-    """One race after another, each about a task of its own."""
-    for n in range(ROUNDS):
-        race(f"t{n}")
+def give_up(ledger: Ledger, job: Claimed) -> bool:
+    """The deadline's verdict, when Kling knows nothing of the task; whether it counted."""
+    return settle(ledger, job, lambda tx: recover._answered(tx, job, None))
+
+
+def take(ledger: Ledger, word: Callback) -> None:
+    """Take in a callback."""
+    ledger.record(word)
+
+
+def report(ledger: Ledger, task: str) -> None:
+    """The create's answer, as the client tells it."""
+    ledger.register(task, outcome="created", task_id=f"k{task}")
+
+
+def mark(ledger: Ledger, job: Claimed) -> bool:
+    """A verdict that leaves an event behind; whether it counted."""
+
+    def marked(tx: Transaction) -> Outcome:
+        tx.log(job.task, "marked")
+        return Done()
+
+    return settle(ledger, job, marked)
+
+
+def fail(ledger: Ledger, job: Claimed) -> bool:
+    """Kling's word that the task failed, as a verdict; whether it counted."""
+
+    def believed(tx: Transaction) -> Outcome:
+        belief.believe(tx, tx.known(job.task), says("failed"))
+        return Done()
+
+    return settle(ledger, job, believed)
+
+
+def rescue(ledger: Ledger) -> int:
+    """Take back what is claimed for too long; how much."""
+    return ledger.change(lambda tx: outbox.rescue(tx, tx.now))
 
 
 def overdue(ledger: Ledger, task: str) -> Claimed:
@@ -63,6 +95,14 @@ def overdue(ledger: Ledger, task: str) -> Claimed:
     ledger.put_task(task)
     ledger.put_job(f"overdue/{task}", kind="overdue", task=task, data={"looks": recover.LOOKS_AT_NOTHING})
     [job] = [job for job in claim(ledger) if job.task == task]
+    return job
+
+
+def owed(ledger: Ledger, task: str) -> Claimed:
+    """A claimed job of a task."""
+    ledger.put_task(task)
+    ledger.put_job(task=task)
+    (job,) = claim(ledger)
     return job
 
 
@@ -98,55 +138,58 @@ def test_a_repeat_of_the_end_is_not_asked_about_twice(
     assert len(gateway.downloads) == 1
 
 
-def test_a_deadline_that_loses_to_klings_word_ends_nothing(sides: Side) -> None:
+def test_a_repeat_that_comes_at_once_adds_no_event(rivals: Rivals) -> None:
+    """Whichever is first: one event, and one repeat of it."""
+
+    def race(task: str) -> None:
+        rivals.here.register(task)
+        rivals.at_once(*[partial(take, word=callback(task, "processing"))] * 2)
+        [event] = [row for row in rivals.here.rows(EVENT, task=task) if row["digest"]]
+        assert event["repeats"] == 1
+        row = rivals.here.task(task)
+        assert (row["status"], row["callbacks"]) == ("processing", 2)
+
+    each_round(race)
+
+
+def test_a_deadline_that_loses_to_klings_word_ends_nothing(rivals: Rivals) -> None:
     """And one that wins gives way to it: after both, what Kling signed stands."""
-    here, there = sides
 
     def race(task: str) -> None:
-        job = overdue(here, task)
+        job = overdue(rivals.here, task)
         word = callback(task, "succeed", files=[FILE], signed=True)
-        assert at_once(
-            lambda: settled(there, job, lambda tx: recover._answered(tx, job, None)), lambda: here.record(word)
-        ) == [True, None]
-        row = here.task(task)
+        assert rivals.at_once(partial(give_up, job=job), partial(take, word=word)) == [True, None]
+        row = rivals.here.task(task)
         assert (row["status"], row["origin"]) == ("succeed", "kling")
-        assert f"overdue/{task}" not in here.jobs()
+        assert f"overdue/{task}" not in rivals.here.jobs()
 
     each_round(race)
 
 
-def test_a_callback_that_loses_to_the_deadline_is_asked_about(sides: Side) -> None:
+def test_a_callback_that_loses_to_the_deadline_is_asked_about(rivals: Rivals) -> None:
     """A bare callback overturns no end, but nobody forgets it: either the task lives, or Kling is asked."""
-    here, there = sides
 
     def race(task: str) -> None:
-        job = overdue(here, task)
-        at_once(
-            lambda: settled(there, job, lambda tx: recover._answered(tx, job, None)),
-            lambda: here.record(callback(task, "processing")),
-        )
-        row, owed = here.task(task), here.jobs()
+        job = overdue(rivals.here, task)
+        rivals.at_once(partial(give_up, job=job), partial(take, word=callback(task, "processing")))
+        row, jobs = rivals.here.task(task), rivals.here.jobs()
         if row["origin"] == "local":
-            assert (row["status"], owed[f"ask/{task}"]["state"]) == ("failed", "ready")
+            assert (row["status"], jobs[f"ask/{task}"]["state"]) == ("failed", "ready")
         else:
-            assert (row["status"], owed[f"overdue/{task}"]["state"]) == ("processing", "ready")
+            assert (row["status"], jobs[f"overdue/{task}"]["state"]) == ("processing", "ready")
 
     each_round(race)
 
 
-def test_a_creates_answer_that_loses_to_the_first_callback_takes_nothing_back(sides: Side) -> None:
+def test_a_creates_answer_that_loses_to_the_first_callback_takes_nothing_back(rivals: Rivals) -> None:
     """Whichever is first: the status is the further one, and Kling's id is known."""
-    here, there = sides
 
     def race(task: str) -> None:
-        here.register(task)
-        at_once(
-            lambda: there.register(task, outcome="created", task_id=f"k{task}"),
-            lambda: here.record(callback(task, "processing")),
-        )
-        row = here.task(task)
+        rivals.here.register(task)
+        rivals.at_once(partial(report, task=task), partial(take, word=callback(task, "processing")))
+        row = rivals.here.task(task)
         assert (row["status"], row["outcome"], row["task_id"]) == ("processing", "created", f"k{task}")
-        assert here.types(task).count("task.processing") == 1
+        assert rivals.here.types(task).count("task.processing") == 1
 
     each_round(race)
 
@@ -172,23 +215,14 @@ def test_a_registration_that_loses_to_the_first_callback_may_not_create(
     each_round(race)
 
 
-def test_a_worker_that_loses_to_the_rescuer_settles_nothing(sides: Side) -> None:
+def test_a_worker_that_loses_to_the_rescuer_settles_nothing(rivals: Rivals) -> None:
     """At the end of its lease: either it settles and nothing is rescued, or it settles nothing."""
-    here, there = sides
+    here = rivals.here
 
     def race(task: str) -> None:
-        here.put_task(task)
-        here.put_job(task=task)
-        (job,) = claim(here)
-        here.now = there.now = here.now + LEASE
-
-        def mark(tx: Transaction) -> Outcome:
-            tx.log(task, "marked")
-            return Done()
-
-        held, rescued = at_once(
-            lambda: settled(here, job, mark), lambda: there.change(lambda tx: outbox.rescue(tx, tx.now))
-        )
+        job = owed(here, task)
+        here.now += LEASE
+        held, rescued = rivals.at_once(partial(mark, job=job), rescue)
         assert (held, rescued) in ((True, 0), (False, 1))
         assert here.types(task) == ["marked"] * held
         assert [row["state"] for row in here.rows(JOB)] == ["ready"] * rescued
@@ -197,21 +231,31 @@ def test_a_worker_that_loses_to_the_rescuer_settles_nothing(sides: Side) -> None
     each_round(race)
 
 
-def test_a_worker_that_settles_second_settles_nothing(sides: Side) -> None:
-    """Of two that think they hold one job, one verdict is applied."""
-    here, there = sides
+def test_a_worker_that_claims_second_gets_what_is_left(rivals: Rivals) -> None:
+    """However many jobs are due, each goes to one of the two."""
+    here, due = rivals.here, 8
 
     def race(task: str) -> None:
         here.put_task(task)
-        here.put_job(task=task)
-        (job,) = claim(here)
+        for n in range(due):
+            here.put_job(f"ask/{task}/{n}", task=task)
+        one, other = rivals.at_once(claim, claim)
+        claimed = [job.key for job in one + other]
+        assert sorted(claimed) == sorted(set(claimed)) == [f"ask/{task}/{n}" for n in range(due)]
+        assert {job.key: job.claim for job in one + other} == {
+            key: row["claim"] for key, row in here.jobs().items() if row["task"] == task
+        }
 
-        def believe(tx: Transaction) -> Outcome:
-            belief.believe(tx, tx.known(task), says("failed"))
-            return Done()
+    each_round(race)
 
-        held = at_once(lambda: settled(here, job, believe), lambda: settled(there, job, believe))
+
+def test_a_worker_that_settles_second_settles_nothing(rivals: Rivals) -> None:
+    """Of two that think they hold one job, one verdict is applied."""
+
+    def race(task: str) -> None:
+        job = owed(rivals.here, task)
+        held = rivals.at_once(partial(fail, job=job), partial(fail, job=job))
         assert sorted(held) == [False, True]
-        assert here.types(task) == ["task.failed", "task.done"]
+        assert rivals.here.types(task) == ["task.failed", "task.done"]
 
     each_round(race)

@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 from benches.servers import postgresql
 
+from crashes import cuts, gate, link, randomly, strace
 from crashes import everywhere as everywhere_crash
-from crashes import randomly, strace
 from crashes.order import witnessed
-from crashes.table import KILLED, TRACED, show
+from crashes.table import CUT, EVERYWHERE, RANDOMLY, TRACED, show
 
 markdown_option = click.option("--markdown", is_flag=True, help="The table as Markdown.")
 
@@ -30,26 +30,32 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--step", default=0, help="Every so many-th call only. Default: each (writes to files: some).")
+@click.option("--step", default=1, show_default=True, help="Only every so many-th call.")
 @markdown_option
 def everywhere(step: int, markdown: bool) -> None:
     """At its N-th sync, commit, rename, send and write, for every N that the scripted run has."""
-    _need_strace()
+    if not gate.present():
+        raise click.ClickException(
+            "libseccomp is absent, or the kernel older than 5.9 (Debian: apt install libseccomp2)."
+        )
     rows = []
     for kind in everywhere_crash.KINDS:
         done = []
         for each in everywhere_crash.runs(kind, step=step):
             done.append(each)
-            _tell(f"{kind.name} {each.n}: {problem}" for problem in each.problems)
-        killed = [each for each in done if each.killed]
-        rows.append((kind.name, len(killed), sum(len(each.problems) for each in done), f"{_worst(done):.1f}"))
-        places = Counter(each.place for each in killed)
+            _tell(f"{kind.name} {each.calls}: {problem}" for problem in each.problems)
+        rows.append(_row(kind.name, done))
+        places = Counter(each.place for each in done if each.killed)
         click.echo(f"{kind.name}: {', '.join(f'{n} x {place}' for place, n in places.items())}", err=True)
-    _end(rows, markdown=markdown)
+    _end(EVERYWHERE, rows, markdown=markdown)
 
 
-def _worst(done: list[everywhere_crash.Run]) -> float:
-    return max(each.seconds for each in done)
+def _row(name: str, done: list[everywhere_crash.Run]) -> tuple[object, ...]:
+    """`kills` counts different calls: the one before which a run was killed, by its place in the run."""
+    calls = max(each.calls for each in done if not each.killed)
+    kills = {each.calls for each in done if each.killed}
+    lost = sum(len(each.problems) for each in done)
+    return name, calls, len(kills), lost, f"{max(each.seconds for each in done):.1f}"
 
 
 @main.command()
@@ -66,14 +72,15 @@ def random(kills: int, seed: int | None, database: str, markdown: bool) -> None:
         url = stack.enter_context(postgresql()) if database == "postgresql" else ""
         done = randomly.run(folder, url, kills=kills, seed=seed, tell=_tell)
     name = f"random moments, {done.tasks} tasks, {database}, seed {seed}"
-    _end([(name, kills, len(done.problems), f"{done.seconds:.1f}")], markdown=markdown)
+    _end(RANDOMLY, [(name, kills, len(done.problems), f"{done.seconds:.1f}")], markdown=markdown)
 
 
 @main.command()
 @markdown_option
 def trace(markdown: bool) -> None:
     """In a run that nobody kills: what was synced before each 200, and before each stored file was told of."""
-    _need_strace()
+    if not strace.present():
+        raise click.ClickException("strace is absent, or may not trace here (Debian: apt install strace).")
     rows = witnessed()
     for row in rows:
         _tell(f"{row.what}: not so at {where}" for where in row.wrong)
@@ -81,9 +88,15 @@ def trace(markdown: bool) -> None:
     sys.exit(any(row.wrong for row in rows))
 
 
-def _need_strace() -> None:
-    if not strace.present():
-        raise click.ClickException("strace is absent, or may not trace here (Debian: apt install strace).")
+@main.command()
+@markdown_option
+def cut(markdown: bool) -> None:
+    """In no way: its link to PostgreSQL is cut in silence. Until when does its hold keep others away?"""
+    if not link.present():
+        raise click.ClickException("Networks of our own need root, and `ip` (Debian: apt install iproute2).")
+    rows = [(each.when, "never" if each.seconds is None else f"{each.seconds:.0f}") for each in cuts.measured()]
+    click.echo(show(CUT, rows, markdown=markdown))
+    sys.exit(any(row[1] == "never" for row in rows))
 
 
 def _tell(problems: Iterable[str]) -> None:
@@ -91,9 +104,9 @@ def _tell(problems: Iterable[str]) -> None:
         click.echo(problem, err=True)
 
 
-def _end(rows: Sequence[tuple[object, ...]], *, markdown: bool) -> None:
-    click.echo(show(KILLED, rows, markdown=markdown))
-    sys.exit(any(row[2] for row in rows))
+def _end(head: Sequence[str], rows: Sequence[tuple[object, ...]], *, markdown: bool) -> None:
+    click.echo(show(head, rows, markdown=markdown))
+    sys.exit(any(row[head.index("lost")] for row in rows))
 
 
 main(prog_name="scripts/crash")

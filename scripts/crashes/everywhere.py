@@ -1,24 +1,28 @@
 """One scripted run, repeated: each time the receiver is killed at another of its calls, and started again."""
 
+import os
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import httpx
 
-from crashes import strace
 from crashes.checks import broken, may_pay_twice, unscheduled
+from crashes.gate import Gate
 from crashes.script import Stage, stage, three
 from crashes.waiting import Unfinished, all_done
 from tests.processes import Ended
 
 PATIENCE = 60
 """Seconds for all to be done; how long it really took is measured."""
+AT_ONCE = os.cpu_count() or 1
+"""Runs side by side, each with a gateway, a hook, a receiver and data of its own."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +32,27 @@ class Kind:
     name: str
     calls: str
     fresh: bool = False
-    step: int = 1
 
 
 KINDS = (
     Kind("first start: sync", "fsync,fdatasync", fresh=True),
-    Kind("first start: write", "write,pwrite64", fresh=True, step=4),
+    Kind("first start: write", "write,pwrite64", fresh=True),
     Kind("commit (fdatasync)", "fdatasync"),
     Kind("fsync of file or folder", "fsync"),
     Kind("rename", "rename,renameat,renameat2"),
     Kind("send, or write to a file", "write,writev,sendto,sendmsg"),
-    Kind("write to the database", "pwrite64", step=8),
+    Kind("write to the database", "pwrite64"),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `seconds`: from ready after the restart until all is done, what was left to submit included."""
+    """One run. `calls`: how many it had, to the kill or to its end; `place`: the call that was never made.
 
-    n: int
+    `seconds`: from ready after the restart until all is done, what was left to submit included.
+    """
+
+    calls: int
     killed: bool
     place: str
     seconds: float
@@ -54,36 +60,41 @@ class Run:
 
 
 def run(kind: Kind, n: int) -> Run:
-    """The scripted run, killed at the n-th call of a kind (by each thread's own count), and gone on with."""
+    """The scripted run, killed as it enters its n-th call of a kind, in whichever thread, and gone on with."""
     with tempfile.TemporaryDirectory(prefix="kling-crash-") as name, stage(Path(name)) as scene:
         scene.jobs = three()
-        trace = Path(name, "trace")
-        killed = _first(scene, kind, strace.command(trace, kind.calls, *strace.kill_at(kind.calls, n)))
+        gate = Gate(kind.calls)
+        killed = _first(scene, kind, gate, n)
+        assert killed == gate.killed
         seconds, problems = restarted(scene)
-        return Run(n, killed, strace.landed(trace) if killed else "", seconds, problems)
+        return Run(gate.count, killed, gate.place, seconds, problems)
 
 
-def runs(kind: Kind, *, step: int = 0) -> Iterator[Run]:
+def runs(kind: Kind, *, step: int = 1) -> Iterator[Run]:
     """Killed at every call of a kind (or each `step`-th), until a run has no such call left."""
-    for n in count(1, step or kind.step):
-        done = run(kind, n)
-        yield done
-        if not done.killed:
-            return
+    numbers = count(1, step)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while True:
+            done = list(pool.map(partial(run, kind), islice(numbers, AT_ONCE)))
+            yield from done
+            if not all(each.killed for each in done):
+                return
 
 
-def _first(scene: Stage, kind: Kind, tracing: list[str]) -> bool:
+def _first(scene: Stage, kind: Kind, gate: Gate, n: int) -> bool:
     """Up to the kill, or to an orderly end; whether it was killed."""
     receiver = scene.receiver
     try:
-        # As a grandchild, strace leaves us the receiver itself as our child.
-        receiver.start(*([*tracing, "-D"] if kind.fresh else []))
-        with nullcontext() if kind.fresh else strace.attached(receiver, tracing):
-            if not kind.fresh:
-                submitted(scene)
-                all_done(scene, PATIENCE)
-            receiver.signal(signal.SIGTERM)
-            return receiver.wait()[0] == -signal.SIGKILL
+        if kind.fresh:
+            gate.begin(n)
+        gate.launch(receiver.launch)
+        receiver.await_ready()
+        if not kind.fresh:
+            gate.begin(n)
+            submitted(scene)
+            all_done(scene, PATIENCE)
+        receiver.signal(signal.SIGTERM)
+        return receiver.wait()[0] == -signal.SIGKILL
     except (Ended, Unfinished, httpx.TransportError):
         return receiver.wait()[0] == -signal.SIGKILL
 

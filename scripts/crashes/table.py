@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
-KILLED = ("killed at", "kills", "lost", "worst s")
-"""Seconds from ready: until all is done, or, at random moments, until all is seen to be scheduled."""
+EVERYWHERE = ("killed at", "calls in a run", "kills", "lost", "worst s")
+"""Seconds from ready until all is done."""
+RANDOMLY = ("killed at", "kills", "lost", "worst s")
+"""Seconds from ready until all is seen to be scheduled."""
+CUT = ("link cut while", "hold given up after s")
 TRACED = ("in a trace", "times", "wrong")
 
 
