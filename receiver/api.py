@@ -109,12 +109,10 @@ class Api:
         return JSONResponse(self._views.task(await known_task(self._reader, request.path_params["id"])))
 
     async def _list(self, request: Request) -> Response:
-        wanted = _filter(request)
-        tasks = await self._reader.tasks(wanted)
-        more = len(tasks) > wanted.limit
-        shown = tasks[: wanted.limit]
-        cursor = _cursor(shown[-1]) if more else None
-        return JSONResponse({"tasks": [self._views.task(full) for full in shown], "next": cursor})
+        page = await self._reader.page(_filter(request), lambda full: _json(self._views.task(full)))
+        cursor = _json(_cursor(page.last) if page.last else None)
+        body = b'{"tasks":[%s],"next":%s}' % (b",".join(page.shown), cursor)
+        return Response(body, media_type="application/json")
 
     async def _task_events(self, request: Request) -> Response:
         full = await known_task(self._reader, request.path_params["id"])
@@ -148,9 +146,11 @@ class Api:
             if not rows:
                 yield b":\n\n"
                 continue
-            tasks = await self._reader.full(sorted({row["task"] for row in rows}))
-            for row in rows:  # one by one: each holds its whole task, and who reads slowly is waited for
-                yield _frame(self._views.event(row, tasks[row["task"]]))
+            while rows:
+                frames = await self._reader.batch(rows, lambda row, full: _frame(self._views.event(row, full)))
+                rows = rows[len(frames) :]
+                for frame in frames:
+                    yield frame
 
     async def _result(self, request: Request) -> Response:
         task, n = request.path_params["id"], _index(request.path_params["n"])
@@ -232,6 +232,10 @@ def _index(said: str) -> int:
     return int(said)
 
 
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def _frame(event: dict[str, Any]) -> bytes:
     data = json.dumps(event, separators=(",", ":"))
     return f"id: {event['id']}\nevent: {event['type']}\ndata: {data}\n\n".encode()
@@ -259,9 +263,8 @@ def _text(value: str | None) -> str | None:
     return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if value else None
 
 
-def _cursor(full: Full) -> str:
-    place = json.dumps([full.row["created_at"], full.row["id"]]).encode()
-    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+def _cursor(last: tuple[int, str]) -> str:
+    return base64.urlsafe_b64encode(_json(last)).decode().rstrip("=")
 
 
 def _read_cursor(cursor: str) -> tuple[int, str] | None:
