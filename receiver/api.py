@@ -109,12 +109,10 @@ class Api:
         return JSONResponse(self._views.task(await known_task(self._reader, request.path_params["id"])))
 
     async def _list(self, request: Request) -> Response:
-        wanted = _filter(request)
-        tasks = await self._reader.tasks(wanted)
-        more = len(tasks) > wanted.limit
-        shown = tasks[: wanted.limit]
-        cursor = cursor_of((shown[-1].row["created_at"], shown[-1].row["id"])) if more else None
-        return JSONResponse({"tasks": [self._views.task(full) for full in shown], "next": cursor})
+        page = await self._reader.page(_filter(request), lambda full: _json(self._views.task(full)))
+        cursor = _json(cursor_of(page.last) if page.last else None)
+        body = b'{"tasks":[%s],"next":%s}' % (b",".join(page.shown), cursor)
+        return Response(body, media_type="application/json")
 
     async def _task_events(self, request: Request) -> Response:
         full = await known_task(self._reader, request.path_params["id"])
@@ -148,9 +146,11 @@ class Api:
             if not rows:
                 yield b":\n\n"
                 continue
-            tasks = await self._reader.full(sorted({row["task"] for row in rows}))
-            for row in rows:  # one by one: each holds its whole task, and who reads slowly is waited for
-                yield _frame(self._views.event(row, tasks[row["task"]]))
+            while rows:
+                frames = await self._reader.batch(rows, lambda row, full: _frame(self._views.event(row, full)))
+                rows = rows[len(frames) :]
+                for frame in frames:
+                    yield frame
 
     async def _result(self, request: Request) -> Response:
         task, n = request.path_params["id"], _index(request.path_params["n"])
@@ -230,6 +230,10 @@ def _index(said: str) -> int:
     if not (said.isascii() and said.isdigit() and len(said) < 10):
         raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
     return int(said)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _frame(event: dict[str, Any]) -> bytes:

@@ -10,7 +10,13 @@ from receiver import belief, hook_rows, owed
 from receiver.states import move
 from receiver.transaction import Row, Transaction
 
-TAG = text("INSERT INTO tag (tag, task) VALUES (:tag, :task) ON CONFLICT DO NOTHING")
+MOST_TAGS = 100
+"""Of one task, from however many registrations."""
+
+TAG = text("""
+    INSERT INTO tag (tag, task) SELECT :tag, :task
+    WHERE (SELECT count(*) FROM tag WHERE task = :task) < :most ON CONFLICT DO NOTHING
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +112,21 @@ def _fill(tx: Transaction, task: Row, given: Registration) -> None:
 def _tag(tx: Transaction, given: Registration) -> None:
     if given.tags:
         tx.insert()
-        tx.connection.execute(TAG, [{"tag": tag, "task": given.id} for tag in sorted(set(given.tags))])
+        rows = [{"tag": tag, "task": given.id, "most": MOST_TAGS} for tag in sorted(set(given.tags))]
+        tx.connection.execute(TAG, rows)
 
 
 def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
     if given.outcome == "created":
         _note_created(tx, task, given)
-    elif task["status"] != "created" or task["callbacks"] or given.attempt not in ("", task["attempt"]):
-        return  # Kling has shown that it knows the task, or another attempt has the word
-    elif given.outcome == "not_created":
+    elif given.attempt not in ("", task["attempt"]):
+        return  # another attempt has the word
+    elif given.outcome == "not_created" and task["status"] == "created" and not task["callbacks"]:
         tx.change(task, outcome="not_created")
         belief.end_locally(tx, task, given.reason or "The create was not taken.")
-    elif task["outcome"] == "pending":
+    elif task["outcome"] == "pending":  # also when Kling has shown meanwhile that it knows the task
         tx.change(task, outcome="unknown")
+        tx.hasten(f"ask/{task['id']}")
 
 
 def _note_created(tx: Transaction, task: Row, given: Registration) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,7 +19,13 @@ RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # s
 
 SHOWN = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
 """What is shown of an event: not its body."""
-EVENTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 100
+TASKS_AT_ONCE = 10
+"""Tasks that are held whole at once: read, they may be thirty times what they are as text."""
+PAGE_BYTES = 256_000
+"""A page ends with the task that passes this, however many were asked for. A usual task has 1 to 2 KB."""
+BATCH_BYTES = 64_000
+"""The same for the events of a stream, each of which shows its task: whoever reads slowly holds that much."""
 NEWEST = 100
 """Tasks that are looked at to tell whether the gateway calls back at all."""
 
@@ -49,6 +55,14 @@ class Filter:
     tag: str | None = None
     before: tuple[int, str] | None = None
     limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Tasks of a list as they are shown. `last`: the (created_at, id) of the last, when there are more."""
+
+    shown: list[bytes]
+    last: tuple[int, str] | None
 
 
 class Reader:
@@ -98,9 +112,13 @@ class Reader:
         """Tasks with their results and tags; those that do not exist are left out."""
         return await self.read(functools.partial(full_tasks, tasks=tasks))
 
-    async def tasks(self, wanted: Filter) -> list[Full]:
-        """Tasks, newest first; one more than the limit when there are more."""
-        return await self.read(functools.partial(_list, wanted=wanted))
+    async def page(self, wanted: Filter, show: Callable[[Full], bytes]) -> Page:
+        """Tasks, newest first, as `show` makes them, which is done beside the event loop."""
+        return await self.read(functools.partial(_page, wanted=wanted, show=show))
+
+    async def batch(self, events: Sequence[Row], show: Callable[[Row, Full], bytes]) -> list[bytes]:
+        """The first of these events, one at least, as `show` makes them of each and its task."""
+        return await self.read(functools.partial(_batch, events=events, show=show))
 
     async def events(self, after: int, task: str | None = None) -> list[Row]:
         """Events with ids above `after`, in order, at most EVENTS_AT_ONCE; of one task or of all."""
@@ -169,7 +187,40 @@ def full_tasks(connection: Connection, tasks: Sequence[str]) -> dict[str, Full]:
     return found
 
 
-def _list(connection: Connection, wanted: Filter) -> list[Full]:
+def _page(connection: Connection, wanted: Filter, show: Callable[[Full], bytes]) -> Page:
+    ids = list(connection.execute(_listed(wanted)).scalars())
+    shown: list[bytes] = []
+    size, last = 0, None
+    for task, full in _one_by_one(connection, ids[: wanted.limit]):
+        shown.append(show(full))
+        size, last = size + len(shown[-1]), (full.row["created_at"], task)
+        if size > PAGE_BYTES:
+            break
+    return Page(shown, last if len(shown) < len(ids) else None)
+
+
+def _batch(connection: Connection, events: Sequence[Row], show: Callable[[Row, Full], bytes]) -> list[bytes]:
+    shown: list[bytes] = []
+    size = 0
+    tasks = _one_by_one(connection, [event["task"] for event in events])
+    for event, (_, full) in zip(events, tasks, strict=True):
+        shown.append(show(event, full))
+        size += len(shown[-1])
+        if size > BATCH_BYTES:
+            break
+    return shown
+
+
+def _one_by_one(connection: Connection, tasks: Sequence[str]) -> Iterator[tuple[str, Full]]:
+    """Tasks in this order, read a few at a time."""
+    for first in range(0, len(tasks), TASKS_AT_ONCE):
+        few = tasks[first : first + TASKS_AT_ONCE]
+        found = full_tasks(connection, sorted(set(few)))
+        yield from ((task, found[task]) for task in few)
+
+
+def _listed(wanted: Filter) -> Select[Any]:
+    """The ids of a list, one more than its limit."""
     query = select(TASK.c.id).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(wanted.limit + 1)
     if wanted.status:
         query = query.where(TASK.c.status == wanted.status)
@@ -179,6 +230,4 @@ def _list(connection: Connection, wanted: Filter) -> list[Full]:
         query = query.where(TASK.c.id.in_(select(TAG.c.task).where(TAG.c.tag == wanted.tag)))
     if wanted.before:
         query = query.where(tuple_(TASK.c.created_at, TASK.c.id) < wanted.before)
-    ids = list(connection.execute(query).scalars())
-    found = full_tasks(connection, ids)
-    return [found[each] for each in ids]
+    return query

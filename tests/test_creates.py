@@ -3,6 +3,7 @@
 import pytest
 
 from receiver import belief, creates
+from receiver.creates import MOST_TAGS
 from receiver.database import Database
 from receiver.reading import TAG
 from tests.ledger import NOW, OVERDUE, Ledger, callback, says, view
@@ -70,6 +71,13 @@ def test_gaps_are_filled_and_nothing_is_reset(ledger: Ledger) -> None:
     task = ledger.task()
     assert (task["model"], task["request"], task["task_id"]) == ("m1", {"n": 1}, "k1")
     assert [row["tag"] for row in ledger.rows(TAG)] == ["a", "b"]
+
+
+def test_a_task_has_so_many_tags(ledger: Ledger) -> None:
+    """However often it is registered."""
+    for n in range(7):
+        ledger.register(tags=tuple(f"{n} {each}" for each in range(20)))
+    assert len(ledger.rows(TAG)) == MOST_TAGS
 
 
 def test_another_family_is_a_conflict(ledger: Ledger) -> None:
@@ -199,8 +207,11 @@ def test_a_callback_refutes_that_nothing_was_created(ledger: Ledger, status: str
     """Kling has shown that it knows the task: it does not end, and no other create is sent."""
     ledger.register()
     ledger.record(callback(status=status))
+    ledger.now += 1
     ledger.register(outcome=outcome)
     assert ledger.task()["status"] != "failed"
+    assert ledger.task()["outcome"] == "unknown"
+    assert status == "submitted" or ledger.jobs()["ask/t"]["due_at"] == ledger.now
     assert not ledger.register(attempt="b").create
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import Connection
 
 from receiver import belief
 from receiver.database import Database, Unavailable
-from receiver.reading import EVENTS_AT_ONCE, Filter, Reader, in_thread
+from receiver.reading import BATCH_BYTES, EVENTS_AT_ONCE, PAGE_BYTES, Filter, Full, Reader, in_thread
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
 
 pytestmark = pytest.mark.anyio
@@ -110,15 +111,22 @@ def many(database: Database) -> Ledger:
     return ledger
 
 
+def name(full: Full) -> bytes:
+    """What is shown of a task."""
+    return str(full.row["id"]).encode()
+
+
 async def listed(reader: Reader, wanted: Filter) -> list[str]:
-    """The ids of a list."""
-    return [full.row["id"] for full in await reader.tasks(wanted)]
+    """The ids of a page; the last one says whether there are more."""
+    page = await reader.page(wanted, name)
+    return [each.decode() for each in page.shown] + ["..."] * bool(page.last)
 
 
 async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> None:
-    """Those of one moment by their ids; one more than was asked for says that there are more."""
-    assert await listed(reader, Filter()) == ["t5", "t4", "t3", "t2", "t1", "t0"]
-    assert await listed(reader, Filter(limit=2)) == ["t5", "t4", "t3"]
+    """Those of one moment by their ids; a page says whether there are more."""
+    everything = ["t5", "t4", "t3", "t2", "t1", "t0"]
+    assert await listed(reader, Filter()) == await listed(reader, Filter(limit=6)) == everything
+    assert await listed(reader, Filter(limit=2)) == ["t5", "t4", "..."]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,7 @@ async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> Non
     [
         (Filter(status="failed"), ["t3"]),
         (Filter(family="videos/effects"), ["t4", "t2", "t0"]),
-        (Filter(tag="even", limit=2), ["t4", "t2", "t0"]),
+        (Filter(tag="even", limit=2), ["t4", "t2", "..."]),
         (Filter(tag="even", family=FAMILY), []),
         (Filter(status="created", family=FAMILY), ["t5", "t1"]),
         (Filter(tag="nothing"), []),
@@ -142,16 +150,28 @@ async def test_a_list_can_be_narrowed(
     assert await listed(reader, wanted) == expected
 
 
-async def test_pages_hold_every_task_once(many: Ledger, reader: Reader) -> None:
-    """Whatever their length."""
-    for limit in range(1, 7):
-        seen: list[str] = []
-        before = None
-        while page := await reader.tasks(Filter(limit=limit, before=before)):
-            shown = page[:limit]
-            seen += [full.row["id"] for full in shown]
-            before = (shown[-1].row["created_at"], shown[-1].row["id"])
-        assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
+LENGTHS = [(limit, size) for limit in (1, 2, 4, 6) for size in (1, PAGE_BYTES // 2, PAGE_BYTES + 1)]
+
+
+@pytest.mark.parametrize(("limit", "size"), LENGTHS)
+async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: int, size: int) -> None:
+    """Whatever their length, in tasks or in bytes."""
+    seen, before, pages = [], None, 0
+    while pages == 0 or before:
+        page = await reader.page(Filter(limit=limit, before=before), lambda full: name(full).ljust(size))
+        seen += [each.decode().strip() for each in page.shown]
+        before, pages = page.last, pages + 1
+    assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
+    assert pages == ceil(6 / min(limit, {1: 6, PAGE_BYTES // 2: 3, PAGE_BYTES + 1: 1}[size]))
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 8), (BATCH_BYTES // 3, 4), (BATCH_BYTES + 1, 1)])
+async def test_a_batch_ends_where_it_is_large(many: Ledger, reader: Reader, size: int, count: int) -> None:
+    """With one event at least; the others come in the next."""
+    events = await reader.events(0)
+    shown = await reader.batch(events, lambda event, full: name(full).ljust(size))
+    assert [each.decode().strip() for each in shown] == [each["task"] for each in events[:count]]
+    assert len(events) == 8
 
 
 async def test_who_is_reading_is_waited_for(database: Database) -> None:

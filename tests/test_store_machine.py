@@ -89,8 +89,8 @@ class Model:
             first, self.outcome = self.outcome != "created", "created"
             if first and self.origin not in ("callback", "kling") and self.status in ("created", "failed"):
                 self.kling("submitted")
-        elif outcome and self.untouched and attempt == self.attempt:
-            if outcome == "not_created":
+        elif outcome and attempt == self.attempt:
+            if outcome == "not_created" and self.untouched:
                 self.outcome = "not_created"
                 self.ours("failed", "local")
             elif self.outcome == "pending":

@@ -12,11 +12,13 @@ import httpx
 
 from benches import servers
 from client.ids import new_id
-from client.signing import CallbackSigner
+from client.signing import CallbackSigner, Role, api_token
 
 FAMILY = "videos/text2video"
 MOST_SENT = 300_000_000
 CALLBACKS = 100
+READERS = 200
+ROLES: tuple[Role, Role] = ("client", "read")
 
 Flood = Callable[[str, ExitStack, int], int]
 """Floods an address; what it opens stays open until the stack closes. How many bytes were sent."""
@@ -114,6 +116,31 @@ def _slow(url: str, stack: ExitStack, connections: int) -> int:
     return sum(_once(_connect(url, stack), begin) for _ in range(connections))
 
 
+def _slow_readers(url: str, stack: ExitStack, path: str) -> int:
+    """Whoever may register and read makes the largest tasks there are, and asks for them to take none."""
+    client, read = (api_token([servers.SECRET], role, 3600) for role in ROLES)
+    body = {"family": FAMILY, "attempt": "one", "request": [[]] * 4900, "tags": [str(n) * 90 for n in range(9)]}
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {client}"}) as http:
+        for _ in range(200):
+            http.put(f"/api/tasks/{new_id()}", json=body).raise_for_status()
+    begin = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {read}\r\n\r\n".encode()
+    sent = 0
+    for _ in range(READERS):
+        reader = stack.enter_context(socket.socket())
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect((urlsplit(url).hostname, urlsplit(url).port))
+        sent += _once(reader, begin)
+    return sent
+
+
+def _pages(url: str, stack: ExitStack, connections: int) -> int:
+    return _slow_readers(url, stack, "/api/tasks?limit=200")
+
+
+def _streams(url: str, stack: ExitStack, connections: int) -> int:
+    return _slow_readers(url, stack, "/api/events")
+
+
 FLOODS: dict[str, Flood] = {
     "a head without an end": _head,
     "trailers without an end": _trailers,
@@ -121,4 +148,6 @@ FLOODS: dict[str, Flood] = {
     "1,000 unfinished bodies of 1 MB, proven": _bodies,
     "connections that are silent": _silent,
     "connections with half a head": _slow,
+    "200 pages of large tasks that nobody takes": _pages,
+    "200 streams of large tasks, likewise": _streams,
 }

@@ -69,6 +69,7 @@ def receiver(
             **more,
         }
         with process([str(BIN / "kling-receiver"), "serve", "--port", str(port)], f"{url}/readyz", settings):
+            pids[url] = pids[f"{url}/readyz"]
             yield url
 
 
