@@ -94,8 +94,8 @@ BURY = text("""
     WHERE id = :id AND claim = :claim
 """)
 HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
-NEXT_DUE = text("""
-    SELECT due_at FROM job WHERE state = 'ready' AND lane NOT IN :lanes AND kind NOT IN :kinds
+NEXT_DUE = text(f"""
+    SELECT due_at FROM job WHERE state = 'ready' AND due_at < {FAR} AND lane NOT IN :lanes AND kind NOT IN :kinds
     ORDER BY due_at LIMIT 1
 """).bindparams(
     bindparam("lanes", type_=JOB.c.lane.type, expanding=True),
@@ -113,9 +113,9 @@ class Busy:
 
     per_lane: int
     per_kind: int
-    more: Mapping[str, int] = field(default_factory=dict)
     lanes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    more: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def with_these(
@@ -123,7 +123,7 @@ class Busy:
     ) -> Self:
         """With what runs already."""
         lanes, kinds = Counter(job.lane for job in jobs), Counter(job.kind for job in jobs)
-        return cls(per_lane, per_kind, more, lanes, kinds)
+        return cls(per_lane, per_kind, lanes, kinds, more)
 
     def takes(self, job: Any) -> bool:
         """Whether there is room for this job; it counts from now on."""

@@ -4,6 +4,8 @@ import base64
 import json
 from typing import Any
 
+from client.ids import is_id
+
 MOST_LISTED = 200
 
 
@@ -30,7 +32,12 @@ def place_of(cursor: str | None, problems: list[str]) -> tuple[int, str] | None:
         number, name = place
     except (ValueError, TypeError, RecursionError):
         number = name = None
-    if isinstance(number, int) and abs(number) < 1 << 62 and isinstance(name, str) and name.isprintable():
+    if (
+        isinstance(number, int)
+        and abs(number) < 1 << 62
+        and isinstance(name, str)
+        and is_id(name.removeprefix("task:"))
+    ):
         return number, name
     problems.append("`cursor` is a `next` of an earlier answer.")
     return None

@@ -79,8 +79,8 @@ class ReceiverSettings(KlingSettings):
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
     private_hook_hosts: Listed = Field((), description="the same for hooks")
-    hooks_file: Path | None = Field(
-        None, description="a TOML file of hooks: what it says is what there is (docs/hooks.md)"
+    hooks_file: str = Field(
+        "", description="a TOML file of hooks: what it says is what there is (docs/hooks.md)"
     )
     result_max_bytes: Annotated[
         int, Remedy(f"must be whole bytes from 1 to {LARGEST} (1 TiB), such as {2 << 30} (2 GiB).")
@@ -170,10 +170,10 @@ class ReceiverSettings(KlingSettings):
 
     @field_validator("hooks_file")
     @classmethod
-    def _good_hooks(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+    def _good_hooks(cls, value: str, info: ValidationInfo) -> str:
         if value and "private_hook_hosts" in info.data:
             try:
-                read_hooks(value, Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS))
+                read_hooks(Path(value), Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS))
             except BadHook as error:
                 raise ValueError(str(error)) from None
         return value
@@ -181,7 +181,7 @@ class ReceiverSettings(KlingSettings):
     @property
     def hooks(self) -> list[NewHook]:
         """The hooks of the file, if there is one."""
-        return read_hooks(self.hooks_file, self.hook_hosts) if self.hooks_file else []
+        return read_hooks(Path(self.hooks_file), self.hook_hosts) if self.hooks_file else []
 
     @property
     def out_of_reach(self) -> str:

@@ -24,11 +24,12 @@ class Kept:
     events: list[Row]
     results: list[Row]
     jobs: list[Row]
+    hooks: list[Row]
 
 
 def kept(stage: Stage, events: str = "SELECT id, task, type, digest FROM event") -> Kept:
     """What the database holds now."""
-    queries = ("SELECT * FROM task", events, "SELECT * FROM result", "SELECT * FROM job")
+    queries = ("SELECT * FROM task", events, "SELECT * FROM result", "SELECT * FROM job", "SELECT * FROM hook")
     with stage.opened() as database, database.read() as connection:
         return Kept(*[_rows(connection, query) for query in queries])
 
@@ -46,7 +47,11 @@ def unscheduled(stage: Stage) -> list[str]:
     owed = {f"overdue/{task['id']}" for task in open_tasks}
     owed |= {f"ask/{task['id']}" for task in open_tasks if task["hint"]}
     owed |= {f"download/{each['task']}/{each['n']}" for each in rows.results if each["status"] == "pending"}
-    owed |= {f"hook/{event['id']}" for event in rows.events if event["id"] not in taken}
+    untaken = [event["id"] for event in rows.events if event["id"] not in taken]
+    for hook in rows.hooks:
+        behind = any(event > hook["cursor"] for event in untaken)
+        owed |= {f"dispatch/{hook['name']}"} if behind else set()
+        owed |= {f"hook/{event}/{hook['name']}" for event in untaken if event <= hook["cursor"]}
     return [f"7: nobody owes {key}" for key in sorted(owed - keys)]
 
 
