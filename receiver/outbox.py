@@ -94,8 +94,9 @@ BURY = text("""
     WHERE id = :id AND claim = :claim
 """)
 HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
-NEXT_DUE = text(f"""
-    SELECT due_at FROM job WHERE state = 'ready' AND due_at < {FAR} AND lane NOT IN :lanes AND kind NOT IN :kinds
+NEXT_DUE = text("""
+    SELECT due_at FROM job
+    WHERE state = 'ready' AND due_at < :far AND lane NOT IN :lanes AND kind NOT IN :kinds
     ORDER BY due_at LIMIT 1
 """).bindparams(
     bindparam("lanes", type_=JOB.c.lane.type, expanding=True),
@@ -176,7 +177,7 @@ def give_back(tx: Transaction, name: str) -> None:
 
 def next_due(tx: Transaction, busy: Busy) -> int | None:
     """Unix ms at which a job that there is room for is due, or a lease ends; None when nothing waits."""
-    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
+    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds, "far": FAR}
     due = tx.connection.execute(NEXT_DUE, full).scalar()
     lease = tx.connection.execute(NEXT_RESCUE).scalar()
     return min((at for at in (due, lease) if at is not None), default=None)

@@ -4,6 +4,7 @@ import click
 
 from benches import abuse as abuse_bench
 from benches import callbacks as callback_bench
+from benches import hooks as hooks_bench
 from benches import idle as idle_bench
 from benches import starting as starting_bench
 from benches import waiting as waiting_bench
@@ -53,6 +54,16 @@ def abuse(connections: int) -> None:
 def idle(seconds: float) -> None:
     """A receiver with open tasks and nothing to do: CPU, times awake, questions to Kling."""
     idle_bench.run(seconds)
+
+
+@main.command()
+@click.option("--rate", default=50.0, show_default=True, help="Finished tasks a second.")
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--backlog", default=20_000, show_default=True, help="Events that wait for the hook.")
+@click.option("--rounds", default=3, show_default=True, help="Of draining it.")
+def hooks(rate: float, seconds: float, backlog: int, rounds: int) -> None:
+    """Events to a hook: how soon they come, what that costs callbacks, how fast a backlog drains."""
+    hooks_bench.run(rate, seconds, backlog, rounds)
 
 
 main(prog_name="scripts/bench")

@@ -1,0 +1,152 @@
+"""Events on their way to a hook: how soon they come, how fast a backlog drains, what it costs callbacks."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import httpx
+import loopback
+
+from benches import servers
+from client.ids import new_id
+from client.signing import CallbackSigner, api_token
+
+FAMILY = "images/generations"
+SECRET = "whsec_YS1zZWNyZXQtb2YtYS1ob29rLTAxMjM0NTY3ODk="
+SHOWN = ("callback.received", "task.succeed", "result.stored", "task.done")
+CONCURRENCY = 64
+PATIENCE = 300.0
+
+
+def run(rate: float, seconds: float, backlog: int, rounds: int) -> None:
+    """All three questions, each on a fresh receiver; SQLite."""
+    with ExitStack() as stack:
+        hook = stack.enter_context(server("benches.hook"))
+        gateway = stack.enter_context(server("benches.ending"))
+        _steady(gateway, hook, rate, seconds)
+        _drain(hook, backlog, rounds)
+
+
+@contextmanager
+def server(module: str) -> Iterator[str]:
+    """A server of this folder."""
+    port = loopback.free_port()
+    url = f"http://127.0.0.1:{port}"
+    with servers.process([sys.executable, "-m", module, str(port)], url):
+        yield url
+
+
+def _steady(gateway: str, hook: str, rate: float, seconds: float) -> None:
+    """The same load without a hook and with one: callbacks' p99 in both, and how soon events come."""
+    print(f"{rate:g} finished tasks a second for {seconds:g} s; each: two callbacks, a question, a file\n")
+    p99 = {}
+    for name, hooked in (
+        ("without a hook", {}),
+        ("with a hook", {"KLING_HOOK_URL": hook, "KLING_HOOK_SECRET": SECRET}),
+    ):
+        with servers.receiver(api_base=gateway, KLING_PRIVATE_HOOK_HOSTS="127.0.0.1", **hooked) as url:
+            load = _load(url, rate, seconds)
+            if hooked:
+                ended = time.monotonic()
+                came = _came(hook, 7 * int(rate * seconds))
+                behind = time.monotonic() - ended
+        took = sorted(load["ms"])
+        p99[name] = _part(took, 99)
+        print(f"{name:16} callbacks: median {median(took):6.1f} ms, p99 {p99[name]:6.1f} ms")
+    ratio = p99["with a hook"] / p99["without a hook"]
+    print(f"{'':16} p99 with a hook is {ratio:.2f} of that without\n")
+    print(
+        f"{'event':20} {'median ms':>10} {'p99 ms':>8} {'worst ms':>9}    from the last callback to the hook's receipt"
+    )
+    for type_ in SHOWN:
+        waits = sorted(
+            (at - load["sent"][event["task"]["id"]]) * 1000
+            for at, event in came
+            if event["type"] == type_ and (type_ != "callback.received" or event["data"]["status"] == "succeed")
+        )
+        print(f"{type_:20} {median(waits):10.1f} {_part(waits, 99):8.1f} {waits[-1]:9.1f}")
+    print(f"\n{len(came)} events came; the last {behind:.1f} s after the last callback was answered\n")
+
+
+def _load(url: str, rate: float, seconds: float) -> dict[str, Any]:
+    signer = CallbackSigner([servers.SECRET])
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        ids = [new_id() for _ in range(int(rate * seconds))]
+        file.writelines(f"{task} {signer.url(url, task, FAMILY)}\n" for task in ids)
+        file.flush()
+        command = [sys.executable, "-m", "benches.steady", file.name, str(rate)]
+        out = subprocess.run(
+            command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=seconds + 60
+        )
+    loaded: dict[str, Any] = json.loads(out.stdout)
+    return loaded
+
+
+def _drain(hook: str, backlog: int, rounds: int) -> None:
+    """A backlog that waited for a paused hook, against the bare client posting the same bodies."""
+    with servers.receiver(KLING_HOOK_SECRET=SECRET, KLING_PRIVATE_HOOK_HOSTS="127.0.0.1") as url:
+        admin = {"Authorization": f"Bearer {api_token([servers.SECRET], 'admin', 3600)}"}
+        with httpx.Client(base_url=url, headers=admin, timeout=60) as http:
+            given = {
+                "name": "bench",
+                "address": hook,
+                "concurrency": CONCURRENCY,
+                "events": ["callback.received"],
+            }
+            http.post("/api/hooks", json=given).raise_for_status()
+            http.post("/api/hooks/bench/pause").raise_for_status()
+            _fill(url, backlog)
+            ratios = []
+            for n in range(rounds):
+                began = time.monotonic()
+                if n:
+                    http.post("/api/deliveries/replay", json={"from": 1}).raise_for_status()
+                else:
+                    http.post("/api/hooks/bench/resume").raise_for_status()
+                came = _came(hook, backlog)
+                ours = backlog / (came[-1][0] - came[0][0])
+                bare = _bare(hook, [json.dumps(event, separators=(",", ":")) for _, event in came])
+                _came(hook, backlog)
+                ratios.append(ours / bare)
+                print(
+                    f"drained {ours:6.0f}/s, the bare client {bare:6.0f}/s: {ratios[-1]:.2f}  ({time.monotonic() - began:.1f} s)"
+                )
+    print(f"\nmedian of {rounds} rounds of {backlog} events, {CONCURRENCY} at once: {median(ratios):.2f}")
+
+
+def _fill(url: str, backlog: int) -> None:
+    signer = CallbackSigner([servers.SECRET])
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.writelines(f"{signer.url(url, new_id(), FAMILY)}\n" for _ in range(backlog))
+        file.flush()
+        command = [sys.executable, "-m", "benches.load", file.name, "128", "processing"]
+        subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=300)
+
+
+def _bare(hook: str, bodies: list[str]) -> float:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.writelines(f"{body}\n" for body in bodies)
+        file.flush()
+        command = [sys.executable, "-m", "benches.posting", file.name, hook, str(CONCURRENCY)]
+        out = subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=300)
+    return float(out.stdout)
+
+
+def _came(hook: str, count: int) -> list[tuple[float, dict[str, Any]]]:
+    """What came to the hook, once there is so much of it."""
+    end = time.monotonic() + PATIENCE
+    while int(httpx.head(hook).headers["X-Came"]) < count:
+        if time.monotonic() > end:
+            raise SystemExit(f"bench: {httpx.head(hook).headers['X-Came']} of {count} events came")
+        time.sleep(0.05)
+    return [(at, json.loads(body)) for at, body in httpx.get(hook, timeout=60).json()]
+
+
+def _part(values: list[float], percent: int) -> float:
+    return values[len(values) * percent // 100]
