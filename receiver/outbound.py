@@ -4,12 +4,12 @@ Every address a name resolves to is checked, and the checked address is the one 
 sent to a private network, to this machine, or to a proxy of the environment, unless the operator allows it.
 """
 
+import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import httpx
@@ -27,6 +27,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
 CONNECTIONS = 64
+TIMEOUTS = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS).as_dict()
+USUAL = {**AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+NO_HEADERS: Mapping[str, str] = {}
 
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 """All of IPv6 that is given out; NAT64, mapped and compatible IPv4, site and link local lie outside."""
@@ -101,6 +104,7 @@ def is_private(host: str) -> bool:
     return is_loopback(host) if address is None else not is_public(address)
 
 
+@functools.lru_cache(1024)
 def check_url(url: str, allowed: Allowed) -> httpx.URL:
     """Refuse an address by how it is written: before a name is resolved, before anything is sent."""
     try:
@@ -173,8 +177,8 @@ class Transport(AiohttpTransport):
 class Outbound:
     """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
 
-    Requests are built by httpx's client and handed to its transport: the client would read a redirect's
-    address before we can refuse it.
+    Requests are handed to httpx's transport: its client would read a redirect's address before we can refuse
+    it, and takes as long to build a request as to send one.
     """
 
     def __init__(
@@ -187,10 +191,6 @@ class Outbound:
         """`connections`: at once."""
         self.allowed, self._resolver, self._connections = allowed, resolver, connections
         self._transport = Transport(client=self._session)
-        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        self._http = httpx.AsyncClient(
-            transport=self._transport, timeout=timeout, trust_env=False, headers=AGENT
-        )
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
@@ -201,9 +201,20 @@ class Outbound:
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
-    async def send(self, method: str, url: str, **request: Any) -> httpx.Response:
-        """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError."""
-        built = self._http.build_request(method, check_url(url, self.allowed), **request)
+    async def send(
+        self, method: str, url: str, *, headers: Mapping[str, str] = NO_HEADERS, content: bytes | None = None
+    ) -> httpx.Response:
+        """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError.
+
+        The answer is asked for as it is: what is compressed would be read in whole before its size is known.
+        """
+        built = httpx.Request(
+            method,
+            check_url(url, self.allowed),
+            headers={**USUAL, **headers},
+            content=content,
+            extensions={"timeout": TIMEOUTS},
+        )
         try:
             response = await self._transport.handle_async_request(built)
         except (httpx.HTTPError, OSError, ValueError) as error:
@@ -219,7 +230,7 @@ class Outbound:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
 
 def _refusal(error: BaseException | None) -> Refused | None:

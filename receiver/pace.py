@@ -1,8 +1,7 @@
 """How fast events go to one hook: so many at once, so many a second, and one at a time while it is dead."""
 
 import asyncio
-
-import anyio
+from collections import deque
 
 STREAK = 5
 """Failures one after the other, after which a hook is taken for dead until it takes something."""
@@ -14,9 +13,9 @@ class Pace:
     """The pace of one hook. `rate`: attempts a second; None for any."""
 
     def __init__(self, concurrency: int, rate: float | None) -> None:
-        self._limiter = anyio.CapacityLimiter(concurrency)
         self._concurrency, self._rate, self._next = concurrency, rate, 0.0
-        self._streak = self._put_off = 0
+        self._under_way = self._streak = self._put_off = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def is_dead(self) -> bool:
@@ -26,14 +25,13 @@ class Pace:
     def change(self, concurrency: int, rate: float | None) -> None:
         """Go by other limits."""
         self._concurrency, self._rate = concurrency, rate
-        self._limit()
+        self._let_in()
 
     def note(self, taken: bool) -> None:
         """How an attempt ended."""
         self._streak = 0 if taken else self._streak + 1
         if taken:
             self._put_off = 0
-        self._limit()
 
     def put_off(self) -> float:
         """Seconds for which a dead hook is to be left alone."""
@@ -42,24 +40,50 @@ class Pace:
 
     async def turn(self) -> "Turn":
         """Wait for a turn; whoever has it gives it back by `leave`."""
+        if self._waiting or not self._has_room():
+            await self._queue()
+        else:
+            self._under_way += 1
         turn = Turn(self)
-        await self._limiter.acquire_on_behalf_of(turn)
         if self._rate:
-            now = asyncio.get_running_loop().time()
-            wait, self._next = self._next - now, max(self._next, now) + 1 / self._rate
-            try:
-                await asyncio.sleep(max(wait, 0))
-            except asyncio.CancelledError:
-                turn.leave()
-                raise
+            await self._pause(turn, self._rate)
         return turn
 
-    def give_back(self, turn: "Turn") -> None:
+    def give_back(self) -> None:
         """End a turn."""
-        self._limiter.release_on_behalf_of(turn)
+        self._under_way -= 1
+        self._let_in()
 
-    def _limit(self) -> None:
-        self._limiter.total_tokens = 1 if self.is_dead else self._concurrency
+    def _has_room(self) -> bool:
+        return self._under_way < (1 if self.is_dead else self._concurrency)
+
+    async def _queue(self) -> None:
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.cancelled():
+                self._waiting.remove(place)
+            else:  # it was let in at the same moment
+                self.give_back()
+            raise
+
+    def _let_in(self) -> None:
+        while self._waiting and self._has_room():
+            place = self._waiting.popleft()
+            if not place.done():
+                self._under_way += 1
+                place.set_result(None)
+
+    async def _pause(self, turn: "Turn", rate: float) -> None:
+        now = asyncio.get_running_loop().time()
+        wait, self._next = self._next - now, max(self._next, now) + 1 / rate
+        try:
+            await asyncio.sleep(max(wait, 0))
+        except asyncio.CancelledError:
+            turn.leave()
+            raise
 
 
 class Turn:
@@ -70,4 +94,4 @@ class Turn:
 
     def leave(self) -> None:
         """Let the next one have it."""
-        self.pace.give_back(self)
+        self.pace.give_back()

@@ -266,9 +266,9 @@ class Fetcher:
 
     async def _open(self, url: str, start: int, validator: str | None) -> httpx.Response:
         """The answer that holds the file, from `start` on; redirects are followed hop by hop, each checked."""
-        headers = {"Accept-Encoding": "identity"}
+        headers: dict[str, str] = {}
         if start and validator:
-            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+            headers = {"Range": f"bytes={start}-", "If-Range": validator}
         for _ in range(MOST_REDIRECTS + 1):
             response = await self._outbound.send("GET", url, headers=headers)
             if not response.has_redirect_location:

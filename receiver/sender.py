@@ -1,14 +1,13 @@
 """One attempt to deliver one event to one hook: its message made, its turn waited for, its outcome told."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from client.webhooks import hook_event, message_id
+from client.webhooks import hook_body, hook_event, message_id
 from receiver import hook_rows
 from receiver.deliveries import Attempt
 from receiver.hooks import WEB
@@ -119,7 +118,7 @@ class Sender:
         return Message(
             id=message_id(event["id"], event["at"], hook["name"].partition(":")[0]),
             event=shown,
-            body=json.dumps(shown, separators=(",", ":")).encode(),
+            body=hook_body(shown),
             source=self._source,
             files=tuple(self._folder.path(name) for name in stored),
         )
@@ -127,7 +126,8 @@ class Sender:
     async def _opened(self, hook: Row) -> _Open:
         name = hook["name"]
         known = self._open.get(name)
-        if known and _same(known.row, hook):
+        if known and (known.row is hook or _same(known.row, hook)):
+            known.row = hook
             return known
         if known and known.row["address"] == hook["address"]:
             known.row = hook
