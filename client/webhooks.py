@@ -7,6 +7,7 @@ Pure functions.
 import base64
 import binascii
 import functools
+import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def sign(secret: str, message_id: str, timestamp: int | str, body: bytes) -> str
     """The `webhook-signature` of one message. `timestamp`: unix seconds."""
     # A header's characters are latin-1 on the wire.
     signed = f"{message_id}.{timestamp}.".encode("latin-1", "replace") + body
-    digest = hmac.digest(secret_key(secret), signed, "sha256")
+    digest = hmac.new(secret_key(secret), signed, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
 

@@ -182,7 +182,7 @@ class Run:
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
         try:
             attempt = await self._sender.attempt(turn, self._hook, event, full)
-            await self._writer.share(deliveries.record, attempt)
+            await self._writer.share(deliveries.record, attempt, urgent=False)
         finally:
             self._unrecorded.release()
 

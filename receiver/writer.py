@@ -22,6 +22,8 @@ T = TypeVar("T")
 Change = Callable[[Transaction], Any]
 
 LARGEST_BATCH = 256
+NO_HURRY = 0.1
+"""Seconds."""
 LONGEST_WAIT = 20
 """Seconds for a commit; a database that hangs is one that cannot be used."""
 MOST_WAITING = 4_000
@@ -61,6 +63,7 @@ class Writer:
         self._bytes = 0
         self._woken = threading.Event()
         self._waking = False
+        self._alarm: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -89,15 +92,21 @@ class Writer:
         """Make one callback durable. Raises Unavailable."""
         await self.share(record, callback, size=len(callback.body))
 
-    async def share(self, make: Callable[[Transaction, list[T]], None], item: T, *, size: int = 0) -> None:
-        """Make one of many like changes durable: `make` is given all that wait, in their order."""
-        await self._put(_Shared(make, item), size)
+    async def share(
+        self, make: Callable[[Transaction, list[T]], None], item: T, *, size: int = 0, urgent: bool = True
+    ) -> None:
+        """Make one of many like changes durable: `make` is given all that wait, in their order.
+
+        What is not `urgent` goes along with the next commit, or has one of its own after NO_HURRY: callbacks
+        wait for each commit that is under way.
+        """
+        await self._put(_Shared(make, item), size, urgent=urgent)
 
     async def probe(self) -> None:
         """Show that writing works, by a write of no meaning. Raises Unavailable."""
         await self.run(lambda tx: tx.database.probe(tx.connection, tx.now))
 
-    async def _put(self, change: Change | _Shared, size: int) -> Any:
+    async def _put(self, change: Change | _Shared, size: int, *, urgent: bool = True) -> Any:
         if self._thread is None:
             raise Unavailable("The writer is not running.")
         if len(self._queue) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
@@ -105,10 +114,12 @@ class Writer:
         future = asyncio.get_running_loop().create_future()
         self._bytes += size
         self._queue.append(_Waiting(change, size, future))
-        if not self._waking:
+        if urgent and not self._waking:
             # Once for all that this turn of the loop brings: they share a commit.
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake)
+        elif not urgent and not self._alarm:
+            self._alarm = asyncio.get_running_loop().call_later(NO_HURRY, self._wake)
         try:
             async with asyncio.timeout(LONGEST_WAIT):
                 return await future
@@ -117,6 +128,9 @@ class Writer:
 
     def _wake(self) -> None:
         self._waking = False
+        if self._alarm:
+            self._alarm.cancel()
+            self._alarm = None
         self._woken.set()
 
     def _run(self) -> None:

@@ -51,14 +51,19 @@ def _steady(gateway: str, hook: str, rate: float, seconds: float) -> None:
         ("with a hook", {"KLING_HOOK_URL": hook, "KLING_HOOK_SECRET": SECRET}),
     ):
         with servers.receiver(api_base=gateway, KLING_PRIVATE_HOOK_HOSTS="127.0.0.1", **hooked) as url:
+            before = servers.cpu(servers.pids[url])
             load = _load(url, rate, seconds)
+            used = (servers.cpu(servers.pids[url]) - before) / (rate * seconds)
             if hooked:
                 ended = time.monotonic()
                 came = _came(hook, 7 * int(rate * seconds))
                 behind = time.monotonic() - ended
         took = sorted(load["ms"])
         p99[name] = _part(took, 99)
-        print(f"{name:16} callbacks: median {median(took):6.1f} ms, p99 {p99[name]:6.1f} ms")
+        print(
+            f"{name:16} callbacks: median {median(took):6.1f} ms, p99 {p99[name]:6.1f} ms;"
+            f" {used * 1000:.1f} ms of CPU a task"
+        )
     ratio = p99["with a hook"] / p99["without a hook"]
     print(f"{'':16} p99 with a hook is {ratio:.2f} of that without\n")
     print(

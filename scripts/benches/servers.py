@@ -19,6 +19,12 @@ pids: dict[str, int] = {}
 """The process behind each address."""
 
 
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def process(command: list[str], url: str, settings: dict[str, str] | None = None) -> Iterator[str]:
     """Run a server, and give its address once it answers."""
