@@ -172,6 +172,7 @@ class Receiver:
         while True:
             try:
                 await self.writer.run(sweep.restore)
+                await self.writer.run(sweep.bring_forward)
                 await self.writer.run(lambda tx: sweep.take_turns(tx, started))
                 break
             except Exception:
