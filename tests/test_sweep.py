@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +190,12 @@ def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: 
     task = new_id()
     put(first, task)
     first.stop()
-    with sqlite3.connect(str(first.settings.database_file)) as connection:
+    with closing(sqlite3.connect(str(first.settings.database_file))) as opened, opened as connection:
         connection.execute(
             "UPDATE job SET kind = 'download', key = ?, due_at = due_at + 86400000", (f"download/{task}/0",)
         )
     second = start(api_base=gateway.url)
-    gateway.wait_for(lambda: gateway.queries)  # its turn came, which is given out later
+    gateway.wait_for(lambda: gateway.queries, 40)  # its turn came, which is given out later
     [job] = rows(second, "SELECT due_at FROM job WHERE kind = 'download'")
     assert job["due_at"] <= (time.time() * 1000) + HOUR
 
