@@ -37,6 +37,10 @@ IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%\0\ud800-\udfff]{{1,{LONGEST
 MOST_OUTPUTS = 100
 MOST_LOOKED_AT = 200
 """Entries of a list, or of an object of lists: a record is Kling's word, its length may be anybody's."""
+MOST_PARTS = 10_000
+"""Brackets, braces and commas of a long body that is read: a record has some hundreds, and each costs time."""
+SHORT = 16_384
+"""Bytes up to which nobody counts them: Kling's own bodies have 1 to 5 KB."""
 LONGEST_COST = 4000
 DEEPEST_COST = 10
 DEEPEST_WRAP = 4
@@ -118,7 +122,14 @@ def clean(value: Any, longest: int = LONGEST_TEXT) -> str:
     return value[:longest].replace("\0", "").encode("utf-8", "replace").decode()
 
 
+def has_many_parts(body: bytes) -> bool:
+    """Whether a JSON document has more parts than any of Kling's, so that reading it would hold all else up."""
+    return len(body) > SHORT and sum(map(body.count, (b"[", b"{", b","))) > MOST_PARTS
+
+
 def _parse(body: bytes) -> Any:
+    if has_many_parts(body):
+        return None
     try:
         return json.loads(body)
     except (ValueError, RecursionError):  # also UnicodeDecodeError, and integers beyond reason

@@ -4,6 +4,8 @@
 new standard (`/text-to-video/kling-3.0-turbo`).
 """
 
+import zlib
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +40,8 @@ NO_SUCH_QUERY = frozenset({404, 405, 501})
 
 LONGEST_ANSWER = 8_000_000
 """Bytes of an answer that are read; a longer one is not from Kling."""
+
+GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 TIMEOUT = httpx.Timeout(60, connect=15)
 """Seconds: a create may carry a 10 MB image, its answer comes within a few seconds."""
@@ -138,7 +142,8 @@ class Gateway:
     async def _once(
         self, auth: httpx.Auth, method: str, url: str, **body: Any
     ) -> tuple[httpx.Response, Answer | None]:
-        request = self._http.build_request(method, url, timeout=TIMEOUT, **body)
+        headers = {"Accept-Encoding": "identity"}
+        request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
         with anyio.fail_after(LONGEST_CALL):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
@@ -154,12 +159,28 @@ def _without_key(content: bytes, asked: httpx.Request) -> bytes:
 
 
 async def _content(response: httpx.Response) -> bytes:
-    content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
+    """The whole answer; one that came compressed all the same is inflated no further than it may be long."""
+    inflate, content = _inflater(response), bytearray()
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async for chunk in response.stream:
+        try:
+            content += inflate(chunk, LONGEST_ANSWER + 1 - len(content))
+        except zlib.error as error:
+            raise httpx.DecodingError(f"the answer is damaged ({error})", request=response.request) from error
         if len(content) > LONGEST_ANSWER:
             raise httpx.DecodingError("the answer is longer than any of Kling's", request=response.request)
     return bytes(content)
+
+
+def _inflater(response: httpx.Response) -> Callable[[bytes, int], bytes]:
+    """What makes so many bytes at most of a piece of the answer."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return lambda chunk, most: chunk
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompressobj(GZIP_OR_ZLIB).decompress
+    said = f"the answer came as {encoding[:20]}, although it was asked for as it is"
+    raise httpx.DecodingError(said, request=response.request)
 
 
 def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:

@@ -17,11 +17,11 @@ from client.ids import is_id
 from client.signing import CallbackSigner, Role, read_link
 from receiver import creates
 from receiver.access import require
-from receiver.body import Bodies, Share, read_body
+from receiver.body import LARGE, Bodies, Share, read_body
 from receiver.errors import ApiError
 from receiver.feed import Feed
 from receiver.paging import cursor_of, limit_of, place_of
-from receiver.reading import Filter, Full, Reader
+from receiver.reading import Filter, Full, Reader, in_thread
 from receiver.registration import check_account, check_hook, read_registration, registration
 from receiver.settings import ReceiverSettings
 from receiver.states import STATUSES
@@ -90,7 +90,8 @@ class Api:
                 raise ApiError(
                     413, "too_large", "The registration is too long.", "Leave image bytes out of `request`."
                 )
-            given = read_registration(body.kept)
+            large = body.size > LARGE  # looked through beside the event loop
+            given = await in_thread(read_registration, body.kept) if large else read_registration(body.kept)
             check_account(given, self._settings)
             check_hook(given, self._settings)
             known = registration(task, given)

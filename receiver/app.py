@@ -28,6 +28,7 @@ from receiver.delivery_routes import DeliveryRoutes
 from receiver.dispatch import Dispatcher
 from receiver.errors import ApiError, error_response
 from receiver.feed import Feed
+from receiver.folders import named
 from receiver.hook_routes import HookRoutes
 from receiver.hooks_file import align, shortest
 from receiver.openapi import document
@@ -58,7 +59,9 @@ class Receiver:
     def __init__(self, settings: ReceiverSettings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings, self._clock = settings, clock
         self.metrics = metrics.Metrics()
-        self.database = Database(settings.database)
+        self._at = "KLING_DATABASE_URL" if settings.database_url else "KLING_DATA_DIR"
+        with named(self._at):
+            self.database = Database(settings.database)
         self.folder = Folder(settings.results)
         self.reader = Reader(self.database)
         self.feed = Feed(self.reader)
@@ -148,9 +151,11 @@ class Receiver:
 
     def prepare(self) -> None:
         """Make folders and tables, keep other receivers away. Raises DatabaseError, OSError."""
-        self.database.hold()
-        self.database.migrate()
-        self.folder.open()
+        with named(self._at):
+            self.database.hold()
+            self.database.migrate()
+        with named("KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"):
+            self.folder.open()
 
     async def start(self) -> None:
         """Begin to write, and soon to work; what an earlier process had claimed is owed again."""
@@ -172,6 +177,7 @@ class Receiver:
         while True:
             try:
                 await self.writer.run(sweep.restore)
+                await self.writer.run(sweep.bring_forward)
                 await self.writer.run(lambda tx: sweep.take_turns(tx, started))
                 break
             except Exception:

@@ -79,7 +79,9 @@ class CallbackRoutes:
 
     async def without_token(self, request: Request) -> Response:
         """For Kling's console test, and addresses set elsewhere: 401 unless Kling's signature holds."""
-        if not (self._settings.webhook_secrets and may_hold(request.headers, self._clock())):
+        if not self._settings.webhook_secrets:
+            return self._refuse(*NO_SECRETS)
+        if not may_hold(request.headers, self._clock()):
             return self._refuse(*UNSIGNED)
         return await self._counted(self._unproven(request))
 
@@ -131,6 +133,11 @@ UNSIGNED = (
     "bad_signature",
     "Kling's signature is missing or does not hold.",
     "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console.",
+)
+NO_SECRETS = (
+    "bad_signature",
+    "An address without a token takes only what Kling signed, and this receiver has none of Kling's secrets.",
+    "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console, or use a callback_url of the receiver's.",
 )
 TAKEN = JSONResponse({"ok": True})
 

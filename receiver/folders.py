@@ -1,6 +1,8 @@
 """Folders that outlast a power cut: a new one's entry is on disk before anything relies on it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,6 +13,16 @@ def make(folder: Path) -> None:
     make(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync(folder.parent)
+
+
+@contextmanager
+def named(setting: str) -> Iterator[None]:
+    """Say of a folder that cannot be made or used which setting it comes from. Raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise OSError(f"{setting} cannot be used ({why}). Set it to a folder that may be written.") from error
 
 
 def sync(folder: Path) -> None:

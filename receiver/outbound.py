@@ -55,13 +55,17 @@ class Allowed:
 
     @classmethod
     def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowed":
-        """Read a setting's entries. Raises ValueError naming the one that is none of the three."""
-        hosts, networks = set(), []
+        """Read a setting's entries. Raises ValueError naming all that are none of the three."""
+        hosts, networks, wrong = set(), [], []
         for entry in entries:
             if network := _network(entry):
                 networks.append(network)
+            elif host := _host_and_port(entry):
+                hosts.add(host)
             else:
-                hosts.add(_host_and_port(entry))
+                wrong.append(repr(entry))
+        if wrong:
+            raise ValueError(f"neither a host, nor a network, nor host:port: {', '.join(wrong)}.")
         return cls(frozenset(hosts), tuple(networks), setting)
 
     def permits(self, host: str, port: int, address: Address | None = None) -> bool:
@@ -81,11 +85,11 @@ def _network(entry: str) -> Network | None:
         return None
 
 
-def _host_and_port(entry: str) -> tuple[str, int | None]:
+def _host_and_port(entry: str) -> tuple[str, int | None] | None:
     host, _, port = entry.rpartition(":") if entry.count(":") == 1 or "]:" in entry else (entry, "", "")
     host = host.strip("[]").lower()
     if not host or set(host) & set("/@ *?#") or (port and not port.isdigit()):
-        raise ValueError(f"{entry!r} is neither a host, nor a network, nor host:port.")
+        return None
     return host, int(port) if port else None
 
 

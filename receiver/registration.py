@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from client.body import kept
-from client.codec import IDENTIFIER, LONGEST_ID, clean
+from client.codec import IDENTIFIER, LONGEST_ID, clean, has_many_parts
 from client.families import RULE, is_family
 from receiver.creates import Registration
 from receiver.errors import ApiError
@@ -62,6 +62,8 @@ class RegistrationBody(BaseModel):
 
 def read_registration(body: bytes) -> RegistrationBody:
     """The registration in a request's body. Raises ApiError naming every problem."""
+    if has_many_parts(body):
+        raise ApiError(422, "bad_registration", "It has too many parts.", "Leave data out of `request`.")
     try:
         return RegistrationBody.model_validate_json(body)
     except ValidationError as error:

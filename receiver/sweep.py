@@ -4,10 +4,12 @@ A callback may have come while nobody listened. Nothing is assumed to be whole, 
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import text
 
-from receiver import hook_rows, owed
+from receiver import hook_rows, owed, recover, results
+from receiver.outbox import FAR, LONGEST_ASKED
 from receiver.transaction import Transaction
 
 log = logging.getLogger("receiver.sweep")
@@ -50,10 +52,20 @@ ANEW = text("DELETE FROM job WHERE kind = 'sweep'")
 EARLY = text("""
     INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
     SELECT 'sweep/' || task, 'sweep', task, 'overdue', 'null', 'ready', 0,
-        :first + :spacing * row_number() OVER (ORDER BY id), '', :now
-    FROM job WHERE kind = 'overdue' AND state = 'ready' AND due_at > :first
-        AND (created_at < :started OR created_at > :now)
+        :first + :spacing * row_number() OVER (ORDER BY job.id), '', :now
+    FROM job JOIN task ON task.id = job.task
+    WHERE kind = 'overdue' AND state = 'ready' AND due_at > :first
+        AND (task.created_at < :started OR task.created_at > :now)
 """)
+SOONER = """
+    UPDATE job SET due_at = :latest
+    WHERE state = 'ready' AND kind = :kind AND attempts <= :attempts AND due_at > :latest AND due_at < :far
+"""
+LATE_LANES = text("""
+    SELECT DISTINCT lane FROM job WHERE state = 'ready' AND kind = 'hook' AND due_at > :latest AND due_at < :far
+""")
+MANY = (1 << 31) - 1
+"""More attempts than any job has."""
 
 
 def restore(tx: Transaction) -> int:
@@ -73,6 +85,33 @@ def restore(tx: Transaction) -> int:
         hook_rows.look(tx, name)
         log.error("hook %s was behind, and nobody owed it a look; it is owed now", name)
     return len(unwatched) + len(unasked) + len(unfetched) + len(unoffered)
+
+
+def bring_forward(tx: Transaction) -> None:
+    """Nothing is owed later than it can have been put off: the clock may have been ahead for a while."""
+    for kind in ("dispatch", "replay"):
+        _bring_forward(tx, kind, {LONGEST_ASKED: MANY})
+    for kind, backoff in (("ask", results.ASK_AGAIN), ("download", results.FETCH_AGAIN)):
+        _bring_forward(tx, kind, _waits(backoff.steps))
+    _bring_forward(tx, "overdue", {(tx.rules.overdue_ms("") << recover.LOOKS - 2) / 1000: MANY})
+    soon = tx.now + int(LONGEST_ASKED * 1000)
+    for lane in list(tx.connection.execute(LATE_LANES, {"latest": soon, "far": FAR}).scalars()):
+        if hook := hook_rows.hook(tx.connection, lane.removeprefix(hook_rows.lane(""))):
+            _bring_forward(tx, "hook", _waits(hook["schedule"]), lane=lane)
+
+
+def _waits(steps: Sequence[float]) -> dict[float, int]:
+    """Seconds that a retry may be put off, each with the attempts up to which it is no longer."""
+    waits = {max((*steps[:attempts], LONGEST_ASKED)): attempts for attempts in range(1, len(steps) + 1)}
+    return waits | {max(waits, default=LONGEST_ASKED): MANY}
+
+
+def _bring_forward(tx: Transaction, kind: str, waits: Mapping[float, int], *, lane: str = "") -> None:
+    sooner = text(SOONER + (" AND lane = :lane" if lane else ""))
+    for seconds, attempts in sorted(waits.items(), reverse=True):
+        by = {"kind": kind, "attempts": attempts, "latest": tx.now + int(seconds * 1000), "far": FAR}
+        if moved := tx.connection.execute(sooner, by | ({"lane": lane} if lane else {})).rowcount:
+            log.warning("%d jobs (%s) were due later than they can be; was the clock ahead?", moved, kind)
 
 
 def take_turns(tx: Transaction, started: int) -> None:

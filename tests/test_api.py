@@ -205,6 +205,13 @@ def test_a_registration_has_a_size(running: Running) -> None:
     assert refusal(put(running, new_id(), json.dumps(body).encode())) == (413, "too_large")
 
 
+def test_a_registration_has_few_parts(running: Running) -> None:
+    """To look through hundreds of thousands of them would hold up callbacks; a long text is no matter."""
+    body = {"family": IMAGES, "attempt": "1", "request": [[]] * 6_000}
+    assert refusal(put(running, new_id(), json.dumps(body).encode())) == (422, "bad_registration")
+    assert register(running, new_id(), request={"prompt": "x" * 900_000}).status_code == 201
+
+
 @pytest.mark.parametrize("task", ["-x", ".x", "a%20b", "x" * 129, "%00", "a%2Fb", "%C3%A9", "~"])
 def test_ids_have_few_letters(running: Running, task: str) -> None:
     """They stand in addresses and file names."""

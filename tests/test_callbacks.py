@@ -412,6 +412,8 @@ def test_without_secrets_nothing_comes_in_without_a_token(running: Running) -> N
     body = json.dumps(record("succeed")).encode()
     answer = httpx.post(f"{running.url}/callbacks", content=body, headers=signed(body))
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "bad_signature")
+    assert "none of Kling's secrets" in answer.json()["error"]["message"]
+    assert "KLING_WEBHOOK_SECRETS" in answer.json()["error"]["hint"]
     assert set(tables(running).values()) == {0}
 
 

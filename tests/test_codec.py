@@ -12,6 +12,8 @@ from client.codec import (
     LONGEST_ID,
     LONGEST_URL,
     MOST_OUTPUTS,
+    MOST_PARTS,
+    SHORT,
     Output,
     Report,
     clean,
@@ -416,3 +418,20 @@ def test_an_id_that_would_ask_for_something_else_is_none(wrong: str) -> None:
     report = read_callback(json.dumps({"task_id": wrong, "task_status": "succeed"}).encode())
     assert report is not None
     assert report.task_id is None
+
+
+def parted(count: int, fill: bytes = b"[],", pad: int = SHORT) -> bytes:
+    """A long record with so many parts besides its own seven."""
+    each = sum(map(fill.count, (b"[", b"{", b",")))
+    record = b'{"task_status":"succeed","task_result":{"images":[]},"more":"%s","x":[%s0]}'
+    return record % (b"x" * pad, fill * ((count - 7) // each))
+
+
+@pytest.mark.parametrize("fill", [b"[],", b"{},", b"0,", b'{"a":0},'])
+def test_a_long_body_of_very_many_parts_is_not_read(fill: bytes) -> None:
+    """Reading it would hold all else up; a short one may have what it can hold, a long text is no matter."""
+    assert read_callback(parted(MOST_PARTS, fill)) is not None
+    assert read_callback(parted(MOST_PARTS + 7, fill)) is None
+    assert read_answer(parted(MOST_PARTS + 7, fill)) is None
+    assert read_callback(parted(MOST_PARTS + 500, b"[],", 0)) is not None
+    assert read_callback(parted(7, fill, 900_000)) is not None

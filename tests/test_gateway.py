@@ -1,7 +1,10 @@
 """Kling's own interface: what each answer, cut or silence proves of a create, and what a query tells."""
 
+import gzip
 import json
 import socket
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator
 from email.utils import formatdate
 from typing import Any
@@ -378,3 +381,49 @@ async def test_an_answer_that_quotes_the_key_is_told_without_it(http: httpx.Asyn
         error = await refused(at(wire.url, http, KeyAuth(key)), wanted("x"))
     assert "Incorrect API key provided: (key)" in error.message
     assert key not in str(error)
+
+
+def bomb(encoding: str) -> bytes:
+    """An answer of some 200 KB that says that it has 200 MB in it."""
+    squeeze = zlib.compressobj(wbits=zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS)
+    megabyte = b" " * 1_000_000
+    body = b"".join(squeeze.compress(megabyte) for _ in range(200)) + squeeze.flush()
+    return reply(200, body, Content_Encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_answer_is_inflated_no_further_than_it_may_be(
+    http: httpx.AsyncClient, encoding: str
+) -> None:
+    """Memory stays small, the error says why; nothing is sent again, for Kling may have taken the create."""
+    with Wire(bomb(encoding)) as wire:
+        tracemalloc.start()
+        try:
+            error = await refused(at(wire.url, http), wanted("x"))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert isinstance(error, CreateUnknown)
+    assert "longer than any of Kling's" in str(error)
+    assert len(wire.requests) == 1
+    assert b"Accept-Encoding: identity" in wire.requests[0]
+    assert peak < 5 * LONGEST_ANSWER
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
+async def test_an_answer_that_is_compressed_all_the_same_is_read(
+    http: httpx.AsyncClient, encoding: str
+) -> None:
+    """A relay may not care what it was asked for."""
+    body = json.dumps(TAKEN).encode()
+    squeezed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "identity": body}[encoding]
+    with Wire(reply(200, squeezed, Content_Encoding=encoding)) as wire:
+        assert (await at(wire.url, http).create(IMAGES, wanted("x"))).task_id == "t"
+
+
+async def test_an_answer_in_an_encoding_of_its_own_is_none(http: httpx.AsyncClient) -> None:
+    """It says so, and proves nothing."""
+    with Wire(reply(200, b"x", Content_Encoding="br")) as wire:
+        error = await refused(at(wire.url, http), wanted("x"))
+    assert isinstance(error, CreateUnknown)
+    assert "came as br, although" in str(error)

@@ -100,3 +100,22 @@ def test_the_package_is_a_command_too(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"KLING_SIGNING_SECRETS={SECRET}\nKLING_API_KEY={KEY}\n")
     assert read_api_token([SECRET], run("token", env=env).stdout.strip()) == "client"
     assert run("token", env={**env, "KLING_SIGNING_SECRETS": "x"}).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("DATA_DIR", "{}"),
+        ("DATABASE_URL", "sqlite:///{}/x.db"),
+        ("STORAGE_URL", "file://{}/x"),
+    ],
+)
+def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str, form: str) -> None:
+    """Exit code 1, one line that names the setting and the folder."""
+    taken = tmp_path / "taken"
+    taken.touch()
+    given = {"KLING_RECEIVER_URL": "http://127.0.0.1:1", f"KLING_{name}": form.format(taken)}
+    result = run("serve", "--port", "0", env=environment(tmp_path, **given))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"kling-receiver: KLING_{name} cannot be used ({taken}")
+    assert result.stderr.count("\n") == 1

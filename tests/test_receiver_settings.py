@@ -103,6 +103,7 @@ def test_all_problems_are_told_at_once() -> None:
         ({"storage_url": "/var/x"}, "file:///"),
         ({"storage_url": "s3://bucket"}, "file:///"),
         ({"private_hook_hosts": "a/b"}, "neither a host"),
+        ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y"}, "host:port: 'a/b', 'c d', 'x:y'."),
     ],
 )
 def test_each_problem_says_what_to_do(given: dict[str, Any], said: str) -> None:

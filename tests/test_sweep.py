@@ -1,20 +1,25 @@
 """After a start: nothing that is owed was forgotten, and every open task is asked about once, in its turn."""
 
 import logging
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway import Sandbox
 
 from client.ids import new_id
-from receiver import sweep
+from receiver import hook_rows, sweep
 from receiver.database import Database
-from receiver.outbox import Done
+from receiver.hooks import NewHook
+from receiver.outbox import FAR, Done
 from receiver.recover import NEVER_CALLED, Overdue
 from receiver.sweep import SPACING_MS
 from tests.conftest import Start
 from tests.ledger import FILE, NOW, Ledger, callback
-from tests.submitting import events, finished, show, submit, types
+from tests.submitting import events, finished, rows, show, submit, types
 from tests.submitting import register as put
 from tests.test_recover import known
 from tests.test_results import Parts, made, parts  # noqa: F401  # a fixture
@@ -127,6 +132,72 @@ def test_a_task_that_comes_after_the_start_needs_no_turn(ledger: Ledger) -> None
     ledger.register("new")
     ledger.change(lambda tx: sweep.take_turns(tx, ledger.now))
     assert set(ledger.jobs()) == {"overdue/new"}
+
+
+def test_a_task_whose_deadline_was_lost_gets_its_turn_too(ledger: Ledger) -> None:
+    """It was open before the start, whenever its deadline was owed again."""
+    ledger.register("open")
+    with ledger.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM job")
+    started = ledger.now = ledger.now + 1
+    ledger.change(sweep.restore)
+    ledger.now += 1
+    ledger.change(lambda tx: sweep.take_turns(tx, started))
+    assert set(ledger.jobs()) == {"overdue/open", "sweep/open"}
+
+
+DAY = 24 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("kind", "attempts", "latest"),
+    [
+        ("ask", 0, HOUR),
+        ("ask", 30, HOUR),
+        ("download", 2, HOUR),
+        ("hook", 0, HOUR),
+        ("hook", 1, HOUR),
+        ("hook", 5, HOUR),
+        ("hook", 6, 3 * HOUR),
+        ("hook", 8, DAY),
+        ("hook", 99, DAY),
+        ("dispatch", 0, HOUR),
+        ("replay", 0, HOUR),
+        ("overdue", 1, 1_200_000 * 16),
+    ],
+)
+def test_a_clock_that_was_ahead_puts_nothing_off_for_long(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, kind: str, attempts: int, latest: int
+) -> None:
+    """What is due later than it can have been put off is due by then; all else stays."""
+    ledger.register("t", outcome="not_created")
+    ledger.change(lambda tx: hook_rows.add(tx, NewHook(name="one", address="https://one.example/")))
+    job: dict[str, Any] = {"kind": kind, "attempts": attempts, "lane": hook_rows.lane("one")}
+    ledger.put_job("late", **job | {"due_at": NOW + 30 * DAY})
+    ledger.put_job("in time", **job | {"due_at": NOW + latest})
+    ledger.put_job("dead", **job | {"due_at": NOW + 30 * DAY, "state": "dead"})
+    ledger.put_job("paused", **job | {"due_at": FAR})
+    with caplog.at_level(logging.WARNING):
+        ledger.change(sweep.bring_forward)
+    due = {key: job["due_at"] - NOW for key, job in ledger.jobs().items()}
+    assert due == {"late": latest, "in time": latest, "dead": 30 * DAY, "paused": FAR - NOW}
+    assert f"1 jobs ({kind})" in caplog.text
+
+
+def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: Sandbox) -> None:
+    """A download that waits a day goes on within the hour."""
+    first = start(api_base=gateway.url)
+    task = new_id()
+    put(first, task)
+    first.stop()
+    with closing(sqlite3.connect(str(first.settings.database_file))) as opened, opened as connection:
+        connection.execute(
+            "UPDATE job SET kind = 'download', key = ?, due_at = due_at + 86400000", (f"download/{task}/0",)
+        )
+    second = start(api_base=gateway.url)
+    gateway.wait_for(lambda: gateway.queries, 40)  # its turn came, which is given out later
+    [job] = rows(second, "SELECT due_at FROM job WHERE kind = 'download'")
+    assert job["due_at"] <= (time.time() * 1000) + HOUR
 
 
 def test_a_deadline_before_its_turn_needs_none(ledger: Ledger) -> None:
