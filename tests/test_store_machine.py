@@ -243,7 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(times=st.integers(1, 2))
     def it_starts(self, times: int) -> None:
-        """Once, or again before anything was done: nothing was forgotten, and who has a deadline gets one turn."""
+        """Once, or again before anything was done: nothing was forgotten, and turns go with deadlines."""
         self.running.clear()
         self.ledger.change(lambda tx: outbox.rescue(tx, FAR_FUTURE))
         for _ in range(times):
