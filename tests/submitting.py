@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Protocol
@@ -155,3 +156,12 @@ def eventually(predicate: Callable[[], Any], running: Reached) -> Any:
             if found := predicate():
                 return found
     raise AssertionError("the receiver ended before it was so")
+
+
+def looked(predicate: Callable[[], Any], seconds: float = 20) -> Any:
+    """Look again and again, with a rest between, until the predicate holds: for what no event tells of."""
+    end = time.monotonic() + seconds
+    while not (found := predicate()):
+        assert time.monotonic() < end, "it was not so in time"
+        time.sleep(0.05)
+    return found

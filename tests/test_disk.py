@@ -16,7 +16,7 @@ from gateway import Sandbox
 from client.ids import new_id
 from tests.conftest import ABSENT
 from tests.processes import Process
-from tests.submitting import counted, events, finished, post, show, submit
+from tests.submitting import counted, events, finished, looked, post, show, submit
 
 SIZE = 8 << 20
 """Bytes of the small disk."""
@@ -119,8 +119,7 @@ def test_files_on_a_full_disk(disk: Path, tmp_path: Path, gateway: Sandbox) -> N
         with filled(disk):
             task, _ = submit(receiver, gateway)
             events(receiver, task, "task.succeed")
-            while not counted(receiver, 'kling_downloads_total{outcome="failed"}'):
-                pass
+            looked(lambda: counted(receiver, 'kling_downloads_total{outcome="failed"}'))
             assert "No space left on device" in not_ready(receiver)
             assert show(receiver, task)["results"][0]["status"] == "pending"
         assert finished(receiver, task)["results"][0]["status"] == "stored"
@@ -136,8 +135,7 @@ def test_a_storage_whose_volume_is_gone(tmp_path: Path, gateway: Sandbox) -> Non
         results.mkdir()
         task, _ = submit(receiver, gateway)
         events(receiver, task, "task.succeed")
-        while not counted(receiver, 'kling_downloads_total{outcome="failed"}'):
-            pass
+        looked(lambda: counted(receiver, 'kling_downloads_total{outcome="failed"}'))
         assert "Mount its volume again" in not_ready(receiver)
         assert list(results.iterdir()) == []
         results.rmdir()

@@ -17,6 +17,7 @@ from client.signing import key_fingerprint
 from tests.conftest import KEY, SECRET, Start
 
 DOCS = Path(__file__).parent.parent / "docs"
+README = DOCS.parent / "README.md"
 GUIDE = (DOCS / "python.md").read_text(encoding="utf-8")
 HTTP = (DOCS / "http.md").read_text(encoding="utf-8")
 SIGNING = (DOCS / "signing.md").read_text(encoding="utf-8")
@@ -182,15 +183,18 @@ def test_the_fingerprint_in_the_docs_is_the_code_s() -> None:
 @pytest.mark.parametrize(
     ("page", "link"),
     [
-        (page.name, link)
-        for page in sorted(DOCS.glob("*.md"))
+        (f"{page.relative_to(DOCS.parent)}", link)
+        for page in [*sorted(DOCS.glob("*.md")), README]
         for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", page.read_text(encoding="utf-8"))
     ],
 )
-def test_what_the_docs_point_to_exists(page: str, link: str) -> None:
+def test_what_a_page_points_to_exists(page: str, link: str) -> None:
     """No link leads nowhere, nor to a heading that is not there."""
     name, _, anchor = link.partition("#")
-    text = (DOCS / (name or page)).read_text(encoding="utf-8")
+    there = DOCS.parent / page
+    there = there.parent / name if name else there
+    assert there.exists()
+    text = there.read_text(encoding="utf-8") if anchor else ""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert not anchor or anchor in slugs

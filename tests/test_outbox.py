@@ -225,7 +225,7 @@ def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
     """Or when a lease ends; a lane or kind that is full is looked at when one of its jobs ends."""
 
     def next_due(*full: str, kinds: tuple[str, ...] = ()) -> int | None:
-        busy = Busy(1, 1, Counter(full), Counter(kinds))
+        busy = Busy(1, 1, lanes=Counter(full), kinds=Counter(kinds))
         return ledger.change(lambda tx: outbox.next_due(tx, busy))
 
     assert next_due() is None
@@ -238,6 +238,18 @@ def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
     ledger.now += 3
     claim(ledger)
     assert (next_due("a"), next_due()) == (NOW + 3 + LEASE, NOW + 5)
+
+
+def test_the_order_is_asked_for(ledger: Ledger) -> None:
+    """No index gives it by chance: without any, the longest due is still the first."""
+    with ledger.transaction() as tx:
+        tx.connection.execute(text("DROP INDEX job_due"))
+    for n in (7, 5, 6, 4):
+        ledger.put_job(f"j{n}", due_at=NOW + n)
+    busy = Busy(1, 99)
+    assert ledger.change(lambda tx: outbox.next_due(tx, busy)) == NOW + 4
+    ledger.now += 9
+    assert [job.key for _ in range(4) for job in claim(ledger, Busy(1, 99))] == ["j4", "j5", "j6", "j7"]
 
 
 def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:

@@ -74,12 +74,6 @@ def test_the_drawing_is_the_code_s() -> None:
     assert revival in README
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http)[^)]+)\)", README))
-def test_what_the_readme_points_to_exists(path: str) -> None:
-    """No link leads nowhere."""
-    assert (ROOT / path).exists()
-
-
 @pytest.mark.parametrize("package", ["client", "receiver"])
 def test_the_map_names_modules_that_exist(package: str) -> None:
     """What the map lists by commas and arrows is there."""

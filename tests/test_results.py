@@ -377,6 +377,31 @@ async def test_a_download_that_is_cut_for_ever_is_tried_later(parts: Parts) -> N
     assert (await parts.result(task))["status"] == "pending"
 
 
+def dripping(visit: Visit) -> None:
+    """A host that sends a byte now and then, and never comes to the end, while anybody listens."""
+    visit.begin(200, Content_Length=str(1 << 20))
+    visit.send(picture()[:64])
+    visit.handler.connection.settimeout(0.01)
+    listening = True
+    while listening:
+        try:
+            listening = bool(visit.handler.connection.recv(1))
+        except TimeoutError:
+            visit.send(b".")
+
+
+@pytest.mark.anyio
+async def test_a_download_that_drips_for_ever_ends(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No byte is late, but the attempt as a whole is; the next one waits its turn, and nothing is left over."""
+    monkeypatch.setattr(results, "LONGEST_FETCH", 0.5)
+    with host(dripping) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
+        assert len(there.visits) == 1
+    assert (await parts.result(task))["status"] == "pending"
+    assert [path for path in parts.folder.root.rglob("*") if path.is_file()] == []
+
+
 def changed(visit: Visit) -> None:
     """A host whose file changed between the cut and the next request."""
     content = picture(visit.count)

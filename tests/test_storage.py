@@ -1,6 +1,9 @@
 """Where result files lie: whole or not at all, and readable by nobody else."""
 
 import hashlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,31 @@ def test_few_checksums_are_remembered(folder: Folder, monkeypatch: pytest.Monkey
         folder.path(f"task/{n}").write_bytes(bytes([n]))
         assert folder.sha256(f"task/{n}") == hashlib.sha256(bytes([n])).hexdigest()
     assert len(folder._known) == 3
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_thread_that_remembers_second_forgets_nothing_twice(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many threads remember at once: each time one is forgotten, and never more are kept than may be."""
+    monkeypatch.setattr("receiver.storage.REMEMBERED", 1)
+
+    def remember(thread: int) -> None:
+        for n in range(5_000):
+            folder._remember((thread, n, 0, 0, 0), "checksum")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(remember, range(8)))
+    assert len(folder._known) == 1
 
 
 def test_nobody_else_may_read(folder: Folder) -> None:

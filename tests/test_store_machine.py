@@ -22,9 +22,10 @@ from hypothesis.stateful import (
 
 from client.codec import Report, read_answer
 from client.errors import GatewayError
-from receiver import files, outbox, recover, results
+from receiver import files, hook_rows, outbox, recover, results, sweep
 from receiver.database import Database
 from receiver.files import Stored
+from receiver.hooks import NewHook
 from receiver.outbox import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import RESULT
 from receiver.states import FINAL, RANK
@@ -46,7 +47,8 @@ def answered(spelling: str, said: tuple[str, int]) -> Report:
 
 
 SAID = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("succeed", 0), ("failed", 0)])
-ANSWERS = st.none() | st.builds(answered, SPELLED, SAID)
+SURE = st.builds(answered, SPELLED, SAID)
+ANSWERS = st.none() | SURE
 FAR_FUTURE = 1 << 62
 
 
@@ -124,6 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.models: dict[str, Model] = {}
         self.running: list[Run] = []
         self.last_event = 0
+        self.ledger.change(lambda tx: hook_rows.add(tx, NewHook(address="https://example.com/events")))
 
     def teardown(self) -> None:
         """Take the database away."""
@@ -169,7 +172,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Hooks are nobody's here."""
 
         def claim(tx: Transaction) -> list[Claimed]:
-            return outbox.claim_due(tx, Busy(1, 9, Counter({"hook": 1})), name=token_hex(8), lease_ms=10**9)
+            busy = Busy(1, 9, kinds=Counter({"dispatch": 9}))
+            return outbox.claim_due(tx, busy, name=token_hex(8), lease_ms=10**9)
 
         for job in self.ledger.change(claim):
             self.running.append(Run(job, self.ledger.task(job.task)))
@@ -205,6 +209,48 @@ class StoreMachine(RuleBasedStateMachine):
         self.running.clear()
         assert self.everything() == before
         self.claim()
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), answer=SURE)
+    def an_operator_asks(self, data: st.DataObject, answer: Report) -> None:
+        """Kling's answer is believed, whenever it was asked."""
+        task = data.draw(st.sampled_from(sorted(self.models)))
+        self.models[task].kling(str(answer.status), bool(answer.outputs))
+        self.ledger.change(lambda tx: recover.learn(tx, tx.known(task), answer, "operator"))
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), answer=SURE, lost=st.sets(st.integers(0, 1)))
+    def an_operator_fetches(self, data: st.DataObject, answer: Report, lost: set[int]) -> None:
+        """Files that were stored are gone, and fetched again if Kling still names them."""
+        task = data.draw(st.sampled_from(sorted(self.models)))
+        self.models[task].kling(str(answer.status), bool(answer.outputs))
+        gone = [
+            file["n"] for file in self.ledger.results(task) if file["status"] == "stored" and file["n"] in lost
+        ]
+
+        def fetch(tx: Transaction) -> bool:
+            row = tx.known(task)
+            for n in gone:
+                files.lose(tx, row, n, "gone")
+            recover.learn(tx, row, answer, "operator")
+            again = row["status"] == answer.status == "succeed" and bool(answer.outputs)
+            if again:
+                files.renew(tx, row, answer.outputs)
+            return again
+
+        if self.ledger.change(fetch):
+            assert {file["status"] for file in self.ledger.results(task)} <= {"pending", "stored"}
+
+    @rule(times=st.integers(1, 2))
+    def it_starts(self, times: int) -> None:
+        """Once, or again before anything was done: nothing was forgotten, and turns go with deadlines."""
+        self.running.clear()
+        self.ledger.change(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        for _ in range(times):
+            assert self.ledger.change(sweep.restore) == 0
+            self.ledger.change(lambda tx: sweep.take_turns(tx, self.ledger.now))
+        turns = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
+        assert {f"overdue/{task}" for task in turns} <= self.ledger.jobs().keys()
 
     def everything(self) -> list[list[Row]]:
         """Every row there is."""
@@ -245,6 +291,13 @@ class StoreMachine(RuleBasedStateMachine):
         if isinstance(outcome, Done):
             model.ours(hint or "failed", "callback" if hint else "local")
         return outcome
+
+    def _sweep(self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool) -> Outcome:
+        if task["status"] in FINAL or not reached:
+            return Done()
+        if answer:
+            self.models[job.task].kling(str(answer.status), bool(answer.outputs))
+        return recover._swept(tx, job.task, answer)
 
     def _download(
         self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool
@@ -293,12 +346,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_event_is_offered(self) -> None:
-        """Ids grow, and each has its job for the hook."""
+        """Ids grow, and the hook is owed a look at them."""
         if not hasattr(self, "ledger"):
             return
         ids = [event["id"] for event in self.ledger.rows(EVENT)]
-        hooks = {int(key.removeprefix("hook/")) for key in self.ledger.jobs() if key.startswith("hook/")}
-        assert hooks == set(ids)
+        assert not ids or self.ledger.jobs()["dispatch/hook-1"]["state"] == "ready"
         assert max(ids, default=0) >= self.last_event
         self.last_event = max(ids, default=0)
 

@@ -50,6 +50,7 @@ class Gate:
         self.killed = False
         self.place = ""
         self._at: int | None = None
+        self._counting = threading.Lock()
         self._seccomp = ctypes.CDLL(find_library("seccomp"))
         self._seccomp.seccomp_init.restype = ctypes.c_void_p
         self._names = {
@@ -66,7 +67,8 @@ class Gate:
 
     def begin(self, n: int) -> None:
         """From now on, count; at the n-th call, kill."""
-        self.count, self._at = 0, n
+        with self._counting:
+            self.count, self._at = 0, n
 
     def _filter(self) -> int:
         """Put this thread behind the gate: the descriptor on which its calls, and its children's, are told."""
@@ -104,8 +106,10 @@ class Gate:
         os.close(listener)
 
     def _decide(self, listener: int, call: int, thread: int, _flags: int, number: int, *rest: int) -> None:
-        self.count += 1
-        if self.count == self._at:
+        with self._counting:
+            self.count += 1
+            last = self.count == self._at
+        if last:
             self.place = f"{self._names[number]} {_place(thread, rest[2])}".strip()
             self.killed = True
             os.kill(thread, signal.SIGKILL)  # a thread's number stands for its process
