@@ -31,6 +31,8 @@ LONGEST_TURN = 60.0
 MOST_EVENTS = 5_000
 """Events that one run looks at; at its end the cursor is kept."""
 BATCH = 200
+REST = 0.02
+"""Seconds from one look at the log to the next."""
 UNRECORDED = 512
 """Attempts of one run that may wait for their record."""
 
@@ -126,7 +128,7 @@ class Run:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
         self._unrecorded = asyncio.Semaphore(UNRECORDED)
-        self._tried, self._end = 0, 0.0
+        self._tried, self._end, self._looked = 0, 0.0, 0.0
 
     async def go(self, group: asyncio.TaskGroup) -> Ran:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
@@ -134,6 +136,7 @@ class Run:
         self._end = asyncio.get_running_loop().time() + LONGEST_RUN
         with self._feed.waiting(self._stretch.task) as woken:
             while looked < MOST_EVENTS and not self._is_over():
+                await self._rest()
                 woken.clear()
                 hook, events, full = await self._reader.read(self._look)
                 if hook is None or hook["paused_at"]:
@@ -150,6 +153,12 @@ class Run:
                         return Ran(self._cursor, wait=(await self._sender.pace(hook)).put_off())
                     self._cursor = event["id"]
         return Ran(self._cursor)
+
+    async def _rest(self) -> None:
+        """Under load, let some commits gather before the next look; a look after a quiet time is at once."""
+        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(self._looked + REST - now, 0))
+        self._looked = asyncio.get_running_loop().time()
 
     def _is_over(self) -> bool:
         return self._feed.closed or asyncio.get_running_loop().time() >= self._end

@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import re
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -178,6 +179,12 @@ class Transport(AiohttpTransport):
             raise httpx.RemoteProtocolError(f"{type(error).__name__}: no HTTP came", request=request) from error
 
 
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Whose certificates are believed."""
+    return httpx.create_ssl_context()
+
+
 class Outbound:
     """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
 
@@ -194,6 +201,7 @@ class Outbound:
     ) -> None:
         """`connections`: at once."""
         self.allowed, self._resolver, self._connections = allowed, resolver, connections
+        self._trusted = _trusted()  # now: it takes the event loop a while
         self._transport = Transport(client=self._session)
 
     def _session(self) -> aiohttp.ClientSession:
@@ -201,7 +209,7 @@ class Outbound:
             resolver=GuardedResolver(self.allowed, self._resolver()),
             use_dns_cache=False,
             limit=self._connections,
-            ssl=httpx.create_ssl_context(),
+            ssl=self._trusted,
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
