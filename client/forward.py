@@ -32,9 +32,11 @@ class Forward:
         secret: str,
         *,
         say: Say,
+        patience: Patience = AGAIN,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._http, self._url, self._secret, self._say, self._clock = http, url, secret, say, clock
+        self._http, self._url, self._secret = http, url, secret
+        self._say, self._patience, self._clock = say, patience, clock
 
     async def __call__(self, event: Event) -> Handled:
         """One event, as often as it takes."""
@@ -48,7 +50,7 @@ class Forward:
                 if failures == 1:
                     reason = str(error).rstrip(".") or type(error).__name__
                     self._say(f"No answer from {self._url}: {reason}. Event {event.id} waits for it.")
-                await anyio.sleep(AGAIN.pause(failures))
+                await anyio.sleep(self._patience.pause(failures))
         return Handled(str(status), "" if 200 <= status < 300 else f"{self._url} answered {status}")
 
     async def _post(self, event: Event) -> int:

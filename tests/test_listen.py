@@ -91,7 +91,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
     yield begin
     for each in begun:
-        each.end()
+        each.end(signal.SIGTERM)
 
 
 def done(running: Running, gateway: Sandbox) -> str:
