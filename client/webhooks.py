@@ -76,10 +76,10 @@ def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -
     return any(hmac.compare_digest(one, other) for one in expected for other in given)
 
 
-def message_id(event_id: int, at: int, hook: str = "hook") -> str:
+def message_id(event_id: int, at: int, hook: str = "default") -> str:
     """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
 
-    `at`: when it happened, unix milliseconds.
+    `at`: when it happened, unix milliseconds. `hook`: the name of the hook; that of KLING_HOOK_URL is `default`.
     """
     return f"{hook}_{event_id}_{at}"
 

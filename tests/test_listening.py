@@ -173,7 +173,7 @@ async def test_what_is_forwarded(status: int) -> None:
     assert await target.forward()(HAPPENED) == Handled(str(status))
     (request,) = target.requests
     taken = verify_hook(request.content, request.headers, SECRET, clock=lambda: NOW)
-    assert (taken.document, taken.webhook_id) == (HAPPENED.document, "hook_17_1800000000123")
+    assert (taken.document, taken.webhook_id) == (HAPPENED.document, "default_17_1800000000123")
 
 
 @pytest.mark.parametrize("status", [100, 301, 308, 404, 410, 503])

@@ -46,7 +46,7 @@ class Application:
         """The next event that was worked on: its webhook-id, its type, its task."""
         assert self._process.stdout
         for line in self._process.stdout:  # servers write there as well
-            if line.startswith("hook_"):
+            if line.startswith("default_"):
                 return line.split()
         raise AssertionError("it ended")
 
