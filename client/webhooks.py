@@ -79,7 +79,7 @@ def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -
 def message_id(event_id: int, at: int, hook: str = "default") -> str:
     """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
 
-    `at`: when it happened, unix milliseconds. `hook`: the name of the hook; that of KLING_HOOK_URL is `default`.
+    `at`: when it happened, unix milliseconds. `hook`: its name; that of KLING_HOOK_URL is `default`.
     """
     return f"{hook}_{event_id}_{at}"
 
