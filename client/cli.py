@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -13,13 +15,19 @@ from typing import Any, TypeVar
 import click
 from anyio import to_thread
 
-from client import errors, options, screen
+from client import errors, listening, options, screen
 from client.body import own_id
+from client.commands import Run
+from client.cursor import Cursor
+from client.events import Event
+from client.forward import Forward
 from client.ids import new_id
 from client.jobs import JOBS, Job
 from client.kling import AsyncKling
-from client.settings import ClientSettings, WaitSettings
+from client.settings import ClientSettings, ListenSettings, WaitSettings
 from client.tasks import AsyncResult, AsyncTask, OnEvent
+from client.transport import new_http
+from client.webhooks import new_secret
 
 T = TypeVar("T")
 Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
@@ -210,3 +218,42 @@ def list_tasks(as_json: bool, **filters: Any) -> None:
     for task in tasks:
         screen.show_json(task.data)
     return None
+
+
+@options.command(kling, "listen", options.LISTENING, options.LISTEN)
+def listen(forward: str | None, command: tuple[str, ...] | None, as_json: bool, **given: Any) -> None:
+    if forward and command:
+        raise click.UsageError("--forward and --exec do not go together. Run kling listen twice.")
+    settings = ListenSettings.load()
+    to = forward or (shlex.join(command) if command else "")
+    cursor = Cursor(given["state"].expanduser(), settings.receiver_base, to)
+
+    def told(event: Event, handled: listening.Handled) -> None:
+        screen.show_json(event.document) if as_json else screen.show_event(event, handled.word)
+        if handled.trouble:
+            screen.say(
+                f"Event {event.id}: {handled.trouble}. The next follows; to have it again: --from {event.id}"
+            )
+
+    async def call(kling: AsyncKling) -> None:
+        await listening.begin(kling, cursor, given["first"], screen.say)
+        screen.say(f"Listening to {settings.receiver_base}, behind event {cursor.after}. Ctrl-C ends it.")
+        async with AsyncExitStack() as stack:
+            handle: listening.Handle = Run(command) if command else listening.nothing
+            if forward:
+                http = await stack.enter_async_context(new_http(forward))
+                handle = Forward(http, forward, hook_secret(settings, cursor), say=screen.say)
+            wanted = listening.Wanted(given["types"], given["tag"])
+            await listening.listen(kling, cursor, handle, wanted=wanted, told=told)
+
+    with screen.saying_troubles():
+        work(WaitSettings, call)
+
+
+def hook_secret(settings: ListenSettings, cursor: Cursor) -> str:
+    """What signs the events that are forwarded."""
+    if settings.hook_secret:
+        return settings.hook_secret
+    secret = cursor.secret(new_secret)
+    screen.say(f"What is forwarded is signed with the secret {secret}")
+    return secret

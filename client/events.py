@@ -1,4 +1,4 @@
-"""A task's events as the receiver tells them: one stream, taken up again where it broke. It never polls."""
+"""Events as the receiver tells them: one stream, taken up again where it broke. It never polls."""
 
 import json
 import logging
@@ -20,6 +20,23 @@ LONGEST_EVENT = 16_000_000
 log = logging.getLogger("client")
 
 
+TYPES = (
+    "task.created",
+    "task.submitted",
+    "task.processing",
+    "task.succeed",
+    "task.failed",
+    "result.stored",
+    "result.failed",
+    "task.done",
+    "task.overdue",
+    "task.recovered",
+    "callback.received",
+    "callback.ignored",
+)
+"""What can happen."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a task; `task` is the task's JSON as it was when the event was sent to us."""
@@ -35,20 +52,29 @@ class Event:
         """Whether nothing more is owed: an early `task.done` may have given way to Kling's later word."""
         return self.type == "task.done" and self.task.get("done") is True
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """The event as the receiver tells it."""
+        return {"id": self.id, "type": self.type, "at": self.at, "data": self.data, "task": self.task}
 
-async def follow(receiver: Receiver, task_id: str) -> AsyncGenerator[Event, None]:
+
+async def follow(
+    receiver: Receiver, task_id: str | None = None, *, after: int | None = None
+) -> AsyncGenerator[Event, None]:
     """All events of a task up to the one that ends it, however often the connection breaks.
 
+    Without a task those of all tasks, without end. `after`: an event's id; it and those before are left out.
     Raises ReceiverError when the receiver refuses, or was never reached.
     """
-    last, failures, done, began = None, 0, False, anyio.current_time()
+    last, failures, done, began = after, 0, False, anyio.current_time()
     while True:
         try:
             async with aclosing(_stream(receiver, task_id, last)) as events:
                 async for event in events:
-                    last, failures, done = event.id, 0, event.task.get("done") is True
+                    last, failures = event.id, 0
                     yield event
-                    if event.ends:
+                    done = task_id is not None and event.task.get("done") is True
+                    if done and event.ends:
                         return
             if done:
                 return
@@ -56,41 +82,68 @@ async def follow(receiver: Receiver, task_id: str) -> AsyncGenerator[Event, None
             hopeless = not receiver.reached and anyio.current_time() - began > receiver.patience.unreached
             if not error.retryable or hopeless:
                 raise
-            log.info("The event stream of task %s broke: %s", task_id, error)
+            log.info("The event stream%s broke: %s", f" of task {task_id}" if task_id else "", error)
         failures += 1
         await anyio.sleep(receiver.patience.pause(failures))
 
 
-async def _stream(receiver: Receiver, task_id: str, last: int | None) -> AsyncGenerator[Event, None]:
+async def last_event(receiver: Receiver) -> int:
+    """The id of the newest event of all; 0 when there is none. Raises ReceiverError."""
+
+    async def ask() -> int:
+        async with aclosing(_sent(receiver, "/api/events?after=latest", None)) as frames:
+            async for sent in frames:
+                return _number(sent.id)
+        raise unreadable()
+
+    patience = receiver.patience
+    return await patience.retry(ask, lambda error: error.retryable, patience.reading)
+
+
+async def _stream(receiver: Receiver, task_id: str | None, last: int | None) -> AsyncGenerator[Event, None]:
     """The events of one connection, those after `last`."""
+    path = f"{task_path(task_id)}/events" if task_id else "/api/events"
+    async with aclosing(_sent(receiver, path, last)) as frames:
+        async for sent in frames:
+            if sent.data and (event := _event(sent, task_id)).id > (last or -1):
+                yield event
+
+
+async def _sent(receiver: Receiver, path: str, last: int | None) -> AsyncGenerator[ServerSentEvent, None]:
+    """What comes over one connection."""
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
     timeout = httpx.Timeout(30, connect=10, read=receiver.patience.silence)
-    async with receiver.open(
-        "GET", f"{task_path(task_id)}/events", headers=headers, timeout=timeout
-    ) as response:
+    async with receiver.open("GET", path, headers=headers, timeout=timeout) as response:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Capped(response.stream)
         try:
-            async with aclosing(EventSource(response).aiter_sse()) as events:
-                async for sent in events:
-                    if sent.data and (event := _event(sent, task_id)).id > (last or -1):
-                        yield event
+            async with aclosing(EventSource(response).aiter_sse()) as frames:
+                async for sent in frames:
+                    yield sent
         except SSEError:
             raise unreadable() from None
 
 
-def _event(sent: ServerSentEvent, task_id: str) -> Event:
+def _event(sent: ServerSentEvent, task_id: str | None) -> Event:
     try:
         content = json.loads(sent.data)
         task, data = content["task"], content.get("data")
-        number = int(sent.id or content["id"])
+        number = _number(sent.id or content["id"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise unreadable() from None
     if not is_task(task, task_id):
         raise unreadable()
     return Event(number, sent.event, str(content.get("at")), data if isinstance(data, dict) else {}, task)
+
+
+def _number(said: Any) -> int:
+    """An event's id."""
+    try:
+        return int(said)
+    except (ValueError, TypeError):
+        raise unreadable() from None
 
 
 class _Capped(httpx.AsyncByteStream):

@@ -1,6 +1,7 @@
 """AsyncKling: register, create, wait, download. `client.blocking` has the same without `await`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,7 @@ from anyio import to_thread
 from client.body import check_create, own_id
 from client.creation import Creation
 from client.errors import ParameterError, SettingsError
+from client.events import Event, follow, last_event
 from client.families import is_new
 from client.gateway import Gateway, gateway_auth
 from client.ids import RULE, is_id, new_id
@@ -229,6 +231,19 @@ class AsyncKling:
     def known(self, task_id: str) -> AsyncTask:
         """A task that nobody was asked about yet: `wait` finds out whether there is one."""
         return AsyncTask(self._receiver, {"id": _checked(task_id), "status": "created"})
+
+    async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
+        """What happens to any task: what has been, then live, without end, however often the connection breaks.
+
+        `after`: the id of an event; it and those before are left out. Raises ReceiverError.
+        """
+        async with aclosing(follow(self._receiver, after=after)) as events:
+            async for event in events:
+                yield event
+
+    async def last_event(self) -> int:
+        """The id of the newest event, 0 when there is none. Raises ReceiverError."""
+        return await last_event(self._receiver)
 
     @property
     def reached(self) -> bool:

@@ -2,12 +2,16 @@
 
 import json
 import math
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from client.addresses import web_address
+from client.events import TYPES
 from client.jobs import Job, Parameter
 from client.kinds import Camera, Choice, Number, Seconds, Whole
 
@@ -64,12 +68,101 @@ class Timeout(click.ParamType[float]):
         return seconds
 
 
+class Address(click.ParamType[str]):
+    """Where to POST: http or https."""
+
+    name = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path, _, query = value.partition("?")
+        try:
+            web_address(path)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+        if not query.isprintable():
+            self.fail(f"{value!r} holds letters that no address has.", param, ctx)
+        return str(value)
+
+
+class Program(click.ParamType[tuple[str, ...]]):
+    """A command with its arguments, as a shell would split them; no shell runs it."""
+
+    name = "CMD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        try:
+            words = tuple(shlex.split(value))
+        except ValueError as error:
+            self.fail(f"it cannot be split: {error}.", param, ctx)
+        if not words or shutil.which(words[0]) is None:
+            self.fail(f"there is no command {words[0] if words else ''!r} that may be run here.", param, ctx)
+        return words
+
+
+class First(click.ParamType[int]):
+    """An event's id, or `latest`, which is 0."""
+
+    name = "ID|latest"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        said = str(value)
+        if said == "latest":
+            return 0
+        if not (said.isascii() and said.isdigit() and len(said) < 19 and int(said)):
+            self.fail(f"{value!r} is neither an event's id, from 1, nor `latest`.", param, ctx)
+        return int(said)
+
+
 def job_parameters(job: Job) -> list[click.Parameter]:
     """The argument and the options of a typed job, in the order of its table."""
     return [_parameter(parameter) for parameter in job.parameters]
 
 
 AS_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, one task a line.")
+
+LISTEN = """Print what happens to tasks as it happens, or hand it to an application or command here.
+
+Each event comes at least once, in order, one after the other; what comes while this is not running
+comes when it runs again. The first time begins with what comes next. An application that cannot be
+reached, or does not answer in 15 seconds, is waited for; any answer of it ends an event. Of an
+answer other than 2xx, and an exit code other than 0, you are told, and the next event follows.
+
+KLING_HOOK_SECRET signs what is forwarded; without it a secret is made, kept, and told at each start.
+"""
+
+LISTENING: list[click.Parameter] = [
+    click.Option(["--forward"], type=Address(), help="POST each event there, signed as a hook's."),
+    click.Option(
+        ["--exec", "command"],
+        type=Program(),
+        help="Run this for each event, without a shell: the event on stdin, KLING_TASK_ID, KLING_EVENT and "
+        "KLING_FILES (a link a line) in the environment.",
+    ),
+    click.Option(
+        ["--event", "types"],
+        type=click.Choice(TYPES),
+        metavar="TYPE",
+        multiple=True,
+        help="Only these; repeatable.",
+    ),
+    click.Option(["--tag"], help="Only of tasks with this tag."),
+    click.Option(
+        ["--from", "first"],
+        type=First(),
+        help="Begin with this event (1: with all that ever happened), or with what comes next (latest), "
+        "instead of where the same command left off.",
+    ),
+    click.Option(
+        ["--state"],
+        metavar="DIR",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="XDG_STATE_HOME",
+        default=Path("~/.local/state"),
+        show_default="$XDG_STATE_HOME, or ~/.local/state",
+        help="How far it came is kept there, in kling-callback.",
+    ),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print each event as JSON, one a line."),
+]
 
 ID = click.Argument(["task_id"], metavar="ID")
 

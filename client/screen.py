@@ -49,6 +49,15 @@ def show_json(document: Any, *, nicely: bool = False) -> None:
     click.echo(STEERING.sub(lambda letter: f"\\u{ord(letter.group()):04x}", text))
 
 
+def show_event(event: Event, word: str) -> None:
+    """One event on one line of stdout, and what became of it."""
+    show(
+        "  ".join(
+            map(str, (event.at, event.id, event.type, event.task["id"], event.task["status"], word))
+        ).strip()
+    )
+
+
 def show_tasks(tasks: Sequence[TaskView]) -> None:
     """A table of tasks on stdout, whole in a terminal of any width: ids are there to be copied."""
     show_table(
@@ -109,6 +118,21 @@ def watching(task_id: str, console: Console | None = None) -> Iterator[Callable[
 
         with _troubles(tell):
             yield lambda event: tell(_word(event))
+
+
+@contextmanager
+def saying_troubles() -> Iterator[None]:
+    """On stderr what does not answer while the block runs, not the same twice in a row."""
+    last = ""
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if text != last:
+            say(text)
+        last = text
+
+    with _troubles(tell):
+        yield
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pydantic_settings import (
 from client.addresses import public_address, web_address
 from client.errors import SettingsError
 from client.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
+from client.webhooks import secret_key
 
 LIKENESS = 0.85
 """How like a setting a name must be to be taken for it misspelt; no two settings are so like each other."""
@@ -193,6 +194,19 @@ class WaitSettings(InternalSettings):
                 "`kling-receiver token --role client`, or the secrets that the receiver has."
             )
         return header_safe(value)
+
+
+class ListenSettings(WaitSettings):
+    """What it takes to hand on events as a hook would get them."""
+
+    hook_secret: str = Field("", repr=False, description="signs what is handed on")
+
+    @field_validator("hook_secret")
+    @classmethod
+    def _can_sign(cls, value: str) -> str:
+        if value:
+            secret_key(value)
+        return value
 
 
 class ClientSettings(WaitSettings):

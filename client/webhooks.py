@@ -10,7 +10,8 @@ import functools
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 TOLERANCE = 300
@@ -34,6 +35,11 @@ def secret_key(secret: str) -> bytes:
     if len(key) < SHORTEST_KEY:
         raise ValueError(f"is too short: {len(key)} bytes, at least {SHORTEST_KEY} are needed.")
     return key
+
+
+def new_secret(*, random: Callable[[int], bytes] = os.urandom) -> str:
+    """A secret for a hook."""
+    return f"whsec_{base64.b64encode(random(32)).decode()}"
 
 
 def sign(secret: str, message_id: str, timestamp: int | str, body: bytes) -> str:
@@ -70,10 +76,10 @@ def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -
     return any(hmac.compare_digest(one, other) for one in expected for other in given)
 
 
-def message_id(event_id: int, at: int, hook: str = "hook") -> str:
+def message_id(event_id: int, at: int, hook: str = "default") -> str:
     """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
 
-    `at`: when it happened, unix milliseconds.
+    `at`: when it happened, unix milliseconds. `hook`: its name; that of KLING_HOOK_URL is `default`.
     """
     return f"{hook}_{event_id}_{at}"
 
@@ -86,9 +92,9 @@ def hook_body(event: Mapping[str, Any]) -> bytes:
 def hook_event(event: Mapping[str, Any]) -> dict[str, Any]:
     """The event without the queries of files' addresses: whoever has those has the files."""
     task = event["task"]
-    return {**event, "task": {**task, "results": [_without_query(each) for each in task["results"]]}}
+    return {**event, "task": {**task, "results": [_without_query(each) for each in task.get("results", ())]}}
 
 
-def _without_query(result: dict[str, Any]) -> dict[str, Any]:
-    url = result["source_url"]
-    return {**result, "source_url": url and url.partition("?")[0]}
+def _without_query(result: Any) -> Any:
+    url = result.get("source_url") if isinstance(result, dict) else None
+    return {**result, "source_url": url.partition("?")[0]} if isinstance(url, str) else result

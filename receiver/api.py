@@ -142,7 +142,8 @@ class Api:
         return StreamingResponse(self._frames(task, after), media_type="text/event-stream", headers=headers)
 
     async def _frames(self, task: str | None, after: int) -> AsyncIterator[bytes]:
-        yield b": this stream tells what happens, as it happens\n\n"
+        # The id is where it begins: who loses the stream before anything happens misses nothing.
+        yield f": this stream tells what happens, as it happens\nid: {after}\n\n".encode()
         async for rows in self._feed.follow(task, after):
             if not rows:
                 yield b":\n\n"

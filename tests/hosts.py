@@ -53,7 +53,7 @@ class Host:
 
 
 @contextmanager
-def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1") -> Iterator[Host]:
+def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: int = 0) -> Iterator[Host]:
     """A server whose every request is answered by `respond`; the connection closes after each."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -76,7 +76,7 @@ def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1") -> Ite
         def handle_error(self, request: object, client_address: object) -> None:
             """Clients may go away when they have heard enough."""
 
-    server = Server((address, 0), Handler)
+    server = Server((address, port), Handler)
     server.daemon_threads = True
     there = Host(f"http://{address}:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -125,11 +125,13 @@ class Stage:
 
 
 def kind_of(request: httpx.Request) -> str:
-    """`create`, `query`, `register`, `report`, `task`, `list`, `events` or `file`."""
+    """`create`, `query`, `register`, `report`, `task`, `list`, `events`, `all` (of all tasks) or `file`."""
     if request.url.host == "kling.test":
         return "create" if request.method == "POST" else "query"
     if request.method == "PUT":
         return "report" if "outcome" in json.loads(request.content) else "register"
+    if request.url.path == "/api/events":
+        return "all"
     last = request.url.path.split("/")[3:]
     return {0: "list", 1: "task", 2: "events"}.get(len(last), "file")
 

@@ -439,6 +439,7 @@ def test_help_and_version(bare: Run) -> None:
         "create",
         "image-to-image",
         "list",
+        "listen",
         "show",
         "text-to-image",
         "text-to-video",

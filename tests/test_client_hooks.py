@@ -57,7 +57,7 @@ def test_what_a_receiver_signed_is_an_event() -> None:
     """With all it says, and the id to drop repeats by."""
     event = take()
     assert (event.id, event.type, event.at, event.data) == (17, EVENT["type"], EVENT["at"], EVENT["data"])
-    assert (event.task, event.ends, event.webhook_id) == (EVENT["task"], True, "hook_17_1800000000000")
+    assert (event.task, event.ends, event.webhook_id) == (EVENT["task"], True, "default_17_1800000000000")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_message_signed_now_needs_no_clock() -> None:
         (signed(timestamp="1800000000.0"), "bad_header"),
         (signed(timestamp=str(NOW + 1)), "bad_signature"),
         (signed(timestamp="99999999999"), "bad_signature"),
-        (signed(id="hook_18_1800000000000"), "bad_signature"),
+        (signed(id="default_18_1800000000000"), "bad_signature"),
         (signed(id="\udcff\u2603"), "bad_signature"),
         (signed(id="a\r\nb"), "bad_signature"),
         (signed(signature="v1,"), "bad_signature"),

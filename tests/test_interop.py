@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import standardwebhooks.webhooks
 import svix.webhooks
@@ -91,6 +92,25 @@ def test_they_take_what_we_sign(visits: list[Visit], package: tuple[Verify, Sign
             assert not verify(secret, said, headers)
             with pytest.raises(HookError):
                 verify_hook(said.encode(), headers, secret)
+
+
+def test_during_a_rotation_they_take_it_with_either_secret(start: Start, package: tuple[Verify, Sign]) -> None:
+    """A test event of a hook whose secret was just replaced: signed with both, taken with each alone."""
+    verify, _ = package
+    with host(lambda visit: visit.answer(204)) as there:
+        running = start()
+
+        def order(path: str, **given: Any) -> Any:
+            url, headers = f"{running.url}/api/hooks{path}", running.headers("admin")
+            return httpx.post(url, json=given, headers=headers, timeout=20).raise_for_status().json()
+
+        order("", name="mine", address=there.url, secret=SECRET)
+        order("/mine/rotate", secret=OTHER)
+        assert order("/mine/test")["taken"]
+        (visit,) = there.wait_for(1)
+    for secret in (SECRET, OTHER):
+        assert verify(secret, visit.body.decode(), dict(visit.headers))
+        assert verify_hook(visit.body, visit.headers, secret).type == "hook.test"
 
 
 def test_we_take_what_they_sign(package: tuple[Verify, Sign]) -> None:
