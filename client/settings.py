@@ -132,13 +132,18 @@ class KlingSettings(BaseSettings):
     def doubts(cls) -> list[str]:
         """What looks like the name of a setting, and is none: nobody reads it."""
         known = [f"kling_{name}" for name in cls.model_fields]
-        given = {*EnvSettingsSource(cls).env_vars, *DotEnvSettingsSource(cls).env_vars} - set(known)
+        given = cls.variables().keys() - set(known)
         nearest = {name: get_close_matches(name, known, 1, LIKENESS) for name in sorted(given)}
         return [
             f"{name.upper()} is no setting: nobody reads it. Is {near[0].upper()} meant?"
             for name, near in nearest.items()
             if near
         ]
+
+    @classmethod
+    def variables(cls) -> dict[str, str | None]:
+        """All variables, of the environment before those of `.env`; their names in small letters."""
+        return {**DotEnvSettingsSource(cls).env_vars, **EnvSettingsSource(cls).env_vars}
 
     @classmethod
     def _problem(cls, error: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
 
-from receiver.hooks import NewHook, new_secret
+from client.webhooks import new_secret
+from receiver.hooks import NewHook
 from receiver.outbox import FAR
 from receiver.tables import Hook
 from receiver.transaction import EVENT, JOB, Row, Transaction

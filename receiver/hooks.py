@@ -1,14 +1,12 @@
 """What a hook is: an address, what it wants to hear of, and how it is treated. Checked before it is kept."""
 
-import base64
-import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from client.families import RULE, is_family
-from client.webhooks import secret_key
+from client.webhooks import new_secret, secret_key
 from receiver.outbound import Allowed
 from receiver.reading import Full
 from receiver.sinks import scheme_of
@@ -40,11 +38,6 @@ EVENTS: Mapping[str, frozenset[str]] = {
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
-
-
-def new_secret() -> str:
-    """A Standard Webhooks secret."""
-    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 class Wanted(BaseModel):

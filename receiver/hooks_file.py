@@ -3,7 +3,6 @@
 What they say is what there is: at each start hooks are added, changed and removed by it.
 """
 
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +21,11 @@ OVERLAP = 86_400.0
 """Seconds for which a secret that was changed signs too."""
 
 
-def read_hooks(path: Path, allowed: Allowed, *, environ: Mapping[str, str] = os.environ) -> list[NewHook]:
-    """The hooks of a file: a table `[hooks.NAME]` each. Raises BadHook naming every problem."""
+def read_hooks(path: Path, allowed: Allowed, variables: Mapping[str, str | None]) -> list[NewHook]:
+    """The hooks of a file: a table `[hooks.NAME]` each. Raises BadHook naming every problem.
+
+    `variables`: those of the environment, by their names in small letters.
+    """
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -36,7 +38,7 @@ def read_hooks(path: Path, allowed: Allowed, *, environ: Mapping[str, str] = os.
     hooks, problems = [], []
     for name, table in tables.items():
         try:
-            hooks.append(_hook(name, table, allowed, environ))
+            hooks.append(_hook(name, table, allowed, variables))
         except BadHook as error:
             problems += [f"{path}: hooks.{name}: {problem}" for problem in error.problems]
     if problems:
@@ -44,13 +46,13 @@ def read_hooks(path: Path, allowed: Allowed, *, environ: Mapping[str, str] = os.
     return hooks
 
 
-def _hook(name: str, table: Any, allowed: Allowed, environ: Mapping[str, str]) -> NewHook:
+def _hook(name: str, table: Any, allowed: Allowed, variables: Mapping[str, str | None]) -> NewHook:
     if not isinstance(table, dict):
         raise BadHook(["this is no table."])
     given = {**table, "name": name}
     variable = given.pop("secret_env", None)
     if variable is not None:
-        given["secret"] = environ.get(str(variable), "")
+        given["secret"] = (variables.get(str(variable).lower()) or "").strip()
         if not given["secret"]:
             raise BadHook([f"secret_env: the environment has no {variable}."])
     hook = read_hook(given, allowed)

@@ -173,7 +173,8 @@ class ReceiverSettings(KlingSettings):
     def _good_hooks(cls, value: str, info: ValidationInfo) -> str:
         if value and "private_hook_hosts" in info.data:
             try:
-                read_hooks(Path(value), Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS))
+                allowed = Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
+                read_hooks(Path(value), allowed, cls.variables())
             except BadHook as error:
                 raise ValueError(str(error)) from None
         return value
@@ -181,7 +182,9 @@ class ReceiverSettings(KlingSettings):
     @property
     def hooks(self) -> list[NewHook]:
         """The hooks of the file, if there is one."""
-        return read_hooks(Path(self.hooks_file), self.hook_hosts) if self.hooks_file else []
+        if not self.hooks_file:
+            return []
+        return read_hooks(Path(self.hooks_file), self.hook_hosts, self.variables())
 
     @property
     def out_of_reach(self) -> str:
