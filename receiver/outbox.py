@@ -71,6 +71,16 @@ def verdict(outcome: Outcome) -> Verdict:
     return lambda tx: outcome
 
 
+DUE = (
+    select(JOB)
+    .where(JOB.c.state == "ready", JOB.c.due_at <= bindparam("now"))
+    .order_by(JOB.c.due_at, JOB.c.id)
+    .limit(LOOK_AHEAD)
+    .with_for_update(skip_locked=True)  # SQLite has no such words; its one writer needs none
+)
+DUE_IN_ROOM = DUE.where(
+    JOB.c.lane.not_in(bindparam("lanes", expanding=True)), JOB.c.kind.not_in(bindparam("kinds", expanding=True))
+)
 CLAIM = text("""
     UPDATE job SET state = 'running', attempts = attempts + 1, claim = :claim, leased_until = :until
     WHERE id = :id AND state = 'ready'
@@ -94,13 +104,9 @@ BURY = text("""
     WHERE id = :id AND claim = :claim
 """)
 HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
-NEXT_DUE = text("""
-    SELECT due_at FROM job
-    WHERE state = 'ready' AND due_at < :far AND lane NOT IN :lanes AND kind NOT IN :kinds
-    ORDER BY due_at LIMIT 1
-""").bindparams(
-    bindparam("lanes", type_=JOB.c.lane.type, expanding=True),
-    bindparam("kinds", type_=JOB.c.kind.type, expanding=True),
+NEXT = select(JOB.c.due_at).where(JOB.c.state == "ready", JOB.c.due_at < FAR).order_by(JOB.c.due_at).limit(1)
+NEXT_IN_ROOM = NEXT.where(
+    JOB.c.lane.not_in(bindparam("lanes", expanding=True)), JOB.c.kind.not_in(bindparam("kinds", expanding=True))
 )
 NEXT_RESCUE = text("SELECT min(leased_until) FROM job WHERE state = 'running'")
 
@@ -150,15 +156,8 @@ class Busy:
 
 def claim_due(tx: Transaction, busy: Busy, *, name: str, lease_ms: int) -> list[Claimed]:
     """Claim due jobs that there is room for; they count as `busy` then. `name`: of this claim alone."""
-    query = (
-        select(JOB)
-        .where(JOB.c.state == "ready", JOB.c.due_at <= tx.now)
-        .where(JOB.c.lane.not_in(busy.full_lanes), JOB.c.kind.not_in(busy.full_kinds))
-        .order_by(JOB.c.due_at, JOB.c.id)
-        .limit(LOOK_AHEAD)
-        .with_for_update(skip_locked=True)  # SQLite has no such words; its one writer needs none
-    )
-    rows = tx.connection.execute(query)
+    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
+    rows = tx.connection.execute(DUE_IN_ROOM if any(full.values()) else DUE, {"now": tx.now, **full})
     claimed = [
         Claimed(row.id, row.key, row.kind, row.task, row.lane, row.data, row.attempts + 1, name)
         for row in rows
@@ -175,11 +174,11 @@ def give_back(tx: Transaction, name: str) -> None:
     tx.connection.execute(GIVE_BACK, {"claim": name})
 
 
-def next_due(tx: Transaction, busy: Busy) -> int | None:
-    """Unix ms at which a job that there is room for is due, or a lease ends; None when nothing waits."""
-    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds, "far": FAR}
-    due = tx.connection.execute(NEXT_DUE, full).scalar()
-    lease = tx.connection.execute(NEXT_RESCUE).scalar()
+def next_due(tx: Transaction, busy: Busy, *, leases: bool = True) -> int | None:
+    """Unix ms at which a job that there is room for is due, or one of the `leases` ends; None when none waits."""
+    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
+    due = tx.connection.execute(NEXT_IN_ROOM if any(full.values()) else NEXT, full).scalar()
+    lease = tx.connection.execute(NEXT_RESCUE).scalar() if leases else None
     return min((at for at in (due, lease) if at is not None), default=None)
 
 

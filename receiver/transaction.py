@@ -19,6 +19,7 @@ Row = dict[str, Any]
 
 TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
+LOAD = select(TASK).where(TASK.c.id.in_(bindparam("ids", expanding=True))).order_by(TASK.c.id).with_for_update()
 REPEAT_EVENT = text("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
 TASKS = Bulk(TASK, [column.name for column in TASK.c])
 EVENTS = Bulk(EVENT, [column.name for column in EVENT.c if column.name != "id"])
@@ -106,8 +107,7 @@ class Transaction:
         """Put the rows of these tasks into `tasks`, locked until the commit; in one order: no deadlocks."""
         missing = sorted(set(ids) - self.tasks.keys())
         if missing:
-            query = select(TASK).where(TASK.c.id.in_(missing)).order_by(TASK.c.id)
-            rows = self.connection.execute(query if self.database.is_sqlite else query.with_for_update())
+            rows = self.connection.execute(LOAD, {"ids": missing})
             self.tasks.update((row.id, dict(row._mapping)) for row in rows)
 
     def task(self, task: str) -> Row | None:

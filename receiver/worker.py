@@ -26,6 +26,10 @@ TO_HOOKS = {"dispatch": 512, "hook": 256}
 LONGEST_RUN = 900
 """Seconds that one attempt may take."""
 LEASE_MS = (LONGEST_RUN + 60) * 1000
+LOOK_AT_LEASES = 60.0
+"""Seconds between two looks for work of a dead process while work of our own goes on."""
+REST = 0.01
+"""Seconds from one claim to the next: under load one claim finds several jobs."""
 OUTAGE_PAUSE = 2.0
 """Seconds until the next look at a database that could not be written."""
 
@@ -51,6 +55,7 @@ class Worker:
         """The name of claims that may have been made, although we were told of an outage."""
         self._loop: asyncio.Task[None] | None = None
         self._sleeps_until: float | None = None
+        self._leases_at = 0.0
         self._closing = False
 
     def start(self) -> None:
@@ -78,7 +83,9 @@ class Worker:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            claimed_at = loop.time()
             self._woken.clear()  # before claiming: what comes from now on wakes the loop again
             try:
                 wait = await self._claim()
@@ -89,6 +96,7 @@ class Worker:
                 await asyncio.sleep(self._pause)
             else:
                 await self._sleep(wait)
+                await asyncio.sleep(claimed_at + REST - loop.time())
 
     async def _sleep(self, seconds: float | None) -> None:
         self._sleeps_until = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
@@ -103,22 +111,31 @@ class Worker:
     async def _claim(self) -> float | None:
         """Start what is due; seconds until the next job is, None when none waits."""
         running, unheard = list(self._running.values()), self._unheard
+        loop = asyncio.get_running_loop()
+        leases = not running or loop.time() >= self._leases_at
         name = self._unheard = unheard or secrets.token_hex(8)
 
         def change(tx: Transaction) -> tuple[list[Claimed], int | None]:
             if unheard:
                 outbox.give_back(tx, unheard)
-            outbox.rescue(tx, tx.now)
+            if leases:
+                outbox.rescue(tx, tx.now)
             busy = Busy.with_these(running, per_lane=PER_LANE, per_kind=PER_KIND, more=TO_HOOKS)
-            return outbox.claim_due(tx, busy, name=name, lease_ms=LEASE_MS), outbox.next_due(tx, busy)
+            claimed = outbox.claim_due(tx, busy, name=name, lease_ms=LEASE_MS)
+            return claimed, outbox.next_due(tx, busy, leases=leases)
 
         claimed, due = await self._writer.run(change)
         self._unheard = None
+        if leases:
+            self._leases_at = loop.time() + LOOK_AT_LEASES
         for job in claimed:
             task = asyncio.create_task(self._do(job), name=job.key)
             self._running[task] = job
             task.add_done_callback(self._ended)
-        return None if due is None else max(due / 1000 - self._clock(), 0)
+        waits = [self._leases_at - loop.time()] if self._running else []
+        if due is not None:
+            waits.append(due / 1000 - self._clock())
+        return max(min(waits), 0) if waits else None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
