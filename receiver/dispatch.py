@@ -186,6 +186,7 @@ class Run:
         self._tried += 1
         await self._unrecorded.acquire()
         group.create_task(self._attempt(turn, event, full))
+        await asyncio.sleep(0)  # callbacks come in between
         return True
 
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
