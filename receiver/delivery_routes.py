@@ -21,7 +21,7 @@ from receiver.orders import Order, json_body, read_order
 from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Reader
 from receiver.settings import ReceiverSettings
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 from receiver.writer import Writer
 
 STATES = ("waiting", "delivered", "dead")
@@ -91,23 +91,20 @@ class DeliveryRoutes:
 
     async def _retry(self, request: Request) -> Response:
         event, name = _pair(request)
-        row = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
-        if row is None:
+        if await self._reader.read(lambda connection: hook_rows.hook(connection, name)) is None:
             raise no_hook()
         known = await self._reader.event(event)
         if known is None:
             raise _no_delivery()
-        await self._writer.run(lambda tx: deliveries.again(tx, event, row, known["task"]))
+        await self._writer.run(lambda tx: deliveries.again(tx, event, name, known["task"]))
         return await self._delivery(request)
 
     async def _replay(self, request: Request) -> Response:
         given = read_order(Replay, await json_body(request, self._bodies))
-        hooks = await self._reader.read(hook_rows.hooks)
-        chosen = [row for row in hooks if given.hook in (None, row["name"])]
-        if given.hook and not chosen:
+        names, count = await self._writer.run(lambda tx: _owe(tx, given))
+        if given.hook and not names:
             raise no_hook()
-        count = await self._writer.run(lambda tx: _owe(tx, given, chosen))
-        return JSONResponse({"hooks": [row["name"] for row in chosen], "events": count})
+        return JSONResponse({"hooks": names, "events": count})
 
     async def _retry_dead(self, request: Request) -> Response:
         given = read_order(Retry, await json_body(request, self._bodies, empty={}))
@@ -115,8 +112,9 @@ class DeliveryRoutes:
         return JSONResponse({"deliveries": count})
 
 
-def _owe(tx: Transaction, given: Replay, hooks: list[Row]) -> int:
-    """Owe a replay; how many events of the log it goes through."""
+def _owe(tx: Transaction, given: Replay) -> tuple[list[str], int]:
+    """Owe a replay: to which hooks, and how many events of the log it goes through."""
+    hooks = [row for row in hook_rows.hooks(tx.connection) if given.hook in (None, row["name"])]
     last = hook_rows.last_event(tx.connection)
     first = 1 if given.task else given.from_
     if given.since is not None:
@@ -125,7 +123,8 @@ def _owe(tx: Transaction, given: Replay, hooks: list[Row]) -> int:
     assert first is not None
     if first <= last:
         deliveries.replay(tx, hooks, first - 1, last, task=given.task)
-    return deliveries.count_between(tx.connection, first, last, given.task)
+    count = deliveries.count_between(tx.connection, first, last, given.task)
+    return [row["name"] for row in hooks], count
 
 
 def _wish(request: Request) -> Wish:

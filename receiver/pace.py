@@ -50,6 +50,7 @@ class Pace:
             try:
                 await asyncio.sleep(max(wait, 0))
             except asyncio.CancelledError:
+                self._next -= 1 / self._rate  # it was not used
                 turn.leave()
                 raise
         return turn
