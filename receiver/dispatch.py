@@ -144,7 +144,7 @@ class Run:
                     break
                 if not events and not await _came(woken, self._stretch.linger):
                     return Ran(self._cursor, whole=True)
-                self._hook = hook
+                self._hook, self._looked = hook, asyncio.get_running_loop().time()
                 looked += len(events)
                 for event in events:
                     if self._is_over():

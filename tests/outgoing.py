@@ -12,7 +12,7 @@ from receiver.hooks import NewHook
 from receiver.reading import Full
 from receiver.settings import ReceiverSettings
 from receiver.sinks import Message, NotTaken, Taken
-from receiver.transaction import Committed, Row, Transaction
+from receiver.transaction import EVENT, Committed, Row, Transaction
 from tests.ledger import FAMILY, NOW, Ledger
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Outgoing:
         """One commit."""
         return await self.receiver.writer.run(change)
 
-    async def add(self, address: str | Endpoint, name: str = "", **given: Any) -> str:
+    async def add(self, address: str | Endpoint, *, name: str = "", **given: Any) -> str:
         """Add a hook; its name."""
         if isinstance(address, Endpoint):
             name, address = name or address.name, address.address
@@ -137,7 +137,7 @@ class Outgoing:
             return before(tx.connection)
 
         last = await self.change(change)
-        return [row["id"] for row in self.ledger.rows(deliveries.EVENT) if row["id"] > last]
+        return [row["id"] for row in self.ledger.rows(EVENT) if row["id"] > last]
 
     def hook(self, name: str) -> Row:
         """A hook's row."""

@@ -163,7 +163,7 @@ async def test_who_is_reading_is_waited_for(database: Database) -> None:
         begun.set()
         go.wait(20)
 
-    asked = asyncio.create_task(reader._read(slow))
+    asked = asyncio.create_task(reader.read(slow))
     await asyncio.to_thread(begun.wait, 20)
     asked.cancel()
     closing = asyncio.create_task(reader.close())
