@@ -235,7 +235,7 @@ def _attempted(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
     if wish.task:
         query = query.where(ATTEMPT.c.event.in_(select(EVENT.c.id).where(EVENT.c.task == wish.task)))
     if wish.state:
-        query = query.where(NOT_OWED)
+        query = query.where(ATTEMPT.c.taken, NOT_OWED)
     if wish.before:
         query = query.where(_after(columns, wish.before))
     return {(row.event, row.hook) for row in connection.execute(query)}

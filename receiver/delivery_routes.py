@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from client.codec import clean
 from client.ids import is_id
 from receiver import deliveries, hook_rows
 from receiver.access import require
@@ -36,6 +37,13 @@ class Replay(Order):
     since: datetime | None = None
     task: str | None = None
     hook: str | None = None
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, value: str | None) -> str | None:
+        if value is not None and not is_id(value):
+            raise ValueError("this is no task's id.")
+        return value
 
     @model_validator(mode="after")
     def _one(self) -> "Replay":
@@ -116,7 +124,7 @@ def _owe(tx: Transaction, given: Replay) -> tuple[list[str], int]:
     """Owe a replay: to which hooks, and how many events of the log it goes through."""
     hooks = [row for row in hook_rows.hooks(tx.connection) if given.hook in (None, row["name"])]
     last = hook_rows.last_event(tx.connection)
-    first = 1 if given.task else given.from_
+    first = 1 if given.task is not None else given.from_
     if given.since is not None:
         at = given.since if given.since.tzinfo else given.since.replace(tzinfo=UTC)
         first = deliveries.first_since(tx.connection, int(at.timestamp() * 1000)) or last + 1
@@ -138,7 +146,7 @@ def _wish(request: Request) -> Wish:
     limit, place = limit_of(asked.get("limit", "50"), problems), place_of(asked.get("cursor"), problems)
     if problems:
         raise ApiError(422, "bad_filter", " ".join(problems), "Mend the address and send it again.")
-    hook = (asked.get("hook") or "").replace("\0", "\ufffd") or None
+    hook = clean(asked.get("hook") or "") or None
     return Wish(hook=hook, state=state or None, task=task or None, before=place, limit=limit)
 
 
@@ -146,7 +154,7 @@ def _pair(request: Request) -> tuple[int, str]:
     said = request.path_params["event"]
     if not (said.isascii() and said.isdigit() and len(said) < 19):
         raise _no_delivery()
-    return int(said), request.path_params["name"].replace("\0", "\ufffd")
+    return int(said), clean(request.path_params["name"])
 
 
 def _no_delivery() -> ApiError:
