@@ -46,10 +46,12 @@ class Attempt:
 
 
 def record(tx: Transaction, attempts: list[Attempt]) -> None:
-    """Keep attempts; what was not taken is owed again, or kept as dead."""
+    """Keep attempts; what was not taken is owed again, or kept as dead, unless the hook was removed."""
     keep(tx, attempts)
+    failed = {each.hook["name"] for each in attempts if not each.taken}
+    there = {name for name in sorted(failed) if hook(tx.connection, name)}
     for each in attempts:
-        if not each.taken:
+        if not each.taken and each.hook["name"] in there:
             dead = {"state": "dead", "error": each.error} if each.due_at is None else {"error": each.error}
             owe(tx, each.event, each.hook["name"], each.task, due_at=each.due_at, attempts=each.count, **dead)
 
@@ -114,11 +116,13 @@ def advance(tx: Transaction, name: str, cursor: int) -> bool:
     return tx.connection.execute(BEHIND, {"name": name}).first() is not None
 
 
-def again(tx: Transaction, event: int, hook: Row, task: str) -> None:
+def again(tx: Transaction, event: int, name: str, task: str) -> None:
     """Send one event to one hook again, whatever became of it; to a paused one when it is resumed."""
-    owe(tx, event, hook["name"], task, due_at=FAR if hook["paused_at"] else tx.now)
-    if not hook["paused_at"]:
-        tx.hasten(_key(event, hook["name"]))
+    row = hook(tx.connection, name)
+    paused = row is not None and row["paused_at"]
+    owe(tx, event, name, task, due_at=FAR if paused else tx.now)
+    if not paused:
+        tx.hasten(_key(event, name))
 
 
 REVIVE = """
@@ -231,7 +235,7 @@ def _attempted(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
     if wish.task:
         query = query.where(ATTEMPT.c.event.in_(select(EVENT.c.id).where(EVENT.c.task == wish.task)))
     if wish.state:
-        query = query.where(NOT_OWED)
+        query = query.where(ATTEMPT.c.taken, NOT_OWED)
     if wish.before:
         query = query.where(_after(columns, wish.before))
     return {(row.event, row.hook) for row in connection.execute(query)}

@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from client.codec import clean
 from client.ids import is_id
 from receiver import deliveries, hook_rows
 from receiver.access import require
@@ -21,7 +22,7 @@ from receiver.orders import Order, json_body, read_order
 from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Reader
 from receiver.settings import ReceiverSettings
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 from receiver.writer import Writer
 
 STATES = ("waiting", "delivered", "dead")
@@ -36,6 +37,13 @@ class Replay(Order):
     since: datetime | None = None
     task: str | None = None
     hook: str | None = None
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, value: str | None) -> str | None:
+        if value is not None and not is_id(value):
+            raise ValueError("this is no task's id.")
+        return value
 
     @model_validator(mode="after")
     def _one(self) -> "Replay":
@@ -91,23 +99,20 @@ class DeliveryRoutes:
 
     async def _retry(self, request: Request) -> Response:
         event, name = _pair(request)
-        row = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
-        if row is None:
+        if await self._reader.read(lambda connection: hook_rows.hook(connection, name)) is None:
             raise no_hook()
         known = await self._reader.event(event)
         if known is None:
             raise _no_delivery()
-        await self._writer.run(lambda tx: deliveries.again(tx, event, row, known["task"]))
+        await self._writer.run(lambda tx: deliveries.again(tx, event, name, known["task"]))
         return await self._delivery(request)
 
     async def _replay(self, request: Request) -> Response:
         given = read_order(Replay, await json_body(request, self._bodies))
-        hooks = await self._reader.read(hook_rows.hooks)
-        chosen = [row for row in hooks if given.hook in (None, row["name"])]
-        if given.hook and not chosen:
+        names, count = await self._writer.run(lambda tx: _owe(tx, given))
+        if given.hook and not names:
             raise no_hook()
-        count = await self._writer.run(lambda tx: _owe(tx, given, chosen))
-        return JSONResponse({"hooks": [row["name"] for row in chosen], "events": count})
+        return JSONResponse({"hooks": names, "events": count})
 
     async def _retry_dead(self, request: Request) -> Response:
         given = read_order(Retry, await json_body(request, self._bodies, empty={}))
@@ -115,17 +120,19 @@ class DeliveryRoutes:
         return JSONResponse({"deliveries": count})
 
 
-def _owe(tx: Transaction, given: Replay, hooks: list[Row]) -> int:
-    """Owe a replay; how many events of the log it goes through."""
+def _owe(tx: Transaction, given: Replay) -> tuple[list[str], int]:
+    """Owe a replay: to which hooks, and how many events of the log it goes through."""
+    hooks = [row for row in hook_rows.hooks(tx.connection) if given.hook in (None, row["name"])]
     last = hook_rows.last_event(tx.connection)
-    first = 1 if given.task else given.from_
+    first = 1 if given.task is not None else given.from_
     if given.since is not None:
         at = given.since if given.since.tzinfo else given.since.replace(tzinfo=UTC)
         first = deliveries.first_since(tx.connection, int(at.timestamp() * 1000)) or last + 1
     assert first is not None
     if first <= last:
         deliveries.replay(tx, hooks, first - 1, last, task=given.task)
-    return deliveries.count_between(tx.connection, first, last, given.task)
+    count = deliveries.count_between(tx.connection, first, last, given.task)
+    return [row["name"] for row in hooks], count
 
 
 def _wish(request: Request) -> Wish:
@@ -139,7 +146,7 @@ def _wish(request: Request) -> Wish:
     limit, place = limit_of(asked.get("limit", "50"), problems), place_of(asked.get("cursor"), problems)
     if problems:
         raise ApiError(422, "bad_filter", " ".join(problems), "Mend the address and send it again.")
-    hook = (asked.get("hook") or "").replace("\0", "\ufffd") or None
+    hook = clean(asked.get("hook") or "") or None
     return Wish(hook=hook, state=state or None, task=task or None, before=place, limit=limit)
 
 
@@ -147,7 +154,7 @@ def _pair(request: Request) -> tuple[int, str]:
     said = request.path_params["event"]
     if not (said.isascii() and said.isdigit() and len(said) < 19):
         raise _no_delivery()
-    return int(said), request.path_params["name"].replace("\0", "\ufffd")
+    return int(said), clean(request.path_params["name"])
 
 
 def _no_delivery() -> ApiError:

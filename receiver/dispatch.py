@@ -33,6 +33,8 @@ MOST_EVENTS = 5_000
 BATCH = 200
 REST = 0.02
 """Seconds from one look at the log to the next."""
+FRESH = 1.0
+"""Seconds after which a run looks at its hook anew: it may have been paused, or removed."""
 UNRECORDED = 512
 """Attempts of one run that may wait for their record."""
 
@@ -71,7 +73,7 @@ class Dispatcher:
         name = job.key.removeprefix("dispatch/")
         hook = await self._hook(name)
         if hook is None or hook["paused_at"]:
-            return verdict(Done())
+            return functools.partial(_dispatched, name=name, ran=NOT_RUN)
         seen = await self._reader.read(lambda connection: deliveries.tried(connection, name, hook["cursor"]))
         linger = 0 if hook["task"] else LINGER
         ran = await self._run(hook, Stretch(hook["cursor"], task=hook["task"], seen=seen, linger=linger))
@@ -85,7 +87,7 @@ class Dispatcher:
         if hook is None:
             return verdict(Done())
         if hook["paused_at"]:
-            return verdict(RetryAt(FAR, "The hook is paused.", counts=False))
+            return functools.partial(_kept, name=hook["name"])
         ran = await self._run(hook, Stretch(*[job.data[key] for key in ("after", "until", "task")]))
         return functools.partial(_replayed, job=job, ran=ran)
 
@@ -95,7 +97,7 @@ class Dispatcher:
         if hook is None or event is None:
             return verdict(Done())
         if hook["paused_at"]:
-            return verdict(RetryAt(FAR, "The hook is paused.", counts=False))
+            return functools.partial(_kept, name=hook["name"])
         full = (await self._reader.full([event["task"]])).get(event["task"])
         if full is None:
             return verdict(Done())
@@ -105,6 +107,8 @@ class Dispatcher:
         except TimeoutError:  # it is dead or slow, and others are before us
             return _not_its_turn
         attempt = await self._sender.attempt(turn, hook, event, full, count=job.attempts)
+        if hook["task"]:
+            await self._sender.forget(hook["name"])
         return functools.partial(_tried_again, attempt=attempt)
 
     async def _hook(self, name: str) -> Row | None:
@@ -128,7 +132,7 @@ class Run:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
         self._unrecorded = asyncio.Semaphore(UNRECORDED)
-        self._tried, self._end, self._looked = 0, 0.0, 0.0
+        self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
 
     async def go(self, group: asyncio.TaskGroup) -> Ran:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
@@ -143,22 +147,22 @@ class Run:
                     break
                 if not events and not await _came(woken, self._stretch.linger):
                     return Ran(self._cursor, whole=True)
-                self._hook = hook
+                self._hook, self._looked = hook, asyncio.get_running_loop().time()
                 looked += len(events)
                 for event in events:
                     if self._is_over():
                         return Ran(self._cursor)
                     wanted = self._is_wanted(event, full)
-                    if wanted and not await self._begin(group, event, full[event["task"]]):
-                        return Ran(self._cursor, wait=(await self._sender.pace(hook)).put_off())
+                    if wanted and (ended := await self._begin(group, event, full[event["task"]])):
+                        return ended
                     self._cursor = event["id"]
         return Ran(self._cursor)
 
     async def _rest(self) -> None:
         """Under load, let some commits gather before the next look; a look after a quiet time is at once."""
         now = asyncio.get_running_loop().time()
-        await asyncio.sleep(max(self._looked + REST - now, 0))
-        self._looked = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(self._rested + REST - now, 0))
+        self._rested = asyncio.get_running_loop().time()
 
     def _is_over(self) -> bool:
         return self._feed.closed or asyncio.get_running_loop().time() >= self._end
@@ -177,22 +181,43 @@ class Run:
             return False
         return wants(self._hook, event, full[event["task"]])
 
-    async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> bool:
-        """Begin an attempt when it is its turn. False for a hook that is dead: one attempt a run shows that."""
-        turn = await self._sender.turn(self._hook)
+    async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> Ran | None:
+        """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
+        try:
+            async with asyncio.timeout(LONGEST_TURN):
+                turn = await self._sender.turn(self._hook)
+        except TimeoutError:
+            return Ran(self._cursor)
         if turn.pace.is_dead and self._tried:
             turn.leave()
-            return False
+            return Ran(self._cursor, wait=turn.pace.put_off())
+        if not await self._goes_on():
+            turn.leave()
+            return Ran(self._cursor)
         self._tried += 1
         await self._unrecorded.acquire()
         group.create_task(self._attempt(turn, event, full))
         await asyncio.sleep(0)  # callbacks come in between
+        return None
+
+    async def _goes_on(self) -> bool:
+        """Whether the hook is still there, and not paused."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked < FRESH:
+            return True
+        name = self._hook["name"]
+        hook = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
+        if hook is None or hook["paused_at"]:
+            return False
+        self._hook, self._looked = hook, now
         return True
 
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
         try:
             attempt = await self._sender.attempt(turn, self._hook, event, full)
             await self._writer.share(deliveries.record, attempt, urgent=False)
+            if attempt.gone:
+                self._looked = 0.0
         finally:
             self._unrecorded.release()
 
@@ -207,13 +232,13 @@ async def _came(woken: asyncio.Event, linger: float) -> bool:
 
 
 LEFT_ALONE = "It takes nothing just now."
+NOT_RUN = Ran(0)
 
 
 def _dispatched(tx: Transaction, name: str, ran: Ran) -> Outcome:
-    more = deliveries.advance(tx, name, ran.cursor)
-    if ran.wait:
-        return RetryAt(tx.now + int(ran.wait * 1000), LEFT_ALONE, counts=False)
-    return RetryAt(tx.now, "", counts=False) if more else Done()
+    if not deliveries.advance(tx, name, ran.cursor):
+        return Done()
+    return RetryAt(tx.now + int(ran.wait * 1000), LEFT_ALONE if ran.wait else "", counts=False)
 
 
 def _replayed(tx: Transaction, job: Claimed, ran: Ran) -> Outcome:
@@ -223,12 +248,19 @@ def _replayed(tx: Transaction, job: Claimed, ran: Ran) -> Outcome:
     return RetryAt(due, LEFT_ALONE, data={**job.data, "after": ran.cursor}, counts=False)
 
 
+def _kept(tx: Transaction, name: str) -> Outcome:
+    """A paused hook keeps what it is owed; one that was resumed while we looked does not."""
+    hook = hook_rows.hook(tx.connection, name)
+    due = FAR if hook and hook["paused_at"] else tx.now
+    return RetryAt(due, "The hook is paused.", counts=False)
+
+
 def _not_its_turn(tx: Transaction) -> Outcome:
     return RetryAt(tx.now + int(LONGEST_TURN * 1000), "Others of this hook are before it.", counts=False)
 
 
 def _tried_again(tx: Transaction, attempt: Attempt) -> Outcome:
     deliveries.keep(tx, [attempt])
-    if attempt.taken:
+    if attempt.taken or hook_rows.hook(tx.connection, attempt.hook["name"]) is None:
         return Done()
     return GiveUp(attempt.error) if attempt.due_at is None else RetryAt(attempt.due_at, attempt.error)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from client.codec import clean
 from receiver import deliveries, hook_rows
 from receiver.access import require
 from receiver.body import Bodies
@@ -103,7 +104,7 @@ class HookRoutes:
             raise ApiError(409, "kept_in_file", said, "Change the file, and start the receiver anew.")
 
     async def _show(self, request: Request) -> Response:
-        return JSONResponse(await self._view(request.path_params["name"]))
+        return JSONResponse(await self._view(_name(request)))
 
     async def _view(self, name: str) -> dict[str, Any]:
         def question(connection: Any) -> dict[str, Any] | None:
@@ -116,7 +117,7 @@ class HookRoutes:
         raise no_hook()
 
     async def _row(self, request: Request) -> Row:
-        name = request.path_params["name"]
+        name = _name(request)
         if row := await self._reader.read(lambda connection: hook_rows.hook(connection, name)):
             return row
         raise no_hook()
@@ -158,6 +159,10 @@ class HookRoutes:
         if secret is None:
             raise ApiError(409, "no_secret", "This hook is not signed.", "Only web addresses are.")
         return JSONResponse({"hook": await self._view(row["name"]), "secret": secret})
+
+
+def _name(request: Request) -> str:
+    return clean(request.path_params["name"])
 
 
 def _made_up(settings: ReceiverSettings) -> tuple[Row, Full]:

@@ -82,6 +82,7 @@ def add_for_task(tx: Transaction, task: str, address: str) -> None:
     if not hook(tx.connection, name):
         row = NewHook(address=address).row(name, "task", cursor=0, now=tx.now)
         tx.connection.execute(insert(HOOK), {**row, "task": task, "secrets": []})
+        look(tx, name)  # perhaps all has happened already
 
 
 def change(tx: Transaction, name: str, row: Row) -> None:

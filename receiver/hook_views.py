@@ -61,7 +61,9 @@ def delivery_view(delivery: Delivery, *, attempts: bool = False) -> dict[str, An
 def _state(delivery: Delivery) -> str:
     if delivery.job:
         return "dead" if delivery.job["state"] == "dead" else "waiting"
-    return "delivered" if any(each["taken"] for each in delivery.attempts) else "waiting"
+    if any(each["taken"] for each in delivery.attempts):
+        return "delivered"
+    return "dropped" if delivery.attempts else "waiting"  # with its hook; or not tried yet
 
 
 def _attempt(row: Row) -> dict[str, Any]:

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from client.families import RULE, is_family
 from client.webhooks import new_secret, secret_key
@@ -98,12 +106,14 @@ class NewHook(Wanted):
 
     @field_validator("address")
     @classmethod
-    def _address(cls, value: str) -> str:
+    def _address(cls, value: str, info: ValidationInfo) -> str:
         scheme = scheme_of(value)
         if scheme == "command":
             return written(arguments(value))
         if scheme not in WEB:
             open_sink(value)
+        elif info.context:
+            check_web_address(value, info.context)
         return value
 
     @model_validator(mode="after")
@@ -152,15 +162,9 @@ class BadHook(Exception):
 def read_hook(given: Any, allowed: Allowed) -> NewHook:
     """A hook as it is described by a document. Raises BadHook, naming every problem."""
     try:
-        hook = NewHook.model_validate(given)
+        return NewHook.model_validate(given, context=allowed)
     except ValidationError as error:
         raise BadHook([problem(each) for each in error.errors()]) from None
-    if scheme_of(hook.address) in WEB:
-        try:
-            check_web_address(hook.address, allowed)
-        except ValueError as error:
-            raise BadHook([f"address: {error}"]) from None
-    return hook
 
 
 def problem(error: Any) -> str:

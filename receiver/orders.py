@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
+from client.codec import clean
 from receiver.body import Bodies, Share, read_body
 from receiver.errors import ApiError
 from receiver.hooks import problem
@@ -35,6 +36,15 @@ async def json_body(request: Request, bodies: Bodies, *, empty: Any = None) -> A
     if not body.kept and empty is not None:
         return empty
     try:
-        return json.loads(body.kept)
+        return _cleaned(json.loads(body.kept))
     except (ValueError, RecursionError):
         raise ApiError(422, "bad_json", "The body is no JSON.", "Send a JSON object.") from None
+
+
+def _cleaned(document: Any) -> Any:
+    """The document without letters that no database keeps, nor an answer may hold."""
+    if isinstance(document, str):
+        return clean(document, len(document))
+    if isinstance(document, dict):
+        return {clean(name, len(name)): _cleaned(value) for name, value in document.items()}
+    return [_cleaned(each) for each in document] if isinstance(document, list) else document

@@ -117,10 +117,10 @@ def check_url(url: str, allowed: Allowed) -> httpx.URL:
         port = parsed.port or {"http": 80, "https": 443}.get(parsed.scheme, 0)
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused(f"not a web address ({error})") from error
-    if not HOST.fullmatch(parsed.raw_host) or not 0 <= port < 1 << 16:
-        raise Refused("its host is no name, or its port none")
     if parsed.scheme not in ("http", "https"):
         raise Refused("only http and https addresses are fetched")
+    if not HOST.fullmatch(parsed.raw_host) or not 0 <= port < 1 << 16:
+        raise Refused("its host is no name, or its port none")
     if parsed.userinfo:
         raise Refused("the address has a user or password in it")
     if (address := _literal(parsed.host)) is not None:

@@ -175,7 +175,7 @@ def give_back(tx: Transaction, name: str) -> None:
 
 
 def next_due(tx: Transaction, busy: Busy, *, leases: bool = True) -> int | None:
-    """Unix ms at which a job that there is room for is due, or one of the `leases` ends; None when none waits."""
+    """Unix ms at which a job that there is room for is due, or one of the `leases` ends; None for never."""
     full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
     due = tx.connection.execute(NEXT_IN_ROOM if any(full.values()) else NEXT, full).scalar()
     lease = tx.connection.execute(NEXT_RESCUE).scalar() if leases else None

@@ -82,6 +82,7 @@ class Pace:
         try:
             await asyncio.sleep(max(wait, 0))
         except asyncio.CancelledError:
+            self._next -= 1 / rate  # it was not used
             turn.leave()
             raise
 

@@ -133,10 +133,11 @@ class Sender:
             known.row = hook
             known.pace.change(hook["concurrency"], hook["rate"])
             return known
-        await self.forget(name)
-        pace = Pace(hook["concurrency"], hook["rate"])
-        opened = self._open[name] = _Open(hook, _Unusable(), pace)
+        opened = _Open(hook, _Unusable(), Pace(hook["concurrency"], hook["rate"]))
         opened.sink = self._sink(opened)
+        self._open[name] = opened  # before anything is waited for: there is one pace
+        if known:
+            await known.sink.close()
         return opened
 
     def _sink(self, opened: _Open) -> Sink:

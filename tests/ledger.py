@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from sqlalchemy import event, insert, select
 
 from client.codec import Output, Report, read_callback
-from receiver import belief, creates, files, recording
+from receiver import belief, creates, files, hook_rows, recording
 from receiver.creates import Registered, Registration
 from receiver.database import Database
 from receiver.files import Stored
+from receiver.hooks import NewHook
 from receiver.reading import RESULT
 from receiver.recording import Callback
 from receiver.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Row, Rules, Transaction
@@ -111,6 +112,10 @@ class Ledger:
         row = {**NEW_TASK, "id": task, "family": FAMILY, "created_at": NOW, "updated_at": NOW, **values}
         with self.database.write() as connection:
             connection.execute(insert(TASK), row)
+
+    def put_hook(self, name: str = "all", address: str = "https://example.com/", **given: Any) -> None:
+        """A hook that hears of what happens from now on."""
+        self.change(lambda tx: hook_rows.add(tx, NewHook(name=name, address=address, **given)))
 
     def put_job(self, key: str = "ask/t", **values: Any) -> None:
         """A job's row as it is given, past the outbox."""

@@ -61,11 +61,11 @@ def create(
 
 
 def submit(
-    running: Reached, gateway: Sandbox, switches: str = "", family: str = IMAGES, **body: Any
+    running: Reached, gateway: Sandbox, switches: str = "", family: str = IMAGES, *, hook: str = "", **body: Any
 ) -> tuple[str, str]:
     """Register, create, report: our id and Kling's."""
     task = new_id()
-    assert register(running, task, family).json()["create"]
+    assert register(running, task, family, hook=hook).json()["create"]
     theirs = create(running, gateway, task, switches, family, **body)
     assert register(running, task, family, outcome="created", task_id=theirs).status_code == 200
     return task, theirs

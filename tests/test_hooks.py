@@ -1,7 +1,9 @@
-"""The way out: every event is POSTed, signed, until it is taken or dead."""
+"""Hooks on the web: every event is POSTed, signed, until it is taken or dead."""
 
 import base64
+import itertools
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -12,16 +14,21 @@ import pytest
 from gateway import Sandbox
 from standardwebhooks.webhooks import Webhook
 
-from client.ids import new_id
-from receiver.app import Receiver
-from receiver.creates import Registration, register
+from client.webhooks import sign
+from receiver import deliveries, hook_rows
+from receiver.deliveries import Attempt
+from receiver.hooks import SCHEDULE
 from receiver.outbound import Allowed, Outbound
-from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
+from receiver.outbox import FAR
+from receiver.sender import Sender
+from receiver.transaction import Row
 from tests.conftest import Start, make_settings
 from tests.hosts import Host, Visit, host
-from tests.submitting import counted, events, submit
+from tests.outgoing import Outgoing, outgoing
+from tests.submitting import counted, events, register, submit
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
+NEXT_SECRET = "whsec_" + base64.b64encode(b"the-next-secret-for-these-tests.").decode()
 
 
 @pytest.fixture
@@ -44,7 +51,8 @@ def test_every_event_reaches_the_hook(start: Start, gateway: Sandbox, endpoint: 
         assert (each["type"], each["data"]) == (happened[each["id"]]["type"], happened[each["id"]]["data"])
         assert each["task"]["id"] == task
         at = datetime.fromisoformat(each["at"]) - datetime.fromtimestamp(0, UTC)
-        assert visit.headers["webhook-id"] == f"hook_{each['id']}_{at // timedelta(milliseconds=1)}"
+        name = f"default_{each['id']}_{at // timedelta(milliseconds=1)}"
+        assert visit.headers["webhook-id"] == name
         assert visit.headers["User-Agent"] == f"kling-callback/{version('kling-callback')}"
         assert (visit.method, visit.path) == ("POST", "/in?token=1")
         assert visit.headers["Content-Type"] == "application/json"
@@ -71,50 +79,96 @@ def test_an_event_that_was_not_taken_comes_again(start: Start, gateway: Sandbox)
         assert (first["id"], first["type"], first["data"]) == (second["id"], second["type"], second["data"])
 
 
+def test_a_hook_for_one_task(start: Start, gateway: Sandbox, endpoint: Host) -> None:
+    """Named when the task is registered, signed with the receiver's own secret; others are not told there."""
+    running = start(api_base=gateway.url, hook_secret=HOOK_SECRET)
+    task, _ = submit(running, gateway, hook=endpoint.url)
+    assert register(running, task, hook=endpoint.url).status_code == 200
+    other, _ = submit(running, gateway)
+    events(running, other)
+    happened = events(running, task)
+    visits = endpoint.wait_for(len(happened))
+    told = [Webhook(HOOK_SECRET).verify(visit.body, dict(visit.headers)) for visit in visits]
+    assert sorted(each["id"] for each in told) == [each["id"] for each in happened]
+
+
+@pytest.mark.parametrize(
+    ("given", "secret", "said"),
+    [
+        ({"hook": "http://10.0.0.1/"}, HOOK_SECRET, "is not a public address"),
+        ({"hook": "command:ls"}, HOOK_SECRET, "only http and https"),
+        ({"hook": "https://x.example/"}, "", "no secret to sign with"),
+        ({"hook": "x" * 2001}, HOOK_SECRET, "hook: "),
+    ],
+)
+def test_a_hook_for_one_task_is_refused(start: Start, given: dict[str, Any], secret: str, said: str) -> None:
+    """When the task is registered, with the reason; the task is not."""
+    running = start(api_base="http://127.0.0.1:9", hook_secret=secret)
+    answer = register(running, "t", **given)
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]["message"]
+    assert register(running, "t").status_code == 201
+
+
 class Delivery:
     """A hook without a worker; attempts are made by hand."""
 
-    def __init__(self, receiver: Receiver) -> None:
-        self.receiver, self.now = receiver, 1_800_000_000.0
+    def __init__(self, way: Outgoing, event: Row) -> None:
+        self.way, self.event = way, event
 
     async def attempt(
-        self, url: str, attempts: int = 1, *, event: int = 1, allowed: str = "127.0.0.1"
-    ) -> Outcome:
-        """What one attempt comes to."""
-        outbound = Outbound(Allowed.parse([allowed]))
-        hook = Hook(
-            url,
-            HOOK_SECRET,
-            outbound=outbound,
-            reader=self.receiver.reader,
-            views=self.receiver.views,
-            metrics=self.receiver.metrics,
-            clock=lambda: self.now,
+        self, url: str, count: int = 1, *, allowed: str = "127.0.0.1", name: str = "hook", **given: Any
+    ) -> Attempt:
+        """One attempt."""
+        receiver, outbound = self.way.receiver, Outbound(Allowed.parse([allowed]))
+        sender = Sender(
+            outbound,
+            receiver.folder,
+            receiver.views,
+            receiver.metrics,
+            source="https://receiver.test",
+            secret=HOOK_SECRET,
+            clock=lambda: self.way.now / 1000,
         )
-        decide = await hook.deliver(Claimed(1, f"hook/{event}", "hook", "", "hook", None, attempts, "claim"))
+        if not given.pop("known", False):
+            await self.way.change(lambda tx: hook_rows.remove(tx, name))
+            await self.way.add(url, name=name, **{"secret": HOOK_SECRET, **given})
+        hook = self.way.hook(name)
+        attempt = await sender.attempt(
+            await sender.turn(hook), hook, self.event, await self.way.full(), count=count
+        )
+        await sender.close()
         await outbound.close()
-        outcome: Outcome = await self.receiver.writer.run(lambda tx: decide(tx))
-        return outcome
+        return attempt
+
+    async def rotate(self, secret: str, overlap: float, *, name: str = "hook") -> str | None:
+        """Give the hook another secret."""
+        return await self.way.change(lambda tx: hook_rows.rotate(tx, name, secret, overlap=overlap))
 
 
 @pytest.fixture
 async def delivery(tmp_path: Path) -> AsyncIterator[Delivery]:
     """A receiver with one event to deliver."""
-    receiver = Receiver(make_settings(tmp_path))
-    receiver.prepare()
-    await receiver.start()
-    await receiver.writer.run(lambda tx: register(tx, Registration(new_id(), "x", attempt="one")))
-    yield Delivery(receiver)
-    await receiver.stop()
+    async with outgoing(make_settings(tmp_path), begin=False) as way:
+        await way.happen("task.created")
+        event = await way.receiver.reader.event(1)
+        assert event
+        yield Delivery(way, event)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 async def test_any_2xx_takes_the_event(delivery: Delivery, status: int) -> None:
-    """Whatever its body."""
-    with host(lambda visit: visit.answer(status, b"" if status == 204 else b"\xff" * 99)) as there:
-        assert isinstance(await delivery.attempt(there.url), Done)
-        assert there.visits[0].headers["webhook-timestamp"] == "1800000000"
+    """Whatever its body; the first bytes of it are kept."""
+    body = b"" if status == 204 else b"\xff\0" * 999
+    with host(lambda visit: visit.answer(status, body)) as there:
+        attempt = await delivery.attempt(there.url)
+        assert (attempt.taken, attempt.status, attempt.due_at) == (True, status, None)
+        assert attempt.answer == ("" if status == 204 else "\ufffd\0" * 500)
+        assert there.visits[0].headers["webhook-timestamp"] == "1790000000"
+    await delivery.way.change(lambda tx: deliveries.keep(tx, [attempt]))
+    [kept] = delivery.way.attempts()
+    assert "\0" not in kept["answer"]
 
 
 @pytest.mark.anyio
@@ -122,22 +176,34 @@ async def test_any_2xx_takes_the_event(delivery: Delivery, status: int) -> None:
 async def test_anything_else_is_a_failure(delivery: Delivery, status: int) -> None:
     """A redirect too: it is not followed. After the last attempt the event is dead."""
     with host(lambda visit: visit.answer(status, Location=f"{there.url}/elsewhere")) as there:
-        for attempts in range(1, len(AGAIN.steps) + 1):
-            outcome = await delivery.attempt(there.url, attempts)
-            assert isinstance(outcome, RetryAt)
-            wait, step = outcome.due_at / 1000 - delivery.now, AGAIN.steps[attempts - 1]
-            assert step / 2 <= wait <= step
-        last = await delivery.attempt(there.url, len(AGAIN.steps) + 1)
-        assert isinstance(last, GiveUp)
+        for count, step in enumerate(SCHEDULE, 1):
+            attempt = await delivery.attempt(there.url, count)
+            assert attempt.due_at
+            wait = (attempt.due_at - attempt.at - attempt.ms) / 1000
+            assert step / 2 - 0.001 <= wait <= step
+        last = await delivery.attempt(there.url, len(SCHEDULE) + 1)
+        assert (last.taken, last.status, last.due_at, last.gone) == (False, status, None, False)
         assert {visit.path for visit in there.visits} == {"/"}
         assert there.url not in last.error
 
 
 @pytest.mark.anyio
-async def test_a_hook_that_is_gone_is_not_tried_again(delivery: Delivery) -> None:
-    """410 says that nobody will ever be there."""
+async def test_the_hooks_own_schedule(delivery: Delivery) -> None:
+    """In the place of the usual one; an empty one tries once."""
+    with host(lambda visit: visit.answer(500)) as there:
+        attempt = await delivery.attempt(there.url, 2, schedule=[1, 1000])
+        assert attempt.due_at
+        assert 499 <= (attempt.due_at - attempt.at - attempt.ms) / 1000 <= 1000
+        assert (await delivery.attempt(there.url, 3, schedule=[1, 1000])).due_at is None
+        assert (await delivery.attempt(there.url, 1, schedule=[])).due_at is None
+
+
+@pytest.mark.anyio
+async def test_a_hook_that_is_gone_keeps_the_event(delivery: Delivery) -> None:
+    """410 says that nobody will ever be there; the event waits for whoever knows better."""
     with host(lambda visit: visit.answer(410)) as there:
-        assert isinstance(await delivery.attempt(there.url), GiveUp)
+        attempt = await delivery.attempt(there.url, len(SCHEDULE) + 1)
+    assert (attempt.taken, attempt.gone, attempt.due_at) == (False, True, FAR)
 
 
 @pytest.mark.anyio
@@ -145,17 +211,19 @@ async def test_a_hook_that_is_gone_is_not_tried_again(delivery: Delivery) -> Non
 async def test_retry_after_is_respected(delivery: Delivery, said: str, least: float) -> None:
     """In seconds, up to an hour; nonsense is as if nothing were said."""
     with host(lambda visit: visit.answer(503, Retry_After=said)) as there:
-        outcome = await delivery.attempt(there.url)
-    assert isinstance(outcome, RetryAt)
-    assert least <= outcome.due_at / 1000 - delivery.now <= max(least, AGAIN.steps[0])
+        attempt = await delivery.attempt(there.url)
+    assert attempt.due_at
+    wait = (attempt.due_at - attempt.at - attempt.ms) / 1000
+    assert least - 0.001 <= wait <= max(least, SCHEDULE[0])
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("allowed", ["10.0.0.0/8", "127.0.0.1:1"])
 async def test_a_forbidden_address_is_dead_at_once(delivery: Delivery, endpoint: Host, allowed: str) -> None:
     """Nothing is sent, and trying again would not help."""
-    outcome = await delivery.attempt(endpoint.url, allowed=allowed)
-    assert isinstance(outcome, GiveUp)
+    attempt = await delivery.attempt(endpoint.url, allowed=allowed)
+    assert (attempt.taken, attempt.due_at) == (False, None)
+    assert "is not a public address" in attempt.error
     assert endpoint.visits == []
 
 
@@ -168,16 +236,94 @@ def garbage(visit: Visit) -> None:
     visit.send(b"\0\1\2\r\n\r\n")
 
 
+def half(visit: Visit) -> None:
+    """Closes amid the head of its answer."""
+    visit.send(b"HTTP/1.1 200 OK\r\nX-Half: ")
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("respond", [silent, garbage])
+@pytest.mark.parametrize("respond", [silent, garbage, half])
 async def test_a_hook_that_speaks_no_http(delivery: Delivery, respond: Callable[[Visit], Any]) -> None:
     """Is tried again like one that is down."""
     with host(respond) as there:
-        assert isinstance(await delivery.attempt(there.url), RetryAt)
+        attempt = await delivery.attempt(there.url)
+    assert (attempt.taken, attempt.status) == (False, None)
+    assert attempt.due_at
 
 
 @pytest.mark.anyio
-async def test_an_event_that_is_no_more_is_not_owed(delivery: Delivery, endpoint: Host) -> None:
-    """There is nothing to tell."""
-    assert isinstance(await delivery.attempt(endpoint.url, event=99), Done)
-    assert endpoint.visits == []
+async def test_a_head_without_end_is_cut_off(delivery: Delivery) -> None:
+    """By the hook's time limit, however much keeps coming."""
+    stop = threading.Event()
+
+    def respond(visit: Visit) -> None:
+        visit.send(b"HTTP/1.1 200 OK\r\n")
+        for n in itertools.count():
+            if stop.wait(0.01):
+                return
+            visit.send(f"X-{n}: x\r\n".encode())
+
+    with host(respond) as there:
+        attempt = await delivery.attempt(there.url, timeout=0.3)
+        stop.set()
+    assert (attempt.taken, attempt.error) == (False, "it did not answer within 0.3 s")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_a_body_without_end_does_not_matter(delivery: Delivery, size: int) -> None:
+    """The status has said it all: slow or fast, the rest is not waited for."""
+    stop = threading.Event()
+
+    def respond(visit: Visit) -> None:
+        visit.begin(200)
+        while not stop.wait(0.01):
+            visit.send(b"x" * size)
+
+    with host(respond) as there:
+        attempt = await delivery.attempt(there.url)
+        stop.set()
+    assert (attempt.taken, attempt.status) == (True, 200)
+    assert len(attempt.answer) <= 1000
+
+
+@pytest.mark.anyio
+async def test_the_old_secret_signs_too_until_the_overlap_ends(delivery: Delivery, endpoint: Host) -> None:
+    """Whoever verifies by either takes the event; afterwards by the new one only."""
+    way = delivery.way
+    await delivery.attempt(endpoint.url)
+    assert await delivery.rotate(NEXT_SECRET, 60) == NEXT_SECRET
+    await delivery.attempt(endpoint.url, known=True)
+    way.now += 60_000
+    await delivery.attempt(endpoint.url, known=True)
+    signatures = [signed_by(visit) for visit in endpoint.visits]
+    assert signatures == [[HOOK_SECRET], [NEXT_SECRET, HOOK_SECRET], [NEXT_SECRET]]
+    assert len({visit.headers["webhook-id"] for visit in endpoint.visits}) == 1
+
+
+def signed_by(visit: Visit) -> list[str]:
+    """The secrets by which a message is signed, in the order of its signatures."""
+    name, at = visit.headers["webhook-id"], int(visit.headers["webhook-timestamp"])
+    known = {sign(secret, name, at, visit.body): secret for secret in (HOOK_SECRET, NEXT_SECRET)}
+    return [known[each] for each in visit.headers["webhook-signature"].split()]
+
+
+@pytest.mark.anyio
+async def test_secrets_that_follow_each_other_fast(delivery: Delivery, endpoint: Host) -> None:
+    """Each ends when it was to end, none later; the same one again changes nothing."""
+    way = delivery.way
+    await delivery.attempt(endpoint.url)
+    for secret, overlap in ((NEXT_SECRET, 10), (NEXT_SECRET, 99), (HOOK_SECRET, 60)):
+        await delivery.rotate(secret, overlap)
+    assert way.hook("hook")["secrets"] == [[HOOK_SECRET, None], [NEXT_SECRET, way.now + 60_000]]
+    made = await delivery.rotate("", 0)
+    assert made is not None
+    assert hook_rows.good_secrets(way.hook("hook"), way.now) == [made]
+
+
+@pytest.mark.anyio
+async def test_a_hook_without_a_secret_has_none_to_rotate(delivery: Delivery) -> None:
+    """A command's, and one that there is not."""
+    await delivery.way.add("command:true", name="command")
+    for name in ("command", "nobody"):
+        assert await delivery.rotate("", 0, name=name) is None

@@ -5,7 +5,9 @@ import threading
 import pytest
 from sqlalchemy import text
 
+from receiver import hook_rows
 from receiver.database import Database
+from receiver.hook_rows import HOOK
 from receiver.transaction import EVENT, JOB, TASK, Committed, Rules, Transaction
 from tests.ledger import FAMILY, NOW, Ledger
 
@@ -180,21 +182,45 @@ def test_a_waiting_job_can_be_hastened(ledger: Ledger) -> None:
     assert ledger.committed.due_at == ledger.now
 
 
-def test_each_event_is_offered_to_the_hook_once(database: Database) -> None:
-    """With a hook, and from then on; each event is one job, due now."""
-    before, ledger = Ledger(database), Ledger(database, rules=Rules(hooked=True))
-    before.put_task()
-    before.log("task.created")
-    assert before.jobs() == {}
+def test_each_hook_is_owed_one_look_at_the_events(ledger: Ledger) -> None:
+    """Due now, however many events there are; without a hook, nothing is owed."""
+    ledger.log("before")
+    assert ledger.jobs() == {}
+    ledger.put_hook("one")
+    ledger.put_hook("two")
     ledger.log("one", "two")
     assert ledger.committed == Committed(frozenset({"t"}), NOW, {"one": 1, "two": 1})
     ledger.log("three")
-    ids = [event["id"] for event in ledger.events()[1:]]
+    assert ledger.committed.due_at is None  # whoever takes the job sees that event too
     jobs = ledger.jobs()
-    assert sorted(jobs) == sorted(f"hook/{each}" for each in ids)
+    assert sorted(jobs) == ["dispatch/one", "dispatch/two"]
     assert {(job["kind"], job["task"], job["state"], job["due_at"]) for job in jobs.values()} == {
-        ("hook", "t", "ready", NOW)
+        ("dispatch", "", "ready", NOW)
     }
+    assert {row["name"]: row["cursor"] for row in ledger.rows(HOOK)} == {"one": 1, "two": 1}
+
+
+def test_who_is_owed_no_look(ledger: Ledger) -> None:
+    """A paused hook, and that of another task; one that runs looks anyway, one that was put off stays so."""
+    for name in ("paused", "running", "dead", "late"):
+        ledger.put_hook(name)
+    ledger.change(lambda tx: hook_rows.add_for_task(tx, "u", "https://example.com/"))
+    ledger.log("one")
+    ledger.change(lambda tx: hook_rows.pause(tx, "paused", "for a test"))
+    with ledger.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM job WHERE key IN ('dispatch/paused', 'dispatch/task:u')")
+        connection.exec_driver_sql(f"UPDATE job SET due_at = {NOW + 9}")
+        connection.exec_driver_sql("UPDATE job SET error = 'dead' WHERE key = 'dispatch/dead'")
+    ledger.run_job("dispatch/running")
+    before = ledger.jobs()
+    ledger.log("two")
+    after = ledger.jobs()
+    assert sorted(after) == ["dispatch/dead", "dispatch/late", "dispatch/running"]
+    assert [key for key in after if after[key] != before[key]] == ["dispatch/late"]
+    assert after["dispatch/late"]["due_at"] == NOW
+    ledger.put_task("u")
+    ledger.change(lambda tx: tx.log("u", "one"))
+    assert "dispatch/task:u" in ledger.jobs()
 
 
 def test_what_fails_leaves_nothing(ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
 
 ANSWER_BYTES = 1_000
 """How much of an answer is kept."""
@@ -70,6 +71,16 @@ class Sink(Protocol):
 
 Factory = Callable[[str], Sink]
 """Makes a sink for an address. Raises ValueError for an address that it cannot serve, saying what to do."""
+
+
+def placed(address: str) -> SplitResult | None:
+    """The parts of `scheme://host:port/name`; None for an address that has no host, or a port that is none."""
+    try:
+        parts = urlsplit(address)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if named else None
 
 
 def scheme_of(address: str) -> str:

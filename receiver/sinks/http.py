@@ -1,5 +1,6 @@
 """An event as a POST, signed by Standard Webhooks. Redirects are not followed: one is a failure."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from receiver.outbound import Allowed, Outbound, Refused, check_url
 from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
 
 GONE = 410
+ANSWER_SECONDS = 2.0
+"""How long the rest of an answer is waited for: its status has said all that counts."""
 
 
 class HttpSink:
@@ -70,11 +73,12 @@ async def _beginning(response: httpx.Response) -> str:
     """The first bytes of an answer; the status says all that counts, so that a cut is no failure."""
     read = bytearray()
     try:
-        async for chunk in response.aiter_raw():
-            read += chunk
-            if len(read) >= ANSWER_BYTES:
-                break
-    except (httpx.HTTPError, OSError):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            async for chunk in response.aiter_raw():
+                read += chunk
+                if len(read) >= ANSWER_BYTES:
+                    break
+    except (httpx.HTTPError, OSError, TimeoutError):
         pass
     return bytes(read[:ANSWER_BYTES]).decode("utf-8", "replace")
 

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlunsplit
 
-import nats
 from nats.aio.client import Client
 from nats.errors import Error
 
-from receiver.sinks import Message, NotTaken, Taken, cloud_event
+from receiver.sinks import Message, NotTaken, Taken, cloud_event, placed
 
 CONNECT_SECONDS = 5
 
@@ -18,11 +17,11 @@ class NatsSink:
 
     def __init__(self, address: str) -> None:
         """Raises ValueError."""
-        parts = urlsplit(address)
-        self._server = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
-        self._subject = unquote(parts.path.removeprefix("/"))
-        if not parts.hostname or not self._subject or set(self._subject) & set(" *>\t\r\n"):
+        parts = placed(address)
+        self._subject = unquote(parts.path.removeprefix("/")) if parts else ""
+        if not parts or not self._subject or set(self._subject) & set(" *>\t\r\n"):
             raise ValueError("must be nats://host:port/subject, the subject without blanks, * and >.")
+        self._server = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
@@ -42,10 +41,7 @@ class NatsSink:
         async with self._connecting:
             if self._client is None or not self._client.is_connected:
                 await self.close()
-                # What fails is tried again by the hook's own schedule.
-                self._client = await nats.connect(
-                    self._server, allow_reconnect=False, connect_timeout=CONNECT_SECONDS, error_cb=_quiet
-                )
+                self._client = await _connect(self._server)
         return self._client
 
     async def close(self) -> None:
@@ -53,6 +49,24 @@ class NatsSink:
         client, self._client = self._client, None
         if client:
             await client.close()
+
+
+async def _connect(server: str) -> Client:
+    """A connection; what fails is tried again by the hook's own schedule."""
+    client = Client()
+    try:
+        await client.connect(
+            server,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,  # which counts when there was no connection yet, and 0 is without end
+            reconnect_time_wait=0,
+            connect_timeout=CONNECT_SECONDS,
+            error_cb=_quiet,
+        )
+    except BaseException:
+        await client.close()
+        raise
+    return client
 
 
 async def _quiet(error: Exception) -> None:

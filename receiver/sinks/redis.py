@@ -2,12 +2,12 @@
 
 import json
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urlunsplit
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from receiver.sinks import Message, NotTaken, Taken, cloud_event
+from receiver.sinks import Message, NotTaken, Taken, cloud_event, placed
 
 CONNECT_SECONDS = 5
 
@@ -17,10 +17,10 @@ class RedisSink:
 
     def __init__(self, address: str) -> None:
         """Raises ValueError."""
-        parts = urlsplit(address)
-        self._stream = unquote(parts.path.removeprefix("/"))
-        db = parse_qs(parts.query).get("db", ["0"])[0]
-        if not parts.hostname or not self._stream or not db.isdecimal():
+        parts = placed(address)
+        self._stream = unquote(parts.path.removeprefix("/")) if parts else ""
+        db = parse_qs(parts.query).get("db", ["0"])[0] if parts else ""
+        if not parts or not self._stream or not (db.isascii() and db.isdecimal()):
             raise ValueError("must be redis://host:port/stream, with ?db=NUMBER for another database.")
         self._redis = Redis.from_url(
             urlunsplit((parts.scheme, parts.netloc, f"/{db}", "", "")),

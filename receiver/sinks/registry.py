@@ -26,7 +26,7 @@ def _found(scheme: str) -> EntryPoint:
 def _load(point: EntryPoint) -> Factory:
     try:
         factory: Factory = point.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         extra = f"kling-callback[{point.name}]" if point.module.startswith("receiver.") else point.module
         raise ValueError(
             f"{point.name}: needs a package that is not here ({error}). Install {extra}."
