@@ -215,9 +215,7 @@ class Run:
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
         try:
             attempt = await self._sender.attempt(turn, self._hook, event, full)
-            await self._writer.share(deliveries.record, attempt, urgent=False)
-            if attempt.gone:
-                self._looked = 0.0
+            await self._writer.share(deliveries.record, attempt, urgent=not attempt.taken)
         finally:
             self._unrecorded.release()
 

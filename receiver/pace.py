@@ -27,9 +27,9 @@ class Pace:
         self._concurrency, self._rate = concurrency, rate
         self._let_in()
 
-    def note(self, taken: bool) -> None:
-        """How an attempt ended."""
-        self._streak = 0 if taken else self._streak + 1
+    def note(self, taken: bool, *, gone: bool = False) -> None:
+        """How an attempt ended; `gone`: the hook wants nothing any more."""
+        self._streak = 0 if taken else STREAK if gone else self._streak + 1
         if taken:
             self._put_off = 0
 

@@ -80,7 +80,7 @@ class Sender:
             opened = await self._opened(hook)
             at, began = int(self._clock() * 1000), time.monotonic()
             outcome = await self._send(opened, self._message(hook, event, full))
-            turn.pace.note(isinstance(outcome, Taken))
+            turn.pace.note(isinstance(outcome, Taken), gone=isinstance(outcome, NotTaken) and outcome.gone)
         finally:
             turn.leave()
         ms = int((time.monotonic() - began) * 1000)

@@ -288,7 +288,7 @@ def test_an_address_hides_its_password(start: Start, tmp_path: Path) -> None:
     """As far as brokers need one in it."""
     file = tmp_path / "hooks.toml"
     file.write_text('[hooks.stream]\naddress = "redis://user:hidden@127.0.0.1:1/events"\n')
-    running = start(api_base="http://127.0.0.1:9", hooks_file=file)
+    running = start(api_base="http://127.0.0.1:9", hooks_file=str(file))
     shown = call(running, "GET", "hooks/stream")
     assert shown["address"] == "redis://user:***@127.0.0.1:1/events"
     tested = call(running, "POST", "hooks/stream/test")
