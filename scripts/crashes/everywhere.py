@@ -19,6 +19,8 @@ from crashes.script import Stage, stage, three
 from crashes.waiting import Unfinished, all_done
 from tests.processes import Ended
 
+LONGEST_END = 60
+"""Seconds that a receiver may take to end: a disk that is busy keeps even a killed one."""
 PATIENCE = 60
 """Seconds for all to be done; how long it really took is measured."""
 AT_ONCE = os.cpu_count() or 1
@@ -94,9 +96,9 @@ def _first(scene: Stage, kind: Kind, gate: Gate, n: int) -> bool:
             submitted(scene)
             all_done(scene, PATIENCE)
         receiver.signal(signal.SIGTERM)
-        return receiver.wait()[0] == -signal.SIGKILL
+        return receiver.wait(LONGEST_END)[0] == -signal.SIGKILL
     except (Ended, Unfinished, httpx.TransportError):
-        return receiver.wait()[0] == -signal.SIGKILL
+        return receiver.wait(LONGEST_END)[0] == -signal.SIGKILL
 
 
 def submitted(scene: Stage) -> None:
