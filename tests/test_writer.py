@@ -412,3 +412,32 @@ async def test_so_many_bytes_may_wait(database: Database) -> None:
         assert (await first, await second) == ("t", "v")
         await writer.record(callback("u"))
         assert sorted(ids(database)) == ["t", "u", "v"]
+
+
+def made(tx: Transaction, tasks: list[str]) -> None:
+    """Tasks made together; how many there were stands in each one's model."""
+    tx.create([{"id": task, "family": FAMILY, "model": str(len(tasks))} for task in tasks])
+
+
+async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
+    """Of its own, when nothing else comes: one for all that came meanwhile, in one call."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        await asyncio.gather(*(writer.share(made, f"t{n}", urgent=False) for n in range(5)))
+        assert len(commits) == 1
+        assert {task["model"] for task in Ledger(database).rows(TASK)} == {"5"}
+        await writer.share(made, "later", urgent=False)
+        assert len(commits) == 2
+
+
+async def test_who_is_in_no_hurry_goes_along(database: Database) -> None:
+    """With the next change that is; and is written when the writer is closed."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        waiting = asyncio.ensure_future(writer.share(made, "t", urgent=False))
+        await asyncio.sleep(0)
+        await writer.run(add("u"))
+        await waiting
+        assert len(commits) == 1
+        last = asyncio.ensure_future(writer.share(made, "v", urgent=False))
+        await asyncio.sleep(0)
+    await last
+    assert ids(database) == ["t", "u", "v"]
