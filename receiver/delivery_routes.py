@@ -2,9 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -18,6 +18,7 @@ from receiver.deliveries import Wish
 from receiver.errors import ApiError
 from receiver.hook_routes import no_hook
 from receiver.hook_views import delivery_view
+from receiver.hooks import Name, Whole
 from receiver.orders import Order, json_body, read_order
 from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Reader
@@ -30,13 +31,24 @@ STATES = ("waiting", "delivered", "dead")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+def _moment(said: Any) -> datetime:
+    """A time as it is written; UTC, unless it says otherwise."""
+    if not isinstance(said, str):
+        raise ValueError("must be a time, such as 2026-01-31T12:00:00Z.")
+    at = datetime.fromisoformat(said.upper())
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+
+
 class Replay(Order):
     """What is to be sent again: all from an event on, or since a time, or what happened to a task."""
 
-    from_: Annotated[int | None, Field(alias="from", ge=1, lt=1 << 62)] = None
-    since: datetime | None = None
+    from_: Annotated[Whole, Field(ge=1, lt=1 << 62)] | None = Field(None, alias="from")
+    since: Moment | None = None
     task: str | None = None
-    hook: str | None = None
+    hook: Name | None = None
 
     @field_validator("task")
     @classmethod
@@ -55,7 +67,7 @@ class Replay(Order):
 class Retry(Order):
     """Which dead deliveries are to be sent again: all, or those of one hook."""
 
-    hook: str | None = None
+    hook: Name | None = None
 
 
 class DeliveryRoutes:
@@ -116,6 +128,8 @@ class DeliveryRoutes:
 
     async def _retry_dead(self, request: Request) -> Response:
         given = read_order(Retry, await json_body(request, self._bodies, empty={}))
+        if given.hook and not await self._reader.read(lambda found: hook_rows.hook(found, str(given.hook))):
+            raise no_hook()
         count = await self._writer.run(lambda tx: deliveries.revive(tx, given.hook))
         return JSONResponse({"deliveries": count})
 
@@ -126,8 +140,7 @@ def _owe(tx: Transaction, given: Replay) -> tuple[list[str], int]:
     last = hook_rows.last_event(tx.connection)
     first = 1 if given.task is not None else given.from_
     if given.since is not None:
-        at = given.since if given.since.tzinfo else given.since.replace(tzinfo=UTC)
-        first = deliveries.first_since(tx.connection, int(at.timestamp() * 1000)) or last + 1
+        first = deliveries.first_since(tx.connection, int(given.since.timestamp() * 1000)) or last + 1
     assert first is not None
     if first <= last:
         deliveries.replay(tx, hooks, first - 1, last, task=given.task)

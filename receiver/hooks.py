@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -44,6 +45,15 @@ EVENTS: Mapping[str, frozenset[str]] = {
 """Every type of event, and the statuses that a task may have when it happens."""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+
+def _whole(value: Any) -> Any:
+    """JSON does not tell 1 from 1.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Name = Annotated[str, Field(pattern=NAME)]
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
 
@@ -86,13 +96,13 @@ class Wanted(BaseModel):
 class NewHook(Wanted):
     """A hook as somebody wants it."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     name: str = Field("", pattern=rf"{NAME}|^$")
     address: str = Field(min_length=1, max_length=2000)
     secret: str = Field("", repr=False)
     schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
-    concurrency: int | None = Field(None, ge=1, le=256)
+    concurrency: Annotated[Whole, Field(ge=1, le=256)] | None = None
     rate: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
     timeout: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
 

@@ -17,7 +17,7 @@ M = TypeVar("M", bound="Order")
 class Order(BaseModel):
     """What an operator may say with an order; anything else is refused."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 def read_order(model: type[M], given: Any) -> M:

@@ -31,6 +31,12 @@ def running(tmp_path: Path, gateway: Sandbox) -> Iterator[Process]:
         yield running
 
 
+UNSAYABLE = {"secret", "families", "statuses", "hook"}
+"""What has rules of its own: base64 of so many bytes, paths, what fits to events, what there is."""
+KNOWN = {"status", "family", "tag", "limit", "hook", "state", "task"}
+"""What a query may name."""
+
+
 def operations(running: Process) -> list[Any]:
     """Every operation that is described, but for the streams."""
     document = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
@@ -65,6 +71,11 @@ def test_right_requests_are_taken(running: Process, gateway: Sandbox) -> None:
         if case.path.endswith("/results/{n}") and case.path_parameters["n"] < 2:
             case.path_parameters["id"] = task
         case.query.pop("cursor", None)
+        given = case.body if isinstance(case.body, dict) else {}
+        if case.path == "/api/hooks" and given:
+            given["address"] = "http://127.0.0.1:9/"
+        for name in UNSAYABLE & given.keys():
+            del given[name]
 
     for operation in operations(running):
         ask(running, operation, GenerationMode.POSITIVE, prepare)
@@ -74,8 +85,8 @@ def test_wrong_requests_are_refused(running: Process) -> None:
     """Each in its path, query or body; names that we do not know are passed over, as elsewhere on the web."""
 
     def prepare(case: Case[Any]) -> None:
-        assume("Authorization" in case.headers and set(case.query) <= {"status", "family", "tag", "limit"})
+        assume("Authorization" in case.headers and set(case.query) <= KNOWN)
 
     for operation in operations(running):
-        if operation.path.startswith("/api/tasks") and not operation.path.endswith("{n}"):
+        if operation.path.startswith("/api/") and not operation.path.endswith("{n}"):
             ask(running, operation, GenerationMode.NEGATIVE, prepare)
