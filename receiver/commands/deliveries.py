@@ -13,6 +13,8 @@ from client.receiver import Receiver as Remote
 from receiver.reach import with_receiver
 from receiver.terminal import WRONG, explained, fail
 
+LONGEST_SAID = 60
+"""Characters of an error in the list; `show` has all."""
 STATES = ("waiting", "delivered", "dead")
 ID = click.Argument(["delivery"], metavar="EVENT/HOOK")
 HOOK = click.Option(["--hook"], help="Of this hook alone.")
@@ -82,7 +84,7 @@ def _last(attempt: dict[str, Any] | None) -> str:
     if attempt is None:
         return ""
     said = attempt["error"] or ("taken" if attempt["status"] is None else str(attempt["status"]))
-    return f"{said}, {attempt['ms']} ms"
+    return f"{said[:LONGEST_SAID]}, {attempt['ms']} ms"
 
 
 @options.command(deliveries, "show", [ID, options.AS_JSON], "Print a delivery with all its attempts, as JSON.")

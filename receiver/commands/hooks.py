@@ -66,7 +66,10 @@ ADDING: list[click.Parameter] = [
 )
 @explained
 def add(as_json: bool, **given: Any) -> None:
-    wanted = {name: value for name, value in given.items() if value not in (None, "", ())}
+    listed: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
+    }
+    wanted = {name: value for name, value in listed.items() if value not in (None, "", [])}
     if scheme_of(wanted["address"]) in WEB:
         answer = with_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
         name, secret = answer["hook"]["name"], answer["secret"]

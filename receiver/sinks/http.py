@@ -1,6 +1,7 @@
 """An event as a POST, signed by Standard Webhooks. Redirects are not followed: one is a failure."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -83,5 +84,12 @@ async def _beginning(response: httpx.Response) -> str:
     return bytes(read[:ANSWER_BYTES]).decode("utf-8", "replace")
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
+    """What is wrong, in the system's own words where it has some."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            words = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
+            return f"it cannot be reached: {words}"[:300]
+        cause = cause.__cause__ or cause.__context__
     return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
