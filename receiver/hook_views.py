@@ -1,10 +1,11 @@
 """How hooks and deliveries look from outside. No secret is shown, nor a password in an address."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from receiver.deliveries import Delivery
+from receiver.hooks import WEB
 from receiver.outbox import FAR
+from receiver.sinks import placed, scheme_of
 from receiver.transaction import Row
 from receiver.views import iso
 
@@ -33,12 +34,12 @@ def hook_view(row: Row, counts: dict[str, int], last_event: int) -> dict[str, An
 
 
 def shown(address: str) -> str:
-    """An address without the password in it."""
-    try:
-        password = urlsplit(address).password
-    except ValueError:
-        return address
-    return address.replace(f":{password}@", ":***@", 1) if password else address
+    """An address without the password in it; what a web address has after `?` is often one."""
+    if scheme_of(address) in WEB:
+        place, mark, _ = address.partition("?")
+        return f"{place}?***" if mark else address
+    parts = placed(address)
+    return address.replace(f":{parts.password}@", ":***@", 1) if parts and parts.password else address
 
 
 def delivery_view(delivery: Delivery, *, attempts: bool = False) -> dict[str, Any]:

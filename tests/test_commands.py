@@ -22,6 +22,12 @@ from tests.outgoing import PATIENCE, Outgoing, outgoing
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """On Python's own event loop, and on the receiver's: they differ in how pipes and processes end."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 def command(*argv: str) -> str:
     """The address of a command."""
     return written(arguments(f"command:{json.dumps(argv)}"))
@@ -154,6 +160,14 @@ async def test_the_end_of_a_long_output_is_kept() -> None:
     answer = await run(python(program), message(body=b"y" * 1_000_000))
     assert len(answer) == 1000
     assert answer.endswith("the last words\n")
+
+
+async def test_commands_that_read_nothing_are_well() -> None:
+    """However fast they end: many at once, each taken the first time."""
+    sink = CommandSink(command("true"))
+    for size in (10, 1_000_000):
+        taken = await asyncio.gather(*[sink.send(message(body=b"x" * size)) for _ in range(16)])
+        assert {each.status for each in taken} == {0}
 
 
 async def test_what_a_command_says_may_be_anything() -> None:

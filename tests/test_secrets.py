@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -19,14 +20,17 @@ from tests.processes import CLIENT, COMMAND, Process, run
 from tests.submitting import IMAGES, events, finished, post, raw, register, submit
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
+OWN_SECRET = "whsec_" + base64.b64encode(b"a-hook-s-own-secret-for-the-test").decode()
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"a-webhook-secret-for-these-tests").decode()
 ACCESS_SECRET = "an-access-key-s-secret-0123456789"
 FOREIGN = "another-signing-secret-0123456789-abc"
 SHORT = FOREIGN[:20]
 PASSWORD = "password-of-the-database"
+IN_BROKER = "password-of-a-broker"
 IN_HOOK, IN_FILE = "hidden-in-the-hooks-query", "hidden-in-a-files-query"
-SECRETS = (KEY, SECRET, *(each.removeprefix("whsec_") for each in (HOOK_SECRET, WEBHOOK_SECRET)))
-SECRETS += (ACCESS_SECRET, SHORT, PASSWORD, IN_HOOK)
+SECRETS = (KEY, SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), ACCESS_SECRET, SHORT, PASSWORD)
+OF_HOOKS = (*(each.removeprefix("whsec_") for each in (HOOK_SECRET, OWN_SECRET)), IN_HOOK, IN_BROKER)
+"""What must be sent again: the database has it, and nothing else."""
 
 
 class Run:
@@ -38,6 +42,8 @@ class Run:
         self.kept: list[bytes] = []
         self.used: set[str] = set()
         """Tokens that were sent."""
+        self.fresh = ""
+        """A hook's secret that the receiver made."""
 
     def command(self, *arguments: str, command: Path = CLIENT, **settings: str) -> str:
         """Run one to its end; what it printed for programs."""
@@ -109,6 +115,24 @@ class Run:
         self.command("migrate", command=COMMAND)
         self.command("migrate", command=COMMAND, KLING_DATABASE_URL=f"postgresql://x:{PASSWORD}@127.0.0.1:1/x")
 
+    def hooks(self, url: str) -> None:
+        """Hooks of all kinds: added, looked at, tested, rotated, failing."""
+        argv = json.dumps([sys.executable, "-c", "import os; print(sorted(os.environ.items()))"])
+        broker = f"redis://user:{IN_BROKER}@127.0.0.1:1/events"
+        for words in (
+            ("add", url, "--name", "web", "--secret", OWN_SECRET),
+            ("add", f"command:{argv}", "--name", "env"),
+            ("add", broker, "--name", "broker"),
+            ("add", url, "--secret", OWN_SECRET[:24]),
+            ("add", f"{url}/?{OWN_SECRET}", "--name", "-"),
+            *((order, name) for order in ("show", "test") for name in ("web", "env", "broker")),
+            ("list",),
+            ("rotate", "web", "--secret", OWN_SECRET[:24]),
+        ):
+            self.command("hooks", *words, command=COMMAND)
+        told = run("hooks", "rotate", "web", env=self.receiver.env).stdout.strip()
+        self.fresh = told.removeprefix("whsec_")
+
     def hang(self, slow: socket.socket) -> None:
         """A download that begins and does not go on."""
         url = f"http://127.0.0.1:{slow.getsockname()[1]}/x.png?signature={IN_FILE}"
@@ -125,7 +149,7 @@ class Run:
 def test_a_whole_run_tells_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
     """Good and bad days, refusals, commands used wrongly, a kill amid a download: nothing left tells one.
 
-    The database has the addresses of files, and nothing else of it.
+    The database has what must be sent: secrets of hooks, the addresses of hooks and of files.
     """
     data = tmp_path / "data"
     settings = {
@@ -141,6 +165,7 @@ def test_a_whole_run_tells_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
             seen.good_and_bad_days()
             seen.refusals()
             seen.commands(tmp_path / "output")
+            seen.hooks(hook.url)
             hook.wait_for(1)
             seen.hang(slow)
             receiver.kill()
@@ -158,6 +183,10 @@ def test_a_whole_run_tells_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
     outside = b"\n".join(["\n".join(seen.said).encode(), *seen.kept, *told])
     for secret in (*SECRETS, *filter(None, seen.used)):
         assert secret.encode() not in outside + database, secret
+    for secret in (*OF_HOOKS, seen.fresh):
+        assert len(secret) > 10
+        assert secret.encode() not in outside, secret
+        assert secret.encode() in database, secret
     assert not re.search(rb"/callbacks/[A-Za-z0-9_-]{20}", outside + database)
     assert IN_FILE.encode() in database
     for hidden in (IN_FILE, "ksTime"):

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
 from pathlib import Path
 
@@ -52,18 +53,21 @@ class CommandSink:
     async def send(self, message: Message) -> Taken:
         """One run. When it is cancelled, all that the command started is ended."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=STDOUT,
-                env=_environment(message),
-                start_new_session=True,
-            )
+            with tempfile.TemporaryFile() as stdin:  # not a pipe: it need not read what it does not want
+                stdin.write(message.body)
+                stdin.seek(0)
+                process = await asyncio.create_subprocess_exec(
+                    *self._argv,
+                    stdin=stdin,
+                    stdout=PIPE,
+                    stderr=STDOUT,
+                    env=_environment(message),
+                    start_new_session=True,
+                )
         except OSError as error:
             raise NotTaken(f"the command cannot be run: {error.strerror or error}") from error
         try:
-            answer, _ = await asyncio.gather(_end(process), _feed(process, message.body))
+            answer = await _end(process)
             code = await process.wait()
         finally:
             await asyncio.shield(_end_group(process))
@@ -84,16 +88,6 @@ def _environment(message: Message) -> dict[str, str]:
         "KLING_EVENT": event["type"],
         "KLING_FILES": "\n".join(map(str, message.files)),
     }
-
-
-async def _feed(process: Process, body: bytes) -> None:
-    assert process.stdin
-    with contextlib.suppress(ConnectionError):  # it need not read what it does not want
-        process.stdin.write(body)
-        await process.stdin.drain()
-    with contextlib.suppress(ConnectionError):
-        process.stdin.close()
-        await process.stdin.wait_closed()
 
 
 async def _end(process: Process) -> str:
