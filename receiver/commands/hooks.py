@@ -72,7 +72,7 @@ def add(as_json: bool, **given: Any) -> None:
     wanted = {name: value for name, value in listed.items() if value not in (None, "", [])}
     if scheme_of(wanted["address"]) in WEB:
         answer = with_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
-        name, secret = answer["hook"]["name"], answer["secret"]
+        name, secret = answer["hook"]["name"], None if "secret" in wanted else answer["secret"]
     else:
         name, secret = _add_here(wanted), None
     if as_json:
@@ -186,8 +186,9 @@ ROTATING: list[click.Parameter] = [
 def rotate(name: str, secret: str, overlap: float) -> None:
     body = {"secret": secret, "overlap": overlap}
     answer = with_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/rotate", body))
-    screen.say(f"The new secret of {name}; the old one signs too for {overlap:g} seconds:")
-    screen.show(answer["secret"])
+    screen.say(f"{name} has a new secret; the old one signs too for {overlap:g} seconds.")
+    if not secret:
+        screen.show(answer["secret"])
 
 
 @options.command(hooks, "remove", [NAME], "Forget a hook, and what it is still owed.")
