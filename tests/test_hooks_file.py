@@ -111,7 +111,7 @@ colour = "blue"
 address = "kafka://x/y"
 """
     with pytest.raises(SettingsError) as raised:
-        make_settings(tmp_path, hooks_file=written(tmp_path, content), overdue_seconds=-1)
+        make_settings(tmp_path, hooks_file=str(written(tmp_path, content)), overdue_seconds=-1)
     [about_time] = [each for each in raised.value.problems if "OVERDUE" in each]
     [about_hooks] = [each for each in raised.value.problems if each.startswith("KLING_HOOKS_FILE")]
     for said in ("one: address: 10.0.0.1", "one: secret: is too short", "one: colour", "two: address"):
@@ -186,7 +186,7 @@ def test_from_start_to_start(
         admin = without.headers("admin")
         httpx.post(f"{without.url}/api/hooks", headers=admin, json={"name": "x", "address": there.url})
         without.stop()
-        first = start(api_base="http://127.0.0.1:9", hooks_file=written(tmp_path, content))
+        first = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
         assert [hook["name"] for hook in get(first, "hooks")["hooks"]] == ["one"]
         assert "hook x is removed: KLING_HOOKS_FILE names it no more" in caplog.text
         more = httpx.post(f"{first.url}/api/hooks", headers=admin, json={"address": there.url})
@@ -197,11 +197,11 @@ def test_from_start_to_start(
         ]
         first.stop()
         monkeypatch.setenv("ONE_SECRET", NEXT)
-        second = start(api_base="http://127.0.0.1:9", hooks_file=written(tmp_path, content))
+        second = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
         httpx.post(f"{second.url}/api/hooks/one/test", headers=admin)
         [visit] = there.wait_for(1)
     for secret in (NEXT, SECRET):
         Webhook(secret).verify(visit.body, dict(visit.headers))
     second.stop()
-    third = start(api_base="http://127.0.0.1:9", hooks_file=written(tmp_path, ""))
+    third = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, "")))
     assert get(third, "hooks") == {"hooks": []}
