@@ -1,12 +1,15 @@
 """Who may do what under `/api`: a bearer token says its role, and a higher role may do what a lower one may."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from client.errors import TokenError
 from client.signing import Role, read_api_token
 from receiver.errors import ApiError
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
 
@@ -23,6 +26,16 @@ def require(request: Request, secrets: Sequence[str], role: Role) -> None:
     if RANK[held] < RANK[role]:
         message = f"A {held} token may not do this."
         raise ApiError(403, "forbidden", message, f"Make one that may with: kling-receiver token --role {role}")
+
+
+def for_role(secrets: Sequence[str], role: Role, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, for those who bear a token of at least this role."""
+
+    async def guarded(request: Request) -> Response:
+        require(request, secrets, role)
+        return await endpoint(request)
+
+    return guarded
 
 
 def _unproven(code: str, message: str, hint: str) -> ApiError:

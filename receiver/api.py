@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
@@ -16,7 +16,7 @@ from client.errors import TokenError
 from client.ids import is_id
 from client.signing import CallbackSigner, Role, read_link
 from receiver import creates
-from receiver.access import require
+from receiver.access import Endpoint, for_role, require
 from receiver.body import LARGE, Bodies, Share, read_body
 from receiver.errors import ApiError
 from receiver.feed import Feed
@@ -33,8 +33,6 @@ log = logging.getLogger("receiver.api")
 
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 """One range; more of them at a time, or in another unit, are answered with the whole file."""
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
@@ -69,11 +67,7 @@ class Api:
         ]
 
     def _for(self, role: Role, endpoint: Endpoint) -> Endpoint:
-        async def guarded(request: Request) -> Response:
-            require(request, self._settings.signing_secrets, role)
-            return await endpoint(request)
-
-        return guarded
+        return for_role(self._settings.signing_secrets, role, endpoint)
 
     async def _task(self, request: Request) -> Response:
         register, show = self._for("client", self._register), self._for("read", self._show)

@@ -129,9 +129,9 @@ class Receiver:
             "download": fetcher.download,
             "overdue": overdue.look,
             "sweep": overdue.sweep,
-            "dispatch": dispatcher.dispatch,
-            "replay": dispatcher.replay,
-            "hook": dispatcher.retry,
+            **{f"dispatch{whose}": dispatcher.dispatch for whose in ("", "-task")},
+            **{f"replay{whose}": dispatcher.replay for whose in ("", "-task")},
+            **{f"hook{whose}": dispatcher.retry for whose in ("", "-task")},
         }
 
     def _committed(self, committed: Committed) -> None:
@@ -169,8 +169,7 @@ class Receiver:
         """Let there be the hooks that the settings want; those that commands added stay without a file."""
         url, secret = self.settings.hook_url, self.settings.hook_secret
         align(tx, "settings", [shortest(url, secret)] if url else [])
-        if self.settings.hooks_file:
-            align(tx, "file", self.settings.hooks, also="added")
+        align(tx, "file", self.settings.hooks, also="added" if self.settings.hooks_file else "")
 
     async def _begin(self, started: int) -> None:
         """Look for work that is owed before the worker takes any: with many open tasks that takes its time."""

@@ -10,9 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, func, or_, select, text, tuple_
 
 from receiver.bulk import Bulk
-from receiver.hook_rows import LONGEST_SAID, hook, hooks, lane, pause
+from receiver.hook_rows import LONGEST_SAID, hook, hooks, of_kind, pause
 from receiver.hooks import wants
-from receiver.outbox import FAR
 from receiver.reading import SHOWN, events_after, full_tasks
 from receiver.tables import Attempt as AttemptRow
 from receiver.transaction import EVENT, JOB, Row, Transaction
@@ -53,7 +52,7 @@ def record(tx: Transaction, attempts: list[Attempt]) -> None:
     for each in attempts:
         if not each.taken and each.hook["name"] in there:
             dead = {"state": "dead", "error": each.error} if each.due_at is None else {"error": each.error}
-            owe(tx, each.event, each.hook["name"], each.task, due_at=each.due_at, attempts=each.count, **dead)
+            owe(tx, each.event, each.hook, each.task, due_at=each.due_at, attempts=each.count, **dead)
 
 
 def keep(tx: Transaction, attempts: Sequence[Attempt]) -> None:
@@ -74,7 +73,11 @@ def keep(tx: Transaction, attempts: Sequence[Attempt]) -> None:
 
 
 WELL = text("UPDATE hook SET failing_since = NULL WHERE name = :name AND failing_since IS NOT NULL")
-ILL = text("UPDATE hook SET failing_since = :now WHERE name = :name AND failing_since IS NULL")
+ILL = text("""
+    UPDATE hook SET failing_since = :now WHERE name = :name AND (failing_since IS NULL OR NOT EXISTS (
+        SELECT 1 FROM job WHERE hook = :name AND key LIKE 'hook/%' AND state <> 'dead'))
+""")
+"""It has failed since the first failure of which something is still to be tried again."""
 ILL_SINCE = text("SELECT failing_since FROM hook WHERE name = :name AND paused_at IS NULL")
 
 
@@ -93,10 +96,12 @@ def _judge(tx: Transaction, name: str, attempts: Sequence[Attempt]) -> None:
             pause(tx, name, f"it took nothing for {patience:g} s; the last time: {attempts[-1].error}")
 
 
-def owe(tx: Transaction, event: int, hook: str, task: str, *, due_at: int | None = None, **more: Any) -> None:
+def owe(tx: Transaction, event: int, row: Row, task: str, *, due_at: int | None = None, **more: Any) -> None:
     """Owe one delivery: now, or at `due_at` (unix ms)."""
-    data = {"hook": hook, "event": event}
-    tx.owe("hook", task, key=_key(event, hook), lane=lane(hook), due_at=due_at, data=data, **more)
+    name, kind = row["name"], of_kind("hook", row)
+    data = {"hook": name, "event": event}
+    more |= {"hook": name, "due_at": due_at, "data": data}
+    tx.owe(kind, task, key=_key(event, name), lane=f"hook {row['lane']}", **more)
 
 
 def _key(event: int, hook: str) -> str:
@@ -116,24 +121,21 @@ def advance(tx: Transaction, name: str, cursor: int) -> bool:
     return tx.connection.execute(BEHIND, {"name": name}).first() is not None
 
 
-def again(tx: Transaction, event: int, name: str, task: str) -> None:
+def again(tx: Transaction, event: int, row: Row, task: str) -> None:
     """Send one event to one hook again, whatever became of it; to a paused one when it is resumed."""
-    row = hook(tx.connection, name)
-    paused = row is not None and row["paused_at"]
-    owe(tx, event, name, task, due_at=FAR if paused else tx.now)
-    if not paused:
-        tx.hasten(_key(event, name))
+    owe(tx, event, row, task)
+    tx.hasten(_key(event, row["name"]))
 
 
 REVIVE = """
-    UPDATE job SET state = 'ready', attempts = 0, due_at = :now WHERE kind = 'hook' AND state = 'dead'
+    UPDATE job SET state = 'ready', attempts = 0, due_at = :now WHERE state = 'dead' AND hook
 """
 
 
 def revive(tx: Transaction, name: str | None) -> int:
     """Send again all that is dead, of one hook or of all; how many those are."""
-    which, given = (" AND lane = :lane", {"lane": lane(name)}) if name else ("", {})
-    count = tx.connection.execute(text(REVIVE + which), {"now": tx.now, **given}).rowcount
+    which = " = :name" if name else " IS NOT NULL"
+    count = tx.connection.execute(text(REVIVE + which), {"now": tx.now, "name": name}).rowcount
     if count:
         tx.wake()
     return count
@@ -141,14 +143,11 @@ def revive(tx: Transaction, name: str | None) -> int:
 
 def replay(tx: Transaction, hooks: Iterable[Row], after: int, until: int, *, task: str | None = None) -> None:
     """Owe these hooks anew what they want of the events after `after`, up to `until`; of one task or of all."""
-    for each in hooks:
-        name = each["name"]
-        key, data = (
-            f"replay/{name}/{after}/{until}/{task or ''}",
-            {"after": after, "until": until, "task": task},
-        )
-        due = FAR if each["paused_at"] else tx.now
-        tx.owe("replay", "", key=key, lane=lane(name), data={**data, "hook": name}, due_at=due)
+    for row in hooks:
+        name = row["name"]
+        key = f"replay/{name}/{after}/{until}/{task or ''}"
+        data = {"after": after, "until": until, "task": task, "hook": name}
+        tx.owe(of_kind("replay", row), "", key=key, lane=f"hook {row['lane']}", hook=name, data=data)
 
 
 def count_between(connection: Connection, first: int, last: int, task: str | None) -> int:
@@ -161,15 +160,14 @@ def count_between(connection: Connection, first: int, last: int, task: str | Non
 
 def counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Of each hook how many deliveries wait (tried, and to be tried again), and how many are dead."""
-    lanes = {lane(name): name for name in names}
     query = (
-        select(JOB.c.lane, JOB.c.state, func.count())
-        .where(JOB.c.kind == "hook", JOB.c.lane.in_(list(lanes)))
-        .group_by(JOB.c.lane, JOB.c.state)
+        select(JOB.c.hook, JOB.c.state, func.count())
+        .where(JOB.c.hook.in_(list(names)), JOB.c.key.like("hook/%"))
+        .group_by(JOB.c.hook, JOB.c.state)
     )
     found = {name: {"waiting": 0, "dead": 0} for name in names}
-    for place, state, count in connection.execute(query):
-        found[lanes[place]]["dead" if state == "dead" else "waiting"] += count
+    for name, state, count in connection.execute(query):
+        found[name]["dead" if state == "dead" else "waiting"] += count
     return found
 
 
@@ -247,11 +245,11 @@ def _after(columns: Any, place: tuple[int, str]) -> Any:
 
 
 def _owed(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
-    query = select(JOB.c.data).where(JOB.c.kind == "hook")
+    query = select(JOB.c.data).where(JOB.c.hook.is_not(None), JOB.c.key.like("hook/%"))
     if wish.state:
         query = query.where(JOB.c.state == "dead" if wish.state == "dead" else JOB.c.state != "dead")
     if wish.hook:
-        query = query.where(JOB.c.lane == lane(wish.hook))
+        query = query.where(JOB.c.hook == wish.hook)
     if wish.task:
         query = query.where(JOB.c.task == wish.task)
     return _cut({(data["event"], data["hook"]) for (data,) in connection.execute(query)}, wish)

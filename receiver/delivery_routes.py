@@ -1,6 +1,5 @@
 """What became of events on their way to hooks, and sending them again: over `/api`, by role admin."""
 
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,13 +11,13 @@ from starlette.routing import Route
 from client.codec import clean
 from client.ids import is_id
 from receiver import deliveries, hook_rows
-from receiver.access import require
+from receiver.access import Endpoint, for_role
 from receiver.body import Bodies
 from receiver.deliveries import Wish
 from receiver.errors import ApiError
 from receiver.hook_routes import no_hook
 from receiver.hook_views import delivery_view
-from receiver.hooks import Name, Whole
+from receiver.hooks import AnyName, Whole
 from receiver.orders import Order, json_body, read_order
 from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Reader
@@ -27,8 +26,6 @@ from receiver.transaction import Transaction
 from receiver.writer import Writer
 
 STATES = ("waiting", "delivered", "dead")
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def _moment(said: Any) -> datetime:
@@ -48,7 +45,7 @@ class Replay(Order):
     from_: Annotated[Whole, Field(ge=1, lt=1 << 62)] | None = Field(None, alias="from")
     since: Moment | None = None
     task: str | None = None
-    hook: Name | None = None
+    hook: AnyName | None = None
 
     @field_validator("task")
     @classmethod
@@ -67,7 +64,7 @@ class Replay(Order):
 class Retry(Order):
     """Which dead deliveries are to be sent again: all, or those of one hook."""
 
-    hook: Name | None = None
+    hook: AnyName | None = None
 
 
 class DeliveryRoutes:
@@ -88,11 +85,7 @@ class DeliveryRoutes:
         ]
 
     def _for_admin(self, endpoint: Endpoint) -> Endpoint:
-        async def guarded(request: Request) -> Response:
-            require(request, self._settings.signing_secrets, "admin")
-            return await endpoint(request)
-
-        return guarded
+        return for_role(self._settings.signing_secrets, "admin", endpoint)
 
     async def _deliveries(self, request: Request) -> Response:
         wish = _wish(request)
@@ -111,12 +104,13 @@ class DeliveryRoutes:
 
     async def _retry(self, request: Request) -> Response:
         event, name = _pair(request)
-        if await self._reader.read(lambda connection: hook_rows.hook(connection, name)) is None:
+        row = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
+        if row is None:
             raise no_hook()
         known = await self._reader.event(event)
         if known is None:
             raise _no_delivery()
-        await self._writer.run(lambda tx: deliveries.again(tx, event, name, known["task"]))
+        await self._writer.run(lambda tx: deliveries.again(tx, event, row, known["task"]))
         return await self._delivery(request)
 
     async def _replay(self, request: Request) -> Response:
@@ -136,7 +130,9 @@ class DeliveryRoutes:
 
 def _owe(tx: Transaction, given: Replay) -> tuple[list[str], int]:
     """Owe a replay: to which hooks, and how many events of the log it goes through."""
-    hooks = [row for row in hook_rows.hooks(tx.connection) if given.hook in (None, row["name"])]
+    own = hook_rows.hook(tx.connection, hook_rows.of_task(given.task)) if given.task else None
+    there = hook_rows.hooks(tx.connection) + ([own] if own else [])
+    hooks = [row for row in there if given.hook in (None, row["name"])]
     last = hook_rows.last_event(tx.connection)
     first = 1 if given.task is not None else given.from_
     if given.since is not None:

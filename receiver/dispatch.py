@@ -8,6 +8,7 @@ import asyncio
 import functools
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from sqlalchemy import Connection
 
@@ -35,8 +36,8 @@ REST = 0.02
 """Seconds from one look at the log to the next."""
 FRESH = 1.0
 """Seconds after which a run looks at its hook anew: it may have been paused, or removed."""
-UNRECORDED = 512
-"""Attempts of one run that may wait for their record."""
+UNRECORDED = 1_000
+"""Attempts of all runs that may wait for their record: the writer has room for callbacks besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Dispatcher:
 
     def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed) -> None:
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
+        self._unrecorded = asyncio.Semaphore(UNRECORDED)
 
     async def dispatch(self, job: Claimed) -> Verdict:
         """The handler of `dispatch`: all since the hook's cursor."""
@@ -106,6 +108,9 @@ class Dispatcher:
                 turn = await self._sender.turn(hook)
         except TimeoutError:  # it is dead or slow, and others are before us
             return _not_its_turn
+        if wait := turn.pace.held:
+            turn.leave()
+            return functools.partial(_held, wait=wait)
         attempt = await self._sender.attempt(turn, hook, event, full, count=job.attempts)
         if hook["task"]:
             await self._sender.forget(hook["name"])
@@ -115,7 +120,8 @@ class Dispatcher:
         return await self._reader.read(lambda connection: hook_rows.hook(connection, name))
 
     async def _run(self, hook: Row, stretch: Stretch) -> Ran:
-        run = Run(hook, stretch, sender=self._sender, reader=self._reader, writer=self._writer, feed=self._feed)
+        tools: Any = {"reader": self._reader, "writer": self._writer, "feed": self._feed}
+        run = Run(hook, stretch, sender=self._sender, unrecorded=self._unrecorded, **tools)
         try:
             async with asyncio.TaskGroup() as group:
                 return await run.go(group)
@@ -127,36 +133,62 @@ class Run:
     """One run of one hook along a stretch of the log."""
 
     def __init__(
-        self, hook: Row, stretch: Stretch, *, sender: Sender, reader: Reader, writer: Writer, feed: Feed
+        self,
+        hook: Row,
+        stretch: Stretch,
+        *,
+        sender: Sender,
+        reader: Reader,
+        writer: Writer,
+        feed: Feed,
+        unrecorded: asyncio.Semaphore,
     ) -> None:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
-        self._unrecorded = asyncio.Semaphore(UNRECORDED)
+        self._unrecorded, self._under_way = unrecorded, 0
+        self._woken = asyncio.Event()
         self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
 
     async def go(self, group: asyncio.TaskGroup) -> Ran:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
         looked = 0
         self._end = asyncio.get_running_loop().time() + LONGEST_RUN
-        with self._feed.waiting(self._stretch.task) as woken:
+        with self._feed.waiting(self._stretch.task) as self._woken:
             while looked < MOST_EVENTS and not self._is_over():
                 await self._rest()
-                woken.clear()
+                self._woken.clear()
                 hook, events, full = await self._reader.read(self._look)
-                if hook is None or hook["paused_at"]:
+                if not self._is_the_same(hook):
                     break
-                if not events and not await _came(woken, self._stretch.linger):
-                    return Ran(self._cursor, whole=True)
                 self._hook, self._looked = hook, asyncio.get_running_loop().time()
+                if not events and not await self._more():
+                    return Ran(self._cursor, whole=True)
                 looked += len(events)
-                for event in events:
-                    if self._is_over():
-                        return Ran(self._cursor)
-                    wanted = self._is_wanted(event, full)
-                    if wanted and (ended := await self._begin(group, event, full[event["task"]])):
-                        return ended
-                    self._cursor = event["id"]
+                if ended := await self._try(group, events, full):
+                    return ended
         return Ran(self._cursor)
+
+    async def _try(self, group: asyncio.TaskGroup, events: list[Row], full: dict[str, Full]) -> Ran | None:
+        """Begin an attempt at each that is wanted; how the run ends, if it does."""
+        for event in events:
+            if self._is_over():
+                return Ran(self._cursor)
+            wanted = self._is_wanted(event, full)
+            if wanted and (ended := await self._begin(group, event, full[event["task"]])):
+                return ended
+            self._cursor = event["id"]
+        return None
+
+    async def _more(self) -> bool:
+        """Whether to look again: something came, or the last attempt under way has ended meanwhile."""
+        if not self._under_way:
+            return await _came(self._woken, self._stretch.linger)
+        await _came(self._woken, self._end - asyncio.get_running_loop().time())
+        return True
+
+    def _is_the_same(self, hook: Row | None) -> TypeGuard[Row]:
+        """Whether the hook is there still, not paused, and not another one of its name."""
+        return bool(hook and not hook["paused_at"] and hook["created_at"] == self._hook["created_at"])
 
     async def _rest(self) -> None:
         """Under load, let some commits gather before the next look; a look after a quiet time is at once."""
@@ -188,13 +220,14 @@ class Run:
                 turn = await self._sender.turn(self._hook)
         except TimeoutError:
             return Ran(self._cursor)
-        if turn.pace.is_dead and self._tried:
+        if turn.pace.held or (turn.pace.is_dead and self._tried):
             turn.leave()
             return Ran(self._cursor, wait=turn.pace.put_off())
         if not await self._goes_on():
             turn.leave()
             return Ran(self._cursor)
         self._tried += 1
+        self._under_way += 1
         await self._unrecorded.acquire()
         group.create_task(self._attempt(turn, event, full))
         await asyncio.sleep(0)  # callbacks come in between
@@ -207,7 +240,7 @@ class Run:
             return True
         name = self._hook["name"]
         hook = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
-        if hook is None or hook["paused_at"]:
+        if not self._is_the_same(hook):
             return False
         self._hook, self._looked = hook, now
         return True
@@ -215,9 +248,13 @@ class Run:
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
         try:
             attempt = await self._sender.attempt(turn, self._hook, event, full)
-            await self._writer.share(deliveries.record, attempt, urgent=not attempt.taken)
+            hurry = not attempt.taken or self._hook["task"] is not None  # such a run ends with its record
+            await self._writer.share(deliveries.record, attempt, urgent=hurry)
         finally:
             self._unrecorded.release()
+            self._under_way -= 1
+            if not self._under_way:
+                self._woken.set()
 
 
 async def _came(woken: asyncio.Event, linger: float) -> bool:
@@ -251,6 +288,10 @@ def _kept(tx: Transaction, name: str) -> Outcome:
     hook = hook_rows.hook(tx.connection, name)
     due = FAR if hook and hook["paused_at"] else tx.now
     return RetryAt(due, "The hook is paused.", counts=False)
+
+
+def _held(tx: Transaction, wait: float) -> Outcome:
+    return RetryAt(tx.now + int(wait * 1000), "The hook asked for a rest.", counts=False)
 
 
 def _not_its_turn(tx: Transaction) -> Outcome:

@@ -1,9 +1,10 @@
 """What an operator may order of hooks over `/api`, with a token of role admin.
 
+import asyncio
 Web addresses only: commands and brokers are set on the machine itself.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from starlette.routing import Route
 
 from client.codec import clean
 from receiver import deliveries, hook_rows
-from receiver.access import require
+from receiver.access import Endpoint, for_role
 from receiver.body import Bodies
 from receiver.errors import ApiError
 from receiver.hook_views import hook_view
@@ -27,16 +28,15 @@ from receiver.sinks import scheme_of
 from receiver.transaction import NEW_TASK, Row
 from receiver.writer import Writer
 
-OVERLAP = 86_400.0
-
-Endpoint = Callable[[Request], Awaitable[Response]]
+TEST_SECONDS = 25.0
+"""For a test: whoever asked waits for it."""
 
 
 class Rotation(Order):
     """What `rotate` may be told: a secret of the caller's own, and for how long (seconds) the old one signs."""
 
     secret: str = Field("", repr=False)
-    overlap: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = OVERLAP
+    overlap: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = hook_rows.OVERLAP
 
 
 class HookRoutes:
@@ -50,28 +50,22 @@ class HookRoutes:
 
     def routes(self) -> list[Route]:
         """Every route."""
-        hook = "/api/hooks/{name}"
+        one = "/api/hooks/{name}"
         return [
-            Route("/api/hooks", self._for_admin(self._list, self._add), methods=["GET", "POST"]),
-            Route(hook, self._for_admin(self._show, delete=self._remove), methods=["GET", "DELETE"]),
-            Route(f"{hook}/test", self._for_admin(post=self._test), methods=["POST"]),
-            Route(f"{hook}/pause", self._for_admin(post=self._pause), methods=["POST"]),
-            Route(f"{hook}/resume", self._for_admin(post=self._resume), methods=["POST"]),
-            Route(f"{hook}/rotate", self._for_admin(post=self._rotate), methods=["POST"]),
+            self._route("/api/hooks", GET=self._list, POST=self._add),
+            self._route(one, GET=self._show, DELETE=self._remove),
+            self._route(f"{one}/test", POST=self._test),
+            self._route(f"{one}/pause", POST=self._pause),
+            self._route(f"{one}/resume", POST=self._resume),
+            self._route(f"{one}/rotate", POST=self._rotate),
         ]
 
-    def _for_admin(
-        self, get: Endpoint | None = None, post: Endpoint | None = None, *, delete: Endpoint | None = None
-    ) -> Endpoint:
-        by_method = {"GET": get, "HEAD": get, "POST": post, "DELETE": delete}
+    def _route(self, path: str, **by_method: Endpoint) -> Route:
+        async def chosen(request: Request) -> Response:
+            return await by_method["GET" if request.method == "HEAD" else request.method](request)
 
-        async def guarded(request: Request) -> Response:
-            require(request, self._settings.signing_secrets, "admin")
-            endpoint = by_method[request.method]
-            assert endpoint
-            return await endpoint(request)
-
-        return guarded
+        endpoint = for_role(self._settings.signing_secrets, "admin", chosen)
+        return Route(path, endpoint, methods=list(by_method))
 
     async def _list(self, request: Request) -> Response:
         def question(connection: Any) -> list[dict[str, Any]]:
@@ -132,8 +126,15 @@ class HookRoutes:
     async def _test(self, request: Request) -> Response:
         row = await self._row(request)
         event, full = _made_up(self._settings)
-        turn = await self._sender.turn(row)
-        attempt = await self._sender.attempt(turn, row, event, full)
+        try:
+            async with asyncio.timeout(TEST_SECONDS):
+                turn = await self._sender.turn(row)
+                attempt = await self._sender.attempt(turn, row, event, full)
+        except TimeoutError:
+            why = f"It was not its turn, or it did not answer, within {TEST_SECONDS:g} s."
+            return JSONResponse(
+                {"taken": False, "ms": int(TEST_SECONDS * 1000), "status": None, "answer": None, "error": why}
+            )
         said = {"status": attempt.status, "answer": attempt.answer or None, "error": attempt.error or None}
         return JSONResponse({"taken": attempt.taken, "ms": attempt.ms, **said})
 

@@ -10,27 +10,27 @@ from sqlalchemy import Connection, delete, func, insert, select, text, update
 from client.webhooks import new_secret
 from receiver.hooks import NewHook
 from receiver.outbox import FAR
+from receiver.owed import host_of
 from receiver.tables import Hook
 from receiver.transaction import EVENT, JOB, Row, Transaction
 
 HOOK = Hook.__table__  # type: ignore[attr-defined]  # set by SQLModel
 LONGEST_SAID = 500
-
-
-def lane(name: str) -> str:
-    """Where the jobs of a hook's deliveries wait."""
-    return f"hook {name}"
+OVERLAP = 86_400.0
+"""Seconds for which a secret that was changed signs too."""
 
 
 PAUSE = text("""
     UPDATE hook SET paused_at = :now, paused_because = :because WHERE name = :name AND paused_at IS NULL
 """)
-PUT_OFF = text("UPDATE job SET due_at = :far WHERE lane = :lane AND state = 'ready'")
+PUT_OFF = text(
+    "UPDATE job SET due_at = :far WHERE hook = :name AND state = 'ready' AND kind NOT LIKE 'dispatch%'"
+)
 RESUME = text("""
     UPDATE hook SET paused_at = NULL, paused_because = '', failing_since = NULL
     WHERE name = :name AND paused_at IS NOT NULL
 """)
-BRING_BACK = text("UPDATE job SET due_at = :now, attempts = 0 WHERE lane = :lane AND state = 'ready'")
+BRING_BACK = text("UPDATE job SET due_at = :now, attempts = 0 WHERE hook = :name AND state = 'ready'")
 
 
 def pause(tx: Transaction, name: str, because: str) -> bool:
@@ -38,7 +38,7 @@ def pause(tx: Transaction, name: str, because: str) -> bool:
     said = {"name": name, "now": tx.now, "because": because[:LONGEST_SAID]}
     if not tx.connection.execute(PAUSE, said).rowcount:
         return False
-    tx.connection.execute(PUT_OFF, {"lane": lane(name), "far": FAR})
+    tx.connection.execute(PUT_OFF, {"name": name, "far": FAR})
     tx.say(
         f"hook {name} is paused: {because}. Its events are kept; go on with: kling-receiver hooks resume {name}"
     )
@@ -49,15 +49,22 @@ def resume(tx: Transaction, name: str) -> bool:
     """Go on with a hook: all that was kept for it is due now. False when it was not paused."""
     if not tx.connection.execute(RESUME, {"name": name}).rowcount:
         return False
-    tx.connection.execute(BRING_BACK, {"lane": lane(name), "now": tx.now})
+    tx.connection.execute(BRING_BACK, {"name": name, "now": tx.now})
     tx.wake()
-    look(tx, name)
+    if row := hook(tx.connection, name):
+        look(tx, row)
     return True
 
 
-def look(tx: Transaction, name: str, due_at: int | None = None) -> None:
+def look(tx: Transaction, row: Row) -> None:
     """Owe a hook a look at the event log."""
-    tx.owe("dispatch", "", key=f"dispatch/{name}", lane=f"dispatch {name}", due_at=due_at)
+    kind, name = of_kind("dispatch", row), row["name"]
+    tx.owe(kind, "", key=f"dispatch/{name}", lane=f"dispatch {row['lane']}", hook=name)
+
+
+def of_kind(kind: str, row: Row) -> str:
+    """Jobs of hooks for single tasks are of kinds of their own, so that there is room for all others."""
+    return f"{kind}-task" if row["task"] else kind
 
 
 def add(tx: Transaction, new: NewHook, *, source: str = "added") -> Row | None:
@@ -76,13 +83,19 @@ def _free_name(connection: Connection) -> str:
     return next(name for n in range(1, len(taken) + 2) if (name := f"hook-{n}") not in taken)
 
 
+def of_task(task: str) -> str:
+    """The name of the hook of one task alone."""
+    return f"task:{task}"
+
+
 def add_for_task(tx: Transaction, task: str, address: str) -> None:
     """A web address that hears of one task alone, unless it has one; signed with the receiver's own secret."""
-    name = f"task:{task}"
+    name = of_task(task)
     if not hook(tx.connection, name):
         row = NewHook(address=address).row(name, "task", cursor=0, now=tx.now)
-        tx.connection.execute(insert(HOOK), {**row, "task": task, "secrets": []})
-        look(tx, name)  # perhaps all has happened already
+        own = {"task": task, "lane": f"task {host_of(address)}", "secrets": [], "concurrency": 2}
+        tx.connection.execute(insert(HOOK), {**row, **own})
+        look(tx, {**row, **own})  # perhaps all has happened already
 
 
 def change(tx: Transaction, name: str, row: Row) -> None:
@@ -94,8 +107,7 @@ def change(tx: Transaction, name: str, row: Row) -> None:
 
 def remove(tx: Transaction, name: str) -> bool:
     """Forget a hook, and what it is owed; its attempts stay on record."""
-    lanes = [lane(name), f"dispatch {name}"]
-    tx.connection.execute(delete(JOB).where(JOB.c.lane.in_(lanes), JOB.c.state != "running"))
+    tx.connection.execute(delete(JOB).where(JOB.c.hook == name, JOB.c.state != "running"))
     return bool(tx.connection.execute(delete(HOOK).where(HOOK.c.name == name)).rowcount)
 
 

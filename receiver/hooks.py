@@ -53,7 +53,8 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Name = Annotated[str, Field(pattern=NAME)]
+AnyName = Annotated[str, Field(pattern=rf"{NAME}|^task:[A-Za-z0-9][A-Za-z0-9_.:@=-]{{0,127}}$")]
+"""The name of a hook, that of one task alone too."""
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
 
@@ -104,7 +105,7 @@ class NewHook(Wanted):
     schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
     concurrency: Annotated[Whole, Field(ge=1, le=256)] | None = None
     rate: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
-    timeout: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
+    timeout: float | None = Field(None, gt=0, le=300, allow_inf_nan=False)
 
     @field_validator("secret")
     @classmethod
@@ -142,6 +143,7 @@ class NewHook(Wanted):
             "address": self.address,
             "source": source,
             "task": None,
+            "lane": name,
             "secrets": [[secret, None]] if secret else [],
             "filter": {
                 "events": self.events,

@@ -17,8 +17,6 @@ from receiver.transaction import Row, Transaction
 DEFAULT = "default"
 """The name of the hook that KLING_HOOK_URL is."""
 WHOSE = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL"}
-OVERLAP = 86_400.0
-"""Seconds for which a secret that was changed signs too."""
 
 
 def read_hooks(path: Path, allowed: Allowed, variables: Mapping[str, str | None]) -> list[NewHook]:
@@ -86,5 +84,5 @@ def align(tx: Transaction, source: str, wanted: list[NewHook], *, also: str = ""
 
 def _changed(tx: Transaction, known: Row, new: NewHook, source: str) -> Row:
     row = new.row(new.name, source, cursor=known["cursor"], now=tx.now)
-    row["secrets"] = hook_rows.succeeded(known["secrets"], new.secret, now=tx.now, overlap=OVERLAP)
+    row["secrets"] = hook_rows.succeeded(known["secrets"], new.secret, now=tx.now, overlap=hook_rows.OVERLAP)
     return row

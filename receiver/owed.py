@@ -18,10 +18,11 @@ def watch(tx: Transaction, task: str, family: str) -> None:
 
 def download(tx: Transaction, task: str, n: int, url: str) -> None:
     """Owe the download of one file; files of one host wait for each other, not for other hosts."""
-    tx.owe("download", task, key=f"download/{task}/{n}", lane=f"download {_host(url)}", data={"n": n})
+    tx.owe("download", task, key=f"download/{task}/{n}", lane=f"download {host_of(url)}", data={"n": n})
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """The host and port of an address, as it is written; "" for none."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2][:200].lower()
     except ValueError:

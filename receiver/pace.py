@@ -3,6 +3,8 @@
 import asyncio
 from collections import deque
 
+from receiver.outbox import LONGEST_ASKED
+
 STREAK = 5
 """Failures one after the other, after which a hook is taken for dead until it takes something."""
 PROBE = (5.0, 10.0, 20.0, 40.0, 60.0)
@@ -15,6 +17,7 @@ class Pace:
     def __init__(self, concurrency: int, rate: float | None) -> None:
         self._concurrency, self._rate, self._next = concurrency, rate, 0.0
         self._under_way = self._streak = self._put_off = 0
+        self._held = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -27,16 +30,23 @@ class Pace:
         self._concurrency, self._rate = concurrency, rate
         self._let_in()
 
-    def note(self, taken: bool, *, gone: bool = False) -> None:
-        """How an attempt ended; `gone`: the hook wants nothing any more."""
+    def note(self, taken: bool, *, gone: bool = False, retry_after: float | None = None) -> None:
+        """How an attempt ended. `gone`: the hook wants nothing any more; `retry_after`: nothing for so long."""
         self._streak = 0 if taken else STREAK if gone else self._streak + 1
         if taken:
             self._put_off = 0
+        if retry_after:
+            self._held = asyncio.get_running_loop().time() + min(retry_after, LONGEST_ASKED)
+
+    @property
+    def held(self) -> float:
+        """Seconds for which the hook asked to be left alone."""
+        return max(self._held - asyncio.get_running_loop().time(), 0.0)
 
     def put_off(self) -> float:
         """Seconds for which a dead hook is to be left alone."""
         self._put_off += 1
-        return PROBE[min(self._put_off, len(PROBE)) - 1]
+        return max(PROBE[min(self._put_off, len(PROBE)) - 1], self.held)
 
     async def turn(self) -> "Turn":
         """Wait for a turn; whoever has it gives it back by `leave`."""

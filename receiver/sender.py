@@ -13,7 +13,7 @@ from receiver.deliveries import Attempt
 from receiver.hooks import WEB
 from receiver.metrics import Metrics
 from receiver.outbound import Outbound
-from receiver.outbox import FAR, Backoff
+from receiver.outbox import Backoff
 from receiver.pace import Pace, Turn
 from receiver.reading import Full
 from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Sink, Taken, scheme_of
@@ -80,7 +80,10 @@ class Sender:
             opened = await self._opened(hook)
             at, began = int(self._clock() * 1000), time.monotonic()
             outcome = await self._send(opened, self._message(hook, event, full))
-            turn.pace.note(isinstance(outcome, Taken), gone=isinstance(outcome, NotTaken) and outcome.gone)
+            if isinstance(outcome, Taken):
+                turn.pace.note(True)
+            else:
+                turn.pace.note(False, gone=outcome.gone, retry_after=outcome.retry_after)
         finally:
             turn.leave()
         ms = int((time.monotonic() - began) * 1000)
@@ -107,7 +110,7 @@ class Sender:
             return Attempt(**known, taken=True)
         self._metrics.deliveries.labels("failed").inc()
         log.warning("hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
-        due = FAR if outcome.gone else None
+        due = at if outcome.gone else None  # of one that is paused, nothing is due
         if not (outcome.gone or outcome.final):
             due = Backoff(tuple(hook["schedule"])).after(count, at + ms, at_least=outcome.retry_after)
         return Attempt(**known, taken=False, error=str(outcome), due_at=due, gone=outcome.gone)
@@ -154,6 +157,8 @@ class Sender:
 
     def _secrets(self, opened: _Open) -> list[str]:
         if opened.row["task"]:
+            if not self._secret:
+                raise NotTaken("the receiver has no KLING_HOOK_SECRET to sign with")
             return [self._secret]
         return hook_rows.good_secrets(opened.row, int(self._clock() * 1000))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import text
 
 from receiver import hook_rows, owed, recover, results
+from receiver.hooks import SCHEDULE
 from receiver.outbox import FAR, LONGEST_ASKED
 from receiver.transaction import Transaction
 
@@ -61,9 +62,6 @@ SOONER = """
     UPDATE job SET due_at = :latest
     WHERE state = 'ready' AND kind = :kind AND attempts <= :attempts AND due_at > :latest AND due_at < :far
 """
-LATE_LANES = text("""
-    SELECT DISTINCT lane FROM job WHERE state = 'ready' AND kind = 'hook' AND due_at > :latest AND due_at < :far
-""")
 MANY = (1 << 31) - 1
 """More attempts than any job has."""
 
@@ -72,7 +70,8 @@ def restore(tx: Transaction) -> int:
     """Owe what a row says is owed and no job does. How much there was: nothing, unless something went wrong."""
     execute = tx.connection.execute
     unwatched, unasked, unfetched = (list(execute(query)) for query in (UNWATCHED, UNASKED, UNFETCHED))
-    unoffered = list(execute(UNOFFERED).scalars())
+    named = [hook_rows.hook(tx.connection, name) for name in execute(UNOFFERED).scalars()]
+    unoffered = [hook for hook in named if hook]
     for task in unwatched:
         owed.watch(tx, task.id, task.family)
     for task in unasked:
@@ -81,23 +80,22 @@ def restore(tx: Transaction) -> int:
         owed.download(tx, result.id, result.n, result.source_url)
     for row in (*unwatched, *unasked, *unfetched):
         log.error("task %s had work to do that was not owed; it is now", row.id)
-    for name in unoffered:
-        hook_rows.look(tx, name)
-        log.error("hook %s was behind, and nobody owed it a look; it is owed now", name)
+    for each in unoffered:
+        hook_rows.look(tx, each)
+        log.error("hook %s was behind, and nobody owed it a look; it is owed now", each["name"])
     return len(unwatched) + len(unasked) + len(unfetched) + len(unoffered)
 
 
 def bring_forward(tx: Transaction) -> None:
     """Nothing is owed later than it can have been put off: the clock may have been ahead for a while."""
-    for kind in ("dispatch", "replay"):
+    for kind in ("dispatch", "replay", "dispatch-task", "replay-task"):
         _bring_forward(tx, kind, {LONGEST_ASKED: MANY})
     for kind, backoff in (("ask", results.ASK_AGAIN), ("download", results.FETCH_AGAIN)):
         _bring_forward(tx, kind, _waits(backoff.steps))
     _bring_forward(tx, "overdue", {(tx.rules.overdue_ms("") << recover.LOOKS - 2) / 1000: MANY})
-    soon = tx.now + int(LONGEST_ASKED * 1000)
-    for lane in list(tx.connection.execute(LATE_LANES, {"latest": soon, "far": FAR}).scalars()):
-        if hook := hook_rows.hook(tx.connection, lane.removeprefix(hook_rows.lane(""))):
-            _bring_forward(tx, "hook", _waits(hook["schedule"]), lane=lane)
+    _bring_forward(tx, "hook-task", _waits(SCHEDULE))
+    for hook in hook_rows.hooks(tx.connection):
+        _bring_forward(tx, "hook", _waits(hook["schedule"]), hook=hook["name"])
 
 
 def _waits(steps: Sequence[float]) -> dict[float, int]:
@@ -106,11 +104,11 @@ def _waits(steps: Sequence[float]) -> dict[float, int]:
     return waits | {max(waits, default=LONGEST_ASKED): MANY}
 
 
-def _bring_forward(tx: Transaction, kind: str, waits: Mapping[float, int], *, lane: str = "") -> None:
-    sooner = text(SOONER + (" AND lane = :lane" if lane else ""))
+def _bring_forward(tx: Transaction, kind: str, waits: Mapping[float, int], *, hook: str = "") -> None:
+    sooner = text(SOONER + (" AND hook = :hook" if hook else ""))
     for seconds, attempts in sorted(waits.items(), reverse=True):
         by = {"kind": kind, "attempts": attempts, "latest": tx.now + int(seconds * 1000), "far": FAR}
-        if moved := tx.connection.execute(sooner, by | ({"lane": lane} if lane else {})).rowcount:
+        if moved := tx.connection.execute(sooner, by | ({"hook": hook} if hook else {})).rowcount:
             log.warning("%d jobs (%s) were due later than they can be; was the clock ahead?", moved, kind)
 
 

@@ -175,6 +175,7 @@ class Job(SQLModel, table=True):
         CheckConstraint("(state = 'running') = (claim IS NOT NULL)", name="claim"),
         UniqueConstraint("key", name="job_once"),
         Index("job_due", "state", "due_at"),
+        Index("job_hook", "hook", **_where("hook IS NOT NULL")),
     )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
@@ -186,6 +187,8 @@ class Job(SQLModel, table=True):
     task: str
     lane: str
     """What it may have to wait for: a host that is slow or dead delays its own lane only."""
+    hook: str | None = None
+    """Whose it is, if it is a hook's."""
     data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
     state: str = "ready"
     attempts: int = 0
@@ -212,6 +215,8 @@ class Hook(SQLModel, table=True):
     source: str
     task: str | None = None
     """The only task whose events it wants."""
+    lane: str
+    """Where its jobs wait: each hook has a lane of its own, those of single tasks share their host's."""
     secrets: Any = Field(default=None, sa_column=Column(Json, nullable=False))
     """`[[secret, until]]`, newest first; `until` (unix ms): when one that was rotated out ends, else null."""
     filter: Any = Field(default=None, sa_column=Column(Json, nullable=False))
@@ -234,7 +239,11 @@ class Attempt(SQLModel, table=True):
     """One attempt to deliver one event to one hook."""
 
     __tablename__ = "attempt"
-    __table_args__ = (Index("attempt_of", "event", "hook"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("attempt_of", "hook", "event"),
+        Index("attempt_newest", "event"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
     hook: str

@@ -25,7 +25,7 @@ TASKS = Bulk(TASK, [column.name for column in TASK.c])
 EVENTS = Bulk(EVENT, [column.name for column in EVENT.c if column.name != "id"])
 JOBS = Bulk(
     JOB,
-    ["key", "kind", "task", "lane", "data", "state", "attempts", "due_at", "error", "created_at"],
+    ["key", "kind", "task", "lane", "hook", "data", "state", "attempts", "due_at", "error", "created_at"],
     """
     ON CONFLICT (key) DO UPDATE SET
         due_at = CASE WHEN job.state = 'dead' OR excluded.due_at < job.due_at
@@ -38,8 +38,9 @@ JOBS = Bulk(
 FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
 HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
 OFFER = text("""
-    INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
-    SELECT 'dispatch/' || name, 'dispatch', '', 'dispatch ' || name, 'null', 'ready', 0, :now, '', :now
+    INSERT INTO job (key, kind, task, lane, hook, data, state, attempts, due_at, error, created_at)
+    SELECT 'dispatch/' || name, CASE WHEN task IS NULL THEN 'dispatch' ELSE 'dispatch-task' END, '',
+        'dispatch ' || lane, name, 'null', 'ready', 0, :now, '', :now
     FROM hook WHERE paused_at IS NULL AND (task IS NULL OR task IN :tasks) ORDER BY name
     ON CONFLICT (key) DO UPDATE SET due_at = excluded.due_at
     WHERE job.state = 'ready' AND job.due_at > excluded.due_at AND job.error = ''
@@ -165,14 +166,14 @@ class Transaction:
     ) -> None:
         """Add a job; where one of that key waits already, the earlier of both times counts.
 
-        `more`: `attempts` that were made, or the `state` and `error` of one that is given up at once.
+        `more`: whose `hook` it is, `attempts` that were made, `state` and `error` of what is given up at once.
         """
         due = self.now if due_at is None else due_at
         waiting = self._jobs.get(key)
         if waiting:
             due = min(due, waiting["due_at"])
         row = {"key": key, "kind": kind, "task": task, "lane": lane, "data": data, "due_at": due}
-        usual = {"state": "ready", "attempts": 0, "error": "", "created_at": self.now}
+        usual = {"hook": None, "state": "ready", "attempts": 0, "error": "", "created_at": self.now}
         self._jobs[key] = {**row, **usual, **more}
 
     def forget(self, key: str) -> None:

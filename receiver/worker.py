@@ -22,7 +22,8 @@ PER_LANE = 16
 PER_KIND = 48
 """Jobs of one kind at once: however many slow hosts there are to download from, questions and hooks go on."""
 TO_HOOKS = {"dispatch": 512, "hook": 256}
-"""The same for what mostly waits for somebody else's answer: each hook has a lane, and a pace, of its own."""
+"""The same for what mostly waits for somebody else's answer: each hook has a lane, and a pace, of its own.
+(Those of single tasks have kinds of their own, and share a lane with all of their host.)"""
 LONGEST_RUN = 900
 """Seconds that one attempt may take."""
 LEASE_MS = (LONGEST_RUN + 60) * 1000

@@ -119,6 +119,7 @@ def _show(found: Sequence[dict[str, Any]]) -> None:
         "STATE": _state,
         "ADDRESS": lambda hook: hook["address"],
         "EVENTS": lambda hook: ", ".join(hook["events"]) or "all",
+        "BEHIND": lambda hook: str(hook["behind"] or "") if hook["state"] != "active" else "",
         "WAITING": lambda hook: str(hook["waiting"] or ""),
         "DEAD": lambda hook: str(hook["dead"] or ""),
     }

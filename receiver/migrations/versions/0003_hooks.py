@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("address", sa.String(), nullable=False),
         sa.Column("source", sa.String(), nullable=False),
         sa.Column("task", sa.String(), nullable=True),
+        sa.Column("lane", sa.String(), nullable=False),
         sa.Column("secrets", sa.Text(), nullable=False),
         sa.Column("filter", sa.Text(), nullable=False),
         sa.Column("schedule", sa.Text(), nullable=False),
@@ -48,9 +49,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sqlite_autoincrement=True,
     )
-    op.create_index("attempt_of", "attempt", ["event", "hook"])
+    op.create_index("attempt_of", "attempt", ["hook", "event"])
+    op.create_index("attempt_newest", "attempt", ["event"])
+
+    op.add_column("job", sa.Column("hook", sa.String(), nullable=True))
+    hooked = sa.text("hook IS NOT NULL")
+    op.create_index("job_hook", "job", ["hook"], sqlite_where=hooked, postgresql_where=hooked)
     op.execute("""
-        UPDATE job SET key = key || '/default', lane = 'hook default',
+        UPDATE job SET key = key || '/default', lane = 'hook default', hook = 'default',
             data = '{"hook":"default","event":' || substr(key, 6) || '}'
         WHERE kind = 'hook'
     """)
