@@ -252,7 +252,7 @@ def retry_after_seconds(response: httpx.Response) -> float | None:
     try:
         at, date = parsedate_to_datetime(value), parsedate_to_datetime(response.headers.get("Date", value))
         return max((at - date).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

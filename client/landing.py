@@ -12,11 +12,11 @@ MODE = 0o666
 class Landing:
     """Bytes on their way to `path`. Either `land` or `discard` ends it; both may be called twice."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError when the folder cannot be written."""
+    def __init__(self, path: Path, *, mode: int = MODE) -> None:
+        """`mode`: its permissions. Raises OSError when the folder cannot be written."""
         self._path = path
         self._draft = path.with_name(f".{secrets.token_hex(8)}.part")
-        self._file = os.fdopen(os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb")
+        self._file = os.fdopen(os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
         self._digest = hashlib.sha256()
         self.size = 0
 

@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from client.codec import Report
 from receiver import belief, hook_rows, owed
 from receiver.states import move
-from receiver.transaction import Row, Transaction
+from receiver.transaction import EVENT, Row, Transaction
 
 MOST_TAGS = 100
 """Of one task, from however many registrations."""
 
+MOST_TRIES = 100
+"""Creates of one task that were not taken."""
 TAG = text("""
     INSERT INTO tag (tag, task) SELECT :tag, :task
     WHERE (SELECT count(*) FROM tag WHERE task = :task) < :most ON CONFLICT DO NOTHING
@@ -63,6 +65,8 @@ def register(tx: Transaction, given: Registration) -> Registered:
         _note_outcome(tx, task, given)
         return Registered(new)
     if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callbacks"]:
+        if _is_worn_out(tx, task):
+            return Registered(conflict=f"Task {given.id} was tried {MOST_TRIES} times.")
         _reopen(tx, task, given.attempt)
     return Registered(new, create=_may_create(task, given.attempt))
 
@@ -91,6 +95,12 @@ def _add(tx: Transaction, given: Registration) -> Row:
     _tag(tx, given)
     owed.watch(tx, given.id, given.family)
     return task
+
+
+def _is_worn_out(tx: Transaction, task: Row) -> bool:
+    """Whether there were so many attempts at its create that whoever makes them only makes events."""
+    tries = select(func.count()).where(EVENT.c.task == task["id"], EVENT.c.type == "task.created")
+    return bool(tx.connection.execute(tries).scalar_one() >= MOST_TRIES)
 
 
 def _reopen(tx: Transaction, task: Row, attempt: str) -> None:

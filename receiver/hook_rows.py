@@ -16,6 +16,8 @@ from receiver.transaction import EVENT, JOB, Row, Transaction
 
 HOOK = Hook.__table__  # type: ignore[attr-defined]  # set by SQLModel
 LONGEST_SAID = 500
+MOST_SECRETS = 8
+"""Of one hook at once: each signs, and a header has its limits."""
 OVERLAP = 86_400.0
 """Seconds for which a secret that was changed signs too."""
 
@@ -128,7 +130,7 @@ def succeeded(secrets: list[Any], fresh: str, *, now: int, overlap: float) -> li
         return secrets if fresh else []
     until = now + int(overlap * 1000)
     old = [[each, min(until, ends or until)] for each, ends in secrets if ends is None or ends > now]
-    return [[fresh, None], *(each for each in old if each[0] != fresh)]
+    return [[fresh, None], *(each for each in old if each[0] != fresh)][:MOST_SECRETS]
 
 
 def good_secrets(row: Row, now: int) -> list[str]:

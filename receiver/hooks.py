@@ -163,6 +163,10 @@ class NewHook(Wanted):
         }
 
 
+DEFAULT = "default"
+"""The name of the hook that KLING_HOOK_URL is."""
+
+
 class BadHook(Exception):
     """A hook that cannot be; `problems` names all that is wrong with it."""
 
@@ -174,9 +178,12 @@ class BadHook(Exception):
 def read_hook(given: Any, allowed: Allowed) -> NewHook:
     """A hook as it is described by a document. Raises BadHook, naming every problem."""
     try:
-        return NewHook.model_validate(given, context=allowed)
+        hook = NewHook.model_validate(given, context=allowed)
     except ValidationError as error:
         raise BadHook([problem(each) for each in error.errors()]) from None
+    if hook.name == DEFAULT:
+        raise BadHook(["name: this one is KLING_HOOK_URL's. Choose another."])
+    return hook
 
 
 def problem(error: Any) -> str:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from receiver import hook_rows
-from receiver.hooks import WEB, BadHook, NewHook, read_hook
+from receiver.hooks import DEFAULT, WEB, BadHook, NewHook, read_hook
 from receiver.outbound import Allowed
 from receiver.sinks import scheme_of
 from receiver.transaction import Row, Transaction
 
-DEFAULT = "default"
-"""The name of the hook that KLING_HOOK_URL is."""
 WHOSE = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL"}
 
 
@@ -28,7 +26,7 @@ def read_hooks(path: Path, allowed: Allowed, variables: Mapping[str, str | None]
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadHook([f"{path} cannot be read: {error.strerror}."]) from None
-    except ValueError as error:  # of TOML, and of UTF-8
+    except (ValueError, RecursionError) as error:  # of TOML, and of UTF-8
         raise BadHook([f"{path} is no TOML: {error}."]) from None
     tables = content.get("hooks", {})
     if set(content) - {"hooks"} or not isinstance(tables, dict):
@@ -58,8 +56,6 @@ def _hook(name: str, table: Any, allowed: Allowed, variables: Mapping[str, str |
         raise BadHook(
             ["secret_env, or secret, is needed: what is POSTed is signed. The first names a variable."]
         )
-    if name == DEFAULT:
-        raise BadHook(["this name is KLING_HOOK_URL's."])
     return hook
 
 

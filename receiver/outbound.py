@@ -69,6 +69,11 @@ class Allowed:
             raise ValueError(f"neither a host, nor a network, nor host:port: {', '.join(wrong)}.")
         return cls(frozenset(hosts), tuple(networks), setting)
 
+    @property
+    def remedy(self) -> str:
+        """What its owner can do, as the end of a sentence."""
+        return f"; if it is yours, allow it with {self.setting}" if self.setting else ""
+
     def permits(self, host: str, port: int, address: Address | None = None) -> bool:
         """Whether `host` (as written in the address) or what it resolved to may be reached on `port`."""
         name = host.lower().strip("[]")
@@ -114,17 +119,20 @@ def check_url(url: str, allowed: Allowed) -> httpx.URL:
     """Refuse an address by how it is written: before a name is resolved, before anything is sent."""
     try:
         parsed = httpx.URL(url)
-        port = parsed.port or {"http": 80, "https": 443}.get(parsed.scheme, 0)
+        host = parsed.host
+        port = {"http": 80, "https": 443}.get(parsed.scheme, 0) if parsed.port is None else parsed.port
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused(f"not a web address ({error})") from error
     if parsed.scheme not in ("http", "https"):
         raise Refused("only http and https addresses are fetched")
-    if not HOST.fullmatch(parsed.raw_host) or not 0 <= port < 1 << 16:
+    if not HOST.fullmatch(parsed.raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
         raise Refused("its host is no name, or its port none")
     if parsed.userinfo:
         raise Refused("the address has a user or password in it")
-    if (address := _literal(parsed.host)) is not None:
-        _check_address(parsed.host, port, address, allowed)
+    if (address := _literal(host)) is not None:
+        _check_address(host, port, address, allowed)
+    elif is_loopback(host.rstrip(".")) and not (allowed.permits(host, port) or allowed.networks):
+        raise Refused(f"{host} is this machine{allowed.remedy}")
     return parsed
 
 
@@ -143,11 +151,7 @@ def _literal(host: str) -> Address | None:
 def _check_address(host: str, port: int, address: Address, allowed: Allowed) -> None:
     if not is_public(address) and not allowed.permits(host, port, address):
         which = "" if host.strip("[]") == str(address) else f" ({address})"
-        own = (
-            f"; if it is yours, allow it with {allowed.setting}"
-            if allowed.setting and not address.is_link_local
-            else ""
-        )
+        own = "" if address.is_link_local else allowed.remedy
         raise Refused(f"{host} is not a public address{which}{own}")
 
 

@@ -73,10 +73,10 @@ class Pace:
         try:
             await place
         except asyncio.CancelledError:
-            if place.cancelled():
-                self._waiting.remove(place)
-            else:  # it was let in at the same moment
+            if not place.cancelled():  # it was let in at the same moment
                 self.give_back()
+            elif place in self._waiting:
+                self._waiting.remove(place)
             raise
 
     def _let_in(self) -> None:

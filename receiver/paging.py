@@ -33,7 +33,7 @@ def place_of(cursor: str | None, problems: list[str]) -> tuple[int, str] | None:
     except (ValueError, TypeError, RecursionError):
         number = name = None
     if (
-        isinstance(number, int)
+        type(number) is int  # True is none
         and abs(number) < 1 << 62
         and isinstance(name, str)
         and is_id(name.removeprefix("task:"))

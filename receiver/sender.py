@@ -109,7 +109,8 @@ class Sender:
             self._metrics.deliveries.labels("delivered").inc()
             return Attempt(**known, taken=True)
         self._metrics.deliveries.labels("failed").inc()
-        log.warning("hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
+        level = logging.DEBUG if hook["task"] else logging.WARNING  # a client's hooks fill no log
+        log.log(level, "hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
         due = at if outcome.gone else None  # of one that is paused, nothing is due
         if not (outcome.gone or outcome.final):
             due = Backoff(tuple(hook["schedule"])).after(count, at + ms, at_least=outcome.retry_after)

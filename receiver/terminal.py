@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from client import screen
 from client.errors import ReceiverError, SettingsError
 from receiver.database import DatabaseError
 from receiver.settings import ReceiverSettings
@@ -18,7 +19,7 @@ FAILED, WRONG = 1, 2
 
 def fail(problems: list[str], code: int) -> NoReturn:
     for problem in problems:
-        click.echo(f"kling-receiver: {problem}", err=True)
+        screen.say(f"kling-receiver: {problem}")
     sys.exit(code)
 
 

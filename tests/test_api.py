@@ -303,6 +303,7 @@ def cursor(value: str | bytes) -> str:
         {"cursor": "\xe9"},
         {"cursor": cursor("null")},
         {"cursor": cursor("[1]")},
+        {"cursor": cursor('[true, "a"]')},
         {"cursor": cursor('["1", "x"]')},
         {"cursor": cursor("[1, 2]")},
         {"cursor": cursor('[1, "../x"]')},

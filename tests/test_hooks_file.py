@@ -11,8 +11,9 @@ from standardwebhooks.webhooks import Webhook
 from client.errors import SettingsError
 from receiver import hook_rows
 from receiver.database import Database
+from receiver.hook_rows import OVERLAP
 from receiver.hooks import BadHook, NewHook
-from receiver.hooks_file import OVERLAP, align, read_hooks
+from receiver.hooks_file import align, read_hooks
 from receiver.outbound import Allowed
 from tests.conftest import Running, Start, make_settings
 from tests.hosts import host

@@ -90,6 +90,32 @@ def written(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost/x",
+        "https://a.localhost:1/",
+        "http://LOCALHOST./",
+        "http://example.com:0/",
+        "http://.../",
+        "http://a..b/",
+        "http://xn--/",
+    ],
+)
+def test_hosts_that_are_none_are_refused_as_written(url: str) -> None:
+    """This machine by its name, a port that is none, a name with nothing between its dots."""
+    with pytest.raises(Refused):
+        check_url(url, NOBODY)
+    with pytest.raises(Refused):
+        check_url(url, Allowed.parse(["files.example"]))
+
+
+def test_this_machine_by_name_may_be_allowed() -> None:
+    """By its name, with or without the port; or by a network, which the address that it has is checked against."""
+    for entry in ("localhost", "localhost:8080", "127.0.0.0/8"):
+        check_url("http://localhost:8080/x", Allowed.parse([entry]))
+
+
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_forbidden_addresses_are_refused_as_written(address: str) -> None:
     """Private, loopback, link-local, shared, metadata, multicast, and what carries IPv4 inside IPv6."""

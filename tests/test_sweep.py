@@ -172,7 +172,7 @@ def test_a_clock_that_was_ahead_puts_nothing_off_for_long(
     """What is due later than it can have been put off is due by then; all else stays."""
     ledger.register("t", outcome="not_created")
     ledger.change(lambda tx: hook_rows.add(tx, NewHook(name="one", address="https://one.example/")))
-    job: dict[str, Any] = {"kind": kind, "attempts": attempts, "lane": hook_rows.lane("one")}
+    job: dict[str, Any] = {"kind": kind, "attempts": attempts, "lane": "hook one", "hook": "one"}
     ledger.put_job("late", **job | {"due_at": NOW + 30 * DAY})
     ledger.put_job("in time", **job | {"due_at": NOW + latest})
     ledger.put_job("dead", **job | {"due_at": NOW + 30 * DAY, "state": "dead"})

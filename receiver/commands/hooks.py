@@ -70,7 +70,7 @@ def add(as_json: bool, **given: Any) -> None:
         name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
     }
     wanted = {name: value for name, value in listed.items() if value not in (None, "", [])}
-    if scheme_of(wanted["address"]) in WEB:
+    if scheme_of(str(wanted.get("address", ""))) in WEB:
         answer = with_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
         name, secret = answer["hook"]["name"], None if "secret" in wanted else answer["secret"]
     else:
