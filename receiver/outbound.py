@@ -19,6 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from client.addresses import is_loopback
 from receiver import __version__
+from receiver.names import Names
 
 AGENT = {"User-Agent": f"kling-callback/{__version__}"}
 
@@ -196,17 +197,18 @@ class Outbound:
         self,
         allowed: Allowed,
         *,
-        resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
+        resolver: Callable[[], AbstractResolver] = Names,
         connections: int = CONNECTIONS,
     ) -> None:
         """`connections`: at once."""
-        self.allowed, self._resolver, self._connections = allowed, resolver, connections
+        self.allowed, self._connections = allowed, connections
+        self._resolver = GuardedResolver(allowed, resolver())
         self._trusted = _trusted()  # now: it takes the event loop a while
         self._transport = Transport(client=self._session)
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(self.allowed, self._resolver()),
+            resolver=self._resolver,
             use_dns_cache=False,
             limit=self._connections,
             ssl=self._trusted,
@@ -243,6 +245,7 @@ class Outbound:
     async def close(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+        await self._resolver.close()
 
 
 def _refusal(error: BaseException | None) -> Refused | None:
