@@ -216,10 +216,17 @@ class Outbound:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
     async def send(
-        self, method: str, url: str, *, headers: Mapping[str, str] = NO_HEADERS, content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        content: bytes | None = None,
+        silence: float = READ_SECONDS,
     ) -> httpx.Response:
         """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError.
 
+        `silence`: seconds for which nothing need come.
         The answer is asked for as it is: what is compressed would be read in whole before its size is known.
         """
         built = httpx.Request(
@@ -227,7 +234,7 @@ class Outbound:
             check_url(url, self.allowed),
             headers={**USUAL, **headers},
             content=content,
-            extensions={"timeout": TIMEOUTS},
+            extensions={"timeout": {**TIMEOUTS, "read": silence}},
         )
         try:
             response = await self._transport.handle_async_request(built)
