@@ -266,18 +266,22 @@ async def test_a_child_that_holds_the_output_is_not_waited_for(tmp_path: Path) -
     await until(lambda: not runs(int(pid.read_text())))
 
 
+def held() -> int:
+    """How many files, pipes and sockets this process holds open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_a_command_holds_nothing_of_ours_open() -> None:
     """Neither while it runs nor afterwards, whether it could be run or not."""
     sink = CommandSink('command:["/no/such/program"]')
     await run(command("true"))
-    held = Path("/proc/self/fd")
-    before = len(list(held.iterdir()))
+    before = held()
     for _ in range(3):
         await run(command("true"))
         with pytest.raises(NotTaken, match="cannot be run"):
             await sink.send(message())
     await asyncio.sleep(0)
-    assert len(list(held.iterdir())) <= before
+    assert held() <= before
 
 
 COUNTS_ITS_LIKE = """
