@@ -1,13 +1,17 @@
 """How hooks and deliveries look from outside. No secret is shown, nor a password in an address."""
 
+import re
 from typing import Any
 
 from receiver.deliveries import Delivery
 from receiver.hooks import WEB
 from receiver.outbox import FAR
-from receiver.sinks import placed, scheme_of
+from receiver.sinks import scheme_of
 from receiver.transaction import Row
 from receiver.views import iso
+
+USER = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
+"""Of an address: its scheme, a user's name where a password follows, and what else stands before the host."""
 
 
 def hook_view(row: Row, counts: dict[str, int], last_event: int) -> dict[str, Any]:
@@ -34,12 +38,11 @@ def hook_view(row: Row, counts: dict[str, int], last_event: int) -> dict[str, An
 
 
 def shown(address: str) -> str:
-    """An address without the password in it; what a web address has after `?` is often one."""
+    """An address without the password, or the token, in it; what a web address has after `?` is often one."""
     if scheme_of(address) in WEB:
         place, mark, _ = address.partition("?")
         return f"{place}?***" if mark else address
-    parts = placed(address)
-    return address.replace(f":{parts.password}@", ":***@", 1) if parts and parts.password else address
+    return USER.sub(r"\1\2***@", address)
 
 
 def delivery_view(delivery: Delivery, *, attempts: bool = False) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from client.addresses import is_loopback
 from receiver import __version__
+from receiver.names import Names
 
 AGENT = {"User-Agent": f"kling-callback/{__version__}"}
 
@@ -200,17 +201,18 @@ class Outbound:
         self,
         allowed: Allowed,
         *,
-        resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
+        resolver: Callable[[], AbstractResolver] = Names,
         connections: int = CONNECTIONS,
     ) -> None:
         """`connections`: at once."""
-        self.allowed, self._resolver, self._connections = allowed, resolver, connections
+        self.allowed, self._connections = allowed, connections
+        self._resolver = GuardedResolver(allowed, resolver())
         self._trusted = _trusted()  # now: it takes the event loop a while
         self._transport = Transport(client=self._session)
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(self.allowed, self._resolver()),
+            resolver=self._resolver,
             use_dns_cache=False,
             limit=self._connections,
             ssl=self._trusted,
@@ -218,10 +220,17 @@ class Outbound:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
     async def send(
-        self, method: str, url: str, *, headers: Mapping[str, str] = NO_HEADERS, content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        content: bytes | None = None,
+        silence: float = READ_SECONDS,
     ) -> httpx.Response:
         """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError.
 
+        `silence`: seconds for which nothing need come.
         The answer is asked for as it is: what is compressed would be read in whole before its size is known.
         """
         built = httpx.Request(
@@ -229,7 +238,7 @@ class Outbound:
             check_url(url, self.allowed),
             headers={**USUAL, **headers},
             content=content,
-            extensions={"timeout": TIMEOUTS},
+            extensions={"timeout": {**TIMEOUTS, "read": silence}},
         )
         try:
             response = await self._transport.handle_async_request(built)
@@ -247,6 +256,7 @@ class Outbound:
     async def close(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+        await self._resolver.close()
 
 
 def _refusal(error: BaseException | None) -> Refused | None:

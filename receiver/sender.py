@@ -148,7 +148,13 @@ class Sender:
         address = opened.row["address"]
         scheme = scheme_of(address)
         if scheme in WEB:
-            return HttpSink(address, lambda: self._secrets(opened), self.outbound, clock=self._clock)
+            return HttpSink(
+                address,
+                lambda: self._secrets(opened),
+                self.outbound,
+                timeout=lambda: opened.row["timeout"],
+                clock=self._clock,
+            )
         if scheme == "command":
             return CommandSink(address)
         try:

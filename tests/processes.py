@@ -28,10 +28,12 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
     return loopback.environment(**{**usual, **settings})
 
 
-def run(*arguments: str, env: dict[str, str], command: Path = COMMAND) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, env: dict[str, str], command: Path = COMMAND, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """The command, or the other one, to its end."""
     return subprocess.run(
-        [command, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+        [command, *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
     )
 
 

@@ -46,7 +46,7 @@ def message(files: tuple[Path, ...] = (), body: bytes = b'{"id":7}') -> Message:
 
 SHOW = """
 import os, sys
-shown = {name: value for name, value in os.environ.items() if "KLING" in name or name == "NOT_OURS"}
+shown = {name: value for name, value in os.environ.items() if "KLING" in name.upper() or name == "NOT_OURS"}
 print(shown, sys.stdin.read())
 """
 
@@ -110,6 +110,7 @@ async def test_what_a_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """The event on stdin, what it is about in the environment, and none of the receiver's settings."""
     monkeypatch.setenv("KLING_API_KEY", "a-secret")
     monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret")
+    monkeypatch.setenv("kling_webhook_secrets", "a-secret-in-small-letters")
     monkeypatch.setenv("NOT_OURS", "kept")
     answer = await run(
         python(SHOW),
@@ -246,6 +247,41 @@ async def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> Non
     pid = tmp_path / "pid"
     await run(python(LEAVES_A_CHILD, str(pid)))
     await until(lambda: not runs(int(pid.read_text())))
+
+
+HOLDS_THE_OUTPUT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+with open(sys.argv[1], "w") as file:
+    file.write(str(child.pid))
+print("done")
+"""
+
+
+async def test_a_child_that_holds_the_output_is_not_waited_for(tmp_path: Path) -> None:
+    """The command's own end says whether it took the event; the child ends with it."""
+    pid = tmp_path / "pid"
+    async with asyncio.timeout(PATIENCE):
+        assert await run(python(HOLDS_THE_OUTPUT, str(pid))) == "done\n"
+    await until(lambda: not runs(int(pid.read_text())))
+
+
+def held() -> int:
+    """How many files, pipes and sockets this process holds open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_command_holds_nothing_of_ours_open() -> None:
+    """Neither while it runs nor afterwards, whether it could be run or not."""
+    sink = CommandSink('command:["/no/such/program"]')
+    await run(command("true"))
+    before = held()
+    for _ in range(3):
+        await run(command("true"))
+        with pytest.raises(NotTaken, match="cannot be run"):
+            await sink.send(message())
+    await asyncio.sleep(0)
+    assert held() <= before
 
 
 COUNTS_ITS_LIKE = """

@@ -16,6 +16,7 @@ from tests.processes import CLIENT, Process, run
 from tests.submitting import events, register
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
+NEXT = "whsec_" + base64.b64encode(b"the-next-secret-for-these-tests.").decode()
 SHORT = "whsec_" + base64.b64encode(b"short").decode()
 GOOD = "https://hooks.example/in"
 
@@ -144,6 +145,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
         1,
         "the filter matches nothing",
     ),
+    "no secret": (["hooks", "add", GOOD, "--secret", "-"], 2, "no secret came on stdin"),
     "another's event": (["hooks", "add", GOOD, "--event", "x"], 2, "--event"),
     "a bad schedule": (["hooks", "add", GOOD, "--schedule", "soon"], 2, "no list of seconds"),
     "a bad name": (["hooks", "add", GOOD, "--name", "My Hook"], 1, "must be small letters"),
@@ -166,6 +168,20 @@ def test_what_is_wrong_is_said(operator: Operator) -> None:
         assert said.lower() in done.stderr.lower(), (kind, done.stderr)
         assert SHORT not in done.stderr
     assert operator.states() == {}
+
+
+def test_a_secret_is_given_on_stdin(operator: Operator, endpoint: Host) -> None:
+    """No list of processes shows it; when the hook is added, and when its secret changes."""
+    added = run(
+        "hooks", "add", endpoint.url, "--name", "web", "--secret", "-", env=operator.receiver.env, stdin=SECRET
+    )
+    assert (added.returncode, added.stdout) == (0, ""), added.stderr
+    rotated = run("hooks", "rotate", "web", "--secret", "-", env=operator.receiver.env, stdin=f"{NEXT}\nmore\n")
+    assert (rotated.returncode, rotated.stdout) == (0, ""), rotated.stderr
+    operator.told("hooks", "test", "web")
+    [visit] = endpoint.wait_for(1)
+    for each in (SECRET, NEXT):
+        Webhook(each).verify(visit.body, dict(visit.headers))
 
 
 def test_a_test_that_fails_ends_with_1(operator: Operator) -> None:

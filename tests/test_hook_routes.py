@@ -11,6 +11,7 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from client.ids import new_id
+from receiver.hook_views import shown
 from receiver.hooks import BadHook, read_hook
 from receiver.outbound import Allowed
 from tests.conftest import Running, Start
@@ -279,6 +280,24 @@ def test_a_test_that_fails_says_why(running: Running) -> None:
     assert (gone["taken"], gone["status"]) == (False, None)
     assert gone["error"]
     assert call(running, "GET", "deliveries")["deliveries"] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        ("nats://token@host:4222/x", "nats://***@host:4222/x"),
+        ("nats://token:@host/x", "nats://***@host/x"),
+        ("nats://user:word@host/x", "nats://user:***@host/x"),
+        ("redis://:word@host/x?db=1", "redis://:***@host/x?db=1"),
+        ("kafka://user:a@b:c@one:1,two:2/x", "kafka://user:***@one:1,two:2/x"),
+        ("nats://host/a@b", "nats://host/a@b"),
+        ('command:["/bin/mail", "a://b@c"]', 'command:["/bin/mail", "a://b@c"]'),
+        ("https://host/in?key=word", "https://host/in?***"),
+    ],
+)
+def test_what_is_shown_of_an_address(address: str, seen: str) -> None:
+    """A user's name, if a password follows; neither password nor token."""
+    assert shown(address) == seen
 
 
 def test_an_address_hides_its_password(start: Start, tmp_path: Path) -> None:

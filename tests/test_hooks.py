@@ -21,10 +21,12 @@ from receiver.hooks import SCHEDULE
 from receiver.outbound import Allowed, Outbound
 from receiver.outbox import FAR
 from receiver.sender import Sender
+from receiver.sinks import Message, NotTaken
+from receiver.sinks.http import HttpSink
 from receiver.transaction import Row
 from tests.conftest import Start, make_settings
 from tests.hosts import Host, Visit, host
-from tests.outgoing import Outgoing, outgoing
+from tests.outgoing import PATIENCE, Outgoing, outgoing
 from tests.submitting import counted, events, register, submit
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
@@ -249,6 +251,28 @@ async def test_a_hook_that_speaks_no_http(delivery: Delivery, respond: Callable[
         attempt = await delivery.attempt(there.url)
     assert (attempt.taken, attempt.status) == (False, None)
     assert attempt.due_at
+
+
+@pytest.mark.anyio
+async def test_only_the_hook_s_time_limit_says_how_long_it_may_be_silent() -> None:
+    """Not the client's own; as it is at each attempt."""
+    over = threading.Event()
+    outbound, limits = Outbound(Allowed.parse(["127.0.0.1"])), iter([0.05, PATIENCE])
+    message = Message("hook_1_1", {}, b"{}", "https://receiver.test")
+
+    def respond(visit: Visit) -> None:
+        if visit.count == 0:
+            assert over.wait(PATIENCE)
+        else:
+            visit.answer(200)
+
+    with host(respond) as there:
+        sink = HttpSink(there.url, list, outbound, timeout=lambda: next(limits))
+        with pytest.raises(NotTaken, match="ReadTimeout"):
+            await sink.send(message)
+        assert (await sink.send(message)).status == 200
+        over.set()
+    await outbound.close()
 
 
 @pytest.mark.anyio

@@ -82,9 +82,10 @@ async def test_an_event_into_a_jetstream(jetstream: Broker) -> None:
     sink = NatsSink(f"nats://127.0.0.1:{jetstream.port}/kling.events")
     async with listening(jetstream):
         assert await sink.send(message()) == Taken(answer="stream KLING, sequence 1")
-        await sink.send(message())
+        again = await sink.send(message())
         await sink.send(message(18))
     await sink.close()
+    assert again.answer == "stream KLING, sequence 1; the stream had it already"
     held = await in_stream(jetstream)
     assert [(subject, headers["Nats-Msg-Id"]) for subject, headers, _ in held] == [
         ("kling.events", "17"),
@@ -92,6 +93,18 @@ async def test_an_event_into_a_jetstream(jetstream: Broker) -> None:
     ]
     assert held[0][1]["Content-Type"] == "application/cloudevents+json"
     assert held[0][2] == cloud_event(message())
+
+
+async def test_a_test_event_is_never_dropped(jetstream: Broker) -> None:
+    """However often, and whichever hook into the same stream is tried: each has an id of its own."""
+    sink = NatsSink(f"nats://127.0.0.1:{jetstream.port}/kling.events")
+    event = {**message(0).event, "type": "hook.test"}
+    async with listening(jetstream):
+        for name in ("one_0_1", "one_0_2", "other_0_1"):
+            await sink.send(Message(name, event, b"", "https://receiver.test"))
+    await sink.close()
+    held = await in_stream(jetstream)
+    assert [document["id"] for _, _, document in held] == ["one_0_1", "one_0_2", "other_0_1"]
 
 
 async def test_a_subject_that_no_stream_listens_to(jetstream: Broker) -> None:

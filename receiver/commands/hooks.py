@@ -39,6 +39,18 @@ class Steps(click.ParamType[list[float]]):
             self.fail(f"{value!r} is no list of seconds, such as 5,30,120.", param, ctx)
 
 
+class Secret(click.ParamType[str]):
+    """A secret; for `-`, a line of stdin: other users of the machine see what is typed as an argument."""
+
+    name = "SECRET"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value != "-":
+            return str(value)
+        line = click.get_text_stream("stdin").readline().strip()
+        return line or self.fail("no secret came on stdin.", param, ctx)
+
+
 ADDING: list[click.Parameter] = [
     click.Argument(["address"], metavar="ADDRESS"),
     click.Option(["--name"], default="", help="Small letters, digits, - and _; else one is made."),
@@ -48,7 +60,13 @@ ADDING: list[click.Parameter] = [
     click.Option(["--family", "families"], multiple=True, help="Such as videos/text2video; repeatable."),
     click.Option(["--status", "statuses"], multiple=True, type=click.Choice(STATUSES), help="Repeatable."),
     click.Option(["--tag", "tags"], multiple=True, help="Of tasks with any of these; repeatable."),
-    click.Option(["--secret"], default="", help="Signs (whsec_...); else one is made and printed."),
+    click.Option(
+        ["--secret"],
+        type=Secret(),
+        default="",
+        help="Signs (whsec_...; -: a line of stdin, so that no list of processes shows it); "
+        "else one is made and printed.",
+    ),
     click.Option(["--schedule"], type=Steps(), help="Waits between attempts (5,30,120,900,3600,...)."),
     click.Option(["--concurrency"], type=click.IntRange(1, 256), help="Attempts at once."),
     click.Option(["--rate"], type=float, help="Events a second, at most."),
@@ -171,7 +189,9 @@ _order("resume", "{name} goes on.", "Go on with a paused hook: all that was kept
 
 ROTATING: list[click.Parameter] = [
     NAME,
-    click.Option(["--secret"], default="", help="The new one; else one is made."),
+    click.Option(
+        ["--secret"], type=Secret(), default="", help="The new one (-: a line of stdin); else one is made."
+    ),
     click.Option(
         ["--overlap"],
         type=click.FloatRange(0, 30 * 86_400),

@@ -89,11 +89,11 @@ def scheme_of(address: str) -> str:
 
 
 def cloud_event(message: Message) -> dict[str, Any]:
-    """The event as a CloudEvent (1.0, JSON): what brokers carry. `id` is the event's own."""
+    """The event as a CloudEvent (1.0, JSON): what brokers carry. `id` is the event's own; each test has one."""
     event = message.event
     return {
         "specversion": "1.0",
-        "id": str(event["id"]),
+        "id": message.id if event["type"] == "hook.test" else str(event["id"]),
         "source": message.source,
         "type": f"kling.{event['type']}",
         "subject": event["task"]["id"],

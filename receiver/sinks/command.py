@@ -11,7 +11,8 @@ import shlex
 import shutil
 import signal
 import tempfile
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import STDOUT, Process
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
@@ -19,6 +20,8 @@ from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
 SCHEME = "command:"
 GRACE = 2.0
 """Seconds that a command which took too long has to end by itself."""
+REST = 1.0
+"""Seconds for which more is read of what it wrote, once it has ended and something that it left has not."""
 
 
 def arguments(address: str) -> list[str]:
@@ -52,35 +55,41 @@ class CommandSink:
 
     async def send(self, message: Message) -> Taken:
         """One run. When it is cancelled, all that the command started is ended."""
+        async with _output() as (output, writing):
+            process = await self._begin(message, writing)
+            try:
+                code = await process.wait()
+                await output.rest()
+            finally:
+                await asyncio.shield(_end_group(process))
+        if code:
+            raise NotTaken(_ended(code), status=code, answer=output.text)
+        return Taken(code, output.text)
+
+    async def _begin(self, message: Message, output: int) -> Process:
         try:
             with tempfile.TemporaryFile() as stdin:  # not a pipe: it need not read what it does not want
                 stdin.write(message.body)
                 stdin.seek(0)
-                process = await asyncio.create_subprocess_exec(
+                return await asyncio.create_subprocess_exec(
                     *self._argv,
                     stdin=stdin,
-                    stdout=PIPE,
+                    stdout=output,
                     stderr=STDOUT,
                     env=_environment(message),
                     start_new_session=True,
                 )
         except OSError as error:
             raise NotTaken(f"the command cannot be run: {error.strerror or error}") from error
-        try:
-            answer = await _end(process)
-            code = await process.wait()
         finally:
-            await asyncio.shield(_end_group(process))
-        if code:
-            raise NotTaken(_ended(code), status=code, answer=answer)
-        return Taken(code, answer)
+            os.close(output)
 
     async def close(self) -> None:
         """Nothing is held between runs."""
 
 
 def _environment(message: Message) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("KLING_")}
     event = message.event
     return {
         **kept,
@@ -90,13 +99,39 @@ def _environment(message: Message) -> dict[str, str]:
     }
 
 
-async def _end(process: Process) -> str:
-    """The end of what it wrote."""
-    assert process.stdout
-    read = b""
-    while chunk := await process.stdout.read(65_536):
-        read = (read + chunk)[-ANSWER_BYTES:]
-    return read.decode("utf-8", "replace")
+class _Output(asyncio.Protocol):
+    """The end of what a command writes."""
+
+    def __init__(self) -> None:
+        self._read = b""
+        self._ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self._read = (self._read + data)[-ANSWER_BYTES:]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended.set()
+
+    async def rest(self) -> None:
+        """Wait for what is still to be read, but not for ever: a child of the command may hold it open."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REST):
+                await self._ended.wait()
+
+    @property
+    def text(self) -> str:
+        return self._read.decode("utf-8", "replace")
+
+
+@contextlib.asynccontextmanager
+async def _output() -> AsyncIterator[tuple[_Output, int]]:
+    """A pipe of our own, and its end to write to: asyncio takes a process for ended only with its pipes."""
+    reading, writing = os.pipe()
+    pipe, output = await asyncio.get_running_loop().connect_read_pipe(_Output, os.fdopen(reading, "rb", 0))
+    try:
+        yield output, writing
+    finally:
+        pipe.close()
 
 
 async def _end_group(process: Process) -> None:

@@ -18,7 +18,10 @@ ANSWER_SECONDS = 2.0
 
 
 class HttpSink:
-    """One web address. `secrets`: newest first; each signs, so that one may be rotated out in peace."""
+    """One web address. `secrets`: newest first; each signs, so that one may be rotated out in peace.
+
+    `timeout`: seconds for which it may be silent.
+    """
 
     def __init__(
         self,
@@ -26,9 +29,11 @@ class HttpSink:
         secrets: Callable[[], Sequence[str]],
         outbound: Outbound,
         *,
+        timeout: Callable[[], float],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._address, self._secrets, self._outbound, self._clock = address, secrets, outbound, clock
+        self._address, self._secrets, self._outbound = address, secrets, outbound
+        self._timeout, self._clock = timeout, clock
 
     async def send(self, message: Message) -> Taken:
         """One POST."""
@@ -41,7 +46,9 @@ class HttpSink:
             "webhook-signature": " ".join(signatures),
         }
         try:
-            response = await self._outbound.send("POST", self._address, content=message.body, headers=headers)
+            response = await self._outbound.send(
+                "POST", self._address, content=message.body, headers=headers, silence=self._timeout()
+            )
         except Refused as error:
             raise NotTaken(f"refused: {error}", final=True) from error
         except (httpx.HTTPError, OSError) as error:

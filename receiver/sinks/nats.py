@@ -35,7 +35,8 @@ class NatsSink:
             answer = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
         except (Error, OSError) as error:
             raise NotTaken(f"{type(error).__name__}: {error}".rstrip(": ")[:300]) from error
-        return Taken(answer=f"stream {answer.stream}, sequence {answer.seq}")
+        known = "; the stream had it already" if answer.duplicate else ""
+        return Taken(answer=f"stream {answer.stream}, sequence {answer.seq}{known}")
 
     async def _connected(self) -> Client:
         async with self._connecting:
