@@ -176,6 +176,16 @@ def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
     assert ledger.types().count("task.created") == 4
 
 
+def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
+    """Whoever only makes events, by one task without end, is stopped."""
+    for n in range(creates.MOST_TRIES):
+        assert ledger.register(attempt=f"{n}").create
+        ledger.register(attempt=f"{n}", outcome="not_created", reason="no")
+    answer = ledger.register(attempt="last")
+    assert not answer.create
+    assert answer.conflict == f"Task t was tried {creates.MOST_TRIES} times."
+
+
 def test_an_attempt_that_was_overtaken_has_no_word(ledger: Ledger) -> None:
     """Its late report does not end the attempt that came after it; that Kling took it counts from anybody."""
     ledger.register(attempt="a")

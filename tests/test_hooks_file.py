@@ -79,7 +79,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("[hooks.a]", "hooks.a: address: Field required."),
         ('[hooks.a]\naddress = "https://x.example"', "hooks.a: secret_env, or secret, is needed"),
         ('[hooks.a]\naddress = "https://x.example"\nsecret_env = "NONE"', "the environment has no NONE."),
-        ('[hooks.default]\naddress = "command:true"', "this name is KLING_HOOK_URL's."),
+        ('[hooks.default]\naddress = "command:true"', "this one is KLING_HOOK_URL's."),
         ('[hooks.A]\naddress = "command:true"', "hooks.A: name: must be small letters"),
         ('[hooks.a]\naddress = "command:no-such-thing"', "there is no command no-such-thing"),
         ('[hooks.a]\naddress = "command:true"\nconcurrency = "4"', "concurrency: "),
