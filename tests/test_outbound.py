@@ -111,7 +111,7 @@ def test_hosts_that_are_none_are_refused_as_written(url: str) -> None:
 
 
 def test_this_machine_by_name_may_be_allowed() -> None:
-    """By its name, with or without the port; or by a network, which the address that it has is checked against."""
+    """By its name, with or without the port; or by a network, by which its address is checked then."""
     for entry in ("localhost", "localhost:8080", "127.0.0.0/8"):
         check_url("http://localhost:8080/x", Allowed.parse([entry]))
 

@@ -62,7 +62,8 @@ async def test_a_dead_hook_is_given_one_turn_at_a_time() -> None:
     assert pace.is_dead
     turn = await pace.turn()
     one, two = await waiting(pace, 2)
-    assert not (one.done() or two.done())
+    assert not one.done()
+    assert not two.done()
     pace.note(True)
     assert not pace.is_dead
     turn.leave()
