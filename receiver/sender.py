@@ -57,14 +57,13 @@ class Sender:
 
     async def close(self) -> None:
         """End the connections to brokers."""
-        for each in self._open.values():
-            await each.sink.close()
-        self._open.clear()
+        for name in list(self._open):
+            await self.forget(name)
 
     async def forget(self, name: str) -> None:
         """Let go of what is kept of a hook."""
         if each := self._open.pop(name, None):
-            await each.sink.close()
+            await _let_go(each)
 
     async def pace(self, hook: Row) -> Pace:
         """The hook's pace, by its row as it is now."""
@@ -141,7 +140,7 @@ class Sender:
         opened.sink = self._sink(opened)
         self._open[name] = opened  # before anything is waited for: there is one pace
         if known:
-            await known.sink.close()
+            await _let_go(known)
         return opened
 
     def _sink(self, opened: _Open) -> Sink:
@@ -160,6 +159,7 @@ class Sender:
         try:
             return open_sink(address)
         except ValueError as error:
+            log.error("hook %s cannot be used: %s", opened.row["name"], error)
             return _Unusable(str(error))
 
     def _secrets(self, opened: _Open) -> list[str]:
@@ -168,6 +168,13 @@ class Sender:
                 raise NotTaken("the receiver has no KLING_HOOK_SECRET to sign with")
             return [self._secret]
         return hook_rows.good_secrets(opened.row, int(self._clock() * 1000))
+
+
+async def _let_go(opened: _Open) -> None:
+    try:
+        await opened.sink.close()
+    except Exception:  # of a sink of somebody else's
+        log.exception("hook %s: its sink failed when it was closed", opened.row["name"])
 
 
 class _Unusable:

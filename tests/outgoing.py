@@ -34,7 +34,10 @@ async def refusing(message: Message) -> Taken:
 
 
 class Endpoint:
-    """Where events go: `came` are all that were sent, `taken` those that it took; `most` were there at once."""
+    """Where events go: `came` are all that were sent, `taken` those that it took; `most` were there at once.
+
+    `opens`, `closes`: what it raises then, if anything.
+    """
 
     def __init__(self, name: str, answer: Answer = taking) -> None:
         self.name, self.answer = name, answer
@@ -42,6 +45,8 @@ class Endpoint:
         self.came: list[Message] = []
         self.taken: list[int] = []
         self.under_way = self.most = self.opened = self.closed = 0
+        self.opens: Exception | None = None
+        self.closes: Exception | None = None
         self.changed = asyncio.Event()
 
     @property
@@ -65,6 +70,8 @@ class Endpoint:
     async def close(self) -> None:
         """The sink is let go."""
         self.closed += 1
+        if self.closes:
+            raise self.closes
 
 
 ENDPOINTS: dict[str, Endpoint] = {}
@@ -74,6 +81,8 @@ def open_scripted(address: str) -> Endpoint:
     """The sink of `scripted://name`, found by its entry point like anybody's own."""
     endpoint = ENDPOINTS[address.removeprefix(f"{SCHEME}://")]
     endpoint.opened += 1
+    if endpoint.opens:
+        raise endpoint.opens
     return endpoint
 
 

@@ -354,6 +354,36 @@ async def test_a_sink_that_raises(way: Outgoing, caplog: pytest.LogCaptureFixtur
     assert "hook broken failed in an unforeseen way" in caplog.text
 
 
+async def test_a_sink_that_cannot_be_made(way: Outgoing, caplog: pytest.LogCaptureFixture) -> None:
+    """Is told once and fails each attempt, whatever it raises; no other hook is harmed."""
+    broken, well = way.endpoint("broken"), way.endpoint("well")
+    await way.add(broken, schedule=[5, 5])
+    await way.add(well)
+    broken.opens = ZeroDivisionError("of somebody else's making")
+    await way.happen("one")
+    await way.until(lambda: way.attempts(hook="broken") and well.taken)
+    await way.pass_(5)
+    await way.until(lambda: len(way.attempts(hook="broken")) == 2)
+    why = "scripted: its sink cannot be made (ZeroDivisionError: of somebody else's making)."
+    assert {attempt["error"] for attempt in way.attempts(hook="broken")} == {why}
+    assert caplog.messages.count(f"hook broken cannot be used: {why}") == 1
+
+
+async def test_a_sink_that_cannot_be_closed(ways: Ways, caplog: pytest.LogCaptureFixture) -> None:
+    """Is told, and all else is closed."""
+    way = await ways.open()
+    there = [way.endpoint(name) for name in ("one", "two", "three")]
+    for each in there:
+        await way.add(each)
+        each.closes = ZeroDivisionError("of somebody else's making")
+    await way.happen("one")
+    await way.until(lambda: len(way.attempts()) == 3)
+    await way.receiver.sender.forget("one")
+    await way.receiver.stop()
+    assert [each.closed for each in there] == [1, 1, 1]
+    assert "hook two: its sink failed when it was closed" in caplog.text
+
+
 async def test_a_hook_is_removed_while_it_is_sent_to(way: Outgoing) -> None:
     """What is under way ends; nothing more is sent, and nothing stays owed, whether that fails or not."""
     held = Held()

@@ -258,6 +258,24 @@ def test_a_sink_whose_package_is_not_whole(
         open_sink("absent://x")
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("1 / 0", "odd: its package cannot be loaded (ZeroDivisionError: division by zero)."),
+        ("def Sink(address): raise KeyError(address)", "odd: its sink cannot be made (KeyError: 'odd://x')."),
+    ],
+)
+def test_a_sink_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, said: str) -> None:
+    """Whatever it raises, the hook is refused with the reason."""
+    site = install(tmp_path / "site", "odd", "odd_sink:Sink")
+    (site / "odd_sink.py").write_text(module)
+    monkeypatch.syspath_prepend(site)
+    with pytest.raises(BadHook) as refused:
+        read_hook({"address": "odd://x"}, Allowed())
+    assert refused.value.problems == [f"address: {said}"]
+    sys.modules.pop("odd_sink", None)
+
+
 async def test_somebody_elses_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
     """The worked example of docs: a package with one module and an entry point, used like our own."""
     example = DOCS / "sink_example"

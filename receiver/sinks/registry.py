@@ -12,7 +12,14 @@ def open_sink(address: str) -> Sink:
 
     Raises ValueError, saying what to do, where no installed package serves its scheme or takes the address.
     """
-    return _load(_found(scheme_of(address)))(address)
+    point = _found(scheme_of(address))
+    factory = _load(point)
+    try:
+        return factory(address)
+    except ValueError:
+        raise
+    except Exception as error:  # of somebody else's making
+        raise ValueError(f"{point.name}: its sink cannot be made ({_said(error)}).") from error
 
 
 def _found(scheme: str) -> EntryPoint:
@@ -31,4 +38,10 @@ def _load(point: EntryPoint) -> Factory:
         raise ValueError(
             f"{point.name}: needs a package that is not here ({error}). Install {extra}."
         ) from None
+    except Exception as error:
+        raise ValueError(f"{point.name}: its package cannot be loaded ({_said(error)}).") from error
     return factory
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
