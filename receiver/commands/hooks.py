@@ -47,7 +47,7 @@ class Secret(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value != "-":
             return str(value)
-        line = click.get_text_stream("stdin").readline().strip()
+        line = sys.stdin.readline().strip()
         return line or self.fail("no secret came on stdin.", param, ctx)
 
 
