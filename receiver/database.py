@@ -39,6 +39,9 @@ HOLD_TRIES = 20
 """PostgreSQL: tenths of a second in which the server finds out that a killed holder is gone."""
 
 
+SERVER = "Check KLING_DATABASE_URL, and that its server runs."
+FILE = "Check its disk, whether it may be written to, and who else uses it."
+
 OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
 """What befalls one statement; the database's other troubles (full, locked, gone, damaged) befall all."""
 
@@ -138,7 +141,7 @@ class Database:
         # The writer's connection holds it, and takes it again whenever it has to be made anew.
         event.listen(self._writer, "connect", _hold_server)
         self._writer.dispose()
-        with self._explaining(), self._writer.connect():
+        with self.explaining(), self._writer.connect():
             pass
 
     def migrate(self) -> None:
@@ -146,7 +149,7 @@ class Database:
 
         Raises DatabaseError.
         """
-        with self._explaining(), self._writer.begin() as connection:
+        with self.explaining(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config = alembic.config.Config()
@@ -167,14 +170,17 @@ class Database:
         return found.st_dev, found.st_ino
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
+    def explaining(self) -> Iterator[None]:
+        """For whoever types a command: an outage in one line. Raises DatabaseError."""
         try:
             yield
         except DBAPIError as error:
             said = (str(error.orig).strip() or "no reason given").splitlines()[0]
-            raise DatabaseError(
-                f"{self} cannot be used: {said}. Check KLING_DATABASE_URL, and that its server runs."
-            ) from error
+            raise DatabaseError(f"{self} cannot be used: {said}. {FILE if self.path else SERVER}") from error
+        except DatabaseError:
+            raise
+        except Unavailable as error:
+            raise DatabaseError(str(error)) from error
 
     def close(self) -> None:
         """Give back every connection, and the hold."""

@@ -70,7 +70,7 @@ def on_this_machine(change: Callable[[Transaction], T]) -> T:
         database.close()
         database = Database(settings.database)
     try:
-        with database.write() as connection:
+        with database.explaining(), database.write() as connection:
             tx = Transaction(connection, database, int(time.time() * 1000))
             changed = change(tx)
             tx.flush()

@@ -212,6 +212,16 @@ def test_a_file_that_is_no_database_is_explained(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_change_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    """Also when the file is no longer there: who typed the command gets a line."""
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
+    database.migrate()
+    (tmp_path / "kling.db").rename(tmp_path / "moved.db")
+    with pytest.raises(DatabaseError, match="moved or replaced"), database.explaining(), database.write():
+        pass
+    database.close()
+
+
 def test_a_database_is_named_without_its_password() -> None:
     """As an operator may read it, in a log or at start."""
     database = Database("postgresql://kling:opensesame@db/kling")

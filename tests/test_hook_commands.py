@@ -12,7 +12,7 @@ from standardwebhooks.webhooks import Webhook
 
 from client.ids import new_id
 from tests.hosts import Host, host
-from tests.processes import CLIENT, Process, run
+from tests.processes import CLIENT, COMMAND, Process, run
 from tests.submitting import events, register
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
@@ -191,6 +191,16 @@ def test_a_test_that_fails_ends_with_1(operator: Operator) -> None:
         done = operator.types("hooks", "test", "hook-1")
     assert (done.returncode, "Not taken (403)" in done.stderr) == (1, True)
     assert "who are you?" in done.stdout
+
+
+def test_a_database_that_cannot_be_written(operator: Operator) -> None:
+    """Is told in one line, and nothing is added."""
+    limited = ["-c", 'ulimit -f 0; exec "$@"', "sh", str(COMMAND), "hooks", "add", "command:true"]
+    done = run(*limited, env=operator.receiver.env, command=Path("/bin/sh"))
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert "kling.db cannot be used: disk I/O error. Check its disk" in line
+    assert operator.states() == {}
 
 
 def test_with_a_file_nothing_is_added(operator: Operator, tmp_path: Path) -> None:
