@@ -226,7 +226,8 @@ def listen(forward: str | None, command: tuple[str, ...] | None, as_json: bool, 
         raise click.UsageError("--forward and --exec do not go together. Run kling listen twice.")
     settings = ListenSettings.load()
     to = forward or (shlex.join(command) if command else "")
-    cursor = Cursor(given["state"].expanduser(), settings.receiver_base, to)
+    wanted = listening.Wanted(given["types"], given["tag"])
+    cursor = Cursor(given["state"].expanduser(), settings.receiver_base, to, only=wanted.written)
 
     def told(event: Event, handled: listening.Handled) -> None:
         screen.show_json(event.document) if as_json else screen.show_event(event, handled.word)
@@ -243,10 +244,9 @@ def listen(forward: str | None, command: tuple[str, ...] | None, as_json: bool, 
             if forward:
                 http = await stack.enter_async_context(new_http(forward))
                 handle = Forward(http, forward, hook_secret(settings, cursor), say=screen.say)
-            wanted = listening.Wanted(given["types"], given["tag"])
             await listening.listen(kling, cursor, handle, wanted=wanted, told=told)
 
-    with screen.saying_troubles():
+    with cursor.held(), screen.saying_troubles():
         work(WaitSettings, call)
 
 

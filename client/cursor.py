@@ -1,8 +1,10 @@
 """How far a listener came, on disk: written only when an event was handled, so that none is missed."""
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,28 @@ FOLDER = "kling-callback"
 
 
 class Cursor:
-    """One file, for one receiver and one place where its events go; nobody else may read it."""
+    """One file, for one receiver and one place where its events go; nobody else may read it.
 
-    def __init__(self, folder: Path, receiver: str, to: str) -> None:
+    `only`: what chooses among the events; who listens for others has another cursor.
+    """
+
+    def __init__(self, folder: Path, receiver: str, to: str, *, only: Sequence[str] = ()) -> None:
         """Raises KlingError for a file that cannot be read, OSError for a folder that cannot be made."""
-        name = hashlib.sha256(json.dumps([receiver, to]).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps([receiver, to, *only]).encode()).hexdigest()[:16]
         self.path = folder / FOLDER / f"{name}.json"
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kept: dict[str, Any] = {"receiver": receiver, **self._read()}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep another listener of the same kind away. Raises KlingError when there is one."""
+        with self.path.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise KlingError("The same command listens already.", code="held", hint=END) from None
+            self._kept |= self._read()  # as the last one left it
+            yield
 
     @property
     def after(self) -> int | None:
@@ -58,4 +74,5 @@ class Cursor:
             landing.discard()
 
 
+END = "End it first, or let this one hear of other events: --event, --tag. Another --state keeps both apart."
 REMOVE = "It says how far this listener came. Remove it, and say where to begin: --from ID, or --from latest."

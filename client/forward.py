@@ -23,7 +23,7 @@ BEGUN = datetime.fromtimestamp(0, UTC)
 
 
 class Forward:
-    """POSTs each event as the receiver's hooks do, until there is an answer, whatever it says."""
+    """POSTs each event as the receiver's hooks do, until an answer comes (whatever it says) or none in time."""
 
     def __init__(
         self,
@@ -39,12 +39,14 @@ class Forward:
         self._say, self._patience, self._clock = say, patience, clock
 
     async def __call__(self, event: Event) -> Handled:
-        """One event, as often as it takes."""
+        """One event, as often as it takes; once, when it was heard and not answered: somebody looks into it."""
         failures = 0
         while True:
             try:
                 status = await self._post(event)
                 break
+            except httpx.ReadTimeout:
+                return Handled("no answer", f"{self._url} did not answer within {TIMEOUT} seconds")
             except httpx.HTTPError as error:
                 failures += 1
                 if failures == 1:

@@ -30,6 +30,12 @@ class Wanted:
     types: Collection[str] = ()
     tag: str | None = None
 
+    @property
+    def written(self) -> list[str]:
+        """The same for the same choice, however it is typed."""
+        tag = [] if self.tag is None else [f"tag {self.tag}"]
+        return [*sorted(set(self.types)), *tag]
+
     def __call__(self, event: Event) -> bool:
         """Whether this one is."""
         tags = event.task.get("tags")

@@ -124,8 +124,8 @@ LISTEN = """Print what happens to tasks as it happens, or hand it to an applicat
 
 Each event comes at least once, in order, one after the other; what comes while this is not running
 comes when it runs again. The first time begins with what comes next. An application that cannot be
-reached, or does not answer in 15 seconds, is waited for; any answer of it ends an event. Of an
-answer other than 2xx, and an exit code other than 0, you are told, and the next event follows.
+reached is waited for; any answer of it ends an event, and so do 15 seconds without one. Of these,
+an answer other than 2xx, and an exit code other than 0, you are told, and the next event follows.
 
 KLING_HOOK_SECRET signs what is forwarded; without it a secret is made, kept, and told at each start.
 """

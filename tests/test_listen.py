@@ -159,9 +159,20 @@ def test_it_may_begin_before_anything_happens(running: Running, gateway: Sandbox
 def test_from_an_event_or_from_the_latest(running: Running, gateway: Sandbox, begin: Begin) -> None:
     """Whatever it knows of before."""
     all_of_it = ids(everything(running, done(running, gateway)))
-    assert ids(begin(running, "--json", "--from", "1").events()) == all_of_it
-    assert ids(begin(running, "--json", "--from", str(all_of_it[2])).events()) == all_of_it[2:]
+    for first in (0, 2):
+        listener = begin(running, "--json", "--from", str(all_of_it[first]))
+        assert ids(listener.events()) == all_of_it[first:]
+        listener.end()
     begin(running, "--from", "latest").said(f"behind event {all_of_it[-1]}")
+
+
+def test_the_same_command_twice_is_1(running: Running, gateway: Sandbox, begin: Begin) -> None:
+    """Two would hand on each event twice, and each take the other's place; what listens for others may run."""
+    begin(running).said("Listening to")
+    begin(running, "--event", "task.done").said("Listening to")
+    again = begin(running)
+    assert "listens already" in again.said("already")
+    assert again.process.wait(20) == 1
 
 
 def test_only_what_is_wanted(running: Running, gateway: Sandbox, begin: Begin) -> None:

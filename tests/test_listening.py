@@ -132,6 +132,30 @@ def test_a_cursor_is_kept(tmp_path: Path) -> None:
     assert one.path.parent.stat().st_mode & 0o077 == 0
 
 
+def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
+    """Who listens for others has missed none of them; the order in which they are named does not matter."""
+
+    def path(*types: str, tag: str | None = None) -> Path:
+        return Cursor(tmp_path, "https://receiver.test", "", only=Wanted(types, tag).written).path
+
+    assert path("task.done", "task.created") == path("task.created", "task.done", "task.done")
+    assert path() == Cursor(tmp_path, "https://receiver.test", "").path
+    different = [path(), path("task.done"), path(tag="task.done"), path("task.done", tag="x"), path(tag="")]
+    assert len(set(different)) == len(different)
+
+
+def test_a_cursor_has_one_listener(tmp_path: Path) -> None:
+    """The other is told; once the first has ended, it goes on from there."""
+    one, other = (Cursor(tmp_path, "https://receiver.test", "") for _ in range(2))
+    with one.held():
+        one.move(17)
+        with pytest.raises(KlingError, match="--state") as refused, other.held():
+            pass
+    assert refused.value.code == "held"
+    with other.held():
+        assert other.after == 17
+
+
 @pytest.mark.parametrize("kept", [b"", b"\xff", b"[]", b'{"after": "17"}', b'{"after": null}', b"[" * 100_000])
 def test_a_cursor_that_cannot_be_read_is_told(cursor: Cursor, tmp_path: Path, kept: bytes) -> None:
     """Beginning somewhere else by ourselves would miss events."""
@@ -186,7 +210,7 @@ async def test_any_other_answer_is_trouble_and_ends_the_event(status: int) -> No
 
 async def test_no_answer_is_tried_again() -> None:
     """However often, by the same name, each signed anew; it is said once."""
-    broken = (httpx.ConnectError("refused."), httpx.ReadTimeout(""), httpx.RemoteProtocolError("x"))
+    broken = (httpx.ConnectError("refused."), httpx.ConnectTimeout(""), httpx.RemoteProtocolError("x"))
     target = Target(*broken * 10, 200)
     assert await target.forward()(HAPPENED) == Handled("200")
     assert target.said == ["No answer from http://a.test/in: refused. Event 17 waits for it."]
@@ -194,6 +218,14 @@ async def test_no_answer_is_tried_again() -> None:
     assert len({request.headers["webhook-id"] for request in target.requests}) == 1
     stamps = [int(request.headers["webhook-timestamp"]) for request in target.requests]
     assert stamps == [NOW + 60 * number for number in range(31)]
+
+
+async def test_an_application_that_thinks_too_long_is_told_once() -> None:
+    """It has the event: at a breakpoint, say, where the same one again and again is no help."""
+    target = Target(httpx.ReadTimeout(""))
+    handled = await target.forward()(HAPPENED)
+    assert handled == Handled("no answer", "http://a.test/in did not answer within 15 seconds")
+    assert (len(target.requests), target.said) == (1, [])
 
 
 @pytest.mark.parametrize("at", ["", "None", "yesterday", "2027-01-15T08:00:00", "9" * 5000])
