@@ -80,7 +80,7 @@ class ReceiverSettings(KlingSettings):
     )
     private_hook_hosts: Listed = Field((), description="the same for hooks")
     hooks_file: str = Field(
-        "", description="a TOML file of hooks: what it says is what there is (docs/hooks.md)"
+        "", description="a TOML file of hooks: what it says is what there is (docs/delivering.md)"
     )
     result_max_bytes: Annotated[
         int, Remedy(f"must be whole bytes from 1 to {LARGEST} (1 TiB), such as {2 << 30} (2 GiB).")

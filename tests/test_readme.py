@@ -42,6 +42,14 @@ def test_the_settings_table_is_the_code_s() -> None:
     assert written == "\n".join(table)
 
 
+def test_a_page_that_a_setting_names_tells_of_it() -> None:
+    """Who follows the table finds the setting there."""
+    named = re.findall(r"^\| `(KLING_\w+)` .*\((docs/\w+\.md)\)", README, re.MULTILINE)
+    assert named
+    for setting, page in named:
+        assert setting in (ROOT / page).read_text()
+
+
 def test_running_code_stands_before_line_thirty() -> None:
     """Whoever opens the README sees at once what to type."""
     assert "from client import Kling" in "\n".join(README.splitlines()[:35])

@@ -1,6 +1,8 @@
 """Where events may go besides the web: brokers, by their real servers, and anybody's own sink."""
 
+import inspect
 import json
+import re
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +17,7 @@ from redis.asyncio import Redis
 
 from receiver.hooks import BadHook, read_hook
 from receiver.outbound import Allowed
-from receiver.sinks import Message, NotTaken, Taken, cloud_event
+from receiver.sinks import Message, NotTaken, Sink, Taken, cloud_event
 from receiver.sinks.nats import NatsSink
 from receiver.sinks.redis import RedisSink
 from receiver.sinks.registry import open_sink
@@ -297,6 +299,18 @@ async def test_somebody_elses_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [json.loads(line)["id"] for line in book.read_text().splitlines()] == ids[3:]
     assert [row["taken"] for row in made] == [True, True, True, False, True]
     sys.modules.pop("lines_sink")
+
+
+def test_the_guide_to_a_sink_of_ones_own_is_the_code_s() -> None:
+    """Its sketch has the protocol's methods, and it leads to each file of the example."""
+    page = (DOCS / "delivering.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    sketch: dict[str, Any] = {}
+    exec(code, sketch)
+    for name in ("send", "close"):
+        assert inspect.signature(getattr(sketch["Sink"], name)) == inspect.signature(getattr(Sink, name))
+    for file in (DOCS / "sink_example").glob("*.*"):
+        assert f"(sink_example/{file.name})" in page
 
 
 def entry_point(example: Path) -> str:
