@@ -72,10 +72,12 @@ class Receiver:
         self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False, headers=AGENT)
         self._downloads = Outbound(settings.result_hosts)
         self._hooks = Outbound(settings.hook_hosts, connections=HOOK_CONNECTIONS)
+        self._task_hooks = Outbound(settings.hook_hosts)
         gateway = Gateway(settings.api_base, gateway_auth(settings), self._http)
         self.asker = Asker(gateway, self.reader, self.metrics)
         self.sender = Sender(
             self._hooks,
+            self._task_hooks,
             self.folder,
             self.views,
             self.metrics,
@@ -196,6 +198,7 @@ class Receiver:
         await self._http.aclose()
         await self._downloads.close()
         await self._hooks.close()
+        await self._task_hooks.close()
         await self.reader.close()
         self.database.close()
 

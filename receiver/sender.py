@@ -42,6 +42,7 @@ class Sender:
     def __init__(
         self,
         outbound: Outbound,
+        for_tasks: Outbound,
         folder: Folder,
         views: Views,
         metrics: Metrics,
@@ -50,8 +51,11 @@ class Sender:
         secret: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`source`: the receiver's public address. `secret`: signs for the hooks of single tasks."""
-        self.outbound, self._folder, self._views, self._metrics = outbound, folder, views, metrics
+        """`for_tasks`, `secret`: for the hooks of single tasks, which clients name. `source`: the receiver's
+        public address.
+        """
+        self._outbound, self._for_tasks = outbound, for_tasks
+        self._folder, self._views, self._metrics = folder, views, metrics
         self._source, self._secret, self._clock = source, secret, clock
         self._open: dict[str, _Open] = {}
 
@@ -150,7 +154,7 @@ class Sender:
             return HttpSink(
                 address,
                 lambda: self._secrets(opened),
-                self.outbound,
+                self._for_tasks if opened.row["task"] else self._outbound,
                 timeout=lambda: opened.row["timeout"],
                 clock=self._clock,
             )

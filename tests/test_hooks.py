@@ -124,6 +124,7 @@ class Delivery:
         receiver, outbound = self.way.receiver, Outbound(Allowed.parse([allowed]))
         sender = Sender(
             outbound,
+            outbound,
             receiver.folder,
             receiver.views,
             receiver.metrics,
