@@ -222,7 +222,7 @@ async def test_no_answer_is_tried_again() -> None:
 
 async def test_an_application_that_thinks_too_long_is_told_once() -> None:
     """It has the event: at a breakpoint, say, where the same one again and again is no help."""
-    target = Target(httpx.ReadTimeout(""))
+    target = Target(httpx.ReadTimeout(""), 200)
     handled = await target.forward()(HAPPENED)
     assert handled == Handled("no answer", "http://a.test/in did not answer within 15 seconds")
     assert (len(target.requests), target.said) == (1, [])
