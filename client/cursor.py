@@ -66,7 +66,7 @@ class Cursor:
 
     def _write(self, **changed: Any) -> None:
         self._kept |= changed
-        landing = Landing(self.path)
+        landing = Landing(self.path, mode=0o600)
         try:
             landing.write(json.dumps(self._kept).encode())
             landing.land()

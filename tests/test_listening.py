@@ -129,7 +129,7 @@ def test_a_cursor_is_kept(tmp_path: Path) -> None:
     assert (other.after, other.secret(lambda: "other")) == (None, "other")
     assert Cursor(tmp_path, "https://another.test", "").after is None
     assert not [path for path in one.path.parent.iterdir() if path.suffix != ".json"]
-    assert one.path.parent.stat().st_mode & 0o077 == 0
+    assert one.path.parent.stat().st_mode & 0o077 == one.path.stat().st_mode & 0o077 == 0
 
 
 def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
