@@ -37,7 +37,7 @@ PACE: Json = {
     "rate": or_null(
         {"type": "number", "minimum": 0.01, "maximum": 100_000, "description": "attempts a second"}
     ),
-    "timeout": {**SECONDS, "maximum": 600, "description": "seconds for one attempt"},
+    "timeout": {**SECONDS, "maximum": 300, "description": "seconds for one attempt"},
 }
 NEW_HOOK = {
     **record(

@@ -21,7 +21,7 @@ NAME = click.Argument(["name"], metavar="NAME")
 
 @click.group()
 def hooks() -> None:
-    """Where events go: web addresses, commands of this machine, brokers.
+    """Where events go, and how they fare there.
 
     Talks to the running receiver; opens its database when none runs.
     """
@@ -79,8 +79,9 @@ ADDING: list[click.Parameter] = [
     hooks,
     "add",
     ADDING,
-    "Send events to ADDRESS: https://..., command:PROGRAM ARGUMENT... (no shell), nats://host/subject, "
-    "redis://host/stream. It hears of what happens from now on.",
+    "Send events to an address from now on.\n\n"
+    "ADDRESS is https://HOST/PATH, command:PROGRAM ARGUMENT (an argument list, no shell), nats://HOST/SUBJECT, "
+    "redis://HOST/STREAM, or that of a sink of your own.",
 )
 @explained
 def add(as_json: bool, **given: Any) -> None:
