@@ -37,14 +37,18 @@ JOBS = Bulk(
 )
 FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
 HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
+LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
 OFFER = text("""
     INSERT INTO job (key, kind, task, lane, hook, data, state, attempts, due_at, error, created_at)
-    SELECT 'dispatch/' || name, CASE WHEN task IS NULL THEN 'dispatch' ELSE 'dispatch-task' END, '',
-        'dispatch ' || lane, name, 'null', 'ready', 0, :now, '', :now
-    FROM hook WHERE paused_at IS NULL AND (task IS NULL OR task IN :tasks) ORDER BY name
+    SELECT 'dispatch/' || name, kind, '', 'dispatch ' || lane, name, 'null', 'ready', 0, :now, '', :now
+    FROM (
+        SELECT name, lane, 'dispatch' AS kind FROM hook WHERE task IS NULL AND paused_at IS NULL
+        UNION ALL SELECT name, lane, 'dispatch-task' FROM hook WHERE paused_at IS NULL
+            AND task IN (SELECT task FROM event WHERE id > :last)
+    ) AS offered WHERE true ORDER BY name
     ON CONFLICT (key) DO UPDATE SET due_at = excluded.due_at
     WHERE job.state = 'ready' AND job.due_at > excluded.due_at AND job.error = ''
-""").bindparams(bindparam("tasks", expanding=True))
+""")
 """Owes each hook a look at the event log. One that runs looks anyway; one that was put off stays so."""
 
 
@@ -226,9 +230,9 @@ class Transaction:
     def _write_events(self) -> bool:
         """Whether a hook is owed a look at them."""
         self.database.lock_events(self.connection)
+        last = self.connection.execute(LAST_EVENT).scalar()
         EVENTS.insert(self.connection, self._events)
-        tasks = sorted({event["task"] for event in self._events})
-        return self.connection.execute(OFFER, {"tasks": tasks, "now": self.now}).rowcount > 0
+        return self.connection.execute(OFFER, {"last": last, "now": self.now}).rowcount > 0
 
 
 @functools.cache
