@@ -61,11 +61,18 @@ class Sandbox(Ledger):
         server = await self._loop.create_server(lambda: H11Protocol(config, state, {}), sock=self._socket)
         await self._stop.wait()
         server.close()
-        for connection in list(state.connections):
-            connection.transport.abort()
-        await asyncio.sleep(0)
+        await end(state.connections)
         await cancel(asyncio.all_tasks() - {asyncio.current_task()})
         await self._life.callbacks.client.aclose()
+        await end(state.connections)  # one may just have been taken in
+
+
+async def end(connections: Any) -> None:
+    """Each ends in a turn of the loop, and may have to begin in one before."""
+    for _ in range(3):
+        for connection in list(connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
 
 async def cancel(work: Any) -> None:
