@@ -11,7 +11,7 @@ from client.events import Event
 from client.listening import Handled, Say
 from client.patience import Patience
 from client.receiver import unreadable
-from client.webhooks import hook_body, message_id, sign
+from client.webhooks import hook_body, message_id, signed_headers
 
 TIMEOUT = 15
 """Seconds for the application to answer, as the receiver gives to a hook."""
@@ -56,17 +56,8 @@ class Forward:
         return Handled(str(status), "" if 200 <= status < 300 else f"{self._url} answered {status}")
 
     async def _post(self, event: Event) -> int:
-        body, name, now = (
-            hook_body(event.document),
-            message_id(event.id, _milliseconds(event)),
-            int(self._clock()),
-        )
-        headers = {
-            "Content-Type": "application/json",
-            "webhook-id": name,
-            "webhook-timestamp": str(now),
-            "webhook-signature": sign(self._secret, name, now, body),
-        }
+        body, name = hook_body(event.document), message_id(event.id, _milliseconds(event))
+        headers = signed_headers([self._secret], name, int(self._clock()), body)
         async with self._http.stream(
             "POST", self._url, content=body, headers=headers, timeout=TIMEOUT, follow_redirects=False
         ) as response:

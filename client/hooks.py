@@ -10,7 +10,7 @@ from client.errors import HookError, SettingsError
 from client.events import LONGEST_EVENT, Event
 from client.receiver import is_task
 from client.settings import split
-from client.webhooks import HEADERS, TOLERANCE, is_signed, secret_key
+from client.webhooks import HEADERS, TOLERANCE, is_signed, secret_key, sent_at
 
 RAW = "verify_hook needs the body as it came: bytes, neither decoded nor parsed (`await request.body()`, say)."
 
@@ -43,10 +43,12 @@ def verify_hook(
     secrets, given = _secrets(secret), _headers(headers)
     if len(body) > LONGEST_EVENT:
         raise HookError(f"The body has more than {LONGEST_EVENT} bytes.", code="too_large")
-    sent_at = _timestamp(given)
+    at = sent_at(given)
+    if at is None:
+        raise HookError("The header webhook-timestamp is no time.", code="bad_header")
     if not is_signed(secrets, given, body):
         raise HookError("The signature does not hold.", code="bad_signature", hint=SECRETS_DIFFER)
-    _check_age(clock() - sent_at)
+    _check_age(clock() - at)
     return _event(body, given["webhook-id"])
 
 
@@ -79,13 +81,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("latin-1")
     return value if isinstance(value, str) else ""
-
-
-def _timestamp(headers: Mapping[str, str]) -> int:
-    stamp = headers["webhook-timestamp"]
-    if not (stamp.isascii() and stamp.isdigit() and len(stamp) < 12):
-        raise HookError("The header webhook-timestamp is no time.", code="bad_header")
-    return int(stamp)
 
 
 def _check_age(age: float) -> None:

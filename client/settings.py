@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -26,6 +26,16 @@ LIKENESS = 0.85
 
 Listed = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
+
+
+def _can_sign(value: str) -> str:
+    if value:
+        secret_key(value)
+    return value
+
+
+HookSecret = Annotated[str, AfterValidator(_can_sign)]
+"""A secret by Standard Webhooks, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +214,7 @@ class WaitSettings(InternalSettings):
 class ListenSettings(WaitSettings):
     """What it takes to hand on events as a hook would get them."""
 
-    hook_secret: str = Field("", repr=False, description="signs what is handed on")
-
-    @field_validator("hook_secret")
-    @classmethod
-    def _can_sign(cls, value: str) -> str:
-        if value:
-            secret_key(value)
-        return value
+    hook_secret: HookSecret = Field("", repr=False, description="signs what is handed on")
 
 
 class ClientSettings(WaitSettings):

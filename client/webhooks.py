@@ -50,12 +50,26 @@ def sign(secret: str, message_id: str, timestamp: int | str, body: bytes) -> str
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
+def signed_headers(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers of a POST of this body; each secret signs. `timestamp`: unix seconds."""
+    return {
+        "Content-Type": "application/json",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(sign(secret, message_id, timestamp, body) for secret in secrets),
+    }
+
+
+def sent_at(headers: Mapping[str, str]) -> int | None:
+    """When a message says that it was sent, unix seconds; None for what is no time."""
+    said = headers.get("webhook-timestamp", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 12 else None
+
+
 def may_hold(headers: Mapping[str, str], now: float) -> bool:
     """Whether a signature is given, with a time that is good: what can be told before the body is read."""
-    timestamp = headers.get("webhook-timestamp", "")
-    if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 12):
-        return False
-    return bool(headers.get("webhook-signature")) and abs(int(timestamp) - now) <= TOLERANCE
+    at = sent_at(headers)
+    return at is not None and bool(headers.get("webhook-signature")) and abs(at - now) <= TOLERANCE
 
 
 def check(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> Verdict:
@@ -86,7 +100,12 @@ def message_id(event_id: int, at: int, hook: str = "default") -> str:
 
 def hook_body(event: Mapping[str, Any]) -> bytes:
     """The event as it is sent."""
-    return _encode(hook_event(event)).encode()
+    return encoded(hook_event(event))
+
+
+def encoded(event: Mapping[str, Any]) -> bytes:
+    """What `hook_event` made, as it is sent."""
+    return _encode(event).encode()
 
 
 def hook_event(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from client.codec import Report
 from client.errors import GatewayError
 from receiver import files
-from receiver.access import require
+from receiver.access import Endpoint, for_role
 from receiver.api import known_task
 from receiver.errors import ApiError
 from receiver.reading import Reader, in_thread
@@ -47,15 +47,14 @@ class Admin:
             Route("/api/tasks/{id}/fetch", self._order(self._fetch), methods=["POST"]),
         ]
 
-    def _order(self, order: Order) -> Callable[[Request], Awaitable[Response]]:
-        async def guarded(request: Request) -> Response:
-            require(request, self._settings.signing_secrets, "admin")
+    def _order(self, order: Order) -> Endpoint:
+        async def ordered(request: Request) -> Response:
             full = await known_task(self._reader, request.path_params["id"])
             report = await order(full.row)
             full = await known_task(self._reader, full.row["id"])
             return JSONResponse({"kling": report.status, "task": self._views.task(full)})
 
-        return guarded
+        return for_role(self._settings.signing_secrets, "admin", ordered)
 
     async def _ask(self, task: Row) -> Report:
         report = await self._question(task)

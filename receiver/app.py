@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from client.gateway import Gateway, gateway_auth
 from receiver import metrics, outbox, sweep
-from receiver.access import require
+from receiver.access import for_role
 from receiver.admin import Admin
 from receiver.api import Api
 from receiver.body import Bodies
@@ -126,14 +126,14 @@ class Receiver:
             self._downloads, self.folder, self.reader, self.metrics, largest=settings.result_max_bytes
         )
         dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, feed=self.feed)
+        hooks = {"dispatch": dispatcher.dispatch, "replay": dispatcher.replay, "hook": dispatcher.retry}
         return {
             "ask": self.asker.ask,
             "download": fetcher.download,
             "overdue": overdue.look,
             "sweep": overdue.sweep,
-            **{f"dispatch{whose}": dispatcher.dispatch for whose in ("", "-task")},
-            **{f"replay{whose}": dispatcher.replay for whose in ("", "-task")},
-            **{f"hook{whose}": dispatcher.retry for whose in ("", "-task")},
+            **hooks,
+            **{f"{kind}-task": handler for kind, handler in hooks.items()},
         }
 
     def _committed(self, committed: Committed) -> None:
@@ -254,6 +254,8 @@ def create_app(receiver: Receiver) -> Starlette:
 
 
 def _routes(receiver: Receiver) -> list[Route]:
+    secrets = receiver.settings.signing_secrets
+
     async def alive(request: Request) -> Response:
         return JSONResponse({"ok": True})
 
@@ -263,11 +265,9 @@ def _routes(receiver: Receiver) -> list[Route]:
         return JSONResponse({"ok": True})
 
     async def counted(request: Request) -> Response:
-        require(request, receiver.settings.signing_secrets, "read")
         return Response(receiver.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     async def described(request: Request) -> Response:
-        require(request, receiver.settings.signing_secrets, "admin")
         return JSONResponse(document(receiver.settings.receiver_url))
 
     return [
@@ -279,8 +279,8 @@ def _routes(receiver: Receiver) -> list[Route]:
         *receiver.delivery_routes.routes(),
         Route("/healthz", alive, methods=["GET"]),
         Route("/readyz", ready, methods=["GET"]),
-        Route("/metrics", counted, methods=["GET"]),
-        Route("/openapi.json", described, methods=["GET"]),
+        Route("/metrics", for_role(secrets, "read", counted), methods=["GET"]),
+        Route("/openapi.json", for_role(secrets, "admin", described), methods=["GET"]),
     ]
 
 

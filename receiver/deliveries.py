@@ -1,4 +1,4 @@
-"""Hooks and their deliveries as rows: every statement on them, as verbs of the trade and as questions.
+"""Deliveries as rows: what became of each event at each hook, what is owed again, and what is dead.
 
 An event stays owed to a hook until it was taken: it lies behind the hook's cursor, waits as a job, or is dead.
 """
@@ -7,19 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select, text, tuple_
+from sqlalchemy import Connection, func, select, text
 
 from receiver.bulk import Bulk
-from receiver.hook_rows import LONGEST_SAID, hook, hooks, of_kind, pause
-from receiver.hooks import wants
-from receiver.reading import SHOWN, events_after, full_tasks
+from receiver.hook_rows import LONGEST_SAID, hook, of_kind, pause
 from receiver.tables import Attempt as AttemptRow
 from receiver.transaction import EVENT, JOB, Row, Transaction
 
 ATTEMPT = AttemptRow.__table__  # type: ignore[attr-defined]  # set by SQLModel
 ATTEMPTS = Bulk(ATTEMPT, [column.name for column in ATTEMPT.c if column.name != "id"])
-LOOKED_AT = 1_000
-"""Events behind a hook's cursor that a list looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +53,26 @@ def record(tx: Transaction, attempts: list[Attempt]) -> None:
 
 def keep(tx: Transaction, attempts: Sequence[Attempt]) -> None:
     """Keep attempts, and what they show of their hooks."""
-    names = {
-        "hook": lambda each: each.hook["name"],
-        "answer": lambda each: each.answer.replace("\0", "\ufffd"),
-        "error": lambda each: each.error[:LONGEST_SAID],
+    by_hook: dict[str, list[Attempt]] = {}
+    for each in attempts:
+        by_hook.setdefault(each.hook["name"], []).append(each)
+    ATTEMPTS.insert(tx.connection, [_row(each) for each in attempts])
+    for name in sorted(by_hook):
+        _judge(tx, name, by_hook[name])
+
+
+def _row(each: Attempt) -> Row:
+    return {
+        "hook": each.hook["name"],
+        "event": each.event,
+        "task": each.task,
+        "at": each.at,
+        "ms": each.ms,
+        "taken": each.taken,
+        "status": each.status,
+        "answer": each.answer.replace("\0", "\ufffd"),
+        "error": each.error[:LONGEST_SAID],
     }
-    columns = ("hook", "event", "task", "at", "ms", "taken", "status", "answer", "error")
-    rows = [
-        {name: names[name](each) if name in names else getattr(each, name) for name in columns}
-        for each in attempts
-    ]
-    ATTEMPTS.insert(tx.connection, rows)
-    for name in sorted({each.hook["name"] for each in attempts}):
-        _judge(tx, name, [each for each in attempts if each.hook["name"] == name])
 
 
 WELL = text("UPDATE hook SET failing_since = NULL WHERE name = :name AND failing_since IS NOT NULL")
@@ -101,10 +104,11 @@ def owe(tx: Transaction, event: int, row: Row, task: str, *, due_at: int | None 
     name, kind = row["name"], of_kind("hook", row)
     data = {"hook": name, "event": event}
     more |= {"hook": name, "due_at": due_at, "data": data}
-    tx.owe(kind, task, key=_key(event, name), lane=f"hook {row['lane']}", **more)
+    tx.owe(kind, task, key=key_of(event, name), lane=f"hook {row['lane']}", **more)
 
 
-def _key(event: int, hook: str) -> str:
+def key_of(event: int, hook: str) -> str:
+    """The key of what is owed of one delivery."""
     return f"hook/{event}/{hook}"
 
 
@@ -124,7 +128,7 @@ def advance(tx: Transaction, name: str, cursor: int) -> bool:
 def again(tx: Transaction, event: int, row: Row, task: str) -> None:
     """Send one event to one hook again, whatever became of it; to a paused one when it is resumed."""
     owe(tx, event, row, task)
-    tx.hasten(_key(event, row["name"]))
+    tx.hasten(key_of(event, row["name"]))
 
 
 REVIVE = """
@@ -180,116 +184,3 @@ def tried(connection: Connection, name: str, after: int) -> set[int]:
 def first_since(connection: Connection, at: int) -> int | None:
     """The id of the first event at `at` (unix ms) or later."""
     return connection.execute(select(func.min(EVENT.c.id)).where(EVENT.c.at >= at)).scalar()
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """Which deliveries a list shows, newest event first. `before`: the (event, hook) of the last one shown."""
-
-    hook: str | None = None
-    state: str | None = None
-    task: str | None = None
-    before: tuple[int, str] | None = None
-    limit: int = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One event and one hook. `job`: what is owed of it; `attempts`: those made, oldest first."""
-
-    event: Row
-    hook: str
-    job: Row | None
-    attempts: list[Row]
-
-
-def listed(connection: Connection, wish: Wish) -> list[Delivery]:
-    """Deliveries, one more than the limit when there are more."""
-    found = set()
-    if wish.state in (None, "delivered"):
-        found |= _attempted(connection, wish)
-    if wish.state in (None, "waiting", "dead"):
-        found |= _owed(connection, wish)
-    if wish.state in (None, "waiting"):
-        found |= _untried(connection, wish)
-    chosen = sorted(found, key=lambda each: (-each[0], each[1]))[: wish.limit + 1]
-    return _deliveries(connection, chosen)
-
-
-def delivery(connection: Connection, event: int, hook: str) -> Delivery | None:
-    """One delivery, if there is something on record of it."""
-    found = _deliveries(connection, [(event, hook)])
-    return next((each for each in found if each.job or each.attempts), None)
-
-
-NOT_OWED = text("NOT EXISTS (SELECT 1 FROM job WHERE key = 'hook/' || event || '/' || hook)")
-
-
-def _attempted(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
-    columns = ATTEMPT.c.event, ATTEMPT.c.hook
-    query = select(*columns).distinct().order_by(ATTEMPT.c.event.desc(), ATTEMPT.c.hook).limit(wish.limit + 1)
-    if wish.hook:
-        query = query.where(ATTEMPT.c.hook == wish.hook)
-    if wish.task:
-        query = query.where(ATTEMPT.c.event.in_(select(EVENT.c.id).where(EVENT.c.task == wish.task)))
-    if wish.state:
-        query = query.where(ATTEMPT.c.taken, NOT_OWED)
-    if wish.before:
-        query = query.where(_after(columns, wish.before))
-    return {(row.event, row.hook) for row in connection.execute(query)}
-
-
-def _after(columns: Any, place: tuple[int, str]) -> Any:
-    event, hook = columns
-    return or_(event < place[0], (event == place[0]) & (hook > place[1]))
-
-
-def _owed(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
-    query = select(JOB.c.data).where(JOB.c.hook.is_not(None), JOB.c.key.like("hook/%"))
-    if wish.state:
-        query = query.where(JOB.c.state == "dead" if wish.state == "dead" else JOB.c.state != "dead")
-    if wish.hook:
-        query = query.where(JOB.c.hook == wish.hook)
-    if wish.task:
-        query = query.where(JOB.c.task == wish.task)
-    return _cut({(data["event"], data["hook"]) for (data,) in connection.execute(query)}, wish)
-
-
-def _cut(found: set[tuple[int, str]], wish: Wish) -> set[tuple[int, str]]:
-    if wish.before is None:
-        return found
-    last = (-wish.before[0], wish.before[1])
-    return {each for each in found if (-each[0], each[1]) > last}
-
-
-def _untried(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
-    """Events that hooks want and that nobody tried yet: behind their cursors."""
-    found: set[tuple[int, str]] = set()
-    for row in hooks(connection) if wish.hook is None else [hook(connection, wish.hook)]:
-        if row is None:
-            continue
-        until, task = wish.before and wish.before[0], wish.task or row["task"]
-        events = events_after(connection, row["cursor"], task, limit=LOOKED_AT, until=until, newest=True)
-        full = full_tasks(connection, sorted({event["task"] for event in events}))
-        seen = tried(connection, row["name"], row["cursor"])
-        for event in events:
-            if event["id"] not in seen and wants(row, event, full[event["task"]]):
-                found.add((event["id"], row["name"]))
-    return _cut(found, wish)
-
-
-def _deliveries(connection: Connection, chosen: Sequence[tuple[int, str]]) -> list[Delivery]:
-    numbers = sorted({event for event, _ in chosen})
-    found = connection.execute(select(*SHOWN).where(EVENT.c.id.in_(numbers)))
-    events = {row.id: dict(row._mapping) for row in found}
-    keys = [_key(event, name) for event, name in chosen]
-    owed = {row.key: dict(row._mapping) for row in connection.execute(select(JOB).where(JOB.c.key.in_(keys)))}
-    pairs = tuple_(ATTEMPT.c.event, ATTEMPT.c.hook).in_(list(chosen))
-    made: dict[tuple[int, str], list[Row]] = {each: [] for each in chosen}
-    for row in connection.execute(select(ATTEMPT).where(pairs).order_by(ATTEMPT.c.id)):
-        made[row.event, row.hook].append(dict(row._mapping))
-    return [
-        Delivery(events[event], name, owed.get(_key(event, name)), made[event, name])
-        for event, name in chosen
-        if event in events
-    ]

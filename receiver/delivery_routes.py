@@ -10,10 +10,10 @@ from starlette.routing import Route
 
 from client.codec import clean
 from client.ids import is_id
-from receiver import deliveries, hook_rows
+from receiver import deliveries, delivery_list, hook_rows
 from receiver.access import Endpoint, for_role
 from receiver.body import Bodies
-from receiver.deliveries import Wish
+from receiver.delivery_list import STATES, Wish
 from receiver.errors import ApiError
 from receiver.hook_routes import no_hook
 from receiver.hook_views import delivery_view
@@ -22,10 +22,8 @@ from receiver.orders import Order, json_body, read_order
 from receiver.paging import cursor_of, limit_of, place_of
 from receiver.reading import Reader
 from receiver.settings import ReceiverSettings
-from receiver.transaction import Transaction
+from receiver.transaction import Transaction, last_event
 from receiver.writer import Writer
-
-STATES = ("waiting", "delivered", "dead")
 
 
 def _moment(said: Any) -> datetime:
@@ -89,7 +87,7 @@ class DeliveryRoutes:
 
     async def _deliveries(self, request: Request) -> Response:
         wish = _wish(request)
-        found = await self._reader.read(lambda connection: deliveries.listed(connection, wish))
+        found = await self._reader.read(lambda connection: delivery_list.listed(connection, wish))
         more = len(found) > wish.limit
         shown = found[: wish.limit]
         last = cursor_of((shown[-1].event["id"], shown[-1].hook)) if more else None
@@ -97,7 +95,7 @@ class DeliveryRoutes:
 
     async def _delivery(self, request: Request) -> Response:
         event, name = _pair(request)
-        found = await self._reader.read(lambda connection: deliveries.delivery(connection, event, name))
+        found = await self._reader.read(lambda connection: delivery_list.delivery(connection, event, name))
         if found is None:
             raise _no_delivery()
         return JSONResponse(delivery_view(found, attempts=True))
@@ -133,7 +131,7 @@ def _owe(tx: Transaction, given: Replay) -> tuple[list[str], int]:
     own = hook_rows.hook(tx.connection, hook_rows.of_task(given.task)) if given.task else None
     there = hook_rows.hooks(tx.connection) + ([own] if own else [])
     hooks = [row for row in there if given.hook in (None, row["name"])]
-    last = hook_rows.last_event(tx.connection)
+    last = last_event(tx.connection)
     first = 1 if given.task is not None else given.from_
     if given.since is not None:
         first = deliveries.first_since(tx.connection, int(given.since.timestamp() * 1000)) or last + 1

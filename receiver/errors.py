@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 
@@ -20,3 +21,13 @@ def error_response(
 ) -> JSONResponse:
     """An error in the one shape."""
     return JSONResponse({"error": {"code": code, "message": message, "hint": hint}}, status, headers=headers)
+
+
+def problems(error: ValidationError) -> list[str]:
+    """All that pydantic found wrong with a document, each with its place."""
+    found = []
+    for each in error.errors():
+        place = ".".join(str(part) for part in each["loc"])
+        said = each["msg"].removeprefix("Value error, ").rstrip(".")
+        found.append(f"{place}: {said}." if place else f"{said[:1].upper()}{said[1:]}.")
+    return found

@@ -1,6 +1,5 @@
 """What an operator may order of hooks over `/api`, with a token of role admin.
 
-import asyncio
 Web addresses only: commands and brokers are set on the machine itself.
 """
 
@@ -14,18 +13,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from client.codec import clean
+from client.settings import HookSecret
 from receiver import deliveries, hook_rows
 from receiver.access import Endpoint, for_role
 from receiver.body import Bodies
 from receiver.errors import ApiError
 from receiver.hook_views import hook_view
-from receiver.hooks import WEB, BadHook, NewHook, read_hook
+from receiver.hooks import WEB, BadHook, read_hook
 from receiver.orders import Order, json_body, read_order
 from receiver.reading import Full, Reader
 from receiver.sender import Sender
 from receiver.settings import ReceiverSettings
 from receiver.sinks import scheme_of
-from receiver.transaction import NEW_TASK, Row
+from receiver.transaction import NEW_TASK, Row, last_event
 from receiver.writer import Writer
 
 TEST_SECONDS = 25.0
@@ -35,7 +35,7 @@ TEST_SECONDS = 25.0
 class Rotation(Order):
     """What `rotate` may be told: a secret of the caller's own, and for how long (seconds) the old one signs."""
 
-    secret: str = Field("", repr=False)
+    secret: HookSecret = Field("", repr=False)
     overlap: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = hook_rows.OVERLAP
 
 
@@ -71,7 +71,7 @@ class HookRoutes:
         def question(connection: Any) -> list[dict[str, Any]]:
             rows = hook_rows.hooks(connection)
             counts = deliveries.counts(connection, [row["name"] for row in rows])
-            last = hook_rows.last_event(connection)
+            last = last_event(connection)
             return [hook_view(row, counts[row["name"]], last) for row in rows]
 
         return JSONResponse({"hooks": await self._reader.read(question)})
@@ -104,7 +104,7 @@ class HookRoutes:
         def question(connection: Any) -> dict[str, Any] | None:
             row = hook_rows.hook(connection, name)
             counts = deliveries.counts(connection, [name])[name]
-            return row and hook_view(row, counts, hook_rows.last_event(connection))
+            return row and hook_view(row, counts, last_event(connection))
 
         if view := await self._reader.read(question):
             return view
@@ -153,7 +153,6 @@ class HookRoutes:
         row = await self._row(request)
         _refuse_foreign(row)
         given = read_order(Rotation, await json_body(request, self._bodies, empty={}))
-        _check_secret(given.secret)
         secret = await self._writer.run(
             lambda tx: hook_rows.rotate(tx, row["name"], given.secret, overlap=given.overlap)
         )
@@ -178,14 +177,6 @@ def _made_up(settings: ReceiverSettings) -> tuple[Row, Full]:
         "data": {"receiver": settings.receiver_url},
     }
     return event, Full({**task, "request": None, "cost": None}, [], [])
-
-
-def _check_secret(secret: str) -> None:
-    if secret:
-        try:
-            NewHook.check_secret(secret)
-        except ValueError as error:
-            raise ApiError(422, "bad_order", f"secret: {error}", "Leave it out to have one made.") from None
 
 
 def _refuse_foreign(row: Row) -> None:

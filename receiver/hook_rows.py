@@ -5,14 +5,14 @@ A paused hook keeps what it is owed: jobs that are due at no time, and the event
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 
 from client.webhooks import new_secret
-from receiver.hooks import NewHook
+from receiver.hooks import OF_TASK, NewHook
 from receiver.outbox import FAR
 from receiver.owed import host_of
 from receiver.tables import Hook
-from receiver.transaction import EVENT, JOB, Row, Transaction
+from receiver.transaction import JOB, Row, Transaction, last_event
 
 HOOK = Hook.__table__  # type: ignore[attr-defined]  # set by SQLModel
 LONGEST_SAID = 500
@@ -87,7 +87,7 @@ def _free_name(connection: Connection) -> str:
 
 def of_task(task: str) -> str:
     """The name of the hook of one task alone."""
-    return f"task:{task}"
+    return f"{OF_TASK}{task}"
 
 
 def add_for_task(tx: Transaction, task: str, address: str) -> None:
@@ -100,10 +100,8 @@ def add_for_task(tx: Transaction, task: str, address: str) -> None:
         look(tx, {**row, **own})  # perhaps all has happened already
 
 
-def change(tx: Transaction, name: str, row: Row) -> None:
-    """Make a hook what `row` says; where it stands in the event log, and how it fares, stay."""
-    kept = ("name", "cursor", "failing_since", "paused_at", "paused_because", "created_at")
-    values = {key: value for key, value in row.items() if key not in kept}
+def change(tx: Transaction, name: str, values: Row) -> None:
+    """Set columns of a hook; where it stands in the event log, and how it fares, stay."""
     tx.connection.execute(update(HOOK).where(HOOK.c.name == name).values(values))
 
 
@@ -148,8 +146,3 @@ def hooks(connection: Connection) -> list[Row]:
     """All hooks but those of single tasks, by name."""
     query = select(HOOK).where(HOOK.c.task.is_(None)).order_by(HOOK.c.name)
     return [dict(row._mapping) for row in connection.execute(query)]
-
-
-def last_event(connection: Connection) -> int:
-    """The id of the newest event, 0 when there is none."""
-    return int(connection.execute(select(func.coalesce(func.max(EVENT.c.id), 0))).scalar_one())

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from receiver.deliveries import Delivery
+from receiver.delivery_list import Delivery
 from receiver.hooks import WEB
 from receiver.outbox import FAR
 from receiver.sinks import scheme_of

@@ -1,9 +1,11 @@
 """What a hook is: an address, what it wants to hear of, and how it is treated. Checked before it is kept."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,8 +16,12 @@ from pydantic import (
     model_validator,
 )
 
+from client.events import TYPES
 from client.families import RULE, is_family
-from client.webhooks import new_secret, secret_key
+from client.ids import is_id
+from client.settings import HookSecret
+from client.webhooks import new_secret
+from receiver.errors import problems
 from receiver.outbound import Allowed
 from receiver.reading import Full
 from receiver.sinks import scheme_of
@@ -32,19 +38,18 @@ TIMEOUT = {"web": 15.0, "command": 60.0, "other": 15.0}
 CONCURRENCY = {"web": 8, "command": 2, "other": 8}
 
 ANY = frozenset(STATUSES)
-EVENTS: Mapping[str, frozenset[str]] = {
+AT: Mapping[str, frozenset[str]] = {
     **{f"task.{status}": frozenset({status}) for status in STATUSES},
     "result.stored": frozenset({"succeed"}),
     "result.failed": frozenset({"succeed"}),
     "task.done": FINAL,
-    "task.overdue": ANY,
-    "task.recovered": ANY,
-    "callback.received": ANY,
-    "callback.ignored": ANY,
 }
+EVENTS = {type_: AT.get(type_, ANY) for type_ in TYPES}
 """Every type of event, and the statuses that a task may have when it happens."""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+OF_TASK = "task:"
+"""What the name of a hook of one task alone begins with."""
 
 
 def _whole(value: Any) -> Any:
@@ -52,8 +57,23 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(NAME, value):
+        raise ValueError("must be small letters, digits, - and _, 63 at most.")
+    return value
+
+
+def _new_name(value: str) -> str:
+    """Nothing has a name made for it."""
+    return value and _name(value)
+
+
+def _any_name(value: str) -> str:
+    return value if is_id(value.removeprefix(OF_TASK)) and value.startswith(OF_TASK) else _name(value)
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
-AnyName = Annotated[str, Field(pattern=rf"{NAME}|^task:[A-Za-z0-9][A-Za-z0-9_.:@=-]{{0,127}}$")]
+AnyName = Annotated[str, AfterValidator(_any_name)]
 """The name of a hook, that of one task alone too."""
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
@@ -99,21 +119,13 @@ class NewHook(Wanted):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    name: str = Field("", pattern=rf"{NAME}|^$")
+    name: Annotated[str, AfterValidator(_new_name)] = ""
     address: str = Field(min_length=1, max_length=2000)
-    secret: str = Field("", repr=False)
+    secret: HookSecret = Field("", repr=False)
     schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
     concurrency: Annotated[Whole, Field(ge=1, le=256)] | None = None
     rate: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
     timeout: float | None = Field(None, gt=0, le=300, allow_inf_nan=False)
-
-    @field_validator("secret")
-    @classmethod
-    def check_secret(cls, value: str) -> str:
-        """Raises ValueError for what is no Standard Webhooks secret, or a short one."""
-        if value:
-            secret_key(value)
-        return value
 
     @field_validator("address")
     @classmethod
@@ -129,22 +141,20 @@ class NewHook(Wanted):
 
     @model_validator(mode="after")
     def _signed(self) -> "NewHook":
-        if self.secret and scheme_of(self.address) not in WEB:
+        if self.secret and not self.is_signed:
             raise ValueError("a secret signs what goes to a web address; leave it out.")
         return self
 
-    def row(self, name: str, source: str, *, cursor: int, now: int) -> Row:
-        """The row of it, with a new secret where one is needed and none is given."""
-        scheme = scheme_of(self.address)
-        kind = "web" if scheme in WEB else "command" if scheme == "command" else "other"
-        secret = (self.secret or new_secret()) if kind == "web" else ""
+    @property
+    def is_signed(self) -> bool:
+        """Whether what is sent there is signed."""
+        return scheme_of(self.address) in WEB
+
+    def values(self) -> Row:
+        """The columns that say where events go, which, and how."""
+        kind = "web" if self.is_signed else "command" if scheme_of(self.address) == "command" else "other"
         return {
-            "name": name,
             "address": self.address,
-            "source": source,
-            "task": None,
-            "lane": name,
-            "secrets": [[secret, None]] if secret else [],
             "filter": {
                 "events": self.events,
                 "families": self.families,
@@ -155,6 +165,17 @@ class NewHook(Wanted):
             "concurrency": self.concurrency or CONCURRENCY[kind],
             "rate": self.rate,
             "timeout": self.timeout or TIMEOUT[kind],
+        }
+
+    def row(self, name: str, source: str, *, cursor: int, now: int) -> Row:
+        """The row of it, with a new secret where one is needed and none is given."""
+        return {
+            **self.values(),
+            "name": name,
+            "source": source,
+            "task": None,
+            "lane": name,
+            "secrets": [[self.secret or new_secret(), None]] if self.is_signed else [],
             "cursor": cursor,
             "failing_since": None,
             "paused_at": None,
@@ -180,19 +201,10 @@ def read_hook(given: Any, allowed: Allowed) -> NewHook:
     try:
         hook = NewHook.model_validate(given, context=allowed)
     except ValidationError as error:
-        raise BadHook([problem(each) for each in error.errors()]) from None
+        raise BadHook(problems(error)) from None
     if hook.name == DEFAULT:
         raise BadHook(["name: this one is KLING_HOOK_URL's. Choose another."])
     return hook
-
-
-def problem(error: Any) -> str:
-    """What pydantic found wrong, in our words."""
-    place = ".".join(str(part) for part in error["loc"])
-    said = error["msg"].removeprefix("Value error, ").rstrip(".")
-    if error["type"] == "string_pattern_mismatch":
-        said = "must be small letters, digits, - and _, 63 at most"
-    return f"{place}: {said}." if place else f"{said[:1].upper()}{said[1:]}."
 
 
 def may_want(hook: Row, event: Row) -> bool:

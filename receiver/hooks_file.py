@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from receiver import hook_rows
-from receiver.hooks import DEFAULT, WEB, BadHook, NewHook, read_hook
+from receiver.hooks import DEFAULT, BadHook, NewHook, read_hook
 from receiver.outbound import Allowed
-from receiver.sinks import scheme_of
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 
 WHOSE = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL"}
 
@@ -45,6 +44,8 @@ def read_hooks(path: Path, allowed: Allowed, variables: Mapping[str, str | None]
 def _hook(name: str, table: Any, allowed: Allowed, variables: Mapping[str, str | None]) -> NewHook:
     if not isinstance(table, dict):
         raise BadHook(["this is no table."])
+    if not name:
+        raise BadHook(["it has no name."])
     given = {**table, "name": name}
     variable = given.pop("secret_env", None)
     if variable is not None:
@@ -52,7 +53,7 @@ def _hook(name: str, table: Any, allowed: Allowed, variables: Mapping[str, str |
         if not given["secret"]:
             raise BadHook([f"secret_env: the environment has no {variable}."])
     hook = read_hook(given, allowed)
-    if scheme_of(hook.address) in WEB and not hook.secret:
+    if hook.is_signed and not hook.secret:
         raise BadHook(
             ["secret_env, or secret, is needed: what is POSTed is signed. The first names a variable."]
         )
@@ -69,16 +70,11 @@ def align(tx: Transaction, source: str, wanted: list[NewHook], *, also: str = ""
     there = {row["name"]: row for row in hook_rows.hooks(tx.connection)}
     for new in wanted:
         if known := there.get(new.name):
-            hook_rows.change(tx, new.name, _changed(tx, known, new, source))
+            secrets = hook_rows.succeeded(known["secrets"], new.secret, now=tx.now, overlap=hook_rows.OVERLAP)
+            hook_rows.change(tx, new.name, {**new.values(), "source": source, "secrets": secrets})
         else:
             hook_rows.add(tx, new, source=source)
     for name in there.keys() - {new.name for new in wanted}:
         if there[name]["source"] in (source, also):
             hook_rows.remove(tx, name)
             tx.say(f"hook {name} is removed: {WHOSE[source]} names it no more")
-
-
-def _changed(tx: Transaction, known: Row, new: NewHook, source: str) -> Row:
-    row = new.row(new.name, source, cursor=known["cursor"], now=tx.now)
-    row["secrets"] = hook_rows.succeeded(known["secrets"], new.secret, now=tx.now, overlap=hook_rows.OVERLAP)
-    return row

@@ -1,6 +1,6 @@
 """The description of hooks and deliveries, a part of `/openapi.json`; all of it is for admins."""
 
-from receiver.delivery_routes import STATES
+from receiver.delivery_list import STATES
 from receiver.hooks import EVENTS, NAME
 from receiver.paging import MOST_LISTED
 from receiver.schemas import (

@@ -8,8 +8,7 @@ from starlette.requests import Request
 
 from client.codec import clean
 from receiver.body import Bodies, Share, read_body
-from receiver.errors import ApiError
-from receiver.hooks import problem
+from receiver.errors import ApiError, problems
 
 M = TypeVar("M", bound="Order")
 
@@ -25,8 +24,7 @@ def read_order(model: type[M], given: Any) -> M:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        said = " ".join(problem(each) for each in error.errors())
-        raise ApiError(422, "bad_order", said, "Mend it and send it again.") from None
+        raise ApiError(422, "bad_order", " ".join(problems(error)), "Mend it and send it again.") from None
 
 
 async def json_body(request: Request, bodies: Bodies, *, empty: Any = None) -> Any:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from receiver.database import OWN_FAULT, READERS, Database
 from receiver.tables import Result, Tag
-from receiver.transaction import EVENT, TASK, Row
+from receiver.transaction import EVENT, TASK, Row, last_event
 
 RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
@@ -138,8 +138,7 @@ class Reader:
 
     async def last_event(self) -> int:
         """The id of the newest event, 0 when there is none."""
-        query = select(EVENT.c.id).order_by(EVENT.c.id.desc()).limit(1)
-        return await self.read(lambda connection: connection.execute(query).scalar() or 0)
+        return await self.read(last_event)
 
 
 def _first(connection: Connection, query: Select[Any]) -> Row | None:

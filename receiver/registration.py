@@ -8,7 +8,7 @@ from client.body import kept
 from client.codec import IDENTIFIER, LONGEST_ID, clean, has_many_parts
 from client.families import RULE, is_family
 from receiver.creates import Registration
-from receiver.errors import ApiError
+from receiver.errors import ApiError, problems
 from receiver.settings import ReceiverSettings
 from receiver.sinks.http import check_web_address
 
@@ -67,16 +67,8 @@ def read_registration(body: bytes) -> RegistrationBody:
     try:
         return RegistrationBody.model_validate_json(body)
     except ValidationError as error:
-        problems = [_problem(each) for each in error.errors()]
-        raise ApiError(
-            422, "bad_registration", " ".join(problems), "Mend the request and send it again."
-        ) from None
-
-
-def _problem(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    said = error["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{place}: {said}." if place else f"{said}."
+        said = " ".join(problems(error))
+        raise ApiError(422, "bad_registration", said, "Mend the request and send it again.") from None
 
 
 def check_account(given: RegistrationBody, settings: ReceiverSettings) -> None:

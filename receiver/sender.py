@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from client.webhooks import hook_body, hook_event, message_id
+from client.webhooks import encoded, hook_event, message_id
 from receiver import hook_rows
 from receiver.deliveries import Attempt
 from receiver.hooks import WEB
@@ -29,7 +29,7 @@ log = logging.getLogger("receiver.hooks")
 
 @dataclass(slots=True)
 class _Open:
-    """What is kept of a hook from one attempt to the next: made anew when the row says something else."""
+    """What is kept of a hook from one attempt to the next: made anew for another address."""
 
     row: Row
     sink: Sink
@@ -69,13 +69,9 @@ class Sender:
         if each := self._open.pop(name, None):
             await _let_go(each)
 
-    async def pace(self, hook: Row) -> Pace:
-        """The hook's pace, by its row as it is now."""
-        return (await self._opened(hook)).pace
-
     async def turn(self, hook: Row) -> Turn:
         """Wait for the right to one attempt at this hook."""
-        return await (await self.pace(hook)).turn()
+        return await (await self._opened(hook)).pace.turn()
 
     async def attempt(self, turn: Turn, hook: Row, event: Row, full: Full, *, count: int = 1) -> Attempt:
         """Make the `count`-th attempt at a delivery, and give back the turn."""
@@ -125,7 +121,7 @@ class Sender:
         return Message(
             id=message_id(event["id"], event["at"], hook["name"].partition(":")[0]),
             event=shown,
-            body=hook_body(shown),
+            body=encoded(shown),
             source=self._source,
             files=tuple(self._folder.path(name) for name in stored),
         )
@@ -133,12 +129,10 @@ class Sender:
     async def _opened(self, hook: Row) -> _Open:
         name = hook["name"]
         known = self._open.get(name)
-        if known and (known.row is hook or _same(known.row, hook)):
-            known.row = hook
-            return known
         if known and known.row["address"] == hook["address"]:
-            known.row = hook
-            known.pace.change(hook["concurrency"], hook["rate"])
+            if known.row is not hook:
+                known.row = hook
+                known.pace.change(hook["concurrency"], hook["rate"])
             return known
         opened = _Open(hook, _Unusable(), Pace(hook["concurrency"], hook["rate"]))
         opened.sink = self._sink(opened)
@@ -192,10 +186,3 @@ class _Unusable:
 
     async def close(self) -> None:
         """Nothing is open."""
-
-
-KEPT = ("address", "secrets", "concurrency", "rate", "timeout")
-
-
-def _same(one: Row, other: Row) -> bool:
-    return all(one[name] == other[name] for name in KEPT)

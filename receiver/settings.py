@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from client.addresses import web_address
-from client.settings import InternalSettings, KlingSettings, Listed, Remedy, split
+from client.settings import HookSecret, InternalSettings, KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
 from client.webhooks import secret_key
 from receiver.hooks import BadHook, NewHook
@@ -61,7 +61,7 @@ class ReceiverSettings(KlingSettings):
         description="seconds after which an open task is asked about (default: 180 for images, else 1200)",
     )
     hook_url: str = Field("", description="every event is POSTed there")
-    hook_secret: str = Field(
+    hook_secret: HookSecret = Field(
         "",
         repr=False,
         description="signs those POSTs, and those to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
@@ -97,13 +97,6 @@ class ReceiverSettings(KlingSettings):
         for value in values:
             secret_key(value)
         return values
-
-    @field_validator("hook_secret")
-    @classmethod
-    def _good_secret(cls, value: str) -> str:
-        if value:
-            secret_key(value)
-        return value
 
     @field_validator("private_result_hosts", "private_hook_hosts")
     @classmethod

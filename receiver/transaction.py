@@ -37,7 +37,6 @@ JOBS = Bulk(
 )
 FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
 HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
-LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
 OFFER = text("""
     INSERT INTO job (key, kind, task, lane, hook, data, state, attempts, due_at, error, created_at)
     SELECT 'dispatch/' || name, kind, '', 'dispatch ' || lane, name, 'null', 'ready', 0, :now, '', :now
@@ -230,9 +229,17 @@ class Transaction:
     def _write_events(self) -> bool:
         """Whether a hook is owed a look at them."""
         self.database.lock_events(self.connection)
-        last = self.connection.execute(LAST_EVENT).scalar()
+        last = last_event(self.connection)
         EVENTS.insert(self.connection, self._events)
         return self.connection.execute(OFFER, {"last": last, "now": self.now}).rowcount > 0
+
+
+LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
+
+
+def last_event(connection: Connection) -> int:
+    """The id of the newest event, 0 when there is none."""
+    return int(connection.execute(LAST_EVENT).scalar_one())
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from receiver.hooks import NewHook
 from receiver.reading import Full
 from receiver.settings import ReceiverSettings
 from receiver.sinks import Message, NotTaken, Taken
-from receiver.transaction import EVENT, Committed, Row, Transaction
+from receiver.transaction import EVENT, Committed, Row, Transaction, last_event
 from tests.ledger import FAMILY, NOW, Ledger
 
 T = TypeVar("T")
@@ -136,14 +136,13 @@ class Outgoing:
 
     async def happen(self, *types: str, task: str = "t", family: str = FAMILY, **values: Any) -> list[int]:
         """Commit events of a task, which is made if need be; their ids."""
-        before = hook_rows.last_event
 
         def change(tx: Transaction) -> int:
             if tx.task(task) is None:
                 tx.create([{"id": task, "family": family, **values}])
             for type_ in types:
                 tx.log(task, type_)
-            return before(tx.connection)
+            return last_event(tx.connection)
 
         last = await self.change(change)
         return [row["id"] for row in self.ledger.rows(EVENT) if row["id"] > last]

@@ -428,8 +428,8 @@ async def test_a_hook_changes_while_it_is_used(way: Outgoing) -> None:
     await way.add(one, name="hook")
     await way.happen("first")
     await way.until(lambda: one.taken)
-    row = {**way.hook("hook"), "address": two.address, "concurrency": 1}
-    await way.change(lambda tx: hook_rows.change(tx, "hook", row))
+    other = {"address": two.address, "concurrency": 1}
+    await way.change(lambda tx: hook_rows.change(tx, "hook", other))
     await way.happen(*MANY[:5])
     await way.until(lambda: len(two.taken) == 5)
     assert (len(one.came), one.closed, two.most) == (1, 1, 1)

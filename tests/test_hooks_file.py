@@ -76,6 +76,7 @@ def test_a_file(tmp_path: Path) -> None:
         ("name = 1", "write a table [hooks.NAME] for each hook, and nothing else."),
         ("hooks = 1", "write a table [hooks.NAME]"),
         ("[hooks]\na = 1", "hooks.a: this is no table."),
+        ('[hooks.""]\naddress = "command:true"', "hooks.: it has no name."),
         ("[hooks.a]", "hooks.a: address: Field required."),
         ('[hooks.a]\naddress = "https://x.example"', "hooks.a: secret_env, or secret, is needed"),
         ('[hooks.a]\naddress = "https://x.example"\nsecret_env = "NONE"', "the environment has no NONE."),

@@ -50,6 +50,7 @@ def test_few_modules_know_the_database() -> None:
         "creates",
         "database",
         "deliveries",
+        "delivery_list",
         "dispatch",
         "files",
         "hook_rows",

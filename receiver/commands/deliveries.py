@@ -10,12 +10,12 @@ import httpx
 from client import options, screen
 from client.receiver import PAGE
 from client.receiver import Receiver as Remote
+from receiver.delivery_list import STATES
 from receiver.reach import with_receiver
 from receiver.terminal import WRONG, explained, fail
 
 LONGEST_SAID = 60
 """Characters of an error in the list; `show` has all."""
-STATES = ("waiting", "delivered", "dead")
 ID = click.Argument(["delivery"], metavar="EVENT/HOOK")
 HOOK = click.Option(["--hook"], help="Of this hook alone.")
 

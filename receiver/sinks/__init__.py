@@ -83,6 +83,11 @@ def placed(address: str) -> SplitResult | None:
     return parts if named else None
 
 
+def said_by(error: BaseException) -> str:
+    """What went wrong, by an error that has no words for people."""
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
+
+
 def scheme_of(address: str) -> str:
     """What stands before the first colon."""
     return address.partition(":")[0].lower()

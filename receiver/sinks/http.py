@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import httpx
 
 from client.gateway import retry_after_seconds
-from client.webhooks import sign
+from client.webhooks import signed_headers
 from receiver.outbound import Allowed, Outbound, Refused, check_url
-from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
+from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken, said_by
 
 GONE = 410
 ANSWER_SECONDS = 2.0
@@ -37,14 +37,7 @@ class HttpSink:
 
     async def send(self, message: Message) -> Taken:
         """One POST."""
-        timestamp = int(self._clock())
-        signatures = [sign(secret, message.id, timestamp, message.body) for secret in self._secrets()]
-        headers = {
-            "Content-Type": "application/json",
-            "webhook-id": message.id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": " ".join(signatures),
-        }
+        headers = signed_headers(self._secrets(), message.id, int(self._clock()), message.body)
         try:
             response = await self._outbound.send(
                 "POST", self._address, content=message.body, headers=headers, silence=self._timeout()
@@ -99,4 +92,4 @@ def _said(error: BaseException) -> str:
             words = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
             return f"it cannot be reached: {words}"[:300]
         cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
+    return said_by(error)

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlunsplit
 from nats.aio.client import Client
 from nats.errors import Error
 
-from receiver.sinks import Message, NotTaken, Taken, cloud_event, placed
+from receiver.sinks import Message, NotTaken, Taken, cloud_event, placed, said_by
 
 CONNECT_SECONDS = 5
 
@@ -34,7 +34,7 @@ class NatsSink:
             stream = client.jetstream(timeout=CONNECT_SECONDS)
             answer = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
         except (Error, OSError) as error:
-            raise NotTaken(f"{type(error).__name__}: {error}".rstrip(": ")[:300]) from error
+            raise NotTaken(said_by(error)) from error
         known = "; the stream had it already" if answer.duplicate else ""
         return Taken(answer=f"stream {answer.stream}, sequence {answer.seq}{known}")
 

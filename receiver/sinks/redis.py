@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, unquote, urlunsplit
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from receiver.sinks import Message, NotTaken, Taken, cloud_event, placed
+from receiver.sinks import Message, NotTaken, Taken, cloud_event, placed, said_by
 
 CONNECT_SECONDS = 5
 
@@ -35,7 +35,7 @@ class RedisSink:
         try:
             added = await self._redis.xadd(self._stream, entry)
         except (RedisError, OSError) as error:
-            raise NotTaken(f"{type(error).__name__}: {error}".rstrip(": ")[:300]) from error
+            raise NotTaken(said_by(error)) from error
         return Taken(answer=f"entry {added!s}")
 
     async def close(self) -> None:
