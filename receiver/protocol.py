@@ -36,6 +36,8 @@ class Crowd(ServerState):
         super().__init__()
         self.most = most
         self.waiting: OrderedDict[Protocol, None] = OrderedDict()
+        self.closed = False
+        """Whether the server ends: a connection that was just taken in has come too late."""
 
     def make_room(self) -> None:
         """End what has waited longest, while there are too many; the newest goes when all others are busy."""
@@ -58,6 +60,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        if self.server_state.closed:
+            transport.abort()
+            return
         self._wait(HEAD_SECONDS)
         self.server_state.make_room()
 

@@ -24,6 +24,8 @@ MOST_CONNECTIONS = 10_000
 class Server(uvicorn.Server):
     """Serves one receiver."""
 
+    server_state: Crowd
+
     def __init__(self, receiver: Receiver) -> None:
         config = uvicorn.Config(
             create_app(receiver),
@@ -73,6 +75,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the event streams first: they would outlast any grace."""
         self._receiver.feed.close()
+        self.server_state.closed = True
         await super().shutdown(sockets)
 
 

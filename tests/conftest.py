@@ -1,6 +1,7 @@
 """What tests share: databases of both kinds, a sandbox gateway, and real receivers on loopback."""
 
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -30,6 +31,12 @@ ABSENT = "absent: "
 """How a test's reason to be skipped begins when something optional is missing on this machine."""
 
 absent: set[str] = set()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach what tests start, also when the tests themselves run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -142,6 +142,16 @@ def test_a_silent_connection_ends() -> None:
     served(test)
 
 
+def test_who_comes_while_the_server_ends_comes_too_late() -> None:
+    """A connection that was taken in just before holds up no end."""
+
+    async def test(server: Served) -> None:
+        server.crowd.closed = True
+        assert await (await server.open()).ended()
+
+    served(test)
+
+
 def test_a_head_has_so_long() -> None:
     """From its first byte; those that follow win no time. One that comes in time is answered."""
 
