@@ -23,6 +23,7 @@ from receiver.admin import Admin
 from receiver.api import Api
 from receiver.body import Bodies
 from receiver.callbacks import CallbackRoutes
+from receiver.calm import Calm
 from receiver.database import Database, Unavailable
 from receiver.delivery_routes import DeliveryRoutes
 from receiver.dispatch import Dispatcher
@@ -64,6 +65,7 @@ class Receiver:
             self.database = Database(settings.database)
         self.folder = Folder(settings.results)
         self.reader = Reader(self.database)
+        self.calm = Calm()
         self.feed = Feed(self.reader)
         self.views = Views(settings.signing_secrets, settings.receiver_url, clock=clock)
         rules = Rules(overdue_seconds=settings.overdue_seconds, patience=settings.hook_pause_seconds)
@@ -93,6 +95,7 @@ class Receiver:
             reader=self.reader,
             bodies=bodies,
             metrics=self.metrics,
+            calm=self.calm,
             clock=clock,
         )
         self._beginning: asyncio.Task[None] | None = None
@@ -125,7 +128,9 @@ class Receiver:
         fetcher = Fetcher(
             self._downloads, self.folder, self.reader, self.metrics, largest=settings.result_max_bytes
         )
-        dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, feed=self.feed)
+        dispatcher = Dispatcher(
+            self.sender, reader=self.reader, writer=self.writer, feed=self.feed, calm=self.calm
+        )
         hooks = {"dispatch": dispatcher.dispatch, "replay": dispatcher.replay, "hook": dispatcher.retry}
         return {
             "ask": self.asker.ask,

@@ -76,15 +76,17 @@ class Database:
         if self.path:
             self._make_private(self.path)
         self._writer = self._engine(write=True)
+        self._lax_writer = self._writer.execution_options(synchronous="NORMAL")  # over the same connection
         self._readers = self._engine(write=False)
 
     def __str__(self) -> str:
         return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """One writing transaction; committed (on disk) when the block ends, rolled back when it raises.
 
+        Not `durable`: on disk with the next one that is. A power failure may undo it, and never tears it.
         Raises Unavailable when the file lies no longer where the next start would look for it, or another
         receiver has taken hold meanwhile.
         """
@@ -92,7 +94,9 @@ class Database:
             self._say(f"{self.path} was moved or replaced")
             raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
         try:
-            with self._writer.begin() as connection:
+            with (self._writer if durable else self._lax_writer).begin() as connection:
+                if not (durable or self.is_sqlite):
+                    connection.execute(text("SET LOCAL synchronous_commit = off"))
                 yield connection
         except Held as held:
             self._say(str(held))
@@ -239,6 +243,10 @@ def _configure(connection: Any, *pragmas: str) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
+    wanted = connection.get_execution_options().get("synchronous", "FULL")
+    if connection.info.get("synchronous", "FULL") != wanted:
+        connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
+        connection.info["synchronous"] = wanted
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from sqlalchemy import Connection
 
 from receiver import deliveries, hook_rows
+from receiver.calm import Calm
 from receiver.database import Unavailable
 from receiver.deliveries import Attempt
 from receiver.feed import Feed
@@ -66,8 +67,9 @@ class Ran:
 class Dispatcher:
     """The handlers of `dispatch`, `replay` and `hook`."""
 
-    def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed) -> None:
+    def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed, calm: Calm) -> None:
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
+        self._calm = calm
         self._unrecorded = asyncio.Semaphore(UNRECORDED)
 
     async def dispatch(self, job: Claimed) -> Verdict:
@@ -120,7 +122,7 @@ class Dispatcher:
         return await self._reader.read(lambda connection: hook_rows.hook(connection, name))
 
     async def _run(self, hook: Row, stretch: Stretch) -> Ran:
-        tools: Any = {"reader": self._reader, "writer": self._writer, "feed": self._feed}
+        tools: Any = {"reader": self._reader, "writer": self._writer, "feed": self._feed, "calm": self._calm}
         run = Run(hook, stretch, sender=self._sender, unrecorded=self._unrecorded, **tools)
         try:
             async with asyncio.TaskGroup() as group:
@@ -141,11 +143,13 @@ class Run:
         reader: Reader,
         writer: Writer,
         feed: Feed,
+        calm: Calm,
         unrecorded: asyncio.Semaphore,
     ) -> None:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
         self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
         self._unrecorded, self._under_way = unrecorded, 0
+        self._calm = calm
         self._woken = asyncio.Event()
         self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
 
@@ -229,6 +233,7 @@ class Run:
         self._tried += 1
         self._under_way += 1
         await self._unrecorded.acquire()
+        await self._calm.wait()
         group.create_task(self._attempt(turn, event, full))
         await asyncio.sleep(0)  # callbacks come in between
         return None

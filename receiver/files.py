@@ -18,7 +18,6 @@ EXPECT = text("""
         source_url = excluded.source_url, expires_at = excluded.expires_at, error = ''
     WHERE result.status <> 'stored'
 """)
-COUNT_RESULTS = text("SELECT count(*) FROM result WHERE task = :task AND status = :status")
 PENDING = text("SELECT n, source_url FROM result WHERE task = :task AND status = 'pending' ORDER BY n")
 HAS_RESULTS = text("SELECT count(*) FROM result WHERE task = :task AND source_url <> ''")
 STORE = text("""
@@ -112,7 +111,8 @@ def lack(tx: Transaction, task: Row, reason: str) -> None:
 
 def finish(tx: Transaction, task: Row) -> None:
     """Call a task done when its end is believed and no file is owed any more."""
-    pending = tx.connection.execute(COUNT_RESULTS, {"task": task["id"], "status": "pending"}).scalar()
-    if not task["done"] and task["status"] in FINAL and not pending:
+    if task["done"] or task["status"] not in FINAL:
+        return
+    if not tx.connection.execute(PENDING, {"task": task["id"]}).first():
         tx.change(task, done=True, hint=None)
         tx.log(task["id"], "task.done", {"status": task["status"], "origin": task["origin"]})

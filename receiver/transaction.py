@@ -43,12 +43,14 @@ OFFER = text("""
     FROM (
         SELECT name, lane, 'dispatch' AS kind FROM hook WHERE task IS NULL AND paused_at IS NULL
         UNION ALL SELECT name, lane, 'dispatch-task' FROM hook WHERE paused_at IS NULL
-            AND task IN (SELECT task FROM event WHERE id > :last)
+            AND task IN (SELECT task FROM event WHERE id > (SELECT max(id) FROM event) - :count)
     ) AS offered WHERE true ORDER BY name
     ON CONFLICT (key) DO UPDATE SET due_at = excluded.due_at
     WHERE job.state = 'ready' AND job.due_at > excluded.due_at AND job.error = ''
 """)
-"""Owes each hook a look at the event log. One that runs looks anyway; one that was put off stays so."""
+"""Owes each hook a look at the newest `:count` events. One that runs looks anyway, one that was
+put off stays so.
+"""
 
 
 PATIENCE = 43_200
@@ -229,9 +231,9 @@ class Transaction:
     def _write_events(self) -> bool:
         """Whether a hook is owed a look at them."""
         self.database.lock_events(self.connection)
-        last = last_event(self.connection)
         EVENTS.insert(self.connection, self._events)
-        return self.connection.execute(OFFER, {"last": last, "now": self.now}).rowcount > 0
+        offered = self.connection.execute(OFFER, {"count": len(self._events), "now": self.now})
+        return offered.rowcount > 0
 
 
 LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")

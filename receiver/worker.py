@@ -125,7 +125,7 @@ class Worker:
             claimed = outbox.claim_due(tx, busy, name=name, lease_ms=LEASE_MS)
             return claimed, outbox.next_due(tx, busy, leases=leases)
 
-        claimed, due = await self._writer.run(change)
+        claimed, due = await self._writer.run(change, durable=False)  # one that is undone is made anew
         self._unheard = None
         if leases:
             self._leases_at = loop.time() + LOOK_AT_LEASES

@@ -22,7 +22,7 @@ T = TypeVar("T")
 Change = Callable[[Transaction], Any]
 
 LARGEST_BATCH = 256
-NO_HURRY = 0.1
+NO_HURRY = 0.2
 """Seconds."""
 LONGEST_WAIT = 20
 """Seconds for a commit; a database that hangs is one that cannot be used."""
@@ -44,6 +44,7 @@ class _Shared:
 class _Waiting:
     change: Change | _Shared
     size: int
+    durable: bool
     future: asyncio.Future[Any]
 
 
@@ -56,10 +57,13 @@ class Writer:
         *,
         rules: Rules = Rules(),  # noqa: B008  # frozen
         on_commit: Callable[[Committed], None] = lambda committed: None,
+        no_hurry: float = NO_HURRY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._rules, self._on_commit, self._clock = database, rules, on_commit, clock
+        self._no_hurry = no_hurry
         self._queue: deque[_Waiting] = deque()
+        self._later: list[_Waiting] = []
         self._bytes = 0
         self._woken = threading.Event()
         self._waking = False
@@ -77,15 +81,17 @@ class Writer:
         """Write what waits, then end."""
         thread, self._thread = self._thread, None  # from now on nothing is taken in that nobody would write
         if thread:
-            self._woken.set()
+            self._wake_all()
             await asyncio.to_thread(thread.join)
 
-    async def run(self, change: Callable[[Transaction], T], *, size: int = 0) -> T:
+    async def run(self, change: Callable[[Transaction], T], *, size: int = 0, durable: bool = True) -> T:
         """Make one change durable and return what it returned. `size`: bytes that it holds.
+
+        One that need not be `durable` is so once the next one is: a power failure may undo it.
 
         Raises Unavailable, or what it raised.
         """
-        result: T = await self._put(change, size)
+        result: T = await self._put(change, size, durable=durable)
         return result
 
     async def record(self, callback: Callback) -> None:
@@ -97,29 +103,29 @@ class Writer:
     ) -> None:
         """Make one of many like changes durable: `make` is given all that wait, in their order.
 
-        What is not `urgent` goes along with the next commit, or has one of its own after NO_HURRY: callbacks
-        wait for each commit that is under way.
+        What is not `urgent` gathers for so long as NO_HURRY, and then has a commit of its own, which is durable
+        with the next one: callbacks wait for each commit that is under way.
         """
-        await self._put(_Shared(make, item), size, urgent=urgent)
+        await self._put(_Shared(make, item), size, urgent=urgent, durable=urgent)
 
     async def probe(self) -> None:
         """Show that writing works, by a write of no meaning. Raises Unavailable."""
         await self.run(lambda tx: tx.database.probe(tx.connection, tx.now))
 
-    async def _put(self, change: Change | _Shared, size: int, *, urgent: bool = True) -> Any:
+    async def _put(self, change: Change | _Shared, size: int, *, durable: bool, urgent: bool = True) -> Any:
         if self._thread is None:
             raise Unavailable("The writer is not running.")
-        if len(self._queue) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
+        if len(self._queue) + len(self._later) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
             raise Unavailable("Too many changes wait.")
         future = asyncio.get_running_loop().create_future()
         self._bytes += size
-        self._queue.append(_Waiting(change, size, future))
+        (self._queue if urgent else self._later).append(_Waiting(change, size, durable, future))
         if urgent and not self._waking:
             # Once for all that this turn of the loop brings: they share a commit.
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake)
         elif not urgent and not self._alarm:
-            self._alarm = asyncio.get_running_loop().call_later(NO_HURRY, self._wake)
+            self._alarm = asyncio.get_running_loop().call_later(self._no_hurry, self._wake_all)
         try:
             async with asyncio.timeout(LONGEST_WAIT):
                 return await future
@@ -128,9 +134,15 @@ class Writer:
 
     def _wake(self) -> None:
         self._waking = False
+        self._woken.set()
+
+    def _wake_all(self) -> None:
+        """For what gathered meanwhile too."""
         if self._alarm:
             self._alarm.cancel()
             self._alarm = None
+        self._queue.extend(self._later)
+        self._later.clear()
         self._woken.set()
 
     def _run(self) -> None:
@@ -161,7 +173,7 @@ class Writer:
             self._answer(batch, answers, committed)
 
     def _commit(self, batch: list[_Waiting]) -> tuple[list[Any], Committed]:
-        with self._database.write() as connection:
+        with self._database.write(durable=any(each.durable for each in batch)) as connection:
             tx = Transaction(connection, self._database, int(self._clock() * 1000), self._rules)
             shared: dict[Any, list[Any]] = {}
             for each in batch:

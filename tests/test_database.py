@@ -37,6 +37,17 @@ def test_a_commit_is_on_the_disk(sqlite: Database) -> None:
     sqlite.close()
 
 
+def test_what_need_not_be_durable_is_so_with_the_next_commit(database: Database) -> None:
+    """It waits for no disk, and those after it do."""
+    query = text("PRAGMA synchronous" if database.is_sqlite else "SHOW synchronous_commit")
+    seen = []
+    for durable in (True, False, False, True):
+        with database.write(durable=durable) as connection:
+            seen.append(connection.execute(query).scalar())
+    full, lax = (2, 1) if database.is_sqlite else ("on", "off")
+    assert seen == [full, lax, lax, full]
+
+
 def test_the_reading_door_cannot_write(sqlite: Database) -> None:
     """Only one door leads to changes."""
     with pytest.raises(OperationalError, match="readonly"), sqlite.read() as connection:

@@ -159,8 +159,8 @@ async def test_a_wake_during_the_claim_is_not_lost(database: Database) -> None:
     async with working(database, slow, start=False) as shop:
         claim = shop.writer.run
 
-        async def run(change: Callable[[Transaction], Any]) -> Any:
-            answer = await claim(change)
+        async def run(change: Callable[[Transaction], Any], *, durable: bool = True) -> Any:
+            answer = await claim(change, durable=durable)
             if "first" not in seen:
                 seen.add("first")
                 await claim(lambda tx: tx.owe("ask", "t", key="late", lane="kling"))
@@ -175,7 +175,7 @@ async def test_a_wake_during_the_claim_is_not_lost(database: Database) -> None:
 class _Seam:
     """A writer between whose commit and whose answer something happens."""
 
-    def __init__(self, run: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]) -> None:
+    def __init__(self, run: Callable[..., Awaitable[Any]]) -> None:
         self.run = run
 
 
@@ -362,8 +362,8 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(database: Database) -
 
     async with working(database, handle, start=False) as shop:
 
-        async def run(change: Callable[[Transaction], Any]) -> Any:
-            answer = await commit(change)
+        async def run(change: Callable[[Transaction], Any], *, durable: bool = True) -> Any:
+            answer = await commit(change, durable=durable)
             if len(told) < 2:
                 told.append(shop.ledger.jobs()["ask/t"]["state"])
                 raise Unavailable("The database does not answer.")

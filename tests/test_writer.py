@@ -429,15 +429,12 @@ async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
         assert len(commits) == 2
 
 
-async def test_who_is_in_no_hurry_goes_along(database: Database) -> None:
-    """With the next change that is; and is written when the writer is closed."""
-    async with writing(database) as writer, counting_commits(database) as commits:
-        waiting = asyncio.ensure_future(writer.share(made, "t", urgent=False))
+async def test_who_is_in_no_hurry_makes_nobody_wait(database: Database) -> None:
+    """A change that is goes before; when the writer is closed, all is written."""
+    async with writing(database, no_hurry=1000.0) as writer:
+        waiting = [asyncio.ensure_future(writer.share(made, task, urgent=False)) for task in "tv"]
         await asyncio.sleep(0)
         await writer.run(add("u"))
-        await waiting
-        assert len(commits) == 1
-        last = asyncio.ensure_future(writer.share(made, "v", urgent=False))
-        await asyncio.sleep(0)
-    await last
+        assert ids(database) == ["u"]
+    await asyncio.gather(*waiting)
     assert ids(database) == ["t", "u", "v"]
