@@ -1,18 +1,18 @@
-"""Callbacks first: what may wait a little begins while none is being taken in."""
+"""Callbacks first: what may wait a moment begins while none is being taken in."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 0.02
+LONGEST = 0.005
 """Seconds that anything waits, however many callbacks come."""
 
 
 class Calm:
-    """Whether callbacks are being taken in just now."""
+    """Whether callbacks are being taken in just now. `longest`: seconds."""
 
-    def __init__(self) -> None:
-        self._under_way = 0
+    def __init__(self, *, longest: float = LONGEST) -> None:
+        self._longest, self._under_way = longest, 0
         self._came = asyncio.Event()
         self._came.set()
 
@@ -29,11 +29,11 @@ class Calm:
                 self._came.set()
 
     async def wait(self) -> None:
-        """Wait until none is taken in, or so long."""
+        """Wait until no callback is being taken in, or until this has lasted too long."""
         if self._came.is_set():
             return
         try:
-            async with asyncio.timeout(LONGEST):
+            async with asyncio.timeout(self._longest):
                 await self._came.wait()
         except TimeoutError:
             pass

@@ -68,8 +68,8 @@ class Dispatcher:
     """The handlers of `dispatch`, `replay` and `hook`."""
 
     def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed, calm: Calm) -> None:
-        self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
-        self._calm = calm
+        self._sender, self._reader, self._writer = sender, reader, writer
+        self._feed, self._calm = feed, calm
         self._unrecorded = asyncio.Semaphore(UNRECORDED)
 
     async def dispatch(self, job: Claimed) -> Verdict:
@@ -147,9 +147,9 @@ class Run:
         unrecorded: asyncio.Semaphore,
     ) -> None:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
-        self._sender, self._reader, self._writer, self._feed = sender, reader, writer, feed
+        self._sender, self._reader, self._writer = sender, reader, writer
+        self._feed, self._calm = feed, calm
         self._unrecorded, self._under_way = unrecorded, 0
-        self._calm = calm
         self._woken = asyncio.Event()
         self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
 
@@ -230,10 +230,10 @@ class Run:
         if not await self._goes_on():
             turn.leave()
             return Ran(self._cursor)
-        self._tried += 1
-        self._under_way += 1
         await self._unrecorded.acquire()
         await self._calm.wait()
+        self._tried += 1
+        self._under_way += 1
         group.create_task(self._attempt(turn, event, full))
         await asyncio.sleep(0)  # callbacks come in between
         return None

@@ -226,14 +226,19 @@ class Fetcher:
         part = await _locally(self._folder.part)
         try:
             content_type, measured = await self._fill(part, result)
-            sha256 = await _locally(part.flush)
-            if not measured and not await _locally(is_whole, part.path, content_type):
-                raise BadFile(f"the {content_type} is cut short")
             name = f"{result['task']}/{result['n']}{EXTENSIONS.get(content_type, '')}"
-            await _locally(self._folder.keep, part, name)
-        finally:
+            await _locally(self._keep, part, name, None if measured else content_type)
+        except BaseException:
             await in_thread(part.drop)
-        return Stored(name, content_type, part.size, sha256)
+            raise
+        return Stored(name, content_type, part.size, part.sha256)
+
+    def _keep(self, part: Part, name: str, unmeasured: str | None) -> None:
+        """`unmeasured`: the type of a file whose host did not say how long it is."""
+        part.flush()
+        if unmeasured and not is_whole(part.path, unmeasured):
+            raise BadFile(f"the {unmeasured} is cut short")
+        self._folder.keep(part, name)
 
     async def _fill(self, part: Part, result: Row) -> tuple[str, bool]:
         """Download into `part`, going on where a connection was cut.

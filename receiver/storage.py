@@ -44,14 +44,14 @@ class Part:
         """Of what was written, in hex."""
         return self._hash.hexdigest()
 
-    def flush(self) -> str:
-        """Put every byte on disk; the file's SHA-256 in hex."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self.sha256
+    def flush(self) -> None:
+        """Put every byte on disk; nothing comes after it. Raises OSError."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def drop(self) -> None:
-        """Forget it, unless it was kept."""
+        """Forget it."""
         with suppress(OSError):  # what is still buffered may not fit either
             self._file.close()
         with suppress(OSError):

@@ -435,6 +435,16 @@ async def test_a_hook_changes_while_it_is_used(way: Outgoing) -> None:
     assert (len(one.came), one.closed, two.most) == (1, 1, 1)
 
 
+async def test_callbacks_go_first_and_hold_nobody_up(way: Outgoing) -> None:
+    """What is to be sent is sent amid callbacks without end."""
+    there = way.endpoint("hook")
+    await way.add(there)
+    with way.receiver.calm.broken():
+        ids = await way.happen(*MANY[:3])
+        await way.until(lambda: len(there.taken) == 3)
+    assert sorted(there.taken) == ids
+
+
 async def test_what_is_sent_again(way: Outgoing) -> None:
     """What was delivered too, with the same id; the hooks' filters hold, and each hook hears it once."""
     there, other = way.endpoint("hook"), way.endpoint("other")
