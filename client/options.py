@@ -118,7 +118,7 @@ def job_parameters(job: Job) -> list[click.Parameter]:
     return [_parameter(parameter) for parameter in job.parameters]
 
 
-AS_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, one task a line.")
+AS_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, one object a line.")
 
 LISTEN = """Print what happens to tasks as it happens, or hand it to an application or command here.
 

@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from client import webhooks
 from client.addresses import public_address, web_address
 from client.errors import SettingsError
 from client.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
@@ -30,7 +31,10 @@ Listed = Annotated[tuple[str, ...], NoDecode]
 
 def _can_sign(value: str) -> str:
     if value:
-        secret_key(value)
+        try:
+            secret_key(value)
+        except ValueError as error:
+            raise ValueError(f"{error} {webhooks.MAKE_ONE}") from None
     return value
 
 

@@ -19,6 +19,10 @@ TOLERANCE = 300
 
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 SHORTEST_KEY = 16
+MAKE_ONE = (
+    "Make one with: "
+    "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
+)
 MOST_SIGNATURES = 16
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 

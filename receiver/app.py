@@ -31,7 +31,7 @@ from receiver.errors import ApiError, error_response
 from receiver.feed import Feed
 from receiver.folders import named
 from receiver.hook_routes import HookRoutes
-from receiver.hooks_file import align, shortest
+from receiver.hooks_file import align, release, shortest
 from receiver.openapi import document
 from receiver.outbound import AGENT, Outbound, Transport
 from receiver.reading import Reader, in_thread
@@ -176,7 +176,10 @@ class Receiver:
         """Let there be the hooks that the settings want; those that commands added stay without a file."""
         url, secret = self.settings.hook_url, self.settings.hook_secret
         align(tx, "settings", [shortest(url, secret)] if url else [])
-        align(tx, "file", self.settings.hooks, also="added" if self.settings.hooks_file else "")
+        if self.settings.hooks_file:
+            align(tx, "file", self.settings.hooks, also="added")
+        else:
+            release(tx)
 
     async def _begin(self, started: int) -> None:
         """Look for work that is owed before the worker takes any: with many open tasks that takes its time."""

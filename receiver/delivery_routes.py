@@ -30,7 +30,10 @@ def _moment(said: Any) -> datetime:
     """A time as it is written; UTC, unless it says otherwise."""
     if not isinstance(said, str):
         raise ValueError("must be a time, such as 2026-01-31T12:00:00Z.")
-    at = datetime.fromisoformat(said.upper())
+    try:
+        at = datetime.fromisoformat(said.upper())
+    except ValueError:
+        raise ValueError(f"{said} is no time, such as 2026-01-31T12:00:00Z.") from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 

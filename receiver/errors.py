@@ -29,5 +29,7 @@ def problems(error: ValidationError) -> list[str]:
     for each in error.errors():
         place = ".".join(str(part) for part in each["loc"])
         said = each["msg"].removeprefix("Value error, ").rstrip(".")
+        if each["type"] == "extra_forbidden":
+            said = "there is nothing of this name"
         found.append(f"{place}: {said}." if place else f"{said[:1].upper()}{said[1:]}.")
     return found

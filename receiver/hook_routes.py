@@ -74,7 +74,8 @@ class HookRoutes:
             last = last_event(connection)
             return [hook_view(row, counts[row["name"]], last) for row in rows]
 
-        return JSONResponse({"hooks": await self._reader.read(question)})
+        found = await self._reader.read(question)
+        return JSONResponse({"hooks": found, "kept_in_file": bool(self._settings.hooks_file)})
 
     async def _add(self, request: Request) -> Response:
         given = await json_body(request, self._bodies)
@@ -157,7 +158,12 @@ class HookRoutes:
             lambda tx: hook_rows.rotate(tx, row["name"], given.secret, overlap=given.overlap)
         )
         if secret is None:
-            raise ApiError(409, "no_secret", "This hook is not signed.", "Only web addresses are.")
+            hint = (
+                "KLING_HOOK_SECRET signs for hooks of single tasks."
+                if row["task"]
+                else "Web addresses have one."
+            )
+            raise ApiError(409, "no_secret", "This hook has no secret of its own.", hint)
         return JSONResponse({"hook": await self._view(row["name"]), "secret": secret})
 
 
@@ -179,9 +185,11 @@ def _made_up(settings: ReceiverSettings) -> tuple[Row, Full]:
     return event, Full({**task, "request": None, "cost": None}, [], [])
 
 
+KEPT_IN = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL and KLING_HOOK_SECRET"}
+
+
 def _refuse_foreign(row: Row) -> None:
-    if row["source"] in ("file", "settings"):
-        where = "KLING_HOOKS_FILE" if row["source"] == "file" else "KLING_HOOK_URL and KLING_HOOK_SECRET"
+    if where := KEPT_IN.get(row["source"]):
         raise ApiError(409, "kept_elsewhere", f"This hook is kept in {where}.", "Change it there.")
 
 

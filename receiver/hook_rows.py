@@ -30,7 +30,7 @@ PUT_OFF = text(
 )
 RESUME = text("""
     UPDATE hook SET paused_at = NULL, paused_because = '', failing_since = NULL
-    WHERE name = :name AND paused_at IS NOT NULL
+    WHERE name = :name
 """)
 BRING_BACK = text("UPDATE job SET due_at = :now, attempts = 0 WHERE hook = :name AND state = 'ready'")
 
@@ -48,7 +48,7 @@ def pause(tx: Transaction, name: str, because: str) -> bool:
 
 
 def resume(tx: Transaction, name: str) -> bool:
-    """Go on with a hook: all that was kept for it is due now. False when it was not paused."""
+    """Go on with a hook, paused or failing: all that was kept for it is due now. False when there is none."""
     if not tx.connection.execute(RESUME, {"name": name}).rowcount:
         return False
     tx.connection.execute(BRING_BACK, {"name": name, "now": tx.now})

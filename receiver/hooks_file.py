@@ -65,6 +65,16 @@ def shortest(address: str, secret: str) -> NewHook:
     return NewHook(name=DEFAULT, address=address, secret=secret)
 
 
+def release(tx: Transaction) -> None:
+    """Without a file nothing is said of hooks: those that came from one stay, as if commands had added them."""
+    for name, row in {row["name"]: row for row in hook_rows.hooks(tx.connection)}.items():
+        if row["source"] == "file":
+            hook_rows.change(tx, name, {"source": "added"})
+            tx.say(
+                f"hook {name} came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed"
+            )
+
+
 def align(tx: Transaction, source: str, wanted: list[NewHook], *, also: str = "") -> None:
     """Let the hooks of this source (and those that came by the source `also`) be the ones that are wanted."""
     there = {row["name"]: row for row in hook_rows.hooks(tx.connection)}

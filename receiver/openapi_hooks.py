@@ -7,6 +7,7 @@ from receiver.schemas import (
     NUMBER,
     TEXT,
     TIME,
+    YES_OR_NO,
     Json,
     answer,
     body,
@@ -75,7 +76,7 @@ ATTEMPT = record(
     {
         "at": TIME,
         "ms": {**NUMBER, "description": "milliseconds that it took"},
-        "taken": {"type": "boolean"},
+        "taken": YES_OR_NO,
         "status": {**or_null(NUMBER), "description": "an HTTP status, or a command's exit code"},
         "answer": {**or_null(TEXT), "description": "its first bytes; the last of a command's output"},
         "error": or_null(TEXT),
@@ -164,7 +165,10 @@ REMOVED = answer("it was", record({"removed": TEXT}))
 
 PATHS: Json = {
     "/api/hooks": {
-        "get": _operation("Where events go", answer("all hooks", record({"hooks": many(reference("Hook"))}))),
+        "get": _operation(
+            "Where events go",
+            answer("all hooks", record({"hooks": many(reference("Hook")), "kept_in_file": YES_OR_NO})),
+        ),
         "post": {
             "summary": "Send events to a web address from now on",
             "requestBody": body(reference("NewHook")),

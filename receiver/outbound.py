@@ -125,7 +125,7 @@ def check_url(url: str, allowed: Allowed) -> httpx.URL:
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused(f"not a web address ({error})") from error
     if parsed.scheme not in ("http", "https"):
-        raise Refused("only http and https addresses are fetched")
+        raise Refused("only http and https addresses are reached")
     if not HOST.fullmatch(parsed.raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
         raise Refused("its host is no name, or its port none")
     if parsed.userinfo:

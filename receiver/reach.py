@@ -61,7 +61,10 @@ def with_receiver(call: Callable[[Remote], Awaitable[T]]) -> T:
 def on_this_machine(change: Callable[[Transaction], T]) -> T:
     """A change to the database itself: of what must not come over the network. Raises DatabaseError."""
     settings = load(AdminSettings)
-    _check_database(settings, settings.receiver_base)
+    file = settings.database_file
+    if file and not file.exists():
+        hint = "Set KLING_DATA_DIR as the receiver has it, and call this on its machine."
+        raise DatabaseError(f"There is no database {file}. {hint}")
     database = Database(settings.database)
     try:
         database.hold()

@@ -6,6 +6,7 @@ Json = dict[str, Any]
 
 TEXT: Json = {"type": "string"}
 NUMBER: Json = {"type": "integer"}
+YES_OR_NO: Json = {"type": "boolean"}
 TIME: Json = {"type": "string", "format": "date-time"}
 
 

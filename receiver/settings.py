@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from client import webhooks
 from client.addresses import web_address
 from client.settings import HookSecret, InternalSettings, KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
@@ -145,10 +146,7 @@ class ReceiverSettings(KlingSettings):
     @classmethod
     def _signs_the_hook(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("hook_url"):
-            raise ValueError(
-                "KLING_HOOK_SECRET is needed with KLING_HOOK_URL. Make one with: "
-                "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
-            )
+            raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {webhooks.MAKE_ONE}")
         return value
 
     @field_validator("private_hook_hosts")
@@ -246,6 +244,13 @@ class ReachedSettings(SigningSettings):
 
 class AdminSettings(ReachedSettings, InternalSettings):
     """What it takes to give orders to this receiver while it runs."""
+
+    @field_validator("signing_secrets")
+    @classmethod
+    def _some_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values:
+            raise ValueError("is needed. Set it to what the receiver has.")
+        return values
 
 
 class ServeSettings(ReachedSettings):

@@ -41,6 +41,8 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
+        except BrokenPipeError:  # nobody reads on: no trouble of ours
+            raise
         except (DatabaseError, ReceiverError, OSError) as error:
             fail([str(error)], FAILED)
 

@@ -11,6 +11,8 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from client.ids import new_id
+from receiver import hook_rows
+from receiver.database import Database
 from tests.hosts import Host, host
 from tests.processes import CLIENT, COMMAND, Process, run
 from tests.submitting import events, register
@@ -110,6 +112,32 @@ def test_a_command_is_added_on_the_machine(operator: Operator, tmp_path: Path, r
     assert [(each["taken"], each["status"]) for each in shown["attempts"]] == [(True, 0)]
 
 
+def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(
+    operator: Operator, tmp_path: Path
+) -> None:
+    """Called with the settings of another, it says so and leaves nothing there; likewise beside a file."""
+    adding = ["hooks", "add", "command:true"]
+    none = operator.types(*adding, KLING_DATA_DIR=str(tmp_path / "none"))
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "There is no database" in none.stderr
+    other = Database(f"sqlite:///{tmp_path}/other/kling.db")
+    other.migrate()
+    wrong = operator.types(*adding, KLING_DATA_DIR=str(tmp_path / "other"))
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "has another database" in wrong.stderr
+    with other.read() as connection:
+        assert hook_rows.hooks(connection) == []
+    other.close()
+    (tmp_path / "hooks.toml").write_text("")
+    operator.receiver.kill()
+    operator.receiver.env["KLING_HOOKS_FILE"] = str(tmp_path / "hooks.toml")
+    operator.receiver.start()
+    kept = operator.types(*adding, KLING_HOOKS_FILE="")
+    assert (kept.returncode, kept.stdout) == (1, "")
+    assert "are kept in KLING_HOOKS_FILE" in kept.stderr
+    assert operator.states() == {}
+
+
 def test_what_fails_is_found_and_sent_again(operator: Operator) -> None:
     """From `list` to `retry`; a replay sends what was taken as well."""
     refusing = True
@@ -125,12 +153,15 @@ def test_what_fails_is_found_and_sent_again(operator: Operator) -> None:
         [delivery] = operator.told("deliveries", "list", "--json").splitlines()
         name = json.loads(delivery)["id"]
         refusing = False
-        assert "Sent again: 1." in operator.types("deliveries", "retry", name).stderr
+        assert (
+            "To be sent again: 1; to a paused hook once it is resumed."
+            in operator.types("deliveries", "retry", name).stderr
+        )
         there.wait_for(2)
         for chosen in (["--task", task], ["--from", "1"], ["--since", "2026-01-01"]):
             said = operator.types("replay", *chosen, "--hook", "web").stderr
-            assert "1 events go again to web." in said, said
-        assert "Sent again: 0." in operator.types("deliveries", "retry", "--dead").stderr
+            assert "Of 1 events, those that it wants go again to web." in said, said
+        assert "To be sent again: 0;" in operator.types("deliveries", "retry", "--dead").stderr
         visits = there.wait_for(3)
     assert len({visit.headers["webhook-id"] for visit in visits}) == 1
 
@@ -156,7 +187,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "nobody's delivery": (["deliveries", "retry", "1/nobody"], 1, "There is no such hook"),
     "nothing to retry": (["deliveries", "retry"], 2, "or give --dead"),
     "nothing to replay": (["replay"], 2, "Give one of"),
-    "no time": (["replay", "--since", "yesterday"], 1, "since"),
+    "no time": (["replay", "--since", "yesterday"], 1, "since: yesterday is no time, such as 2026-"),
 }
 
 

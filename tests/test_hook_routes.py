@@ -117,7 +117,7 @@ def test_the_api_refuses_the_same(start: Start) -> None:
     documents: list[Any] = [None, [], "x", 1, {}, {"address": 1}, {"address": None}]
     for document in documents:
         refused(running, "hooks", document)
-    assert call(running, "GET", "hooks") == {"hooks": []}
+    assert call(running, "GET", "hooks")["hooks"] == []
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -178,7 +178,7 @@ def test_the_life_of_a_hook(running: Running, endpoint: Host) -> None:
     assert call(running, "POST", "hooks/hook-1/resume")["state"] == "active"
     endpoint.wait_for(3)
     assert call(running, "DELETE", "hooks/hook-1") == {"removed": "hook-1"}
-    assert call(running, "GET", "hooks") == {"hooks": []}
+    assert call(running, "GET", "hooks")["hooks"] == []
 
 
 def test_no_secret_is_shown_again(running: Running) -> None:
@@ -267,7 +267,7 @@ def test_hooks_of_the_settings_are_changed_there(start: Start, endpoint: Host) -
     assert call(again, "GET", "hooks/default")["state"] == "paused"
     again.stop()
     without = start(api_base="http://127.0.0.1:9")
-    assert call(without, "GET", "hooks") == {"hooks": []}
+    assert call(without, "GET", "hooks")["hooks"] == []
 
 
 def test_a_test_that_fails_says_why(running: Running) -> None:

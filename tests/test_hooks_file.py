@@ -13,7 +13,7 @@ from receiver import hook_rows
 from receiver.database import Database
 from receiver.hook_rows import OVERLAP
 from receiver.hooks import BadHook, NewHook
-from receiver.hooks_file import align, read_hooks
+from receiver.hooks_file import align, read_hooks, release
 from receiver.outbound import Allowed
 from tests.conftest import Running, Start, make_settings
 from tests.hosts import host
@@ -163,6 +163,25 @@ def test_what_the_file_says_is_what_there_is(database: Database) -> None:
     assert ledger.committed.said == ("hook default is removed: KLING_HOOK_URL names it no more",)
 
 
+def test_without_a_file_its_hooks_stay(database: Database) -> None:
+    """A variable that was forgotten drops no events; commands may remove them then, and a file again."""
+    ledger = Ledger(database)
+    ledger.change(lambda tx: align(tx, "settings", [made("default")]))
+    ledger.change(lambda tx: align(tx, "file", [made("one")], also="added"))
+    ledger.change(release)
+    assert ledger.committed.said == (
+        "hook one came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed",
+    )
+    assert {name: row["source"] for name, row in hooks(ledger).items()} == {
+        "default": "settings",
+        "one": "added",
+    }
+    ledger.change(release)
+    assert not ledger.committed.said
+    ledger.change(lambda tx: align(tx, "file", [made("two")], also="added"))
+    assert sorted(hooks(ledger)) == ["default", "two"]
+
+
 def test_a_hook_changes_its_kind(database: Database) -> None:
     """A command has no secret, and what became a web address has one again."""
     ledger = Ledger(database)
@@ -206,4 +225,4 @@ def test_from_start_to_start(
         Webhook(secret).verify(visit.body, dict(visit.headers))
     second.stop()
     third = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, "")))
-    assert get(third, "hooks") == {"hooks": []}
+    assert get(third, "hooks") == {"hooks": [], "kept_in_file": True}

@@ -239,7 +239,7 @@ def test_an_address_that_no_broker_has(address: str) -> None:
 
 def test_a_scheme_that_nothing_serves() -> None:
     """The reason names those that there are."""
-    with pytest.raises(ValueError, match=r"nothing delivers to kafka: .* https, command, nats, redis"):
+    with pytest.raises(ValueError, match=r"nothing delivers to kafka: .* https, http, command, nats, redis"):
         open_sink("kafka://host/topic")
 
 

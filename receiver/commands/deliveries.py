@@ -117,8 +117,13 @@ def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
             await receiver.call("POST", path)
         return len(paths)
 
-    screen.say(f"Sent again: {with_receiver(order)}.")
+    screen.say(f"To be sent again: {with_receiver(order)}; to a paused hook once it is resumed.")
 
+
+REPLAY = """Send events again to all hooks that want them, or to one.
+
+Each has the webhook-id that it had: an application that drops what it has had drops these too.
+"""
 
 REPLAYING: list[click.Parameter] = [
     click.Option(["--from", "from_"], type=click.IntRange(1), metavar="EVENT_ID", help="From this event on."),
@@ -128,7 +133,7 @@ REPLAYING: list[click.Parameter] = [
 ]
 
 
-@click.command(params=REPLAYING, help="Send events again to all hooks that want them, or to one.")
+@click.command(params=REPLAYING, help=REPLAY)
 @explained
 def replay(from_: int | None, since: str | None, task: str | None, hook: str | None) -> None:
     if sum(each is not None for each in (from_, since, task)) != 1:
@@ -136,6 +141,5 @@ def replay(from_: int | None, since: str | None, task: str | None, hook: str | N
     given = {"from": from_, "since": since, "task": task, "hook": hook}
     body = {name: value for name, value in given.items() if value is not None}
     answer = with_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))
-    screen.say(
-        f"{answer['events']} events go again to {', '.join(answer['hooks']) or 'no hook: there is none'}."
-    )
+    hooks = ", ".join(answer["hooks"]) or "no hook: there is none"
+    screen.say(f"Of {answer['events']} events, those that it wants go again to {hooks}.")

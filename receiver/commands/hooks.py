@@ -8,14 +8,17 @@ from urllib.parse import quote
 import click
 
 from client import options, screen
+from client.receiver import Receiver as Remote
 from receiver import hook_rows
-from receiver.hooks import EVENTS, WEB, BadHook, read_hook
+from receiver.hooks import EVENTS, WEB, BadHook, NewHook, read_hook
 from receiver.reach import on_this_machine, with_receiver
 from receiver.settings import AdminSettings
 from receiver.sinks import scheme_of
 from receiver.states import STATUSES
 from receiver.terminal import FAILED, WRONG, explained, fail, load
 
+LONGEST_CELL = 60
+"""Letters."""
 NAME = click.Argument(["name"], metavar="NAME")
 
 
@@ -105,20 +108,31 @@ def add(as_json: bool, **given: Any) -> None:
 
 def _add_here(wanted: dict[str, Any]) -> str:
     """Add what must not come over the network."""
-    settings = load(AdminSettings)
-    if settings.hooks_file:
-        fail(
-            [f"The hooks are kept in {settings.hooks_file}. Change the file, and start the receiver anew."],
-            WRONG,
-        )
     try:
-        new = read_hook(wanted, settings.hook_hosts)
+        new = read_hook(wanted, load(AdminSettings).hook_hosts)
     except BadHook as error:
         fail(error.problems, WRONG)
+    name, problem = with_receiver(lambda receiver: _added(receiver, new))
+    if problem:
+        fail([problem], FAILED)
+    return name
+
+
+async def _added(receiver: Remote, new: NewHook) -> tuple[str, str]:
+    """The name of the hook, and what is wrong if it could not be added to this receiver's database."""
+    if (await receiver.call("GET", "/api/hooks"))["kept_in_file"]:
+        return "", "The hooks are kept in KLING_HOOKS_FILE. Change the file, and start the receiver anew."
     row = on_this_machine(lambda tx: hook_rows.add(tx, new))
     if row is None:
-        fail([f"There is a hook {new.name}. Choose another name."], FAILED)
-    return str(row["name"])
+        return "", f"There is a hook {new.name}. Choose another name."
+    name = str(row["name"])
+    if name not in [hook["name"] for hook in (await receiver.call("GET", "/api/hooks"))["hooks"]]:
+        on_this_machine(lambda tx: hook_rows.remove(tx, name))
+        return "", (
+            "The receiver that runs has another database than this command. Set KLING_DATA_DIR or "
+            "KLING_DATABASE_URL as it has them, and call this on its machine."
+        )
+    return name, ""
 
 
 @options.command(hooks, "list", [options.AS_JSON], "List hooks, and how they fare.")
@@ -136,14 +150,25 @@ def _show(found: Sequence[dict[str, Any]]) -> None:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "NAME": lambda hook: hook["name"],
         "STATE": _state,
-        "ADDRESS": lambda hook: hook["address"],
-        "EVENTS": lambda hook: ", ".join(hook["events"]) or "all",
+        "ADDRESS": lambda hook: _cut(hook["address"]),
+        "WANTS": _wants,
         "BEHIND": lambda hook: str(hook["behind"] or "") if hook["state"] != "active" else "",
         "WAITING": lambda hook: str(hook["waiting"] or ""),
         "DEAD": lambda hook: str(hook["dead"] or ""),
+        "WHY": lambda hook: _cut(hook["paused_because"] or ""),
     }
     table = [(name, [cell(hook) for hook in found]) for name, cell in columns.items()]
     screen.show_table(table, always=("NAME", "STATE", "ADDRESS"))
+
+
+def _cut(text: str) -> str:
+    """What a table has room for; `show` has all."""
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+
+
+def _wants(hook: dict[str, Any]) -> str:
+    kinds = ("events", "families", "statuses", "tags")
+    return "; ".join(", ".join(hook[kind]) for kind in kinds if hook[kind]) or "all"
 
 
 def _state(hook: dict[str, Any]) -> str:
@@ -186,7 +211,9 @@ def _order(name: str, said: str, summary: str) -> None:
 
 
 _order("pause", "{name} is paused; its events are kept.", "Send nothing to a hook; its events are kept.")
-_order("resume", "{name} goes on.", "Go on with a paused hook: all that was kept for it is sent now.")
+_order(
+    "resume", "{name} goes on.", "Go on with a paused or failing hook: all that was kept for it is sent now."
+)
 
 ROTATING: list[click.Parameter] = [
     NAME,

@@ -54,9 +54,8 @@ class HttpSink:
         if response.is_success:
             return Taken(status, answer)
         after = retry_after_seconds(response)
-        raise NotTaken(
-            f"it answered {status}", status=status, answer=answer, retry_after=after, gone=status == GONE
-        )
+        said = f"it answered {status}" + (", and redirects are not followed" if response.is_redirect else "")
+        raise NotTaken(said, status=status, answer=answer, retry_after=after, gone=status == GONE)
 
     async def close(self) -> None:
         """The connections are all hooks' own."""

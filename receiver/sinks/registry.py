@@ -25,7 +25,7 @@ def open_sink(address: str) -> Sink:
 def _found(scheme: str) -> EntryPoint:
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme not in known:
-        schemes = ", ".join(["https", "command", *sorted(known)])
+        schemes = ", ".join(["https", "http", "command", *sorted(known)])
         raise ValueError(f"nothing delivers to {scheme or 'no scheme'}: addresses. There are: {schemes}.")
     return known[scheme]
 
