@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 0.005
+LONGEST = 0.002
 """Seconds that anything waits, however many callbacks come."""
 
 
