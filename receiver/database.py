@@ -4,6 +4,7 @@ Writing and reading have their own doors: on SQLite a reader never blocks the wr
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import socket
@@ -86,7 +87,8 @@ class Database:
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """One writing transaction; committed (on disk) when the block ends, rolled back when it raises.
 
-        Not `durable`: on disk with the next one that is. A power failure may undo it, and never tears it.
+        Not `durable`, on SQLite: on disk with the next one that is. A power failure may undo it, and the
+        process that knew of it ends with it. (A server may end alone: PostgreSQL's commits are all on disk.)
         Raises Unavailable when the file lies no longer where the next start would look for it, or another
         receiver has taken hold meanwhile.
         """
@@ -95,8 +97,6 @@ class Database:
             raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
         try:
             with (self._writer if durable else self._lax_writer).begin() as connection:
-                if not (durable or self.is_sqlite):
-                    connection.execute(text("SET LOCAL synchronous_commit = off"))
                 yield connection
         except Held as held:
             self._say(str(held))
@@ -126,6 +126,15 @@ class Database:
             connection.exec_driver_sql(f"PRAGMA user_version = {number % (1 << 31)}")
         else:
             connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+
+    def identity(self, connection: Connection) -> str:
+        """What tells this database from any other, by whatever address it is reached."""
+        if self.is_sqlite:
+            seen: Any = self._find()
+        else:
+            found = "SELECT oid, pg_postmaster_start_time() FROM pg_database WHERE datname = current_database()"
+            seen = tuple(connection.execute(text(found)).one())
+        return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
     def lock_events(self, connection: Connection) -> None:
         """Let no other writer give out event ids before this transaction ends."""

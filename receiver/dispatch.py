@@ -219,24 +219,42 @@ class Run:
 
     async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> Ran | None:
         """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
+        await self._calm.wait()
         try:
             async with asyncio.timeout(LONGEST_TURN):
                 turn = await self._sender.turn(self._hook)
         except TimeoutError:
             return Ran(self._cursor)
-        if turn.pace.held or (turn.pace.is_dead and self._tried):
+        try:
+            ended = await self._ended(turn)
+            if ended is None:
+                await self._unrecorded.acquire()
+        except BaseException:
             turn.leave()
-            return Ran(self._cursor, wait=turn.pace.put_off())
-        if not await self._goes_on():
+            raise
+        if ended:
             turn.leave()
-            return Ran(self._cursor)
-        await self._unrecorded.acquire()
-        await self._calm.wait()
+            return ended
         self._tried += 1
         self._under_way += 1
-        group.create_task(self._attempt(turn, event, full))
+        attempt = group.create_task(self._attempt(turn, event, full))
+        attempt.add_done_callback(functools.partial(self._is_over_with, turn))
         await asyncio.sleep(0)  # callbacks come in between
         return None
+
+    async def _ended(self, turn: Turn) -> Ran | None:
+        """How the run ends, when the turn that it waited for is of no use."""
+        if turn.pace.held or (turn.pace.is_dead and self._tried):
+            return Ran(self._cursor, wait=turn.pace.put_off())
+        return None if await self._goes_on() else Ran(self._cursor)
+
+    def _is_over_with(self, turn: Turn, attempt: asyncio.Task[None]) -> None:
+        """However it ended: one that was cancelled before its first step too."""
+        turn.leave()
+        self._unrecorded.release()
+        self._under_way -= 1
+        if not self._under_way:
+            self._woken.set()
 
     async def _goes_on(self) -> bool:
         """Whether the hook is still there, and not paused."""
@@ -251,15 +269,9 @@ class Run:
         return True
 
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
-        try:
-            attempt = await self._sender.attempt(turn, self._hook, event, full)
-            hurry = not attempt.taken or self._hook["task"] is not None  # such a run ends with its record
-            await self._writer.share(deliveries.record, attempt, urgent=hurry)
-        finally:
-            self._unrecorded.release()
-            self._under_way -= 1
-            if not self._under_way:
-                self._woken.set()
+        attempt = await self._sender.attempt(turn, self._hook, event, full)
+        hurry = not attempt.taken or self._hook["task"] is not None  # such a run ends with its record
+        await self._writer.share(deliveries.record, attempt, urgent=hurry)
 
 
 async def _came(woken: asyncio.Event, linger: float) -> bool:

@@ -31,5 +31,6 @@ def problems(error: ValidationError) -> list[str]:
         said = each["msg"].removeprefix("Value error, ").rstrip(".")
         if each["type"] == "extra_forbidden":
             said = "there is nothing of this name"
-        found.append(f"{place}: {said}." if place else f"{said[:1].upper()}{said[1:]}.")
+        stop = "" if said.endswith('"') else "."  # what is to be copied ends as it is
+        found.append(f"{place}: {said}{stop}" if place else f"{said[:1].upper()}{said[1:]}{stop}")
     return found

@@ -68,14 +68,15 @@ class HookRoutes:
         return Route(path, endpoint, methods=list(by_method))
 
     async def _list(self, request: Request) -> Response:
-        def question(connection: Any) -> list[dict[str, Any]]:
+        def question(connection: Any) -> dict[str, Any]:
             rows = hook_rows.hooks(connection)
             counts = deliveries.counts(connection, [row["name"] for row in rows])
             last = last_event(connection)
-            return [hook_view(row, counts[row["name"]], last) for row in rows]
+            found = [hook_view(row, counts[row["name"]], last) for row in rows]
+            return {"hooks": found, "database": self._reader.database.identity(connection)}
 
         found = await self._reader.read(question)
-        return JSONResponse({"hooks": found, "kept_in_file": bool(self._settings.hooks_file)})
+        return JSONResponse({**found, "kept_in_file": bool(self._settings.hooks_file)})
 
     async def _add(self, request: Request) -> Response:
         given = await json_body(request, self._bodies)
@@ -146,7 +147,7 @@ class HookRoutes:
 
     async def _resume(self, request: Request) -> Response:
         row = await self._row(request)
-        await self._sender.forget(row["name"])  # and with it, that it was dead
+        self._sender.revive(row["name"])
         await self._writer.run(lambda tx: hook_rows.resume(tx, row["name"]))
         return JSONResponse(await self._view(row["name"]))
 

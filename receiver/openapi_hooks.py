@@ -167,7 +167,10 @@ PATHS: Json = {
     "/api/hooks": {
         "get": _operation(
             "Where events go",
-            answer("all hooks", record({"hooks": many(reference("Hook")), "kept_in_file": YES_OR_NO})),
+            answer(
+                "all hooks",
+                record({"hooks": many(reference("Hook")), "database": TEXT, "kept_in_file": YES_OR_NO}),
+            ),
         ),
         "post": {
             "summary": "Send events to a web address from now on",

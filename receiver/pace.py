@@ -30,6 +30,12 @@ class Pace:
         self._concurrency, self._rate = concurrency, rate
         self._let_in()
 
+    def revive(self) -> None:
+        """Take it for alive, and wait no longer."""
+        self._streak = self._put_off = 0
+        self._held = 0.0
+        self._let_in()
+
     def note(self, taken: bool, *, gone: bool = False, retry_after: float | None = None) -> None:
         """How an attempt ended. `gone`: the hook wants nothing any more; `retry_after`: nothing for so long."""
         self._streak = 0 if taken else STREAK if gone else self._streak + 1
@@ -101,8 +107,10 @@ class Turn:
     """The right to one attempt."""
 
     def __init__(self, pace: Pace) -> None:
-        self.pace = pace
+        self.pace, self._is_ours = pace, True
 
     def leave(self) -> None:
-        """Let the next one have it."""
-        self.pace.give_back()
+        """Let the next one have it; a second time does nothing."""
+        if self._is_ours:
+            self._is_ours = False
+            self.pace.give_back()

@@ -59,19 +59,16 @@ def with_receiver(call: Callable[[Remote], Awaitable[T]]) -> T:
 
 
 def on_this_machine(change: Callable[[Transaction], T]) -> T:
-    """A change to the database itself: of what must not come over the network. Raises DatabaseError."""
+    """A change to the database itself, which a receiver has migrated: of what must not come over the network.
+
+    Raises DatabaseError.
+    """
     settings = load(AdminSettings)
     file = settings.database_file
     if file and not file.exists():
         hint = "Set KLING_DATA_DIR as the receiver has it, and call this on its machine."
         raise DatabaseError(f"There is no database {file}. {hint}")
     database = Database(settings.database)
-    try:
-        database.hold()
-        database.migrate()
-    except Held:  # by the one that runs: it has migrated
-        database.close()
-        database = Database(settings.database)
     try:
         with database.explaining(), database.write() as connection:
             tx = Transaction(connection, database, int(time.time() * 1000))

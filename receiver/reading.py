@@ -69,7 +69,7 @@ class Reader:
     """Reads through the database's other door: it neither waits for the writer nor holds it up."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def close(self) -> None:
@@ -80,7 +80,7 @@ class Reader:
         """The answer to a question of several statements, all of one moment. Raises Unavailable."""
 
         def answer() -> T:
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 return question(connection)
 
         try:
@@ -88,7 +88,7 @@ class Reader:
         except DBAPIError as error:
             if isinstance(error, OWN_FAULT):
                 raise
-            raise self._database.unavailable(error) from error
+            raise self.database.unavailable(error) from error
 
     async def task(self, task: str) -> Row | None:
         """A task's row."""

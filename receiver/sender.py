@@ -69,6 +69,11 @@ class Sender:
         if each := self._open.pop(name, None):
             await _let_go(each)
 
+    def revive(self, name: str) -> None:
+        """Try a hook again that was dead, or asked for a rest."""
+        if each := self._open.get(name):
+            each.pace.revive()
+
     async def turn(self, hook: Row) -> Turn:
         """Wait for the right to one attempt at this hook."""
         return await (await self._opened(hook)).pace.turn()

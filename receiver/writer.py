@@ -79,9 +79,11 @@ class Writer:
 
     async def close(self) -> None:
         """Write what waits, then end."""
-        thread, self._thread = self._thread, None  # from now on nothing is taken in that nobody would write
+        thread = self._thread
         if thread:
             self._wake_all()
+            self._thread = None  # from now on nothing is taken in that nobody would write
+            self._woken.set()
             await asyncio.to_thread(thread.join)
 
     async def run(self, change: Callable[[Transaction], T], *, size: int = 0, durable: bool = True) -> T:
@@ -103,8 +105,8 @@ class Writer:
     ) -> None:
         """Make one of many like changes durable: `make` is given all that wait, in their order.
 
-        What is not `urgent` gathers for so long as NO_HURRY, and then has a commit of its own, which is durable
-        with the next one: callbacks wait for each commit that is under way.
+        What is not `urgent` gathers for so long as NO_HURRY, so that few callbacks wait for it, and is durable
+        with the next change that is.
         """
         await self._put(_Shared(make, item), size, urgent=urgent, durable=urgent)
 

@@ -37,15 +37,28 @@ def test_a_commit_is_on_the_disk(sqlite: Database) -> None:
     sqlite.close()
 
 
-def test_what_need_not_be_durable_is_so_with_the_next_commit(database: Database) -> None:
+def test_what_need_not_be_durable_is_so_with_the_next_commit(sqlite: Database) -> None:
     """It waits for no disk, and those after it do."""
-    query = text("PRAGMA synchronous" if database.is_sqlite else "SHOW synchronous_commit")
     seen = []
     for durable in (True, False, False, True):
-        with database.write(durable=durable) as connection:
-            seen.append(connection.execute(query).scalar())
-    full, lax = (2, 1) if database.is_sqlite else ("on", "off")
-    assert seen == [full, lax, lax, full]
+        with sqlite.write(durable=durable) as connection:
+            seen.append(connection.execute(text("PRAGMA synchronous")).scalar())
+    assert seen == [2, 1, 1, 2]
+    sqlite.close()
+
+
+def test_a_database_is_told_from_others(database: Database, database_url: str, tmp_path: Path) -> None:
+    """By what it is, not by its address; from any process."""
+    other = Database(f"sqlite:///{tmp_path}/other/kling.db")
+    other.migrate()
+    again = Database(database_url)
+    found = []
+    for each in (database, again, other):
+        with each.read() as connection:
+            found.append(each.identity(connection))
+    again.close()
+    other.close()
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_reading_door_cannot_write(sqlite: Database) -> None:

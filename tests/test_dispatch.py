@@ -436,13 +436,42 @@ async def test_a_hook_changes_while_it_is_used(way: Outgoing) -> None:
 
 
 async def test_callbacks_go_first_and_hold_nobody_up(way: Outgoing) -> None:
-    """What is to be sent is sent amid callbacks without end."""
+    """What is to be sent waits for them, and is sent amid callbacks without end."""
     there = way.endpoint("hook")
     await way.add(there)
-    with way.receiver.calm.broken():
+    calm = way.receiver.calm
+    with calm.broken():
         ids = await way.happen(*MANY[:3])
         await way.until(lambda: len(there.taken) == 3)
+    calm._longest = 1000
+    with calm.broken():
+        ids += await way.happen(*MANY[3:5])
+        async with asyncio.timeout(20):
+            while not calm._came._waiters:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0)
+        assert len(there.came) == 3
+    await way.until(lambda: len(there.taken) == 5)
     assert sorted(there.taken) == ids
+
+
+async def test_a_hook_that_was_mended_need_not_be_waited_for(way: Outgoing) -> None:
+    """What failed waits for an hour; told to go on, it is sent at once."""
+    broken = True
+
+    async def answer(message: Message) -> Taken:
+        if broken:
+            raise NotTaken("not yet")
+        return Taken()
+
+    there = way.endpoint("hook", answer)
+    await way.add(there, schedule=[3600.0])
+    ids = await way.happen(*MANY[:3])
+    await way.until(lambda: len(way.jobs("hook")) == 3)
+    broken = False
+    assert await way.change(lambda tx: hook_rows.resume(tx, "hook"))
+    await way.until(lambda: len(there.taken) == 3 and not way.jobs("hook"))
+    assert sorted(there.taken) == ids
+    assert way.hook("hook")["failing_since"] is None
 
 
 async def test_what_is_sent_again(way: Outgoing) -> None:

@@ -117,6 +117,7 @@ def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(
 ) -> None:
     """Called with the settings of another, it says so and leaves nothing there; likewise beside a file."""
     adding = ["hooks", "add", "command:true"]
+    operator.told(*adding)
     none = operator.types(*adding, KLING_DATA_DIR=str(tmp_path / "none"))
     assert (none.returncode, none.stdout) == (1, "")
     assert "There is no database" in none.stderr
@@ -128,6 +129,7 @@ def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(
     with other.read() as connection:
         assert hook_rows.hooks(connection) == []
     other.close()
+    assert operator.states() == {"hook-1": "active"}
     (tmp_path / "hooks.toml").write_text("")
     operator.receiver.kill()
     operator.receiver.env["KLING_HOOKS_FILE"] = str(tmp_path / "hooks.toml")
@@ -160,7 +162,7 @@ def test_what_fails_is_found_and_sent_again(operator: Operator) -> None:
         there.wait_for(2)
         for chosen in (["--task", task], ["--from", "1"], ["--since", "2026-01-01"]):
             said = operator.types("replay", *chosen, "--hook", "web").stderr
-            assert "Of 1 events, those that it wants go again to web." in said, said
+            assert "Of 1 events, those that are wanted go again to web." in said, said
         assert "To be sent again: 0;" in operator.types("deliveries", "retry", "--dead").stderr
         visits = there.wait_for(3)
     assert len({visit.headers["webhook-id"] for visit in visits}) == 1

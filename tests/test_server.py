@@ -33,6 +33,14 @@ def test_it_ends_in_order_with_streams_open(tmp_path: Path, number: signal.Signa
         assert httpx.get(f"{receiver.url}/healthz").json() == {"ok": True}
 
 
+def test_who_comes_while_it_ends_comes_too_late(start: Start) -> None:
+    """A connection that was taken in at the last moment is not waited for."""
+    running = start(api_base="http://127.0.0.1:9")
+    assert not running._server.server_state.closed
+    running.stop()
+    assert running._server.server_state.closed
+
+
 def test_it_says_where_it_is_and_where_its_data_lie(tmp_path: Path) -> None:
     """The address, the public address, the absolute paths of database and results."""
     with Process(tmp_path / "data") as receiver:

@@ -429,6 +429,26 @@ async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
         assert len(commits) == 2
 
 
+def level(tx: Transaction) -> Any:
+    """How a SQLite commit goes to the disk: 2 at once, 1 with the next that does."""
+    return tx.connection.execute(text("PRAGMA synchronous")).scalar()
+
+
+async def test_a_commit_is_durable_when_anything_in_it_must_be(tmp_path: Path) -> None:
+    """What need not be shares the commit of what must."""
+    database = Database(f"sqlite:///{tmp_path / 'own.db'}")
+    database.migrate()
+    async with writing(database) as writer:
+        assert await writer.run(level, durable=False) == 1
+        gate = Gate(writer)
+        await gate.closed()
+        asked = asyncio.gather(writer.run(level, durable=False), writer.run(add("u")))
+        await asyncio.sleep(0)
+        await gate.open()
+        assert tuple(await asked) == (2, "u")
+    database.close()
+
+
 async def test_who_is_in_no_hurry_makes_nobody_wait(database: Database) -> None:
     """A change that is goes before; when the writer is closed, all is written."""
     async with writing(database, no_hurry=1000.0) as writer:

@@ -141,5 +141,9 @@ def replay(from_: int | None, since: str | None, task: str | None, hook: str | N
     given = {"from": from_, "since": since, "task": task, "hook": hook}
     body = {name: value for name, value in given.items() if value is not None}
     answer = with_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))
-    hooks = ", ".join(answer["hooks"]) or "no hook: there is none"
-    screen.say(f"Of {answer['events']} events, those that it wants go again to {hooks}.")
+    if answer["hooks"]:
+        screen.say(
+            f"Of {answer['events']} events, those that are wanted go again to {', '.join(answer['hooks'])}."
+        )
+    else:
+        screen.say("There is no hook.")

@@ -16,6 +16,7 @@ from receiver.settings import AdminSettings
 from receiver.sinks import scheme_of
 from receiver.states import STATUSES
 from receiver.terminal import FAILED, WRONG, explained, fail, load
+from receiver.transaction import Transaction
 
 LONGEST_CELL = 60
 """Letters."""
@@ -120,19 +121,23 @@ def _add_here(wanted: dict[str, Any]) -> str:
 
 async def _added(receiver: Remote, new: NewHook) -> tuple[str, str]:
     """The name of the hook, and what is wrong if it could not be added to this receiver's database."""
-    if (await receiver.call("GET", "/api/hooks"))["kept_in_file"]:
+    there = await receiver.call("GET", "/api/hooks")
+    if there.get("kept_in_file"):
         return "", "The hooks are kept in KLING_HOOKS_FILE. Change the file, and start the receiver anew."
-    row = on_this_machine(lambda tx: hook_rows.add(tx, new))
-    if row is None:
-        return "", f"There is a hook {new.name}. Choose another name."
-    name = str(row["name"])
-    if name not in [hook["name"] for hook in (await receiver.call("GET", "/api/hooks"))["hooks"]]:
-        on_this_machine(lambda tx: hook_rows.remove(tx, name))
-        return "", (
-            "The receiver that runs has another database than this command. Set KLING_DATA_DIR or "
-            "KLING_DATABASE_URL as it has them, and call this on its machine."
-        )
-    return name, ""
+
+    def change(tx: Transaction) -> tuple[str, str]:
+        if tx.database.identity(tx.connection) != there.get("database"):
+            return "", ANOTHER
+        row = hook_rows.add(tx, new)
+        return (str(row["name"]), "") if row else ("", f"There is a hook {new.name}. Choose another name.")
+
+    return on_this_machine(change)
+
+
+ANOTHER = (
+    "The receiver that runs has another database than this command. Set KLING_DATA_DIR or KLING_DATABASE_URL "
+    "as it has them, and call this on its machine."
+)
 
 
 @options.command(hooks, "list", [options.AS_JSON], "List hooks, and how they fare.")
