@@ -61,17 +61,19 @@ class Sandbox(Ledger):
         server = await self._loop.create_server(lambda: H11Protocol(config, state, {}), sock=self._socket)
         await self._stop.wait()
         server.close()
-        await end(state.connections)
+        await end(self._loop)
         await cancel(asyncio.all_tasks() - {asyncio.current_task()})
         await self._life.callbacks.client.aclose()
-        await end(state.connections)  # one may just have been taken in
+        await end(
+            self._loop
+        )  # one may just have been taken in, or made for somebody who was cancelled meanwhile
 
 
-async def end(connections: Any) -> None:
-    """Each ends in a turn of the loop, and may have to begin in one before."""
+async def end(loop: Any) -> None:
+    """Every connection, whoever has it: each ends in a turn of the loop, and may have to begin in one before."""
     for _ in range(3):
-        for connection in list(connections):
-            connection.transport.abort()
+        for transport in list(loop._transports.values()):
+            transport.abort()
         await asyncio.sleep(0)
 
 
