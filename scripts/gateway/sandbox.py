@@ -70,7 +70,7 @@ class Sandbox(Ledger):
 
 
 async def end(loop: Any) -> None:
-    """Every connection, whoever has it: each ends in a turn of the loop, and may have to begin in one before."""
+    """Every connection, whoever has it; each ends in a turn of the loop, and may have to begin in one."""
     for _ in range(3):
         for transport in list(loop._transports.values()):
             transport.abort()
