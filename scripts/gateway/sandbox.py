@@ -60,20 +60,20 @@ class Sandbox(Ledger):
         # The bare protocol ends at once; uvicorn's own server looks only every tenth of a second.
         server = await self._loop.create_server(lambda: H11Protocol(config, state, {}), sock=self._socket)
         await self._stop.wait()
+        self._loop.remove_reader(self._socket)
+        await asyncio.sleep(0)  # asyncio loses a connection that it makes after `close`
         server.close()
-        await end(self._loop)
+        await end(state.connections)
         await cancel(asyncio.all_tasks() - {asyncio.current_task()})
         await self._life.callbacks.client.aclose()
-        await end(
-            self._loop
-        )  # one may just have been taken in, or made for somebody who was cancelled meanwhile
+        await end(state.connections)  # one may just have been taken in
 
 
-async def end(loop: Any) -> None:
-    """Every connection, whoever has it; each ends in a turn of the loop, and may have to begin in one."""
+async def end(connections: Any) -> None:
+    """Each ends in a turn of the loop, and may have to begin in one before."""
     for _ in range(3):
-        for transport in list(loop._transports.values()):
-            transport.abort()
+        for connection in list(connections):
+            connection.transport.abort()
         await asyncio.sleep(0)
 
 
