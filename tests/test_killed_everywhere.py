@@ -16,7 +16,7 @@ NAMED = {kind.name: kind for kind in KINDS}
     ("kind", "n"),
     [
         ("first start: sync", 5),
-        ("commit (fdatasync)", 16),
+        ("commit (fdatasync)", 10),
         ("fsync of file or folder", 7),
         ("rename", 3),
         ("send, or write to a file", 60),
