@@ -16,11 +16,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from client import webhooks
 from client.addresses import public_address, web_address
 from client.errors import SettingsError
 from client.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
-from client.webhooks import secret_key
+from client.webhooks import MAKE_WHSEC, secret_key
 
 LIKENESS = 0.85
 """How like a setting a name must be to be taken for it misspelt; no two settings are so like each other."""
@@ -34,7 +33,7 @@ def _can_sign(value: str) -> str:
         try:
             secret_key(value)
         except ValueError as error:
-            raise ValueError(f"{error} {webhooks.MAKE_ONE}") from None
+            raise ValueError(f"{error} {MAKE_WHSEC}") from None
     return value
 
 

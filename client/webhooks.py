@@ -19,7 +19,7 @@ TOLERANCE = 300
 
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 SHORTEST_KEY = 16
-MAKE_ONE = (
+MAKE_WHSEC = (
     "Make one with: "
     "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
 )

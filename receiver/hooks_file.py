@@ -67,8 +67,9 @@ def shortest(address: str, secret: str) -> NewHook:
 
 def release(tx: Transaction) -> None:
     """Without a file nothing is said of hooks: those that came from one stay, as if commands had added them."""
-    for name, row in {row["name"]: row for row in hook_rows.hooks(tx.connection)}.items():
+    for row in hook_rows.hooks(tx.connection):
         if row["source"] == "file":
+            name = row["name"]
             hook_rows.change(tx, name, {"source": "added"})
             tx.say(
                 f"hook {name} came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed"

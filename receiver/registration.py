@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from client.body import kept
 from client.codec import IDENTIFIER, LONGEST_ID, clean, has_many_parts
 from client.families import RULE, is_family
-from client.webhooks import MAKE_ONE
+from client.webhooks import MAKE_WHSEC
 from receiver.creates import Registration
 from receiver.errors import ApiError, problems
 from receiver.settings import ReceiverSettings
@@ -90,7 +90,7 @@ def check_hook(given: RegistrationBody, settings: ReceiverSettings) -> None:
     if not given.hook:
         return
     if not settings.hook_secret:
-        hint = f"Set KLING_HOOK_SECRET for the receiver, and start it anew, or leave the hook out. {MAKE_ONE}"
+        hint = f"Set KLING_HOOK_SECRET for the receiver, and start it anew, or leave the hook out. {MAKE_WHSEC}"
         raise ApiError(422, "bad_hook", "This receiver has no secret to sign with.", hint)
     try:
         check_web_address(given.hook, settings.hook_hosts)

@@ -8,11 +8,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from client import webhooks
 from client.addresses import web_address
 from client.settings import HookSecret, InternalSettings, KlingSettings, Listed, Remedy, split
 from client.signing import MAKE_ONE
-from client.webhooks import secret_key
+from client.webhooks import MAKE_WHSEC, secret_key
 from receiver.hooks import BadHook, NewHook
 from receiver.hooks_file import read_hooks
 from receiver.outbound import Allowed, Refused, check_url, is_private
@@ -146,7 +145,7 @@ class ReceiverSettings(KlingSettings):
     @classmethod
     def _signs_the_hook(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("hook_url"):
-            raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {webhooks.MAKE_ONE}")
+            raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {MAKE_WHSEC}")
         return value
 
     @field_validator("private_hook_hosts")
