@@ -58,12 +58,11 @@ def with_receiver(call: Callable[[Remote], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def on_this_machine(change: Callable[[Transaction], T]) -> T:
+def on_this_machine(settings: AdminSettings, change: Callable[[Transaction], T]) -> T:
     """A change to the database itself, which a receiver has migrated: of what must not come over the network.
 
     Raises DatabaseError.
     """
-    settings = load(AdminSettings)
     file = settings.database_file
     if file and not file.exists():
         hint = "Set KLING_DATA_DIR as the receiver has it, and call this on its machine."

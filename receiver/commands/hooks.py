@@ -109,17 +109,18 @@ def add(as_json: bool, **given: Any) -> None:
 
 def _add_here(wanted: dict[str, Any]) -> str:
     """Add what must not come over the network."""
+    settings = load(AdminSettings)
     try:
-        new = read_hook(wanted, load(AdminSettings).hook_hosts)
+        new = read_hook(wanted, settings.hook_hosts)
     except BadHook as error:
         fail(error.problems, WRONG)
-    name, problem = with_receiver(lambda receiver: _added(receiver, new))
+    name, problem = with_receiver(lambda receiver: _added(receiver, settings, new))
     if problem:
         fail([problem], FAILED)
     return name
 
 
-async def _added(receiver: Remote, new: NewHook) -> tuple[str, str]:
+async def _added(receiver: Remote, settings: AdminSettings, new: NewHook) -> tuple[str, str]:
     """The name of the hook, and what is wrong if it could not be added to this receiver's database."""
     there = await receiver.call("GET", "/api/hooks")
     if there.get("kept_in_file"):
@@ -131,7 +132,7 @@ async def _added(receiver: Remote, new: NewHook) -> tuple[str, str]:
         row = hook_rows.add(tx, new)
         return (str(row["name"]), "") if row else ("", f"There is a hook {new.name}. Choose another name.")
 
-    return on_this_machine(change)
+    return on_this_machine(settings, change)
 
 
 ANOTHER = (
