@@ -16,8 +16,9 @@ from receiver.reading import Reader, in_thread
 from receiver.recover import learn
 from receiver.results import Asker
 from receiver.settings import ReceiverSettings
+from receiver.sql import Row
 from receiver.storage import Folder
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 from receiver.views import Views
 from receiver.writer import Writer
 

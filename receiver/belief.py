@@ -6,8 +6,9 @@ until Kling says so itself (in the answer to our question, or in a body that it 
 
 from client.codec import Report
 from receiver import files, owed
+from receiver.sql import Row
 from receiver.states import FINAL, Origin, move
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 
 
 def believe(tx: Transaction, task: Row, report: Report, *, noted: bool = True) -> None:

@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError
 
+from receiver.sql import Row, cursor
 from receiver.tables import Json, encode
-
-Row = dict[str, Any]
 
 
 class Bulk:
@@ -26,22 +24,15 @@ class Bulk:
     def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Insert all rows."""
         values = [tuple([read(row) for read in self._read]) for row in rows]
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql(self._insert.format("?"), values)
-        elif self._copy:
-            _copy_in(connection, self._copy, values)
-        else:
-            connection.exec_driver_sql(self._insert.format("%s"), values)
-
-
-def _copy_in(connection: Connection, statement: str, values: list[tuple[Any, ...]]) -> None:
-    errors = connection.dialect.loaded_dbapi.Error
-    try:
-        with connection.connection.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[attr-defined]
-            for row in values:
-                copy.write_row(row)
-    except errors as error:  # told in the one tree of errors, as if it had gone through the other layers
-        raise DBAPIError.instance(statement, None, error, errors, dialect=connection.dialect) from error
+        is_sqlite = connection.dialect.name == "sqlite"
+        if self._copy and not is_sqlite:
+            with cursor(connection, self._copy) as opened, opened.copy(self._copy) as copy:
+                for value in values:
+                    copy.write_row(value)
+            return
+        statement = self._insert.format("?" if is_sqlite else "%s")
+        with cursor(connection, statement) as opened:
+            opened.executemany(statement, values)
 
 
 def _reader(name: str, is_json: bool) -> Callable[[Row], Any]:

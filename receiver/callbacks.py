@@ -25,7 +25,7 @@ from receiver.metrics import Metrics
 from receiver.reading import Reader
 from receiver.recording import Callback
 from receiver.settings import ReceiverSettings
-from receiver.transaction import Row
+from receiver.sql import Row
 from receiver.writer import Writer
 
 log = logging.getLogger("receiver.callbacks")

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from client.codec import Report
 from receiver import belief, hook_rows, owed
+from receiver.sql import Row, Sql
 from receiver.states import move
-from receiver.transaction import EVENT, Row, Transaction
+from receiver.transaction import EVENT, Transaction
 
 MOST_TAGS = 100
 """Of one task, from however many registrations."""
 
 MOST_TRIES = 100
 """Creates of one task that were not taken."""
-TAG = text("""
+TAG = Sql("""
     INSERT INTO tag (tag, task) SELECT :tag, :task
     WHERE (SELECT count(*) FROM tag WHERE task = :task) < :most ON CONFLICT DO NOTHING
 """)
@@ -123,7 +124,7 @@ def _tag(tx: Transaction, given: Registration) -> None:
     if given.tags:
         tx.insert()
         rows = [{"tag": tag, "task": given.id, "most": MOST_TAGS} for tag in sorted(set(given.tags))]
-        tx.connection.execute(TAG, rows)
+        TAG.do_each(tx.connection, rows)
 
 
 def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:

@@ -141,11 +141,6 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
-    @property
-    def lock_rows(self) -> str:
-        """What a SELECT of rows that will be changed ends with."""
-        return "" if self.is_sqlite else " FOR UPDATE"
-
     def hold(self) -> None:
         """Keep every other receiver away, until this process ends. Raises DatabaseError naming the holder."""
         if self.path:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, select
 
 from receiver.bulk import Bulk
 from receiver.hook_rows import LONGEST_SAID, hook, of_kind, pause
+from receiver.sql import Row, Sql
 from receiver.tables import Attempt as AttemptRow
-from receiver.transaction import EVENT, JOB, Row, Transaction
+from receiver.transaction import EVENT, JOB, Transaction
 
 ATTEMPT = AttemptRow.__table__  # type: ignore[attr-defined]  # set by SQLModel
 ATTEMPTS = Bulk(ATTEMPT, [column.name for column in ATTEMPT.c if column.name != "id"])
@@ -75,26 +76,26 @@ def _row(each: Attempt) -> Row:
     }
 
 
-WELL = text("UPDATE hook SET failing_since = NULL WHERE name = :name AND failing_since IS NOT NULL")
-ILL = text("""
+WELL = Sql("UPDATE hook SET failing_since = NULL WHERE name = :name AND failing_since IS NOT NULL")
+ILL = Sql("""
     UPDATE hook SET failing_since = :now WHERE name = :name AND (failing_since IS NULL OR NOT EXISTS (
         SELECT 1 FROM job WHERE hook = :name AND key LIKE 'hook/%' AND state <> 'dead'))
 """)
 """It has failed since the first failure of which something is still to be tried again."""
-ILL_SINCE = text("SELECT failing_since FROM hook WHERE name = :name AND paused_at IS NULL")
+ILL_SINCE = Sql("SELECT failing_since FROM hook WHERE name = :name AND paused_at IS NULL")
 
 
 def _judge(tx: Transaction, name: str, attempts: Sequence[Attempt]) -> None:
     """A hook that took something is well; one that failed for too long, or is gone, is paused."""
-    execute, patience = tx.connection.execute, tx.rules.patience
+    patience = tx.rules.patience
     if any(each.gone for each in attempts):
         pause(tx, name, "it answered 410: it wants nothing any more")
     elif any(each.taken for each in attempts):
-        if execute(WELL, {"name": name}).rowcount:
+        if WELL.do(tx.connection, name=name):
             tx.hasten(f"dispatch/{name}")
     else:
-        execute(ILL, {"name": name, "now": tx.now})
-        since = execute(ILL_SINCE, {"name": name}).scalar()
+        ILL.do(tx.connection, name=name, now=tx.now)
+        since = ILL_SINCE.value(tx.connection, name=name)
         if since is not None and tx.now - since >= patience * 1000:
             pause(tx, name, f"it took nothing for {patience:g} s; the last time: {attempts[-1].error}")
 
@@ -112,8 +113,8 @@ def key_of(event: int, hook: str) -> str:
     return f"hook/{event}/{hook}"
 
 
-ADVANCE = text("UPDATE hook SET cursor = :cursor WHERE name = :name AND cursor < :cursor")
-BEHIND = text("""
+ADVANCE = Sql("UPDATE hook SET cursor = :cursor WHERE name = :name AND cursor < :cursor")
+BEHIND = Sql("""
     SELECT 1 FROM hook WHERE name = :name AND paused_at IS NULL AND EXISTS (
         SELECT 1 FROM event WHERE id > hook.cursor AND (hook.task IS NULL OR event.task = hook.task))
 """)
@@ -121,8 +122,8 @@ BEHIND = text("""
 
 def advance(tx: Transaction, name: str, cursor: int) -> bool:
     """Every event up to `cursor` was tried once, or not wanted; whether there are more by now."""
-    tx.connection.execute(ADVANCE, {"name": name, "cursor": cursor})
-    return tx.connection.execute(BEHIND, {"name": name}).first() is not None
+    ADVANCE.do(tx.connection, name=name, cursor=cursor)
+    return BEHIND.value(tx.connection, name=name) is not None
 
 
 def again(tx: Transaction, event: int, row: Row, task: str) -> None:
@@ -139,7 +140,7 @@ REVIVE = """
 def revive(tx: Transaction, name: str | None) -> int:
     """Send again all that is dead, of one hook or of all; how many those are."""
     which = " = :name" if name else " IS NOT NULL"
-    count = tx.connection.execute(text(REVIVE + which), {"now": tx.now, "name": name}).rowcount
+    count = Sql(REVIVE + which).do(tx.connection, now=tx.now, name=name)
     if count:
         tx.wake()
     return count

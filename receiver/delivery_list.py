@@ -9,8 +9,9 @@ from sqlalchemy import Connection, or_, select, text, tuple_
 from receiver.deliveries import ATTEMPT, key_of, tried
 from receiver.hook_rows import hook, hooks
 from receiver.hooks import wants
-from receiver.reading import SHOWN, events_after, full_tasks
-from receiver.transaction import EVENT, JOB, Row
+from receiver.reading import EVENTS, events_after, full_tasks
+from receiver.sql import Row
+from receiver.transaction import EVENT, JOB
 
 STATES = ("waiting", "delivered", "dead")
 LOOKED_AT = 1_000
@@ -114,9 +115,9 @@ def _untried(connection: Connection, wish: Wish) -> set[tuple[int, str]]:
 
 
 def _deliveries(connection: Connection, chosen: Sequence[tuple[int, str]]) -> list[Delivery]:
-    numbers = sorted({event for event, _ in chosen})
-    found = connection.execute(select(*SHOWN).where(EVENT.c.id.in_(numbers)))
-    events = {row.id: dict(row._mapping) for row in found}
+    if not chosen:
+        return []
+    events = {row["id"]: row for row in EVENTS.all(connection, ids=sorted({event for event, _ in chosen}))}
     keys = [key_of(event, name) for event, name in chosen]
     owed = {row.key: dict(row._mapping) for row in connection.execute(select(JOB).where(JOB.c.key.in_(keys)))}
     pairs = tuple_(ATTEMPT.c.event, ATTEMPT.c.hook).in_(list(chosen))

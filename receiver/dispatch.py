@@ -16,7 +16,8 @@ from receiver.outbox import FAR, Claimed, Done, GiveUp, Outcome, RetryAt, Verdic
 from receiver.reading import Reader
 from receiver.run import LONGEST_TURN, Ran, Run, Stretch
 from receiver.sender import Sender
-from receiver.transaction import Row, Transaction
+from receiver.sql import Row
+from receiver.transaction import Transaction
 from receiver.writer import Writer
 
 LINGER = 2.0

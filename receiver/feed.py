@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 
 from receiver.reading import Reader
-from receiver.transaction import Row
+from receiver.sql import Row
 
 HEARTBEAT = 15.0
 """Seconds after which a silent stream shows that it lives."""

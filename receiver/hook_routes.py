@@ -25,7 +25,8 @@ from receiver.reading import Full, Reader
 from receiver.sender import Sender
 from receiver.settings import ReceiverSettings
 from receiver.sinks import scheme_of
-from receiver.transaction import NEW_TASK, Row, last_event
+from receiver.sql import Row
+from receiver.transaction import NEW_TASK, last_event
 from receiver.writer import Writer
 
 TEST_SECONDS = 25.0

@@ -5,14 +5,15 @@ A paused hook keeps what it is owed: jobs that are due at no time, and the event
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from client.webhooks import new_secret
 from receiver.hooks import OF_TASK, NewHook
 from receiver.outbox import FAR
 from receiver.owed import host_of
+from receiver.sql import Row, Sql
 from receiver.tables import Hook
-from receiver.transaction import JOB, Row, Transaction, last_event
+from receiver.transaction import JOB, Transaction, last_event
 
 HOOK = Hook.__table__  # type: ignore[attr-defined]  # set by SQLModel
 LONGEST_SAID = 500
@@ -22,25 +23,28 @@ OVERLAP = 86_400.0
 """Seconds for which a secret that was changed signs too."""
 
 
-PAUSE = text("""
+PAUSE = Sql("""
     UPDATE hook SET paused_at = :now, paused_because = :because WHERE name = :name AND paused_at IS NULL
 """)
-PUT_OFF = text(
+PUT_OFF = Sql(
     "UPDATE job SET due_at = :far WHERE hook = :name AND state = 'ready' AND kind NOT LIKE 'dispatch%'"
 )
-RESUME = text("""
+RESUME = Sql("""
     UPDATE hook SET paused_at = NULL, paused_because = '', failing_since = NULL
     WHERE name = :name
 """)
-BRING_BACK = text("UPDATE job SET due_at = :now, attempts = 0 WHERE hook = :name AND state = 'ready'")
+BRING_BACK = Sql("UPDATE job SET due_at = :now, attempts = 0 WHERE hook = :name AND state = 'ready'")
+
+
+ONE = Sql("SELECT * FROM hook WHERE name = :name", of=HOOK)
+ALL = Sql("SELECT * FROM hook WHERE task IS NULL ORDER BY name", of=HOOK)
 
 
 def pause(tx: Transaction, name: str, because: str) -> bool:
     """Send nothing to a hook until it is resumed; what it wants is kept. False when it is paused already."""
-    said = {"name": name, "now": tx.now, "because": because[:LONGEST_SAID]}
-    if not tx.connection.execute(PAUSE, said).rowcount:
+    if not PAUSE.do(tx.connection, name=name, now=tx.now, because=because[:LONGEST_SAID]):
         return False
-    tx.connection.execute(PUT_OFF, {"name": name, "far": FAR})
+    PUT_OFF.do(tx.connection, name=name, far=FAR)
     tx.say(
         f"hook {name} is paused: {because}. Its events are kept; go on with: kling-receiver hooks resume {name}"
     )
@@ -49,9 +53,9 @@ def pause(tx: Transaction, name: str, because: str) -> bool:
 
 def resume(tx: Transaction, name: str) -> bool:
     """Go on with a hook, paused or failing: all that was kept for it is due now. False when there is none."""
-    if not tx.connection.execute(RESUME, {"name": name}).rowcount:
+    if not RESUME.do(tx.connection, name=name):
         return False
-    tx.connection.execute(BRING_BACK, {"name": name, "now": tx.now})
+    BRING_BACK.do(tx.connection, name=name, now=tx.now)
     tx.wake()
     if row := hook(tx.connection, name):
         look(tx, row)
@@ -138,11 +142,9 @@ def good_secrets(row: Row, now: int) -> list[str]:
 
 def hook(connection: Connection, name: str) -> Row | None:
     """A hook's row."""
-    found = connection.execute(select(HOOK).where(HOOK.c.name == name)).first()
-    return dict(found._mapping) if found else None
+    return ONE.first(connection, name=name)
 
 
 def hooks(connection: Connection) -> list[Row]:
     """All hooks but those of single tasks, by name."""
-    query = select(HOOK).where(HOOK.c.task.is_(None)).order_by(HOOK.c.name)
-    return [dict(row._mapping) for row in connection.execute(query)]
+    return ALL.all(connection)

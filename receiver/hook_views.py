@@ -7,7 +7,7 @@ from receiver.delivery_list import Delivery
 from receiver.hooks import WEB
 from receiver.outbox import FAR
 from receiver.sinks import scheme_of
-from receiver.transaction import Row
+from receiver.sql import Row
 from receiver.views import iso
 
 USER = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")

@@ -28,8 +28,8 @@ from receiver.sinks import scheme_of
 from receiver.sinks.command import arguments, written
 from receiver.sinks.http import check_web_address
 from receiver.sinks.registry import open_sink
+from receiver.sql import Row
 from receiver.states import FINAL, STATUSES
-from receiver.transaction import Row
 
 WEB = ("https", "http")
 SCHEDULE = (5.0, 30.0, 120.0, 900.0, 3600.0, 10_800.0, 28_800.0, 86_400.0)

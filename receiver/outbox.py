@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from sqlalchemy import bindparam, select, text
-
+from receiver.sql import Sql
+from receiver.tables import encode
 from receiver.transaction import JOB, Transaction
 
 LOOK_AHEAD = 200
@@ -71,44 +71,48 @@ def verdict(outcome: Outcome) -> Verdict:
     return lambda tx: outcome
 
 
-DUE = (
-    select(JOB)
-    .where(JOB.c.state == "ready", JOB.c.due_at <= bindparam("now"))
-    .order_by(JOB.c.due_at, JOB.c.id)
-    .limit(LOOK_AHEAD)
-    .with_for_update(skip_locked=True)  # SQLite has no such words; its one writer needs none
-)
-DUE_IN_ROOM = DUE.where(
-    JOB.c.lane.not_in(bindparam("lanes", expanding=True)), JOB.c.kind.not_in(bindparam("kinds", expanding=True))
-)
-CLAIM = text("""
+IN_ROOM = "AND lane NOT IN :lanes AND kind NOT IN :kinds"
+
+
+def _due(room: str) -> Sql:
+    sql = f"""
+        SELECT id, key, kind, task, lane, data, attempts FROM job
+        WHERE state = 'ready' AND due_at <= :now {room} ORDER BY due_at, id LIMIT {LOOK_AHEAD}
+    """  # noqa: S608  # ours
+    return Sql(sql, of=JOB, lock="FOR UPDATE SKIP LOCKED")
+
+
+def _next(room: str) -> Sql:
+    sql = f"SELECT due_at FROM job WHERE state = 'ready' AND due_at < {FAR} {room} ORDER BY due_at LIMIT 1"  # noqa: S608
+    return Sql(sql)
+
+
+DUE, DUE_IN_ROOM = _due(""), _due(IN_ROOM)
+NEXT, NEXT_IN_ROOM = _next(""), _next(IN_ROOM)
+CLAIM = Sql("""
     UPDATE job SET state = 'running', attempts = attempts + 1, claim = :claim, leased_until = :until
     WHERE id = :id AND state = 'ready'
 """)
-RESCUE = text("""
+RESCUE = Sql("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :now, attempts = attempts - 1
     WHERE state = 'running' AND leased_until <= :until
 """)
-GIVE_BACK = text("""
+GIVE_BACK = Sql("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, attempts = attempts - 1
     WHERE state = 'running' AND claim = :claim
 """)
-FORGET = text("DELETE FROM job WHERE id = :id AND claim = :claim")
-RETRY = text("""
+FORGET = Sql("DELETE FROM job WHERE id = :id AND claim = :claim")
+RETRY = Sql("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :due_at, error = :error,
         attempts = :attempts, data = :data
     WHERE id = :id AND claim = :claim
-""").bindparams(bindparam("data", type_=JOB.c.data.type))
-BURY = text("""
+""")
+BURY = Sql("""
     UPDATE job SET state = 'dead', claim = NULL, leased_until = NULL, error = :error
     WHERE id = :id AND claim = :claim
 """)
-HOLD = "SELECT 1 FROM job WHERE id = :id AND claim = :claim"
-NEXT = select(JOB.c.due_at).where(JOB.c.state == "ready", JOB.c.due_at < FAR).order_by(JOB.c.due_at).limit(1)
-NEXT_IN_ROOM = NEXT.where(
-    JOB.c.lane.not_in(bindparam("lanes", expanding=True)), JOB.c.kind.not_in(bindparam("kinds", expanding=True))
-)
-NEXT_RESCUE = text("SELECT min(leased_until) FROM job WHERE state = 'running'")
+HOLD = Sql("SELECT 1 FROM job WHERE id = :id AND claim = :claim", lock="FOR UPDATE")
+NEXT_RESCUE = Sql("SELECT min(leased_until) FROM job WHERE state = 'running'")
 
 LONGEST_ERROR = 500
 NO_MORE: Mapping[str, int] = {}
@@ -132,23 +136,20 @@ class Busy:
         lanes, kinds = Counter(job.lane for job in jobs), Counter(job.kind for job in jobs)
         return cls(per_lane, per_kind, lanes, kinds, more)
 
-    def takes(self, job: Any) -> bool:
-        """Whether there is room for this job; it counts from now on."""
-        if self.lanes[job.lane] >= self.per_lane or self.kinds[job.kind] >= self._most(job.kind):
+    def takes(self, lane: str, kind: str) -> bool:
+        """Whether there is room for a job; it counts from now on."""
+        if self.lanes[lane] >= self.per_lane or self.kinds[kind] >= self._most(kind):
             return False
-        self.lanes[job.lane] += 1
-        self.kinds[job.kind] += 1
+        self.lanes[lane] += 1
+        self.kinds[kind] += 1
         return True
 
     @property
-    def full_lanes(self) -> list[str]:
-        """Lanes without room."""
-        return [lane for lane, count in self.lanes.items() if count >= self.per_lane]
-
-    @property
-    def full_kinds(self) -> list[str]:
-        """Kinds without room."""
-        return [kind for kind, count in self.kinds.items() if count >= self._most(kind)]
+    def full(self) -> dict[str, list[str]]:
+        """The `lanes` and `kinds` without room, if any is."""
+        lanes = [lane for lane, count in self.lanes.items() if count >= self.per_lane]
+        kinds = [kind for kind, count in self.kinds.items() if count >= self._most(kind)]
+        return {"lanes": lanes, "kinds": kinds} if lanes or kinds else {}
 
     def _most(self, kind: str) -> int:
         return self.more.get(kind, self.per_kind)
@@ -156,50 +157,50 @@ class Busy:
 
 def claim_due(tx: Transaction, busy: Busy, *, name: str, lease_ms: int) -> list[Claimed]:
     """Claim due jobs that there is room for; they count as `busy` then. `name`: of this claim alone."""
-    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
-    rows = tx.connection.execute(DUE_IN_ROOM if any(full.values()) else DUE, {"now": tx.now, **full})
+    full = busy.full
+    rows = DUE_IN_ROOM.all(tx.connection, now=tx.now, **full) if full else DUE.all(tx.connection, now=tx.now)
     claimed = [
-        Claimed(row.id, row.key, row.kind, row.task, row.lane, row.data, row.attempts + 1, name)
+        Claimed(**{**row, "attempts": row["attempts"] + 1}, claim=name)
         for row in rows
-        if busy.takes(row)
+        if busy.takes(row["lane"], row["kind"])
     ]
     if claimed:
         until = tx.now + lease_ms
-        tx.connection.execute(CLAIM, [{"id": job.id, "claim": name, "until": until} for job in claimed])
+        CLAIM.do_each(tx.connection, [{"id": job.id, "claim": name, "until": until} for job in claimed])
     return claimed
 
 
 def give_back(tx: Transaction, name: str) -> None:
     """Void a claim that nobody heard of; nothing of it was begun, so it counts as no attempt."""
-    tx.connection.execute(GIVE_BACK, {"claim": name})
+    GIVE_BACK.do(tx.connection, claim=name)
 
 
 def next_due(tx: Transaction, busy: Busy, *, leases: bool = True) -> int | None:
     """Unix ms at which a job that there is room for is due, or one of the `leases` ends; None for never."""
-    full = {"lanes": busy.full_lanes, "kinds": busy.full_kinds}
-    due = tx.connection.execute(NEXT_IN_ROOM if any(full.values()) else NEXT, full).scalar()
-    lease = tx.connection.execute(NEXT_RESCUE).scalar() if leases else None
+    full = busy.full
+    due = NEXT_IN_ROOM.value(tx.connection, **full) if full else NEXT.value(tx.connection)
+    lease = NEXT_RESCUE.value(tx.connection) if leases else None
     return min((at for at in (due, lease) if at is not None), default=None)
 
 
 def settle(tx: Transaction, job: Claimed, decide: Verdict) -> bool:
     """Apply the verdict, unless the claim is lost: then nothing is changed, and False is returned."""
     held = {"id": job.id, "claim": job.claim}
-    if not tx.connection.execute(text(HOLD + tx.database.lock_rows), held).scalar():
+    if not HOLD.value(tx.connection, **held):
         return False
     outcome = decide(tx)
     if isinstance(outcome, Done):
-        tx.connection.execute(FORGET, held)
+        FORGET.do(tx.connection, **held)
     elif isinstance(outcome, RetryAt):
         again = {
             "due_at": outcome.due_at,
             "error": outcome.error[:LONGEST_ERROR],
             "attempts": job.attempts if outcome.counts else job.attempts - 1,
-            "data": job.data if outcome.data is None else outcome.data,
+            "data": encode(job.data if outcome.data is None else outcome.data),
         }
-        tx.connection.execute(RETRY, held | again)
+        RETRY.do(tx.connection, **held, **again)
     else:
-        tx.connection.execute(BURY, {**held, "error": outcome.error[:LONGEST_ERROR]})
+        BURY.do(tx.connection, **held, error=outcome.error[:LONGEST_ERROR])
     return True
 
 
@@ -208,7 +209,7 @@ def rescue(tx: Transaction, until: int) -> int:
 
     The attempt does not count: however often the receiver is killed, no file and no event is given up for that.
     """
-    return tx.connection.execute(RESCUE, {"now": tx.now, "until": until}).rowcount
+    return RESCUE.do(tx.connection, now=tx.now, until=until)
 
 
 LONGEST_ASKED = 3600.0

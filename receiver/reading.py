@@ -12,13 +12,21 @@ from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from receiver.database import OWN_FAULT, READERS, Database
+from receiver.sql import Row, Sql
 from receiver.tables import Result, Tag
-from receiver.transaction import EVENT, TASK, Row, last_event
+from receiver.transaction import EVENT, TASK, last_event
 
 RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
-SHOWN = EVENT.c.id, EVENT.c.task, EVENT.c.type, EVENT.c.at, EVENT.c.data
+SHOWN = "id, task, type, at, data"
 """What is shown of an event: not its body."""
+ONE_TASK = Sql("SELECT * FROM task WHERE id = :task", of=TASK)
+TASKS = Sql("SELECT * FROM task WHERE id IN :tasks", of=TASK)
+HOLDER = Sql("SELECT id FROM task WHERE task_id = :task_id")
+ONE_RESULT = Sql("SELECT * FROM result WHERE task = :task AND n = :n", of=RESULT)
+RESULTS = Sql("SELECT * FROM result WHERE task IN :tasks ORDER BY task, n", of=RESULT)
+TAGS = Sql("SELECT tag, task FROM tag WHERE task IN :tasks ORDER BY tag")
+EVENTS = Sql(f"SELECT {SHOWN} FROM event WHERE id IN :ids", of=EVENT)  # noqa: S608  # ours
 EVENTS_AT_ONCE = 100
 TASKS_AT_ONCE = 10
 """Tasks that are held whole at once: read, they may be thirty times what they are as text."""
@@ -92,21 +100,20 @@ class Reader:
 
     async def task(self, task: str) -> Row | None:
         """A task's row."""
-        return await self.read(lambda connection: _first(connection, select(TASK).where(TASK.c.id == task)))
+        return await self.read(lambda connection: ONE_TASK.first(connection, task=task))
 
     async def holder(self, task_id: str) -> str | None:
         """Which of our tasks Kling's id belongs to."""
-        query = select(TASK.c.id).where(TASK.c.task_id == task_id)
-        return await self.read(lambda connection: connection.execute(query).scalars().first())
+        found: str | None = await self.read(lambda connection: HOLDER.value(connection, task_id=task_id))
+        return found
 
     async def results(self, task: str) -> list[Row]:
         """A task's results, in order."""
-        return await self.read(functools.partial(_results, tasks=[task]))
+        return await self.read(lambda connection: RESULTS.all(connection, tasks=[task]))
 
     async def result(self, task: str, n: int) -> Row | None:
         """A task's n-th result."""
-        query = select(RESULT).where(RESULT.c.task == task, RESULT.c.n == n)
-        return await self.read(lambda connection: _first(connection, query))
+        return await self.read(lambda connection: ONE_RESULT.first(connection, task=task, n=n))
 
     async def full(self, tasks: Sequence[str]) -> dict[str, Full]:
         """Tasks with their results and tags; those that do not exist are left out."""
@@ -127,8 +134,7 @@ class Reader:
 
     async def event(self, event: int) -> Row | None:
         """One event."""
-        query = select(*SHOWN).where(EVENT.c.id == event)
-        return await self.read(lambda connection: _first(connection, query))
+        return await self.read(lambda connection: EVENTS.first(connection, ids=[event]))
 
     async def was_called(self) -> bool:
         """Whether any of the newest tasks was ever called back."""
@@ -141,20 +147,6 @@ class Reader:
         return await self.read(last_event)
 
 
-def _first(connection: Connection, query: Select[Any]) -> Row | None:
-    row = connection.execute(query).first()
-    return dict(row._mapping) if row else None
-
-
-def _rows(connection: Connection, query: Select[Any]) -> list[Row]:
-    return [dict(row._mapping) for row in connection.execute(query)]
-
-
-def _results(connection: Connection, tasks: Sequence[str]) -> list[Row]:
-    query = select(RESULT).where(RESULT.c.task.in_(tasks)).order_by(RESULT.c.task, RESULT.c.n)
-    return _rows(connection, query)
-
-
 def events_after(
     connection: Connection,
     after: int,
@@ -165,23 +157,26 @@ def events_after(
     newest: bool = False,
 ) -> list[Row]:
     """Events with ids above `after`, up to `until`, in order or the `newest` first; of one task or of all."""
-    order = EVENT.c.id.desc() if newest else EVENT.c.id
-    query = select(*SHOWN).where(EVENT.c.id > after).order_by(order).limit(limit)
-    if task is not None:
-        query = query.where(EVENT.c.task == task)
-    if until is not None:
-        query = query.where(EVENT.c.id <= until)
-    return _rows(connection, query)
+    where, given = "id > :after", Row(after=after, limit=limit)
+    for name, condition, value in (("task", "task = :task", task), ("until", "id <= :until", until)):
+        if value is not None:
+            where, given[name] = f"{where} AND {condition}", value
+    return _events(where, "DESC" if newest else "ASC").all(connection, **given)
+
+
+@functools.cache
+def _events(where: str, order: str) -> Sql:
+    return Sql(f"SELECT {SHOWN} FROM event WHERE {where} ORDER BY id {order} LIMIT :limit", of=EVENT)  # noqa: S608
 
 
 def full_tasks(connection: Connection, tasks: Sequence[str]) -> dict[str, Full]:
     """Tasks with their results and tags; those that do not exist are left out."""
-    rows = _rows(connection, select(TASK).where(TASK.c.id.in_(tasks)))
-    found = {row["id"]: Full(row, [], []) for row in rows}
-    for result in _results(connection, list(found)):
+    if not tasks:
+        return {}
+    found = {row["id"]: Full(row, [], []) for row in TASKS.all(connection, tasks=list(tasks))}
+    for result in RESULTS.all(connection, tasks=list(found)):
         found[result["task"]].results.append(result)
-    query = select(TAG).where(TAG.c.task.in_(list(found))).order_by(TAG.c.tag)
-    for tag in _rows(connection, query):
+    for tag in TAGS.all(connection, tasks=list(found)):
         found[tag["task"]].tags.append(tag["tag"])
     return found
 

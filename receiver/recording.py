@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select, tuple_
-
 from client.codec import Report
 from receiver import belief, owed
+from receiver.sql import Row, Sql
 from receiver.states import FINAL, move
-from receiver.transaction import EVENT, TASK, Row, Transaction
+from receiver.transaction import Transaction
 
 KEPT_EVENTS = 200
 KEPT_BYTES = 1_000_000
@@ -18,6 +17,9 @@ GRACE_MS = 2_000
 
 CALM_MS = 60_000
 """For how long a question waits that a task's uncounted callbacks give cause to."""
+
+SEEN = Sql("SELECT task, digest FROM event WHERE digest IS NOT NULL AND (task, digest) IN :pairs")
+ANOTHERS = Sql("SELECT id FROM task WHERE (id = :external_id OR task_id = :task_id) AND id <> :id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,7 @@ def _seen(tx: Transaction, callbacks: list[Callback]) -> set[tuple[str, str]]:
     pairs = {(each.task, each.digest) for each in callbacks if tx.tasks[each.task]["kept"]}
     if not pairs:
         return set()
-    columns = EVENT.c.task, EVENT.c.digest
-    rows = tx.connection.execute(
-        select(*columns).where(EVENT.c.digest.is_not(None), tuple_(*columns).in_(sorted(pairs)))
-    )
-    return {(row.task, row.digest) for row in rows}
+    return {(row["task"], row["digest"]) for row in SEEN.all(tx.connection, pairs=sorted(pairs))}
 
 
 def _room(task: Row) -> bool:
@@ -115,8 +113,8 @@ def _is_anothers(tx: Transaction, task: Row, report: Report) -> bool:
         return True  # our create named our id
     if task["task_id"] and report.task_id:
         return bool(report.task_id != task["task_id"])
-    named = or_(TASK.c.id == (report.external_id or ""), TASK.c.task_id == (report.task_id or ""))
-    return tx.connection.execute(select(TASK.c.id).where(named, TASK.c.id != task["id"])).first() is not None
+    named = {"external_id": report.external_id or "", "task_id": report.task_id or ""}
+    return ANOTHERS.value(tx.connection, id=task["id"], **named) is not None
 
 
 def _advance(tx: Transaction, task: Row, report: Report, kept: bool) -> None:

@@ -13,8 +13,9 @@ from receiver import belief, creates, owed
 from receiver.outbox import Claimed, Done, Outcome, RetryAt, Verdict, verdict
 from receiver.reading import Reader
 from receiver.results import Asker
+from receiver.sql import Row
 from receiver.states import FINAL
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 
 log = logging.getLogger("receiver.recover")
 

@@ -21,9 +21,10 @@ from receiver.metrics import Metrics
 from receiver.outbound import Outbound, Refused
 from receiver.outbox import Backoff, Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
 from receiver.reading import Reader, in_thread
+from receiver.sql import Row
 from receiver.states import FINAL
 from receiver.storage import Folder, Part
-from receiver.transaction import Row, Transaction
+from receiver.transaction import Transaction
 
 log = logging.getLogger("receiver.results")
 

@@ -18,7 +18,7 @@ from receiver.hooks import may_want, wants
 from receiver.pace import Turn
 from receiver.reading import Full, Reader, events_after, full_tasks
 from receiver.sender import Sender
-from receiver.transaction import Row
+from receiver.sql import Row
 from receiver.writer import Writer
 
 LONGEST_RUN = 240.0

@@ -20,8 +20,8 @@ from receiver.sinks import ANSWER_BYTES, Message, NotTaken, Sink, Taken, scheme_
 from receiver.sinks.command import CommandSink
 from receiver.sinks.http import HttpSink
 from receiver.sinks.registry import open_sink
+from receiver.sql import Row
 from receiver.storage import Folder
-from receiver.transaction import Row
 from receiver.views import Views
 
 log = logging.getLogger("receiver.hooks")

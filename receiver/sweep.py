@@ -6,22 +6,21 @@ A callback may have come while nobody listened. Nothing is assumed to be whole, 
 import logging
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import text
-
 from receiver import hook_rows, owed, recover, results
 from receiver.hooks import SCHEDULE
 from receiver.outbox import FAR, LONGEST_ASKED
+from receiver.sql import Sql
 from receiver.transaction import Transaction
 
 log = logging.getLogger("receiver.sweep")
 
 SPACING_MS = 100
 """Milliseconds between two questions: ten a second."""
-UNWATCHED = text("""
+UNWATCHED = Sql("""
     SELECT id, family FROM task WHERE status IN ('created', 'submitted', 'processing')
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'overdue/' || task.id AND state <> 'dead')
 """)
-UNASKED = text("""
+UNASKED = Sql("""
     SELECT id FROM task WHERE status IN ('created', 'submitted', 'processing') AND hint IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'ask/' || task.id AND state <> 'dead')
     UNION ALL SELECT id FROM task WHERE origin IS NOT NULL AND NOT done
@@ -29,7 +28,7 @@ UNASKED = text("""
             OR NOT EXISTS (SELECT 1 FROM result WHERE task = task.id AND status = 'pending'))
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'ask/' || task.id AND state <> 'dead')
 """)
-UNOFFERED = text("""
+UNOFFERED = Sql("""
     SELECT name FROM hook WHERE paused_at IS NULL AND (task IS NULL OR task IN (
             SELECT id FROM task WHERE status IN ('created', 'submitted', 'processing')
             UNION ALL SELECT id FROM task WHERE origin IS NOT NULL AND NOT done))
@@ -37,20 +36,20 @@ UNOFFERED = text("""
         AND EXISTS (
             SELECT 1 FROM event WHERE id > hook.cursor AND (hook.task IS NULL OR event.task = hook.task))
 """)
-UNFETCHED = text("""
+UNFETCHED = Sql("""
     SELECT task.id, n, source_url FROM task JOIN result ON result.task = task.id
     WHERE origin IS NOT NULL AND NOT done AND result.status = 'pending'
         AND NOT EXISTS (SELECT 1 FROM job WHERE key = 'download/' || task.id || '/' || n AND state <> 'dead')
 """)
-LATE = text("""
+LATE = Sql("""
     UPDATE job SET due_at = turn.at FROM (
         SELECT id, :now + :spacing * row_number() OVER (ORDER BY due_at, id) AS at FROM job
         WHERE kind = 'overdue' AND state = 'ready' AND due_at <= :now
     ) AS turn WHERE job.id = turn.id
 """)
-ANEW = text("DELETE FROM job WHERE kind = 'sweep'")
+ANEW = Sql("DELETE FROM job WHERE kind = 'sweep'")
 """The turns of an earlier start: while nobody took them, they all came due."""
-EARLY = text("""
+EARLY = Sql("""
     INSERT INTO job (key, kind, task, lane, data, state, attempts, due_at, error, created_at)
     SELECT 'sweep/' || task, 'sweep', task, 'overdue', 'null', 'ready', 0,
         :first + :spacing * row_number() OVER (ORDER BY job.id), '', :now
@@ -68,18 +67,17 @@ MANY = (1 << 31) - 1
 
 def restore(tx: Transaction) -> int:
     """Owe what a row says is owed and no job does. How much there was: nothing, unless something went wrong."""
-    execute = tx.connection.execute
-    unwatched, unasked, unfetched = (list(execute(query)) for query in (UNWATCHED, UNASKED, UNFETCHED))
-    named = [hook_rows.hook(tx.connection, name) for name in execute(UNOFFERED).scalars()]
+    unwatched, unasked, unfetched = (query.all(tx.connection) for query in (UNWATCHED, UNASKED, UNFETCHED))
+    named = [hook_rows.hook(tx.connection, name) for name in UNOFFERED.values(tx.connection)]
     unoffered = [hook for hook in named if hook]
     for task in unwatched:
-        owed.watch(tx, task.id, task.family)
+        owed.watch(tx, task["id"], task["family"])
     for task in unasked:
-        owed.ask(tx, task.id)
+        owed.ask(tx, task["id"])
     for result in unfetched:
-        owed.download(tx, result.id, result.n, result.source_url)
+        owed.download(tx, result["id"], result["n"], result["source_url"])
     for row in (*unwatched, *unasked, *unfetched):
-        log.error("task %s had work to do that was not owed; it is now", row.id)
+        log.error("task %s had work to do that was not owed; it is now", row["id"])
     for each in unoffered:
         hook_rows.look(tx, each)
         log.error("hook %s was behind, and nobody owed it a look; it is owed now", each["name"])
@@ -105,10 +103,10 @@ def _waits(steps: Sequence[float]) -> dict[float, int]:
 
 
 def _bring_forward(tx: Transaction, kind: str, waits: Mapping[float, int], *, hook: str = "") -> None:
-    sooner = text(SOONER + (" AND hook = :hook" if hook else ""))
+    sooner = Sql(SOONER + (" AND hook = :hook" if hook else ""))
     for seconds, attempts in sorted(waits.items(), reverse=True):
         by = {"kind": kind, "attempts": attempts, "latest": tx.now + int(seconds * 1000), "far": FAR}
-        if moved := tx.connection.execute(sooner, by | ({"hook": hook} if hook else {})).rowcount:
+        if moved := sooner.do(tx.connection, **by, **({"hook": hook} if hook else {})):
             log.warning("%d jobs (%s) were due later than they can be; was the clock ahead?", moved, kind)
 
 
@@ -117,7 +115,7 @@ def take_turns(tx: Transaction, started: int) -> None:
 
     First come those whose deadline passed meanwhile.
     """
-    tx.connection.execute(ANEW)
+    ANEW.do(tx.connection)
     now = {"now": tx.now, "spacing": SPACING_MS}
-    late = tx.connection.execute(LATE, now).rowcount
-    tx.connection.execute(EARLY, {**now, "first": tx.now + late * SPACING_MS, "started": started})
+    late = LATE.do(tx.connection, **now)
+    EARLY.do(tx.connection, **now, first=tx.now + late * SPACING_MS, started=started)

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Update, bindparam, select, text, update
+from sqlalchemy import Connection
 
 from receiver.bulk import Bulk
 from receiver.database import Database
-from receiver.tables import Event, Job, Task
-
-Row = dict[str, Any]
+from receiver.sql import Row, Sql
+from receiver.tables import Event, Job, Json, Task, encode
 
 TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
-LOAD = select(TASK).where(TASK.c.id.in_(bindparam("ids", expanding=True))).order_by(TASK.c.id).with_for_update()
-REPEAT_EVENT = text("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
+LOAD = Sql("SELECT * FROM task WHERE id IN :ids ORDER BY id", of=TASK, lock="FOR UPDATE")
+REPEAT_EVENT = Sql("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
+DOCUMENTS = frozenset(column.name for column in TASK.c if isinstance(column.type, Json))
 TASKS = Bulk(TASK, [column.name for column in TASK.c])
 EVENTS = Bulk(EVENT, [column.name for column in EVENT.c if column.name != "id"])
 JOBS = Bulk(
@@ -35,9 +35,9 @@ JOBS = Bulk(
         state = CASE WHEN job.state = 'dead' THEN 'ready' ELSE job.state END
     """,
 )
-FORGET = text("DELETE FROM job WHERE key = :key AND state <> 'running'")
-HASTEN = text("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
-OFFER = text("""
+FORGET = Sql("DELETE FROM job WHERE key = :key AND state <> 'running'")
+HASTEN = Sql("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
+OFFER = Sql("""
     INSERT INTO job (key, kind, task, lane, hook, data, state, attempts, due_at, error, created_at)
     SELECT 'dispatch/' || name, kind, '', 'dispatch ' || lane, name, 'null', 'ready', 0, :now, '', :now
     FROM (
@@ -113,8 +113,7 @@ class Transaction:
         """Put the rows of these tasks into `tasks`, locked until the commit; in one order: no deadlocks."""
         missing = sorted(set(ids) - self.tasks.keys())
         if missing:
-            rows = self.connection.execute(LOAD, {"ids": missing})
-            self.tasks.update((row.id, dict(row._mapping)) for row in rows)
+            self.tasks.update((row["id"], row) for row in LOAD.all(self.connection, ids=missing))
 
     def task(self, task: str) -> Row | None:
         """One task's row, or None."""
@@ -195,18 +194,19 @@ class Transaction:
 
     def flush(self) -> Committed:
         """Write all that was gathered; tasks before events, events before jobs."""
-        execute = self.connection.execute
         self.insert()
         self._update()
         offered = bool(self._events) and self._write_events()
         if self._repeats:  # perhaps of events that were written just now
-            execute(REPEAT_EVENT, [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()])
+            repeats = [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()]
+            REPEAT_EVENT.do_each(self.connection, repeats)
         if owed := [job for job in self._jobs.values() if job]:
             JOBS.insert(self.connection, owed)
         if forgotten := [{"key": key} for key, job in self._jobs.items() if not job]:
-            execute(FORGET, forgotten)
+            FORGET.do_each(self.connection, forgotten)
         if self._hasten:
-            execute(HASTEN, [{"key": key, "now": self.now} for key in sorted(self._hasten)])
+            hastened = [{"key": key, "now": self.now} for key in sorted(self._hasten)]
+            HASTEN.do_each(self.connection, hastened)
         dues = [job["due_at"] for job in owed]
         if self._hasten or self._woken or offered:
             dues.append(self.now)
@@ -224,31 +224,30 @@ class Transaction:
         for task in sorted(self._changed):
             columns = tuple(sorted(self._changed[task]))
             row = self.tasks[task]
-            groups.setdefault(columns, []).append({**{name: row[name] for name in columns}, "row_id": task})
+            values = {name: encode(row[name]) if name in DOCUMENTS else row[name] for name in columns}
+            groups.setdefault(columns, []).append({**values, "row_id": task})
         for columns, rows in groups.items():
-            self.connection.execute(_update_task(columns), rows)
+            _update_task(columns).do_each(self.connection, rows)
 
     def _write_events(self) -> bool:
         """Whether a hook is owed a look at them."""
         self.database.lock_events(self.connection)
         EVENTS.insert(self.connection, self._events)
-        offered = self.connection.execute(OFFER, {"count": len(self._events), "now": self.now})
-        return offered.rowcount > 0
+        return OFFER.do(self.connection, count=len(self._events), now=self.now) > 0
 
 
-LAST_EVENT = text("SELECT coalesce(max(id), 0) FROM event")
+LAST_EVENT = Sql("SELECT coalesce(max(id), 0) FROM event")
 
 
 def last_event(connection: Connection) -> int:
     """The id of the newest event, 0 when there is none."""
-    return int(connection.execute(LAST_EVENT).scalar_one())
+    return int(LAST_EVENT.value(connection))
 
 
 @functools.cache
-def _update_task(columns: tuple[str, ...]) -> Update:
-    return (
-        update(TASK).where(TASK.c.id == bindparam("row_id")).values({name: bindparam(name) for name in columns})
-    )
+def _update_task(columns: tuple[str, ...]) -> Sql:
+    values = ", ".join(f"{name} = :{name}" for name in columns)
+    return Sql(f"UPDATE task SET {values} WHERE id = :row_id")  # noqa: S608  # ours
 
 
 NEW_TASK: Row = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from client import signing
 from receiver.reading import Full
-from receiver.transaction import Row
+from receiver.sql import Row
 
 LINK_SECONDS = 86_400
 """How long a result's `href` opens without a token."""

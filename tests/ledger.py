@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import psycopg
 from sqlalchemy import event, insert, select
 
 from client.codec import Output, Report, read_callback
@@ -16,7 +17,8 @@ from receiver.files import Stored
 from receiver.hooks import NewHook
 from receiver.reading import RESULT
 from receiver.recording import Callback
-from receiver.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Row, Rules, Transaction
+from receiver.sql import Row
+from receiver.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Rules, Transaction
 
 NOW = 1_790_000_000_000
 FAMILY = "images/generations"
@@ -200,15 +202,31 @@ def says(status: Any, *files: str, **record: Any) -> Report:
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """Every statement that is run while the block lasts, of either door."""
+    """Every statement that the driver is given while the block lasts, through either door."""
     seen: list[str] = []
 
-    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        seen.append(statement)
+    def begin(connection: Any, *rest: Any) -> None:
+        if database.is_sqlite:
+            connection.set_trace_callback(seen.append)
+        else:
+            connection.cursor_factory = noting
+
+    def end(connection: Any, *rest: Any) -> None:
+        if database.is_sqlite:
+            connection.set_trace_callback(None)
+        else:
+            connection.cursor_factory = psycopg.Cursor
+
+    class noting(psycopg.Cursor[Any]):  # noqa: N801  # made for this list alone
+        def execute(self, query: Any, *rest: Any, **more: Any) -> Any:
+            seen.append(str(query))
+            return super().execute(query, *rest, **more)
 
     engines = (database._writer, database._readers)
     for engine in engines:
-        event.listen(engine, "before_cursor_execute", note)
+        event.listen(engine, "checkout", begin)
+        event.listen(engine, "checkin", end)
     yield seen
     for engine in engines:
-        event.remove(engine, "before_cursor_execute", note)
+        event.remove(engine, "checkout", begin)
+        event.remove(engine, "checkin", end)

@@ -12,7 +12,8 @@ from receiver.hooks import NewHook
 from receiver.reading import Full
 from receiver.settings import ReceiverSettings
 from receiver.sinks import Message, NotTaken, Taken
-from receiver.transaction import EVENT, Committed, Row, Transaction, last_event
+from receiver.sql import Row
+from receiver.transaction import EVENT, Committed, Transaction, last_event
 from tests.ledger import FAMILY, NOW, Ledger
 
 T = TypeVar("T")

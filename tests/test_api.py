@@ -24,7 +24,7 @@ from receiver.body import Bodies
 from receiver.database import Database
 from receiver.feed import Feed
 from receiver.reading import Reader
-from receiver.transaction import Row
+from receiver.sql import Row
 from tests.conftest import KEY, SECRET, Running, Start, make_settings
 from tests.ledger import Ledger
 from tests.submitting import (

@@ -11,7 +11,7 @@ from receiver import reading
 from receiver.database import Database
 from receiver.feed import Feed
 from receiver.reading import Reader, in_thread
-from receiver.transaction import Row
+from receiver.sql import Row
 from tests.ledger import Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio

@@ -22,7 +22,7 @@ from receiver.outbound import Allowed, Outbound
 from receiver.sender import Sender
 from receiver.sinks import Message, NotTaken
 from receiver.sinks.http import HttpSink
-from receiver.transaction import Row
+from receiver.sql import Row
 from tests.conftest import Start, make_settings
 from tests.hosts import Host, Visit, host
 from tests.outgoing import PATIENCE, Outgoing, outgoing

@@ -28,8 +28,9 @@ from receiver.files import Stored
 from receiver.hooks import NewHook
 from receiver.outbox import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
 from receiver.reading import RESULT
+from receiver.sql import Row
 from receiver.states import FINAL, RANK
-from receiver.transaction import EVENT, JOB, TASK, Row, Transaction
+from receiver.transaction import EVENT, JOB, TASK, Transaction
 from tests.ledger import FILE, SPELLINGS, Ledger, callback, spelled
 
 TASKS = st.sampled_from(["t", "u"])

@@ -12,7 +12,8 @@ from sqlalchemy import text
 from receiver import outbox
 from receiver.database import Database, Unavailable
 from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
-from receiver.transaction import Committed, Row, Transaction
+from receiver.sql import Row
+from receiver.transaction import Committed, Transaction
 from receiver.worker import PER_KIND, PER_LANE, SURPRISE, Handler, Worker
 from receiver.writer import Writer
 from tests.ledger import Ledger, statements
