@@ -23,7 +23,6 @@ from receiver.admin import Admin
 from receiver.api import Api
 from receiver.body import Bodies
 from receiver.callbacks import CallbackRoutes
-from receiver.calm import Calm
 from receiver.database import Database, Unavailable
 from receiver.delivery_routes import DeliveryRoutes
 from receiver.dispatch import Dispatcher
@@ -65,7 +64,6 @@ class Receiver:
             self.database = Database(settings.database)
         self.folder = Folder(settings.results)
         self.reader = Reader(self.database)
-        self.calm = Calm()
         self.feed = Feed(self.reader)
         self.views = Views(settings.signing_secrets, settings.receiver_url, clock=clock)
         rules = Rules(overdue_seconds=settings.overdue_seconds, patience=settings.hook_pause_seconds)
@@ -95,7 +93,6 @@ class Receiver:
             reader=self.reader,
             bodies=bodies,
             metrics=self.metrics,
-            calm=self.calm,
             clock=clock,
         )
         self._beginning: asyncio.Task[None] | None = None
@@ -128,9 +125,7 @@ class Receiver:
         fetcher = Fetcher(
             self._downloads, self.folder, self.reader, self.metrics, largest=settings.result_max_bytes
         )
-        dispatcher = Dispatcher(
-            self.sender, reader=self.reader, writer=self.writer, feed=self.feed, calm=self.calm
-        )
+        dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, feed=self.feed)
         hooks = {"dispatch": dispatcher.dispatch, "replay": dispatcher.replay, "hook": dispatcher.retry}
         return {
             "ask": self.asker.ask,

@@ -18,7 +18,6 @@ from client.signing import CallbackSigner, CallbackToken
 from client.webhooks import Verdict, check, may_hold
 from receiver import doctor
 from receiver.body import Bodies, Body, Share, UnprovenShare, read_body
-from receiver.calm import Calm
 from receiver.database import Unavailable
 from receiver.errors import error_response
 from receiver.metrics import Metrics
@@ -42,12 +41,10 @@ class CallbackRoutes:
         reader: Reader,
         bodies: Bodies,
         metrics: Metrics,
-        calm: Calm,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._clock = settings, clock
         self._writer, self._reader, self._bodies, self._metrics = writer, reader, bodies, metrics
-        self._calm = calm
         self._accepted = metrics.callbacks.labels("accepted")
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
@@ -122,8 +119,7 @@ class CallbackRoutes:
 
     async def _take(self, callback: Callback) -> Response:
         began = time.perf_counter()
-        with self._calm.broken():
-            await self._writer.record(callback)
+        await self._writer.record(callback)
         self._accepted.inc()
         self._metrics.commit_seconds.observe(time.perf_counter() - began)
         return TAKEN

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 
 from receiver.folders import make
+from receiver.sql import cursor
 
 log = logging.getLogger("receiver.database")
 
@@ -249,13 +250,18 @@ def _configure(connection: Any, *pragmas: str) -> None:
 def _begin_immediate(connection: Connection) -> None:
     wanted = connection.get_execution_options().get("synchronous", "FULL")
     if connection.info.get("synchronous", "FULL") != wanted:
-        connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
+        _say_to(connection, f"PRAGMA synchronous = {wanted}")
         connection.info["synchronous"] = wanted
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    _say_to(connection, "BEGIN IMMEDIATE")
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    _say_to(connection, "BEGIN")
+
+
+def _say_to(connection: Connection, statement: str) -> None:
+    with cursor(connection, statement) as opened:
+        opened.execute(statement)
 
 
 def _hold_file(path: Path) -> Any:

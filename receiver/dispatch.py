@@ -8,7 +8,6 @@ import functools
 from typing import Any
 
 from receiver import deliveries, hook_rows
-from receiver.calm import Calm
 from receiver.database import Unavailable
 from receiver.deliveries import Attempt
 from receiver.feed import Feed
@@ -29,9 +28,9 @@ UNRECORDED = 1_000
 class Dispatcher:
     """The handlers of `dispatch`, `replay` and `hook`."""
 
-    def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed, calm: Calm) -> None:
+    def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, feed: Feed) -> None:
         self._sender, self._reader, self._writer = sender, reader, writer
-        self._feed, self._calm = feed, calm
+        self._feed = feed
         self._unrecorded = asyncio.Semaphore(UNRECORDED)
 
     async def dispatch(self, job: Claimed) -> Verdict:
@@ -84,7 +83,7 @@ class Dispatcher:
         return await self._reader.read(lambda connection: hook_rows.hook(connection, name))
 
     async def _run(self, hook: Row, stretch: Stretch) -> Ran:
-        tools: Any = {"reader": self._reader, "writer": self._writer, "feed": self._feed, "calm": self._calm}
+        tools: Any = {"reader": self._reader, "writer": self._writer, "feed": self._feed}
         run = Run(hook, stretch, sender=self._sender, unrecorded=self._unrecorded, **tools)
         try:
             async with asyncio.TaskGroup() as group:

@@ -9,13 +9,14 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
-from httpx_aiohttp import AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport, map_aiohttp_exceptions
 
 from client.addresses import is_loopback
 from receiver import __version__
@@ -29,7 +30,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
 CONNECTIONS = 64
-TIMEOUTS = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS).as_dict()
 USUAL = {**AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -116,8 +116,10 @@ def is_private(host: str) -> bool:
 
 
 @functools.lru_cache(1024)
-def check_url(url: str, allowed: Allowed) -> httpx.URL:
-    """Refuse an address by how it is written: before a name is resolved, before anything is sent."""
+def check_url(url: str, allowed: Allowed) -> str:
+    """The address, in the one way to write it. Refuses one by how it is written: before a name is resolved,
+    before anything is sent.
+    """
     try:
         parsed = httpx.URL(url)
         host = parsed.host
@@ -134,7 +136,7 @@ def check_url(url: str, allowed: Allowed) -> httpx.URL:
         _check_address(host, port, address, allowed)
     elif is_loopback(host.rstrip(".")) and not (allowed.permits(host, port) or allowed.networks):
         raise Refused(f"{host} is this machine{allowed.remedy}")
-    return parsed
+    return str(parsed)
 
 
 def _literal(host: str) -> Address | None:
@@ -178,10 +180,17 @@ class Transport(AiohttpTransport):
     """aiohttp under httpx, with every error of the one as an error of the other."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        try:
+        with _errors_of_httpx():
             return await super().handle_async_request(request)
-        except aiohttp.ClientError as error:  # an answer that is no HTTP, say
-            raise httpx.RemoteProtocolError(f"{type(error).__name__}: no HTTP came", request=request) from error
+
+
+@contextmanager
+def _errors_of_httpx() -> Iterator[None]:
+    try:
+        with map_aiohttp_exceptions():
+            yield
+    except aiohttp.ClientError as error:  # an answer that is no HTTP, say
+        raise httpx.RemoteProtocolError(f"{type(error).__name__}: no HTTP came") from error
 
 
 @functools.cache
@@ -193,8 +202,8 @@ def _trusted() -> ssl.SSLContext:
 class Outbound:
     """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
 
-    Requests are handed to httpx's transport: its client would read a redirect's address before we can refuse
-    it, and takes as long to build a request as to send one.
+    Answers and errors are httpx's, requests are not: its client would read a redirect's address before we can
+    refuse it, and building a request for it takes as long as sending one.
     """
 
     def __init__(
@@ -208,16 +217,20 @@ class Outbound:
         self.allowed, self._connections = allowed, connections
         self._resolver = GuardedResolver(allowed, resolver())
         self._trusted = _trusted()  # now: it takes the event loop a while
-        self._transport = Transport(client=self._session)
+        self._opened: aiohttp.ClientSession | None = None
 
     def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
-            use_dns_cache=False,
-            limit=self._connections,
-            ssl=self._trusted,
-        )
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        if self._opened is None:  # it belongs to the event loop in which it is first used
+            connector = aiohttp.TCPConnector(
+                resolver=self._resolver,
+                use_dns_cache=False,
+                limit=self._connections,
+                ssl=self._trusted,
+            )
+            self._opened = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False
+            )
+        return self._opened
 
     async def send(
         self,
@@ -233,15 +246,17 @@ class Outbound:
         `silence`: seconds for which nothing need come.
         The answer is asked for as it is: what is compressed would be read in whole before its size is known.
         """
-        built = httpx.Request(
-            method,
-            check_url(url, self.allowed),
-            headers={**USUAL, **headers},
-            content=content,
-            extensions={"timeout": {**TIMEOUTS, "read": silence}},
-        )
+        address = check_url(url, self.allowed)
         try:
-            response = await self._transport.handle_async_request(built)
+            with _errors_of_httpx():
+                answer = await self._session().request(
+                    method,
+                    address,
+                    headers={**USUAL, **headers},
+                    data=content or None,
+                    allow_redirects=False,
+                    timeout=_timeout(silence),
+                )
         except (httpx.HTTPError, OSError, ValueError) as error:
             if refused := _refusal(error):
                 raise refused from error
@@ -250,13 +265,20 @@ class Outbound:
             if isinstance(error, OSError):
                 raise httpx.ConnectError(str(error)) from error
             raise
-        response.request = built
-        return response
+        return httpx.Response(
+            answer.status, headers=answer.raw_headers, stream=AiohttpResponseStream(answer), request=None
+        )
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
+        if self._opened:
+            await self._opened.close()
         await self._resolver.close()
+
+
+@functools.lru_cache(64)
+def _timeout(silence: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=silence)
 
 
 def _refusal(error: BaseException | None) -> Refused | None:

@@ -285,7 +285,7 @@ class Fetcher:
             return response
         await response.aclose()
         raise httpx.HTTPStatusError(
-            f"the host answered {response.status_code}", request=response.request, response=response
+            f"the host answered {response.status_code}", request=httpx.Request("GET", url), response=response
         )
 
 

@@ -12,7 +12,6 @@ from typing import TypeGuard
 from sqlalchemy import Connection
 
 from receiver import deliveries, hook_rows
-from receiver.calm import Calm
 from receiver.feed import Feed
 from receiver.hooks import may_want, wants
 from receiver.pace import Turn
@@ -68,12 +67,11 @@ class Run:
         reader: Reader,
         writer: Writer,
         feed: Feed,
-        calm: Calm,
         unrecorded: asyncio.Semaphore,
     ) -> None:
         self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
         self._sender, self._reader, self._writer = sender, reader, writer
-        self._feed, self._calm = feed, calm
+        self._feed = feed
         self._unrecorded, self._under_way = unrecorded, 0
         self._woken = asyncio.Event()
         self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
@@ -144,7 +142,7 @@ class Run:
 
     async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> Ran | None:
         """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
-        await self._calm.wait()
+        await self._writer.calm.wait()
         try:
             async with asyncio.timeout(LONGEST_TURN):
                 turn = await self._sender.turn(self._hook)

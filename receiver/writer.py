@@ -9,11 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from receiver.calm import Calm
 from receiver.database import OWN_FAULT, Database, Unavailable
 from receiver.recording import Callback, record
 from receiver.transaction import ANYTHING, Committed, Rules, Transaction
@@ -62,6 +64,8 @@ class Writer:
     ) -> None:
         self._database, self._rules, self._on_commit, self._clock = database, rules, on_commit, clock
         self._no_hurry = no_hurry
+        self.calm = Calm()
+        """Whether nothing urgent is being written: it is, sooner, when little else is done meanwhile."""
         self._queue: deque[_Waiting] = deque()
         self._later: list[_Waiting] = []
         self._bytes = 0
@@ -129,8 +133,9 @@ class Writer:
         elif not urgent and not self._alarm:
             self._alarm = asyncio.get_running_loop().call_later(self._no_hurry, self._wake_all)
         try:
-            async with asyncio.timeout(LONGEST_WAIT):
-                return await future
+            with self.calm.broken() if urgent else nullcontext():
+                async with asyncio.timeout(LONGEST_WAIT):
+                    return await future
         except TimeoutError:
             raise Unavailable("The database does not answer.") from None
 

@@ -5,9 +5,7 @@ import base64
 import hashlib
 import json
 import socket
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +21,6 @@ from client.signing import CallbackSigner, api_token, link
 from client.webhooks import sign
 from receiver.app import Receiver, create_app
 from receiver.body import DROPPED, KEPT
-from receiver.transaction import Transaction
 from tests.conftest import SECRET, Running, Start, make_settings
 from tests.submitting import (
     IMAGES,
@@ -54,30 +51,6 @@ KLINGS_BODY = (
     b'"create_time":1781080778802,"update_time":1781080794151}'
 )
 """Kling's own example of a signed callback."""
-
-
-def test_what_may_wait_lets_callbacks_go_first(running: Running) -> None:
-    """From when one is proven until it is answered."""
-    calm, writer = running.receiver.calm, running.receiver.writer
-    entered, go = threading.Event(), threading.Event()
-
-    def hold(tx: Transaction) -> None:
-        entered.set()
-        assert go.wait(20)
-
-    async def broken() -> None:
-        while calm._came.is_set():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0)
-
-    assert writer._loop
-    asyncio.run_coroutine_threadsafe(writer.run(hold), writer._loop)
-    assert entered.wait(20)
-    with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(httpx.post, running.callback_url("t"), json={"task_id": "1"}, timeout=20)
-        asyncio.run_coroutine_threadsafe(broken(), writer._loop).result(20)
-        go.set()
-        assert sent.result().status_code == 200
-    assert calm._came.is_set()
 
 
 @pytest.fixture

@@ -439,7 +439,7 @@ async def test_callbacks_go_first_and_hold_nobody_up(way: Outgoing) -> None:
     """What is to be sent waits for them, and is sent amid callbacks without end."""
     there = way.endpoint("hook")
     await way.add(there)
-    calm = way.receiver.calm
+    calm = way.receiver.writer.calm
     with calm.broken():
         ids = await way.happen(*MANY[:3])
         await way.until(lambda: len(there.taken) == 3)

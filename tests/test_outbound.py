@@ -129,7 +129,7 @@ def test_forbidden_addresses_are_refused_as_written(address: str) -> None:
 def test_public_addresses_pass(address: str) -> None:
     """What is of the open Internet is reached."""
     assert is_public(ipaddress.ip_address(address))
-    assert check_url(f"https://{written(address)}/x?y=1", NOBODY).host == address
+    assert httpx.URL(check_url(f"https://{written(address)}/x?y=1", NOBODY)).host == address
 
 
 @pytest.mark.parametrize("host_name", SPELLINGS)
@@ -212,7 +212,7 @@ def test_no_text_breaks_the_check(text: str) -> None:
     """Whatever stands where an address should, it is taken or refused."""
     for url in (text, f"http://{text}", f"http://{text}/x", f"https://a:{text}/", f"http://[{text}]/"):
         with contextlib.suppress(Refused):
-            assert check_url(url, NOBODY).host
+            assert httpx.URL(check_url(url, NOBODY)).host
 
 
 # --- names, and real connections ---------------------------------------------------------------------------

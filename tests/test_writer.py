@@ -240,6 +240,22 @@ async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatc
         hanging.set()
 
 
+async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Database) -> None:
+    """From when it is asked for until it is told; what gathers is not urgent."""
+    async with writing(database, no_hurry=0.05) as writer:
+        hanging, calm = threading.Event(), writer.calm
+        urgent = asyncio.ensure_future(writer.run(lambda tx: hanging.wait(20)))
+        await asyncio.sleep(0)
+        assert not calm._came.is_set()
+        hanging.set()
+        assert await urgent
+        assert calm._came.is_set()
+        gathering = asyncio.ensure_future(writer.share(lambda tx, items: None, 1, urgent=False))
+        await asyncio.sleep(0)
+        assert calm._came.is_set()
+        await gathering
+
+
 async def test_the_probe_writes(database: Database) -> None:
     """A transaction that is empty would show nothing; this one has a write of no meaning."""
     async with writing(database) as writer:

@@ -74,7 +74,8 @@ async def _beginning(response: httpx.Response) -> str:
     read = bytearray()
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            async for chunk in response.aiter_raw():
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            async for chunk in response.stream:
                 read += chunk
                 if len(read) >= ANSWER_BYTES:
                     break
