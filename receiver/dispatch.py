@@ -12,8 +12,9 @@ from receiver.database import Unavailable
 from receiver.deliveries import Attempt
 from receiver.feed import Feed
 from receiver.outbox import FAR, Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
+from receiver.pace import LONGEST_TURN
 from receiver.reading import Reader
-from receiver.run import LONGEST_TURN, Ran, Run, Stretch
+from receiver.run import Ran, Run, Stretch
 from receiver.sender import Sender
 from receiver.sql import Row
 from receiver.transaction import Transaction
@@ -67,8 +68,7 @@ class Dispatcher:
         if full is None:
             return verdict(Done())
         try:
-            async with asyncio.timeout(LONGEST_TURN):
-                turn = await self._sender.turn(hook)
+            turn = await self._sender.turn(hook)
         except TimeoutError:  # it is dead or slow, and others are before us
             return _not_its_turn
         if wait := turn.pace.held:

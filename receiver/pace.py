@@ -7,6 +7,8 @@ from receiver.outbox import LONGEST_ASKED
 
 STREAK = 5
 """Failures one after the other, after which a hook is taken for dead until it takes something."""
+LONGEST_TURN = 60.0
+"""Seconds for which anybody waits for a turn."""
 PROBE = (5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds for which a dead hook is left alone, each time longer."""
 
@@ -55,14 +57,15 @@ class Pace:
         return max(PROBE[min(self._put_off, len(PROBE)) - 1], self.held)
 
     async def turn(self) -> "Turn":
-        """Wait for a turn; whoever has it gives it back by `leave`."""
-        if self._waiting or not self._has_room():
-            await self._queue()
-        else:
+        """Wait for a turn; whoever has it gives it back by `leave`. Raises TimeoutError after LONGEST_TURN."""
+        if self._rate is None and not self._waiting and self._has_room():
             self._under_way += 1
-        turn = Turn(self)
-        if self._rate:
-            await self._pause(turn, self._rate)
+            return Turn(self)
+        async with asyncio.timeout(LONGEST_TURN):
+            await self._queue()
+            turn = Turn(self)
+            if self._rate:
+                await self._pause(turn, self._rate)
         return turn
 
     def give_back(self) -> None:
@@ -74,6 +77,9 @@ class Pace:
         return self._under_way < (1 if self.is_dead else self._concurrency)
 
     async def _queue(self) -> None:
+        if not self._waiting and self._has_room():
+            self._under_way += 1
+            return
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:

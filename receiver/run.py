@@ -21,8 +21,7 @@ from receiver.sql import Row
 from receiver.writer import Writer
 
 LONGEST_RUN = 240.0
-LONGEST_TURN = 60.0
-"""Seconds; with the longest attempt less than the worker gives a job."""
+"""Seconds; with the longest turn and attempt less than the worker gives a job."""
 MOST_EVENTS = 5_000
 """Events that one run looks at; at its end the cursor is kept."""
 BATCH = 200
@@ -75,9 +74,17 @@ class Run:
         self._unrecorded, self._under_way = unrecorded, 0
         self._woken = asyncio.Event()
         self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
+        self._hurries = hook["task"] is not None  # such a run ends with its record
 
     async def go(self, group: asyncio.TaskGroup) -> Ran:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
+        try:
+            return await self._along(group)
+        finally:  # the next run waits for what is recorded of this one
+            self._hurries = True
+            self._writer.hurry()
+
+    async def _along(self, group: asyncio.TaskGroup) -> Ran:
         looked = 0
         self._end = asyncio.get_running_loop().time() + LONGEST_RUN
         with self._feed.waiting(self._stretch.task) as self._woken:
@@ -144,8 +151,7 @@ class Run:
         """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
         await self._writer.calm.wait()
         try:
-            async with asyncio.timeout(LONGEST_TURN):
-                turn = await self._sender.turn(self._hook)
+            turn = await self._sender.turn(self._hook)
         except TimeoutError:
             return Ran(self._cursor)
         try:
@@ -193,8 +199,7 @@ class Run:
 
     async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
         attempt = await self._sender.attempt(turn, self._hook, event, full)
-        hurry = not attempt.taken or self._hook["task"] is not None  # such a run ends with its record
-        await self._writer.share(deliveries.record, attempt, urgent=hurry)
+        await self._writer.share(deliveries.record, attempt, urgent=self._hurries or not attempt.taken)
 
 
 async def _came(woken: asyncio.Event, linger: float) -> bool:

@@ -55,9 +55,10 @@ class Sender:
         public address.
         """
         self._outbound, self._for_tasks = outbound, for_tasks
-        self._folder, self._views, self._metrics = folder, views, metrics
+        self._folder, self._views = folder, views
         self._source, self._secret, self._clock = source, secret, clock
         self._open: dict[str, _Open] = {}
+        self._delivered, self._failed = (metrics.deliveries.labels(each) for each in ("delivered", "failed"))
 
     async def close(self) -> None:
         """End the connections to brokers."""
@@ -75,7 +76,7 @@ class Sender:
             each.pace.revive()
 
     async def turn(self, hook: Row) -> Turn:
-        """Wait for the right to one attempt at this hook."""
+        """Wait for the right to one attempt at this hook. Raises TimeoutError."""
         return await (await self._opened(hook)).pace.turn()
 
     async def attempt(self, turn: Turn, hook: Row, event: Row, full: Full, *, count: int = 1) -> Attempt:
@@ -110,9 +111,9 @@ class Sender:
         known: dict[str, Any] = {"hook": hook, "event": event["id"], "task": event["task"], "count": count}
         known |= {"at": at, "ms": ms, "status": outcome.status, "answer": outcome.answer[:ANSWER_BYTES]}
         if isinstance(outcome, Taken):
-            self._metrics.deliveries.labels("delivered").inc()
+            self._delivered.inc()
             return Attempt(**known, taken=True)
-        self._metrics.deliveries.labels("failed").inc()
+        self._failed.inc()
         level = logging.DEBUG if hook["task"] else logging.WARNING  # a client's hooks fill no log
         log.log(level, "hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
         due = at if outcome.gone else None  # of one that is paused, nothing is due

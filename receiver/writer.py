@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -109,8 +108,8 @@ class Writer:
     ) -> None:
         """Make one of many like changes durable: `make` is given all that wait, in their order.
 
-        What is not `urgent` gathers for so long as NO_HURRY, so that few callbacks wait for it, and is durable
-        with the next change that is.
+        What is not `urgent` gathers for so long as NO_HURRY, so that few callbacks wait for it, is durable with
+        the next change that is, and waits however long the database takes.
         """
         await self._put(_Shared(make, item), size, urgent=urgent, durable=urgent)
 
@@ -132,12 +131,19 @@ class Writer:
             asyncio.get_running_loop().call_soon(self._wake)
         elif not urgent and not self._alarm:
             self._alarm = asyncio.get_running_loop().call_later(self._no_hurry, self._wake_all)
+        if not urgent:
+            return await future
         try:
-            with self.calm.broken() if urgent else nullcontext():
+            with self.calm.broken():
                 async with asyncio.timeout(LONGEST_WAIT):
                     return await future
         except TimeoutError:
             raise Unavailable("The database does not answer.") from None
+
+    def hurry(self) -> None:
+        """Write now what gathers."""
+        if self._later:
+            self._wake_all()
 
     def _wake(self) -> None:
         self._waking = False
