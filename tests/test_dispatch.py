@@ -435,6 +435,20 @@ async def test_a_hook_changes_while_it_is_used(way: Outgoing) -> None:
     assert (len(one.came), one.closed, two.most) == (1, 1, 1)
 
 
+async def test_a_run_that_ends_keeps_the_next_one_waiting_for_no_record(
+    way: Outgoing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gathers, so that few callbacks wait for it, is written when a run is over."""
+    monkeypatch.setattr("receiver.run.MOST_EVENTS", 2)
+    way.receiver.writer._no_hurry = 1000
+    there = way.endpoint("hook")
+    await way.add(there)
+    ids = []
+    for event in MANY[:5]:
+        ids += await way.happen(event)
+        await way.until(lambda: there.taken == ids)  # noqa: B023  # at once
+
+
 async def test_callbacks_go_first_and_hold_nobody_up(way: Outgoing) -> None:
     """What is to be sent waits for them, and is sent amid callbacks without end."""
     there = way.endpoint("hook")
