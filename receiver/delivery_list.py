@@ -10,7 +10,7 @@ from receiver.deliveries import ATTEMPT, key_of, tried
 from receiver.hook_rows import hook, hooks
 from receiver.hooks import wants
 from receiver.reading import EVENTS, events_after, full_tasks
-from receiver.sql import Row
+from receiver.sql import Row, Sql
 from receiver.transaction import EVENT, JOB
 
 STATES = ("waiting", "delivered", "dead")
@@ -50,6 +50,17 @@ def listed(connection: Connection, wish: Wish) -> list[Delivery]:
         found |= _untried(connection, wish)
     chosen = sorted(found, key=lambda each: (-each[0], each[1]))[: wish.limit + 1]
     return _deliveries(connection, chosen)
+
+
+HAS = Sql("""
+    SELECT 1 WHERE EXISTS (SELECT 1 FROM hook WHERE name = :hook)
+        OR EXISTS (SELECT 1 FROM attempt WHERE hook = :hook)
+""")
+
+
+def has(connection: Connection, hook: str) -> bool:
+    """Whether there is a hook of this name, or was one that something was sent to."""
+    return HAS.value(connection, hook=hook) is not None
 
 
 def delivery(connection: Connection, event: int, hook: str) -> Delivery | None:

@@ -1,6 +1,7 @@
 """What became of events on their way to hooks, and sending them again: over `/api`, by role admin."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -15,7 +16,7 @@ from receiver.access import Endpoint, for_role
 from receiver.body import Bodies
 from receiver.delivery_list import STATES, Wish
 from receiver.errors import ApiError
-from receiver.hook_routes import no_hook
+from receiver.hook_routes import known_hook, no_hook
 from receiver.hook_views import delivery_view
 from receiver.hooks import AnyName, Whole
 from receiver.orders import Order, json_body, read_order
@@ -91,6 +92,8 @@ class DeliveryRoutes:
     async def _deliveries(self, request: Request) -> Response:
         wish = _wish(request)
         found = await self._reader.read(lambda connection: delivery_list.listed(connection, wish))
+        if wish.hook and not found and not await self._reader.read(partial(delivery_list.has, hook=wish.hook)):
+            raise no_hook()
         more = len(found) > wish.limit
         shown = found[: wish.limit]
         last = cursor_of((shown[-1].event["id"], shown[-1].hook)) if more else None
@@ -105,9 +108,7 @@ class DeliveryRoutes:
 
     async def _retry(self, request: Request) -> Response:
         event, name = _pair(request)
-        row = await self._reader.read(lambda connection: hook_rows.hook(connection, name))
-        if row is None:
-            raise no_hook()
+        row = await known_hook(self._reader, name)
         known = await self._reader.event(event)
         if known is None:
             raise _no_delivery()
@@ -123,8 +124,8 @@ class DeliveryRoutes:
 
     async def _retry_dead(self, request: Request) -> Response:
         given = read_order(Retry, await json_body(request, self._bodies, empty={}))
-        if given.hook and not await self._reader.read(lambda found: hook_rows.hook(found, str(given.hook))):
-            raise no_hook()
+        if given.hook:
+            await known_hook(self._reader, given.hook)
         count = await self._writer.run(lambda tx: deliveries.revive(tx, given.hook))
         return JSONResponse({"deliveries": count})
 

@@ -113,21 +113,15 @@ class HookRoutes:
             return view
         raise no_hook()
 
-    async def _row(self, request: Request) -> Row:
-        name = _name(request)
-        if row := await self._reader.read(lambda connection: hook_rows.hook(connection, name)):
-            return row
-        raise no_hook()
-
     async def _remove(self, request: Request) -> Response:
-        row = await self._row(request)
+        row = await known_hook(self._reader, _name(request))
         _refuse_foreign(row)
         await self._writer.run(lambda tx: hook_rows.remove(tx, row["name"]))
         await self._sender.forget(row["name"])
         return JSONResponse({"removed": row["name"]})
 
     async def _test(self, request: Request) -> Response:
-        row = await self._row(request)
+        row = await known_hook(self._reader, _name(request))
         event, full = _made_up(self._settings)
         try:
             async with asyncio.timeout(TEST_SECONDS):
@@ -142,18 +136,18 @@ class HookRoutes:
         return JSONResponse({"taken": attempt.taken, "ms": attempt.ms, **said})
 
     async def _pause(self, request: Request) -> Response:
-        row = await self._row(request)
+        row = await known_hook(self._reader, _name(request))
         await self._writer.run(lambda tx: hook_rows.pause(tx, row["name"], "an operator paused it"))
         return JSONResponse(await self._view(row["name"]))
 
     async def _resume(self, request: Request) -> Response:
-        row = await self._row(request)
+        row = await known_hook(self._reader, _name(request))
         self._sender.revive(row["name"])
         await self._writer.run(lambda tx: hook_rows.resume(tx, row["name"]))
         return JSONResponse(await self._view(row["name"]))
 
     async def _rotate(self, request: Request) -> Response:
-        row = await self._row(request)
+        row = await known_hook(self._reader, _name(request))
         _refuse_foreign(row)
         given = read_order(Rotation, await json_body(request, self._bodies, empty={}))
         secret = await self._writer.run(
@@ -193,6 +187,13 @@ KEPT_IN = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL and KLING_HOO
 def _refuse_foreign(row: Row) -> None:
     if where := KEPT_IN.get(row["source"]):
         raise ApiError(409, "kept_elsewhere", f"This hook is kept in {where}.", "Change it there.")
+
+
+async def known_hook(reader: Reader, name: str) -> Row:
+    """A hook's row. Raises ApiError for a name that no hook has."""
+    if row := await reader.read(lambda connection: hook_rows.hook(connection, name)):
+        return row
+    raise no_hook()
 
 
 def no_hook() -> ApiError:

@@ -197,7 +197,7 @@ PATHS: Json = {
     },
     "/api/deliveries": {
         "get": _operation(
-            "What became of events", answer("a page, newest first", LISTED), 422, parameters=FILTERS
+            "What became of events", answer("a page, newest first", LISTED), 404, 422, parameters=FILTERS
         )
     },
     "/api/deliveries/{event}/{name}": {

@@ -47,12 +47,12 @@ async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
         yield _remote(http, base, settings)
 
 
-def with_receiver(call: Callable[[Remote], Awaitable[T]]) -> T:
-    """What a command is told by the receiver, asked as the settings say."""
-    settings = load(AdminSettings)
+def with_receiver(call: Callable[[Remote], Awaitable[T]], settings: AdminSettings | None = None) -> T:
+    """What a command is told by the receiver, asked as the `settings` say; None: as they are read now."""
+    known = settings or load(AdminSettings)
 
     async def run() -> T:
-        async with reached(settings) as receiver:
+        async with reached(known) as receiver:
             return await call(receiver)
 
     return asyncio.run(run())

@@ -114,7 +114,7 @@ def _add_here(wanted: dict[str, Any]) -> str:
         new = read_hook(wanted, settings.hook_hosts)
     except BadHook as error:
         fail(error.problems, WRONG)
-    name, problem = with_receiver(lambda receiver: _added(receiver, settings, new))
+    name, problem = with_receiver(lambda receiver: _added(receiver, settings, new), settings)
     if problem:
         fail([problem], FAILED)
     return name
