@@ -1,15 +1,15 @@
-"""Callbacks first: what may wait a moment begins while none is being taken in."""
+"""What is urgent first, callbacks above all: what may wait a moment begins while none of it is written."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 0.002
-"""Seconds that anything waits, however many callbacks come."""
+"""Seconds that anything waits, however much is written."""
 
 
 class Calm:
-    """Whether callbacks are being taken in just now. `longest`: seconds."""
+    """Whether something urgent is being written just now. `longest`: seconds."""
 
     def __init__(self, *, longest: float = LONGEST) -> None:
         self._longest, self._under_way = longest, 0
@@ -18,7 +18,7 @@ class Calm:
 
     @contextmanager
     def broken(self) -> Iterator[None]:
-        """While a callback is taken in."""
+        """While something urgent is written."""
         self._under_way += 1
         self._came.clear()
         try:
@@ -29,7 +29,7 @@ class Calm:
                 self._came.set()
 
     async def wait(self) -> None:
-        """Wait until no callback is being taken in, or until this has lasted too long."""
+        """Wait until nothing urgent is being written, or until this has lasted too long."""
         if self._came.is_set():
             return
         try:

@@ -176,10 +176,12 @@ def counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, 
     return found
 
 
+TRIED = Sql("SELECT event FROM attempt WHERE hook = :name AND event > :after")
+
+
 def tried(connection: Connection, name: str, after: int) -> set[int]:
     """The events after `after` of which an attempt is on record: a run that was killed had made them."""
-    query = select(ATTEMPT.c.event).where(ATTEMPT.c.event > after, ATTEMPT.c.hook == name)
-    return set(connection.execute(query).scalars())
+    return set(TRIED.values(connection, name=name, after=after))
 
 
 def first_since(connection: Connection, at: int) -> int | None:

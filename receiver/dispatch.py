@@ -7,6 +7,8 @@ import asyncio
 import functools
 from typing import Any
 
+from sqlalchemy import Connection
+
 from receiver import deliveries, hook_rows
 from receiver.database import Unavailable
 from receiver.deliveries import Attempt
@@ -37,10 +39,9 @@ class Dispatcher:
     async def dispatch(self, job: Claimed) -> Verdict:
         """The handler of `dispatch`: all since the hook's cursor."""
         name = job.key.removeprefix("dispatch/")
-        hook = await self._hook(name)
+        hook, seen = await self._reader.read(functools.partial(_begun, name=name))
         if hook is None or hook["paused_at"]:
             return functools.partial(_dispatched, name=name, ran=NOT_RUN)
-        seen = await self._reader.read(lambda connection: deliveries.tried(connection, name, hook["cursor"]))
         linger = 0 if hook["task"] else LINGER
         ran = await self._run(hook, Stretch(hook["cursor"], task=hook["task"], seen=seen, linger=linger))
         if hook["task"]:
@@ -90,6 +91,12 @@ class Dispatcher:
                 return await run.go(group)
         except* Unavailable as errors:
             raise Unavailable(str(errors.exceptions[0])) from errors
+
+
+def _begun(connection: Connection, name: str) -> tuple[Row | None, set[int]]:
+    """A hook, and the events after its cursor that were tried already."""
+    hook = hook_rows.hook(connection, name)
+    return hook, deliveries.tried(connection, name, hook["cursor"]) if hook else set()
 
 
 LEFT_ALONE = "It takes nothing just now."

@@ -117,18 +117,18 @@ def is_private(host: str) -> bool:
 
 @functools.lru_cache(1024)
 def check_url(url: str, allowed: Allowed) -> str:
-    """The address, in the one way to write it. Refuses one by how it is written: before a name is resolved,
-    before anything is sent.
+    """The address as it is asked for. Refuses one by how it is written: before a name is resolved, before
+    anything is sent.
     """
     try:
         parsed = httpx.URL(url)
-        host = parsed.host
+        host, raw_host = parsed.host, parsed.raw_host
         port = {"http": 80, "https": 443}.get(parsed.scheme, 0) if parsed.port is None else parsed.port
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused(f"not a web address ({error})") from error
     if parsed.scheme not in ("http", "https"):
         raise Refused("only http and https addresses are reached")
-    if not HOST.fullmatch(parsed.raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
+    if not HOST.fullmatch(raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
         raise Refused("its host is no name, or its port none")
     if parsed.userinfo:
         raise Refused("the address has a user or password in it")
@@ -265,9 +265,7 @@ class Outbound:
             if isinstance(error, OSError):
                 raise httpx.ConnectError(str(error)) from error
             raise
-        return httpx.Response(
-            answer.status, headers=answer.raw_headers, stream=AiohttpResponseStream(answer), request=None
-        )
+        return httpx.Response(answer.status, headers=answer.raw_headers, stream=AiohttpResponseStream(answer))
 
     async def close(self) -> None:
         """Close every connection."""

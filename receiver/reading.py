@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from receiver.database import OWN_FAULT, READERS, Database
-from receiver.sql import Row, Sql
+from receiver.sql import Row, Sql, columns
 from receiver.tables import Result, Tag
 from receiver.transaction import EVENT, TASK, last_event
 
@@ -20,11 +20,10 @@ RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # s
 
 SHOWN = "id, task, type, at, data"
 """What is shown of an event: not its body."""
-ONE_TASK = Sql("SELECT * FROM task WHERE id = :task", of=TASK)
-TASKS = Sql("SELECT * FROM task WHERE id IN :tasks", of=TASK)
-HOLDER = Sql("SELECT id FROM task WHERE task_id = :task_id")
-ONE_RESULT = Sql("SELECT * FROM result WHERE task = :task AND n = :n", of=RESULT)
-RESULTS = Sql("SELECT * FROM result WHERE task IN :tasks ORDER BY task, n", of=RESULT)
+TASKS = Sql(f"SELECT {columns(TASK)} FROM task WHERE id IN :tasks", of=TASK)  # noqa: S608  # ours
+HOLDER = Sql("SELECT id FROM task WHERE task_id = :task_id LIMIT 1")
+ONE_RESULT = Sql(f"SELECT {columns(RESULT)} FROM result WHERE task = :task AND n = :n", of=RESULT)  # noqa: S608
+RESULTS = Sql(f"SELECT {columns(RESULT)} FROM result WHERE task IN :tasks ORDER BY task, n", of=RESULT)  # noqa: S608
 TAGS = Sql("SELECT tag, task FROM tag WHERE task IN :tasks ORDER BY tag")
 EVENTS = Sql(f"SELECT {SHOWN} FROM event WHERE id IN :ids", of=EVENT)  # noqa: S608  # ours
 EVENTS_AT_ONCE = 100
@@ -100,7 +99,7 @@ class Reader:
 
     async def task(self, task: str) -> Row | None:
         """A task's row."""
-        return await self.read(lambda connection: ONE_TASK.first(connection, task=task))
+        return await self.read(lambda connection: TASKS.first(connection, tasks=[task]))
 
     async def holder(self, task_id: str) -> str | None:
         """Which of our tasks Kling's id belongs to."""

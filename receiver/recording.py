@@ -19,7 +19,7 @@ CALM_MS = 60_000
 """For how long a question waits that a task's uncounted callbacks give cause to."""
 
 SEEN = Sql("SELECT task, digest FROM event WHERE digest IS NOT NULL AND (task, digest) IN :pairs")
-ANOTHERS = Sql("SELECT id FROM task WHERE (id = :external_id OR task_id = :task_id) AND id <> :id")
+ANOTHERS = Sql("SELECT id FROM task WHERE (id = :external_id OR task_id = :task_id) AND id <> :id LIMIT 1")
 
 
 @dataclass(frozen=True, slots=True)

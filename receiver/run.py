@@ -82,7 +82,8 @@ class Run:
             return await self._along(group)
         finally:  # the next run waits for what is recorded of this one
             self._hurries = True
-            self._writer.hurry()
+            if self._under_way:
+                self._writer.hurry()
 
     async def _along(self, group: asyncio.TaskGroup) -> Ran:
         looked = 0
@@ -100,6 +101,8 @@ class Run:
                 looked += len(events)
                 if ended := await self._try(group, events, full):
                     return ended
+                if len(events) < BATCH and not self._stretch.linger:
+                    return Ran(self._cursor, whole=True)
         return Ran(self._cursor)
 
     async def _try(self, group: asyncio.TaskGroup, events: list[Row], full: dict[str, Full]) -> Ran | None:

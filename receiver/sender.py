@@ -174,9 +174,14 @@ class Sender:
         return hook_rows.good_secrets(opened.row, int(self._clock() * 1000))
 
 
+LETTING_GO = 10.0
+"""Seconds for a sink to close."""
+
+
 async def _let_go(opened: _Open) -> None:
     try:
-        await opened.sink.close()
+        async with asyncio.timeout(LETTING_GO):
+            await opened.sink.close()
     except Exception:  # of a sink of somebody else's
         log.exception("hook %s: its sink failed when it was closed", opened.row["name"])
 

@@ -4,7 +4,6 @@ Through all layers of SQLAlchemy each takes twenty times as long as in the datab
 nothing else runs meanwhile. Its connections, transactions, tables and errors stay.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ from typing import Any, TypeVar
 from sqlalchemy import Boolean, Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from receiver.tables import Json
+from receiver.tables import Json, decode
 
 Row = dict[str, Any]
 T = TypeVar("T")
 
 NAMED = re.compile(r"(?<![:\w]):([a-z]\w*)")
+"""A parameter as it is written here, and by SQLite; psycopg writes `%(name)s`."""
 
 
 @contextmanager
@@ -36,14 +36,16 @@ def cursor(connection: Connection, statement: str) -> Iterator[Any]:
 
 
 class Sql:
-    """A statement; its parameters are written `:name`, and a list is a parameter, too: `IN :ids`.
+    """A statement; its parameters are written `:name`. A list is one, too (`IN :ids`); one of texts may
+    be empty.
 
     `of`: the table whose columns it shows, so that documents and booleans come out as such. `lock`: how it ends
     on PostgreSQL, where rows that are to be changed are locked; SQLite has one writer.
     """
 
     def __init__(self, sql: str, *, of: Table | None = None, lock: str = "") -> None:
-        self._sqlite, self._postgresql = sql, f"{sql} {lock}".rstrip().replace("%", "%%")
+        self._sqlite = sql
+        self._postgresql = NAMED.sub(r"%(\1)s", f"{sql} {lock}".rstrip().replace("%", "%%"))
         self._convert = _converters(of) if of is not None else {}
 
     def all(self, connection: Connection, **given: Any) -> list[Row]:
@@ -82,11 +84,13 @@ class Sql:
             return take(opened)
 
     def _written(self, connection: Connection, lists: Mapping[str, list[Any]]) -> str:
-        is_sqlite = connection.dialect.name == "sqlite"
-        sql = self._sqlite if is_sqlite else self._postgresql
+        if connection.dialect.name == "sqlite":
+            sql, mark, pattern = self._sqlite, ":{}".format, r":{}\b"
+        else:
+            sql, mark, pattern = self._postgresql, "%({})s".format, r"%\({}\)s"
         for name, values in lists.items():
-            sql = re.sub(rf":{name}\b", _marks(name, values), sql)
-        return sql if is_sqlite else NAMED.sub(r"%(\1)s", sql)
+            sql = re.sub(pattern.format(name), _marks(name, values, mark), sql)
+        return sql
 
     def _rows(self, found: Any) -> list[Row]:
         names = [each[0] for each in found.description]
@@ -99,22 +103,23 @@ class Sql:
 
 
 def _converters(table: Table) -> dict[str, Callable[[Any], Any]]:
-    documents = {column.name: _document for column in table.c if isinstance(column.type, Json)}
+    documents = {column.name: decode for column in table.c if isinstance(column.type, Json)}
     return documents | {column.name: bool for column in table.c if isinstance(column.type, Boolean)}
 
 
-def _document(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+def columns(table: Table) -> str:
+    """All of a table's, by name: `*` would mean others after a migration, which PostgreSQL refuses once."""
+    return ", ".join(column.name for column in table.c)
 
 
-def _marks(name: str, values: list[Any]) -> str:
-    """`(:a_0, :a_1)`; for pairs `(VALUES (:a_0_0, :a_0_1), ...)`; for nothing what holds nothing."""
+def _marks(name: str, values: list[Any], mark: Callable[[str], str]) -> str:
+    """`(:a_0, :a_1)`; for pairs `(VALUES (:a_0_0, :a_0_1), ...)`; for nothing what holds no text."""
     if not values:
         return "(SELECT NULL WHERE false)"
     if isinstance(values[0], tuple):
-        pairs = (_marks(f"{name}_{n}", list(pair)) for n, pair in enumerate(values))
+        pairs = (_marks(f"{name}_{n}", list(pair), mark) for n, pair in enumerate(values))
         return f"(VALUES {', '.join(pairs)})"
-    return f"({', '.join(f':{name}_{n}' for n in range(len(values)))})"
+    return f"({', '.join(mark(f'{name}_{n}') for n in range(len(values)))})"
 
 
 def _spread(name: str, values: list[Any]) -> Row:

@@ -41,6 +41,11 @@ def encode(value: Any) -> str:
     return "null" if value is None else _encode(value)
 
 
+def decode(text: str | None) -> Any:
+    """What a text column keeps as JSON."""
+    return None if text is None else json.loads(text)
+
+
 class Json(TypeDecorator[Any]):
     """A JSON document in a text column, ASCII only."""
 
@@ -51,7 +56,7 @@ class Json(TypeDecorator[Any]):
         return encode(value)
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
-        return None if value is None else json.loads(value)
+        return decode(value)
 
 
 def _one_of(column: str, values: tuple[str, ...] | frozenset[str]) -> str:

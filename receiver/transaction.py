@@ -13,12 +13,12 @@ from sqlalchemy import Connection
 
 from receiver.bulk import Bulk
 from receiver.database import Database
-from receiver.sql import Row, Sql
+from receiver.sql import Row, Sql, columns
 from receiver.tables import Event, Job, Json, Task, encode
 
 TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
-LOAD = Sql("SELECT * FROM task WHERE id IN :ids ORDER BY id", of=TASK, lock="FOR UPDATE")
+LOAD = Sql(f"SELECT {columns(TASK)} FROM task WHERE id IN :ids ORDER BY id", of=TASK, lock="FOR UPDATE")  # noqa: S608
 REPEAT_EVENT = Sql("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
 DOCUMENTS = frozenset(column.name for column in TASK.c if isinstance(column.type, Json))
 TASKS = Bulk(TASK, [column.name for column in TASK.c])

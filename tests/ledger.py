@@ -202,7 +202,7 @@ def says(status: Any, *files: str, **record: Any) -> Report:
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """Every statement that the driver is given while the block lasts, through either door."""
+    """Every statement that the driver is given meanwhile, through either door (on SQLite once for each row)."""
     seen: list[str] = []
 
     def begin(connection: Any, *rest: Any) -> None:
@@ -221,6 +221,14 @@ def statements(database: Database) -> Iterator[list[str]]:
         def execute(self, query: Any, *rest: Any, **more: Any) -> Any:
             seen.append(str(query))
             return super().execute(query, *rest, **more)
+
+        def executemany(self, query: Any, *rest: Any, **more: Any) -> Any:
+            seen.append(str(query))
+            return super().executemany(query, *rest, **more)
+
+        def copy(self, statement: Any, *rest: Any, **more: Any) -> Any:
+            seen.append(str(statement))
+            return super().copy(statement, *rest, **more)
 
     engines = (database._writer, database._readers)
     for engine in engines:

@@ -194,9 +194,9 @@ async def test_it_sleeps_until_a_job_is_due(database: Database) -> None:
             due = time.time() + 0.25
             await shop.owe(wait=250)
             await _settled(shop, begun)
-        claims = [each for each in seen if "job.due_at <=" in each]  # one in each look
+        claims = [each for each in seen if "SELECT" in each and "due_at <=" in each]  # one in each look
     assert begun[0] >= due - 0.01
-    assert len(claims) <= 5
+    assert 1 <= len(claims) <= 5
 
 
 async def _settled(shop: Shop, begun: list[float]) -> None:
