@@ -37,7 +37,7 @@ async def refusing(message: Message) -> Taken:
 class Endpoint:
     """Where events go: `came` are all that were sent, `taken` those that it took; `most` were there at once.
 
-    `opens`, `closes`: what it raises then, if anything.
+    `opens`, `closes`: what it raises then, if anything; `hangs`: seconds that it takes to close.
     """
 
     def __init__(self, name: str, answer: Answer = taking) -> None:
@@ -48,6 +48,7 @@ class Endpoint:
         self.under_way = self.most = self.opened = self.closed = 0
         self.opens: Exception | None = None
         self.closes: Exception | None = None
+        self.hangs = 0.0
         self.changed = asyncio.Event()
 
     @property
@@ -71,6 +72,7 @@ class Endpoint:
     async def close(self) -> None:
         """The sink is let go."""
         self.closed += 1
+        await asyncio.sleep(self.hangs)
         if self.closes:
             raise self.closes
 

@@ -369,19 +369,24 @@ async def test_a_sink_that_cannot_be_made(way: Outgoing, caplog: pytest.LogCaptu
     assert caplog.messages.count(f"hook broken cannot be used: {why}") == 1
 
 
-async def test_a_sink_that_cannot_be_closed(ways: Ways, caplog: pytest.LogCaptureFixture) -> None:
-    """Is told, and all else is closed."""
+async def test_a_sink_that_cannot_be_closed(
+    ways: Ways, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is told, whether it fails or hangs, and all else is closed."""
+    monkeypatch.setattr("receiver.sender.LETTING_GO", 0.05)
     way = await ways.open()
     there = [way.endpoint(name) for name in ("one", "two", "three")]
     for each in there:
         await way.add(each)
         each.closes = ZeroDivisionError("of somebody else's making")
+    there[2].hangs = 1000
     await way.happen("one")
     await way.until(lambda: len(way.attempts()) == 3)
     await way.receiver.sender.forget("one")
     await way.receiver.stop()
     assert [each.closed for each in there] == [1, 1, 1]
-    assert "hook two: its sink failed when it was closed" in caplog.text
+    for name in ("two", "three"):
+        assert f"hook {name}: its sink failed when it was closed" in caplog.text
 
 
 async def test_a_hook_is_removed_while_it_is_sent_to(way: Outgoing) -> None:
