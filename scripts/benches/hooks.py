@@ -46,17 +46,14 @@ def server(module: str) -> Iterator[str]:
 def _steady(gateway: str, hook: str, rate: float, seconds: float) -> None:
     """The same load without a hook and with one: callbacks' p99 in both, and how soon events come.
 
-    Half of the time without a hook comes before, half after: the machine may be faster at one time than at another.
+    Without one half of the time before, half after: a machine may be faster at one time than at another.
     """
     print(f"{rate:g} finished tasks a second for {seconds:g} s; each: two callbacks, a question, a file\n")
     hooked = {"KLING_HOOK_URL": hook, "KLING_HOOK_SECRET": SECRET}
     took: dict[str, list[float]] = {WITHOUT: [], WITH: []}
     cpu = dict.fromkeys(took, 0.0)
-    for name, settings, lasting in (
-        (WITHOUT, {}, seconds / 2),
-        (WITH, hooked, seconds),
-        (WITHOUT, {}, seconds / 2),
-    ):
+    parts = (WITHOUT, {}, seconds / 2), (WITH, hooked, seconds), (WITHOUT, {}, seconds / 2)
+    for name, settings, lasting in parts:
         with servers.receiver(api_base=gateway, KLING_PRIVATE_HOOK_HOSTS="127.0.0.1", **settings) as url:
             before = servers.cpu(servers.pids[url])
             load = _load(url, rate, lasting)
