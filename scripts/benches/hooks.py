@@ -52,8 +52,8 @@ def _steady(gateway: str, hook: str, rate: float, seconds: float) -> None:
     hooked = {"KLING_HOOK_URL": hook, "KLING_HOOK_SECRET": SECRET}
     took: dict[str, list[float]] = {WITHOUT: [], WITH: []}
     cpu = dict.fromkeys(took, 0.0)
-    parts = (WITHOUT, {}, seconds / 2), (WITH, hooked, seconds), (WITHOUT, {}, seconds / 2)
-    for name, settings, lasting in parts:
+    for name, lasting in ((WITHOUT, seconds / 2), (WITH, seconds), (WITHOUT, seconds / 2)):
+        settings = hooked if name == WITH else {}
         with servers.receiver(api_base=gateway, KLING_PRIVATE_HOOK_HOSTS="127.0.0.1", **settings) as url:
             before = servers.cpu(servers.pids[url])
             load = _load(url, rate, lasting)
