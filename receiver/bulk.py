@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Table
 
-from receiver.sql import Row, cursor
-from receiver.tables import Json, encode
+from receiver.sql import Row, cursor, is_sqlite
+from receiver.tables import documents, encode
 
 
 class Bulk:
@@ -17,20 +17,21 @@ class Bulk:
 
     def __init__(self, table: Table, columns: Sequence[str], conflict: str = "") -> None:
         names, marks = ", ".join(columns), ", ".join(["{0}"] * len(columns))
-        self._insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608  # ours
+        insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608  # ours
+        self._sqlite, self._postgresql = insert.format("?"), insert.format("%s")
         self._copy = None if conflict else f"COPY {table.name} ({names}) FROM STDIN"
-        self._read = [_reader(name, isinstance(table.c[name].type, Json)) for name in columns]
+        self._read = [_reader(name, name in documents(table)) for name in columns]
 
     def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Insert all rows."""
         values = [tuple([read(row) for read in self._read]) for row in rows]
-        is_sqlite = connection.dialect.name == "sqlite"
-        if self._copy and not is_sqlite:
+        on_sqlite = is_sqlite(connection)
+        if self._copy and not on_sqlite:
             with cursor(connection, self._copy) as opened, opened.copy(self._copy) as copy:
                 for value in values:
                     copy.write_row(value)
             return
-        statement = self._insert.format("?" if is_sqlite else "%s")
+        statement = self._sqlite if on_sqlite else self._postgresql
         with cursor(connection, statement) as opened:
             opened.executemany(statement, values)
 

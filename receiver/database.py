@@ -250,16 +250,16 @@ def _configure(connection: Any, *pragmas: str) -> None:
 def _begin_immediate(connection: Connection) -> None:
     wanted = connection.get_execution_options().get("synchronous", "FULL")
     if connection.info.get("synchronous", "FULL") != wanted:
-        _say_to(connection, f"PRAGMA synchronous = {wanted}")
+        _execute(connection, f"PRAGMA synchronous = {wanted}")
         connection.info["synchronous"] = wanted
-    _say_to(connection, "BEGIN IMMEDIATE")
+    _execute(connection, "BEGIN IMMEDIATE")
 
 
 def _begin(connection: Connection) -> None:
-    _say_to(connection, "BEGIN")
+    _execute(connection, "BEGIN")
 
 
-def _say_to(connection: Connection, statement: str) -> None:
+def _execute(connection: Connection, statement: str) -> None:
     with cursor(connection, statement) as opened:
         opened.execute(statement)
 

@@ -5,7 +5,6 @@ A run begins when events were committed, and ends when no more came for a while.
 
 import asyncio
 import functools
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -84,8 +83,15 @@ class Dispatcher:
         return await self._reader.read(lambda connection: hook_rows.hook(connection, name))
 
     async def _run(self, hook: Row, stretch: Stretch) -> Ran:
-        tools: Any = {"reader": self._reader, "writer": self._writer, "feed": self._feed}
-        run = Run(hook, stretch, sender=self._sender, unrecorded=self._unrecorded, **tools)
+        run = Run(
+            hook,
+            stretch,
+            sender=self._sender,
+            reader=self._reader,
+            writer=self._writer,
+            feed=self._feed,
+            unrecorded=self._unrecorded,
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 return await run.go(group)

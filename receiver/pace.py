@@ -58,11 +58,12 @@ class Pace:
 
     async def turn(self) -> "Turn":
         """Wait for a turn; whoever has it gives it back by `leave`. Raises TimeoutError after LONGEST_TURN."""
-        if self._rate is None and not self._waiting and self._has_room():
-            self._under_way += 1
+        entered = self._enter()
+        if entered and not self._rate:
             return Turn(self)
         async with asyncio.timeout(LONGEST_TURN):
-            await self._queue()
+            if not entered:
+                await self._queue()
             turn = Turn(self)
             if self._rate:
                 await self._pause(turn, self._rate)
@@ -76,10 +77,14 @@ class Pace:
     def _has_room(self) -> bool:
         return self._under_way < (1 if self.is_dead else self._concurrency)
 
+    def _enter(self) -> bool:
+        """Take a place at once, if there is one and nobody waits for it."""
+        if self._waiting or not self._has_room():
+            return False
+        self._under_way += 1
+        return True
+
     async def _queue(self) -> None:
-        if not self._waiting and self._has_room():
-            self._under_way += 1
-            return
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:

@@ -81,9 +81,9 @@ class Run:
         try:
             return await self._along(group)
         finally:  # the next run waits for what is recorded of this one
-            self._hurries = True
-            if self._under_way:
+            if self._under_way and not self._hurries:
                 self._writer.hurry()
+            self._hurries = True
 
     async def _along(self, group: asyncio.TaskGroup) -> Ran:
         looked = 0

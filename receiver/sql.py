@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Boolean, Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from receiver.tables import Json, decode
+from receiver.tables import decode, documents
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -33,6 +33,11 @@ def cursor(connection: Connection, statement: str) -> Iterator[Any]:
             opened.close()
     except errors as error:
         raise DBAPIError.instance(statement, None, error, errors, dialect=connection.dialect) from error
+
+
+def is_sqlite(connection: Connection) -> bool:
+    """Which of the two engines it is connected to."""
+    return connection.dialect.name == "sqlite"
 
 
 class Sql:
@@ -84,7 +89,7 @@ class Sql:
             return take(opened)
 
     def _written(self, connection: Connection, lists: Mapping[str, list[Any]]) -> str:
-        if connection.dialect.name == "sqlite":
+        if is_sqlite(connection):
             sql, mark, pattern = self._sqlite, ":{}".format, r":{}\b"
         else:
             sql, mark, pattern = self._postgresql, "%({})s".format, r"%\({}\)s"
@@ -103,8 +108,8 @@ class Sql:
 
 
 def _converters(table: Table) -> dict[str, Callable[[Any], Any]]:
-    documents = {column.name: decode for column in table.c if isinstance(column.type, Json)}
-    return documents | {column.name: bool for column in table.c if isinstance(column.type, Boolean)}
+    booleans = {column.name: bool for column in table.c if isinstance(column.type, Boolean)}
+    return booleans | dict.fromkeys(documents(table), decode)
 
 
 def columns(table: Table) -> str:

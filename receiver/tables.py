@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    Table,
     Text,
     UniqueConstraint,
     text,
@@ -57,6 +58,11 @@ class Json(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         return decode(value)
+
+
+def documents(table: Table) -> frozenset[str]:
+    """The names of a table's columns that keep JSON."""
+    return frozenset(column.name for column in table.c if isinstance(column.type, Json))
 
 
 def _one_of(column: str, values: tuple[str, ...] | frozenset[str]) -> str:

@@ -14,13 +14,13 @@ from sqlalchemy import Connection
 from receiver.bulk import Bulk
 from receiver.database import Database
 from receiver.sql import Row, Sql, columns
-from receiver.tables import Event, Job, Json, Task, encode
+from receiver.tables import Event, Job, Task, documents, encode
 
 TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
 LOAD = Sql(f"SELECT {columns(TASK)} FROM task WHERE id IN :ids ORDER BY id", of=TASK, lock="FOR UPDATE")  # noqa: S608
 REPEAT_EVENT = Sql("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
-DOCUMENTS = frozenset(column.name for column in TASK.c if isinstance(column.type, Json))
+DOCUMENTS = documents(TASK)
 TASKS = Bulk(TASK, [column.name for column in TASK.c])
 EVENTS = Bulk(EVENT, [column.name for column in EVENT.c if column.name != "id"])
 JOBS = Bulk(
@@ -222,12 +222,12 @@ class Transaction:
         """One statement for all tasks of which the same columns changed."""
         groups: dict[tuple[str, ...], list[Row]] = {}
         for task in sorted(self._changed):
-            columns = tuple(sorted(self._changed[task]))
+            names = tuple(sorted(self._changed[task]))
             row = self.tasks[task]
-            values = {name: encode(row[name]) if name in DOCUMENTS else row[name] for name in columns}
-            groups.setdefault(columns, []).append({**values, "row_id": task})
-        for columns, rows in groups.items():
-            _update_task(columns).do_each(self.connection, rows)
+            values = {name: encode(row[name]) if name in DOCUMENTS else row[name] for name in names}
+            groups.setdefault(names, []).append({**values, "row_id": task})
+        for names, rows in groups.items():
+            _update_task(names).do_each(self.connection, rows)
 
     def _write_events(self) -> bool:
         """Whether a hook is owed a look at them."""
@@ -245,8 +245,8 @@ def last_event(connection: Connection) -> int:
 
 
 @functools.cache
-def _update_task(columns: tuple[str, ...]) -> Sql:
-    values = ", ".join(f"{name} = :{name}" for name in columns)
+def _update_task(names: tuple[str, ...]) -> Sql:
+    values = ", ".join(f"{name} = :{name}" for name in names)
     return Sql(f"UPDATE task SET {values} WHERE id = :row_id")  # noqa: S608  # ours
 
 

@@ -209,7 +209,7 @@ def statements(database: Database) -> Iterator[list[str]]:
         if database.is_sqlite:
             connection.set_trace_callback(seen.append)
         else:
-            connection.cursor_factory = noting
+            connection.cursor_factory = Noting
 
     def end(connection: Any, *rest: Any) -> None:
         if database.is_sqlite:
@@ -217,7 +217,7 @@ def statements(database: Database) -> Iterator[list[str]]:
         else:
             connection.cursor_factory = psycopg.Cursor
 
-    class noting(psycopg.Cursor[Any]):  # noqa: N801  # made for this list alone
+    class Noting(psycopg.Cursor[Any]):
         def execute(self, query: Any, *rest: Any, **more: Any) -> Any:
             seen.append(str(query))
             return super().execute(query, *rest, **more)
