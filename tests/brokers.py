@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-import loopback
 import pytest
 
 from tests.conftest import ABSENT
+from tools.harness import loopback
 
 START_SECONDS = 20
 

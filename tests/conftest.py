@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 from sqlalchemy import create_engine, make_url, text
 
-from client.signing import CallbackSigner, Role, api_token
-from receiver.app import Receiver
-from receiver.database import Database
-from receiver.server import Server, bind
-from receiver.settings import ReceiverSettings
+from kling_callback.protocol.signing import CallbackSigner, Role, api_token
+from kling_receiver.app import Receiver
+from kling_receiver.server import Server, bind
+from kling_receiver.settings import ReceiverSettings
+from kling_receiver.store.database import Database
+from kling_sandbox import Sandbox
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 KEY = "sandbox-key"

@@ -9,16 +9,20 @@ from typing import Any, TypeVar
 import psycopg
 from sqlalchemy import event, insert, select
 
-from client.codec import Output, Report, read_callback
-from receiver import belief, creates, files, hook_rows, recording
-from receiver.creates import Registered, Registration
-from receiver.database import Database
-from receiver.files import Stored
-from receiver.hooks import NewHook
-from receiver.reading import RESULT
-from receiver.recording import Callback
-from receiver.sql import Row
-from receiver.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Rules, Transaction
+from kling_callback.protocol.reports import Output, Report, read_callback
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import NewHook
+from kling_receiver.policy import Rules
+from kling_receiver.results import records as result_records
+from kling_receiver.results.records import Stored
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import RESULT
+from kling_receiver.store.sql import Row
+from kling_receiver.store.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Transaction
+from kling_receiver.tasks import ingest, transitions
+from kling_receiver.tasks import registration as task_registration
+from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.registration import Registered, Registration
 
 NOW = 1_790_000_000_000
 FAMILY = "images/generations"
@@ -58,28 +62,28 @@ class Ledger:
 
     def record(self, *callbacks: Callback) -> None:
         """Take in callbacks in one batch."""
-        self.change(lambda tx: recording.record(tx, list(callbacks)))
+        self.change(lambda tx: ingest.record(tx, list(callbacks)))
 
     def believe(self, task: str, report: Report) -> None:
         """Kling's own word."""
-        self.change(lambda tx: belief.believe(tx, tx.known(task), report))
+        self.change(lambda tx: transitions.believe(tx, tx.known(task), report))
 
     def register(self, task: str = "t", **given: Any) -> Registered:
         """A client's word."""
         registration = Registration(task, **{"family": FAMILY, "attempt": "a", **given})
-        return self.change(lambda tx: creates.register(tx, registration))
+        return self.change(lambda tx: task_registration.register(tx, registration))
 
     def stand(self) -> None:
         """Kling could not be asked about the task `t`, to the end of the retries."""
-        self.change(lambda tx: belief.stand(tx, tx.known("t")))
+        self.change(lambda tx: transitions.stand(tx, tx.known("t")))
 
     def store(self, n: int = 0) -> None:
         """A file of the task `t` came."""
-        self.change(lambda tx: files.store(tx, tx.known("t"), n, STORED))
+        self.change(lambda tx: result_records.store(tx, tx.known("t"), n, STORED))
 
     def fail(self, n: int = 0) -> None:
         """A file of the task `t` cannot be had."""
-        self.change(lambda tx: files.fail(tx, tx.known("t"), n, "gone"))
+        self.change(lambda tx: result_records.fail(tx, tx.known("t"), n, "gone"))
 
     def rows(self, table: Any, **where: Any) -> list[Row]:
         """Committed rows, in the order of their keys."""
@@ -117,7 +121,7 @@ class Ledger:
 
     def put_hook(self, name: str = "all", address: str = "https://example.com/", **given: Any) -> None:
         """A hook that hears of what happens from now on."""
-        self.change(lambda tx: hook_rows.add(tx, NewHook(name=name, address=address, **given)))
+        self.change(lambda tx: hook_records.add(tx, NewHook(name=name, address=address, **given)))
 
     def put_job(self, key: str = "ask/t", **values: Any) -> None:
         """A job's row as it is given, past the outbox."""

@@ -6,14 +6,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from receiver import deliveries, hook_rows
-from receiver.app import Receiver
-from receiver.hooks import NewHook
-from receiver.reading import Full
-from receiver.settings import ReceiverSettings
-from receiver.sinks import Message, NotTaken, Taken
-from receiver.sql import Row
-from receiver.transaction import EVENT, Committed, Transaction, last_event
+from kling_receiver.app import Receiver
+from kling_receiver.hooks import deliveries
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import NewHook
+from kling_receiver.settings import ReceiverSettings
+from kling_receiver.sinks import Message, NotTaken, Taken
+from kling_receiver.store.reader import Full
+from kling_receiver.store.sql import Row
+from kling_receiver.store.transaction import EVENT, Committed, Transaction, last_event
 from tests.ledger import FAMILY, NOW, Ledger
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ class Outgoing:
         if isinstance(address, Endpoint):
             name, address = name or address.name, address.address
         new = NewHook(name=name, address=address, **given)
-        row = await self.change(lambda tx: hook_rows.add(tx, new))
+        row = await self.change(lambda tx: hook_records.add(tx, new))
         assert row
         return str(row["name"])
 
@@ -153,7 +154,7 @@ class Outgoing:
     def hook(self, name: str) -> Row:
         """A hook's row."""
         with self.receiver.database.read() as connection:
-            row = hook_rows.hook(connection, name)
+            row = hook_records.hook(connection, name)
         assert row
         return row
 

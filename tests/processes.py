@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-import loopback
-
-from client.signing import CallbackSigner, Role, api_token
+from kling_callback.protocol.signing import CallbackSigner, Role, api_token
 from tests.conftest import KEY, SECRET
+from tools.harness import loopback
 
 COMMAND = Path(sys.executable).with_name("kling-receiver")
 CLIENT = COMMAND.with_name("kling")

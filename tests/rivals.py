@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from receiver.database import Database
+from kling_receiver.store.database import Database
 from tests.ledger import Ledger
 
 PATIENCE = 20

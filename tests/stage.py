@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import httpx
 
-from client.kling import AsyncKling
-from client.patience import Patience
+from kling_callback.kling import AsyncKling
+from kling_callback.retry import Patience
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 QUICK = Patience(first=0, longest=0, tries=4, looks=(0, 0), unreached=0, silence=5, last_word=5)

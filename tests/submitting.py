@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
-from gateway import Sandbox
-from loopback import web
 from sqlalchemy import text
 
-from client.ids import new_id
-from client.signing import Role
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.signing import Role
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, Running
+from tools.harness.loopback import web
 
 Json = dict[str, Any]
 IMAGES = "images/generations"

@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-from client.ids import new_id
-from client.webhooks import TOLERANCE, sign
-from receiver.app import Receiver
-from receiver.body import LARGE, MOST_UNPROVEN
-from receiver.recording import KEPT_BYTES, KEPT_EVENTS
-from receiver.worker import PER_KIND
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.webhooks import TOLERANCE, sign
+from kling_receiver.app import Receiver
+from kling_receiver.jobs.worker import PER_KIND
+from kling_receiver.tasks.ingest import KEPT_BYTES, KEPT_EVENTS
+from kling_receiver.web.body import LARGE, MOST_UNPROVEN
+from kling_sandbox import Sandbox
 from tests.conftest import Start, make_settings
 from tests.hosts import host
 from tests.ledger import statements

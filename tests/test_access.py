@@ -9,9 +9,9 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from client.ids import new_id
-from client.signing import CallbackSigner, Role, api_token, link
-from receiver.app import create_app
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.signing import CallbackSigner, Role, api_token, link
+from kling_receiver.app import create_app
 from tests.conftest import SECRET, Running, Start
 from tests.submitting import IMAGES
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-from client.ids import new_id
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
 from tests.conftest import Running, Start
 from tests.processes import Process, environment, run
 from tests.submitting import create, events, eventually, finished, register, show, submit, types

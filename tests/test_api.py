@@ -12,19 +12,18 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
-from client.ids import new_id
-from client.signing import CallbackSigner, key_fingerprint, link
-from receiver.api import Api
-from receiver.app import Receiver, create_app
-from receiver.body import Bodies
-from receiver.database import Database
-from receiver.feed import Feed
-from receiver.reading import Reader
-from receiver.sql import Row
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.signing import CallbackSigner, key_fingerprint, link
+from kling_receiver.app import Receiver, create_app
+from kling_receiver.events.bus import Feed
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.sql import Row
+from kling_receiver.web.api.stream import StreamRoutes
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start, make_settings
 from tests.ledger import Ledger
 from tests.submitting import (
@@ -440,14 +439,8 @@ async def _follow(tmp_path: Path, feed: Callable[[Reader], Feed]) -> httpx.Respo
     receiver = Receiver(make_settings(tmp_path))
     receiver.prepare()
     await receiver.start()
-    receiver.api = Api(
-        receiver.settings,
-        writer=receiver.writer,
-        reader=receiver.reader,
-        feed=feed(receiver.reader),
-        bodies=Bodies(),
-        folder=receiver.folder,
-        views=receiver.views,
+    receiver.stream_routes = StreamRoutes(
+        receiver.settings, reader=receiver.reader, feed=feed(receiver.reader), views=receiver.views
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
         headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import httpx
 import jwt
 
-from client.auth import LIFETIME, RENEW_BEFORE, KeyAuth, TokenAuth
+from kling_callback.auth import LIFETIME, RENEW_BEFORE, KeyAuth, TokenAuth
 
 SECRET = "kling-secret-key-of-thirty-two-chars"
 

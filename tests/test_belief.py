@@ -2,11 +2,14 @@
 
 import pytest
 
-from receiver import belief, creates, files, owed, recording
-from receiver.creates import Registration
-from receiver.database import Database
-from receiver.states import Status
-from receiver.transaction import JOB, Transaction
+from kling_receiver.jobs import enqueue
+from kling_receiver.results import records as result_records
+from kling_receiver.states import Status
+from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import JOB, Transaction
+from kling_receiver.tasks import ingest, transitions
+from kling_receiver.tasks import registration as task_registration
+from kling_receiver.tasks.registration import Registration
 from tests.ledger import FAMILY, FILE, NOW, OVERDUE, STORED, Ledger, callback, says, view
 
 
@@ -184,7 +187,7 @@ def test_an_answer_without_files_fails_none_that_was_named(ledger: Ledger, statu
     """They may have been named by a signed callback while Kling was asked."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     ledger.believe("t", says(status))
-    ledger.change(lambda tx: files.lack(tx, tx.known("t"), "no file"))
+    ledger.change(lambda tx: result_records.lack(tx, tx.known("t"), "no file"))
     ledger.stand()
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert [result["status"] for result in ledger.results()] == ["pending"]
@@ -197,7 +200,7 @@ def end(ledger: Ledger, origin: str) -> None:
         ledger.stand()
     else:
         ledger.register()
-        ledger.change(lambda tx: belief.end_locally(tx, tx.known("t"), "too late"))
+        ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "too late"))
 
 
 @pytest.mark.parametrize("origin", ["callback", "local"])
@@ -264,19 +267,19 @@ def test_an_end_of_our_own_ends_open_tasks_only(ledger: Ledger) -> None:
     assert ledger.task()["status_msg"] == "too late"
     ledger.believe("t", says("failed", message="theirs"))
     assert view(ledger.task()) == ("failed", "kling", True)
-    ledger.change(lambda tx: belief.end_locally(tx, tx.known("t"), "again"))
+    ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "again"))
     assert ledger.task()["status_msg"] == "theirs"
 
 
 def test_a_false_hint_is_dropped(ledger: Ledger) -> None:
     """Kling, asked again and again, says otherwise: the callback is called contradictory, in the log."""
     ledger.record(callback(status="succeed", message="m"))
-    ledger.change(lambda tx: belief.drop_hint(tx, tx.known("t"), "processing"))
+    ledger.change(lambda tx: transitions.drop_hint(tx, tx.known("t"), "processing"))
     assert (ledger.task()["hint"], ledger.task()["hint_msg"]) == (None, "")
     said = ledger.events()[-1]["data"]
     assert said == {"reason": "Kling says processing", "status": "succeed", "stands": "created"}
     before = ledger.types()
-    ledger.change(lambda tx: belief.drop_hint(tx, tx.known("t"), "processing"))
+    ledger.change(lambda tx: transitions.drop_hint(tx, tx.known("t"), "processing"))
     assert ledger.types() == before
 
 
@@ -284,10 +287,10 @@ def test_a_change_of_many_kinds_is_one_commit(ledger: Ledger) -> None:
     """A registration and a callback of the same task may share a transaction."""
 
     def change(tx: Transaction) -> None:
-        recording.record(tx, [callback(status="succeed")])
-        creates.register(tx, Registration("t", FAMILY, attempt="a", tags=("x",)))
-        belief.believe(tx, tx.known("t"), says("succeed", FILE))
-        files.store(tx, tx.known("t"), 0, STORED)
+        ingest.record(tx, [callback(status="succeed")])
+        task_registration.register(tx, Registration("t", FAMILY, attempt="a", tags=("x",)))
+        transitions.believe(tx, tx.known("t"), says("succeed", FILE))
+        result_records.store(tx, tx.known("t"), 0, STORED)
 
     ledger.change(change)
     assert view(ledger.task()) == ("succeed", "kling", True)
@@ -306,6 +309,6 @@ def test_a_question_that_was_given_up_begins_anew(ledger: Ledger) -> None:
     with ledger.database.write() as connection:
         connection.execute(JOB.update().values(data={"unanswered": 12}))
     ledger.kill_job("ask/t")
-    ledger.change(lambda tx: owed.ask(tx, "t"))
+    ledger.change(lambda tx: enqueue.ask(tx, "t"))
     job = ledger.jobs()["ask/t"]
     assert (job["state"], job["attempts"], job["data"]) == ("ready", 0, None)

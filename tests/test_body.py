@@ -9,8 +9,18 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from receiver.body import DROPPED, KEPT, LARGE, MOST_UNPROVEN, Bodies, Body, Share, UnprovenShare, read_body
-from receiver.database import Unavailable
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.web.body import (
+    DROPPED,
+    KEPT,
+    LARGE,
+    MOST_UNPROVEN,
+    Bodies,
+    Body,
+    Share,
+    UnprovenShare,
+    read_body,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from gateway import Sandbox
 from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
-from client.ids import new_id
-from client.signing import CallbackSigner, api_token, link
-from client.webhooks import sign
-from receiver.app import Receiver, create_app
-from receiver.body import DROPPED, KEPT
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.signing import CallbackSigner, api_token, link
+from kling_callback.protocol.webhooks import sign
+from kling_receiver.app import Receiver, create_app
+from kling_receiver.web.body import DROPPED, KEPT
+from kling_sandbox import Sandbox
 from tests.conftest import SECRET, Running, Start, make_settings
 from tests.submitting import (
     IMAGES,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from receiver.calm import Calm
+from kling_receiver.store.priority import Calm
 
 pytestmark = pytest.mark.anyio
 

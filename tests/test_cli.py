@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Sandbox
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from client.cli import explain, main
-from client.cli import kling as command
-from client.events import Event
-from client.ids import is_id
-from client.jobs import JOBS
-from client.screen import plain, show_json, show_tasks, watching
-from client.views import TaskView
+from kling_callback.base import TaskView
+from kling_callback.cli.main import explain, main
+from kling_callback.cli.main import kling as command
+from kling_callback.cli.terminal import plain, show_json, show_tasks, watching
+from kling_callback.jobs.catalog import JOBS
+from kling_callback.protocol.events import Event
+from kling_callback.protocol.ids import is_id
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start
 from tests.hosts import host
 from tests.test_jobs import picture

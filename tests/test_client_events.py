@@ -4,9 +4,9 @@ import anyio
 import httpx
 import pytest
 
-from client import AsyncKling, Patience
-from client.errors import ReceiverError
-from client.events import LONGEST_EVENT, Event
+from kling_callback import AsyncKling, Patience
+from kling_callback.errors import ReceiverError
+from kling_callback.protocol.events import LONGEST_EVENT, Event
 from tests.stage import Stage, Step, event, refusal, stream, task_json
 from tests.wire import Wire, reply
 

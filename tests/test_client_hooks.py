@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from werkzeug.datastructures import Headers as FlaskHeaders
 
-from client import HookError, HookEvent, SettingsError, verify_hook
-from client.events import LONGEST_EVENT
-from client.webhooks import TOLERANCE, hook_body, message_id, sign
+from kling_callback import HookError, HookEvent, SettingsError, verify_hook
+from kling_callback.protocol.events import LONGEST_EVENT
+from kling_callback.protocol.webhooks import TOLERANCE, hook_body, message_id, sign
 from tests.stage import task_json
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()

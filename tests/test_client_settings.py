@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from client.addresses import is_loopback, public_address, web_address
-from client.errors import SettingsError
-from client.settings import ClientSettings, KlingSettings, WaitSettings, split
+from kling_callback.errors import SettingsError
+from kling_callback.protocol.urls import is_loopback, public_address, web_address
+from kling_callback.settings import ClientSettings, KlingSettings, WaitSettings, split
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 GOOD = {"api_key": "key", "signing_secrets": SECRET, "receiver_url": "https://receiver.example"}

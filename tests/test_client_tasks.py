@@ -9,11 +9,11 @@ import anyio
 import httpx
 import pytest
 
-from client.errors import KlingError, ResultFailed, TaskFailed, WaitTimeout
-from client.events import Event
-from client.landing import Landing
-from client.tasks import AsyncFile
-from client.views import FileView
+from kling_callback.atomic_file import Landing
+from kling_callback.base import FileView
+from kling_callback.errors import KlingError, ResultFailed, TaskFailed, WaitTimeout
+from kling_callback.protocol.events import Event
+from kling_callback.tasks import AsyncFile
 from tests.stage import Stage, Step, answer, event, forever, refusal, stream, task_json
 
 pytestmark = pytest.mark.anyio

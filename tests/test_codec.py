@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.codec import (
+from kling_callback.protocol.reports import (
     LONGEST_COST,
     LONGEST_ID,
     LONGEST_URL,

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from receiver import belief, files
-from receiver.hooks import BadHook, read_hook
-from receiver.outbound import Allowed
-from receiver.sinks import Message, NotTaken
-from receiver.sinks.command import CommandSink, arguments, written
+from kling_receiver.hooks.config import BadHook, read_hook
+from kling_receiver.net.guard import Allowed
+from kling_receiver.results import records as result_records
+from kling_receiver.sinks import Message, NotTaken
+from kling_receiver.sinks.command import CommandSink, arguments, written
+from kling_receiver.tasks import transitions
 from tests.conftest import make_settings
 from tests.ledger import FILE, STORED, says
 from tests.outgoing import PATIENCE, Outgoing, outgoing
@@ -133,8 +134,8 @@ async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
     async with outgoing(make_settings(tmp_path)) as way:
         name = await way.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
         await way.happen("task.created")
-        await way.change(lambda tx: belief.believe(tx, tx.known("t"), says("succeed", FILE, FILE)))
-        await way.change(lambda tx: files.store(tx, tx.known("t"), 0, STORED))
+        await way.change(lambda tx: transitions.believe(tx, tx.known("t"), says("succeed", FILE, FILE)))
+        await way.change(lambda tx: result_records.store(tx, tx.known("t"), 0, STORED))
         await way.until(lambda: way.attempts(hook=name))
         [attempt] = way.attempts(hook=name)
         assert (attempt["taken"], attempt["status"]) == (True, 0)

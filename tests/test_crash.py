@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway import Sandbox
 from sqlalchemy import create_engine, text
 
-from client.ids import new_id
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
 from tests.processes import Process
 from tests.submitting import Json, create, finished, post, register, submit
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from receiver import belief, creates
-from receiver.creates import MOST_TAGS
-from receiver.database import Database
-from receiver.reading import TAG
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import TAG
+from kling_receiver.tasks import registration as task_registration
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.registration import MOST_TAGS
 from tests.ledger import NOW, OVERDUE, Ledger, callback, says, view
 
 
@@ -135,7 +136,7 @@ def test_created_said_again_after_the_end_takes_nothing_back(ledger: Ledger, ori
     if origin == "kling":
         ledger.believe("t", says("failed"))
     else:
-        ledger.change(lambda tx: belief.end_locally(tx, tx.known("t"), "too late"))
+        ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "too late"))
     ledger.register(outcome="created", task_id="k1")
     assert view(ledger.task()) == ("failed", origin, True)
 
@@ -143,7 +144,7 @@ def test_created_said_again_after_the_end_takes_nothing_back(ledger: Ledger, ori
 def test_a_task_that_we_gave_up_lives_when_its_create_is_reported(ledger: Ledger) -> None:
     """The report came after the deadline: Kling has it, and it is watched again."""
     ledger.register()
-    ledger.change(lambda tx: belief.end_locally(tx, tx.known("t"), "its create did not arrive"))
+    ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "its create did not arrive"))
     ledger.register(outcome="created", task_id="k1")
     assert view(ledger.task()) == ("submitted", None, False)
     assert OVERDUE in ledger.jobs()
@@ -178,12 +179,12 @@ def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
 
 def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
     """Whoever only makes events, by one task without end, is stopped."""
-    for n in range(creates.MOST_TRIES):
+    for n in range(task_registration.MOST_TRIES):
         assert ledger.register(attempt=f"{n}").create
         ledger.register(attempt=f"{n}", outcome="not_created", reason="no")
     answer = ledger.register(attempt="last")
     assert not answer.create
-    assert answer.conflict == f"Task t was tried {creates.MOST_TRIES} times."
+    assert answer.conflict == f"Task t was tried {task_registration.MOST_TRIES} times."
 
 
 def test_an_attempt_that_was_overtaken_has_no_word(ledger: Ledger) -> None:
@@ -253,7 +254,7 @@ def test_an_outcome_after_the_creation_is_known_changes_nothing(ledger: Ledger) 
 
 def learn(ledger: Ledger, task_id: str) -> None:
     """Kling's answer to a question named its id for the task `t`."""
-    ledger.change(lambda tx: creates.learn_id(tx, tx.known("t"), task_id))
+    ledger.change(lambda tx: task_registration.learn_id(tx, tx.known("t"), task_id))
 
 
 @pytest.mark.parametrize(("attempt", "stands"), [("a", "k1"), ("b", "k2")])

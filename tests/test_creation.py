@@ -11,10 +11,10 @@ import httpx
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from client.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
-from client.settings import WaitSettings
-from client.signing import read_api_token
-from client.tasks import AsyncTask
+from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
+from kling_callback.protocol.signing import read_api_token
+from kling_callback.settings import WaitSettings
+from kling_callback.tasks import AsyncTask
 from tests.stage import QUICK, SECRET, Stage, answer, forever, kling_says, refusal, taken, task_json
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
-from receiver.database import SAY_AGAIN, Database, DatabaseError, Unavailable
-from receiver.transaction import TASK
+from kling_receiver.store.database import SAY_AGAIN, Database
+from kling_receiver.store.errors import DatabaseError, Unavailable
+from kling_receiver.store.transaction import TASK
 from tests.ledger import Ledger
 from tests.test_tables import TASK_ROW
 

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from client.signing import api_token
-from receiver import hook_rows
-from receiver.app import create_app
-from receiver.outbox import FAR
-from receiver.sinks import Message, NotTaken, Taken
+from kling_callback.protocol.signing import api_token
+from kling_receiver.app import create_app
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.jobs.queue import FAR
+from kling_receiver.sinks import Message, NotTaken, Taken
 from tests.conftest import SECRET, make_settings
 from tests.outgoing import SCHEME, Outgoing, install, outgoing, refusing, taking
 from tests.submitting import Json
@@ -72,7 +72,7 @@ async def of_all_kinds(office: Office) -> list[int]:
     there = office.endpoint("a")
     await office.add(there, schedule=[1000])
     await office.add(office.endpoint("b"))
-    await office.change(lambda tx: hook_rows.pause(tx, "b", "for a test"))
+    await office.change(lambda tx: hook_records.pause(tx, "b", "for a test"))
     ids = await office.happen("one")
     await office.until(lambda: len(there.taken) == 1 and len(office.attempts()) == 1)
     there.answer = refusing
@@ -247,7 +247,7 @@ async def test_a_filter_that_cannot_be(office: Office, query: str) -> None:
 async def test_the_attempts_of_a_removed_hook_stay_on_record(office: Office) -> None:
     """What it had not taken is dropped, and waits no more."""
     one, two, _, four = await of_all_kinds(office)
-    await office.change(lambda tx: hook_rows.remove(tx, "a"))
+    await office.change(lambda tx: hook_records.remove(tx, "a"))
     assert await office.listed(hook="a", state="waiting") == await office.listed(hook="a", state="dead") == []
     states = {event: state for event, _, state in await office.listed(hook="a")}
     assert (states[one], states[two], states[four]) == ("delivered", "dropped", "dropped")

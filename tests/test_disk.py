@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-from client.ids import new_id
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
 from tests.conftest import ABSENT
 from tests.processes import Process
 from tests.submitting import counted, events, finished, looked, post, show, submit

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from receiver import deliveries, hook_rows, outbox
-from receiver.deliveries import Attempt
-from receiver.hooks import SCHEDULE
-from receiver.outbox import FAR, Busy, Claimed
-from receiver.pace import PROBE, STREAK
-from receiver.sinks import Message, NotTaken, Taken
-from receiver.transaction import Transaction
+from kling_receiver.hooks import deliveries
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import SCHEDULE
+from kling_receiver.hooks.deliveries import Attempt
+from kling_receiver.hooks.limiter import PROBE, STREAK
+from kling_receiver.jobs import queue
+from kling_receiver.jobs.queue import FAR, Busy, Claimed
+from kling_receiver.sinks import Message, NotTaken, Taken
+from kling_receiver.store.transaction import Transaction
 from tests.conftest import make_settings
 from tests.outgoing import PATIENCE, SCHEME, Outgoing, install, outgoing, refusing, taking
 
@@ -248,7 +250,7 @@ async def test_a_hook_that_fails_too_long_is_paused(ways: Ways, caplog: pytest.L
     await way.until(lambda: all(job["due_at"] == FAR for job in way.jobs("hook", "dispatch").values()))
     assert there.taken == []
     await way.receiver.sender.forget("hook")
-    assert await way.change(lambda tx: hook_rows.resume(tx, "hook"))
+    assert await way.change(lambda tx: hook_records.resume(tx, "hook"))
     await way.until(lambda: len(there.taken) == len(ids))
     assert sorted(there.taken) == ids
     await way.until(lambda: way.jobs("hook") == {})
@@ -268,7 +270,7 @@ async def test_a_hook_that_is_gone_is_paused_and_keeps_the_event(way: Outgoing) 
     await way.until(lambda: way.jobs("hook")[f"hook/{ids[0]}/hook"]["due_at"] == FAR)
     ids += await way.happen("four")
     there.answer = taking
-    await way.change(lambda tx: hook_rows.resume(tx, "hook"))
+    await way.change(lambda tx: hook_records.resume(tx, "hook"))
     await way.until(lambda: sorted(there.taken) == ids)
 
 
@@ -276,15 +278,15 @@ async def test_a_paused_hook_is_sent_nothing(way: Outgoing) -> None:
     """Pausing twice changes nothing; what was paused goes on."""
     there = way.endpoint("hook")
     await way.add(there)
-    assert await way.change(lambda tx: hook_rows.pause(tx, "hook", "for a test"))
-    assert not await way.change(lambda tx: hook_rows.pause(tx, "hook", "again"))
+    assert await way.change(lambda tx: hook_records.pause(tx, "hook", "for a test"))
+    assert not await way.change(lambda tx: hook_records.pause(tx, "hook", "again"))
     assert way.hook("hook")["paused_because"] == "for a test"
     ids = await way.happen("one", "two")
     assert way.jobs("dispatch", "hook") == {}
     await way.change(lambda tx: deliveries.again(tx, ids[0], way.hook("hook"), "t"))
     await way.until(lambda: [job["due_at"] for job in way.jobs("hook").values()] == [FAR])
-    assert await way.change(lambda tx: hook_rows.resume(tx, "hook"))
-    assert not await way.change(lambda tx: hook_rows.resume(tx, "nobody"))
+    assert await way.change(lambda tx: hook_records.resume(tx, "hook"))
+    assert not await way.change(lambda tx: hook_records.resume(tx, "nobody"))
     await way.until(lambda: set(there.taken) == set(ids) and not way.jobs("hook"))
 
 
@@ -293,17 +295,17 @@ async def test_who_looked_while_it_was_paused_does_not_forget_it(ways: Ways) -> 
     way = await ways.open(begin=False)
     there = way.endpoint("hook")
     await way.add(there)
-    await way.change(lambda tx: hook_rows.pause(tx, "hook", "for a test"))
+    await way.change(lambda tx: hook_records.pause(tx, "hook", "for a test"))
     [event] = await way.happen("one")
     await way.change(lambda tx: deliveries.again(tx, event, way.hook("hook"), "t"))
     await way.change(lambda tx: deliveries.replay(tx, [way.hook("hook")], 0, event))
-    await way.change(lambda tx: hook_rows.look(tx, way.hook("hook")))
+    await way.change(lambda tx: hook_records.look(tx, way.hook("hook")))
     claimed = {job.kind: job for job in await way.change(claim_all)}
     handlers = way.receiver._handlers(lambda: way.now / 1000)
     verdicts = {kind: await handlers[kind](job) for kind, job in claimed.items()}
-    await way.change(lambda tx: hook_rows.resume(tx, "hook"))
+    await way.change(lambda tx: hook_records.resume(tx, "hook"))
     for kind, decide in verdicts.items():
-        assert await way.change(lambda tx, job=claimed[kind], decide=decide: outbox.settle(tx, job, decide))  # type: ignore[misc]
+        assert await way.change(lambda tx, job=claimed[kind], decide=decide: queue.settle(tx, job, decide))  # type: ignore[misc]
     jobs = way.jobs("hook", "replay", "dispatch")
     assert {job["kind"]: job["due_at"] for job in jobs.values()} == dict.fromkeys(verdicts, way.now)
     assert set(verdicts) == {"hook", "replay", "dispatch"}
@@ -312,7 +314,7 @@ async def test_who_looked_while_it_was_paused_does_not_forget_it(ways: Ways) -> 
 def claim_all(tx: Transaction) -> list[Claimed]:
     """Everything that is owed, due or not."""
     tx.connection.exec_driver_sql(f"UPDATE job SET due_at = {tx.now}")
-    return outbox.claim_due(tx, Busy(99, 99), name="test", lease_ms=1000)
+    return queue.claim_due(tx, Busy(99, 99), name="test", lease_ms=1000)
 
 
 async def test_no_more_at_once_than_the_hook_allows(way: Outgoing) -> None:
@@ -373,7 +375,7 @@ async def test_a_sink_that_cannot_be_closed(
     ways: Ways, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Is told, whether it fails or hangs, and all else is closed."""
-    monkeypatch.setattr("receiver.sender.LETTING_GO", 0.05)
+    monkeypatch.setattr("kling_receiver.hooks.sender.LETTING_GO", 0.05)
     way = await ways.open()
     there = [way.endpoint(name) for name in ("one", "two", "three")]
     for each in there:
@@ -401,7 +403,7 @@ async def test_a_hook_is_removed_while_it_is_sent_to(way: Outgoing) -> None:
     await way.add(there, concurrency=2, timeout=300)
     await way.happen(*MANY[:6])
     await way.until(lambda: there.under_way == 2)
-    await way.change(lambda tx: hook_rows.remove(tx, "hook"))
+    await way.change(lambda tx: hook_records.remove(tx, "hook"))
     held.go.set()
     await way.until(lambda: not there.under_way and not way.jobs("dispatch", "hook"))
     assert len(way.attempts()) == len(there.came)
@@ -422,7 +424,7 @@ async def test_a_delivery_fails_after_its_hook_was_removed(way: Outgoing) -> Non
     there.answer = fail_late
     await way.pass_(5)
     await way.until(lambda: there.under_way)
-    await way.change(lambda tx: hook_rows.remove(tx, "hook"))
+    await way.change(lambda tx: hook_records.remove(tx, "hook"))
     held.go.set()
     await way.until(lambda: len(way.attempts()) == 2 and not way.jobs("hook"))
 
@@ -434,7 +436,7 @@ async def test_a_hook_changes_while_it_is_used(way: Outgoing) -> None:
     await way.happen("first")
     await way.until(lambda: one.taken)
     other = {"address": two.address, "concurrency": 1}
-    await way.change(lambda tx: hook_rows.change(tx, "hook", other))
+    await way.change(lambda tx: hook_records.change(tx, "hook", other))
     await way.happen(*MANY[:5])
     await way.until(lambda: len(two.taken) == 5)
     assert (len(one.came), one.closed, two.most) == (1, 1, 1)
@@ -444,7 +446,7 @@ async def test_a_run_that_ends_keeps_the_next_one_waiting_for_no_record(
     way: Outgoing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What gathers, so that few callbacks wait for it, is written when a run is over."""
-    monkeypatch.setattr("receiver.run.MOST_EVENTS", 2)
+    monkeypatch.setattr("kling_receiver.hooks.runner.MOST_EVENTS", 2)
     way.receiver.writer._no_hurry = 1000
     there = way.endpoint("hook")
     await way.add(there)
@@ -487,7 +489,7 @@ async def test_a_hook_that_was_mended_need_not_be_waited_for(way: Outgoing) -> N
     ids = await way.happen(*MANY[:3])
     await way.until(lambda: len(way.jobs("hook")) == 3)
     broken = False
-    assert await way.change(lambda tx: hook_rows.resume(tx, "hook"))
+    assert await way.change(lambda tx: hook_records.resume(tx, "hook"))
     await way.until(lambda: len(there.taken) == 3 and not way.jobs("hook"))
     assert sorted(there.taken) == ids
     assert way.hook("hook")["failing_since"] is None
@@ -526,9 +528,9 @@ async def test_a_hook_of_one_task(way: Outgoing) -> None:
     there = way.endpoint("task")
     await way.happen("task.created", "task.done")
     await way.happen("task.created", task="u")
-    await way.change(lambda tx: hook_rows.add_for_task(tx, "t", there.address))
+    await way.change(lambda tx: hook_records.add_for_task(tx, "t", there.address))
     await way.until(lambda: len(there.taken) == 2)
-    await way.change(lambda tx: hook_rows.add_for_task(tx, "t", there.address))
+    await way.change(lambda tx: hook_records.add_for_task(tx, "t", there.address))
     await way.happen("later", task="u")
     await way.happen("later")
     await way.until(lambda: len(there.taken) == 3 and not way.jobs("dispatch-task"))

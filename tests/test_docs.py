@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-from client import Kling, Patience, errors
-from client.signing import key_fingerprint
+from kling_callback import Kling, Patience, errors
+from kling_callback.protocol.signing import key_fingerprint
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Start
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Sandbox
 
-from receiver.doctor import Finding, examine
+from kling_receiver.cli.doctor import Finding, examine
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, Start, make_settings
 from tests.hosts import Visit, host
 from tests.processes import Process, environment, run

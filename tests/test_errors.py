@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from client import errors
+from kling_callback import errors
 
 TREE = [line.rpartition("─ ")[2].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line]
 CLASSES = {

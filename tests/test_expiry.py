@@ -2,7 +2,7 @@
 
 import pytest
 
-from receiver.expiry import LONGEST_MS, expires_at
+from kling_receiver.results.expiry import LONGEST_MS, expires_at
 
 AT = 0x694FA816
 NOW = AT * 1000 - 30 * 86_400_000

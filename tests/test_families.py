@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.families import is_family, is_job, is_new
+from kling_callback.protocol.families import is_family, is_job, is_new
 
 
 @pytest.mark.parametrize(

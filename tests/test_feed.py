@@ -7,11 +7,11 @@ from itertools import chain
 
 import pytest
 
-from receiver import reading
-from receiver.database import Database
-from receiver.feed import Feed
-from receiver.reading import Reader, in_thread
-from receiver.sql import Row
+from kling_receiver.events.bus import Feed
+from kling_receiver.store import reader
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Reader, in_thread
+from kling_receiver.store.sql import Row
 from tests.ledger import Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
@@ -182,10 +182,10 @@ async def test_many_events_come_in_batches(database: Database) -> None:
     """All of them, in order."""
     scene = Scene(database)
     scene.say("t")
-    scene.ledger.log(*(f"type {n}" for n in range(reading.EVENTS_AT_ONCE)))
+    scene.ledger.log(*(f"type {n}" for n in range(reader.EVENTS_AT_ONCE)))
     async with following(scene, "t") as follower:
         first, second = await follower.next(), await follower.next()
-    assert len(first) == reading.EVENTS_AT_ONCE
+    assert len(first) == reader.EVENTS_AT_ONCE
     assert [*first, *second] == scene.ledger.types()
 
 

@@ -13,7 +13,8 @@ from aiohttp.abc import ResolveResult
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from receiver.outbound import Allowed, Outbound, Refused, is_public
+from kling_receiver.net.client import Outbound
+from kling_receiver.net.guard import Allowed, Refused, is_public
 from tests.hosts import host
 from tests.test_outbound import NOBODY, Names
 

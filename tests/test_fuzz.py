@@ -8,10 +8,10 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from fuzzing import bodies, parsers, wire
-from gateway import Sandbox
 
+from kling_sandbox import Sandbox
 from tests.conftest import Start
+from tools.fuzz import bodies, parsers, wire
 
 
 def test_the_parsers_stand_whatever_comes() -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-from client.auth import KeyAuth, TokenAuth
-from client.errors import CreateUnknown, GatewayError, NotCreated
-from client.gateway import LONGEST_ANSWER, Gateway, gateway_auth, retry_after_seconds
-from client.settings import KlingSettings
+from kling_callback.auth import KeyAuth, TokenAuth
+from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
+from kling_callback.http import retry_after_seconds
+from kling_callback.kling_api import LONGEST_ANSWER, Gateway, gateway_auth
+from kling_callback.settings import KlingSettings
+from kling_sandbox import Sandbox
 from tests.wire import Wire, reply
 
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,9 @@ from subprocess import CompletedProcess
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from client.ids import new_id
-from receiver import hook_rows
-from receiver.database import Database
+from kling_callback.protocol.ids import new_id
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.store.database import Database
 from tests.hosts import Host, host
 from tests.processes import CLIENT, COMMAND, Process, run
 from tests.submitting import events, register
@@ -127,7 +127,7 @@ def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "has another database" in wrong.stderr
     with other.read() as connection:
-        assert hook_rows.hooks(connection) == []
+        assert hook_records.hooks(connection) == []
     other.close()
     assert operator.states() == {"hook-1": "active"}
     (tmp_path / "hooks.toml").write_text("")

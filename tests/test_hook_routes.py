@@ -10,10 +10,10 @@ import httpx
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from client.ids import new_id
-from receiver.hook_views import shown
-from receiver.hooks import BadHook, read_hook
-from receiver.outbound import Allowed
+from kling_callback.protocol.ids import new_id
+from kling_receiver.hooks.config import BadHook, read_hook
+from kling_receiver.net.guard import Allowed
+from kling_receiver.web.api.hook_payloads import shown
 from tests.conftest import Running, Start
 from tests.hosts import Host, host
 from tests.submitting import Json, register

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Sandbox
 from standardwebhooks.webhooks import Webhook
 
-from client.webhooks import sign
-from receiver import deliveries, hook_rows
-from receiver.deliveries import Attempt
-from receiver.hooks import SCHEDULE
-from receiver.outbound import Allowed, Outbound
-from receiver.sender import Sender
-from receiver.sinks import Message, NotTaken
-from receiver.sinks.http import HttpSink
-from receiver.sql import Row
+from kling_callback.protocol.webhooks import sign
+from kling_receiver.hooks import deliveries
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import SCHEDULE
+from kling_receiver.hooks.deliveries import Attempt
+from kling_receiver.hooks.sender import Sender
+from kling_receiver.net.client import Outbound
+from kling_receiver.net.guard import Allowed
+from kling_receiver.sinks import Message, NotTaken
+from kling_receiver.sinks.http import HttpSink
+from kling_receiver.store.sql import Row
+from kling_sandbox import Sandbox
 from tests.conftest import Start, make_settings
 from tests.hosts import Host, Visit, host
 from tests.outgoing import PATIENCE, Outgoing, outgoing
@@ -133,7 +135,7 @@ class Delivery:
             clock=lambda: self.way.now / 1000,
         )
         if not given.pop("known", False):
-            await self.way.change(lambda tx: hook_rows.remove(tx, name))
+            await self.way.change(lambda tx: hook_records.remove(tx, name))
             await self.way.add(url, name=name, **{"secret": HOOK_SECRET, **given})
         hook = self.way.hook(name)
         attempt = await sender.attempt(
@@ -145,7 +147,7 @@ class Delivery:
 
     async def rotate(self, secret: str, overlap: float, *, name: str = "hook") -> str | None:
         """Give the hook another secret."""
-        return await self.way.change(lambda tx: hook_rows.rotate(tx, name, secret, overlap=overlap))
+        return await self.way.change(lambda tx: hook_records.rotate(tx, name, secret, overlap=overlap))
 
 
 @pytest.fixture
@@ -342,7 +344,7 @@ async def test_secrets_that_follow_each_other_fast(delivery: Delivery, endpoint:
     assert way.hook("hook")["secrets"] == [[HOOK_SECRET, None], [NEXT_SECRET, way.now + 60_000]]
     made = await delivery.rotate("", 0)
     assert made is not None
-    assert hook_rows.good_secrets(way.hook("hook"), way.now) == [made]
+    assert hook_records.good_secrets(way.hook("hook"), way.now) == [made]
 
 
 @pytest.mark.anyio

@@ -8,13 +8,14 @@ import httpx
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from client.errors import SettingsError
-from receiver import hook_rows
-from receiver.database import Database
-from receiver.hook_rows import OVERLAP
-from receiver.hooks import BadHook, NewHook
-from receiver.hooks_file import align, read_hooks, release
-from receiver.outbound import Allowed
+from kling_callback.errors import SettingsError
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import BadHook, NewHook
+from kling_receiver.hooks.config_file import read_hooks
+from kling_receiver.hooks.records import OVERLAP
+from kling_receiver.hooks.sync import align, release
+from kling_receiver.net.guard import Allowed
+from kling_receiver.store.database import Database
 from tests.conftest import Running, Start, make_settings
 from tests.hosts import host
 from tests.ledger import Ledger
@@ -128,7 +129,7 @@ def made(name: str, address: str = "https://x.example/", **given: Any) -> NewHoo
 
 def hooks(ledger: Ledger) -> dict[str, Any]:
     """The hooks' rows, by name."""
-    return {row["name"]: row for row in ledger.rows(hook_rows.HOOK)}
+    return {row["name"]: row for row in ledger.rows(hook_records.HOOK)}
 
 
 def test_what_the_file_says_is_what_there_is(database: Database) -> None:
@@ -138,8 +139,8 @@ def test_what_the_file_says_is_what_there_is(database: Database) -> None:
     ledger.change(lambda tx: align(tx, "settings", [made("default")]))
     ledger.change(lambda tx: align(tx, "file", [made("one"), made("two")], also="added"))
     ledger.put_hook("by-command")
-    ledger.change(lambda tx: hook_rows.add_for_task(tx, "t", "https://x.example"))
-    ledger.change(lambda tx: hook_rows.pause(tx, "two", "for a test"))
+    ledger.change(lambda tx: hook_records.add_for_task(tx, "t", "https://x.example"))
+    ledger.change(lambda tx: hook_records.pause(tx, "two", "for a test"))
     ledger.log("one")
     before = hooks(ledger)["two"]
     changed = made("two", "https://y.example/", events=["task.done"], secret=NEXT, concurrency=1)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.ids import is_id, new_id
+from kling_callback.protocol.ids import is_id, new_id
 
 
 def test_new_ids_are_ids_and_differ() -> None:

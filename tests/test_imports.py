@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-import client
-import receiver
+import kling_callback
+import kling_receiver
 
-PACKAGES = {package.__name__: Path(str(package.__file__)).parent for package in (client, receiver)}
+PACKAGES = {
+    package.__name__: Path(str(package.__file__)).parent for package in (kling_callback, kling_receiver)
+}
 
 
 def imports(path: Path) -> set[str]:

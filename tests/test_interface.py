@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from gateway import Sandbox
 from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
-from receiver.openapi import PATHS
+from kling_receiver.web.openapi.document import PATHS
+from kling_sandbox import Sandbox
 from tests.processes import Process
 from tests.submitting import finished, submit
 

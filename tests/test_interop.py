@@ -11,10 +11,10 @@ import httpx
 import pytest
 import standardwebhooks.webhooks
 import svix.webhooks
-from gateway import Sandbox
 
-from client import HookError, verify_hook
-from client.webhooks import hook_body, message_id
+from kling_callback import HookError, verify_hook
+from kling_callback.protocol.webhooks import hook_body, message_id
+from kling_sandbox import Sandbox
 from tests import node
 from tests.conftest import Start
 from tests.hosts import Visit, host

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from client.body import addressed, check_create, model_of, own_id
-from client.errors import ParameterError
-from client.images import LARGEST
-from client.jobs import IMAGE_TO_IMAGE, JOBS, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
-from client.kling import AsyncKling
+from kling_callback.errors import ParameterError
+from kling_callback.jobs.body import addressed, check_create, model_of, own_id
+from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, JOBS, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
+from kling_callback.jobs.images import LARGEST
+from kling_callback.kling import AsyncKling
 
 
 def picture(width: int = 300, height: int = 300, kind: str = "PNG") -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.body import LONGEST_KEPT, LONGEST_REQUEST, kept
+from kling_callback.protocol.redact import LONGEST_KEPT, LONGEST_REQUEST, kept
 from tests.test_jobs import picture
 
 JSON = st.recursive(

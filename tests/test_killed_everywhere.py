@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from crashes import gate, randomly, strace
-from crashes.everywhere import KINDS, run
-from crashes.order import witnessed
 
 from tests.conftest import ABSENT
+from tools.crash import gate, randomly, strace
+from tools.crash.everywhere import KINDS, run
+from tools.crash.order import witnessed
 
 NAMED = {kind.name: kind for kind in KINDS}
 

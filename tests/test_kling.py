@@ -14,10 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-import client
-from client import (
+import kling_callback
+from kling_callback import (
     AsyncKling,
     Kling,
     KlingError,
@@ -29,9 +28,10 @@ from client import (
     TaskFailed,
     WaitTimeout,
 )
-from client.blocking import Settings, Task
-from client.settings import ClientSettings
-from client.transport import new_http
+from kling_callback.http import new_http
+from kling_callback.settings import ClientSettings
+from kling_callback.sync import Settings, Task
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start
 from tests.stage import QUICK, SETTINGS, Stage, answer, event, forever, stream, task_json
 from tests.test_client_tasks import CONTENT, done, file_json
@@ -189,7 +189,7 @@ def test_a_wait_survives_a_restart_of_the_receiver(
     port = int(receiver.url.rpartition(":")[2])
     types: list[str] = []
 
-    def restart(event: client.Event) -> None:
+    def restart(event: kling_callback.Event) -> None:
         types.append(event.type)
         if len(types) == 1:
             receiver.stop()
@@ -301,8 +301,8 @@ def test_a_kling_that_was_never_used_closes() -> None:
 
 def test_the_public_names() -> None:
     """What `from client import ...` offers is this, and all of it is there."""
-    assert sorted(client.__all__) == client.__all__
-    assert all(hasattr(client, name) for name in client.__all__)
+    assert sorted(kling_callback.__all__) == kling_callback.__all__
+    assert all(hasattr(kling_callback, name) for name in kling_callback.__all__)
     wanted = {
         "AsyncKling",
         "CallbackSigner",
@@ -312,7 +312,7 @@ def test_the_public_names() -> None:
         "NotCreated",
         "TaskFailed",
     }
-    assert wanted <= set(client.__all__)
+    assert wanted <= set(kling_callback.__all__)
 
 
 def test_both_faces_have_the_same_arguments() -> None:
@@ -411,9 +411,9 @@ def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPat
 
 def test_client_imports_nothing_of_the_receiver() -> None:
     """The direction holds: no module of `client` imports `receiver`, nor what only the receiver needs."""
-    assert client.__file__ is not None
+    assert kling_callback.__file__ is not None
     imported: set[str] = set()
-    for module in Path(client.__file__).parent.glob("*.py"):
+    for module in Path(kling_callback.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {each.name.partition(".")[0] for each in node.names}

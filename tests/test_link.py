@@ -6,14 +6,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from crashes import link
-from gateway import Sandbox
-from loopback import answers, web
 
-from client.ids import new_id
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
 from tests.conftest import ABSENT
 from tests.processes import Process
 from tests.submitting import finished, post, submit
+from tools.crash import link
+from tools.harness.loopback import answers, web
 
 
 @pytest.fixture

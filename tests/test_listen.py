@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import loopback
 import pytest
-from gateway import Sandbox
 
-from client import verify_hook
-from client.cli import main
+from kling_callback import verify_hook
+from kling_callback.cli.main import main
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start
 from tests.hosts import Visit, host
 from tests.stage import event as frame
 from tests.stage import task_json
 from tests.submitting import finished, stream, submit
 from tests.wire import Wire, reply
+from tools.harness import loopback
 
 KLING = str(Path(sys.executable).with_name("kling"))
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()

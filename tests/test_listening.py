@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from client import AsyncKling, KlingError, ReceiverError, verify_hook
-from client.commands import Run
-from client.cursor import Cursor
-from client.events import Event
-from client.forward import Forward
-from client.listening import Handled, Wanted, begin, listen, nothing
+from kling_callback import AsyncKling, KlingError, ReceiverError, verify_hook
+from kling_callback.listen.cursor import Cursor
+from kling_callback.listen.exec import Run
+from kling_callback.listen.forward import Forward
+from kling_callback.listen.listener import Handled, Wanted, begin, listen, nothing
+from kling_callback.protocol.events import Event
 from tests.stage import QUICK, Stage, Step, event, refusal, stream, task_json
 
 pytestmark = pytest.mark.anyio

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import av
 import pytest
-from gateway.media import MEDIA
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from receiver.media import EXTENSIONS, HEAD, MOST_BOXES, is_whole, sniff, suits
+from kling_receiver.results.media import EXTENSIONS, HEAD, MOST_BOXES, is_whole, sniff, suits
+from kling_sandbox.media import MEDIA
 
 
 def image(kind: str) -> bytes:

@@ -3,10 +3,10 @@
 import re
 
 import httpx
-from gateway import Sandbox
 
-from client.ids import new_id
-from receiver.metrics import CONTENT_TYPE, Metrics
+from kling_callback.protocol.ids import new_id
+from kling_receiver.metrics import CONTENT_TYPE, Metrics
+from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.submitting import counted, finished, post, submit
 

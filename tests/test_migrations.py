@@ -9,7 +9,7 @@ import alembic.config
 import pytest
 from sqlalchemy import text
 
-from receiver.database import Database
+from kling_receiver.store.database import Database
 from tests.conftest import make_settings
 from tests.hosts import host
 from tests.ledger import NOW
@@ -37,7 +37,7 @@ def migrate_to(database: Database, revision: str) -> None:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE")
             connection.exec_driver_sql("CREATE SCHEMA public")
         config = alembic.config.Config()
-        config.set_main_option("script_location", "receiver:migrations")
+        config.set_main_option("script_location", "kling_receiver.store:migrations")
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, revision)
 

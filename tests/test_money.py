@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from gateway import Sandbox
 
-from client import AsyncKling, NotCreated, Patience, TaskFailed
-from client.ids import new_id
+from kling_callback import AsyncKling, NotCreated, Patience, TaskFailed
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start
 from tests.submitting import events, types
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from receiver.names import THREADS, Found, Names
-from receiver.outbound import Allowed, Outbound, Refused
+from kling_receiver.net.client import Outbound
+from kling_receiver.net.guard import Allowed, Refused
+from kling_receiver.net.resolver import THREADS, Found, Names
 from tests.hosts import host
 from tests.outgoing import PATIENCE
 

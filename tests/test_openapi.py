@@ -4,16 +4,16 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 from starlette.routing import Route
 
-from client.ids import new_id
-from receiver import openapi
-from receiver.app import Receiver, create_app
+from kling_callback.protocol.ids import new_id
+from kling_receiver.app import Receiver, create_app
+from kling_receiver.web.openapi import document as document_module
+from kling_sandbox import Sandbox
 from tests.conftest import Running, Start
 from tests.submitting import Json, events, finished, register, submit
 
-SCHEMAS = openapi.document("http://x")["components"]["schemas"]
+SCHEMAS = document_module.document("http://x")["components"]["schemas"]
 PYTHON: dict[str, Any] = {
     "string": str,
     "integer": int,
@@ -73,7 +73,9 @@ def test_the_checker_checks() -> None:
 
 def test_every_route_is_described(running: Running) -> None:
     """Path by path and method by method, no more and no fewer."""
-    described = {(path, method.upper()) for path, methods in openapi.PATHS.items() for method in methods}
+    described = {
+        (path, method.upper()) for path, methods in document_module.PATHS.items() for method in methods
+    }
     receiver: Receiver = running.receiver
     routes = [route for route in create_app(receiver).routes if isinstance(route, Route)]
     real = {
@@ -96,14 +98,14 @@ def test_real_answers_are_as_described(running: Running, gateway: Sandbox) -> No
     registered = register(running, new_id(), model="m", tags=["a"], request={"n": 1}).json()
     assert problems(registered, SCHEMAS["Registered"]) == []
     page = httpx.get(f"{running.url}/api/tasks?limit=2", headers=running.headers()).json()
-    assert problems(page, openapi.LIST) == []
+    assert problems(page, document_module.LIST) == []
     assert problems(httpx.get(f"{running.url}/api/tasks").json(), SCHEMAS["Error"]) == []
 
 
 def test_the_document_is_one(running: Running) -> None:
     """Served as it stands, with this receiver's address; each reference leads somewhere."""
     document = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
-    assert document == openapi.document(running.url)
+    assert document == document_module.document(running.url)
     assert document["servers"] == [{"url": running.url}]
 
     def references(part: Any) -> set[str]:

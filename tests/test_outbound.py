@@ -12,7 +12,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.outbound import Allowed, Outbound, Refused, check_url, is_public
+from kling_receiver.net.client import Outbound
+from kling_receiver.net.guard import Allowed, Refused, check_url, is_public
 from tests.hosts import Host, Visit, host
 
 NOBODY = Allowed()

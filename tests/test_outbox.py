@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from receiver import outbox
-from receiver.database import Database
-from receiver.outbox import Backoff, Busy, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
-from receiver.transaction import JOB, Transaction
+from kling_receiver.jobs import queue
+from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.jobs.queue import Busy, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
+from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import JOB, Transaction
 from tests.ledger import NOW, Ledger
 
 LEASE = 1000
@@ -32,7 +33,7 @@ NAMES = itertools.count()
 def claim(ledger: Ledger, busy: Busy | None = None, *, room: int = 9) -> list[Claimed]:
     """Claim what is due; `room`: jobs of one lane, unless `busy` says more."""
     return ledger.change(
-        lambda tx: outbox.claim_due(tx, busy or Busy(room, 99), name=f"claim {next(NAMES)}", lease_ms=LEASE)
+        lambda tx: queue.claim_due(tx, busy or Busy(room, 99), name=f"claim {next(NAMES)}", lease_ms=LEASE)
     )
 
 
@@ -44,12 +45,12 @@ def settle(ledger: Ledger, job: Claimed, outcome: Outcome) -> bool:
         tx.log("t", "marked")
         return outcome
 
-    return ledger.change(lambda tx: outbox.settle(tx, job, decide))
+    return ledger.change(lambda tx: queue.settle(tx, job, decide))
 
 
 def rescue(ledger: Ledger, until: int | None = None) -> int:
     """Give back what nobody works at any more."""
-    return ledger.change(lambda tx: outbox.rescue(tx, ledger.now if until is None else until))
+    return ledger.change(lambda tx: queue.rescue(tx, ledger.now if until is None else until))
 
 
 def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:
@@ -83,7 +84,7 @@ def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
     ledger.put_job("second")
     before = ledger.jobs()
     [second] = claim(ledger)
-    ledger.change(lambda tx: outbox.give_back(tx, second.claim))
+    ledger.change(lambda tx: queue.give_back(tx, second.claim))
     assert ledger.jobs() == before
     assert not settle(ledger, second, Done())
     assert settle(ledger, first, Done())
@@ -132,7 +133,7 @@ def test_what_is_tried_again_waits(ledger: Ledger) -> None:
     assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
     row = ledger.jobs()["ask/t"]
     assert (row["state"], row["due_at"], row["attempts"], row["claim"]) == ("ready", NOW + 7, 1, None)
-    assert row["error"] == "x" * outbox.LONGEST_ERROR
+    assert row["error"] == "x" * queue.LONGEST_ERROR
     ledger.now += 7
     (job,) = claim(ledger)
     assert (job.attempts, job.data) == (2, {"n": 1})
@@ -172,7 +173,7 @@ def test_a_job_is_settled_once(ledger: Ledger) -> None:
     """Saying it again changes nothing."""
     ledger.put_job()
     (job,) = claim(ledger)
-    assert ledger.change(lambda tx: outbox.settle(tx, job, verdict(RetryAt(NOW, ""))))
+    assert ledger.change(lambda tx: queue.settle(tx, job, verdict(RetryAt(NOW, ""))))
     assert not settle(ledger, job, Done())
     assert ledger.jobs()["ask/t"]["state"] == "ready"
 
@@ -187,14 +188,14 @@ def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        ledger.change(lambda tx: outbox.settle(tx, job, fail))
+        ledger.change(lambda tx: queue.settle(tx, job, fail))
     assert ledger.types() == []
     assert settle(ledger, job, Done())
 
 
 def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
     """Its lane is full, and the others' jobs are claimed although they were due later."""
-    for n in range(outbox.LOOK_AHEAD + 50):
+    for n in range(queue.LOOK_AHEAD + 50):
         ledger.put_job(f"dead/{n}", lane="dead host", due_at=NOW - 1000 + n)
     ledger.put_job("good", lane="good host", due_at=NOW)
     busy = Busy(per_lane=16, per_kind=99)
@@ -204,7 +205,7 @@ def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
 
 def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
     """Downloads have all the room that downloads have, and a question is claimed although it was due later."""
-    for n in range(outbox.LOOK_AHEAD + 50):
+    for n in range(queue.LOOK_AHEAD + 50):
         ledger.put_job(f"dead/{n}", kind="download", lane=f"dead host {n}", due_at=NOW - 1000 + n)
     ledger.put_job("good", kind="ask", due_at=NOW)
     busy = Busy(per_lane=16, per_kind=48)
@@ -226,7 +227,7 @@ def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
 
     def next_due(*full: str, kinds: tuple[str, ...] = ()) -> int | None:
         busy = Busy(1, 1, lanes=Counter(full), kinds=Counter(kinds))
-        return ledger.change(lambda tx: outbox.next_due(tx, busy))
+        return ledger.change(lambda tx: queue.next_due(tx, busy))
 
     assert next_due() is None
     ledger.put_job("dead", state="dead")
@@ -247,7 +248,7 @@ def test_the_order_is_asked_for(ledger: Ledger) -> None:
     for n in (7, 5, 6, 4):
         ledger.put_job(f"j{n}", due_at=NOW + n)
     busy = Busy(1, 99)
-    assert ledger.change(lambda tx: outbox.next_due(tx, busy)) == NOW + 4
+    assert ledger.change(lambda tx: queue.next_due(tx, busy)) == NOW + 4
     ledger.now += 9
     assert [job.key for _ in range(4) for job in claim(ledger, Busy(1, 99))] == ["j4", "j5", "j6", "j7"]
 
@@ -337,14 +338,14 @@ def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
     """The second worker takes what the first, not yet committed, does not look at; it waits for nobody."""
     first, second = Ledger(Database(database_url)), Ledger(Database(database_url))
     first.put_task()
-    for n in range(outbox.LOOK_AHEAD + 1):
+    for n in range(queue.LOOK_AHEAD + 1):
         first.put_job(f"j{n}")
     with first.transaction() as tx:
-        (mine,) = outbox.claim_due(tx, Busy(1, 99), name="mine", lease_ms=LEASE)
+        (mine,) = queue.claim_due(tx, Busy(1, 99), name="mine", lease_ms=LEASE)
         with second.transaction() as other:
             other.connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            (theirs,) = outbox.claim_due(other, Busy(9, 99), name="theirs", lease_ms=LEASE)
-    assert (mine.key, theirs.key) == ("j0", f"j{outbox.LOOK_AHEAD}")
+            (theirs,) = queue.claim_due(other, Busy(9, 99), name="theirs", lease_ms=LEASE)
+    assert (mine.key, theirs.key) == ("j0", f"j{queue.LOOK_AHEAD}")
     for each in (first, second):
         each.database.close()
 
@@ -389,6 +390,6 @@ def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
         [job] = claim(ledger)
         assert job.attempts == 1
         again = RetryAt(NOW, "cut off", data={"seen": 1}, counts=False)
-        assert ledger.change(lambda tx: outbox.settle(tx, job, outbox.verdict(again)))  # noqa: B023
+        assert ledger.change(lambda tx: queue.settle(tx, job, queue.verdict(again)))  # noqa: B023
     row = ledger.jobs()["ask/t"]
     assert (row["attempts"], row["data"], row["error"]) == (0, {"seen": 1}, "cut off")

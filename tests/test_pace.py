@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from receiver.pace import PROBE, STREAK, Pace
+from kling_receiver.hooks.limiter import PROBE, STREAK, Pace
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,9 @@ import hashlib
 
 import httpx
 import pytest
-from gateway import Sandbox
 
-from client.ids import new_id
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
 from tests.conftest import Running, Start
 from tests.submitting import (
     counted,

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from receiver.protocol import (
+from kling_receiver.web.connections import (
     HEAD_SECONDS,
     LARGEST_HEAD,
     MOST_HEADERS,

@@ -7,12 +7,13 @@ from functools import partial
 from secrets import token_hex
 from typing import Any
 
-from gateway import Sandbox
-
-from receiver import belief, outbox, recover
-from receiver.outbox import Busy, Claimed, Done, Outcome
-from receiver.recording import Callback
-from receiver.transaction import EVENT, JOB, Transaction
+from kling_receiver.jobs import queue
+from kling_receiver.jobs.queue import Busy, Claimed, Done, Outcome
+from kling_receiver.store.transaction import EVENT, JOB, Transaction
+from kling_receiver.tasks import overdue as overdue_module
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.ingest import Callback
+from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.ledger import FILE, Ledger, callback, says
 from tests.rivals import Rivals
@@ -42,17 +43,17 @@ def each_round(race: Callable[[str], None]) -> None:
 
 def claim(ledger: Ledger) -> list[Claimed]:
     """Claim what is due."""
-    return ledger.change(lambda tx: outbox.claim_due(tx, Busy(99, 99), name=token_hex(8), lease_ms=LEASE))
+    return ledger.change(lambda tx: queue.claim_due(tx, Busy(99, 99), name=token_hex(8), lease_ms=LEASE))
 
 
 def settle(ledger: Ledger, job: Claimed, verdict: Callable[[Transaction], Outcome]) -> bool:
     """Settle a job; whether the claim still held."""
-    return ledger.change(lambda tx: outbox.settle(tx, job, verdict))
+    return ledger.change(lambda tx: queue.settle(tx, job, verdict))
 
 
 def give_up(ledger: Ledger, job: Claimed) -> bool:
     """The deadline's verdict, when Kling knows nothing of the task; whether it counted."""
-    return settle(ledger, job, lambda tx: recover._answered(tx, job, None))
+    return settle(ledger, job, lambda tx: overdue_module._answered(tx, job, None))
 
 
 def take(ledger: Ledger, word: Callback) -> None:
@@ -79,7 +80,7 @@ def fail(ledger: Ledger, job: Claimed) -> bool:
     """Kling's word that the task failed, as a verdict; whether it counted."""
 
     def believed(tx: Transaction) -> Outcome:
-        belief.believe(tx, tx.known(job.task), says("failed"))
+        transitions.believe(tx, tx.known(job.task), says("failed"))
         return Done()
 
     return settle(ledger, job, believed)
@@ -87,13 +88,15 @@ def fail(ledger: Ledger, job: Claimed) -> bool:
 
 def rescue(ledger: Ledger) -> int:
     """Take back what is claimed for too long; how much."""
-    return ledger.change(lambda tx: outbox.rescue(tx, tx.now))
+    return ledger.change(lambda tx: queue.rescue(tx, tx.now))
 
 
 def overdue(ledger: Ledger, task: str) -> Claimed:
     """The claimed last look at a task of which Kling knows nothing."""
     ledger.put_task(task)
-    ledger.put_job(f"overdue/{task}", kind="overdue", task=task, data={"looks": recover.LOOKS_AT_NOTHING})
+    ledger.put_job(
+        f"overdue/{task}", kind="overdue", task=task, data={"looks": overdue_module.LOOKS_AT_NOTHING}
+    )
     [job] = [job for job in claim(ledger) if job.task == task]
     return job
 

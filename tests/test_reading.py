@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from receiver import belief
-from receiver.database import Database, Unavailable
-from receiver.reading import BATCH_BYTES, EVENTS_AT_ONCE, PAGE_BYTES, Filter, Full, Reader, in_thread
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.reader import BATCH_BYTES, EVENTS_AT_ONCE, PAGE_BYTES, Filter, Full, Reader, in_thread
+from kling_receiver.tasks import transitions
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
 
 pytestmark = pytest.mark.anyio
@@ -107,7 +108,7 @@ def many(database: Database) -> Ledger:
         ledger.register(
             f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ()
         )
-    ledger.change(lambda tx: belief.end_locally(tx, tx.known("t3"), "late"))
+    ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t3"), "late"))
     return ledger
 
 

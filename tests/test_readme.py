@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Sandbox
 from pydantic.fields import FieldInfo
 
-from client.settings import ClientSettings
-from receiver import states
-from receiver.settings import ReceiverSettings
+from kling_callback.settings import ClientSettings
+from kling_receiver import states
+from kling_receiver.settings import ReceiverSettings
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Start
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +52,7 @@ def test_a_page_that_a_setting_names_tells_of_it() -> None:
 
 def test_running_code_stands_before_line_thirty() -> None:
     """Whoever opens the README sees at once what to type."""
-    assert "from client import Kling" in "\n".join(README.splitlines()[:35])
+    assert "from kling_callback import Kling" in "\n".join(README.splitlines()[:35])
     assert "scripts/demo" in "\n".join(README.splitlines()[:10])
 
 

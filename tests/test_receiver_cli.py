@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from client.signing import read_api_token
-from receiver import __version__
-from receiver.cli import main
+from kling_callback.protocol.signing import read_api_token
+from kling_receiver import __version__
+from kling_receiver.cli.main import main
 from tests.conftest import KEY, SECRET
 from tests.processes import environment, run
 

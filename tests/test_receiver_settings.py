@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from client.errors import SettingsError
-from client.settings import LIKENESS, ClientSettings, Remedy
-from receiver.settings import ReceiverSettings, ServeSettings
+from kling_callback.errors import SettingsError
+from kling_callback.settings import LIKENESS, ClientSettings, Remedy
+from kling_receiver.settings import ReceiverSettings, ServeSettings
 from tests.conftest import SECRET, make_settings
 
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import loopback
 import pytest
-from gateway import Sandbox
 
-from client import HookError
-from client.webhooks import hook_body, message_id, sign
+from kling_callback import HookError
+from kling_callback.protocol.webhooks import hook_body, message_id, sign
+from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.node import node
 from tests.stage import task_json
 from tests.submitting import events, submit
 from tests.test_docs import DOCS, blocks
+from tools.harness import loopback
 
 PAGE = (DOCS / "hooks.md").read_text(encoding="utf-8")
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()

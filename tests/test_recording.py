@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from client.codec import Report
-from receiver.database import Database
-from receiver.recording import CALM_MS, GRACE_MS, KEPT_BYTES, KEPT_EVENTS, Callback
-from receiver.transaction import EVENT, TASK
+from kling_callback.protocol.reports import Report
+from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import EVENT, TASK
+from kling_receiver.tasks.ingest import CALM_MS, GRACE_MS, KEPT_BYTES, KEPT_EVENTS, Callback
 from tests.ledger import FAMILY, FILE, NOW, OVERDUE, Ledger, callback, says, view
 
 

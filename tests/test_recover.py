@@ -1,14 +1,14 @@
 """Tasks whose callback never comes: found at their deadline, asked about ever more seldom, ended at last."""
 
 import pytest
-from gateway import Sandbox
 
-from client.ids import new_id
-from receiver import belief
-from receiver.creates import Registration, register
-from receiver.outbox import Claimed, Done, Outcome, RetryAt
-from receiver.recover import LOOKS, LOOKS_AT_NOTHING, Overdue
-from receiver.transaction import Transaction
+from kling_callback.protocol.ids import new_id
+from kling_receiver.jobs.queue import Claimed, Done, Outcome, RetryAt
+from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.overdue import LOOKS, LOOKS_AT_NOTHING, Overdue
+from kling_receiver.tasks.registration import Registration, register
+from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.submitting import IMAGES, create, events, eventually, finished, post, show, submit, types
 from tests.submitting import register as put
@@ -182,4 +182,4 @@ async def test_an_end_that_comes_while_kling_is_asked(parts: Parts, gateway: San
 
 
 def _end(tx: Transaction, task: str) -> None:
-    belief.end_locally(tx, tx.known(task), "meanwhile")
+    transitions.end_locally(tx, tx.known(task), "meanwhile")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from client.body import kept
-from receiver.errors import ApiError
-from receiver.registration import check_account, read_registration, registration
+from kling_callback.protocol.redact import kept
+from kling_receiver.web.api.registration import check_account, read_registration, registration
+from kling_receiver.web.errors import ApiError
 from tests.conftest import make_settings
 
 

@@ -9,24 +9,28 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway import Sandbox
 from PIL import Image
 
-from client.auth import KeyAuth
-from client.codec import Output, Report
-from client.gateway import Gateway
-from client.ids import new_id
-from receiver import belief, creates, results
-from receiver.creates import Registration
-from receiver.database import Database
-from receiver.metrics import Metrics
-from receiver.outbound import Allowed, Outbound, Refused, Transport
-from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt
-from receiver.reading import Reader
-from receiver.recording import Callback
-from receiver.results import AGAIN, ASK_AGAIN, FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, UNTOLD_MS, Asker, Fetcher
-from receiver.storage import Folder
-from receiver.writer import Writer
+from kling_callback.auth import KeyAuth
+from kling_callback.kling_api import Gateway
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.reports import Output, Report
+from kling_receiver.jobs.queue import Claimed, Done, GiveUp, Outcome, RetryAt
+from kling_receiver.metrics import Metrics
+from kling_receiver.net.client import Outbound, Transport
+from kling_receiver.net.guard import Allowed, Refused
+from kling_receiver.results import download
+from kling_receiver.results.download import FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, Fetcher
+from kling_receiver.results.storage import Folder
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.writer import Writer
+from kling_receiver.tasks import registration as task_registration
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.reconcile import AGAIN, ASK_AGAIN, UNTOLD_MS, Asker
+from kling_receiver.tasks.registration import Registration
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, Running, Start
 from tests.hosts import Visit, host
 from tests.submitting import (
@@ -297,7 +301,7 @@ class Parts:
         task = new_id()
         if theirs:
             known = Registration(task, IMAGES, attempt="one", outcome="created", task_id=theirs)
-            await self.writer.run(lambda tx: creates.register(tx, known))
+            await self.writer.run(lambda tx: task_registration.register(tx, known))
         report = Report(status, message="as the callback says")  # type: ignore[arg-type]
         await self.writer.record(Callback(task, IMAGES, "digest", b"", 0, report))
         return task
@@ -393,7 +397,7 @@ def dripping(visit: Visit) -> None:
 @pytest.mark.anyio
 async def test_a_download_that_drips_for_ever_ends(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """No byte is late, but the attempt as a whole is; the next one waits its turn, and nothing is left over."""
-    monkeypatch.setattr(results, "LONGEST_FETCH", 0.5)
+    monkeypatch.setattr(download, "LONGEST_FETCH", 0.5)
     with host(dripping) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
@@ -629,7 +633,7 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(
 async def accused(parts: Parts, theirs: str) -> str:
     """A task whose create has no answer yet, of which an unsigned callback names another's id."""
     task = new_id()
-    await parts.writer.run(lambda tx: creates.register(tx, Registration(task, IMAGES, attempt="one")))
+    await parts.writer.run(lambda tx: task_registration.register(tx, Registration(task, IMAGES, attempt="one")))
     await parts.writer.record(Callback(task, IMAGES, "digest", b"", 0, Report("succeed", task_id=theirs)))
     return task
 
@@ -646,7 +650,7 @@ async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
     task = await accused(parts, others)
     assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
     told = Registration(task, IMAGES, attempt="one", outcome="created", task_id=mine)
-    await parts.writer.run(lambda tx: creates.register(tx, told))
+    await parts.writer.run(lambda tx: task_registration.register(tx, told))
     assert isinstance(await parts.do(parts.asker.ask, task), Done)
     row = await parts.reader.task(task)
     assert row
@@ -676,7 +680,7 @@ async def test_klings_word_comes_even_after_the_callback_stood(parts: Parts, gat
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await parts.hinted(theirs, "failed")
-    await parts.writer.run(lambda tx: belief.stand(tx, tx.known(task)))
+    await parts.writer.run(lambda tx: transitions.stand(tx, tx.known(task)))
     assert isinstance(await parts.do(parts.asker.ask, task), Done)
     row = await parts.reader.task(task)
     assert row
@@ -789,5 +793,5 @@ async def test_what_is_settled_is_not_asked_about(parts: Parts, gateway: Sandbox
 def test_a_reason_holds_no_address() -> None:
     """Neither the query nor the path of an address reaches a log, and one line is enough."""
     error = httpx.ReadError("cannot read https://host/path?key=1 now\nmore")
-    assert results.reason(error) == "ReadError: cannot read (address) now"
-    assert results.reason(Refused()) == "Refused"
+    assert download.reason(error) == "ReadError: cannot read (address) now"
+    assert download.reason(Refused()) == "Refused"

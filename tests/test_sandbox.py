@@ -18,13 +18,14 @@ import httpx
 import jwt
 import pytest
 from click.testing import CliRunner
-from gateway import Sandbox
-from gateway.__main__ import main
-from gateway.callbacks import signed
-from gateway.families import FAMILIES
-from gateway.misbehaviour import SWITCHES
 from PIL import Image
 from standardwebhooks import Webhook
+
+from kling_sandbox import Sandbox
+from kling_sandbox.__main__ import main
+from kling_sandbox.callbacks import signed
+from kling_sandbox.families import FAMILIES
+from kling_sandbox.misbehaviour import SWITCHES
 
 ROOT = Path(__file__).parent.parent
 IMAGES = "/v1/images/generations"

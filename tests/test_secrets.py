@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import httpx
-from gateway import Sandbox
 
-from client.ids import new_id
-from client.signing import CallbackSigner, api_token
-from client.webhooks import sign
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.signing import CallbackSigner, api_token
+from kling_callback.protocol.webhooks import sign
+from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET
 from tests.hosts import host
 from tests.processes import CLIENT, COMMAND, Process, run

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway import Sandbox
-from loopback import free_port
 from sqlalchemy import create_engine, text
 
-from client.ids import new_id
-from receiver.server import bind
+from kling_callback.protocol.ids import new_id
+from kling_receiver.server import bind
+from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.processes import Process, environment, run
 from tests.submitting import post, register, rows, stream
+from tools.harness.loopback import free_port
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from itsdangerous import TimestampSigner
 
-from client.errors import ParameterError, SettingsError, TokenError, TokenExpired
-from client.ids import SHAPE
-from client.signing import (
+from kling_callback.errors import ParameterError, SettingsError, TokenError, TokenExpired
+from kling_callback.protocol.ids import SHAPE
+from kling_callback.protocol.signing import (
     MAKE_ONE,
     SHORTEST_SECRET,
     CallbackSigner,

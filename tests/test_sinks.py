@@ -15,12 +15,12 @@ import pytest
 from nats.aio.client import Client
 from redis.asyncio import Redis
 
-from receiver.hooks import BadHook, read_hook
-from receiver.outbound import Allowed
-from receiver.sinks import Message, NotTaken, Sink, Taken, cloud_event
-from receiver.sinks.nats import NatsSink
-from receiver.sinks.redis import RedisSink
-from receiver.sinks.registry import open_sink
+from kling_receiver.hooks.config import BadHook, read_hook
+from kling_receiver.net.guard import Allowed
+from kling_receiver.sinks import Message, NotTaken, Sink, Taken, cloud_event
+from kling_receiver.sinks.nats import NatsSink
+from kling_receiver.sinks.redis import RedisSink
+from kling_receiver.sinks.registry import open_sink
 from tests.brokers import Broker, nats, redis
 from tests.conftest import make_settings
 from tests.outgoing import install, outgoing

@@ -4,9 +4,9 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from receiver.database import Database
-from receiver.sql import Sql
-from receiver.transaction import NEW_TASK, TASK, TASKS
+from kling_receiver.store.database import Database
+from kling_receiver.store.sql import Sql
+from kling_receiver.store.transaction import NEW_TASK, TASK, TASKS
 from tests.ledger import FAMILY, NOW
 
 ALL = Sql("SELECT * FROM task ORDER BY id", of=TASK)

@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from receiver import states
-from receiver.states import FINAL, RANK, STATUSES, Origin, Status, move
+from kling_receiver import states
+from kling_receiver.states import FINAL, RANK, STATUSES, Origin, Status, move
 
 
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(STATUSES, STATUSES[1:])))

@@ -20,17 +20,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from client.codec import Report, read_answer
-from client.errors import GatewayError
-from receiver import files, hook_rows, outbox, recover, results, sweep
-from receiver.database import Database
-from receiver.files import Stored
-from receiver.hooks import NewHook
-from receiver.outbox import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
-from receiver.reading import RESULT
-from receiver.sql import Row
-from receiver.states import FINAL, RANK
-from receiver.transaction import EVENT, JOB, TASK, Transaction
+from kling_callback.errors import GatewayError
+from kling_callback.protocol.reports import Report, read_answer
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import NewHook
+from kling_receiver.jobs import queue
+from kling_receiver.jobs.queue import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
+from kling_receiver.results import records as result_records
+from kling_receiver.results.records import Stored
+from kling_receiver.states import FINAL, RANK
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import RESULT
+from kling_receiver.store.sql import Row
+from kling_receiver.store.transaction import EVENT, JOB, TASK, Transaction
+from kling_receiver.tasks import overdue, reconcile, startup
 from tests.ledger import FILE, SPELLINGS, Ledger, callback, spelled
 
 TASKS = st.sampled_from(["t", "u"])
@@ -127,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.models: dict[str, Model] = {}
         self.running: list[Run] = []
         self.last_event = 0
-        self.ledger.change(lambda tx: hook_rows.add(tx, NewHook(address="https://example.com/events")))
+        self.ledger.change(lambda tx: hook_records.add(tx, NewHook(address="https://example.com/events")))
 
     def teardown(self) -> None:
         """Take the database away."""
@@ -174,7 +177,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         def claim(tx: Transaction) -> list[Claimed]:
             busy = Busy(1, 9, kinds=Counter({"dispatch": 9}))
-            return outbox.claim_due(tx, busy, name=token_hex(8), lease_ms=10**9)
+            return queue.claim_due(tx, busy, name=token_hex(8), lease_ms=10**9)
 
         for job in self.ledger.change(claim):
             self.running.append(Run(job, self.ledger.task(job.task)))
@@ -188,7 +191,7 @@ class StoreMachine(RuleBasedStateMachine):
         job = dataclasses.replace(run.job, attempts=99, data=(run.job.data or {}) | many) if last else run.job
         verdict = getattr(self, f"_{job.kind}")
         settled = self.ledger.change(
-            lambda tx: outbox.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
+            lambda tx: queue.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
         )
         assert settled
 
@@ -196,13 +199,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(answer=ANSWERS)
     def the_process_dies(self, answer: Report | None) -> None:
         """What ran is owed again; what a dead worker's job comes to is nothing."""
-        self.ledger.change(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
         before = self.everything()
         for run in self.running:
             job = run.job
             verdict = getattr(self, f"_{job.kind}")
             lost = self.ledger.change(
-                lambda tx, job=job, run=run, verdict=verdict: outbox.settle(  # type: ignore[misc]
+                lambda tx, job=job, run=run, verdict=verdict: queue.settle(  # type: ignore[misc]
                     tx, job, lambda tx: verdict(tx, job, run.task, answer, True)
                 )
             )
@@ -217,7 +220,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Kling's answer is believed, whenever it was asked."""
         task = data.draw(st.sampled_from(sorted(self.models)))
         self.models[task].kling(str(answer.status), bool(answer.outputs))
-        self.ledger.change(lambda tx: recover.learn(tx, tx.known(task), answer, "operator"))
+        self.ledger.change(lambda tx: overdue.learn(tx, tx.known(task), answer, "operator"))
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), answer=SURE, lost=st.sets(st.integers(0, 1)))
@@ -232,11 +235,11 @@ class StoreMachine(RuleBasedStateMachine):
         def fetch(tx: Transaction) -> bool:
             row = tx.known(task)
             for n in gone:
-                files.lose(tx, row, n, "gone")
-            recover.learn(tx, row, answer, "operator")
+                result_records.lose(tx, row, n, "gone")
+            overdue.learn(tx, row, answer, "operator")
             again = row["status"] == answer.status == "succeed" and bool(answer.outputs)
             if again:
-                files.renew(tx, row, answer.outputs)
+                result_records.renew(tx, row, answer.outputs)
             return again
 
         if self.ledger.change(fetch):
@@ -246,10 +249,10 @@ class StoreMachine(RuleBasedStateMachine):
     def it_starts(self, times: int) -> None:
         """Once, or again before anything was done: nothing was forgotten, and turns go with deadlines."""
         self.running.clear()
-        self.ledger.change(lambda tx: outbox.rescue(tx, FAR_FUTURE))
+        self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
         for _ in range(times):
-            assert self.ledger.change(sweep.restore) == 0
-            self.ledger.change(lambda tx: sweep.take_turns(tx, self.ledger.now))
+            assert self.ledger.change(startup.restore) == 0
+            self.ledger.change(lambda tx: startup.take_turns(tx, self.ledger.now))
         turns = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
         assert {f"overdue/{task}" for task in turns} <= self.ledger.jobs().keys()
 
@@ -265,9 +268,9 @@ class StoreMachine(RuleBasedStateMachine):
         if reached:
             if answer:
                 model.kling(str(answer.status), bool(answer.outputs))
-            outcome = results._answered(tx, job, answer, task["hints"])
+            outcome = reconcile._answered(tx, job, answer, task["hints"])
         else:
-            outcome = results._unanswered(tx, job, GatewayError("no answer"))
+            outcome = reconcile._unanswered(tx, job, GatewayError("no answer"))
         if isinstance(outcome, GiveUp) and (hint := tx.known(job.task)["hint"] or self._stood(tx, job)):
             model.ours(hint, "callback")
         return outcome
@@ -281,14 +284,14 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> Outcome:
         model = self.models[job.task]
         if task["status"] in FINAL:
-            return recover._ended(tx, job)
+            return overdue._ended(tx, job)
         hint = tx.known(job.task)["hint"]
         if not reached:
-            outcome = recover._unanswered(tx, job, GatewayError("no answer"))
+            outcome = overdue._unanswered(tx, job, GatewayError("no answer"))
         else:
             if answer and model.status not in FINAL:
                 model.kling(str(answer.status), bool(answer.outputs))
-            outcome = recover._answered(tx, job, answer)
+            outcome = overdue._answered(tx, job, answer)
         if isinstance(outcome, Done):
             model.ours(hint or "failed", "callback" if hint else "local")
         return outcome
@@ -298,7 +301,7 @@ class StoreMachine(RuleBasedStateMachine):
             return Done()
         if answer:
             self.models[job.task].kling(str(answer.status), bool(answer.outputs))
-        return recover._swept(tx, job.task, answer)
+        return overdue._swept(tx, job.task, answer)
 
     def _download(
         self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool
@@ -306,11 +309,11 @@ class StoreMachine(RuleBasedStateMachine):
         n = job.data["n"]
         if reached:
             stored = Stored(f"{job.task}/{n}", "image/png", 1, "0" * 64)
-            files.store(tx, tx.known(job.task), n, stored)
+            result_records.store(tx, tx.known(job.task), n, stored)
             return Done()
         if job.attempts < 99:
             return RetryAt(tx.now + 5, "cut")
-        files.fail(tx, tx.known(job.task), n, "gone")
+        result_records.fail(tx, tx.known(job.task), n, "gone")
         return GiveUp("gone")
 
     @invariant()

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Sandbox
 
-from client.ids import new_id
-from receiver import hook_rows, sweep
-from receiver.database import Database
-from receiver.hooks import NewHook
-from receiver.outbox import FAR, Done
-from receiver.recover import NEVER_CALLED, Overdue
-from receiver.sweep import SPACING_MS
+from kling_callback.protocol.ids import new_id
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import NewHook
+from kling_receiver.jobs.queue import FAR, Done
+from kling_receiver.store.database import Database
+from kling_receiver.tasks import startup
+from kling_receiver.tasks.overdue import NEVER_CALLED, Overdue
+from kling_receiver.tasks.startup import SPACING_MS
+from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.ledger import FILE, NOW, Ledger, callback
 from tests.submitting import events, finished, rows, show, submit, types
@@ -64,17 +65,17 @@ def test_work_that_no_job_owes_is_owed_again(ledger: Ledger, caplog: pytest.LogC
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
     with caplog.at_level(logging.ERROR):
-        assert ledger.change(sweep.restore) == len(OWED)
+        assert ledger.change(startup.restore) == len(OWED)
     assert set(ledger.jobs()) == OWED
     assert caplog.text.count("was not owed") == len(OWED)
-    assert ledger.change(sweep.restore) == 0
+    assert ledger.change(startup.restore) == 0
 
 
 def test_what_was_given_up_is_owed_again_where_the_task_is_not_done(ledger: Ledger) -> None:
     """A dead job is no job."""
     ledger.record(callback("ended", "succeed", files=[FILE], signed=True))
     ledger.kill_job("download/ended/0")
-    assert ledger.change(sweep.restore) == 1
+    assert ledger.change(startup.restore) == 1
     job = ledger.jobs()["download/ended/0"]
     assert (job["state"], job["attempts"]) == ("ready", 0)
 
@@ -87,13 +88,13 @@ def test_a_sound_database_needs_nothing(ledger: Ledger) -> None:
     ledger.record(callback("failed", "failed", signed=True))
     ledger.record(callback("bare", "succeed", signed=True))
     ledger.register("refused", outcome="not_created", reason="no")
-    assert ledger.change(sweep.restore) == 0
+    assert ledger.change(startup.restore) == 0
 
 
 def take_turns(ledger: Ledger) -> None:
     """What a start does."""
     ledger.now += 1
-    ledger.change(lambda tx: sweep.take_turns(tx, ledger.now))
+    ledger.change(lambda tx: startup.take_turns(tx, ledger.now))
 
 
 def test_each_open_task_gets_its_turn(ledger: Ledger) -> None:
@@ -130,7 +131,7 @@ def test_another_start_gives_out_the_turns_anew(ledger: Ledger) -> None:
 def test_a_task_that_comes_after_the_start_needs_no_turn(ledger: Ledger) -> None:
     """Its callback is listened for."""
     ledger.register("new")
-    ledger.change(lambda tx: sweep.take_turns(tx, ledger.now))
+    ledger.change(lambda tx: startup.take_turns(tx, ledger.now))
     assert set(ledger.jobs()) == {"overdue/new"}
 
 
@@ -140,9 +141,9 @@ def test_a_task_whose_deadline_was_lost_gets_its_turn_too(ledger: Ledger) -> Non
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
     started = ledger.now = ledger.now + 1
-    ledger.change(sweep.restore)
+    ledger.change(startup.restore)
     ledger.now += 1
-    ledger.change(lambda tx: sweep.take_turns(tx, started))
+    ledger.change(lambda tx: startup.take_turns(tx, started))
     assert set(ledger.jobs()) == {"overdue/open", "sweep/open"}
 
 
@@ -171,14 +172,14 @@ def test_a_clock_that_was_ahead_puts_nothing_off_for_long(
 ) -> None:
     """What is due later than it can have been put off is due by then; all else stays."""
     ledger.register("t", outcome="not_created")
-    ledger.change(lambda tx: hook_rows.add(tx, NewHook(name="one", address="https://one.example/")))
+    ledger.change(lambda tx: hook_records.add(tx, NewHook(name="one", address="https://one.example/")))
     job: dict[str, Any] = {"kind": kind, "attempts": attempts, "lane": "hook one", "hook": "one"}
     ledger.put_job("late", **job | {"due_at": NOW + 30 * DAY})
     ledger.put_job("in time", **job | {"due_at": NOW + latest})
     ledger.put_job("dead", **job | {"due_at": NOW + 30 * DAY, "state": "dead"})
     ledger.put_job("paused", **job | {"due_at": FAR})
     with caplog.at_level(logging.WARNING):
-        ledger.change(sweep.bring_forward)
+        ledger.change(startup.bring_forward)
     due = {key: job["due_at"] - NOW for key, job in ledger.jobs().items()}
     assert due == {"late": latest, "in time": latest, "dead": 30 * DAY, "paused": FAR - NOW}
     assert f"1 jobs ({kind})" in caplog.text

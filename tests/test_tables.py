@@ -12,10 +12,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from receiver.database import Database
-from receiver.reading import RESULT, TAG
-from receiver.tables import METADATA
-from receiver.transaction import EVENT, JOB, NEW_TASK, TASK
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import RESULT, TAG
+from kling_receiver.store.tables import METADATA
+from kling_receiver.store.transaction import EVENT, JOB, NEW_TASK, TASK
 from tests.ledger import FAMILY, NOW, Ledger
 
 TASK_ROW = {**NEW_TASK, "id": "t", "family": FAMILY, "created_at": NOW, "updated_at": NOW}

@@ -5,10 +5,11 @@ import threading
 import pytest
 from sqlalchemy import text
 
-from receiver import hook_rows
-from receiver.database import Database
-from receiver.hook_rows import HOOK
-from receiver.transaction import EVENT, JOB, TASK, Committed, Rules, Transaction
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.records import HOOK
+from kling_receiver.policy import Rules
+from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import EVENT, JOB, TASK, Committed, Transaction
 from tests.ledger import FAMILY, NOW, Ledger
 
 
@@ -204,9 +205,9 @@ def test_who_is_owed_no_look(ledger: Ledger) -> None:
     """A paused hook, and that of another task; one that runs looks anyway, one that was put off stays so."""
     for name in ("paused", "running", "dead", "late"):
         ledger.put_hook(name)
-    ledger.change(lambda tx: hook_rows.add_for_task(tx, "u", "https://example.com/"))
+    ledger.change(lambda tx: hook_records.add_for_task(tx, "u", "https://example.com/"))
     ledger.log("one")
-    ledger.change(lambda tx: hook_rows.pause(tx, "paused", "for a test"))
+    ledger.change(lambda tx: hook_records.pause(tx, "paused", "for a test"))
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job WHERE key IN ('dispatch/paused', 'dispatch/task:u')")
         connection.exec_driver_sql(f"UPDATE job SET due_at = {NOW + 9}")

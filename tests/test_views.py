@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from client.signing import read_link
-from receiver import belief, files
-from receiver.database import Database
-from receiver.files import Stored
-from receiver.reading import Full, Reader
-from receiver.views import LINK_SECONDS, Views, iso
+from kling_callback.protocol.signing import read_link
+from kling_receiver.events.payloads import LINK_SECONDS, Views, iso
+from kling_receiver.results import records as result_records
+from kling_receiver.results.records import Stored
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Full, Reader
+from kling_receiver.tasks import transitions
 from tests.conftest import SECRET
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback, says
 
@@ -71,8 +72,8 @@ async def test_a_task_with_files(database: Database) -> None:
     ledger.register(outcome="created", task_id="k1")
     ledger.believe("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
     stored = Stored("t/0.png", "image/png", 5, "ab" * 32)
-    ledger.change(lambda tx: files.store(tx, tx.known("t"), 0, stored))
-    ledger.change(lambda tx: files.fail(tx, tx.known("t"), 2, "gone"))
+    ledger.change(lambda tx: result_records.store(tx, tx.known("t"), 0, stored))
+    ledger.change(lambda tx: result_records.fail(tx, tx.known("t"), 2, "gone"))
     view = await shown(ledger)
     assert (view["status"], view["origin"], view["task_id"]) == ("succeed", "kling", "k1")
     assert (view["cost"], view["status_msg"], view["done"]) == ("3.5", "m", False)
@@ -114,7 +115,7 @@ async def test_a_success_of_which_nobody_named_a_file(database: Database) -> Non
     """The lost result has no address."""
     ledger = Ledger(database)
     ledger.record(callback(status="succeed"))
-    ledger.change(lambda tx: belief.stand(tx, tx.known("t")))
+    ledger.change(lambda tx: transitions.stand(tx, tx.known("t")))
     view = await shown(ledger)
     assert (view["status"], view["origin"], view["done"]) == ("succeed", "callback", True)
     (result,) = view["results"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook
 
-from client.webhooks import MOST_SIGNATURES, TOLERANCE, check, secret_key, sign
+from kling_callback.protocol.webhooks import MOST_SIGNATURES, TOLERANCE, check, secret_key, sign
 
 SECRET = "whsec_" + base64.b64encode(b"a-webhook-secret-for-these-tests").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-secret-for-these-tests--").decode()

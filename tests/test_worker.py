@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from receiver import outbox
-from receiver.database import Database, Unavailable
-from receiver.outbox import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
-from receiver.sql import Row
-from receiver.transaction import Committed, Transaction
-from receiver.worker import PER_KIND, PER_LANE, SURPRISE, Handler, Worker
-from receiver.writer import Writer
+from kling_receiver.jobs import queue
+from kling_receiver.jobs.queue import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
+from kling_receiver.jobs.worker import PER_KIND, PER_LANE, SURPRISE, Handler, Worker
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.sql import Row
+from kling_receiver.store.transaction import Committed, Transaction
+from kling_receiver.store.writer import Writer
 from tests.ledger import Ledger, statements
 
 pytestmark = pytest.mark.anyio
@@ -431,7 +432,7 @@ async def test_a_worker_that_lost_its_claim_settles_nothing(
     async with working(database, slow) as shop:
         await shop.owe()
         await slow.next()
-        await shop.writer.run(lambda tx: outbox.rescue(tx, 1 << 62))
+        await shop.writer.run(lambda tx: queue.rescue(tx, 1 << 62))
         await shop.writer.run(lambda tx: _take_away(tx))
         slow.go.set()
         await shop.owe("other")

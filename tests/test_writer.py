@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from client.codec import Report
-from receiver.database import Database, Unavailable
-from receiver.recording import Callback
-from receiver.transaction import ANYTHING, TASK, Committed, Transaction
-from receiver.writer import LARGEST_BATCH, MOST_BYTES, MOST_WAITING, Writer
+from kling_callback.protocol.reports import Report
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.transaction import ANYTHING, TASK, Committed, Transaction
+from kling_receiver.store.writer import LARGEST_BATCH, MOST_BYTES, MOST_WAITING, Writer
+from kling_receiver.tasks.ingest import Callback
 from tests.ledger import FAMILY, NOW, Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
@@ -232,7 +233,7 @@ async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
 
 async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for its answer for ever."""
-    monkeypatch.setattr("receiver.writer.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("kling_receiver.store.writer.LONGEST_WAIT", 0.05)
     async with writing(database) as writer:
         hanging = threading.Event()
         with pytest.raises(Unavailable, match="does not answer"):

@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from receiver.sinks import Message, NotTaken, Taken
+from kling_receiver.sinks import Message, NotTaken, Taken
 
 
 class LinesSink:

@@ -1,0 +1,55 @@
+"""Submit a Kling job once, get called back, have the files: the client's side."""
+
+from kling_callback.errors import (
+    CreateUnknown,
+    GatewayError,
+    HookError,
+    KlingError,
+    NotCreated,
+    ParameterError,
+    ReceiverError,
+    ResultFailed,
+    SettingsError,
+    TaskFailed,
+    TokenError,
+    TokenExpired,
+    WaitTimeout,
+)
+from kling_callback.hooks import HookEvent, verify_hook
+from kling_callback.kling import AsyncKling
+from kling_callback.protocol.events import Event
+from kling_callback.protocol.signing import CallbackSigner
+from kling_callback.retry import Patience
+from kling_callback.settings import ClientSettings
+from kling_callback.sync import File, Kling, Result, Task
+from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
+
+__all__ = [
+    "AsyncFile",
+    "AsyncKling",
+    "AsyncResult",
+    "AsyncTask",
+    "CallbackSigner",
+    "ClientSettings",
+    "CreateUnknown",
+    "Event",
+    "File",
+    "GatewayError",
+    "HookError",
+    "HookEvent",
+    "Kling",
+    "KlingError",
+    "NotCreated",
+    "ParameterError",
+    "Patience",
+    "ReceiverError",
+    "Result",
+    "ResultFailed",
+    "SettingsError",
+    "Task",
+    "TaskFailed",
+    "TokenError",
+    "TokenExpired",
+    "WaitTimeout",
+    "verify_hook",
+]

@@ -1,0 +1,71 @@
+"""Proof of who calls Kling: a bearer key, or a JWT made from access key and secret key (section 2)."""
+
+import time
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import httpx
+import jwt
+from jwt.warnings import InsecureKeyLengthWarning
+
+from kling_callback.protocol.families import is_new
+from kling_callback.protocol.signing import Clock
+
+LIFETIME = 1800
+"""Seconds for which a JWT is good."""
+
+RENEW_BEFORE = 300
+"""Seconds before its end at which a JWT is made anew: a clock may be off, an upload may be slow."""
+
+STALE = frozenset({1003, 1004})
+"""Codes that mean: this token's time has not come, or is over. Nothing was taken; ask once more."""
+
+
+class KeyAuth(httpx.Auth):
+    """`Authorization: Bearer <key>`."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        yield request
+
+
+class TokenAuth(httpx.Auth):
+    """A JWT, kept until shortly before it ends."""
+
+    def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
+        self._access_key, self._secret_key, self._clock = access_key, secret_key, clock
+        self._token, self._renew_at = "", 0.0
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self._clock() >= self._renew_at:
+            self._sign()
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        yield request
+
+    def forget(self) -> None:
+        """Sign anew for the next request: Kling called this token stale."""
+        self._renew_at = 0.0
+
+    def _sign(self) -> None:
+        now = int(self._clock())
+        claims = {"iss": self._access_key, "exp": now + LIFETIME, "nbf": now - 5}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # the length is Kling's choice
+            self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
+        self._renew_at = now + LIFETIME - RENEW_BEFORE
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """One proof for legacy calls, one for the new standard's, which take no JWT."""
+
+    legacy: httpx.Auth
+    new: httpx.Auth
+
+    def of(self, family: str) -> httpx.Auth:
+        """The one that a call about this family takes."""
+        return self.new if is_new(family) else self.legacy

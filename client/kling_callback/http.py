@@ -1,0 +1,34 @@
+"""The one place where this package's HTTP client is made."""
+
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+import httpx
+
+from kling_callback.protocol.urls import is_loopback
+
+AGENT = f"kling-callback/{version('kling-callback')}"
+
+
+def new_http(receiver: str) -> httpx.AsyncClient:
+    """A client for Kling and the receiver: no limit on how many wait at a time, no redirects.
+
+    A proxy from the environment is used, but not for a receiver on this machine.
+    """
+    host = urlsplit(receiver).hostname or ""
+    direct = {f"all://{f'[{host}]' if ':' in host else host}": None} if is_loopback(host) else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    return httpx.AsyncClient(limits=limits, mounts=direct, headers={"User-Agent": AGENT})
+
+
+def retry_after_seconds(response: httpx.Response) -> float | None:
+    """Seconds to wait, from a `Retry-After` of either form."""
+    value = response.headers.get("Retry-After", "")
+    if value.isascii() and value.isdecimal():
+        return float(value[:9])
+    try:
+        at, date = parsedate_to_datetime(value), parsedate_to_datetime(response.headers.get("Date", value))
+        return max((at - date).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None

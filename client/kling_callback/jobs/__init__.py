@@ -1,0 +1,1 @@
+"""Typed jobs: their parameters, and the body of a create call."""

@@ -1,0 +1,127 @@
+"""The kinds of parameters a job has: each checks one value and gives back what is sent for it.
+
+Every problem is a ValueError whose message fits behind the parameter's name.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kling_callback.jobs.images import picture
+
+
+class Kind(Protocol):
+    """One kind of value."""
+
+    def check(self, value: Any) -> Any:
+        """What to send for `value`; ValueError when Kling would refuse it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Some text of at most `longest` characters."""
+
+    longest: int
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError("must be text.")
+        if len(value) > self.longest:
+            raise ValueError(f"has {len(value)} characters, at most {self.longest}.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words that all of Kling's pages agree on."""
+
+    words: tuple[str, ...]
+
+    def check(self, value: Any) -> str:
+        if value not in self.words:
+            raise ValueError(f"must be {' or '.join(self.words)}.")
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def check(self, value: Any) -> float:
+        if not _is_number(value) or not self.low <= value <= self.high:
+            raise ValueError(f"must be a number from {self.low} to {self.high}.")
+        return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number from `low` to `high`."""
+
+    low: int
+    high: int
+
+    def check(self, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not self.low <= value <= self.high:
+            raise ValueError(f"must be a whole number from {self.low} to {self.high}.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Whole seconds from `low` to `high`. Kling wants them as text; 5 and "5" are both fine here."""
+
+    low: int
+    high: int
+
+    def check(self, value: Any) -> str:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        digits = isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 4
+        if not digits or not self.low <= int(text) <= self.high:
+            raise ValueError(f"must be whole seconds from {self.low} to {self.high}; 5 and 10 always work.")
+        return str(int(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture: a `Path`, or a string that is a URL, a data URL, a file's name or bare base64."""
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, Path | str):
+            raise ValueError("must be a Path, a URL, a file's name or base64.")
+        return picture(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """How the camera moves (section 6): a `type`, and for `simple` a `config` with one movement."""
+
+    types: tuple[str, ...] = ("simple", "down_back", "forward_up", "right_turn_forward", "left_turn_forward")
+    movements: tuple[str, ...] = ("horizontal", "vertical", "pan", "tilt", "roll", "zoom")
+    most: int = 10
+
+    def check(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or value.get("type") not in self.types:
+            raise ValueError(f"must be an object with `type`: {', '.join(self.types)}.")
+        config = value.get("config")
+        if value["type"] == "simple":
+            self._check_config(config)
+        elif config:
+            raise ValueError("`config` goes with the type simple only.")
+        return {name: part for name, part in value.items() if part not in (None, {})}
+
+    def _check_config(self, config: Any) -> None:
+        amounts = list(config.values()) if isinstance(config, Mapping) else []
+        if not all(_is_number(amount) and abs(amount) <= self.most for amount in amounts):
+            raise ValueError(f"`config` holds numbers from -{self.most} to {self.most}.")
+        if sum(amount != 0 for amount in amounts) != 1:
+            raise ValueError(f"simple needs a `config` with exactly one of {', '.join(self.movements)} not 0.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,248 @@
+"""Kling's own HTTP interface: one create, one query, and what each answer proves. It never retries.
+
+`family` names the job: a path under `/v1` (`videos/text2video`), or with a leading slash a path of the
+new standard (`/text-to-video/kling-3.0-turbo`).
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+import httpx
+
+from kling_callback.auth import STALE, KeyAuth, Proofs, TokenAuth
+from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
+from kling_callback.http import retry_after_seconds
+from kling_callback.protocol.families import is_new
+from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, read_answer
+from kling_callback.settings import KlingSettings
+
+NOT_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+"""Failures that happen before a request leaves: it was surely not taken."""
+
+TOO_FAST, TOO_MANY = 1302, 1303
+RETRYABLE = frozenset({TOO_FAST, TOO_MANY, 5000, 5001, 5002})
+MAY_HAVE_TAKEN_IT = frozenset({5000, 5001, 5002})
+SURELY_REFUSED = range(1000, 1400)
+HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 425, 499}
+"""Without one of Kling's codes: a redirect or a refusal took nothing, a time-out or a 5xx may have."""
+
+NO_SUCH_QUERY = frozenset({404, 405, 501})
+"""How a relay without the batch query answers one."""
+
+LONGEST_ANSWER = 8_000_000
+"""Bytes of an answer that are read; a longer one is not from Kling."""
+
+GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+
+TIMEOUT = httpx.Timeout(60, connect=15)
+"""Seconds: a create may carry a 10 MB image, its answer comes within a few seconds."""
+
+LONGEST_CALL = 180
+"""Seconds for a whole call, however slowly its answer drips."""
+
+BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
+"""Whatever may go wrong between sending a request and having read its answer."""
+
+
+def gateway_auth(settings: KlingSettings) -> Proofs:
+    """How the settings say that Kling is to be called; for legacy calls access key and secret key go first."""
+    key = KeyAuth(settings.api_key)
+    if not settings.access_key:
+        return Proofs(key, key)
+    token = TokenAuth(settings.access_key, settings.secret_key)
+    return Proofs(token, key if settings.api_key else token)
+
+
+SHORTEST_KEY = 8
+"""Characters: what is shorter is no key, and may be part of any answer."""
+
+
+class Gateway:
+    """Kling at one address, with one key. Redirects are not followed: the key goes to that address only."""
+
+    def __init__(self, base: str, auth: httpx.Auth | Proofs, http: httpx.AsyncClient) -> None:
+        self._base, self._http = base.rstrip("/"), http
+        self._proofs = auth if isinstance(auth, Proofs) else Proofs(auth, auth)
+
+    def address(self, family: str) -> str:
+        """Where a job of this family is created."""
+        return f"{self._base}{family}" if is_new(family) else f"{self._base}/v1/{family}"
+
+    async def create(self, family: str, body: dict[str, Any]) -> Report:
+        """POST one create. The report has Kling's `task_id`.
+
+        Raises NotCreated when Kling surely did not take it, CreateUnknown when it may have.
+        """
+        try:
+            response, answer = await self._call(family, "POST", self.address(family), json=body)
+        except NOT_SENT as error:
+            raise NotCreated(
+                f"Kling could not be reached at {self._base}: {_reason(error)}.",
+                retryable=not isinstance(error, httpx.UnsupportedProtocol),
+                hint="Check KLING_API_BASE and the network.",
+            ) from error
+        except BROKEN as error:
+            raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
+        return _created(response.status_code, answer, retry_after_seconds(response))
+
+    async def query(
+        self, family: str, *, task_id: str | None = None, external_id: str | None = None
+    ) -> Report | None:
+        """Ask Kling for one task, by its own id or by ours; None when it says that it knows no such task.
+
+        Raises GatewayError when it gave no usable answer. New-standard tasks are asked by the batch query,
+        and by their path where a relay has no such query.
+        """
+        identifier = task_id or external_id or ""
+        quoted = quote(identifier, safe="")
+        if is_new(family):
+            name = "task_ids" if task_id else "external_task_ids"
+            try:
+                return await self._ask(family, f"{self._base}/tasks?{name}={quoted}", identifier)
+            except GatewayError as error:
+                if error.http_status not in NO_SUCH_QUERY:
+                    raise
+        return await self._ask(family, f"{self.address(family)}/{quoted}", identifier, named=True)
+
+    async def _ask(self, family: str, url: str, identifier: str, *, named: bool = False) -> Report | None:
+        """One query. `named`: the path names the task, so that a relay's bare 404 speaks of it."""
+        try:
+            response, answer = await self._call(family, "GET", url)
+        except BROKEN as error:
+            raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
+        status, code = response.status_code, answer.code if answer else None
+        if code in UNKNOWN_TASK or (named and answer and status == 404 and not isinstance(code, int)):
+            return None
+        found = _named(answer, identifier) if answer is not None and status < 300 else None
+        if found and found.status and code not in RETRYABLE and code not in SURELY_REFUSED:
+            return found  # whatever word a relay has for success
+        if answer is None or not answer.ok or status >= 300:
+            raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
+        return found
+
+    async def _call(
+        self, family: str, method: str, url: str, **body: Any
+    ) -> tuple[httpx.Response, Answer | None]:
+        auth = self._proofs.of(family)
+        response, answer = await self._once(auth, method, url, **body)
+        if answer is not None and answer.code in STALE and isinstance(auth, TokenAuth):
+            auth.forget()
+            return await self._once(auth, method, url, **body)
+        return response, answer
+
+    async def _once(
+        self, auth: httpx.Auth, method: str, url: str, **body: Any
+    ) -> tuple[httpx.Response, Answer | None]:
+        headers = {"Accept-Encoding": "identity"}
+        request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
+        with anyio.fail_after(LONGEST_CALL):
+            response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
+            try:
+                return response, read_answer(_without_key(await _content(response), response.request))
+            finally:
+                await response.aclose()
+
+
+def _without_key(content: bytes, asked: httpx.Request) -> bytes:
+    """An answer that quotes the key it was asked with would carry it into logs, tasks and events."""
+    key = asked.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+    return content.replace(key, b"(key)") if len(key) >= SHORTEST_KEY else content
+
+
+async def _content(response: httpx.Response) -> bytes:
+    """The whole answer; one that came compressed all the same is inflated no further than it may be long."""
+    inflate, content = _inflater(response), bytearray()
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async for chunk in response.stream:
+        try:
+            content += inflate(chunk, LONGEST_ANSWER + 1 - len(content))
+        except zlib.error as error:
+            raise httpx.DecodingError(f"the answer is damaged ({error})", request=response.request) from error
+        if len(content) > LONGEST_ANSWER:
+            raise httpx.DecodingError("the answer is longer than any of Kling's", request=response.request)
+    return bytes(content)
+
+
+def _inflater(response: httpx.Response) -> Callable[[bytes, int], bytes]:
+    """What makes so many bytes at most of a piece of the answer."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return lambda chunk, most: chunk
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompressobj(GZIP_OR_ZLIB).decompress
+    said = f"the answer came as {encoding[:20]}, although it was asked for as it is"
+    raise httpx.DecodingError(said, request=response.request)
+
+
+def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:
+    code = answer.code if answer else None
+    report = next((each for each in answer.reports if each.task_id), None) if answer else None
+    refused = code in SURELY_REFUSED or (code not in MAY_HAVE_TAKEN_IT and status in HTTP_REFUSED)
+    # With Kling's id in hand the task exists, whatever word a relay has for success.
+    if report is not None and status < 300 and not refused and code not in MAY_HAVE_TAKEN_IT:
+        return report
+    raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
+
+
+def _refusal(
+    kind: type[GatewayError], status: int, answer: Answer | None, retry_after: float | None
+) -> GatewayError:
+    code = answer.code if answer else None
+    said = answer.message if answer and answer.message else "no readable answer"
+    said = "".join(letter if letter.isprintable() else " " for letter in said)  # it goes into logs, too
+    return kind(
+        f"Kling answered {'' if code is None else f'{code}, '}HTTP {status}: {said.rstrip('.')}.",
+        code=code,
+        http_status=status,
+        request_id=answer.request_id if answer else None,
+        retryable=code in RETRYABLE or (not isinstance(code, int) and (status == 429 or status >= 500)),
+        retry_after=retry_after,
+        hint=HINTS.get(code) if isinstance(code, int) else HTTP_HINTS.get(status),
+    )
+
+
+HINTS = {
+    1000: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
+    1001: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
+    1002: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
+    1003: "Check this machine's clock.",
+    1004: "Check this machine's clock.",
+    1100: "Look at the account in Kling's console.",
+    1101: "The account is in arrears: top it up.",
+    1102: "The resource pack is used up or has expired: buy another.",
+    1103: "The account has no right to this model: choose another, or buy it.",
+    1202: "Check the path of the job (KLING_API_BASE, family).",
+    1203: "Check model_name.",
+    1300: "Kling's policy forbids this prompt or image: change it.",
+    1301: "Kling's content safety forbids this prompt or image: change it.",
+    1304: "Put this machine's address on the allow-list in Kling's console.",
+}
+
+
+HTTP_HINTS = {
+    401: "Check KLING_API_KEY and KLING_API_BASE: does this gateway know this key?",
+    403: "Check KLING_API_KEY and KLING_API_BASE: does this gateway know this key?",
+    404: "Check KLING_API_BASE and the family: is there a job at this path?",
+    413: "The request is too large for the gateway: send the image as a URL.",
+}
+
+
+def _named(answer: Answer, identifier: str) -> Report | None:
+    """The report asked for: a batch may hold others, a relay may answer with yet another id."""
+    for report in answer.reports:
+        if identifier in (report.task_id, report.external_id):
+            return report
+    return answer.reports[0] if len(answer.reports) == 1 else None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__

@@ -1,0 +1,1 @@
+"""`kling listen`: receive events from a cursor kept on disk."""

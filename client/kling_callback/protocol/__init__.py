@@ -1,0 +1,1 @@
+"""Kling's protocol and our own tokens: pure functions, shared with the receiver."""

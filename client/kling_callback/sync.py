@@ -1,0 +1,260 @@
+"""Kling without `await`: each method runs its namesake of AsyncKling in an event loop of its own thread."""
+
+import asyncio
+import functools
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack
+
+import httpx
+
+from kling_callback.base import FileView, ResultView, TaskView
+from kling_callback.errors import KlingError
+from kling_callback.kling import AsyncKling
+from kling_callback.protocol.events import Event
+from kling_callback.retry import Patience
+from kling_callback.settings import WaitSettings
+from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+GRACE = 10
+"""Seconds for what was interrupted to say its last word."""
+
+
+class Call(Generic[T]):
+    """A call under way in the other thread."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: Callable[[], Awaitable[T]],
+        all_calls: "set[Call[Any]]",
+    ) -> None:
+        self._loop, self._call, self._all = loop, call, all_calls
+        self._ended = threading.Event()
+        self._task: asyncio.Task[Any] | None = None
+        self.future = asyncio.run_coroutine_threadsafe(self._run(), loop)
+
+    def result(self) -> T:
+        """What it returns. Ctrl-C here cancels it there, and waits for its last word."""
+        try:
+            return self.future.result()
+        finally:
+            if not self._ended.is_set():
+                self.stop()
+
+    def stop(self) -> None:
+        """Cancel it, and wait a while for its end."""
+        self._loop.call_soon_threadsafe(self._cancel)
+        self._ended.wait(GRACE)
+
+    def _cancel(self) -> None:
+        if self._task and not self._ended.is_set():
+            self._task.cancel()
+
+    async def _run(self) -> T:
+        self._task = asyncio.current_task()
+        self._all.add(self)
+        try:
+            return await self._call()
+        finally:
+            self._all.discard(self)
+            self._ended.set()
+
+
+class Loop:
+    """An event loop in a thread of its own, begun by the first call.
+
+    A daemon's thread: a program that ends, or fails, without closing it ends all the same.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._calls: set[Call[Any]] = set()
+
+    def run(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What `call` returns."""
+        return self.start(call).result()
+
+    def start(self, call: Callable[[], Awaitable[T]]) -> Call[T]:
+        """`call`, under way."""
+        return Call(self._started(), call, self._calls)
+
+    def close(self, last: Callable[[], Awaitable[None]]) -> None:
+        """End what is still under way, then do the `last`, then end the thread.
+
+        Something may be: an interrupt can come before a caller holds what it began.
+        """
+        if self._closed:
+            return
+        for call in list(self._calls):
+            call.stop()
+        self.run(last)
+        loop = self._started()
+        with self._lock:
+            self._closed, thread = True, self._thread
+        assert thread
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise KlingError("This Kling is closed.", code="closed", hint="Open another one.")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="kling", daemon=True)
+                self._thread.start()
+            return self._loop
+
+
+def _creating(
+    method: Callable[Concatenate[AsyncKling, P], Awaitable[AsyncTask]],
+) -> "Callable[Concatenate[Kling, P], Task]":
+    """The method of Kling that is this one of AsyncKling, parameters and all."""
+
+    def blocking(self: "Kling", /, *args: P.args, **kwargs: P.kwargs) -> "Task":
+        task = self.loop.run(lambda: method(self.asynchronous, *args, **kwargs))
+        return Task(self.loop, task)
+
+    functools.update_wrapper(blocking, method)
+    blocking.__qualname__ = f"Kling.{method.__name__}"
+    return blocking
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of AsyncKling and Kling."""
+
+    api_base: str | None
+    api_key: str | None
+    access_key: str | None
+    secret_key: str | None
+    signing_secrets: Sequence[str] | str | None
+    receiver_token: str | None
+    receiver_url: str | None
+    receiver_internal_url: str | None
+    settings: WaitSettings | None
+    patience: Patience | None
+    http: httpx.AsyncClient | None
+
+
+class Kling:
+    """Kling with a receiver. Open it with `with`, or end it with `close`; threads may share it."""
+
+    def __init__(self, **settings: Unpack[Settings]) -> None:
+        """The arguments are those of AsyncKling. Raises SettingsError, which lists all problems."""
+        self.asynchronous = AsyncKling(**settings)
+        self.loop = Loop()
+
+    text_to_image = _creating(AsyncKling.text_to_image)
+    image_to_image = _creating(AsyncKling.image_to_image)
+    text_to_video = _creating(AsyncKling.text_to_video)
+    run = _creating(AsyncKling.run)
+    create = _creating(AsyncKling.create)
+    task = _creating(AsyncKling.task)
+
+    def tasks(
+        self, *, status: str | None = None, family: str | None = None, tag: str | None = None, limit: int = 100
+    ) -> "list[Task]":
+        """At most `limit` tasks, newest first. Raises ReceiverError."""
+        found = self.loop.run(
+            lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit)
+        )
+        return [Task(self.loop, task) for task in found]
+
+    def close(self) -> None:
+        """End what is under way, close all connections, then the thread."""
+        self.loop.close(self.asynchronous.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Task(TaskView):
+    """One task."""
+
+    def __init__(self, loop: Loop, task: AsyncTask) -> None:
+        super().__init__(task.data, unreported=task.unreported)
+        self._loop, self._task = loop, task
+
+    def wait(
+        self, timeout: float | None = None, *, on_event: Callable[[Event], object] | None = None
+    ) -> "Result":
+        """The result, once the task is done: the receiver wakes us, nothing polls.
+
+        `timeout`: seconds, None for as long as it takes. `on_event` hears what happened, from the beginning,
+        in this thread. Raises TaskFailed, ResultFailed, WaitTimeout (the task goes on), or ReceiverError.
+        """
+        try:
+            return Result(self._loop, self._wait(timeout, on_event))
+        finally:
+            self.data = self._task.data
+
+    def stored(self) -> "Result":
+        """What there is of the result by now, whatever became of the rest."""
+        return Result(self._loop, self._task.stored())
+
+    def refresh(self) -> "Task":
+        """Ask the receiver once how things stand; returns itself."""
+        self._loop.run(self._task.refresh)
+        self.data = self._task.data
+        return self
+
+    def _wait(self, timeout: float | None, on_event: Callable[[Event], object] | None) -> AsyncResult:
+        if on_event is None:
+            return self._loop.run(lambda: self._task.wait(timeout))
+        heard: SimpleQueue[Event | None] = SimpleQueue()
+        call = self._loop.start(lambda: self._task.wait(timeout, on_event=heard.put))
+        call.future.add_done_callback(lambda _: heard.put(None))
+        try:
+            while (event := heard.get()) is not None:
+                self.data = event.task
+                on_event(event)
+            return call.result()
+        finally:
+            call.stop()
+
+
+class Result(ResultView["File"]):
+    """The files of a task that succeeded."""
+
+    def __init__(self, loop: Loop, result: AsyncResult) -> None:
+        super().__init__(result.task, [File(loop, each) for each in result.files])
+
+
+class File(FileView):
+    """One result file."""
+
+    def __init__(self, loop: Loop, file: AsyncFile) -> None:
+        super().__init__(file.data, file.task)
+        self._loop, self._file = loop, file
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file to `path` (in a folder: under its own name), whole and checked, or not at all.
+
+        Returns where it is. Raises ResultFailed when it cannot be had, OSError when it cannot be written.
+        """
+        return self._loop.run(lambda: self._file.save(path))
+
+    def read(self) -> bytes:
+        """The content, checked. Raises ResultFailed when it cannot be had."""
+        return self._loop.run(self._file.read)

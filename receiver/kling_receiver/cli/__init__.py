@@ -1,0 +1,1 @@
+"""The `kling-receiver` command: one module for each group of subcommands."""

@@ -1,0 +1,1 @@
+"""Notify waiting streams of new events, and render tasks and events as JSON."""

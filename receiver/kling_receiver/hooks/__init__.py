@@ -1,0 +1,1 @@
+"""Event delivery: which hooks exist, which events match them, and sending."""

@@ -1,0 +1,206 @@
+"""What a hook is: an address, what it wants to hear of, and how it is treated. Checked before it is kept."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from kling_callback.protocol.events import TYPES
+from kling_callback.protocol.families import RULE, is_family
+from kling_callback.protocol.ids import is_id
+from kling_callback.protocol.webhooks import new_secret
+from kling_callback.settings import HookSecret
+from kling_receiver.net.guard import Allowed
+from kling_receiver.sinks import scheme_of
+from kling_receiver.sinks.command import arguments, written
+from kling_receiver.sinks.http import check_web_address
+from kling_receiver.sinks.registry import open_sink
+from kling_receiver.states import FINAL, STATUSES
+from kling_receiver.store.sql import Row
+from kling_receiver.validation import problems
+
+WEB = ("https", "http")
+SCHEDULE = (5.0, 30.0, 120.0, 900.0, 3600.0, 10_800.0, 28_800.0, 86_400.0)
+"""Seconds between attempts, each drawn from the upper half of its step; after the last the event is dead."""
+TIMEOUT = {"web": 15.0, "command": 60.0, "other": 15.0}
+CONCURRENCY = {"web": 8, "command": 2, "other": 8}
+
+ANY = frozenset(STATUSES)
+AT: Mapping[str, frozenset[str]] = {
+    **{f"task.{status}": frozenset({status}) for status in STATUSES},
+    "result.stored": frozenset({"succeed"}),
+    "result.failed": frozenset({"succeed"}),
+    "task.done": FINAL,
+}
+EVENTS = {type_: AT.get(type_, ANY) for type_ in TYPES}
+"""Every type of event, and the statuses that a task may have when it happens."""
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+OF_TASK = "task:"
+"""What the name of a hook of one task alone begins with."""
+
+
+def _whole(value: Any) -> Any:
+    """JSON does not tell 1 from 1.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(NAME, value):
+        raise ValueError("must be small letters, digits, - and _, 63 at most.")
+    return value
+
+
+def _new_name(value: str) -> str:
+    """Nothing has a name made for it."""
+    return value and _name(value)
+
+
+def _any_name(value: str) -> str:
+    return value if is_id(value.removeprefix(OF_TASK)) and value.startswith(OF_TASK) else _name(value)
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+AnyName = Annotated[str, AfterValidator(_any_name)]
+"""The name of a hook, that of one task alone too."""
+Label = Annotated[str, Field(min_length=1, max_length=100)]
+Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
+
+
+class Wanted(BaseModel):
+    """What a hook wants to hear of; what is empty wants all."""
+
+    events: list[str] = Field(default_factory=list, max_length=len(EVENTS))
+    families: list[str] = Field(default_factory=list, max_length=100)
+    statuses: list[Literal["created", "submitted", "processing", "succeed", "failed"]] = Field(
+        default_factory=list, max_length=len(STATUSES)
+    )
+    tags: list[Label] = Field(default_factory=list, max_length=100)
+
+    @field_validator("events")
+    @classmethod
+    def _events(cls, values: list[str]) -> list[str]:
+        if unknown := sorted(set(values) - EVENTS.keys()):
+            raise ValueError(f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENTS)}.")
+        return sorted(set(values))
+
+    @field_validator("families")
+    @classmethod
+    def _families(cls, values: list[str]) -> list[str]:
+        if wrong := [value for value in values if not is_family(value)]:
+            raise ValueError(f"{', '.join(wrong)}: a family must be {RULE}.")
+        return sorted(set(values))
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Wanted":
+        possible = frozenset().union(*(EVENTS[event] for event in self.events)) if self.events else ANY
+        if self.statuses and not possible & set(self.statuses):
+            raise ValueError(
+                f"the filter matches nothing: at {' or '.join(self.events)} a task is never "
+                f"{' or '.join(self.statuses)}. Leave out one of both."
+            )
+        return self
+
+
+class NewHook(Wanted):
+    """A hook as somebody wants it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    name: Annotated[str, AfterValidator(_new_name)] = ""
+    address: str = Field(min_length=1, max_length=2000)
+    secret: HookSecret = Field("", repr=False)
+    schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
+    concurrency: Annotated[Whole, Field(ge=1, le=256)] | None = None
+    rate: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
+    timeout: float | None = Field(None, gt=0, le=300, allow_inf_nan=False)
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        scheme = scheme_of(value)
+        if scheme == "command":
+            return written(arguments(value))
+        if scheme not in WEB:
+            open_sink(value)
+        elif info.context:
+            check_web_address(value, info.context)
+        return value
+
+    @model_validator(mode="after")
+    def _signed(self) -> "NewHook":
+        if self.secret and not self.is_signed:
+            raise ValueError("a secret signs what goes to a web address; leave it out.")
+        return self
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether what is sent there is signed."""
+        return scheme_of(self.address) in WEB
+
+    def values(self) -> Row:
+        """The columns that say where events go, which, and how."""
+        kind = "web" if self.is_signed else "command" if scheme_of(self.address) == "command" else "other"
+        return {
+            "address": self.address,
+            "filter": {
+                "events": self.events,
+                "families": self.families,
+                "statuses": self.statuses,
+                "tags": self.tags,
+            },
+            "schedule": self.schedule,
+            "concurrency": self.concurrency or CONCURRENCY[kind],
+            "rate": self.rate,
+            "timeout": self.timeout or TIMEOUT[kind],
+        }
+
+    def row(self, name: str, source: str, *, cursor: int, now: int) -> Row:
+        """The row of it, with a new secret where one is needed and none is given."""
+        return {
+            **self.values(),
+            "name": name,
+            "source": source,
+            "task": None,
+            "lane": name,
+            "secrets": [[self.secret or new_secret(), None]] if self.is_signed else [],
+            "cursor": cursor,
+            "failing_since": None,
+            "paused_at": None,
+            "paused_because": "",
+            "created_at": now,
+        }
+
+
+DEFAULT = "default"
+"""The name of the hook that KLING_HOOK_URL is."""
+
+
+class BadHook(Exception):
+    """A hook that cannot be; `problems` names all that is wrong with it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
+def read_hook(given: Any, allowed: Allowed) -> NewHook:
+    """A hook as it is described by a document. Raises BadHook, naming every problem."""
+    try:
+        hook = NewHook.model_validate(given, context=allowed)
+    except ValidationError as error:
+        raise BadHook(problems(error)) from None
+    if hook.name == DEFAULT:
+        raise BadHook(["name: this one is KLING_HOOK_URL's. Choose another."])
+    return hook

@@ -1,0 +1,1 @@
+"""The job queue: enqueue, claim under a lease, run, settle, retry."""

@@ -1,0 +1,139 @@
+"""Which addresses may be reached: public ones, and those that a setting allows."""
+
+import functools
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import httpx
+
+from kling_callback.protocol.urls import is_loopback
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is given out; NAT64, mapped and compatible IPv4, site and link local lie outside."""
+CLOSED: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(network)
+    for network in ("2001::/32", "2002::/16", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
+)
+"""Teredo, 6to4 and its relays carry IPv4 inside; the others have the insides of two clouds in them."""
+HOST = re.compile(rb"[A-Za-z0-9._:-]+")
+
+
+class Refused(Exception):
+    """The address must not be reached; final, however often it is tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What one purpose may reach although it is private: hosts, networks, `host:port`; by which `setting`."""
+
+    hosts: frozenset[tuple[str, int | None]] = frozenset()
+    networks: tuple[Network, ...] = ()
+    setting: str = ""
+
+    @classmethod
+    def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowed":
+        """Read a setting's entries. Raises ValueError naming all that are none of the three."""
+        hosts, networks, wrong = set(), [], []
+        for entry in entries:
+            if network := _network(entry):
+                networks.append(network)
+            elif host := _host_and_port(entry):
+                hosts.add(host)
+            else:
+                wrong.append(repr(entry))
+        if wrong:
+            raise ValueError(f"neither a host, nor a network, nor host:port: {', '.join(wrong)}.")
+        return cls(frozenset(hosts), tuple(networks), setting)
+
+    @property
+    def remedy(self) -> str:
+        """What its owner can do, as the end of a sentence."""
+        return f"; if it is yours, allow it with {self.setting}" if self.setting else ""
+
+    def permits(self, host: str, port: int, address: Address | None = None) -> bool:
+        """Whether `host` (as written in the address) or what it resolved to may be reached on `port`."""
+        name = host.lower().strip("[]")
+        return (
+            (name, None) in self.hosts
+            or (name, port) in self.hosts
+            or (address is not None and any(address in network for network in self.networks))
+        )
+
+
+def _network(entry: str) -> Network | None:
+    try:
+        return ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        return None
+
+
+def _host_and_port(entry: str) -> tuple[str, int | None] | None:
+    host, _, port = entry.rpartition(":") if entry.count(":") == 1 or "]:" in entry else (entry, "", "")
+    host = host.strip("[]").lower()
+    if not host or set(host) & set("/@ *?#") or (port and not port.isdigit()):
+        return None
+    return host, int(port) if port else None
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the open Internet, reached directly."""
+    if any(address in network for network in CLOSED):
+        return False
+    if address.version == 6 and address not in GLOBAL_UNICAST:
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def is_private(host: str) -> bool:
+    """Whether a host, as it is written, is this machine or one of a private network."""
+    address = _literal(host)
+    return is_loopback(host) if address is None else not is_public(address)
+
+
+@functools.lru_cache(1024)
+def check_url(url: str, allowed: Allowed) -> str:
+    """The address as it is asked for. Refuses one by how it is written: before a name is resolved, before
+    anything is sent.
+    """
+    try:
+        parsed = httpx.URL(url)
+        host, raw_host = parsed.host, parsed.raw_host
+        port = {"http": 80, "https": 443}.get(parsed.scheme, 0) if parsed.port is None else parsed.port
+    except (httpx.InvalidURL, ValueError) as error:
+        raise Refused(f"not a web address ({error})") from error
+    if parsed.scheme not in ("http", "https"):
+        raise Refused("only http and https addresses are reached")
+    if not HOST.fullmatch(raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
+        raise Refused("its host is no name, or its port none")
+    if parsed.userinfo:
+        raise Refused("the address has a user or password in it")
+    if (address := _literal(host)) is not None:
+        check_address(host, port, address, allowed)
+    elif is_loopback(host.rstrip(".")) and not (allowed.permits(host, port) or allowed.networks):
+        raise Refused(f"{host} is this machine{allowed.remedy}")
+    return str(parsed)
+
+
+def _literal(host: str) -> Address | None:
+    """The address that `host` is, however it is spelled: `127.1`, `0x7f000001` and `2130706433` are one too."""
+    try:
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
+    except (OSError, UnicodeError):
+        return None
+
+
+def check_address(host: str, port: int, address: Address, allowed: Allowed) -> None:
+    if not is_public(address) and not allowed.permits(host, port, address):
+        which = "" if host.strip("[]") == str(address) else f" ({address})"
+        own = "" if address.is_link_local else allowed.remedy
+        raise Refused(f"{host} is not a public address{which}{own}")

@@ -1,0 +1,1 @@
+"""A task's result files: downloaded, checked, stored."""

@@ -1,0 +1,266 @@
+"""The receiver's settings: one table, checked against each other before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationInfo, field_validator
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from kling_callback.protocol.signing import MAKE_ONE
+from kling_callback.protocol.urls import web_address
+from kling_callback.protocol.webhooks import MAKE_WHSEC, secret_key
+from kling_callback.settings import HookSecret, InternalSettings, KlingSettings, Listed, Remedy, split
+from kling_receiver.hooks.config import BadHook, NewHook
+from kling_receiver.hooks.config_file import read_hooks
+from kling_receiver.net.guard import Allowed, Refused, check_url, is_private
+from kling_receiver.policy import PATIENCE
+from kling_receiver.results.storage import folder_of
+
+DAY = 86_400
+OLDEST = 3650 * DAY
+LATEST = 365 * DAY
+LARGEST = 1 << 40
+RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
+
+
+class ReceiverSettings(KlingSettings):
+    """What `kling-receiver` reads from the environment, besides what the client reads too."""
+
+    callback_max_age: Annotated[
+        int, Remedy(f"must be whole seconds from 1 to {OLDEST} (3650 days), such as {30 * DAY} (30 days).")
+    ] = Field(
+        30 * DAY,
+        gt=0,
+        le=OLDEST,
+        description="seconds for which a callback address is good (the default: 30 days)",
+    )
+    webhook_secrets: Listed = Field(
+        (), repr=False, description="Kling's own webhook secrets (`whsec_...`), comma-separated; none: ignored"
+    )
+    webhook_signature: Annotated[
+        Literal["when-present", "required"], Remedy("must be `when-present` or `required`.")
+    ] = Field("when-present", description="`required` refuses callbacks that Kling did not sign")
+    data_dir: Path = Field(Path("data"), description="folder for the defaults of the next two")
+    database_url: str = Field(
+        "",
+        repr=False,
+        description="`sqlite:///...` or `postgresql://...` (default: `kling.db` in the data folder)",
+    )
+    storage_url: str = Field(
+        "", description="where result files go: `file:///...` (default: `results` in the data folder)"
+    )
+    overdue_seconds: Annotated[
+        float | None, Remedy(f"must be seconds, more than 0 and at most {LATEST} (365 days), such as 1200.")
+    ] = Field(
+        None,
+        gt=0,
+        le=LATEST,
+        allow_inf_nan=False,
+        description="seconds after which an open task is asked about (default: 180 for images, else 1200)",
+    )
+    hook_url: str = Field("", description="every event is POSTed there")
+    hook_secret: HookSecret = Field(
+        "",
+        repr=False,
+        description="signs those POSTs, and those to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
+    )
+    hook_pause_seconds: Annotated[
+        float, Remedy(f"must be seconds, more than 0 and at most {LATEST} (365 days), such as {PATIENCE}.")
+    ] = Field(
+        PATIENCE,
+        gt=0,
+        le=LATEST,
+        allow_inf_nan=False,
+        description="seconds after which a hook that takes nothing is paused; its events are kept",
+    )
+    private_result_hosts: Listed = Field(
+        (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
+    )
+    private_hook_hosts: Listed = Field((), description="the same for hooks")
+    hooks_file: str = Field(
+        "", description="a TOML file of hooks: what it says is what there is (docs/delivering.md)"
+    )
+    result_max_bytes: Annotated[
+        int, Remedy(f"must be whole bytes from 1 to {LARGEST} (1 TiB), such as {2 << 30} (2 GiB).")
+    ] = Field(2 << 30, gt=0, le=LARGEST, description="bytes that one result file may have (default: 2 GiB)")
+
+    @field_validator("webhook_secrets", "private_result_hosts", "private_hook_hosts", mode="before")
+    @classmethod
+    def _split_lists(cls, value: Any) -> Any:
+        return split(value)
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _good_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            secret_key(value)
+        return values
+
+    @field_validator("private_result_hosts", "private_hook_hosts")
+    @classmethod
+    def _good_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        Allowed.parse(values)
+        return values
+
+    @field_validator("database_url")
+    @classmethod
+    def _good_database(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError("must look like sqlite:///path or postgresql://user:password@host/name.") from None
+        if url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(f"is for sqlite and postgresql only, not {url.get_backend_name()}.")
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ValueError("must name a file: what is only in memory is lost.")
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _good_storage(cls, value: str) -> str:
+        if value:
+            folder_of(value)
+        return value
+
+    @field_validator("hook_url")
+    @classmethod
+    def _good_hook(cls, value: str) -> str:
+        if value:
+            web_address(value.partition("?")[0])
+        return value
+
+    @field_validator("webhook_signature")
+    @classmethod
+    def _with_secrets(cls, value: str, info: ValidationInfo) -> str:
+        # A field that is itself wrong is not in `data`; its own problem is told.
+        if value == "required" and info.data.get("webhook_secrets") == ():
+            raise ValueError("`required` needs KLING_WEBHOOK_SECRETS. Set them, or leave this out.")
+        return value
+
+    @field_validator("hook_secret")
+    @classmethod
+    def _signs_the_hook(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("hook_url"):
+            raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {MAKE_WHSEC}")
+        return value
+
+    @field_validator("private_hook_hosts")
+    @classmethod
+    def _reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if url := info.data.get("hook_url"):
+            try:
+                check_url(url, Allowed.parse(values, HOOK_HOSTS))
+            except Refused as error:
+                raise ValueError(f"KLING_HOOK_URL: {error}.") from None
+        return values
+
+    @field_validator("hooks_file")
+    @classmethod
+    def _good_hooks(cls, value: str, info: ValidationInfo) -> str:
+        if value and "private_hook_hosts" in info.data:
+            try:
+                allowed = Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
+                read_hooks(Path(value), allowed, cls.variables())
+            except BadHook as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def hooks(self) -> list[NewHook]:
+        """The hooks of the file, if there is one."""
+        if not self.hooks_file:
+            return []
+        return read_hooks(Path(self.hooks_file), self.hook_hosts, self.variables())
+
+    @property
+    def out_of_reach(self) -> str:
+        """Why Kling, out on the Internet, cannot call back the address that it is given; "" if it may."""
+        inside, outside = urlsplit(self.receiver_url).hostname or "", urlsplit(self.api_base).hostname or ""
+        if is_private(inside) and not is_private(outside):
+            return (
+                f"{outside} cannot call back {self.receiver_url}: that address is known on this machine or "
+                "network only. Set KLING_RECEIVER_URL to a public one (a tunnel's, say)."
+            )
+        return ""
+
+    @property
+    def result_hosts(self) -> Allowed:
+        """What downloads may reach although it is private."""
+        return Allowed.parse(self.private_result_hosts, RESULT_HOSTS)
+
+    @property
+    def hook_hosts(self) -> Allowed:
+        """What hooks may reach although it is private."""
+        return Allowed.parse(self.private_hook_hosts, HOOK_HOSTS)
+
+    @property
+    def database(self) -> str:
+        """The database's address, default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'kling.db'}"
+
+    @property
+    def database_file(self) -> Path | None:
+        """Where the database lies, if it is a file."""
+        url = make_url(self.database)
+        return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+
+    @property
+    def results(self) -> Path:
+        """The folder of the result files."""
+        return folder_of(self.storage_url) if self.storage_url else self.data_dir.absolute() / "results"
+
+    @property
+    def has_key(self) -> bool:
+        """Whether Kling can be asked."""
+        return bool(self.account)
+
+
+class SigningSettings(ReceiverSettings):
+    """What it takes to sign tokens."""
+
+    @field_validator("signing_secrets")
+    @classmethod
+    def _some_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values:
+            raise ValueError(f"is needed, it signs the callback addresses. {MAKE_ONE}")
+        return values
+
+
+class ReachedSettings(SigningSettings):
+    """What it takes to sign a callback address of this receiver."""
+
+    @field_validator("receiver_url")
+    @classmethod
+    def _some_address(cls, value: str) -> str:
+        if not value:
+            raise ValueError("is needed. Set it to the address under which Kling reaches this receiver.")
+        return value
+
+
+class AdminSettings(ReachedSettings, InternalSettings):
+    """What it takes to give orders to this receiver while it runs."""
+
+    @field_validator("signing_secrets")
+    @classmethod
+    def _some_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values:
+            raise ValueError("is needed. Set it to what the receiver has.")
+        return values
+
+
+class ServeSettings(ReachedSettings):
+    """What it takes to serve: also a way to learn from Kling itself how a task ended."""
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _some_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not values and info.data.get("api_key") == "" and info.data.get("access_key") == "":
+            raise ValueError(
+                "KLING_API_KEY: is needed to ask Kling how a task ended. Set it, or KLING_ACCESS_KEY and "
+                "KLING_SECRET_KEY (or KLING_WEBHOOK_SECRETS, if Kling signs its callbacks)."
+            )
+        return values

@@ -1,0 +1,43 @@
+"""An event into a Redis stream: `redis://host:6379/stream` (`?db=1`; rediss:// for TLS), by XADD."""
+
+import json
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlunsplit
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from kling_receiver.sinks import Message, NotTaken, Taken, cloud_event, placed, said_by
+
+CONNECT_SECONDS = 5
+
+
+class RedisSink:
+    """One stream. Each entry has the `id` and `type` of the CloudEvent, and all of it as `event` (JSON)."""
+
+    def __init__(self, address: str) -> None:
+        """Raises ValueError."""
+        parts = placed(address)
+        self._stream = unquote(parts.path.removeprefix("/")) if parts else ""
+        db = parse_qs(parts.query).get("db", ["0"])[0] if parts else ""
+        if not parts or not self._stream or not (db.isascii() and db.isdecimal()):
+            raise ValueError("must be redis://host:port/stream, with ?db=NUMBER for another database.")
+        self._redis = Redis.from_url(
+            urlunsplit((parts.scheme, parts.netloc, f"/{db}", "", "")),
+            socket_connect_timeout=CONNECT_SECONDS,
+            decode_responses=True,
+        )
+
+    async def send(self, message: Message) -> Taken:
+        """One entry."""
+        event = cloud_event(message)
+        entry: Any = {"id": event["id"], "type": event["type"], "event": json.dumps(event)}
+        try:
+            added = await self._redis.xadd(self._stream, entry)
+        except (RedisError, OSError) as error:
+            raise NotTaken(said_by(error)) from error
+        return Taken(answer=f"entry {added!s}")
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self._redis.aclose()

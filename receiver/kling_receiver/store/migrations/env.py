@@ -1,0 +1,14 @@
+"""Run by Alembic, on the connection that `Database.migrate` (or a developer's comparison) hands over."""
+
+from alembic import context
+
+from kling_receiver.store.tables import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    render_as_batch=True,
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,273 @@
+"""The rows, and the constraints that keep impossible ones out. Times are unix milliseconds.
+
+Texts that hold JSON are escaped to ASCII, so that no NUL or lone surrogate reaches a database.
+"""
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from kling_receiver.states import FINAL, ORIGINS, STATUSES
+
+OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
+"""Of a create: none is known of (a callback came first), one is under way, and how it ended."""
+
+RESULT_STATUSES = ("pending", "stored", "failed")
+JOB_STATES = ("ready", "running", "dead")
+HOOK_SOURCES = ("added", "file", "settings", "task")
+"""Who wants a hook: an operator's command, the hooks' file, KLING_HOOK_URL, or the client for one task."""
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def encode(value: Any) -> str:
+    """A JSON document as a text column keeps it."""
+    return "null" if value is None else _encode(value)
+
+
+def decode(text: str | None) -> Any:
+    """What a text column keeps as JSON."""
+    return None if text is None else json.loads(text)
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON document in a text column, ASCII only."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str:
+        return encode(value)
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return decode(value)
+
+
+def documents(table: Table) -> frozenset[str]:
+    """The names of a table's columns that keep JSON."""
+    return frozenset(column.name for column in table.c if isinstance(column.type, Json))
+
+
+def _one_of(column: str, values: tuple[str, ...] | frozenset[str]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in sorted(values))})"
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+class Task(SQLModel, table=True):
+    """One intent, one paid task: `id` is ours, `task_id` Kling's."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", STATUSES), name="status"),
+        CheckConstraint(_one_of("outcome", OUTCOMES), name="outcome"),
+        CheckConstraint(
+            f"({_one_of('status', FINAL)}) = (origin IS NOT NULL)"
+            f" AND (origin IS NULL OR {_one_of('origin', ORIGINS)})",
+            name="origin",
+        ),
+        CheckConstraint(f"NOT done OR {_one_of('status', FINAL)}", name="done"),
+        Index("task_newest", "created_at", "id"),
+        Index("task_status", "status", "created_at", "id"),
+        Index("task_task_id", "task_id", **_where("task_id IS NOT NULL")),
+        Index("task_undone", "id", **_where("origin IS NOT NULL AND NOT done")),
+    )
+
+    id: str = Field(primary_key=True)
+    task_id: str | None = None
+    family: str
+    model: str = ""
+    request: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    outcome: str = "none"
+    attempt: str = ""
+    """The nonce of the create call that has the right to create this task."""
+    status: str = "created"
+    status_msg: str = ""
+    origin: str | None = None
+    hint: str | None = None
+    """The final status that an unproven callback told of, until Kling is asked."""
+    hint_msg: str = ""
+    hints: int = Field(default=0, sa_type=BigInteger)
+    """How many callbacks have given cause to ask Kling."""
+    callback_id: str | None = None
+    """The id that the last callback named: behind a relay it may be another than `task_id`."""
+    cost: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    done: bool = False
+    callbacks: int = Field(default=0, sa_type=BigInteger)
+    """Proven callbacks received, repeats and uncounted ones included."""
+    kept: int = 0
+    """Callbacks in the event log."""
+    kept_bytes: int = Field(default=0, sa_type=BigInteger)
+    created_at: int = Field(sa_type=BigInteger)
+    updated_at: int = Field(sa_type=BigInteger)
+
+
+class Tag(SQLModel, table=True):
+    """A label that the client gave a task."""
+
+    __tablename__ = "tag"
+
+    tag: str = Field(primary_key=True)
+    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True, index=True))
+
+
+class Event(SQLModel, table=True):
+    """What happened, in the order in which it was committed."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        Index("event_once", "task", "digest", unique=True, **_where("digest IS NOT NULL")),
+        Index("event_of_task", "task", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    task: str
+    """No foreign key: PostgreSQL would look the task up and lock it for each event anew."""
+    type: str
+    at: int = Field(sa_type=BigInteger)
+    data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    digest: str | None = None
+    """SHA-256 of a callback's body; other events have none."""
+    repeats: int = Field(default=0, sa_type=BigInteger)
+    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+
+
+class Result(SQLModel, table=True):
+    """One file of a task; `n` counts from 0."""
+
+    __tablename__ = "result"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", RESULT_STATUSES), name="status"),
+        CheckConstraint("(status = 'stored') = (sha256 IS NOT NULL)", name="stored"),
+    )
+
+    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True))
+    n: int = Field(primary_key=True)
+    kind: str
+    kling_id: str | None = None
+    duration: float | None = None
+    status: str = "pending"
+    content_type: str | None = None
+    size: int | None = Field(default=None, sa_type=BigInteger)
+    sha256: str | None = None
+    name: str | None = None
+    """Where the file lies in the storage."""
+    source_url: str = ""
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)
+    error: str = ""
+
+
+class Job(SQLModel, table=True):
+    """The outbox: work that is owed, written in the transaction that made it owed."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", JOB_STATES), name="state"),
+        CheckConstraint("(state = 'running') = (claim IS NOT NULL)", name="claim"),
+        UniqueConstraint("key", name="job_once"),
+        Index("job_due", "state", "due_at"),
+        Index("job_hook", "hook", **_where("hook IS NOT NULL")),
+    )
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    key: str
+    """What makes it one: `ask/<task>`, `download/<task>/<n>`, `overdue/<task>`, `dispatch/<hook>`,
+    `hook/<event>/<hook>`.
+    """
+    kind: str
+    task: str
+    lane: str
+    """What it may have to wait for: a host that is slow or dead delays its own lane only."""
+    hook: str | None = None
+    """Whose it is, if it is a hook's."""
+    data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    state: str = "ready"
+    attempts: int = 0
+    due_at: int = Field(sa_type=BigInteger)
+    claim: str | None = None
+    """The claim's own name: only who holds it may settle."""
+    leased_until: int | None = Field(default=None, sa_type=BigInteger)
+    error: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class Hook(SQLModel, table=True):
+    """Where events go. `cursor`: the id up to which each event was tried once, or was not wanted."""
+
+    __tablename__ = "hook"
+    __table_args__ = (
+        CheckConstraint(_one_of("source", HOOK_SOURCES), name="source"),
+        CheckConstraint("(source = 'task') = (task IS NOT NULL)", name="task"),
+        Index("hook_task", "task"),
+    )
+
+    name: str = Field(primary_key=True)
+    address: str
+    source: str
+    task: str | None = None
+    """The only task whose events it wants."""
+    lane: str
+    """Where its jobs wait: each hook has a lane of its own, those of single tasks share their host's."""
+    secrets: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    """`[[secret, until]]`, newest first; `until` (unix ms): when one that was rotated out ends, else null."""
+    filter: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    """`{"events": [...], "families": [...], "statuses": [...], "tags": [...]}`; what is empty wants all."""
+    schedule: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    """Seconds between attempts."""
+    concurrency: int
+    rate: float | None = None
+    """Events a second, at most."""
+    timeout: float
+    """Seconds for one attempt."""
+    cursor: int = Field(default=0, sa_type=BigInteger)
+    failing_since: int | None = Field(default=None, sa_type=BigInteger)
+    paused_at: int | None = Field(default=None, sa_type=BigInteger)
+    paused_because: str = ""
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class Attempt(SQLModel, table=True):
+    """One attempt to deliver one event to one hook."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (
+        Index("attempt_of", "hook", "event"),
+        Index("attempt_newest", "event"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    hook: str
+    event: int = Field(sa_type=BigInteger)
+    task: str
+    at: int = Field(sa_type=BigInteger)
+    ms: int
+    taken: bool
+    status: int | None = None
+    """HTTP status, or a command's exit code."""
+    answer: str = ""
+    """The first bytes of an answer; the last of a command's output."""
+    error: str = ""
+
+
+METADATA = SQLModel.metadata

@@ -1,0 +1,1 @@
+"""The life cycle of a task, from registration or first callback to `done`."""

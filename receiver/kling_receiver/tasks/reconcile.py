@@ -1,0 +1,158 @@
+"""Query Kling about one task and apply its answer."""
+
+import functools
+import time
+from collections.abc import Callable
+
+from kling_callback.errors import GatewayError
+from kling_callback.kling_api import Gateway
+from kling_callback.protocol.reports import Report
+from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.jobs.queue import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
+from kling_receiver.metrics import Metrics
+from kling_receiver.results import records as result_records
+from kling_receiver.results.download import log
+from kling_receiver.states import FINAL
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.sql import Row
+from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import registration as task_registration
+from kling_receiver.tasks import transitions
+
+ASK_AGAIN = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
+"""Seconds between questions: an hour in all."""
+AGAIN = {"unanswered": ASK_AGAIN, "undecided": Backoff(ASK_AGAIN.steps[:6])}
+"""By what became of the last question. After seven to which Kling said otherwise, the callback is false."""
+SOON_MS = 2_000
+"""Between two questions of which each was overtaken by another callback."""
+
+UNTOLD_MS = 900_000
+"""For how long a create's answer may be out: a client that has not told of it by then has died."""
+
+
+class Asker:
+    """Asks Kling about a task, and has the answer believed."""
+
+    def __init__(
+        self, gateway: Gateway, reader: Reader, metrics: Metrics, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._gateway, self._reader, self._metrics, self._clock = gateway, reader, metrics, clock
+
+    async def ask(self, job: Claimed) -> Verdict:
+        """The handler of `ask`: a callback hinted at an end, or Kling's word named no files."""
+        task = await self._reader.task(job.task)
+        if task is None or await self._settled(task):
+            return verdict(Done())
+        try:
+            report = await self.question(task)
+        except GatewayError as error:
+            log.warning("task %s: %s", job.task, error)
+            return functools.partial(_unanswered, job=job, error=error)
+        return functools.partial(_answered, job=job, report=report, hints=task["hints"])
+
+    async def _settled(self, task: Row) -> bool:
+        """Whether Kling's final word is known, and the files that go with it."""
+        if task["status"] not in FINAL or task["origin"] != "kling":
+            return False
+        named = [each["source_url"] for each in await self._reader.results(task["id"])]
+        return task["status"] == "failed" or any(named)
+
+    async def question(self, task: Row) -> Report | None:
+        """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.
+
+        The last only for a task that no other of ours is, and when the record names no other task of ours:
+        a callback's address proves whose it is, its body proves nothing. And not while the create's own answer
+        is out: the id may be that of another whose answer is out, too. Raises GatewayError.
+        """
+        outcome = "unanswered"
+        try:
+            report = await self._query(task)
+            outcome = "answered" if report else "unknown_task"
+        finally:
+            self._metrics.questions.labels(outcome).inc()
+        return report
+
+    async def _query(self, task: Row) -> Report | None:
+        if task["task_id"]:
+            return await self._gateway.query(task["family"], task_id=task["task_id"])
+        ways = [self._by_our_id, self._by_their_id]
+        if task["outcome"] == "none" and task["callback_id"]:
+            ways.reverse()  # nobody registered it: its create may not have named our id
+        refused = None
+        for way in ways:
+            try:
+                if report := await way(task):
+                    return report
+            except GatewayError as error:
+                if error.retryable:
+                    raise
+                refused = error  # a relay's own word for an id that it does not know, perhaps
+        if refused:
+            raise refused
+        return None
+
+    async def _by_our_id(self, task: Row) -> Report | None:
+        return await self._gateway.query(task["family"], external_id=task["id"])
+
+    async def _by_their_id(self, task: Row) -> Report | None:
+        theirs = task["callback_id"]
+        untold = task["outcome"] == "pending" and self._clock() * 1000 < task["updated_at"] + UNTOLD_MS
+        if not theirs or untold or await self._reader.holder(theirs):
+            return None
+        report = await self._gateway.query(task["family"], task_id=theirs)
+        if report is None or report.external_id in (None, task["id"]):
+            return report
+        # Another name: the caller's own, where nobody registered the task; never that of another task of ours.
+        if task["outcome"] != "none" or await self._reader.task(report.external_id):
+            return None
+        return report
+
+
+def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) -> Outcome:
+    """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
+    task = tx.known(job.task)
+    if report and report.task_id and not task["task_id"]:
+        task_registration.learn_id(tx, task, report.task_id)
+    if report and report.status:
+        transitions.believe(tx, task, report)
+    if report is None or not report.final:
+        return _undecided(tx, job, task, report, hints)
+    if task["hint"] != report.status:
+        transitions.drop_hint(tx, task, str(report.status))
+    if task["status"] == "failed" or report.outputs:
+        return Done()
+    if report.status == "succeed" and (again := _later(tx, job, "undecided", "Kling names no file.")):
+        return again
+    result_records.lack(tx, task, f"Kling says {report.status}, and names no file.")
+    return Done()
+
+
+def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, hints: int) -> Outcome:
+    """Kling does not (yet) say what the callback said."""
+    if report is None:
+        return _unanswered(tx, job, GatewayError("Kling does not know the task."))
+    if task["hints"] != hints:
+        return RetryAt(tx.now + SOON_MS, "Another callback came while Kling was asked.", data={})
+    if again := _later(tx, job, "undecided", f"Kling says {report.status}."):
+        return again
+    transitions.drop_hint(tx, task, str(report.status))
+    if task["status"] == "succeed":
+        result_records.lack(tx, task, f"Kling now says {report.status}, and named no file.")
+    return Done()
+
+
+def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
+    """Kling did not answer, or not of this task: again later; at the end the callback's status stands."""
+    if again := _later(tx, job, "unanswered", str(error), at_least=error.retry_after):
+        return again
+    transitions.stand(tx, tx.known(job.task))
+    return GiveUp(str(error))
+
+
+def _later(
+    tx: Transaction, job: Claimed, what: str, said: str, *, at_least: float | None = None
+) -> RetryAt | None:
+    """The next question, or None after the last of this kind. Kinds are counted apart, restarts not at all."""
+    count = (job.data or {}).get(what, 0) + 1
+    due = AGAIN[what].after(count, tx.now, at_least=at_least)
+    return None if due is None else RetryAt(due, said, data={**(job.data or {}), what: count})

@@ -1,0 +1,1 @@
+"""Incoming HTTP: the callback route, the API, limits and authentication."""

@@ -1,0 +1,43 @@
+"""Where a list goes on: a page's limit, and the cursor after its last row."""
+
+import base64
+import json
+from typing import Any
+
+from kling_callback.protocol.ids import is_id
+
+MOST_LISTED = 200
+
+
+def limit_of(said: str, problems: list[str]) -> int:
+    """The rows that a page may have; what is wrong with it is added to `problems`."""
+    if said.isascii() and said.isdigit() and len(said) < 9 and 1 <= int(said) <= MOST_LISTED:
+        return int(said)
+    problems.append(f"`limit` is 1 to {MOST_LISTED}.")
+    return 0
+
+
+def cursor_of(place: tuple[int, str]) -> str:
+    """The place of a row, a number and a name, as a text for an address."""
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+
+
+def place_of(cursor: str | None, problems: list[str]) -> tuple[int, str] | None:
+    """The place that a cursor names; what is wrong with it is added to `problems`."""
+    if not cursor:
+        return None
+    place: Any = None
+    try:
+        place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        number, name = place
+    except (ValueError, TypeError, RecursionError):
+        number = name = None
+    if (
+        type(number) is int  # True is none
+        and abs(number) < 1 << 62
+        and isinstance(name, str)
+        and is_id(name.removeprefix("task:"))
+    ):
+        return number, name
+    problems.append("`cursor` is a `next` of an earlier answer.")
+    return None

@@ -1,0 +1,116 @@
+"""GET /api/tasks/{id}/results/{n}: result files, with ranges, ETags and signed links."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from kling_callback.errors import TokenError
+from kling_callback.protocol.ids import is_id
+from kling_callback.protocol.signing import read_link
+from kling_receiver.results.storage import Folder
+from kling_receiver.settings import ReceiverSettings
+from kling_receiver.store.reader import Reader
+from kling_receiver.web.auth import require
+from kling_receiver.web.errors import ApiError
+
+log = logging.getLogger("kling_receiver.results")
+
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+"""One range; more of them at a time, or in another unit, are answered with the whole file."""
+
+
+class ResultRoutes:
+    """The route of result files: open to a token, or to the signed link in `href`. `clock`: unix seconds."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        reader: Reader,
+        folder: Folder,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._reader, self._folder, self._clock = settings, reader, folder, clock
+        self._checking = CapacityLimiter(1)  # concurrent requests for one large file compute its checksum once
+
+    def routes(self) -> list[Route]:
+        """Every route."""
+        return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET"])]
+
+    async def _result(self, request: Request) -> Response:
+        task, n = request.path_params["id"], _index(request.path_params["n"])
+        self._check_reader(request, task, n)
+        result = await self._reader.result(task, n) if is_id(task) else None
+        if result is None:
+            raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
+        if result["status"] != "stored":
+            why = "It could not be had." if result["status"] == "failed" else "It is not here yet."
+            raise ApiError(409, f"result_{result['status']}", why, "Wait for the task's `result.stored` event.")
+        return await self._file(request, task, result)
+
+    async def _file(self, request: Request, task: str, result: dict[str, Any]) -> Response:
+        path = self._folder.path(result["name"])
+        found = await to_thread.run_sync(self._folder.sha256, result["name"], limiter=self._checking)
+        if found != result["sha256"]:
+            log.error("task %s, result %d: the file %s is gone, or was altered", task, result["n"], path)
+            why = "The file is no longer in the storage as it was stored."
+            raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")
+        headers = {
+            "ETag": f'"{result["sha256"]}"',
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+            "X-Content-Type-Options": "nosniff",
+        }
+        if _has(request, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        _check_range(request, headers["ETag"], result["size"])
+        return FileResponse(
+            path,
+            headers=headers,
+            media_type=result["content_type"],
+            filename=f"{task}-{result['n']}{path.suffix}",
+            content_disposition_type="inline",
+        )
+
+    def _check_reader(self, request: Request, task: str, n: int) -> None:
+        signature = request.query_params.get("signature")
+        if signature is None:
+            require(request, self._settings.signing_secrets, "read")
+            return
+        expires = request.query_params.get("expires", "")
+        try:
+            read_link(self._settings.signing_secrets, task, n, expires, signature, now=self._clock())
+        except TokenError as error:
+            raise ApiError(401, "bad_link", str(error), "Ask GET /api/tasks/{id} for a new link.") from None
+
+
+def _has(request: Request, etag: str) -> bool:
+    """Whether the client has this file; a proxy that compresses marks its tag as weak."""
+    tags = [each.strip().removeprefix("W/") for each in request.headers.get("If-None-Match", "").split(",")]
+    return etag in tags or "*" in tags
+
+
+def _check_range(request: Request, etag: str, size: int) -> None:
+    """Leave a `Range` in the request only if it is one that can be answered. ApiError for one past the end."""
+    found = RANGE.fullmatch(request.headers.get("Range", ""))
+    first, last = (found[1], found[2]) if found else ("", "")
+    turned = first and last and int(first) > int(last)
+    if not (first or last) or turned or request.headers.get("If-Range", etag) != etag:
+        request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+    elif int(first or 0) >= size or (not first and int(last) == 0):
+        whole = f"bytes */{size}"
+        raise ApiError(416, "bad_range", f"The file has {size} bytes.", "Ask for less.", Content_Range=whole)
+
+
+def _index(said: str) -> int:
+    """A result's number. Raises ApiError."""
+    if not (said.isascii() and said.isdigit() and len(said) < 10):
+        raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
+    return int(said)

@@ -1,0 +1,50 @@
+"""The path prefix, and the handlers that turn exceptions into the one error shape."""
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kling_receiver.web.errors import ApiError, error_response
+
+ROUTES = frozenset({"callbacks", "api", "healthz", "readyz", "metrics", "openapi.json"})
+"""What the path of each route begins with."""
+
+
+class PathPrefix:
+    """Serves the path of KLING_RECEIVER_URL, whether or not the proxy in front takes it off.
+
+    `/api/tasks` under the prefix `/api` was taken off already: what is left of it is no route of ours.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app, self.prefix = app, prefix.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
+            first = scope["path"].removeprefix(self.prefix).split("/")[1]
+            if first in ROUTES:
+                scope = {**scope, "root_path": self.prefix}
+        await self.app(scope, receive, send)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error.status, error.code, error.message, error.hint, headers=error.headers)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    return error_response(503, "unavailable", str(error), "Send it again.", headers={"Retry-After": "5"})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    hint = {404: "The routes are in /openapi.json.", 405: "Use one of the methods that Allow names."}
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return error_response(
+        error.status_code, code, f"{error.detail}.", hint.get(error.status_code, ""), headers=error.headers
+    )
+
+
+async def _surprise(request: Request, error: Exception) -> Response:
+    return error_response(500, "internal", "The receiver failed.", "Its log says why.")

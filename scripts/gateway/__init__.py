@@ -1,5 +1,0 @@
-"""The sandbox gateway: a Kling stand-in on loopback for the demo and the tests, never for real work."""
-
-from gateway.sandbox import Sandbox
-
-__all__ = ["Sandbox"]

@@ -1,0 +1,95 @@
+"""The command line of the sandbox gateway."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kling_sandbox.misbehaviour import SWITCHES
+from kling_sandbox.sandbox import Sandbox
+
+TABLE = "\n".join(f"{name:20} {meaning}" for name, meaning in SWITCHES.items())
+DEFAULTS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-sandbox")
+
+
+class Command(click.Command):
+    """Click, with the sentence that matters in the very first line of the help."""
+
+    def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(
+            "This is a sandbox (not Kling): it speaks Kling's protocol on loopback and makes nothing.\n\n"
+        )
+        super().format_help(context, formatter)
+        formatter.write("\nMisbehaviours, also for one task by a mark in its prompt: [sandbox: NAME, NAME]\n\n")
+        formatter.write("".join(f"  {line}\n" for line in TABLE.splitlines()))
+
+
+def write_whole(path: Path, content: str) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(content)
+    draft.replace(path)
+
+
+def list_switches(
+    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    if "list" in names:
+        click.echo(TABLE)
+        context.exit()
+    return names
+
+
+TRY_IT = """To try client and receiver by hand with it, on this machine:
+  export KLING_API_BASE={url} KLING_API_KEY={key}
+  export KLING_PRIVATE_RESULT_HOSTS=127.0.0.1 KLING_PRIVATE_HOOK_HOSTS=127.0.0.1
+  export KLING_RECEIVER_URL=http://127.0.0.1:8000"""
+
+
+@click.command(cls=Command)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=0, help="Default: a free one.")
+@click.option("--base-path", default="", help="Serve all under a prefix, as relays do: /kling")
+@click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULTS[0]}")
+@click.option("--access-key", default="", help=f"Default, without any key: {DEFAULTS[1]}")
+@click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULTS[2]}")
+@click.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
+@click.option("--image-seconds", default=0.5, show_default=True)
+@click.option("--video-seconds", default=1.5, show_default=True)
+@click.option("--result-seconds", default=30 * 86400.0, help="How long result files last. Default: 30 days.")
+@click.option("--image-bytes", default=0, help="Pad images to at least this size.")
+@click.option("--video-bytes", default=0, help="Pad videos to at least this size.")
+@click.option("--webhook-secret", help="Sign callbacks with this whsec_... secret.")
+@click.option("--concurrency", type=click.IntRange(1), help="Refuse more work at a time (1303).")
+@click.option(
+    "--misbehave",
+    type=click.Choice([*SWITCHES, "list"]),
+    metavar="NAME",
+    multiple=True,
+    callback=list_switches,
+    is_eager=True,
+    help="Repeatable; `list` or the end of this help says which.",
+)
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path), help="Write the base address there when listening."
+)
+def main(ready_file: Path | None, **options: Any) -> None:
+    if not options["keys"] and not options["access_key"]:
+        options |= {"keys": DEFAULTS[:1], "access_key": DEFAULTS[1], "secret_key": DEFAULTS[2]}
+    signals = {signal.SIGINT, signal.SIGTERM}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        with Sandbox(**options) as gateway:
+            click.echo(f"sandbox gateway (not Kling) on {gateway.url}")
+            click.echo(TRY_IT.format(url=gateway.url, key=(*options["keys"], "...")[0]), err=True)
+            if ready_file:
+                write_whole(ready_file, gateway.url)
+            signal.sigwait(signals)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+if __name__ == "__main__":
+    main(prog_name="scripts/sandbox")

@@ -1,0 +1,1 @@
+"""Programs for developers: measure, crash, fuzz and demonstrate the real commands."""

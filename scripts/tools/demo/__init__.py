@@ -1,0 +1,1 @@
+"""The demo: three jobs through the real commands against the sandbox."""

@@ -1,0 +1,157 @@
+"""The demo: a sandbox gateway, a receiver, and three jobs through the real `kling` command."""
+
+import json
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import Any, NoReturn
+
+import httpx
+
+from kling_callback.protocol.signing import api_token
+from tools.harness.loopback import answers, environment, free_port
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+PICTURES = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT / "data" / "demo"
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+    """A server for as long as the block runs; a Ctrl-C reaches it through us, so that it ends in order."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=log.parent,  # where no .env of the user's lies
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_for(url: str, log: Path) -> None:
+    """Wait until a server answers, or say what it said instead."""
+    if not answers(url):
+        sys.exit(f"demo: {url} does not answer. Its log:\n{log.read_text()}")
+
+
+def show_events(receiver: str, token: str) -> None:
+    """Print what the receiver tells, as it tells it."""
+    names: dict[str, str] = {}
+    try:
+        with httpx.stream(
+            "GET", f"{receiver}/api/events", headers={"Authorization": f"Bearer {token}"}, timeout=None
+        ) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    show(json.loads(line.removeprefix("data: ")), names)
+    except httpx.TransportError:
+        return  # the receiver has ended
+
+
+def show(event: dict[str, Any], names: dict[str, str]) -> None:
+    """One line for a status that a callback brought, or a file that has come."""
+    if event["type"].startswith("callback."):
+        return
+    at = datetime.fromisoformat(event["at"]).strftime("%H:%M:%S.%f")[:-3]
+    data = event["data"] or {}
+    what = f"{data['size']:,} bytes, {data['content_type']}" if "size" in data else ""
+    print(f"    {at}  {event['type']:16} {what}".rstrip(), flush=True)
+
+
+def kling(*arguments: str, environment: dict[str, str], folder: Path) -> str:
+    """Run the real command, and give back the path of its first file."""
+    print(f"\n$ {shlex.join(['kling', *arguments])}", flush=True)
+    command = [str(BIN / "kling"), *arguments, "--output", str(PICTURES)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        sys.exit(done.returncode)
+    paths = done.stdout.split("\n")[:-1]
+    for path in paths:
+        print(f"    {path}", flush=True)
+    return paths[0]
+
+
+def account(gateway: str, receiver: str, token: str) -> str:
+    """What it took: callbacks, questions, and how long after the gateway's own end the files were there."""
+    seen = httpx.get(f"{gateway}/sandbox/account").json()
+    finished = {task["external_task_id"]: task["finished_at"] for task in seen["tasks"]}
+    headers = {"Authorization": f"Bearer {token}"}
+    waits = []
+    for task in httpx.get(f"{receiver}/api/tasks", headers=headers).json()["tasks"]:
+        done = datetime.fromisoformat(task["updated_at"]).timestamp()
+        waits.append(done - finished[task["id"]] / 1000)
+    totals = seen["totals"]
+    return (
+        f"callbacks received: {totals['callbacks']}, questions asked to the gateway: {totals['queries']}, "
+        f'from "gateway finished" to "file on disk": {median(waits):.3f} s'
+    )
+
+
+def ended(number: int, frame: FrameType | None) -> NoReturn:
+    """A SIGTERM ends the demo as a Ctrl-C does: in order."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the demo."""
+    signal.signal(signal.SIGTERM, ended)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-demo-")))
+        gateway, receiver = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        secret = secrets.token_urlsafe(32)
+        settings = environment(
+            KLING_API_BASE=gateway,
+            KLING_API_KEY="sandbox-key",
+            KLING_SIGNING_SECRETS=secret,
+            KLING_RECEIVER_URL=receiver,
+            KLING_DATA_DIR=str(folder),
+            KLING_PRIVATE_RESULT_HOSTS="127.0.0.1",
+        )
+        sandbox = [str(ROOT / "scripts" / "sandbox"), "--port", gateway.rpartition(":")[2]]
+        pace = ["--image-seconds", "1", "--video-seconds", "3"]
+        stack.enter_context(running([*sandbox, *pace], environment(), folder / "sandbox.log"))
+        serve = [str(BIN / "kling-receiver"), "serve", "--port", receiver.rpartition(":")[2]]
+        stack.enter_context(running(serve, settings, folder / "receiver.log"))
+        wait_for(f"{gateway}/sandbox/account", folder / "sandbox.log")
+        wait_for(f"{receiver}/readyz", folder / "receiver.log")
+        print(f"sandbox gateway (not Kling) on {gateway}, receiver on {receiver}")
+
+        token = api_token([secret], "read", 3600)
+        threading.Thread(target=show_events, args=(receiver, token), daemon=True).start()
+        image = kling("text-to-image", "a kangaroo holding a sign", environment=settings, folder=folder)
+        kling(
+            *("image-to-image", "the same at night", "--image", image, "--output-format", "jpg"),
+            environment=settings,
+            folder=folder,
+        )
+        kling("text-to-video", "the kangaroo waves", "--duration", "5", environment=settings, folder=folder)
+        print(f"\n{account(gateway, receiver, token)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

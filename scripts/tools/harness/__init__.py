@@ -1,0 +1,1 @@
+"""Processes, servers and requests that the tools and the tests share."""
