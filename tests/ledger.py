@@ -9,26 +9,26 @@ from typing import Any, TypeVar
 import psycopg
 from sqlalchemy import event, insert, select
 
-from kling_callback.protocol.reports import Output, Report, read_callback
+from kling_callback.protocol.reports import Output, Report, parse_callback
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import NewHook
-from kling_receiver.policy import Rules
+from kling_receiver.hooks.config import HookConfig
+from kling_receiver.policy import Policy
 from kling_receiver.results import records as result_records
-from kling_receiver.results.records import Stored
+from kling_receiver.results.records import StoredFile
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import RESULT
 from kling_receiver.store.sql import Row
-from kling_receiver.store.transaction import EVENT, JOB, NEW_TASK, TASK, Committed, Transaction
+from kling_receiver.store.transaction import EVENT, JOB, TASK, TASK_DEFAULTS, CommitResult, Transaction
 from kling_receiver.tasks import ingest, transitions
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks.ingest import Callback
-from kling_receiver.tasks.registration import Registered, Registration
+from kling_receiver.tasks.registration import Registration, RegistrationResult
 
 NOW = 1_790_000_000_000
 FAMILY = "images/generations"
 FILE = "https://v16-kling.klingai.com/x.png"
 
-STORED = Stored("t/0.png", "image/png", 5, "ab" * 32)
+STORED = StoredFile("t/0.png", "image/png", 5, "ab" * 32)
 OVERDUE = "overdue/t"
 
 T = TypeVar("T")
@@ -37,9 +37,9 @@ T = TypeVar("T")
 class Ledger:
     """A database, changed at `now` (unix ms)."""
 
-    def __init__(self, database: Database, *, rules: Rules = Rules()) -> None:  # noqa: B008  # frozen
+    def __init__(self, database: Database, *, rules: Policy = Policy()) -> None:  # noqa: B008  # frozen
         self.database, self.rules, self.now = database, rules, NOW
-        self.committed = Committed(frozenset(), False)
+        self.committed = CommitResult(frozenset(), False)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -58,32 +58,32 @@ class Ledger:
         """Add events of the task `t`, in one commit."""
         with self.transaction() as tx:
             for type_ in types:
-                tx.log("t", type_)
+                tx.add_event("t", type_)
 
     def record(self, *callbacks: Callback) -> None:
         """Take in callbacks in one batch."""
-        self.change(lambda tx: ingest.record(tx, list(callbacks)))
+        self.change(lambda tx: ingest.ingest(tx, list(callbacks)))
 
     def believe(self, task: str, report: Report) -> None:
         """Kling's own word."""
-        self.change(lambda tx: transitions.believe(tx, tx.known(task), report))
+        self.change(lambda tx: transitions.apply_report(tx, tx.require_task(task), report))
 
-    def register(self, task: str = "t", **given: Any) -> Registered:
+    def register(self, task: str = "t", **given: Any) -> RegistrationResult:
         """A client's word."""
         registration = Registration(task, **{"family": FAMILY, "attempt": "a", **given})
         return self.change(lambda tx: task_registration.register(tx, registration))
 
     def stand(self) -> None:
         """Kling could not be asked about the task `t`, to the end of the retries."""
-        self.change(lambda tx: transitions.stand(tx, tx.known("t")))
+        self.change(lambda tx: transitions.accept_hint(tx, tx.require_task("t")))
 
     def store(self, n: int = 0) -> None:
         """A file of the task `t` came."""
-        self.change(lambda tx: result_records.store(tx, tx.known("t"), n, STORED))
+        self.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), n, STORED))
 
     def fail(self, n: int = 0) -> None:
         """A file of the task `t` cannot be had."""
-        self.change(lambda tx: result_records.fail(tx, tx.known("t"), n, "gone"))
+        self.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), n, "gone"))
 
     def rows(self, table: Any, **where: Any) -> list[Row]:
         """Committed rows, in the order of their keys."""
@@ -115,13 +115,13 @@ class Ledger:
 
     def put_task(self, task: str = "t", **values: Any) -> None:
         """A task's row as it is given, past all rules."""
-        row = {**NEW_TASK, "id": task, "family": FAMILY, "created_at": NOW, "updated_at": NOW, **values}
+        row = {**TASK_DEFAULTS, "id": task, "family": FAMILY, "created_at": NOW, "updated_at": NOW, **values}
         with self.database.write() as connection:
             connection.execute(insert(TASK), row)
 
     def put_hook(self, name: str = "all", address: str = "https://example.com/", **given: Any) -> None:
         """A hook that hears of what happens from now on."""
-        self.change(lambda tx: hook_records.add(tx, NewHook(name=name, address=address, **given)))
+        self.change(lambda tx: hook_records.add(tx, HookConfig(name=name, address=address, **given)))
 
     def put_job(self, key: str = "ask/t", **values: Any) -> None:
         """A job's row as it is given, past the outbox."""
@@ -151,16 +151,16 @@ def callback(task: str = "t", status: str | None = "processing", **given: Any) -
     """A proven callback; `status` None: one that cannot be read. What it says comes from its body."""
     signed, family = given.pop("signed", False), given.pop("family", FAMILY)
     body = given.pop("body", None) or _body(status, **given)
-    report = read_callback(body)
+    report = parse_callback(body)
     return Callback(
-        task=task,
+        task_id=task,
         family=family,
-        digest=hashlib.sha256(body).hexdigest(),
+        body_sha256=hashlib.sha256(body).hexdigest(),
         body=body,
         size=len(body),
         report=report,
         signed=signed and report is not None,
-        trouble=None if report else "unreadable",
+        problem=None if report else "unreadable",
     )
 
 

@@ -9,30 +9,30 @@ from typing import Any, TypeVar
 from kling_receiver.app import Receiver
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import NewHook
+from kling_receiver.hooks.config import HookConfig
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.sinks import Message, NotTaken, Taken
-from kling_receiver.store.reader import Full
+from kling_receiver.sinks import Delivered, Message, NotDelivered
+from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.sql import Row
-from kling_receiver.store.transaction import EVENT, Committed, Transaction, last_event
+from kling_receiver.store.transaction import EVENT, CommitResult, Transaction, last_event
 from tests.ledger import FAMILY, NOW, Ledger
 
 T = TypeVar("T")
-Answer = Callable[[Message], Awaitable[Taken]]
+Answer = Callable[[Message], Awaitable[Delivered]]
 
 PATIENCE = 20
 """Seconds after which a test fails instead of waiting on."""
 SCHEME = "scripted"
 
 
-async def taking(message: Message) -> Taken:
+async def taking(message: Message) -> Delivered:
     """Takes everything."""
-    return Taken(200, "ok")
+    return Delivered(200, "ok")
 
 
-async def refusing(message: Message) -> Taken:
+async def refusing(message: Message) -> Delivered:
     """Takes nothing."""
-    raise NotTaken("it answered 500", status=500)
+    raise NotDelivered("it answered 500", status=500)
 
 
 class Endpoint:
@@ -57,7 +57,7 @@ class Endpoint:
         """The events that came, in order."""
         return [message.event["id"] for message in self.came]
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """One attempt."""
         self.came.append(message)
         self.under_way += 1
@@ -106,8 +106,8 @@ class Watched(Receiver):
         self.changed = asyncio.Event()
         super().__init__(settings, **given)
 
-    def _committed(self, committed: Committed) -> None:
-        super()._committed(committed)
+    def _committed(self, committed: CommitResult) -> None:
+        super()._on_commit(committed)
         self.changed.set()
 
 
@@ -133,7 +133,7 @@ class Outgoing:
         """Add a hook; its name."""
         if isinstance(address, Endpoint):
             name, address = name or address.name, address.address
-        new = NewHook(name=name, address=address, **given)
+        new = HookConfig(name=name, address=address, **given)
         row = await self.change(lambda tx: hook_records.add(tx, new))
         assert row
         return str(row["name"])
@@ -143,9 +143,9 @@ class Outgoing:
 
         def change(tx: Transaction) -> int:
             if tx.task(task) is None:
-                tx.create([{"id": task, "family": family, **values}])
+                tx.add_tasks([{"id": task, "family": family, **values}])
             for type_ in types:
-                tx.log(task, type_)
+                tx.add_event(task, type_)
             return last_event(tx.connection)
 
         last = await self.change(change)
@@ -180,9 +180,9 @@ class Outgoing:
                     return said
                 await self.receiver.changed.wait()
 
-    async def full(self, task: str = "t") -> Full:
+    async def full(self, task: str = "t") -> TaskDetail:
         """A task with all that is shown of it."""
-        return (await self.receiver.reader.full([task]))[task]
+        return (await self.receiver.reader.details([task]))[task]
 
 
 @asynccontextmanager

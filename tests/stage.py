@@ -10,10 +10,18 @@ import anyio
 import httpx
 
 from kling_callback.kling import AsyncKling
-from kling_callback.retry import Patience
+from kling_callback.retry import RetryPolicy
 
 SECRET = "a-signing-secret-for-tests-0123456789"
-QUICK = Patience(first=0, longest=0, tries=4, looks=(0, 0), unreached=0, silence=5, last_word=5)
+QUICK = RetryPolicy(
+    initial_wait=0,
+    max_wait=0,
+    max_attempts=4,
+    lookup_waits=(0, 0),
+    unreachable_seconds=0,
+    stream_timeout=5,
+    interrupt_seconds=5,
+)
 """No waits, few tries."""
 
 SETTINGS: dict[str, Any] = {
@@ -95,9 +103,9 @@ class Stage:
         self.order: list[str] = []
         self.came: dict[str, anyio.Event] = defaultdict(anyio.Event)
 
-    def kling(self, *, patience: Patience = QUICK, **settings: Any) -> AsyncKling:
+    def kling(self, *, retry: RetryPolicy = QUICK, **settings: Any) -> AsyncKling:
         """A client whose every request comes here."""
-        return AsyncKling(http=self.http(), patience=patience, **{**SETTINGS, **settings})
+        return AsyncKling(http=self.http(), retry=retry, **{**SETTINGS, **settings})
 
     def http(self) -> httpx.AsyncClient:
         """The HTTP client for it."""

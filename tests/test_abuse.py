@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.webhooks import TOLERANCE, sign
+from kling_callback.protocol.webhooks import TOLERANCE_SECONDS, sign
 from kling_receiver.app import Receiver
-from kling_receiver.jobs.worker import PER_KIND
-from kling_receiver.tasks.ingest import KEPT_BYTES, KEPT_EVENTS
-from kling_receiver.web.body import LARGE, MOST_UNPROVEN
+from kling_receiver.jobs.worker import MAX_PER_KIND
+from kling_receiver.tasks.ingest import MAX_KEPT_BYTES, MAX_KEPT_CALLBACKS
+from kling_receiver.web.body import LARGE_BYTES, MAX_UNAUTHENTICATED
 from kling_sandbox import Sandbox
 from tests.conftest import Start, make_settings
 from tests.hosts import host
@@ -197,7 +197,7 @@ def _answer(connection: socket.socket) -> bytes:
 def test_few_large_bodies_are_read_of_whom_nothing_is_known(start: Start) -> None:
     """While so many are read, others are to come later; small ones and callbacks with a token are heard."""
     running = start(webhook_secrets=(WEBHOOK,))
-    head = request(SEND, *SIGNED, b"Expect: 100-continue", length=b"%d" % (2 * LARGE))
+    head = request(SEND, *SIGNED, b"Expect: 100-continue", length=b"%d" % (2 * LARGE_BYTES))
     with ExitStack() as stack:
 
         def begin() -> socket.socket:
@@ -205,22 +205,22 @@ def test_few_large_bodies_are_read_of_whom_nothing_is_known(start: Start) -> Non
             slow = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
             slow.sendall(head)
             assert _answer(slow).startswith(b"HTTP/1.1 100 ")
-            slow.sendall(bytes(LARGE + 1))
+            slow.sendall(bytes(LARGE_BYTES + 1))
             assert httpx.get(f"{running.url}/healthz").status_code == 200  # by now it was read
             return slow
 
-        first, *_ = [begin() for _ in range(MOST_UNPROVEN)]
+        first, *_ = [begin() for _ in range(MAX_UNAUTHENTICATED)]
         refused = _answer(begin())
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 5" in refused
         assert raw(running.url, request(SEND, *SIGNED, length=b"2") + b"{}").startswith(b"HTTP/1.1 401 ")
         assert post(running, new_id(), {"task_status": "processing"}).status_code == 200
-        first.sendall(bytes(LARGE - 1))
+        first.sendall(bytes(LARGE_BYTES - 1))
         assert _answer(first).startswith(b"HTTP/1.1 401 ")
     assert counted(running, 'kling_callbacks_total{outcome="unavailable"}') == 1
 
 
-@pytest.mark.parametrize("late", [-TOLERANCE - 5, TOLERANCE + 60])
+@pytest.mark.parametrize("late", [-TOLERANCE_SECONDS - 5, TOLERANCE_SECONDS + 60])
 def test_a_signature_of_another_time_is_refused_before_its_body_is_read(start: Start, late: int) -> None:
     """And so is one without a time, or a time without one."""
     running = start(webhook_secrets=(WEBHOOK,))
@@ -242,8 +242,8 @@ def test_a_leaked_address_cannot_fill_the_disk(start: Start, gateway: Sandbox) -
     [task_row] = rows(running, "SELECT callbacks, kept, kept_bytes FROM task")
     [kept] = rows(running, "SELECT count(*) AS events, sum(length(body)) AS bytes FROM event")
     assert task_row["callbacks"] == len(sizes)
-    assert kept["events"] <= KEPT_EVENTS + 10
-    assert kept["bytes"] < 2 * KEPT_BYTES
+    assert kept["events"] <= MAX_KEPT_CALLBACKS + 10
+    assert kept["bytes"] < 2 * MAX_KEPT_BYTES
     files = list(running.settings.data_dir.glob("kling.db*"))
     assert sum(file.stat().st_size for file in files) < 10_000_000
 
@@ -251,7 +251,7 @@ def test_a_leaked_address_cannot_fill_the_disk(start: Start, gateway: Sandbox) -
 def test_many_slow_hosts_stop_neither_questions_nor_hooks(start: Start, gateway: Sandbox) -> None:
     """While as many downloads hang as there may be, a question is asked, and its event delivered."""
     with host(lambda visit: visit.answer(204)) as hook, ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(PER_KIND + 5)]
+        slow = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(MAX_PER_KIND + 5)]
         running = start(
             api_base=gateway.url,
             webhook_secrets=(WEBHOOK,),
@@ -261,14 +261,14 @@ def test_many_slow_hosts_stop_neither_questions_nor_hooks(start: Start, gateway:
         for n, each in enumerate(slow):
             _succeed(running.callback_url(new_id()), f"http://127.0.0.1:{each.getsockname()[1]}/{n}.png")
         query = "SELECT count(*) AS n FROM job WHERE kind = 'download' AND state = 'running'"
-        eventually(lambda: rows(running, query)[0]["n"] == PER_KIND, running)
+        eventually(lambda: rows(running, query)[0]["n"] == MAX_PER_KIND, running)
         task = new_id()
         assert post(running, task, {"task_status": "succeed"}).status_code == 200
         gateway.wait_for(lambda: any(task in asked.ids for asked in gateway.queries))
         with hook.changed:
             told = lambda: any(task.encode() in visit.body for visit in hook.visits)  # noqa: E731
             assert hook.changed.wait_for(told, 20)
-        assert rows(running, query)[0]["n"] == PER_KIND
+        assert rows(running, query)[0]["n"] == MAX_PER_KIND
 
 
 def _succeed(url: str, file: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from starlette.routing import Route
 
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.signing import CallbackSigner, Role, api_token, link
+from kling_callback.protocol.signing import CallbackSigner, Role, api_token, sign_link
 from kling_receiver.app import create_app
 from tests.conftest import SECRET, Running, Start
 from tests.submitting import IMAGES
@@ -123,7 +123,7 @@ def keys(now: float) -> dict[str, Key]:
         return Key(token, api_token([secret], "admin", 300, now=at), linked(secret, at))
 
     def linked(secret: str, at: float) -> str:
-        return "?" + link([secret], "", "nobody", 0, int(at + 300)).partition("?")[2]
+        return "?" + sign_link([secret], "", "nobody", 0, int(at + 300)).partition("?")[2]
 
     token = CallbackSigner([SECRET]).token("called", IMAGES)
     query = linked(SECRET, now)
@@ -184,7 +184,7 @@ def strangers(running: Running) -> list[str | None]:
         f"Bearer {api_token([SECRET], 'root', 300)}",  # type: ignore[arg-type]
         f"Bearer {api_token(['another-secret-that-is-32-characters!'], 'admin', 300)}",
         f"Bearer {CallbackSigner([SECRET]).token('nobody', IMAGES)}",
-        f"Bearer {link([SECRET], running.url, 'nobody', 0, 9_999_999_999).rpartition('=')[2]}",
+        f"Bearer {sign_link([SECRET], running.url, 'nobody', 0, 9_999_999_999).rpartition('=')[2]}",
     ]
 
 
@@ -220,7 +220,7 @@ def test_no_other_token_opens_callbacks(running: Running) -> None:
     """Neither a bearer token nor a link's signature is a callback address."""
     for token in (
         api_token([SECRET], "admin", 300),
-        link([SECRET], running.url, "x", 0, 9_999_999_999).rpartition("=")[2],
+        sign_link([SECRET], running.url, "x", 0, 9_999_999_999).rpartition("=")[2],
     ):
         assert httpx.post(f"{running.url}/callbacks/{token}", json={}).status_code == 401
 

@@ -16,9 +16,9 @@ from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.signing import CallbackSigner, key_fingerprint, link
+from kling_callback.protocol.signing import CallbackSigner, key_fingerprint, sign_link
 from kling_receiver.app import Receiver, create_app
-from kling_receiver.events.bus import Feed
+from kling_receiver.events.bus import EventBus
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.sql import Row
@@ -132,7 +132,7 @@ def test_another_family_or_account_is_a_conflict(running: Running, gateway: Sand
     assert refusal(register(running, task, "videos/text2video")) == (409, "conflict")
     assert refusal(register(running, new_id(), base="https://elsewhere.example")) == (409, "conflict")
     assert refusal(register(running, new_id(), key_fingerprint="0" * 16)) == (409, "conflict")
-    good = {"base": f"{gateway.url}/v1/", "key_fingerprint": running.settings.account}
+    good = {"base": f"{gateway.url}/v1/", "key_fingerprint": running.settings.key_fingerprint}
     assert register(running, new_id(), **good).status_code == 201
 
 
@@ -417,7 +417,7 @@ def test_streams_answer_head_without_waiting(running: Running) -> None:
 async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
     """An empty batch is a comment line, which keeps proxies from closing the connection."""
 
-    class Silent(Feed):
+    class Silent(EventBus):
         async def follow(self, task: str | None, after: int) -> AsyncIterator[list[Row]]:
             yield []
 
@@ -429,18 +429,18 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_there_are_so_many_streams(tmp_path: Path) -> None:
     """Whoever asks for one more is asked to come later."""
-    answer = await _follow(tmp_path, functools.partial(Feed, most=0))
+    answer = await _follow(tmp_path, functools.partial(EventBus, max_streams=0))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
     assert answer.json()["error"]["code"] == "too_many_streams"
 
 
-async def _follow(tmp_path: Path, feed: Callable[[Reader], Feed]) -> httpx.Response:
+async def _follow(tmp_path: Path, feed: Callable[[Reader], EventBus]) -> httpx.Response:
     """What is answered to who follows all tasks, by a receiver with this feed."""
     receiver = Receiver(make_settings(tmp_path))
     receiver.prepare()
     await receiver.start()
     receiver.stream_routes = StreamRoutes(
-        receiver.settings, reader=receiver.reader, feed=feed(receiver.reader), views=receiver.views
+        receiver.settings, reader=receiver.reader, bus=feed(receiver.reader), payloads=receiver.payloads
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
         headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]
@@ -532,10 +532,10 @@ def test_a_link_opens_one_file_for_a_time(running: Running, stored: Json) -> Non
     href, second = (result["href"] for result in stored["results"])
     good = httpx.URL(href)
     signature = good.params["signature"]
-    expired = link([SECRET], running.url, stored["id"], 0, 1_000_000_000)
+    expired = sign_link([SECRET], running.url, stored["id"], 0, 1_000_000_000)
     bad = [
         expired,
-        link(["another-secret-that-is-32-characters!"], running.url, stored["id"], 0, 9_999_999_999),
+        sign_link(["another-secret-that-is-32-characters!"], running.url, stored["id"], 0, 9_999_999_999),
         str(httpx.URL(second).copy_set_param("signature", signature)),
         str(good.copy_set_param("expires", "9999999999")),
         str(good.copy_set_param("expires", "")),

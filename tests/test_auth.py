@@ -3,7 +3,7 @@
 import httpx
 import jwt
 
-from kling_callback.auth import LIFETIME, RENEW_BEFORE, KeyAuth, TokenAuth
+from kling_callback.auth import LIFETIME_SECONDS, RENEW_BEFORE_SECONDS, BearerAuth, JwtAuth
 
 SECRET = "kling-secret-key-of-thirty-two-chars"
 
@@ -17,23 +17,23 @@ def bearer(auth: httpx.Auth) -> str:
 
 def test_a_key_goes_as_it_is() -> None:
     """An API key is the bearer token."""
-    assert bearer(KeyAuth("the-key")) == "the-key"
+    assert bearer(BearerAuth("the-key")) == "the-key"
 
 
 def test_a_token_has_kling_s_claims() -> None:
     """HS256, issuer the access key, good from 5 seconds ago for half an hour."""
-    token = bearer(TokenAuth("access", SECRET, clock=lambda: 1000.0))
+    token = bearer(JwtAuth("access", SECRET, clock=lambda: 1000.0))
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
     claims = jwt.decode(token, SECRET, algorithms=["HS256"], options={"verify_exp": False, "verify_nbf": False})
-    assert claims == {"iss": "access", "exp": 1000 + LIFETIME, "nbf": 995}
+    assert claims == {"iss": "access", "exp": 1000 + LIFETIME_SECONDS, "nbf": 995}
 
 
 def test_a_token_is_kept_until_shortly_before_its_end() -> None:
     """One token serves many calls; the next is made well before the first one ends."""
     now = 1000.0
-    auth = TokenAuth("access", SECRET, clock=lambda: now)
+    auth = JwtAuth("access", SECRET, clock=lambda: now)
     first = bearer(auth)
-    now += LIFETIME - RENEW_BEFORE - 1
+    now += LIFETIME_SECONDS - RENEW_BEFORE_SECONDS - 1
     assert bearer(auth) == first
     now += 1
     assert bearer(auth) != first
@@ -42,19 +42,19 @@ def test_a_token_is_kept_until_shortly_before_its_end() -> None:
 def test_a_forgotten_token_is_made_anew() -> None:
     """When Kling calls it stale, the next request has another."""
     now = 1000.0
-    auth = TokenAuth("access", SECRET, clock=lambda: now)
+    auth = JwtAuth("access", SECRET, clock=lambda: now)
     first = bearer(auth)
     now += 1
-    auth.forget()
+    auth.invalidate()
     assert bearer(auth) != first
 
 
 def test_a_short_secret_key_works_without_a_warning() -> None:
     """How long Kling makes its secret keys is not ours to judge."""
-    assert bearer(TokenAuth("access", "short"))
+    assert bearer(JwtAuth("access", "short"))
 
 
 def test_no_key_is_in_a_repr() -> None:
     """Keys do not show when the objects are printed."""
-    assert "the-key" not in repr(KeyAuth("the-key"))
-    assert SECRET not in repr(TokenAuth("access", SECRET))
+    assert "the-key" not in repr(BearerAuth("the-key"))
+    assert SECRET not in repr(JwtAuth("access", SECRET))

@@ -187,7 +187,7 @@ def test_an_answer_without_files_fails_none_that_was_named(ledger: Ledger, statu
     """They may have been named by a signed callback while Kling was asked."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     ledger.believe("t", says(status))
-    ledger.change(lambda tx: result_records.lack(tx, tx.known("t"), "no file"))
+    ledger.change(lambda tx: result_records.mark_missing(tx, tx.require_task("t"), "no file"))
     ledger.stand()
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert [result["status"] for result in ledger.results()] == ["pending"]
@@ -200,7 +200,7 @@ def end(ledger: Ledger, origin: str) -> None:
         ledger.stand()
     else:
         ledger.register()
-        ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "too late"))
+        ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "too late"))
 
 
 @pytest.mark.parametrize("origin", ["callback", "local"])
@@ -267,19 +267,19 @@ def test_an_end_of_our_own_ends_open_tasks_only(ledger: Ledger) -> None:
     assert ledger.task()["status_msg"] == "too late"
     ledger.believe("t", says("failed", message="theirs"))
     assert view(ledger.task()) == ("failed", "kling", True)
-    ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "again"))
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "again"))
     assert ledger.task()["status_msg"] == "theirs"
 
 
 def test_a_false_hint_is_dropped(ledger: Ledger) -> None:
     """Kling, asked again and again, says otherwise: the callback is called contradictory, in the log."""
     ledger.record(callback(status="succeed", message="m"))
-    ledger.change(lambda tx: transitions.drop_hint(tx, tx.known("t"), "processing"))
+    ledger.change(lambda tx: transitions.reject_hint(tx, tx.require_task("t"), "processing"))
     assert (ledger.task()["hint"], ledger.task()["hint_msg"]) == (None, "")
     said = ledger.events()[-1]["data"]
     assert said == {"reason": "Kling says processing", "status": "succeed", "stands": "created"}
     before = ledger.types()
-    ledger.change(lambda tx: transitions.drop_hint(tx, tx.known("t"), "processing"))
+    ledger.change(lambda tx: transitions.reject_hint(tx, tx.require_task("t"), "processing"))
     assert ledger.types() == before
 
 
@@ -287,10 +287,10 @@ def test_a_change_of_many_kinds_is_one_commit(ledger: Ledger) -> None:
     """A registration and a callback of the same task may share a transaction."""
 
     def change(tx: Transaction) -> None:
-        ingest.record(tx, [callback(status="succeed")])
-        task_registration.register(tx, Registration("t", FAMILY, attempt="a", tags=("x",)))
-        transitions.believe(tx, tx.known("t"), says("succeed", FILE))
-        result_records.store(tx, tx.known("t"), 0, STORED)
+        ingest.ingest(tx, [callback(status="succeed")])
+        task_registration.register(tx, Registration("t", FAMILY, create_token="a", tags=("x",)))
+        transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE))
+        result_records.mark_stored(tx, tx.require_task("t"), 0, STORED)
 
     ledger.change(change)
     assert view(ledger.task()) == ("succeed", "kling", True)

@@ -16,10 +16,10 @@ from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.signing import CallbackSigner, api_token, link
+from kling_callback.protocol.signing import CallbackSigner, api_token, sign_link
 from kling_callback.protocol.webhooks import sign
 from kling_receiver.app import Receiver, create_app
-from kling_receiver.web.body import DROPPED, KEPT
+from kling_receiver.web.body import MAX_DROPPED_BYTES, MAX_KEPT_BYTES
 from kling_sandbox import Sandbox
 from tests.conftest import SECRET, Running, Start, make_settings
 from tests.submitting import (
@@ -152,12 +152,12 @@ def test_a_rotation_breaks_nothing_that_is_under_way(start: Start) -> None:
         called = httpx.post(CallbackSigner([secret]).url(running.url, task, IMAGES), json={})
         bearer = {"Authorization": f"Bearer {api_token([secret], 'client', 60)}"}
         shown = httpx.get(f"{running.url}/api/tasks", headers=bearer)
-        linked = httpx.get(link([secret], running.url, task, 0, 1 << 40))
+        linked = httpx.get(sign_link([secret], running.url, task, 0, 1 << 40))
         expected = [200, 200, 404] if opens else [401] * 3
         assert [each.status_code for each in (called, shown, linked)] == expected
     task = new_id()
     token = register(running, task).json()["callback_url"].rpartition("/")[2]
-    assert CallbackSigner([SECRET]).read(token, 60).task_id == task
+    assert CallbackSigner([SECRET]).verify(token, 60).task_id == task
 
 
 @pytest.mark.parametrize("seconds", [-5, 5])
@@ -259,7 +259,9 @@ def test_headers_change_nothing(running: Running, headers: dict[str, str]) -> No
     assert show(running, task)["status"] == "processing"
 
 
-@pytest.mark.parametrize("size", [KEPT, KEPT + 1, 5_000_000, KEPT + DROPPED + 1_000_000])
+@pytest.mark.parametrize(
+    "size", [MAX_KEPT_BYTES, MAX_KEPT_BYTES + 1, 5_000_000, MAX_KEPT_BYTES + MAX_DROPPED_BYTES + 1_000_000]
+)
 def test_of_an_oversized_body_the_first_megabyte_is_kept(running: Running, gateway: Sandbox, size: int) -> None:
     """Up to 1 MB is kept, up to 16 MB more is read for the digest; a longer one is answered too."""
     task = new_id()
@@ -268,10 +270,10 @@ def test_of_an_oversized_body_the_first_megabyte_is_kept(running: Running, gatew
     assert post(running, task, body).status_code == 200
     [kept] = rows(running, "SELECT body, digest, data FROM event WHERE digest IS NOT NULL")
     said = json.loads(kept["data"])
-    assert bytes(kept["body"]) == body[:KEPT]
-    if size <= KEPT + DROPPED:
+    assert bytes(kept["body"]) == body[:MAX_KEPT_BYTES]
+    if size <= MAX_KEPT_BYTES + MAX_DROPPED_BYTES:
         assert (kept["digest"], said["size"]) == (hashlib.sha256(body).hexdigest(), size)
-    if size > KEPT:
+    if size > MAX_KEPT_BYTES:
         assert said["trouble"] == "oversized"
         assert show(running, task)["status"] == "created"
         gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))

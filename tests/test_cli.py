@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kling_callback.base import TaskView
-from kling_callback.cli.main import explain, main
+from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
-from kling_callback.cli.terminal import plain, show_json, show_tasks, watching
+from kling_callback.cli.main import main, report_error
+from kling_callback.cli.terminal import escape, live_progress, print_json, print_tasks
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import is_id
@@ -389,11 +389,11 @@ def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         "done": True,
     }
     failed = {"results": [{"status": "failed"}, {"status": "stored"}, None]}
-    show_tasks(
+    print_tasks(
         [
-            TaskView({"id": "x" * 128, "status": "processing", **usual, "tags": ["袋鼠", "b\x1b"]}),
-            TaskView({"id": "b", "status": "succeed", **usual, **failed}),
-            TaskView({"id": "c", "status": "succeed", **usual, "done": False}),
+            BaseTask({"id": "x" * 128, "status": "processing", **usual, "tags": ["袋鼠", "b\x1b"]}),
+            BaseTask({"id": "b", "status": "succeed", **usual, **failed}),
+            BaseTask({"id": "c", "status": "succeed", **usual, "done": False}),
         ]
     )
     heading, *lines = capsys.readouterr().out.splitlines()
@@ -406,7 +406,7 @@ def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         lines[1].split(maxsplit=1)[1] == "succeed, 1 of 2 files failed  2026-11-21 02:44Z  images/generations"
     )
     assert "succeed, fetching " in lines[2]
-    show_tasks([])
+    print_tasks([])
     assert capsys.readouterr().out == "ID  STATUS\n"
 
 
@@ -449,8 +449,8 @@ def test_help_and_version(bare: Run) -> None:
 
 def test_what_kling_says_cannot_steer_a_terminal() -> None:
     """Control characters are shown, not sent; line ends become blanks."""
-    assert plain("a\x1b[31mb\nc\x9bd\u202e") == "a\\x1b[31mb c\\x9bd\\x202e"
-    assert plain("袋鼠\u3000👩\u200d🚀") == "袋鼠\u3000👩\u200d🚀"
+    assert escape("a\x1b[31mb\nc\x9bd\u202e") == "a\\x1b[31mb c\\x9bd\\x202e"
+    assert escape("袋鼠\u3000👩\u200d🚀") == "袋鼠\u3000👩\u200d🚀"
 
 
 @given(st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
@@ -458,7 +458,7 @@ def test_json_stays_the_same_document_whatever_is_in_it(document: Any) -> None:
     """Steering letters go out as JSON's own escapes; without --json's niceness it is one line."""
     for nicely in (False, True):
         with StringIO() as out, redirect_stdout(out):
-            show_json(document, nicely=nicely)
+            print_json(document, nicely=nicely)
             text = out.getvalue()
         assert json.loads(text) == document
         assert "\x1b" not in text
@@ -470,18 +470,18 @@ def test_progress_says_what_there_is() -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=100)
     task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
-    with watching("a", console) as heard:
+    with live_progress("a", console) as heard:
         heard(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
         heard(Event(2, "result.stored", "", {}, task))
     assert "a succeed, 1 of 2 files here" in out.getvalue()
-    with watching("a", Console(file=StringIO())) as heard:
+    with live_progress("a", Console(file=StringIO())) as heard:
         heard(Event(1, "task.processing", "", {}, task))
 
 
 def test_what_is_tried_again_is_told_while_it_waits(bare: Run) -> None:
     """A receiver that does not answer shows on the line of progress, and not after it."""
     out = StringIO()
-    with watching("a", Console(file=out, force_terminal=True, width=100)):
+    with live_progress("a", Console(file=out, force_terminal=True, width=100)):
         logging.getLogger("client").info("The receiver cannot be reached. Trying again.")
     assert "a The receiver cannot be reached. Trying again." in out.getvalue()
     logging.getLogger("client").info("Nobody hears this.")
@@ -530,7 +530,7 @@ def test_something_else_at_the_receivers_address_is_named(run: Run, monkeypatch:
 def test_an_error_of_ours_is_not_hidden() -> None:
     """What is no error of the user's or the world's comes out with its traceback, to be mended."""
     with pytest.raises(ZeroDivisionError):
-        explain(ZeroDivisionError())
+        report_error(ZeroDivisionError())
 
 
 def test_no_secret_is_printed(run: Run) -> None:

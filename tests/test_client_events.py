@@ -4,9 +4,9 @@ import anyio
 import httpx
 import pytest
 
-from kling_callback import AsyncKling, Patience
+from kling_callback import AsyncKling, RetryPolicy
 from kling_callback.errors import ReceiverError
-from kling_callback.protocol.events import LONGEST_EVENT, Event
+from kling_callback.protocol.events import MAX_EVENT_CHARS, Event
 from tests.stage import Stage, Step, event, refusal, stream, task_json
 from tests.wire import Wire, reply
 
@@ -22,7 +22,7 @@ CUT = httpx.ReadError("cut")
 
 async def heard(stage: Stage) -> list[Event]:
     async with stage.kling() as kling:
-        return [each async for each in kling.known("mine").events()]
+        return [each async for each in kling.attach("mine").events()]
 
 
 async def test_the_history_comes_first_then_what_happens_until_the_end() -> None:
@@ -126,7 +126,7 @@ async def test_what_is_no_stream_is_told() -> None:
 
 async def test_an_endless_event_is_cut_off() -> None:
     """Who never ends an event does not fill our memory."""
-    piece = b"x" * (LONGEST_EVENT // 8)
+    piece = b"x" * (MAX_EVENT_CHARS // 8)
     with pytest.raises(ReceiverError) as error:
         await heard(Stage(events=[stream("data: ", *[piece] * 9)]))
     assert error.value.code == "unreadable"
@@ -134,7 +134,7 @@ async def test_an_endless_event_is_cut_off() -> None:
 
 async def test_many_events_are_not_an_endless_one() -> None:
     """The limit is on one event, not on the stream."""
-    padded = task_json("mine", "processing", request={"prompt": "x" * (LONGEST_EVENT // 4)})
+    padded = task_json("mine", "processing", request={"prompt": "x" * (MAX_EVENT_CHARS // 4)})
     stage = Stage(events=[stream(*(event(number, "task.processing", padded) for number in range(1, 7)), END)])
     assert len(await heard(stage)) == 7
 
@@ -159,12 +159,10 @@ async def test_silence_breaks_a_stream() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     whole = reply(200, END.encode(), Content_Type="text/event-stream")
     with Wire(head + BEGIN.encode(), whole, hold=1) as wire:
-        patience = Patience(first=0, longest=0, silence=0.05)
-        async with AsyncKling(
-            api_key="k", receiver_token="t", receiver_url=wire.url, patience=patience
-        ) as kling:
+        retry = RetryPolicy(initial_wait=0, max_wait=0, stream_timeout=0.05)
+        async with AsyncKling(api_key="k", receiver_token="t", receiver_url=wire.url, retry=retry) as kling:
             with anyio.fail_after(10):
-                assert [each.id async for each in kling.known("mine").events()] == [1, 9]
+                assert [each.id async for each in kling.attach("mine").events()] == [1, 9]
     assert b"last-event-id: 1" in wire.requests[1].lower()
 
 

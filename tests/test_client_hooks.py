@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 from werkzeug.datastructures import Headers as FlaskHeaders
 
 from kling_callback import HookError, HookEvent, SettingsError, verify_hook
-from kling_callback.protocol.events import LONGEST_EVENT
-from kling_callback.protocol.webhooks import TOLERANCE, hook_body, message_id, sign
+from kling_callback.protocol.events import MAX_EVENT_CHARS
+from kling_callback.protocol.webhooks import TOLERANCE_SECONDS, hook_body, sign, webhook_id
 from tests.stage import task_json
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
@@ -27,7 +27,7 @@ EVENT: dict[str, Any] = {
     "task": task_json("mine", "succeed", done=True),
 }
 BODY = hook_body(EVENT)
-NAME = message_id(17, 1_800_000_000_000)
+NAME = webhook_id(17, 1_800_000_000_000)
 
 
 def signed(body: bytes = BODY, *, at: int | str = NOW, secret: str = SECRET, **changed: Any) -> dict[str, Any]:
@@ -88,10 +88,12 @@ def test_during_a_rotation_either_secret_holds(secrets: Any) -> None:
     assert take(headers=signed(signature=both), secret=OTHER).id == 17
 
 
-@pytest.mark.parametrize("seconds", [-TOLERANCE - 1, -TOLERANCE, 0, TOLERANCE, TOLERANCE + 1])
+@pytest.mark.parametrize(
+    "seconds", [-TOLERANCE_SECONDS - 1, -TOLERANCE_SECONDS, 0, TOLERANCE_SECONDS, TOLERANCE_SECONDS + 1]
+)
 def test_it_is_good_for_five_minutes_either_way(seconds: int) -> None:
     """By the clock that is handed in; then it may be a repeat by somebody else."""
-    if abs(seconds) <= TOLERANCE:
+    if abs(seconds) <= TOLERANCE_SECONDS:
         assert take(now=NOW + seconds).id == 17
     else:
         assert refused(now=NOW + seconds) == ("too_old" if seconds > 0 else "too_new")
@@ -176,7 +178,7 @@ def test_an_altered_body(change: bytes) -> None:
 
 def test_a_body_without_end_is_not_read() -> None:
     """It is refused by its size, before its signature is made."""
-    assert refused(bytes(LONGEST_EVENT + 1), signed()) == "too_large"
+    assert refused(bytes(MAX_EVENT_CHARS + 1), signed()) == "too_large"
 
 
 NAMES = st.sampled_from(["webhook-id", "Webhook-Timestamp", b"webhook-signature"]) | st.text() | st.binary()

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kling_callback.errors import SettingsError
-from kling_callback.protocol.urls import is_loopback, public_address, web_address
-from kling_callback.settings import ClientSettings, KlingSettings, WaitSettings, split
+from kling_callback.protocol.urls import is_loopback, normalize_public_url, normalize_url
+from kling_callback.settings import ClientSettings, KlingSettings, ReceiverAccessSettings, split
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 GOOD = {"api_key": "key", "signing_secrets": SECRET, "receiver_url": "https://receiver.example"}
@@ -85,9 +85,9 @@ def test_missing_and_malformed_settings_are_told_together() -> None:
 
 def test_waiting_needs_no_key() -> None:
     """Who only talks to the receiver needs its address and a token or the secrets."""
-    settings = WaitSettings.load(receiver_url="https://receiver.example", receiver_token="token")
-    assert settings.account == ""
-    assert len(problems(WaitSettings)) == 2
+    settings = ReceiverAccessSettings.load(receiver_url="https://receiver.example", receiver_token="token")
+    assert settings.key_fingerprint == ""
+    assert len(problems(ReceiverAccessSettings)) == 2
 
 
 def test_half_a_key_pair_is_a_problem() -> None:
@@ -121,11 +121,15 @@ def test_no_secret_is_in_the_repr() -> None:
 
 def test_the_account_is_a_fingerprint_of_the_key() -> None:
     """Access key before key; the same key has the same fingerprint, no key has none."""
-    one = KlingSettings.load(api_key="k").account
-    assert one == KlingSettings.load(api_key="k").account != KlingSettings.load(api_key="l").account
+    one = KlingSettings.load(api_key="k").key_fingerprint
+    assert (
+        one
+        == KlingSettings.load(api_key="k").key_fingerprint
+        != KlingSettings.load(api_key="l").key_fingerprint
+    )
     both = KlingSettings.load(api_key="k", access_key="a", secret_key="s")
-    assert both.account != one
-    assert both.accounts == (both.account, one)
+    assert both.key_fingerprint != one
+    assert both.key_fingerprints == (both.key_fingerprint, one)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_the_account_is_a_fingerprint_of_the_key() -> None:
 )
 def test_an_address_has_one_spelling(value: str, address: str) -> None:
     """Letters of the host, ports that go without saying and slashes at the end make no difference."""
-    assert web_address(value) == address
+    assert normalize_url(value) == address
 
 
 @pytest.mark.parametrize(
@@ -164,15 +168,15 @@ def test_an_address_has_one_spelling(value: str, address: str) -> None:
 def test_what_is_no_address_is_refused(value: str) -> None:
     """No scheme, no host, a query, a user, blanks, an impossible port."""
     with pytest.raises(ValueError, match="is not an address"):
-        web_address(value)
+        normalize_url(value)
 
 
 def test_only_this_machine_is_reached_in_the_clear() -> None:
     """The public address is https, unless it is loopback."""
-    assert public_address("http://127.0.0.2:8000") == "http://127.0.0.2:8000"
-    assert public_address("http://a.localhost") == "http://a.localhost"
+    assert normalize_public_url("http://127.0.0.2:8000") == "http://127.0.0.2:8000"
+    assert normalize_public_url("http://a.localhost") == "http://a.localhost"
     with pytest.raises(ValueError, match="https://"):
-        public_address("http://10.0.0.1")
+        normalize_public_url("http://10.0.0.1")
 
 
 def test_loopback_is_told_by_address_or_name() -> None:

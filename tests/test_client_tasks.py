@@ -9,8 +9,8 @@ import anyio
 import httpx
 import pytest
 
-from kling_callback.atomic_file import Landing
-from kling_callback.base import FileView
+from kling_callback.atomic_file import AtomicFile
+from kling_callback.base import BaseFile
 from kling_callback.errors import KlingError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.protocol.events import Event
 from kling_callback.tasks import AsyncFile
@@ -48,7 +48,7 @@ def inside(folder: Path) -> dict[str, bytes]:
 async def waited(task: dict[str, Any], **script: list[Step]) -> Any:
     stage = Stage(events=[stream(event(9, "task.done", task))], **script)
     async with stage.kling() as kling:
-        return await kling.known("mine").wait()
+        return await kling.attach("mine").wait()
 
 
 async def failed(task: dict[str, Any]) -> KlingError:
@@ -100,7 +100,7 @@ async def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
     task = done(file_json(), {"index": 1, "status": "failed"})
     stage = Stage(events=[stream(event(9, "task.done", task))], file=[httpx.Response(200, content=CONTENT)])
     async with stage.kling() as kling:
-        waiting = kling.known("mine")
+        waiting = kling.attach("mine")
         with pytest.raises(ResultFailed):
             await waiting.wait()
         (file,) = waiting.stored().files
@@ -113,7 +113,7 @@ async def test_a_wait_ends_with_its_time() -> None:
     stage = Stage(events=[stream(event(1, "task.processing", running), httpx.ReadError("cut")), forever])
     async with stage.kling() as kling:
         with pytest.raises(WaitTimeout) as error:
-            await kling.known("mine").wait(timeout=0.05)
+            await kling.attach("mine").wait(timeout=0.05)
     assert error.value.task == running
     assert "kling wait mine" in str(error.value)
 
@@ -131,7 +131,7 @@ async def test_on_event_hears_all_and_may_be_asynchronous() -> None:
             events=[stream(event(1, "task.created", task_json()), event(2, "task.done", done(file_json())))]
         )
         async with stage.kling() as kling:
-            await kling.known("mine").wait(on_event=on_event)
+            await kling.attach("mine").wait(on_event=on_event)
     assert heard == ["task.created", "task.done"] * 2
 
 
@@ -261,12 +261,12 @@ async def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_a_file_has_a_good_name(content_type: str | None, kind: str, name: str) -> None:
     """By its media type, by its kind, or plainly .bin."""
-    assert FileView(file_json(content_type=content_type, kind=kind), task_json()).name == name
+    assert BaseFile(file_json(content_type=content_type, kind=kind), task_json()).name == name
 
 
 def test_a_file_shows_what_it_is() -> None:
     """Every field of the JSON is an attribute."""
-    file = FileView(file_json(id="k", expires_at="2026"), task_json())
+    file = BaseFile(file_json(id="k", expires_at="2026"), task_json())
     assert (file.index, file.kind, file.id, file.duration, file.status) == (0, "image", "k", None, "stored")
     assert (file.content_type, file.size, file.href) == ("image/png", len(CONTENT), LINK)
     assert (file.sha256, repr(file)) == (hashlib.sha256(CONTENT).hexdigest(), "<FileView mine-0.png stored>")
@@ -274,11 +274,11 @@ def test_a_file_shows_what_it_is() -> None:
 
 def test_a_landing_shows_nothing_until_it_landed(tmp_path: Path) -> None:
     """The name appears with the whole content; discarding afterwards takes nothing away."""
-    landing = Landing(tmp_path / "x")
+    landing = AtomicFile(tmp_path / "x")
     landing.write(b"ab")
     assert not (tmp_path / "x").exists()
     landing.write(b"c")
-    landing.land()
+    landing.commit()
     landing.discard()
     assert (tmp_path / "x").read_bytes() == b"abc"
     assert (landing.size, landing.sha256) == (3, hashlib.sha256(b"abc").hexdigest())

@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_callback.protocol.reports import (
-    LONGEST_COST,
-    LONGEST_ID,
-    LONGEST_URL,
-    MOST_OUTPUTS,
-    MOST_PARTS,
+    MAX_COST_CHARS,
+    MAX_ID_CHARS,
+    MAX_OUTPUTS,
+    MAX_PARTS,
+    MAX_URL_CHARS,
     SHORT,
     Output,
     Report,
-    clean,
-    read_answer,
-    read_callback,
+    parse_answer,
+    parse_callback,
+    sanitize,
 )
 
 LEGACY = {
@@ -43,8 +43,8 @@ NEW = {
 }
 REPORT = Report(
     status="succeed",
-    task_id="822953089408827433",
-    external_id="order-42",
+    kling_id="822953089408827433",
+    external_task_id="order-42",
     created_at=1764235825029,
     updated_at=1764236054436,
     outputs=(Output("video", "https://host/x.mp4?ksTime=1", "v", 5.1),),
@@ -81,7 +81,7 @@ def relayed(data: Any, word: str = "SUCCESS") -> dict[str, Any]:
 @pytest.mark.parametrize("wrap", [lambda it: it, enveloped, lambda it: relayed(enveloped(it))])
 def test_both_standards_bare_or_wrapped_are_one_report(record: dict[str, Any], wrap: Any) -> None:
     """Legacy or new, bare, in Kling's envelope or in a relay's second one: the report is the same."""
-    assert read_callback(body(wrap(record))) == REPORT
+    assert parse_callback(body(wrap(record))) == REPORT
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_both_standards_bare_or_wrapped_are_one_report(record: dict[str, Any], w
 )
 def test_every_word_for_a_status_is_known(word: str, status: str) -> None:
     """Both spellings of success, and the words of relays, in any case."""
-    report = read_callback(body({"task_id": "a", "task_status": word}))
+    report = parse_callback(body({"task_id": "a", "task_status": word}))
     assert report is not None
     assert (report.status, report.final) == (status, status in ("succeed", "failed"))
 
@@ -120,48 +120,48 @@ def test_every_word_for_a_status_is_known(word: str, status: str) -> None:
 )
 def test_what_has_no_known_status_is_unreadable(document: Any) -> None:
     """An unknown word, or none, is no report: it counts as a hint that something happened."""
-    assert read_callback(body(document)) is None
+    assert parse_callback(body(document)) is None
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000, b"\xef\xbb\xbf{}"])
 def test_what_is_no_json_is_unreadable(raw: bytes) -> None:
     """Broken, endlessly nested or oversized JSON raises nothing."""
-    assert read_callback(raw) is None
+    assert parse_callback(raw) is None
 
 
 @given(st.binary() | JSON.map(body) | KLINGISH.map(body))
 def test_no_body_is_an_error(raw: bytes) -> None:
     """Whatever Kling, a relay or a stranger sends, there is an answer or None, fit for a database."""
-    for report in [read_callback(raw), *(answer.reports if (answer := read_answer(raw)) else ())]:
+    for report in [parse_callback(raw), *(answer.reports if (answer := parse_answer(raw)) else ())]:
         if report is not None:
             text = json.dumps(
-                [report.cost, report.message, report.task_id], allow_nan=False, ensure_ascii=False
+                [report.cost, report.message, report.kling_id], allow_nan=False, ensure_ascii=False
             )
             assert "\0" not in text
             text.encode()
-            assert len(report.outputs) <= MOST_OUTPUTS
+            assert len(report.outputs) <= MAX_OUTPUTS
 
 
 def test_a_hollow_failure_of_a_relay_counts() -> None:
     """An outer FAILURE without an inner record is a failure, its reason the relay's."""
     document = relayed(None, "FAILURE")
     document["data"]["fail_reason"] = "no credit"
-    report = read_callback(body(document))
-    assert report == Report("failed", task_id="relay", message="no credit")
+    report = parse_callback(body(document))
+    assert report == Report("failed", kling_id="relay", message="no credit")
 
 
 def test_the_innermost_record_wins() -> None:
     """What Kling says stands above what a relay makes of it."""
-    report = read_callback(body(relayed({"task_id": "inner", "task_status": "processing"}, "SUCCESS")))
+    report = parse_callback(body(relayed({"task_id": "inner", "task_status": "processing"}, "SUCCESS")))
     assert report is not None
-    assert (report.status, report.task_id) == ("processing", "inner")
+    assert (report.status, report.kling_id) == ("processing", "inner")
 
 
 def test_what_the_inner_record_leaves_out_the_outer_says() -> None:
     """A relay's inner record without an id is filled up from around it."""
-    report = read_callback(body(relayed({"task_status": "processing"})))
+    report = parse_callback(body(relayed({"task_status": "processing"})))
     assert report is not None
-    assert (report.status, report.task_id) == ("processing", "relay")
+    assert (report.status, report.kling_id) == ("processing", "relay")
 
 
 def test_a_relay_s_record_fills_every_gap() -> None:
@@ -175,7 +175,7 @@ def test_a_relay_s_record_fills_every_gap() -> None:
         "billing": "7",
         "message": "outside",
     }
-    filled = read_callback(body({**around, "data": {"status": "processing"}}))
+    filled = parse_callback(body({**around, "data": {"status": "processing"}}))
     assert filled == Report("processing", "o", "mine", created_at=1, updated_at=2, cost="7")
     inside = {
         "id": "i",
@@ -186,26 +186,28 @@ def test_a_relay_s_record_fills_every_gap() -> None:
         "billing": "8",
         "message": "inside",
     }
-    kept = read_callback(body({**around, "data": inside}))
+    kept = parse_callback(body({**around, "data": inside}))
     assert kept == Report("processing", "i", "yours", "inside", created_at=3, updated_at=4, cost="8")
 
 
 def test_a_list_is_its_first_record() -> None:
     """A callback that comes as a list, or a record inside one, is read; what is no record is passed over."""
-    assert read_callback(body([7, LEGACY, {"task_id": "other", "task_status": "failed"}])) == REPORT
-    assert read_callback(body({"data": ["x", NEW]})) == REPORT
-    assert read_callback(body([])) is None
+    assert parse_callback(body([7, LEGACY, {"task_id": "other", "task_status": "failed"}])) == REPORT
+    assert parse_callback(body({"data": ["x", NEW]})) == REPORT
+    assert parse_callback(body([])) is None
 
 
 def test_a_legacy_record_has_no_other_id() -> None:
     """`id` beside `task_status` is something else: matching by it would find another's task."""
-    assert read_callback(body({"id": "x", "task_status": "failed"})) == Report("failed")
+    assert parse_callback(body({"id": "x", "task_status": "failed"})) == Report("failed")
 
 
 @pytest.mark.parametrize("name", ["task_status_msg", "fail_reason", "message"])
 def test_the_reason_stands_under_several_names(name: str) -> None:
     """Kling's two, and a relay's."""
-    assert read_callback(body({"status": "failed", name: "no credit"})) == Report("failed", message="no credit")
+    assert parse_callback(body({"status": "failed", name: "no credit"})) == Report(
+        "failed", message="no credit"
+    )
 
 
 def test_images_come_in_kling_s_order() -> None:
@@ -215,7 +217,7 @@ def test_images_come_in_kling_s_order() -> None:
         {"index": 0, "url": "https://h/0"},
         {"index": "x", "url": "s"},
     ]
-    report = read_callback(body({**LEGACY, "task_result": {"images": images}}))
+    report = parse_callback(body({**LEGACY, "task_result": {"images": images}}))
     assert report is not None
     assert [each.url for each in report.outputs] == ["https://h/0", "s", "https://h/1"]
     assert {each.kind for each in report.outputs} == {"image"}
@@ -229,7 +231,7 @@ def test_sounds_come_in_both_formats() -> None:
     }
     new = {**NEW, "outputs": [{"type": "audio", "id": "a", "mp3_url": "https://h/m", "wav_url": "https://h/w"}]}
     for record in (legacy, new):
-        report = read_callback(body(record))
+        report = parse_callback(body(record))
         assert report is not None
         assert [(each.kind, each.url) for each in report.outputs] == [
             ("audio", "https://h/m"),
@@ -239,7 +241,7 @@ def test_sounds_come_in_both_formats() -> None:
 
 def test_a_series_is_images() -> None:
     """The `series_images` of omni image are images too."""
-    report = read_callback(
+    report = parse_callback(
         body({**LEGACY, "task_result": {"series_images": [{"index": 0, "url": "https://h/0"}]}})
     )
     assert report is not None
@@ -252,7 +254,7 @@ def test_watermarked_copies_come_last() -> None:
         {"type": "video", "id": "v", "duration": 5, "url": "https://h/1", "watermark_url": "https://h/w1"},
         {"type": "video", "url": "https://h/2", "watermark_url": "https://h/2"},
     ]
-    report = read_callback(body({**NEW, "outputs": items}))
+    report = parse_callback(body({**NEW, "outputs": items}))
     assert report is not None
     assert [(each.kind, each.url) for each in report.outputs] == [
         ("video", "https://h/1"),
@@ -265,12 +267,12 @@ def test_watermarked_copies_come_last() -> None:
 def test_a_file_of_no_kind_is_a_file() -> None:
     """What Kling does not name, or names at too great length, is still fetched."""
     items = [{"url": "https://h/1"}, {"type": "model", "url": "https://h/2"}, {"type": "x" * 300, "url": "u"}]
-    report = read_callback(body({**NEW, "outputs": items}))
+    report = parse_callback(body({**NEW, "outputs": items}))
     assert report is not None
-    assert [each.kind for each in report.outputs] == ["file", "model", "x" * LONGEST_ID]
-    report = read_callback(body({**LEGACY, "task_result": {"y" * 300: [{"url": "u"}]}}))
+    assert [each.kind for each in report.outputs] == ["file", "model", "x" * MAX_ID_CHARS]
+    report = parse_callback(body({**LEGACY, "task_result": {"y" * 300: [{"url": "u"}]}}))
     assert report is not None
-    assert report.outputs == (Output("y" * LONGEST_ID, "u"),)
+    assert report.outputs == (Output("y" * MAX_ID_CHARS, "u"),)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +288,14 @@ def test_a_file_of_no_kind_is_a_file() -> None:
         (["\0"], None),
         (["\ud800"], None),
         ({"a": "x" * 10_000}, None),
-        ("x" * 300, "x" * LONGEST_ID),
-        (["x" * (LONGEST_COST - 4)], ["x" * (LONGEST_COST - 4)]),
-        (["x" * (LONGEST_COST - 3)], None),
+        ("x" * 300, "x" * MAX_ID_CHARS),
+        (["x" * (MAX_COST_CHARS - 4)], ["x" * (MAX_COST_CHARS - 4)]),
+        (["x" * (MAX_COST_CHARS - 3)], None),
     ],
 )
 def test_the_cost_is_kept_as_it_is_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:
     """Text, number or list as Kling spells it; what no JSON column takes is left out."""
-    report = read_callback(body({**LEGACY, "final_unit_deduction": cost}))
+    report = parse_callback(body({**LEGACY, "final_unit_deduction": cost}))
     assert report is not None
     assert report.cost == kept
 
@@ -305,27 +307,27 @@ def test_an_id_is_whole_or_none() -> None:
         (822953089408827433, "822953089408827433"),
         (10**30 - 1, "9" * 30),
         (10**30, None),
-        ("x" * LONGEST_ID, "x" * LONGEST_ID),
+        ("x" * MAX_ID_CHARS, "x" * MAX_ID_CHARS),
         ("x" * 300, None),
         (True, None),
         ("", None),
     ):
-        report = read_callback(body({"task_id": given_id, "task_status": "submitted"}))
+        report = parse_callback(body({"task_id": given_id, "task_status": "submitted"}))
         assert report is not None
-        assert report.task_id == kept
+        assert report.kling_id == kept
 
 
 def test_odd_numbers_are_left_out() -> None:
     """Times beyond 53 bits and durations that are none do not reach the database."""
     wrong = ("nan", "-1", "x", None, "1e300", 10**400, 1e6)
     videos = [{"url": "https://h/x", "duration": each} for each in (*wrong, 0, "0.5", 5, 999_999)]
-    report = read_callback(
+    report = parse_callback(
         body({**LEGACY, "created_at": 2**60, "updated_at": "now", "task_result": {"videos": videos}})
     )
     assert report is not None
     assert (report.created_at, report.updated_at) == (None, None)
     assert [each.duration for each in report.outputs] == [None] * len(wrong) + [0.0, 0.5, 5.0, 999_999.0]
-    report = read_callback(body({**NEW, "create_time": 2**53 - 1, "update_time": 2**53}))
+    report = parse_callback(body({**NEW, "create_time": 2**53 - 1, "update_time": 2**53}))
     assert report is not None
     assert (report.created_at, report.updated_at) == (2**53 - 1, None)
 
@@ -333,28 +335,28 @@ def test_odd_numbers_are_left_out() -> None:
 def test_outputs_are_not_endless() -> None:
     """At most a hundred files of one task are read, and no address beyond reason."""
     videos = [
-        {"url": "x" * (LONGEST_URL + 1)},
-        {"url": "x" * LONGEST_URL},
+        {"url": "x" * (MAX_URL_CHARS + 1)},
+        {"url": "x" * MAX_URL_CHARS},
         {"url": 1},
         "x",
         *({"url": f"https://h/{n}"} for n in range(500)),
     ]
-    report = read_callback(body({**LEGACY, "task_result": {"videos": videos, "images": "x"}}))
+    report = parse_callback(body({**LEGACY, "task_result": {"videos": videos, "images": "x"}}))
     assert report is not None
-    assert len(report.outputs) == MOST_OUTPUTS
-    assert [each.url for each in report.outputs[:2]] == ["x" * LONGEST_URL, "https://h/0"]
+    assert len(report.outputs) == MAX_OUTPUTS
+    assert [each.url for each in report.outputs[:2]] == ["x" * MAX_URL_CHARS, "https://h/0"]
 
 
 def test_text_is_fit_for_any_database() -> None:
     """NUL and lone surrogates leave the text, and it is cut at its longest."""
-    assert clean("a\0b\ud800c") == "ab?c"
-    assert clean("x" * 10, longest=3) == "xxx"
-    assert clean(5) == ""
+    assert sanitize("a\0b\ud800c") == "ab?c"
+    assert sanitize("x" * 10, max_chars=3) == "xxx"
+    assert sanitize(5) == ""
 
 
 def test_an_answer_has_its_envelope() -> None:
     """Code, message, request id and the record inside; an error may have no data."""
-    answer = read_answer(body({"code": 1302, "message": "too fast", "request_id": "r"}))
+    answer = parse_answer(body({"code": 1302, "message": "too fast", "request_id": "r"}))
     assert answer is not None
     assert (answer.code, answer.message, answer.request_id, answer.reports, answer.ok) == (
         1302,
@@ -375,16 +377,16 @@ def test_an_answer_has_its_envelope() -> None:
         ("1302", False, 1302),
         (5000, False, 5000),
         ("²", False, "²"),
-        ("x" * 300, False, "x" * LONGEST_ID),
+        ("x" * 300, False, "x" * MAX_ID_CHARS),
         (10**30, True, None),
     ],
 )
 def test_success_has_several_spellings(code: Any, ok: bool, read: Any) -> None:
     """Zero, the word, or no code at all mean success; numbers as text are numbers."""
-    answer = read_answer(body({"code": code, "data": {"task_id": "a"}}))
+    answer = parse_answer(body({"code": code, "data": {"task_id": "a"}}))
     assert answer is not None
     assert (answer.ok, answer.code) == (ok, read)
-    assert answer.reports == (Report(None, task_id="a"),)
+    assert answer.reports == (Report(None, kling_id="a"),)
 
 
 @pytest.mark.parametrize(
@@ -392,22 +394,22 @@ def test_success_has_several_spellings(code: Any, ok: bool, read: Any) -> None:
 )
 def test_a_relay_s_error_shape_is_understood(document: Any) -> None:
     """{"error": ...} or {"msg": ...} without Kling's envelope still has its message."""
-    answer = read_answer(body(document))
+    answer = parse_answer(body(document))
     assert answer is not None
     assert answer.message == "no credit"
 
 
 def test_a_batch_answers_several_records() -> None:
     """A list under `data` is one report each."""
-    answer = read_answer(body(enveloped([NEW, LEGACY, "x", {"id": "b", "status": "submitted"}])))
+    answer = parse_answer(body(enveloped([NEW, LEGACY, "x", {"id": "b", "status": "submitted"}])))
     assert answer is not None
-    assert [report.task_id for report in answer.reports] == [REPORT.task_id, REPORT.task_id, "b"]
+    assert [report.kling_id for report in answer.reports] == [REPORT.kling_id, REPORT.kling_id, "b"]
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"1", b"<html>", b"null"])
 def test_what_is_no_object_is_no_answer(raw: bytes) -> None:
     """An HTML page or a bare value is no answer of Kling's."""
-    assert read_answer(raw) is None
+    assert parse_answer(raw) is None
 
 
 @pytest.mark.parametrize(
@@ -415,9 +417,9 @@ def test_what_is_no_object_is_no_answer(raw: bytes) -> None:
 )
 def test_an_id_that_would_ask_for_something_else_is_none(wrong: str) -> None:
     """An id stands in the path of a query: what leads elsewhere, or is several, is no id."""
-    report = read_callback(json.dumps({"task_id": wrong, "task_status": "succeed"}).encode())
+    report = parse_callback(json.dumps({"task_id": wrong, "task_status": "succeed"}).encode())
     assert report is not None
-    assert report.task_id is None
+    assert report.kling_id is None
 
 
 def parted(count: int, fill: bytes = b"[],", pad: int = SHORT) -> bytes:
@@ -430,8 +432,8 @@ def parted(count: int, fill: bytes = b"[],", pad: int = SHORT) -> bytes:
 @pytest.mark.parametrize("fill", [b"[],", b"{},", b"0,", b'{"a":0},'])
 def test_a_long_body_of_very_many_parts_is_not_read(fill: bytes) -> None:
     """Reading it would hold all else up; a short one may have what it can hold, a long text is no matter."""
-    assert read_callback(parted(MOST_PARTS, fill)) is not None
-    assert read_callback(parted(MOST_PARTS + 7, fill)) is None
-    assert read_answer(parted(MOST_PARTS + 7, fill)) is None
-    assert read_callback(parted(MOST_PARTS + 500, b"[],", 0)) is not None
-    assert read_callback(parted(7, fill, 900_000)) is not None
+    assert parse_callback(parted(MAX_PARTS, fill)) is not None
+    assert parse_callback(parted(MAX_PARTS + 7, fill)) is None
+    assert parse_answer(parted(MAX_PARTS + 7, fill)) is None
+    assert parse_callback(parted(MAX_PARTS + 500, b"[],", 0)) is not None
+    assert parse_callback(parted(7, fill, 900_000)) is not None

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kling_receiver.hooks.config import BadHook, read_hook
-from kling_receiver.net.guard import Allowed
+from kling_receiver.hooks.config import InvalidHook, parse_hook
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.results import records as result_records
-from kling_receiver.sinks import Message, NotTaken
-from kling_receiver.sinks.command import CommandSink, arguments, written
+from kling_receiver.sinks import Message, NotDelivered
+from kling_receiver.sinks.command import CommandSink, parse_command, to_address
 from kling_receiver.tasks import transitions
 from tests.conftest import make_settings
 from tests.ledger import FILE, STORED, says
@@ -31,7 +31,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 def command(*argv: str) -> str:
     """The address of a command."""
-    return written(arguments(f"command:{json.dumps(argv)}"))
+    return to_address(parse_command(f"command:{json.dumps(argv)}"))
 
 
 def python(program: str, *argv: str) -> str:
@@ -56,7 +56,7 @@ async def run(address: str, sent: Message | None = None) -> str:
     """What a command that takes the event says."""
     taken = await CommandSink(address).send(sent or message())
     assert taken.status == 0
-    return taken.answer
+    return taken.response
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ async def test_arguments_come_as_they_are(tmp_path: Path, awkward: str) -> None:
 )
 def test_how_a_command_is_written(said: str, argv: list[str]) -> None:
     """As in a shell, or as JSON; kept as JSON, its program with its whole path."""
-    found = arguments(said)
+    found = parse_command(said)
     assert found[1:] == argv[1:]
     assert Path(found[0]).is_absolute()
     assert os.access(found[0], os.X_OK)
-    assert arguments(written(found)) == found
+    assert parse_command(to_address(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_how_a_command_is_written(said: str, argv: list[str]) -> None:
 )
 def test_a_command_that_cannot_be(said: str, reason: str) -> None:
     """Is refused when it is added."""
-    with pytest.raises(BadHook, match=reason):
-        read_hook({"address": said}, Allowed())
+    with pytest.raises(InvalidHook, match=reason):
+        parse_hook({"address": said}, Allowlist())
 
 
 async def test_what_a_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,12 +134,14 @@ async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
     async with outgoing(make_settings(tmp_path)) as way:
         name = await way.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
         await way.happen("task.created")
-        await way.change(lambda tx: transitions.believe(tx, tx.known("t"), says("succeed", FILE, FILE)))
-        await way.change(lambda tx: result_records.store(tx, tx.known("t"), 0, STORED))
+        await way.change(
+            lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE))
+        )
+        await way.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, STORED))
         await way.until(lambda: way.attempts(hook=name))
         [attempt] = way.attempts(hook=name)
         assert (attempt["taken"], attempt["status"]) == (True, 0)
-        assert attempt["answer"].strip() == str(way.receiver.folder.path(STORED.name))
+        assert attempt["answer"].strip() == str(way.receiver.storage.path(STORED.path))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,9 @@ async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
 )
 async def test_a_command_that_fails(program: str, status: int, reason: str) -> None:
     """Its code, or signal, and the end of what it said."""
-    with pytest.raises(NotTaken, match=reason) as failed:
+    with pytest.raises(NotDelivered, match=reason) as failed:
         await CommandSink(python(program)).send(message())
-    assert (failed.value.status, failed.value.answer.strip()) == (status, "no disk")
+    assert (failed.value.status, failed.value.response.strip()) == (status, "no disk")
 
 
 async def test_the_end_of_a_long_output_is_kept() -> None:
@@ -279,7 +281,7 @@ async def test_a_command_holds_nothing_of_ours_open() -> None:
     before = held()
     for _ in range(3):
         await run(command("true"))
-        with pytest.raises(NotTaken, match="cannot be run"):
+        with pytest.raises(NotDelivered, match="cannot be run"):
             await sink.send(message())
     await asyncio.sleep(0)
     assert held() <= before

@@ -6,7 +6,7 @@ from kling_receiver.store.database import Database
 from kling_receiver.store.reader import TAG
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
-from kling_receiver.tasks.registration import MOST_TAGS
+from kling_receiver.tasks.registration import MAX_TAGS
 from tests.ledger import NOW, OVERDUE, Ledger, callback, says, view
 
 
@@ -20,7 +20,7 @@ def test_a_first_callback_before_the_registration(ledger: Ledger) -> None:
     """Whoever registers afterwards may not send the create: Kling knows the task; gaps are filled."""
     ledger.record(callback())
     answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("red",))
-    assert (answer.new, answer.create, answer.conflict) == (False, False, None)
+    assert (answer.created, answer.may_create, answer.conflict) == (False, False, None)
     task = ledger.task()
     assert (task["status"], task["model"], task["request"]) == ("processing", "kling-v3", {"prompt": "x"})
     ledger.register(outcome="created", task_id="k1")
@@ -34,13 +34,13 @@ def test_the_creates_answer_lets_a_waiting_question_go(ledger: Ledger) -> None:
     ledger.now += 10
     ledger.register(outcome="created", task_id="k1")
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + 10
-    assert ledger.committed.due_at == NOW + 10
+    assert ledger.committed.next_due_at == NOW + 10
 
 
 def test_a_registration_makes_the_task_known(ledger: Ledger) -> None:
     """Before its create: this attempt may send it, and the deadline runs."""
     answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("b", "a", "b"))
-    assert (answer.new, answer.create, answer.conflict) == (True, True, None)
+    assert (answer.created, answer.may_create, answer.conflict) == (True, True, None)
     task = ledger.task()
     assert view(task) == ("created", None, False)
     assert (task["outcome"], task["model"], task["request"]) == ("pending", "kling-v3", {"prompt": "x"})
@@ -54,13 +54,13 @@ def test_only_one_attempt_may_send_the_create(ledger: Ledger, attempt: str, may:
     """The one whose nonce came first, as often as it asks; nothing is logged twice."""
     ledger.register()
     answer = ledger.register(attempt=attempt)
-    assert (answer.new, answer.create) == (False, may)
+    assert (answer.created, answer.may_create) == (False, may)
     assert ledger.types() == ["task.created"]
 
 
 def test_a_registration_without_a_nonce_may_not_send(ledger: Ledger) -> None:
     """Nobody could tell two such attempts apart."""
-    assert not ledger.register(attempt="").create
+    assert not ledger.register(attempt="").may_create
 
 
 def test_gaps_are_filled_and_nothing_is_reset(ledger: Ledger) -> None:
@@ -78,7 +78,7 @@ def test_a_task_has_so_many_tags(ledger: Ledger) -> None:
     """However often it is registered."""
     for n in range(7):
         ledger.register(tags=tuple(f"{n} {each}" for each in range(20)))
-    assert len(ledger.rows(TAG)) == MOST_TAGS
+    assert len(ledger.rows(TAG)) == MAX_TAGS
 
 
 def test_another_family_is_a_conflict(ledger: Ledger) -> None:
@@ -86,7 +86,7 @@ def test_another_family_is_a_conflict(ledger: Ledger) -> None:
     ledger.register()
     answer = ledger.register(family="videos/text2video", model="m", outcome="created", task_id="k")
     assert answer.conflict == "Task t is of the family images/generations, not videos/text2video."
-    assert not answer.create
+    assert not answer.may_create
     assert (ledger.task()["model"], ledger.task()["outcome"]) == ("", "pending")
 
 
@@ -95,19 +95,19 @@ def test_a_create_that_was_taken_moves_the_task(ledger: Ledger) -> None:
     ledger.register()
     for _ in range(2):
         answer = ledger.register(outcome="created", task_id="k1")
-        assert not answer.create
+        assert not answer.may_create
     assert (ledger.task()["status"], ledger.task()["outcome"], ledger.task()["task_id"]) == (
         "submitted",
         "created",
         "k1",
     )
     assert ledger.types() == ["task.created", "task.submitted"]
-    assert not ledger.register().create
+    assert not ledger.register().may_create
 
 
 def test_an_outcome_may_be_the_first_that_is_heard(ledger: Ledger) -> None:
     """Of a task that the receiver does not know."""
-    assert ledger.register(outcome="created", task_id="k1").new
+    assert ledger.register(outcome="created", task_id="k1").created
     assert ledger.task()["status"] == "submitted"
     ledger.register("u", outcome="not_created", reason="no")
     assert view(ledger.task("u")) == ("failed", "local", True)
@@ -136,7 +136,7 @@ def test_created_said_again_after_the_end_takes_nothing_back(ledger: Ledger, ori
     if origin == "kling":
         ledger.believe("t", says("failed"))
     else:
-        ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "too late"))
+        ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "too late"))
     ledger.register(outcome="created", task_id="k1")
     assert view(ledger.task()) == ("failed", origin, True)
 
@@ -144,7 +144,7 @@ def test_created_said_again_after_the_end_takes_nothing_back(ledger: Ledger, ori
 def test_a_task_that_we_gave_up_lives_when_its_create_is_reported(ledger: Ledger) -> None:
     """The report came after the deadline: Kling has it, and it is watched again."""
     ledger.register()
-    ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t"), "its create did not arrive"))
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "its create did not arrive"))
     ledger.register(outcome="created", task_id="k1")
     assert view(ledger.task()) == ("submitted", None, False)
     assert OVERDUE in ledger.jobs()
@@ -165,13 +165,13 @@ def test_a_create_that_was_not_taken_ends_the_task(ledger: Ledger) -> None:
 def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
     """As often as it is refused: each time one attempt may send, and the task is open and watched."""
     for attempt in "abc":
-        assert ledger.register(attempt=attempt).create
+        assert ledger.register(attempt=attempt).may_create
         assert view(ledger.task()) == ("created", None, False)
         assert OVERDUE in ledger.jobs()
-        assert not ledger.register(attempt="other").create
+        assert not ledger.register(attempt="other").may_create
         ledger.register(attempt=attempt, outcome="not_created")
         assert view(ledger.task()) == ("failed", "local", True)
-    assert ledger.register(attempt="d").create
+    assert ledger.register(attempt="d").may_create
     ledger.register(attempt="d", outcome="created", task_id="k1")
     assert view(ledger.task()) == ("submitted", None, False)
     assert ledger.types().count("task.created") == 4
@@ -179,12 +179,12 @@ def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
 
 def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
     """Whoever only makes events, by one task without end, is stopped."""
-    for n in range(task_registration.MOST_TRIES):
-        assert ledger.register(attempt=f"{n}").create
+    for n in range(task_registration.MAX_CREATES):
+        assert ledger.register(attempt=f"{n}").may_create
         ledger.register(attempt=f"{n}", outcome="not_created", reason="no")
     answer = ledger.register(attempt="last")
-    assert not answer.create
-    assert answer.conflict == f"Task t was tried {task_registration.MOST_TRIES} times."
+    assert not answer.may_create
+    assert answer.conflict == f"Task t was tried {task_registration.MAX_CREATES} times."
 
 
 def test_an_attempt_that_was_overtaken_has_no_word(ledger: Ledger) -> None:
@@ -204,8 +204,8 @@ def test_after_an_unknown_outcome_no_create_is_sent(ledger: Ledger) -> None:
     ledger.register()
     ledger.register(outcome="unknown")
     assert (ledger.task()["status"], ledger.task()["outcome"]) == ("created", "unknown")
-    assert not ledger.register().create
-    assert not ledger.register(attempt="b").create
+    assert not ledger.register().may_create
+    assert not ledger.register(attempt="b").may_create
     assert OVERDUE in ledger.jobs()
     ledger.register(outcome="unknown")
     ledger.register(outcome="not_created")
@@ -223,7 +223,7 @@ def test_a_callback_refutes_that_nothing_was_created(ledger: Ledger, status: str
     assert ledger.task()["status"] != "failed"
     assert ledger.task()["outcome"] == "unknown"
     assert status == "submitted" or ledger.jobs()["ask/t"]["due_at"] == ledger.now
-    assert not ledger.register(attempt="b").create
+    assert not ledger.register(attempt="b").may_create
 
 
 def test_a_callback_after_the_refusal_forbids_another_create(ledger: Ledger) -> None:
@@ -231,7 +231,7 @@ def test_a_callback_after_the_refusal_forbids_another_create(ledger: Ledger) -> 
     ledger.register()
     ledger.register(outcome="not_created")
     ledger.record(callback(status="processing"))
-    assert not ledger.register(attempt="b").create
+    assert not ledger.register(attempt="b").may_create
     assert "ask/t" in ledger.jobs()
 
 
@@ -240,7 +240,7 @@ def test_klings_word_after_the_refusal_forbids_another_create(ledger: Ledger) ->
     ledger.register()
     ledger.register(outcome="not_created")
     ledger.believe("t", says("processing"))
-    assert not ledger.register(attempt="b").create
+    assert not ledger.register(attempt="b").may_create
     assert ledger.task()["status"] == "processing"
 
 
@@ -254,7 +254,7 @@ def test_an_outcome_after_the_creation_is_known_changes_nothing(ledger: Ledger) 
 
 def learn(ledger: Ledger, task_id: str) -> None:
     """Kling's answer to a question named its id for the task `t`."""
-    ledger.change(lambda tx: task_registration.learn_id(tx, tx.known("t"), task_id))
+    ledger.change(lambda tx: task_registration.set_kling_id(tx, tx.require_task("t"), task_id))
 
 
 @pytest.mark.parametrize(("attempt", "stands"), [("a", "k1"), ("b", "k2")])
@@ -278,5 +278,5 @@ def test_a_task_that_kling_knows_was_created(ledger: Ledger, outcome: str) -> No
     learn(ledger, "k1")
     ledger.register(outcome=outcome)
     assert view(ledger.task()) == ("submitted", None, False)
-    assert not ledger.register().create
-    assert not ledger.register(attempt="b").create
+    assert not ledger.register().may_create
+    assert not ledger.register(attempt="b").may_create

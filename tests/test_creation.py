@@ -12,8 +12,8 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
-from kling_callback.protocol.signing import read_api_token
-from kling_callback.settings import WaitSettings
+from kling_callback.protocol.signing import verify_api_token
+from kling_callback.settings import ReceiverAccessSettings
 from kling_callback.tasks import AsyncTask
 from tests.stage import QUICK, SECRET, Stage, answer, forever, kling_says, refusal, taken, task_json
 
@@ -80,7 +80,7 @@ async def test_each_side_gets_its_own_proof() -> None:
     await create(stage)
     assert stage.requests["create"][0].headers["Authorization"] == "Bearer the-kling-key"
     token = stage.requests["register"][0].headers["Authorization"].removeprefix("Bearer ")
-    assert read_api_token([SECRET], token) == "client"
+    assert verify_api_token([SECRET], token) == "client"
 
 
 async def test_a_given_receiver_token_is_used() -> None:
@@ -196,7 +196,7 @@ async def test_a_bare_429_is_not_sent_again() -> None:
 async def test_no_connection_is_given_less_time_than_a_busy_kling() -> None:
     """A wrong address is told soon."""
     stage = Stage(create=[NO_CONNECTION] * 9)
-    async with stage.kling(patience=replace(QUICK, connect=-1)) as kling:
+    async with stage.kling(retry=replace(QUICK, connect_seconds=-1)) as kling:
         with pytest.raises(NotCreated):
             await kling.text_to_image("x")
     assert len(stage.requests["create"]) == 1
@@ -314,9 +314,9 @@ async def test_a_found_task_that_cannot_be_reported_is_still_returned() -> None:
     assert (await create(stage)).unreported
 
 
-async def interrupted(stage: Stage, after: str, **patience: Any) -> None:
+async def interrupted(stage: Stage, after: str, **retry: Any) -> None:
     """Create, and cancel when a request of the kind `after` came and everybody waits."""
-    async with stage.kling(patience=replace(QUICK, **patience)) as kling, anyio.create_task_group() as group:
+    async with stage.kling(retry=replace(QUICK, **retry)) as kling, anyio.create_task_group() as group:
         group.start_soon(kling.create, FAMILY, {"prompt": PROMPT, "external_task_id": "mine"})
         await stage.came[after].wait()
         await wait_all_tasks_blocked()
@@ -382,7 +382,7 @@ async def test_asyncio_s_own_cancelling_is_reported_too() -> None:
 async def test_a_key_is_needed() -> None:
     """A client that may only wait cannot create; nothing is registered."""
     stage = Stage()
-    settings = WaitSettings.load(receiver_url="https://receiver.test", receiver_token="t")
+    settings = ReceiverAccessSettings.load(receiver_url="https://receiver.test", receiver_token="t")
     async with stage.kling(settings=settings) as kling:
         with pytest.raises(SettingsError, match="KLING_API_KEY"):
             await kling.create(FAMILY, {})

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
-from kling_receiver.store.database import SAY_AGAIN, Database
+from kling_receiver.store.database import OUTAGE_LOG_INTERVAL, Database
 from kling_receiver.store.errors import DatabaseError, Unavailable
 from kling_receiver.store.transaction import TASK
 from tests.ledger import Ledger
@@ -92,12 +92,12 @@ def test_a_file_that_was_there_becomes_private(tmp_path: Path) -> None:
 
 def test_a_second_holder_is_refused(database: Database, database_url: str) -> None:
     """One receiver serves a database; the other is told which, and takes over once that has ended."""
-    database.hold()
+    database.acquire_lock()
     second = Database(database_url)
     with pytest.raises(DatabaseError, match=rf"is served by process {os.getpid()} on .+ Stop it first"):
-        second.hold()
+        second.acquire_lock()
     database.close()
-    second.hold()
+    second.acquire_lock()
     second.close()
 
 
@@ -105,7 +105,7 @@ def test_an_ended_holder_holds_nothing(tmp_path: Path) -> None:
     """A lock file that a killed process left behind keeps nobody away."""
     (tmp_path / "kling.db.lock").write_text("process 1 on a machine that is gone, and some more text")
     first = Database(f"sqlite:///{tmp_path / 'kling.db'}")
-    first.hold()
+    first.acquire_lock()
     assert (tmp_path / "kling.db.lock").read_text().startswith(f"process {os.getpid()} on ")
     first.close()
 
@@ -114,10 +114,10 @@ def test_a_holder_that_has_not_said_its_name(tmp_path: Path) -> None:
     """The refusal says so."""
     url = f"sqlite:///{tmp_path / 'kling.db'}"
     first, second = Database(url), Database(url)
-    first.hold()
+    first.acquire_lock()
     (tmp_path / "kling.db.lock").write_text("")
     with pytest.raises(DatabaseError, match="an unknown process"):
-        second.hold()
+        second.acquire_lock()
     first.close()
     second.close()
 
@@ -125,8 +125,8 @@ def test_a_holder_that_has_not_said_its_name(tmp_path: Path) -> None:
 def test_two_databases_of_one_server_are_held_apart(postgresql: str, database: Database) -> None:
     """A lock is of one database, not of the server."""
     other = Database(postgresql)
-    other.hold()
-    database.hold()
+    other.acquire_lock()
+    database.acquire_lock()
     other.close()
 
 
@@ -242,7 +242,7 @@ def test_a_change_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
     database.migrate()
     (tmp_path / "kling.db").rename(tmp_path / "moved.db")
-    with pytest.raises(DatabaseError, match="moved or replaced"), database.explaining(), database.write():
+    with pytest.raises(DatabaseError, match="moved or replaced"), database.operator_errors(), database.write():
         pass
     database.close()
 
@@ -257,15 +257,15 @@ def test_a_database_is_named_without_its_password() -> None:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: str) -> None:
     """With the writer's next connection; by another's meanwhile it is an outage, until that one ends."""
-    database.hold()
+    database.acquire_lock()
     second = Database(database_url)
     _cut(database)
     with database.write() as connection:
         connection.execute(text("SELECT 1"))
     with pytest.raises(DatabaseError, match="is served by"):
-        second.hold()
+        second.acquire_lock()
     _cut(database)
-    second.hold()
+    second.acquire_lock()
     with pytest.raises(Unavailable, match="is served by"), database.write():
         pass
     second.close()
@@ -276,11 +276,11 @@ def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: st
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_holder_that_is_just_going_is_waited_for(database: Database, database_url: str) -> None:
     """A killed process holds the database until its server finds out."""
-    database.hold()
+    database.acquire_lock()
     second = Database(database_url)
     leaving = threading.Timer(0.5, database.close)
     leaving.start()
-    second.hold()
+    second.acquire_lock()
     leaving.join()
     second.close()
 
@@ -320,8 +320,8 @@ def test_an_outage_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: now)
     error = DBAPIError("SELECT 1", None, Exception("disk full"))
     for _ in range(5):
-        assert str(database.unavailable(error)) == "The database cannot be used: disk full."
-    now += SAY_AGAIN
-    database.unavailable(error)
+        assert str(database.to_unavailable(error)) == "The database cannot be used: disk full."
+    now += OUTAGE_LOG_INTERVAL
+    database.to_unavailable(error)
     database.close()
     assert caplog.messages == ["the database cannot be used: disk full"] * 2

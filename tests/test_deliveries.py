@@ -11,8 +11,8 @@ import pytest
 from kling_callback.protocol.signing import api_token
 from kling_receiver.app import create_app
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.jobs.queue import FAR
-from kling_receiver.sinks import Message, NotTaken, Taken
+from kling_receiver.jobs.queue import NEVER
+from kling_receiver.sinks import Delivered, Message, NotDelivered
 from tests.conftest import SECRET, make_settings
 from tests.outgoing import SCHEME, Outgoing, install, outgoing, refusing, taking
 from tests.submitting import Json
@@ -83,8 +83,8 @@ async def of_all_kinds(office: Office) -> list[int]:
     ids += await office.happen("three")
     await office.until(lambda: len(office.attempts()) == 3)
 
-    async def refused(message: Message) -> Taken:
-        raise NotTaken("refused: for good", final=True)
+    async def refused(message: Message) -> Delivered:
+        raise NotDelivered("refused: for good", final=True)
 
     there.answer = refused
     ids += await office.happen("four", task="u")
@@ -153,12 +153,12 @@ async def test_what_is_sent_again_now(office: Office) -> None:
     """A dead one, one that waits, one that was delivered; of a paused hook when it is resumed."""
     one, two, _, four = await of_all_kinds(office)
     there, paused = office.endpoint("a"), office.endpoint("b")
-    await office.receiver.sender.forget("a")
+    await office.receiver.sender.close_hook("a")
     for event in (four, two, one):
         assert (await office.call(f"/{event}/a/retry", {}))["event"] == event
     await office.until(lambda: sorted(there.taken) == [one, two, four] and not office.jobs("hook"))
     await office.call(f"/{one}/b/retry", {})
-    await office.until(lambda: [job["due_at"] for job in office.jobs("hook").values()] == [FAR])
+    await office.until(lambda: [job["due_at"] for job in office.jobs("hook").values()] == [NEVER])
     assert (await office.call(f"/{one}/b"))["due_at"] is None
     assert paused.came == []
     for path in ("/99/a/retry", "/x/a/retry"):
@@ -171,7 +171,7 @@ async def test_all_that_is_dead_is_sent_again(office: Office) -> None:
     *_, four = await of_all_kinds(office)
     assert await office.call("/retry", {"hook": "b"}) == {"deliveries": 0}
     there = office.endpoint("a")
-    await office.receiver.sender.forget("a")
+    await office.receiver.sender.close_hook("a")
     assert await office.call("/retry", {"hook": "a"}) == {"deliveries": 1}
     await office.until(lambda: there.taken == [four])
     assert await office.call("/retry", {}) == {"deliveries": 0}

@@ -11,12 +11,12 @@ import pytest
 
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import SCHEDULE
-from kling_receiver.hooks.deliveries import Attempt
-from kling_receiver.hooks.limiter import PROBE, STREAK
+from kling_receiver.hooks.config import DEFAULT_SCHEDULE
+from kling_receiver.hooks.deliveries import DeliveryAttempt
+from kling_receiver.hooks.limiter import FAILURE_THRESHOLD, PROBE_DELAYS
 from kling_receiver.jobs import queue
-from kling_receiver.jobs.queue import FAR, Busy, Claimed
-from kling_receiver.sinks import Message, NotTaken, Taken
+from kling_receiver.jobs.queue import NEVER, Capacity, ClaimedJob
+from kling_receiver.sinks import Delivered, Message, NotDelivered
 from kling_receiver.store.transaction import Transaction
 from tests.conftest import make_settings
 from tests.outgoing import PATIENCE, SCHEME, Outgoing, install, outgoing, refusing, taking
@@ -58,10 +58,10 @@ class Held:
     def __init__(self) -> None:
         self.go = asyncio.Event()
 
-    async def __call__(self, message: Message) -> Taken:
+    async def __call__(self, message: Message) -> Delivered:
         """One answer."""
         await self.go.wait()
-        return Taken()
+        return Delivered()
 
 
 async def test_each_event_comes_once_and_in_order(way: Outgoing) -> None:
@@ -121,7 +121,7 @@ async def test_a_hook_hears_what_it_wants(way: Outgoing, kind: str) -> None:
     await way.add(there, **given)
     await way.add(everything)
     await way.happen(*ALL[:3])
-    await way.change(lambda tx: tx.log("t", "task.done", {"status": "succeed"}))
+    await way.change(lambda tx: tx.add_event("t", "task.done", {"status": "succeed"}))
     await way.until(lambda: len(everything.taken) == 4)
     await way.receiver.worker.close(PATIENCE)
     assert sorted(message.event["type"] for message in there.came) == sorted(wanted)
@@ -136,10 +136,19 @@ async def test_a_killed_run_repeats_nothing_that_is_on_record(ways: Ways) -> Non
     ids = await first.happen(*MANY[:10])
     row = first.hook("hook")
     made = [
-        Attempt(row, event, "t", at=first.now, ms=1, count=1, taken=event != ids[3], due_at=first.now + 5000)
+        DeliveryAttempt(
+            row,
+            event,
+            "t",
+            attempted_at=first.now,
+            duration_ms=1,
+            count=1,
+            delivered=event != ids[3],
+            retry_at=first.now + 5000,
+        )
         for event in ids[:6]
     ]
-    await first.change(lambda tx: deliveries.record(tx, made))
+    await first.change(lambda tx: deliveries.record_attempts(tx, made))
     first.ledger.run_job("dispatch/hook")
     await first.receiver.stop()
     second = await ways.open()
@@ -188,17 +197,17 @@ async def test_a_dead_hook_keeps_its_events_in_the_log_and_recovers(way: Outgoin
     ids = await way.happen(*MANY)
     await way.until(lambda: any(job["error"] for job in way.jobs("dispatch").values()))
     tried = len(there.came)
-    assert STREAK <= tried <= STREAK + 2
-    assert way.jobs("dispatch")["dispatch/hook"]["due_at"] == way.now + PROBE[0] * 1000
+    assert FAILURE_THRESHOLD <= tried <= FAILURE_THRESHOLD + 2
+    assert way.jobs("dispatch")["dispatch/hook"]["due_at"] == way.now + PROBE_DELAYS[0] * 1000
     assert way.hook("hook")["cursor"] == ids[tried - 1]
     ids += await way.happen("later")
     assert len(there.came) == tried
-    await way.pass_(PROBE[0])
+    await way.pass_(PROBE_DELAYS[0])
     await way.until(
         lambda: any(job["due_at"] > way.now and job["error"] for job in way.jobs("dispatch").values())
     )
     there.answer = taking
-    await way.pass_(PROBE[1])
+    await way.pass_(PROBE_DELAYS[1])
     await way.until(lambda: set(ids[tried + 5 :]) <= set(there.taken))
     await way.pass_(3600)
     await way.until(lambda: len(there.taken) == len(ids))
@@ -221,7 +230,7 @@ async def test_what_was_not_taken_is_tried_by_the_hooks_own_schedule(way: Outgoi
     await way.until(lambda: way.jobs("hook")[key]["state"] == "dead")
     assert len(there.came) == 3
     assert len({message.id for message in there.came}) == 1
-    await way.change(lambda tx: deliveries.again(tx, event, way.hook("hook"), "t"))
+    await way.change(lambda tx: deliveries.redeliver(tx, event, way.hook("hook"), "t"))
     there.answer = taking
     await way.until(lambda: there.taken == [event] and not way.jobs("hook"))
 
@@ -229,7 +238,11 @@ async def test_what_was_not_taken_is_tried_by_the_hooks_own_schedule(way: Outgoi
 async def test_the_usual_schedule(way: Outgoing) -> None:
     """Eight more attempts within a day and a half."""
     await way.add(way.endpoint("hook"))
-    assert way.hook("hook")["schedule"] == list(SCHEDULE) == [5, 30, 120, 900, 3600, 10_800, 28_800, 86_400]
+    assert (
+        way.hook("hook")["schedule"]
+        == list(DEFAULT_SCHEDULE)
+        == [5, 30, 120, 900, 3600, 10_800, 28_800, 86_400]
+    )
 
 
 async def test_a_hook_that_fails_too_long_is_paused(ways: Ways, caplog: pytest.LogCaptureFixture) -> None:
@@ -247,9 +260,9 @@ async def test_a_hook_that_fails_too_long_is_paused(ways: Ways, caplog: pytest.L
     there.answer = taking
     await way.until(lambda: not there.under_way)
     await way.pass_(100_000)
-    await way.until(lambda: all(job["due_at"] == FAR for job in way.jobs("hook", "dispatch").values()))
+    await way.until(lambda: all(job["due_at"] == NEVER for job in way.jobs("hook", "dispatch").values()))
     assert there.taken == []
-    await way.receiver.sender.forget("hook")
+    await way.receiver.sender.close_hook("hook")
     assert await way.change(lambda tx: hook_records.resume(tx, "hook"))
     await way.until(lambda: len(there.taken) == len(ids))
     assert sorted(there.taken) == ids
@@ -259,15 +272,15 @@ async def test_a_hook_that_fails_too_long_is_paused(ways: Ways, caplog: pytest.L
 async def test_a_hook_that_is_gone_is_paused_and_keeps_the_event(way: Outgoing) -> None:
     """410: it wants nothing any more; perhaps it was a mistake."""
 
-    async def gone(message: Message) -> Taken:
-        raise NotTaken("it answered 410", status=410, gone=True)
+    async def gone(message: Message) -> Delivered:
+        raise NotDelivered("it answered 410", status=410, gone=True)
 
     there = way.endpoint("hook", gone)
     await way.add(there, concurrency=1)
     ids = await way.happen("one", "two", "three")
     await way.until(lambda: way.hook("hook")["paused_at"] and not way.jobs("dispatch"))
     assert there.ids == ids[:1]
-    await way.until(lambda: way.jobs("hook")[f"hook/{ids[0]}/hook"]["due_at"] == FAR)
+    await way.until(lambda: way.jobs("hook")[f"hook/{ids[0]}/hook"]["due_at"] == NEVER)
     ids += await way.happen("four")
     there.answer = taking
     await way.change(lambda tx: hook_records.resume(tx, "hook"))
@@ -283,8 +296,8 @@ async def test_a_paused_hook_is_sent_nothing(way: Outgoing) -> None:
     assert way.hook("hook")["paused_because"] == "for a test"
     ids = await way.happen("one", "two")
     assert way.jobs("dispatch", "hook") == {}
-    await way.change(lambda tx: deliveries.again(tx, ids[0], way.hook("hook"), "t"))
-    await way.until(lambda: [job["due_at"] for job in way.jobs("hook").values()] == [FAR])
+    await way.change(lambda tx: deliveries.redeliver(tx, ids[0], way.hook("hook"), "t"))
+    await way.until(lambda: [job["due_at"] for job in way.jobs("hook").values()] == [NEVER])
     assert await way.change(lambda tx: hook_records.resume(tx, "hook"))
     assert not await way.change(lambda tx: hook_records.resume(tx, "nobody"))
     await way.until(lambda: set(there.taken) == set(ids) and not way.jobs("hook"))
@@ -297,9 +310,9 @@ async def test_who_looked_while_it_was_paused_does_not_forget_it(ways: Ways) -> 
     await way.add(there)
     await way.change(lambda tx: hook_records.pause(tx, "hook", "for a test"))
     [event] = await way.happen("one")
-    await way.change(lambda tx: deliveries.again(tx, event, way.hook("hook"), "t"))
+    await way.change(lambda tx: deliveries.redeliver(tx, event, way.hook("hook"), "t"))
     await way.change(lambda tx: deliveries.replay(tx, [way.hook("hook")], 0, event))
-    await way.change(lambda tx: hook_records.look(tx, way.hook("hook")))
+    await way.change(lambda tx: hook_records.enqueue_dispatch(tx, way.hook("hook")))
     claimed = {job.kind: job for job in await way.change(claim_all)}
     handlers = way.receiver._handlers(lambda: way.now / 1000)
     verdicts = {kind: await handlers[kind](job) for kind, job in claimed.items()}
@@ -311,10 +324,10 @@ async def test_who_looked_while_it_was_paused_does_not_forget_it(ways: Ways) -> 
     assert set(verdicts) == {"hook", "replay", "dispatch"}
 
 
-def claim_all(tx: Transaction) -> list[Claimed]:
+def claim_all(tx: Transaction) -> list[ClaimedJob]:
     """Everything that is owed, due or not."""
     tx.connection.exec_driver_sql(f"UPDATE job SET due_at = {tx.now}")
-    return queue.claim_due(tx, Busy(99, 99), name="test", lease_ms=1000)
+    return queue.claim_due(tx, Capacity(99, 99), claim_id="test", lease_ms=1000)
 
 
 async def test_no_more_at_once_than_the_hook_allows(way: Outgoing) -> None:
@@ -343,7 +356,7 @@ async def test_no_more_a_second_than_the_hook_allows(way: Outgoing) -> None:
 async def test_a_sink_that_raises(way: Outgoing, caplog: pytest.LogCaptureFixture) -> None:
     """Counts as an attempt that failed, is logged, and harms no other."""
 
-    async def broken(message: Message) -> Taken:
+    async def broken(message: Message) -> Delivered:
         raise ZeroDivisionError("of somebody else's making")
 
     await way.add(way.endpoint("broken", broken))
@@ -384,7 +397,7 @@ async def test_a_sink_that_cannot_be_closed(
     there[2].hangs = 1000
     await way.happen("one")
     await way.until(lambda: len(way.attempts()) == 3)
-    await way.receiver.sender.forget("one")
+    await way.receiver.sender.close_hook("one")
     await way.receiver.stop()
     assert [each.closed for each in there] == [1, 1, 1]
     for name in ("two", "three"):
@@ -395,9 +408,9 @@ async def test_a_hook_is_removed_while_it_is_sent_to(way: Outgoing) -> None:
     """What is under way ends; nothing more is sent, and nothing stays owed, whether that fails or not."""
     held = Held()
 
-    async def fail_late(message: Message) -> Taken:
+    async def fail_late(message: Message) -> Delivered:
         await held.go.wait()
-        raise NotTaken("it answered 500", status=500)
+        raise NotDelivered("it answered 500", status=500)
 
     there = way.endpoint("hook", fail_late)
     await way.add(there, concurrency=2, timeout=300)
@@ -417,9 +430,9 @@ async def test_a_delivery_fails_after_its_hook_was_removed(way: Outgoing) -> Non
     await way.happen("one")
     await way.until(way.attempts)
 
-    async def fail_late(message: Message) -> Taken:
+    async def fail_late(message: Message) -> Delivered:
         await held.go.wait()
-        raise NotTaken("it answered 410", status=410, gone=True)
+        raise NotDelivered("it answered 410", status=410, gone=True)
 
     there.answer = fail_late
     await way.pass_(5)
@@ -436,7 +449,7 @@ async def test_a_hook_changes_while_it_is_used(way: Outgoing) -> None:
     await way.happen("first")
     await way.until(lambda: one.taken)
     other = {"address": two.address, "concurrency": 1}
-    await way.change(lambda tx: hook_records.change(tx, "hook", other))
+    await way.change(lambda tx: hook_records.update(tx, "hook", other))
     await way.happen(*MANY[:5])
     await way.until(lambda: len(two.taken) == 5)
     assert (len(one.came), one.closed, two.most) == (1, 1, 1)
@@ -447,7 +460,7 @@ async def test_a_run_that_ends_keeps_the_next_one_waiting_for_no_record(
 ) -> None:
     """What gathers, so that few callbacks wait for it, is written when a run is over."""
     monkeypatch.setattr("kling_receiver.hooks.runner.MOST_EVENTS", 2)
-    way.receiver.writer._no_hurry = 1000
+    way.receiver.writer._lazy_seconds = 1000
     there = way.endpoint("hook")
     await way.add(there)
     ids = []
@@ -460,15 +473,15 @@ async def test_callbacks_go_first_and_hold_nobody_up(way: Outgoing) -> None:
     """What is to be sent waits for them, and is sent amid callbacks without end."""
     there = way.endpoint("hook")
     await way.add(there)
-    calm = way.receiver.writer.calm
-    with calm.broken():
+    calm = way.receiver.writer.foreground
+    with calm.foreground():
         ids = await way.happen(*MANY[:3])
         await way.until(lambda: len(there.taken) == 3)
-    calm._longest = 1000
-    with calm.broken():
+    calm._max_wait = 1000
+    with calm.foreground():
         ids += await way.happen(*MANY[3:5])
         async with asyncio.timeout(20):
-            while not calm._came._waiters:  # noqa: ASYNC110  # nobody tells
+            while not calm._idle._waiters:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0)
         assert len(there.came) == 3
     await way.until(lambda: len(there.taken) == 5)
@@ -479,10 +492,10 @@ async def test_a_hook_that_was_mended_need_not_be_waited_for(way: Outgoing) -> N
     """What failed waits for an hour; told to go on, it is sent at once."""
     broken = True
 
-    async def answer(message: Message) -> Taken:
+    async def answer(message: Message) -> Delivered:
         if broken:
-            raise NotTaken("not yet")
-        return Taken()
+            raise NotDelivered("not yet")
+        return Delivered()
 
     there = way.endpoint("hook", answer)
     await way.add(there, schedule=[3600.0])
@@ -506,7 +519,7 @@ async def test_what_is_sent_again(way: Outgoing) -> None:
     hooks = [way.hook("hook")]
     await way.change(lambda tx: deliveries.replay(tx, hooks, 0, more[-1]))
     await way.until(lambda: len(there.came) == 4)
-    await way.change(lambda tx: deliveries.replay(tx, hooks, 0, more[-1], task="u"))
+    await way.change(lambda tx: deliveries.replay(tx, hooks, 0, more[-1], task_id="u"))
     await way.until(lambda: len(there.came) == 5)
     assert there.ids == [ids[1], *more, ids[1], *more, *more]
     assert len({message.id for message in there.came}) == 2
@@ -518,7 +531,7 @@ async def test_an_event_that_is_no_more_is_not_owed(way: Outgoing) -> None:
     """There is nothing to tell."""
     there = way.endpoint("hook")
     await way.add(there)
-    await way.change(lambda tx: deliveries.owe(tx, 99, way.hook("hook"), "t"))
+    await way.change(lambda tx: deliveries.enqueue_delivery(tx, 99, way.hook("hook"), "t"))
     await way.until(lambda: not way.jobs("hook"))
     assert there.came == []
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kling_callback import Kling, Patience, errors
+from kling_callback import Kling, RetryPolicy, errors
 from kling_callback.protocol.signing import key_fingerprint
 from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Start
@@ -51,7 +51,7 @@ def settings(start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def kling(settings: None) -> Iterator[Kling]:
-    with Kling(patience=Patience(first=0.05, looks=(0.05, 0.05))) as kling:
+    with Kling(retry=RetryPolicy(initial_wait=0.05, lookup_waits=(0.05, 0.05))) as kling:
         yield kling
 
 

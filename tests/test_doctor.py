@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kling_receiver.cli.doctor import Finding, examine
+from kling_receiver.cli.doctor import Check, run_checks
 from kling_sandbox import Sandbox
 from tests.conftest import KEY, Start, make_settings
 from tests.hosts import Visit, host
@@ -18,24 +18,24 @@ from tests.submitting import rows
 pytestmark = pytest.mark.anyio
 
 
-async def findings(tmp_path: Path, **settings: Any) -> list[Finding]:
+async def findings(tmp_path: Path, **settings: Any) -> list[Check]:
     """What the doctor finds."""
-    return [finding async for finding in examine(make_settings(tmp_path, **settings))]
+    return [finding async for finding in run_checks(make_settings(tmp_path, **settings))]
 
 
-async def broken(tmp_path: Path, **settings: Any) -> Finding:
+async def broken(tmp_path: Path, **settings: Any) -> Check:
     """The one step that is broken, after which the walk ends."""
     found = await findings(tmp_path, api_key="", webhook_secrets=(), **settings)
-    assert [finding.good for finding in found] == [True] * (len(found) - 1) + [False]
+    assert [finding.ok for finding in found] == [True] * (len(found) - 1) + [False]
     return found[-1]
 
 
 async def test_the_way_is_open(start: Start, gateway: Sandbox) -> None:
     """Name, connection, callback, key: all good, and no task was made."""
     running = start(api_base=gateway.url, path="/prefix")
-    found = [finding async for finding in examine(running.settings)]
-    assert [finding.step for finding in found] == ["name", "connection", "callback", "key"]
-    assert all(finding.good for finding in found), found
+    found = [finding async for finding in run_checks(running.settings)]
+    assert [finding.name for finding in found] == ["name", "connection", "callback", "key"]
+    assert all(finding.ok for finding in found), found
     assert rows(running, "SELECT * FROM task") == []
 
 
@@ -43,8 +43,8 @@ async def test_the_way_is_open(start: Start, gateway: Sandbox) -> None:
 async def test_a_name_without_an_address(tmp_path: Path, name: str) -> None:
     """Nothing can be reached whose name nobody knows."""
     finding = await broken(tmp_path, receiver_url=f"https://{name}/x")
-    assert finding.step == "name"
-    assert "KLING_RECEIVER_URL" in finding.said
+    assert finding.name == "name"
+    assert "KLING_RECEIVER_URL" in finding.message
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
@@ -52,14 +52,14 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     finding = await broken(tmp_path, receiver_url=f"http://127.0.0.1:{port}")
-    assert (finding.step, "does not answer" in finding.said) == ("connection", True)
+    assert (finding.name, "does not answer" in finding.message) == ("connection", True)
 
 
 async def test_no_certificate(tmp_path: Path) -> None:
     """https where only http is spoken."""
     with host(lambda visit: visit.answer(200)) as there:
         finding = await broken(tmp_path, receiver_url=there.url.replace("http://", "https://"))
-    assert (finding.step, "certificate" in finding.said) == ("connection", True)
+    assert (finding.name, "certificate" in finding.message) == ("connection", True)
 
 
 @contextmanager
@@ -103,9 +103,9 @@ async def test_something_else_answers(
     """Each answer says what stands in the way, and what to do."""
     with answering(status, body, **headers) as url:
         finding = await broken(tmp_path, receiver_url=url)
-    assert finding.step == "callback"
-    assert f"the answer was {status}" in finding.said
-    assert said in finding.said
+    assert finding.name == "callback"
+    assert f"the answer was {status}" in finding.message
+    assert said in finding.message
 
 
 async def test_a_limit_on_bodies_below_what_is_kept(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ async def test_a_limit_on_bodies_below_what_is_kept(tmp_path: Path) -> None:
 
     with host(respond) as there:
         finding = await broken(tmp_path, receiver_url=there.url)
-    assert "the answer was 413" in finding.said
+    assert "the answer was 413" in finding.message
 
 
 async def test_a_receiver_with_other_secrets(tmp_path: Path, start: Start) -> None:
@@ -124,16 +124,16 @@ async def test_a_receiver_with_other_secrets(tmp_path: Path, start: Start) -> No
     running = start()
     other = ("another-signing-secret-of-32-letters!",)
     finding = await broken(tmp_path, receiver_url=running.url, signing_secrets=other)
-    assert "other KLING_SIGNING_SECRETS" in finding.said
+    assert "other KLING_SIGNING_SECRETS" in finding.message
 
 
 async def test_a_key_that_kling_does_not_take(tmp_path: Path, start: Start, gateway: Sandbox) -> None:
     """The way in may be open, and the way to Kling not."""
     running = start()
     found = await findings(tmp_path, receiver_url=running.url, api_base=gateway.url, api_key="wrong-key")
-    assert [finding.good for finding in found] == [True, True, True, False]
-    assert "KLING_API_KEY" in found[-1].said
-    assert "wrong-key" not in found[-1].said
+    assert [finding.ok for finding in found] == [True, True, True, False]
+    assert "KLING_API_KEY" in found[-1].message
+    assert "wrong-key" not in found[-1].message
 
 
 async def test_the_command(tmp_path: Path, gateway: Sandbox) -> None:

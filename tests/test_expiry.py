@@ -2,7 +2,7 @@
 
 import pytest
 
-from kling_receiver.results.expiry import LONGEST_MS, expires_at
+from kling_receiver.results.expiry import MAX_LIFETIME_MS, expires_at
 
 AT = 0x694FA816
 NOW = AT * 1000 - 30 * 86_400_000
@@ -45,5 +45,5 @@ def test_how_far_away_it_may_be() -> None:
     """On both sides of now: an address may have ended already."""
     url = "https://x/y?ksTime=694fa816"
     for side in (-1, 1):
-        assert expires_at(url, AT * 1000 + side * (LONGEST_MS - 1)) == AT * 1000
-        assert expires_at(url, AT * 1000 + side * LONGEST_MS) is None
+        assert expires_at(url, AT * 1000 + side * (MAX_LIFETIME_MS - 1)) == AT * 1000
+        assert expires_at(url, AT * 1000 + side * MAX_LIFETIME_MS) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kling_callback.protocol.families import is_family, is_job, is_new
+from kling_callback.protocol.families import is_family, is_job, is_new_standard
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ def test_families_are_paths(family: str) -> None:
     """Of either standard."""
     assert is_family(family)
     assert is_job(family)
-    assert is_new(family) == family.startswith("/")
+    assert is_new_standard(family) == family.startswith("/")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from kling_receiver.events.bus import Feed
+from kling_receiver.events.bus import EventBus
 from kling_receiver.store import reader
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader, in_thread
@@ -22,7 +22,7 @@ PATIENCE = 20
 class Follower:
     """Somebody who follows a task, or all tasks."""
 
-    def __init__(self, feed: Feed, task: str | None, after: int = 0) -> None:
+    def __init__(self, feed: EventBus, task: str | None, after: int = 0) -> None:
         self._stream = feed.follow(task, after)
 
     async def next(self) -> list[str]:
@@ -47,11 +47,11 @@ class Scene:
     """A database, a feed of it, and commits that it is told of."""
 
     def __init__(self, database: Database, *, heartbeat: float = PATIENCE) -> None:
-        self.ledger, self.feed = Ledger(database), Feed(Reader(database), heartbeat=heartbeat)
+        self.ledger, self.feed = Ledger(database), EventBus(Reader(database), heartbeat=heartbeat)
 
     def tell(self) -> None:
         """What the writer does after a commit."""
-        self.feed.wake(self.ledger.committed.tasks)
+        self.feed.notify(self.ledger.committed.task_ids)
 
     def say(self, task: str, status: str = "processing", **given: object) -> None:
         """A callback comes."""
@@ -240,7 +240,7 @@ async def test_perhaps_any_task_wakes_everybody(database: Database) -> None:
     waiting = [asyncio.ensure_future(each.next()) for each in (one, every)]
     await asyncio.sleep(0.05)
     scene.ledger.record(callback("t", "succeed"))
-    scene.feed.wake(None)
+    scene.feed.notify(None)
     assert await asyncio.gather(*waiting) == [["callback.received"]] * 2
 
 
@@ -248,7 +248,7 @@ async def test_a_feed_is_full_while_so_many_follow(database: Database) -> None:
     """And has room again when one of them goes."""
     scene = Scene(database)
     scene.say("t")
-    feed = Feed(Reader(database), most=2)
+    feed = EventBus(Reader(database), max_streams=2)
     one, other = feed.follow("t", 0), feed.follow(None, 0)
     await anext(one)
     assert not feed.is_full

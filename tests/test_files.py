@@ -6,7 +6,7 @@ import pytest
 
 from kling_receiver.jobs import enqueue
 from kling_receiver.results import records as result_records
-from kling_receiver.results.records import Stored
+from kling_receiver.results.records import StoredFile
 from kling_receiver.store.database import Database
 from tests.ledger import FILE, Ledger, callback, says, view
 
@@ -103,11 +103,15 @@ def test_files_of_one_host_share_a_lane(ledger: Ledger, url: str, lane: str) -> 
 def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
     """What Kling named last counts for each file that is not stored; one that is stays as it is."""
     ledger.record(callback(status="succeed", files=[FILE, FILE, FILE], signed=True))
-    ledger.change(lambda tx: result_records.store(tx, tx.known("t"), 0, Stored("t/0.png", "image/png", 1, "s")))
-    ledger.change(lambda tx: result_records.fail(tx, tx.known("t"), 1, "gone"))
+    ledger.change(
+        lambda tx: result_records.mark_stored(
+            tx, tx.require_task("t"), 0, StoredFile("t/0.png", "image/png", 1, "s")
+        )
+    )
+    ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 1, "gone"))
     ledger.kill_job("download/t/1")
     now = says("succeed", *(f"{FILE}?new={n}" for n in range(3)))
-    ledger.change(lambda tx: result_records.renew(tx, tx.known("t"), now.outputs))
+    ledger.change(lambda tx: result_records.refresh_downloads(tx, tx.require_task("t"), now.outputs))
     found = [(row["status"], row["source_url"]) for row in ledger.results()]
     assert found == [("stored", FILE), ("pending", f"{FILE}?new=1"), ("pending", f"{FILE}?new=2")]
     job = ledger.jobs()["download/t/1"]

@@ -13,8 +13,8 @@ from aiohttp.abc import ResolveResult
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kling_receiver.net.client import Outbound
-from kling_receiver.net.guard import Allowed, Refused, is_public
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.guard import Allowlist, Refused, is_public
 from tests.hosts import host
 from tests.test_outbound import NOBODY, Names
 
@@ -67,7 +67,7 @@ def refused(runner: asyncio.Runner, url: str, answers: dict[str, list[str]] | No
     names = Names(answers or {})
 
     async def send() -> None:
-        client = Outbound(NOBODY, resolver=lambda: names)
+        client = GuardedClient(NOBODY, resolver=lambda: names)
         try:
             with pytest.raises(Refused):
                 await client.send("GET", url)
@@ -186,7 +186,7 @@ def test_a_name_that_changes_its_mind_gains_nothing(trap: Trap, runner: asyncio.
             return await super().resolve(host, port, family)
 
     async def send(port: int) -> list[int | str]:
-        client = Outbound(Allowed.parse(["127.0.0.1/32"]), resolver=lambda: Rebinding({}))
+        client = GuardedClient(Allowlist.parse(["127.0.0.1/32"]), resolver=lambda: Rebinding({}))
         seen: list[int | str] = []
         for _ in range(4):
             try:
@@ -211,7 +211,7 @@ async def test_nothing_is_inflated(coding: str) -> None:
     """What comes compressed is handed on as it came: a bomb stays as small as it was sent."""
     bomb = gzip.compress(bytes(50_000_000))
     with host(lambda visit: visit.answer(200, bomb, Content_Encoding=coding)) as there:
-        client = Outbound(Allowed.parse(["127.0.0.1"]))
+        client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
         response = await client.send("GET", there.url)
         assert b"".join([chunk async for chunk in response.aiter_raw()]) == bomb
         await response.aclose()

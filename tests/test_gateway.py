@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from kling_callback.auth import KeyAuth, TokenAuth
+from kling_callback.auth import BearerAuth, JwtAuth
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.http import retry_after_seconds
-from kling_callback.kling_api import LONGEST_ANSWER, Gateway, gateway_auth
+from kling_callback.kling_api import MAX_ANSWER_BYTES, KlingApi, auth_from
 from kling_callback.settings import KlingSettings
 from kling_sandbox import Sandbox
 from tests.wire import Wire, reply
@@ -38,15 +38,15 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def at(url: str, http: httpx.AsyncClient, auth: httpx.Auth | None = None) -> Gateway:
-    return Gateway(url, auth or KeyAuth("sandbox-key"), http)
+def at(url: str, http: httpx.AsyncClient, auth: httpx.Auth | None = None) -> KlingApi:
+    return KlingApi(url, auth or BearerAuth("sandbox-key"), http)
 
 
 def wanted(prompt: str, **more: Any) -> dict[str, Any]:
     return {"prompt": prompt, "external_task_id": "mine", **more}
 
 
-async def refused(gateway: Gateway, body: dict[str, Any], family: str = IMAGES) -> GatewayError:
+async def refused(gateway: KlingApi, body: dict[str, Any], family: str = IMAGES) -> GatewayError:
     with pytest.raises(GatewayError) as error:
         await gateway.create(family, body)
     return error.value
@@ -56,10 +56,10 @@ async def test_a_create_that_kling_took_has_its_id(gateway: Sandbox, http: httpx
     """The report has Kling's task id, and a query by it or by ours finds the same task."""
     kling = at(gateway.url, http)
     report = await kling.create(IMAGES, wanted("a kangaroo"))
-    for asked in ({"task_id": report.task_id}, {"external_id": "mine"}):
+    for asked in ({"task_id": report.kling_id}, {"external_id": "mine"}):
         found = await kling.query(IMAGES, **asked)
         assert found is not None
-        assert (found.task_id, found.external_id) == (report.task_id, "mine")
+        assert (found.kling_id, found.external_task_id) == (report.kling_id, "mine")
 
 
 async def test_the_new_standard_is_created_and_asked_elsewhere(
@@ -70,7 +70,7 @@ async def test_the_new_standard_is_created_and_asked_elsewhere(
     report = await kling.create(NEW, {"prompt": "x", "options": {"external_task_id": "mine"}})
     found = await kling.query(NEW, external_id="mine")
     assert found is not None
-    assert found.task_id == report.task_id
+    assert found.kling_id == report.kling_id
 
 
 async def test_a_relay_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) -> None:
@@ -78,8 +78,8 @@ async def test_a_relay_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) 
     with Sandbox(base_path="/kling", misbehave=["wrap-twice"]) as gateway:
         kling = at(gateway.url, http)
         report = await kling.create(IMAGES, wanted("x"))
-        assert report.task_id in gateway.tasks
-        found = await kling.query(IMAGES, task_id=report.task_id)
+        assert report.kling_id in gateway.tasks
+        found = await kling.query(IMAGES, task_id=report.kling_id)
         assert found is not None
 
 
@@ -142,7 +142,7 @@ async def test_an_impossible_base_took_nothing(http: httpx.AsyncClient) -> None:
         (b"not http at all\r\n\r\n", CreateUnknown),
         (reply(200, b"<html>welcome"), CreateUnknown),
         (reply(200, {"code": 0, "data": {}}), CreateUnknown),
-        (reply(200, b"x" * (LONGEST_ANSWER + 1)), CreateUnknown),
+        (reply(200, b"x" * (MAX_ANSWER_BYTES + 1)), CreateUnknown),
         (reply(200, b"x", Content_Encoding="gzip"), CreateUnknown),
         (reply(408, b""), CreateUnknown),
         (reply(409, b""), CreateUnknown),
@@ -177,7 +177,7 @@ async def test_kling_s_id_proves_a_task_whatever_the_word_for_success(
 ) -> None:
     """Relays have codes of their own; an id in a good answer is a task."""
     with Wire(reply(200, {**TAKEN, "code": code})) as wire:
-        assert (await at(wire.url, http).create(IMAGES, wanted("x"))).task_id == "t"
+        assert (await at(wire.url, http).create(IMAGES, wanted("x"))).kling_id == "t"
 
 
 async def test_the_body_arrives_as_it_is(http: httpx.AsyncClient) -> None:
@@ -200,16 +200,16 @@ async def test_the_key_follows_no_redirect(http: httpx.AsyncClient) -> None:
 async def test_a_stale_token_is_signed_anew_once(http: httpx.AsyncClient) -> None:
     """Kling called the JWT expired: the create goes out once more, with another, and is taken."""
     with Sandbox(misbehave=["expired-token-once"]) as gateway:
-        auth = TokenAuth(gateway.access_key, gateway.secret_key)
+        auth = JwtAuth(gateway.access_key, gateway.secret_key)
         report = await at(gateway.url, http, auth).create(IMAGES, wanted("x"))
-        assert report.task_id in gateway.tasks
+        assert report.kling_id in gateway.tasks
         assert len(gateway.creates) == 2
 
 
 async def test_a_token_that_stays_stale_is_refused(http: httpx.AsyncClient) -> None:
     """Twice is enough: then this machine's clock is to be looked at."""
     with Wire(reply(401, {"code": 1003, "message": "not yet valid"})) as wire:
-        error = await refused(at(wire.url, http, TokenAuth("a", "s")), wanted("x"))
+        error = await refused(at(wire.url, http, JwtAuth("a", "s")), wanted("x"))
     assert isinstance(error, NotCreated)
     assert "clock" in str(error)
     assert len(wire.requests) == 2
@@ -217,7 +217,7 @@ async def test_a_token_that_stays_stale_is_refused(http: httpx.AsyncClient) -> N
 
 async def test_a_wrong_key_says_what_to_check(gateway: Sandbox, http: httpx.AsyncClient) -> None:
     """The hint names the variable; the key itself is not shown."""
-    error = await refused(at(gateway.url, http, KeyAuth("hunter2")), wanted("x"))
+    error = await refused(at(gateway.url, http, BearerAuth("hunter2")), wanted("x"))
     assert "KLING_API_KEY" in str(error)
     assert "hunter2" not in str(error)
 
@@ -236,7 +236,7 @@ async def test_a_query_without_a_usable_answer_is_an_error(
     kling = at(gateway.url, http)
     report = await kling.create(IMAGES, wanted(f"x [sandbox: {switch}]"))
     with pytest.raises(GatewayError) as error:
-        await kling.query(IMAGES, task_id=report.task_id)
+        await kling.query(IMAGES, task_id=report.kling_id)
     assert not isinstance(error.value, NotCreated | CreateUnknown)
 
 
@@ -257,7 +257,7 @@ async def test_the_task_that_was_asked_for_is_found(
     """In a list only the one that was named; alone also under another id, for relays have their own."""
     with Wire(answer) as wire:
         report = await at(wire.url, http).query(IMAGES, task_id="mine")
-    assert (report and report.task_id) == found
+    assert (report and report.kling_id) == found
 
 
 @pytest.mark.parametrize(
@@ -330,15 +330,15 @@ async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("given", "legacy", "new"),
     [
-        ({"api_key": "k"}, KeyAuth, KeyAuth),
-        ({"api_key": "k", "access_key": "a", "secret_key": "s"}, TokenAuth, KeyAuth),
-        ({"access_key": "a", "secret_key": "s"}, TokenAuth, TokenAuth),
+        ({"api_key": "k"}, BearerAuth, BearerAuth),
+        ({"api_key": "k", "access_key": "a", "secret_key": "s"}, JwtAuth, BearerAuth),
+        ({"access_key": "a", "secret_key": "s"}, JwtAuth, JwtAuth),
     ],
 )
 def test_each_standard_has_its_proof(given: dict[str, str], legacy: type, new: type) -> None:
     """Access and secret key go first for legacy calls; the new standard takes the key, if there is one."""
-    proofs = gateway_auth(KlingSettings.load(**given))
-    assert (type(proofs.of(IMAGES)), type(proofs.of(NEW))) == (legacy, new)
+    proofs = auth_from(KlingSettings.load(**given))
+    assert (type(proofs.for_family(IMAGES)), type(proofs.for_family(NEW))) == (legacy, new)
 
 
 async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: httpx.AsyncClient) -> None:
@@ -346,12 +346,12 @@ async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: ht
     settings = KlingSettings.load(
         api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key
     )
-    kling = Gateway(gateway.url, gateway_auth(settings), http)
+    kling = KlingApi(gateway.url, auth_from(settings), http)
     for family, own in ((IMAGES, "old"), (NEW, "new")):
         body = {"prompt": "x", "external_task_id": own, "options": {"external_task_id": own}}
         report = await kling.create(family, body)
         found = await kling.query(family, external_id=own)
-        assert (found and found.task_id) == report.task_id
+        assert (found and found.kling_id) == report.kling_id
 
 
 async def test_a_record_counts_more_than_a_relay_s_word_for_success(http: httpx.AsyncClient) -> None:
@@ -380,7 +380,7 @@ async def test_an_answer_that_quotes_the_key_is_told_without_it(http: httpx.Asyn
     """Gateways do that; the message goes into logs, tasks and events."""
     key = "sk-0123456789abcdef"
     with Wire(reply(401, {"code": 1001, "message": f"Incorrect API key provided: {key}."})) as wire:
-        error = await refused(at(wire.url, http, KeyAuth(key)), wanted("x"))
+        error = await refused(at(wire.url, http, BearerAuth(key)), wanted("x"))
     assert "Incorrect API key provided: (key)" in error.message
     assert key not in str(error)
 
@@ -409,7 +409,7 @@ async def test_a_compressed_answer_is_inflated_no_further_than_it_may_be(
     assert "longer than any of Kling's" in str(error)
     assert len(wire.requests) == 1
     assert b"Accept-Encoding: identity" in wire.requests[0]
-    assert peak < 5 * LONGEST_ANSWER
+    assert peak < 5 * MAX_ANSWER_BYTES
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
@@ -420,7 +420,7 @@ async def test_an_answer_that_is_compressed_all_the_same_is_read(
     body = json.dumps(TAKEN).encode()
     squeezed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "identity": body}[encoding]
     with Wire(reply(200, squeezed, Content_Encoding=encoding)) as wire:
-        assert (await at(wire.url, http).create(IMAGES, wanted("x"))).task_id == "t"
+        assert (await at(wire.url, http).create(IMAGES, wanted("x"))).kling_id == "t"
 
 
 async def test_an_answer_in_an_encoding_of_its_own_is_none(http: httpx.AsyncClient) -> None:

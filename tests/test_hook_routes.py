@@ -11,9 +11,9 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from kling_callback.protocol.ids import new_id
-from kling_receiver.hooks.config import BadHook, read_hook
-from kling_receiver.net.guard import Allowed
-from kling_receiver.web.api.hook_payloads import shown
+from kling_receiver.hooks.config import InvalidHook, parse_hook
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.web.api.hook_payloads import masked_address
 from tests.conftest import Running, Start
 from tests.hosts import Host, host
 from tests.submitting import Json, register
@@ -102,8 +102,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_no_hook_may_be(kind: str) -> None:
     """Is refused with the reason, before anything is kept; no secret is in it."""
     given, said = REFUSED[kind]
-    with pytest.raises(BadHook) as raised:
-        read_hook(given, Allowed.parse((), "KLING_PRIVATE_HOOK_HOSTS"))
+    with pytest.raises(InvalidHook) as raised:
+        parse_hook(given, Allowlist.parse((), "KLING_PRIVATE_HOOK_HOSTS"))
     assert said in str(raised.value)
     assert not any(secret in str(raised.value) for secret in (SECRET, SHORT, "hush"))
 
@@ -123,8 +123,8 @@ def test_the_api_refuses_the_same(start: Start) -> None:
 def test_all_problems_are_told_at_once() -> None:
     """One look is enough to mend them."""
     given = {"address": "http://10.0.0.1/", "secret": SHORT, "name": "A", "rate": -1, "colour": 1, "tags": [""]}
-    with pytest.raises(BadHook) as raised:
-        read_hook(given, Allowed())
+    with pytest.raises(InvalidHook) as raised:
+        parse_hook(given, Allowlist())
     assert [each.partition(":")[0] for each in raised.value.problems] == [
         "tags.0",
         "name",
@@ -297,7 +297,7 @@ def test_a_test_that_fails_says_why(running: Running) -> None:
 )
 def test_what_is_shown_of_an_address(address: str, seen: str) -> None:
     """A user's name, if a password follows; neither password nor token."""
-    assert shown(address) == seen
+    assert masked_address(address) == seen
 
 
 def test_an_address_hides_its_password(start: Start, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from standardwebhooks.webhooks import Webhook
 from kling_callback.protocol.webhooks import sign
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import SCHEDULE
-from kling_receiver.hooks.deliveries import Attempt
+from kling_receiver.hooks.config import DEFAULT_SCHEDULE
+from kling_receiver.hooks.deliveries import DeliveryAttempt
 from kling_receiver.hooks.sender import Sender
-from kling_receiver.net.client import Outbound
-from kling_receiver.net.guard import Allowed
-from kling_receiver.sinks import Message, NotTaken
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.sinks import Message, NotDelivered
 from kling_receiver.sinks.http import HttpSink
 from kling_receiver.store.sql import Row
 from kling_sandbox import Sandbox
@@ -121,14 +121,14 @@ class Delivery:
 
     async def attempt(
         self, url: str, count: int = 1, *, allowed: str = "127.0.0.1", name: str = "hook", **given: Any
-    ) -> Attempt:
+    ) -> DeliveryAttempt:
         """One attempt."""
-        receiver, outbound = self.way.receiver, Outbound(Allowed.parse([allowed]))
+        receiver, outbound = self.way.receiver, GuardedClient(Allowlist.parse([allowed]))
         sender = Sender(
             outbound,
             outbound,
-            receiver.folder,
-            receiver.views,
+            receiver.storage,
+            receiver.payloads,
             receiver.metrics,
             source="https://receiver.test",
             secret=HOOK_SECRET,
@@ -139,7 +139,7 @@ class Delivery:
             await self.way.add(url, name=name, **{"secret": HOOK_SECRET, **given})
         hook = self.way.hook(name)
         attempt = await sender.attempt(
-            await sender.turn(hook), hook, self.event, await self.way.full(), count=count
+            await sender.acquire_slot(hook), hook, self.event, await self.way.full(), count=count
         )
         await sender.close()
         await outbound.close()
@@ -167,10 +167,10 @@ async def test_any_2xx_takes_the_event(delivery: Delivery, status: int) -> None:
     body = b"" if status == 204 else b"\xff\0" * 999
     with host(lambda visit: visit.answer(status, body)) as there:
         attempt = await delivery.attempt(there.url)
-        assert (attempt.taken, attempt.status, attempt.due_at) == (True, status, None)
-        assert attempt.answer == ("" if status == 204 else "\ufffd\0" * 500)
+        assert (attempt.delivered, attempt.response_status, attempt.retry_at) == (True, status, None)
+        assert attempt.response_body == ("" if status == 204 else "\ufffd\0" * 500)
         assert there.visits[0].headers["webhook-timestamp"] == "1790000000"
-    await delivery.way.change(lambda tx: deliveries.keep(tx, [attempt]))
+    await delivery.way.change(lambda tx: deliveries.save_attempts(tx, [attempt]))
     [kept] = delivery.way.attempts()
     assert "\0" not in kept["answer"]
 
@@ -180,13 +180,13 @@ async def test_any_2xx_takes_the_event(delivery: Delivery, status: int) -> None:
 async def test_anything_else_is_a_failure(delivery: Delivery, status: int) -> None:
     """A redirect too: it is not followed. After the last attempt the event is dead."""
     with host(lambda visit: visit.answer(status, Location=f"{there.url}/elsewhere")) as there:
-        for count, step in enumerate(SCHEDULE, 1):
+        for count, step in enumerate(DEFAULT_SCHEDULE, 1):
             attempt = await delivery.attempt(there.url, count)
-            assert attempt.due_at
-            wait = (attempt.due_at - attempt.at - attempt.ms) / 1000
+            assert attempt.retry_at
+            wait = (attempt.retry_at - attempt.attempted_at - attempt.duration_ms) / 1000
             assert step / 2 - 0.001 <= wait <= step
-        last = await delivery.attempt(there.url, len(SCHEDULE) + 1)
-        assert (last.taken, last.status, last.due_at, last.gone) == (False, status, None, False)
+        last = await delivery.attempt(there.url, len(DEFAULT_SCHEDULE) + 1)
+        assert (last.delivered, last.response_status, last.retry_at, last.gone) == (False, status, None, False)
         assert {visit.path for visit in there.visits} == {"/"}
         assert there.url not in last.error
 
@@ -196,18 +196,18 @@ async def test_the_hooks_own_schedule(delivery: Delivery) -> None:
     """In the place of the usual one; an empty one tries once."""
     with host(lambda visit: visit.answer(500)) as there:
         attempt = await delivery.attempt(there.url, 2, schedule=[1, 1000])
-        assert attempt.due_at
-        assert 499 <= (attempt.due_at - attempt.at - attempt.ms) / 1000 <= 1000
-        assert (await delivery.attempt(there.url, 3, schedule=[1, 1000])).due_at is None
-        assert (await delivery.attempt(there.url, 1, schedule=[])).due_at is None
+        assert attempt.retry_at
+        assert 499 <= (attempt.retry_at - attempt.attempted_at - attempt.duration_ms) / 1000 <= 1000
+        assert (await delivery.attempt(there.url, 3, schedule=[1, 1000])).retry_at is None
+        assert (await delivery.attempt(there.url, 1, schedule=[])).retry_at is None
 
 
 @pytest.mark.anyio
 async def test_a_hook_that_is_gone_keeps_the_event(delivery: Delivery) -> None:
     """410 says that nobody will ever be there; the event waits for whoever knows better."""
     with host(lambda visit: visit.answer(410)) as there:
-        attempt = await delivery.attempt(there.url, len(SCHEDULE) + 1)
-    assert (attempt.taken, attempt.gone, attempt.due_at) == (False, True, attempt.at)
+        attempt = await delivery.attempt(there.url, len(DEFAULT_SCHEDULE) + 1)
+    assert (attempt.delivered, attempt.gone, attempt.retry_at) == (False, True, attempt.attempted_at)
 
 
 @pytest.mark.anyio
@@ -216,9 +216,9 @@ async def test_retry_after_is_respected(delivery: Delivery, said: str, least: fl
     """In seconds, up to an hour; nonsense is as if nothing were said."""
     with host(lambda visit: visit.answer(503, Retry_After=said)) as there:
         attempt = await delivery.attempt(there.url)
-    assert attempt.due_at
-    wait = (attempt.due_at - attempt.at - attempt.ms) / 1000
-    assert least - 0.001 <= wait <= max(least, SCHEDULE[0])
+    assert attempt.retry_at
+    wait = (attempt.retry_at - attempt.attempted_at - attempt.duration_ms) / 1000
+    assert least - 0.001 <= wait <= max(least, DEFAULT_SCHEDULE[0])
 
 
 @pytest.mark.anyio
@@ -226,7 +226,7 @@ async def test_retry_after_is_respected(delivery: Delivery, said: str, least: fl
 async def test_a_forbidden_address_is_dead_at_once(delivery: Delivery, endpoint: Host, allowed: str) -> None:
     """Nothing is sent, and trying again would not help."""
     attempt = await delivery.attempt(endpoint.url, allowed=allowed)
-    assert (attempt.taken, attempt.due_at) == (False, None)
+    assert (attempt.delivered, attempt.retry_at) == (False, None)
     assert "is not a public address" in attempt.error
     assert endpoint.visits == []
 
@@ -251,15 +251,15 @@ async def test_a_hook_that_speaks_no_http(delivery: Delivery, respond: Callable[
     """Is tried again like one that is down."""
     with host(respond) as there:
         attempt = await delivery.attempt(there.url)
-    assert (attempt.taken, attempt.status) == (False, None)
-    assert attempt.due_at
+    assert (attempt.delivered, attempt.response_status) == (False, None)
+    assert attempt.retry_at
 
 
 @pytest.mark.anyio
 async def test_only_the_hook_s_time_limit_says_how_long_it_may_be_silent() -> None:
     """Not the client's own; as it is at each attempt."""
     over = threading.Event()
-    outbound, limits = Outbound(Allowed.parse(["127.0.0.1"])), iter([0.05, PATIENCE])
+    outbound, limits = GuardedClient(Allowlist.parse(["127.0.0.1"])), iter([0.05, PATIENCE])
     message = Message("hook_1_1", {}, b"{}", "https://receiver.test")
 
     def respond(visit: Visit) -> None:
@@ -270,7 +270,7 @@ async def test_only_the_hook_s_time_limit_says_how_long_it_may_be_silent() -> No
 
     with host(respond) as there:
         sink = HttpSink(there.url, list, outbound, timeout=lambda: next(limits))
-        with pytest.raises(NotTaken, match="ReadTimeout"):
+        with pytest.raises(NotDelivered, match="ReadTimeout"):
             await sink.send(message)
         assert (await sink.send(message)).status == 200
         over.set()
@@ -292,7 +292,7 @@ async def test_a_head_without_end_is_cut_off(delivery: Delivery) -> None:
     with host(respond) as there:
         attempt = await delivery.attempt(there.url, timeout=0.3)
         stop.set()
-    assert (attempt.taken, attempt.error) == (False, "it did not answer within 0.3 s")
+    assert (attempt.delivered, attempt.error) == (False, "it did not answer within 0.3 s")
 
 
 @pytest.mark.anyio
@@ -309,8 +309,8 @@ async def test_a_body_without_end_does_not_matter(delivery: Delivery, size: int)
     with host(respond) as there:
         attempt = await delivery.attempt(there.url)
         stop.set()
-    assert (attempt.taken, attempt.status) == (True, 200)
-    assert len(attempt.answer) <= 1000
+    assert (attempt.delivered, attempt.response_status) == (True, 200)
+    assert len(attempt.response_body) <= 1000
 
 
 @pytest.mark.anyio
@@ -344,7 +344,7 @@ async def test_secrets_that_follow_each_other_fast(delivery: Delivery, endpoint:
     assert way.hook("hook")["secrets"] == [[HOOK_SECRET, None], [NEXT_SECRET, way.now + 60_000]]
     made = await delivery.rotate("", 0)
     assert made is not None
-    assert hook_records.good_secrets(way.hook("hook"), way.now) == [made]
+    assert hook_records.active_secrets(way.hook("hook"), way.now) == [made]
 
 
 @pytest.mark.anyio

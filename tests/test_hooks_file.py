@@ -10,11 +10,11 @@ from standardwebhooks.webhooks import Webhook
 
 from kling_callback.errors import SettingsError
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import BadHook, NewHook
-from kling_receiver.hooks.config_file import read_hooks
-from kling_receiver.hooks.records import OVERLAP
-from kling_receiver.hooks.sync import align, release
-from kling_receiver.net.guard import Allowed
+from kling_receiver.hooks.config import HookConfig, InvalidHook
+from kling_receiver.hooks.config_file import load_hooks
+from kling_receiver.hooks.records import SECRET_OVERLAP_SECONDS
+from kling_receiver.hooks.sync import detach, sync
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.store.database import Database
 from tests.conftest import Running, Start, make_settings
 from tests.hosts import host
@@ -53,21 +53,26 @@ def written(tmp_path: Path, content: str) -> Path:
 
 def problems(tmp_path: Path, content: str, **environ: str) -> list[str]:
     """What is wrong with a file."""
-    with pytest.raises(BadHook) as raised:
-        read_hooks(written(tmp_path, content), Allowed(), environ)
+    with pytest.raises(InvalidHook) as raised:
+        load_hooks(written(tmp_path, content), Allowlist(), environ)
     return raised.value.problems
 
 
 def test_a_file(tmp_path: Path) -> None:
     """All that a command could say of hooks; secrets come from the environment."""
-    found = read_hooks(written(tmp_path, WHOLE), Allowed(), {"studio_secret": SECRET})
+    found = load_hooks(written(tmp_path, WHOLE), Allowlist(), {"studio_secret": SECRET})
     studio, archive, stream = found
     assert [each.name for each in found] == ["studio", "archive", "stream"]
     assert (studio.secret, studio.events, studio.families) == (SECRET, ["task.done"], ["videos/effects"])
-    assert (studio.schedule, studio.concurrency, studio.rate, studio.timeout) == ([5, 60.5], 4, 10, 5)
+    assert (studio.retry_schedule, studio.concurrency, studio.rate_limit, studio.timeout) == (
+        [5, 60.5],
+        4,
+        10,
+        5,
+    )
     assert archive.address.endswith('/true", "a b"]')
     assert stream.address == "redis://127.0.0.1/events"
-    assert read_hooks(written(tmp_path, ""), Allowed(), {}) == []
+    assert load_hooks(written(tmp_path, ""), Allowlist(), {}) == []
 
 
 @pytest.mark.parametrize(
@@ -96,11 +101,11 @@ def test_a_file_that_cannot_be(tmp_path: Path, content: str, said: str) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """Nor one that is no text."""
-    with pytest.raises(BadHook, match="cannot be read: No such file"):
-        read_hooks(tmp_path / "none.toml", Allowed(), {})
+    with pytest.raises(InvalidHook, match="cannot be read: No such file"):
+        load_hooks(tmp_path / "none.toml", Allowlist(), {})
     (tmp_path / "hooks.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(BadHook, match="is no TOML"):
-        read_hooks(tmp_path / "hooks.toml", Allowed(), {})
+    with pytest.raises(InvalidHook, match="is no TOML"):
+        load_hooks(tmp_path / "hooks.toml", Allowlist(), {})
 
 
 def test_all_problems_of_a_file_stop_the_start_at_once(tmp_path: Path) -> None:
@@ -122,9 +127,9 @@ address = "kafka://x/y"
     assert SHORT not in about_hooks + about_time
 
 
-def made(name: str, address: str = "https://x.example/", **given: Any) -> NewHook:
+def made(name: str, address: str = "https://x.example/", **given: Any) -> HookConfig:
     """A hook as the file has it."""
-    return NewHook(name=name, address=address, secret=given.pop("secret", SECRET), **given)
+    return HookConfig(name=name, address=address, secret=given.pop("secret", SECRET), **given)
 
 
 def hooks(ledger: Ledger) -> dict[str, Any]:
@@ -136,50 +141,50 @@ def test_what_the_file_says_is_what_there_is(database: Database) -> None:
     """Added, changed and removed by it, those that commands added too; a changed one keeps its place."""
     ledger = Ledger(database)
     ledger.put_task()
-    ledger.change(lambda tx: align(tx, "settings", [made("default")]))
-    ledger.change(lambda tx: align(tx, "file", [made("one"), made("two")], also="added"))
+    ledger.change(lambda tx: sync(tx, "settings", [made("default")]))
+    ledger.change(lambda tx: sync(tx, "file", [made("one"), made("two")], also="added"))
     ledger.put_hook("by-command")
     ledger.change(lambda tx: hook_records.add_for_task(tx, "t", "https://x.example"))
     ledger.change(lambda tx: hook_records.pause(tx, "two", "for a test"))
     ledger.log("one")
     before = hooks(ledger)["two"]
     changed = made("two", "https://y.example/", events=["task.done"], secret=NEXT, concurrency=1)
-    ledger.change(lambda tx: align(tx, "file", [changed, made("three")], also="added"))
+    ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
     after = hooks(ledger)
     assert sorted(after) == ["default", "task:t", "three", "two"]
-    assert sorted(ledger.committed.said) == [
+    assert sorted(ledger.committed.messages) == [
         "hook by-command is removed: KLING_HOOKS_FILE names it no more",
         "hook one is removed: KLING_HOOKS_FILE names it no more",
     ]
     two = after["two"]
     assert (two["address"], two["concurrency"]) == ("https://y.example/", 1)
     assert two["filter"]["events"] == ["task.done"]
-    assert two["secrets"] == [[NEXT, None], [SECRET, ledger.now + int(OVERLAP * 1000)]]
+    assert two["secrets"] == [[NEXT, None], [SECRET, ledger.now + int(SECRET_OVERLAP_SECONDS * 1000)]]
     for kept in ("cursor", "paused_at", "paused_because", "created_at"):
         assert two[kept] == before[kept], kept
     assert after["three"]["cursor"] == 1
-    ledger.change(lambda tx: align(tx, "file", [changed, made("three")], also="added"))
+    ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
     assert hooks(ledger)["two"] == two
-    ledger.change(lambda tx: align(tx, "settings", []))
-    assert ledger.committed.said == ("hook default is removed: KLING_HOOK_URL names it no more",)
+    ledger.change(lambda tx: sync(tx, "settings", []))
+    assert ledger.committed.messages == ("hook default is removed: KLING_HOOK_URL names it no more",)
 
 
 def test_without_a_file_its_hooks_stay(database: Database) -> None:
     """A variable that was forgotten drops no events; commands may remove them then, and a file again."""
     ledger = Ledger(database)
-    ledger.change(lambda tx: align(tx, "settings", [made("default")]))
-    ledger.change(lambda tx: align(tx, "file", [made("one")], also="added"))
-    ledger.change(release)
-    assert ledger.committed.said == (
+    ledger.change(lambda tx: sync(tx, "settings", [made("default")]))
+    ledger.change(lambda tx: sync(tx, "file", [made("one")], also="added"))
+    ledger.change(detach)
+    assert ledger.committed.messages == (
         "hook one came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed",
     )
     assert {name: row["source"] for name, row in hooks(ledger).items()} == {
         "default": "settings",
         "one": "added",
     }
-    ledger.change(release)
-    assert not ledger.committed.said
-    ledger.change(lambda tx: align(tx, "file", [made("two")], also="added"))
+    ledger.change(detach)
+    assert not ledger.committed.messages
+    ledger.change(lambda tx: sync(tx, "file", [made("two")], also="added"))
     assert sorted(hooks(ledger)) == ["default", "two"]
 
 
@@ -187,8 +192,8 @@ def test_a_hook_changes_its_kind(database: Database) -> None:
     """A command has no secret, and what became a web address has one again."""
     ledger = Ledger(database)
     for address, secret in (("https://x.example/", SECRET), ("command:true", ""), ("https://x.example/", NEXT)):
-        wanted = NewHook(name="one", address=address, secret=secret)
-        ledger.change(lambda tx, wanted=wanted: align(tx, "file", [wanted]))  # type: ignore[misc]
+        wanted = HookConfig(name="one", address=address, secret=secret)
+        ledger.change(lambda tx, wanted=wanted: sync(tx, "file", [wanted]))  # type: ignore[misc]
         assert hooks(ledger)["one"]["secrets"] == ([[secret, None]] if secret else [])
 
 

@@ -13,7 +13,7 @@ import standardwebhooks.webhooks
 import svix.webhooks
 
 from kling_callback import HookError, verify_hook
-from kling_callback.protocol.webhooks import hook_body, message_id
+from kling_callback.protocol.webhooks import hook_body, webhook_id
 from kling_sandbox import Sandbox
 from tests import node
 from tests.conftest import Start
@@ -116,7 +116,7 @@ def test_during_a_rotation_they_take_it_with_either_secret(start: Start, package
 def test_we_take_what_they_sign(package: tuple[Verify, Sign]) -> None:
     """An event with letters of every width."""
     _, sign = package
-    at, name = datetime.now(UTC), message_id(17, 1_800_000_000_000)
+    at, name = datetime.now(UTC), webhook_id(17, 1_800_000_000_000)
     task = task_json("mine", "succeed", request={"prompt": "袋鼠 🦘 é"})
     document = {"id": 17, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
     for body in (hook_body(document), json.dumps(document, ensure_ascii=False).encode()):

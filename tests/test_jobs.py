@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import addressed, check_create, model_of, own_id
+from kling_callback.jobs.body import check_create, chosen_id, model_of, with_callback
 from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, JOBS, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
-from kling_callback.jobs.images import LARGEST
+from kling_callback.jobs.images import MAX_BYTES
 from kling_callback.kling import AsyncKling
 
 
@@ -219,9 +219,9 @@ def test_a_picture_of_more_than_10_mb_is_refused_unread(tmp_path: Path) -> None:
     """A file is refused by its size alone, base64 by its length."""
     huge = tmp_path / "huge.png"
     with huge.open("wb") as file:
-        file.truncate(LARGEST + 1)
+        file.truncate(MAX_BYTES + 1)
     assert "10 MB" in image_problem(huge)
-    assert "10 MB" in image_problem("A" * (2 * LARGEST))
+    assert "10 MB" in image_problem("A" * (2 * MAX_BYTES))
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
@@ -284,25 +284,25 @@ def test_a_body_is_json(body: Any) -> None:
 
 def test_our_id_and_callback_address_go_where_the_standard_wants_them() -> None:
     """Legacy: on top. New: in `options`, beside what is there."""
-    assert addressed("a/b", {"prompt": "x"}, "id", "url") == {
+    assert with_callback("a/b", {"prompt": "x"}, "id", "url") == {
         "prompt": "x",
         "external_task_id": "id",
         "callback_url": "url",
     }
-    assert addressed("/a/b", {"options": {"seed": 1}}, "id", "url") == {
+    assert with_callback("/a/b", {"options": {"seed": 1}}, "id", "url") == {
         "options": {"seed": 1, "external_task_id": "id", "callback_url": "url"}
     }
-    assert addressed("/a/b", {}, "id", "url")["options"]["external_task_id"] == "id"
+    assert with_callback("/a/b", {}, "id", "url")["options"]["external_task_id"] == "id"
 
 
 def test_an_id_is_given_once() -> None:
     """As an argument or in the body; two that differ, or one that is no id, are refused."""
-    assert own_id("a/b", {}, None) is None
-    assert own_id("a/b", {}, "x") == own_id("a/b", {"external_task_id": "x"}, None) == "x"
-    assert own_id("/a/b", {"options": {"external_task_id": "x"}}, "x") == "x"
+    assert chosen_id("a/b", {}, None) is None
+    assert chosen_id("a/b", {}, "x") == chosen_id("a/b", {"external_task_id": "x"}, None) == "x"
+    assert chosen_id("/a/b", {"options": {"external_task_id": "x"}}, "x") == "x"
     for body, given in (({"external_task_id": "x"}, "y"), ({"external_task_id": 5}, None), ({}, "a/b")):
         with pytest.raises(ParameterError):
-            own_id("a/b", body, given)
+            chosen_id("a/b", body, given)
 
 
 def test_the_model_has_a_name() -> None:

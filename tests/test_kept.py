@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_callback.protocol.redact import LONGEST_KEPT, LONGEST_REQUEST, kept
+from kling_callback.protocol.redact import MAX_REQUEST_CHARS, MAX_VALUE_CHARS, redacted
 from tests.test_jobs import picture
 
 JSON = st.recursive(
@@ -21,11 +21,11 @@ JSON = st.recursive(
 @given(JSON)
 def test_a_request_is_kept_so_that_any_database_and_reader_takes_it(request: Any) -> None:
     """No NUL, no lone surrogate, no number that JSON lacks; and a second time changes nothing."""
-    fit = kept(request)
+    fit = redacted(request)
     text = json.dumps(fit, allow_nan=False)
     assert "\\u0000" not in text
     json.dumps(json.loads(text), ensure_ascii=False).encode()
-    assert kept(fit) == fit
+    assert redacted(fit) == fit
 
 
 @pytest.mark.parametrize(
@@ -35,24 +35,24 @@ def test_a_request_is_kept_so_that_any_database_and_reader_takes_it(request: Any
 def test_secrets_are_left_out_at_any_depth(name: str) -> None:
     """Whoever reads the task must not learn the address that proves it, nor a key."""
     request = {"options": {name: "secret", "keep": [{name: {"deep": "secret"}}]}}
-    assert kept(request) == {"options": {"keep": [{}]}}
+    assert redacted(request) == {"options": {"keep": [{}]}}
 
 
 def test_long_texts_are_left_out() -> None:
     """A prompt fits, an image does not."""
-    assert kept("x" * LONGEST_KEPT) == "x" * LONGEST_KEPT
-    assert kept(["x" * (LONGEST_KEPT + 1)]) == [f"({LONGEST_KEPT + 1} characters, left out)"]
+    assert redacted("x" * MAX_VALUE_CHARS) == "x" * MAX_VALUE_CHARS
+    assert redacted(["x" * (MAX_VALUE_CHARS + 1)]) == [f"({MAX_VALUE_CHARS + 1} characters, left out)"]
 
 
 def test_pictures_are_left_out_however_small_and_deep() -> None:
     """Bare base64 and data URLs; what stands beside them stays."""
     tiny = base64.b64encode(picture()).decode()
-    fit = kept({"image": tiny, "list": [{"subject": f"data:image/png;base64,{tiny}", "scale": 1}]})
+    fit = redacted({"image": tiny, "list": [{"subject": f"data:image/png;base64,{tiny}", "scale": 1}]})
     assert tiny not in str(fit)
     assert fit["list"][0]["scale"] == 1
 
 
 def test_a_request_beyond_reason_is_a_note() -> None:
     """However it is made up."""
-    note = {"note": f"longer than {LONGEST_REQUEST} characters, left out"}
-    assert kept({"list": ["z" * 4000] * 50}) == kept(["z" * 4000] * 50) == note
+    note = {"note": f"longer than {MAX_REQUEST_CHARS} characters, left out"}
+    assert redacted({"list": ["z" * 4000] * 50}) == redacted(["z" * 4000] * 50) == note

@@ -22,15 +22,15 @@ from kling_callback import (
     KlingError,
     NotCreated,
     ParameterError,
-    Patience,
     ReceiverError,
     ResultFailed,
+    RetryPolicy,
     TaskFailed,
     WaitTimeout,
 )
-from kling_callback.http import new_http
+from kling_callback.http import create_client
 from kling_callback.settings import ClientSettings
-from kling_callback.sync import Settings, Task
+from kling_callback.sync import KlingArguments, Task
 from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start
 from tests.stage import QUICK, SETTINGS, Stage, answer, event, forever, stream, task_json
@@ -46,7 +46,7 @@ def receiver(start: Start, gateway: Sandbox) -> Running:
 @pytest.fixture
 def settings(receiver: Running, gateway: Sandbox) -> dict[str, Any]:
     return {
-        "patience": Patience(first=0.05, looks=(0.05, 0.05)),
+        "retry": RetryPolicy(initial_wait=0.05, lookup_waits=(0.05, 0.05)),
         "api_base": gateway.url,
         "api_key": KEY,
         "signing_secrets": SECRET,
@@ -233,7 +233,7 @@ def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
         events=[stream(event(9, "task.done", task))],
         file=[httpx.Response(200, content=CONTENT)],
     )
-    with Kling(http=stage.http(), patience=QUICK, **SETTINGS) as kling:
+    with Kling(http=stage.http(), retry=QUICK, **SETTINGS) as kling:
         waiting = kling.task("mine")
         with pytest.raises(ResultFailed):
             waiting.wait()
@@ -286,7 +286,7 @@ def test_ctrl_c_in_a_blocking_create_has_its_last_word() -> None:
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with Kling(http=stage.http(), patience=QUICK, **SETTINGS) as kling, pytest.raises(KeyboardInterrupt):
+        with Kling(http=stage.http(), retry=QUICK, **SETTINGS) as kling, pytest.raises(KeyboardInterrupt):
             kling.text_to_image("x")
     finally:
         signal.signal(signal.SIGINT, before)
@@ -317,9 +317,9 @@ def test_the_public_names() -> None:
 
 def test_both_faces_have_the_same_arguments() -> None:
     """Every setting is an argument of both, by the same name."""
-    assert list(Settings.__annotations__) == list(inspect.signature(AsyncKling).parameters)
+    assert list(KlingArguments.__annotations__) == list(inspect.signature(AsyncKling).parameters)
     fields = set(ClientSettings.model_fields)
-    assert fields == set(Settings.__annotations__) - {"settings", "patience", "http"}
+    assert fields == set(KlingArguments.__annotations__) - {"settings", "retry", "http"}
 
 
 def test_both_faces_have_the_same_methods() -> None:
@@ -383,7 +383,7 @@ async def test_a_strange_task_is_told(step: Callable[[], httpx.Response]) -> Non
 async def test_an_answer_that_never_ends_does_not_hold_up() -> None:
     """One call to the receiver has its time, however slowly it drips; then it is tried again."""
     stage = Stage(task=[forever, forever])
-    async with stage.kling(patience=replace(QUICK, call=0.01)) as kling:
+    async with stage.kling(retry=replace(QUICK, call_seconds=0.01)) as kling:
         assert (await kling.task("mine")).id == "mine"
     assert len(stage.requests["task"]) == 3
 
@@ -403,7 +403,7 @@ def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     for receiver in ("http://127.0.0.1:8000", "http://[::1]:8000"):
-        http = new_http(receiver)
+        http = create_client(receiver)
         direct = http._transport_for_url(httpx.URL(receiver))
         assert direct is http._transport
         assert http._transport_for_url(httpx.URL("https://kling.test")) is not direct

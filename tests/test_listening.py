@@ -13,9 +13,9 @@ import pytest
 
 from kling_callback import AsyncKling, KlingError, ReceiverError, verify_hook
 from kling_callback.listen.cursor import Cursor
-from kling_callback.listen.exec import Run
-from kling_callback.listen.forward import Forward
-from kling_callback.listen.listener import Handled, Wanted, begin, listen, nothing
+from kling_callback.listen.exec import ExecHandler
+from kling_callback.listen.forward import ForwardHandler
+from kling_callback.listen.listener import EventFilter, HandlerResult, listen, position_cursor, print_only
 from kling_callback.protocol.events import Event
 from tests.stage import QUICK, Stage, Step, event, refusal, stream, task_json
 
@@ -45,19 +45,19 @@ def latest(number: int) -> httpx.Response:
 async def test_where_it_begins(cursor: Cursor, kept: int | None, first: int | None, begins: int) -> None:
     """Behind the newest event at the first time, then where it was, or where it is told to."""
     if kept is not None:
-        cursor.move(kept)
+        cursor.advance(kept)
     said: list[str] = []
     async with Stage(all=[latest(40)]).kling() as kling:
-        await begin(kling, cursor, first, said.append)
+        await position_cursor(kling, cursor, first, said.append)
     assert (cursor.after, said) == (begins, [])
 
 
 async def test_a_database_with_fewer_events_is_another(cursor: Cursor) -> None:
     """It is heard from its first event, and that is said."""
-    cursor.move(41)
+    cursor.advance(41)
     said: list[str] = []
     async with Stage(all=[latest(40)]).kling() as kling:
-        await begin(kling, cursor, None, said.append)
+        await position_cursor(kling, cursor, None, said.append)
     assert (cursor.after, len(said)) == (0, 1)
 
 
@@ -82,18 +82,22 @@ async def test_all_events_are_taken_up_where_the_stream_broke(cursor: Cursor) ->
             refusal(401),
         ]
     )
-    cursor.move(4)
+    cursor.advance(4)
     async with stage.kling() as kling:
-        assert [number for number, _ in await listened(kling, cursor, nothing, Wanted())] == [5, 6, 7]
+        assert [number for number, _ in await listened(kling, cursor, print_only, EventFilter())] == [5, 6, 7]
     asked = [request.headers["Last-Event-ID"] for request in stage.requests["all"]]
     assert asked == ["4", "6", "6", "6", "7"]
 
 
-async def listened(kling: AsyncKling, cursor: Cursor, handle: Any, wanted: Wanted) -> list[tuple[int, Handled]]:
+async def listened(
+    kling: AsyncKling, cursor: Cursor, handle: Any, wanted: EventFilter
+) -> list[tuple[int, HandlerResult]]:
     """What is told, until the receiver refuses."""
-    told: list[tuple[int, Handled]] = []
+    told: list[tuple[int, HandlerResult]] = []
     with pytest.raises(ReceiverError):
-        await listen(kling, cursor, handle, wanted=wanted, told=lambda each, how: told.append((each.id, how)))
+        await listen(
+            kling, cursor, handle, event_filter=wanted, report=lambda each, how: told.append((each.id, how))
+        )
     return told
 
 
@@ -105,17 +109,19 @@ async def test_an_event_is_behind_us_once_it_is_handled(cursor: Cursor) -> None:
         event(6, "task.created", task_json()),
         event(7, "task.created", task_json("odd", tags="spring")),
     ]
-    cursor.move(4)
+    cursor.advance(4)
     async with Stage(all=[stream(*happened), refusal(401)]).kling() as kling:
-        assert await listened(kling, cursor, nothing, Wanted(["task.created"], "spring")) == [(5, Handled())]
+        assert await listened(kling, cursor, print_only, EventFilter(["task.created"], "spring")) == [
+            (5, HandlerResult())
+        ]
     assert cursor.after == 7
 
-    async def fails(_: Event) -> Handled:
+    async def fails(_: Event) -> HandlerResult:
         raise KlingError("no")
 
     async with Stage(all=[stream(event(8, "task.done", tagged))]).kling() as kling:
         with pytest.raises(KlingError):
-            await listen(kling, cursor, fails, wanted=Wanted(), told=lambda *_: None)
+            await listen(kling, cursor, fails, event_filter=EventFilter(), report=lambda *_: None)
     assert cursor.after == 7
 
 
@@ -123,7 +129,7 @@ def test_a_cursor_is_kept(tmp_path: Path) -> None:
     """By receiver and target; with its secret, if it has one."""
     one, other = (Cursor(tmp_path, "https://receiver.test", to) for to in ("", "http://localhost:3000"))
     assert (one.after, one.secret(lambda: "first"), one.secret(lambda: "second")) == (None, "first", "first")
-    one.move(17)
+    one.advance(17)
     again = Cursor(tmp_path, "https://receiver.test", "")
     assert (again.after, again.secret(lambda: "second")) == (17, "first")
     assert (other.after, other.secret(lambda: "other")) == (None, "other")
@@ -136,7 +142,7 @@ def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
     """Who listens for others has missed none of them; the order in which they are named does not matter."""
 
     def path(*types: str, tag: str | None = None) -> Path:
-        return Cursor(tmp_path, "https://receiver.test", "", only=Wanted(types, tag).written).path
+        return Cursor(tmp_path, "https://receiver.test", "", only=EventFilter(types, tag).key).path
 
     assert path("task.done", "task.created") == path("task.created", "task.done", "task.done")
     assert path() == Cursor(tmp_path, "https://receiver.test", "").path
@@ -147,12 +153,12 @@ def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
 def test_a_cursor_has_one_listener(tmp_path: Path) -> None:
     """The other is told; once the first has ended, it goes on from there."""
     one, other = (Cursor(tmp_path, "https://receiver.test", "") for _ in range(2))
-    with one.held():
-        one.move(17)
-        with pytest.raises(KlingError, match="--state") as refused, other.held():
+    with one.lock():
+        one.advance(17)
+        with pytest.raises(KlingError, match="--state") as refused, other.lock():
             pass
     assert refused.value.code == "held"
-    with other.held():
+    with other.lock():
         assert other.after == 17
 
 
@@ -177,8 +183,8 @@ class Target:
     def forward(self) -> Callable[[Event], Any]:
         """What POSTs to it."""
         http = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
-        return Forward(
-            http, "http://a.test/in", SECRET, say=self.said.append, patience=QUICK, clock=lambda: self.now
+        return ForwardHandler(
+            http, "http://a.test/in", SECRET, report=self.said.append, retry=QUICK, clock=lambda: self.now
         )
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
@@ -194,7 +200,7 @@ class Target:
 async def test_what_is_forwarded(status: int) -> None:
     """The event, signed now; any 2xx is well."""
     target = Target(status)
-    assert await target.forward()(HAPPENED) == Handled(str(status))
+    assert await target.forward()(HAPPENED) == HandlerResult(str(status))
     (request,) = target.requests
     taken = verify_hook(request.content, request.headers, SECRET, clock=lambda: NOW)
     assert (taken.document, taken.webhook_id) == (HAPPENED.document, "default_17_1800000000123")
@@ -212,7 +218,7 @@ async def test_no_answer_is_tried_again() -> None:
     """However often, by the same name, each signed anew; it is said once."""
     broken = (httpx.ConnectError("refused."), httpx.ConnectTimeout(""), httpx.RemoteProtocolError("x"))
     target = Target(*broken * 10, 200)
-    assert await target.forward()(HAPPENED) == Handled("200")
+    assert await target.forward()(HAPPENED) == HandlerResult("200")
     assert target.said == ["No answer from http://a.test/in: refused. Event 17 waits for it."]
     assert len(target.requests) == 31
     assert len({request.headers["webhook-id"] for request in target.requests}) == 1
@@ -224,7 +230,7 @@ async def test_an_application_that_thinks_too_long_is_told_once() -> None:
     """It has the event: at a breakpoint, say, where the same one again and again is no help."""
     target = Target(httpx.ReadTimeout(""), 200)
     handled = await target.forward()(HAPPENED)
-    assert handled == Handled("no answer", "http://a.test/in did not answer within 15 seconds")
+    assert handled == HandlerResult("no answer", "http://a.test/in did not answer within 15 seconds")
     assert (len(target.requests), target.said) == (1, [])
 
 
@@ -240,7 +246,7 @@ async def test_an_event_without_a_time_is_none_of_a_receiver(at: str) -> None:
 async def test_a_command_that_is_gone_is_told() -> None:
     """It was there when this began."""
     with pytest.raises(KlingError, match="no-such-command cannot be run"):
-        await Run(["no-such-command"])(HAPPENED)
+        await ExecHandler(["no-such-command"])(HAPPENED)
 
 
 async def test_a_command_may_get_anything(tmp_path: Path) -> None:
@@ -253,8 +259,8 @@ async def test_a_command_may_get_anything(tmp_path: Path) -> None:
         "import json, os, sys; from pathlib import Path; about = {**os.environ}; event = json.load(sys.stdin);"
         f"Path({str(out)!r}).write_text(json.dumps([event, about])); sys.exit(4)"
     )
-    handled = await Run([sys.executable, "-c", script])(happened)
-    assert (handled.word, "exit code 4" in handled.trouble) == ("exit code 4", True)
+    handled = await ExecHandler([sys.executable, "-c", script])(happened)
+    assert (handled.label, "exit code 4" in handled.problem) == ("exit code 4", True)
     got, about = json.loads(out.read_text())
     assert about.keys() >= os.environ.keys()
     assert (about["KLING_TASK_ID"], about["KLING_EVENT"], about["KLING_FILES"]) == ("mine", "x", "ab?c\n")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kling_receiver.results.media import EXTENSIONS, HEAD, MOST_BOXES, is_whole, sniff, suits
+from kling_receiver.results.media import EXTENSIONS, HEAD_BYTES, MAX_BOXES, is_complete, matches_kind, sniff
 from kling_sandbox.media import MEDIA
 
 
@@ -65,10 +65,10 @@ REAL = {
 def test_real_files_are_known(tmp_path: Path, content_type: str) -> None:
     """By their first bytes; they are whole, and have an ending of their own."""
     content = REAL[content_type]
-    assert sniff(content[:HEAD]) == content_type
+    assert sniff(content[:HEAD_BYTES]) == content_type
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert is_whole(path, content_type)
+    assert is_complete(path, content_type)
     assert EXTENSIONS[content_type].startswith(".")
 
 
@@ -80,7 +80,7 @@ def test_files_cut_anywhere_are_not_whole(tmp_path: Path, content_type: str) -> 
     content, path = REAL[content_type], tmp_path / "file"
     for size in (*range(16), *range(16, len(content), max(len(content) // 50, 1)), len(content) - 1):
         path.write_bytes(content[:size])
-        assert not is_whole(path, content_type), size
+        assert not is_complete(path, content_type), size
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/gif"])
@@ -88,7 +88,7 @@ def test_a_few_bytes_after_the_end_do_no_harm(tmp_path: Path, content_type: str)
     """Some writers add them."""
     path = tmp_path / "file"
     path.write_bytes(REAL[content_type] + b"\n" + bytes(16))
-    assert is_whole(path, content_type)
+    assert is_complete(path, content_type)
 
 
 def box(name: bytes, size: int | None = None, content: bytes = b"") -> bytes:
@@ -108,8 +108,8 @@ def box(name: bytes, size: int | None = None, content: bytes = b"") -> bytes:
         (box(b"ftyp") + box(b"moov") + struct.pack(">I4sQ", 1, b"mdat", 3), False),
         (box(b"ftyp", 7) + box(b"moov"), False),
         (box(b"ftyp") + box(b"moov") + b"\0\0\0", False),
-        (box(b"moov") + box(b"free") * (MOST_BOXES - 2), True),
-        (box(b"moov") + box(b"free") * MOST_BOXES, False),
+        (box(b"moov") + box(b"free") * (MAX_BOXES - 2), True),
+        (box(b"moov") + box(b"free") * MAX_BOXES, False),
         (b"", False),
     ],
 )
@@ -117,7 +117,7 @@ def test_boxes_add_up(tmp_path: Path, content: bytes, whole: bool) -> None:
     """The sizes in an MP4 reach its end exactly, and the index is there; nobody keeps us walking."""
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert is_whole(path, "video/mp4") is whole
+    assert is_complete(path, "video/mp4") is whole
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_no_bytes_break_the_look(head: bytes) -> None:
 
 def test_kinds_and_types() -> None:
     """A result of a known kind is of that kind; a watermarked copy or a newer kind is any media."""
-    assert suits("image/png", "image")
-    assert not suits("video/mp4", "image")
-    assert suits("video/mp4", "watermark")
-    assert suits("audio/wav", "something newer")
-    assert not suits(None, "image")
-    assert not suits(None, "something newer")
+    assert matches_kind("image/png", "image")
+    assert not matches_kind("video/mp4", "image")
+    assert matches_kind("video/mp4", "watermark")
+    assert matches_kind("audio/wav", "something newer")
+    assert not matches_kind(None, "image")
+    assert not matches_kind(None, "something newer")

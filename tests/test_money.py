@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kling_callback import AsyncKling, NotCreated, Patience, TaskFailed
+from kling_callback import AsyncKling, NotCreated, RetryPolicy, TaskFailed
 from kling_callback.protocol.ids import new_id
 from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start
@@ -12,7 +12,7 @@ from tests.submitting import events, types
 
 pytestmark = pytest.mark.anyio
 
-BRIEF = Patience(first=0.05, longest=0.2, looks=(0.05, 0.1), create=1)
+BRIEF = RetryPolicy(initial_wait=0.05, max_wait=0.2, lookup_waits=(0.05, 0.1), create_seconds=1)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def running(start: Start, gateway: Sandbox) -> Running:
 def opened(running: Running, gateway: Sandbox) -> AsyncKling:
     """A client that does not look long."""
     return AsyncKling(
-        api_base=gateway.url, api_key=KEY, signing_secrets=[SECRET], receiver_url=running.url, patience=BRIEF
+        api_base=gateway.url, api_key=KEY, signing_secrets=[SECRET], receiver_url=running.url, retry=BRIEF
     )
 
 

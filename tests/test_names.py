@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kling_receiver.net.client import Outbound
-from kling_receiver.net.guard import Allowed, Refused
-from kling_receiver.net.resolver import THREADS, Found, Names
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.guard import Allowlist, Refused
+from kling_receiver.net.resolver import THREADS, AddrInfo, ThreadedResolver
 from tests.hosts import host
 from tests.outgoing import PATIENCE
 
@@ -27,7 +27,7 @@ class Server:
         self.asked: Counter[str] = Counter()
         self.came, self.speaks = threading.Event(), threading.Event()
 
-    def look(self, name: str, family: socket.AddressFamily) -> Found:
+    def look(self, name: str, family: socket.AddressFamily) -> AddrInfo:
         """One answer, of the address whose turn it is."""
         self.asked[name] += 1
         if name.endswith(SILENT):
@@ -49,7 +49,7 @@ async def server() -> AsyncIterator[Server]:
 
 async def test_a_silent_name_server_holds_up_nobody_else(server: Server) -> None:
     """However many wait for its answer: other names, and other work in threads, go on."""
-    client = Outbound(Allowed.parse(["127.0.0.1"]), resolver=lambda: Names(server.look))
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: ThreadedResolver(server.look))
     with host(lambda visit: visit.answer(200)) as there:
         port = there.url.rpartition(":")[2]
         waiting = [
@@ -70,7 +70,7 @@ async def test_a_silent_name_server_holds_up_nobody_else(server: Server) -> None
 
 async def test_silent_names_take_none_of_the_machine_s_other_threads(server: Server) -> None:
     """More of them than there are threads: only other names wait."""
-    names = Names(server.look)
+    names = ThreadedResolver(server.look)
     waiting = [asyncio.create_task(names.resolve(f"{n}.{SILENT}", 80)) for n in range(100)]
     assert await asyncio.to_thread(server.came.wait, PATIENCE)
     async with asyncio.timeout(PATIENCE):
@@ -83,7 +83,7 @@ async def test_silent_names_take_none_of_the_machine_s_other_threads(server: Ser
 
 async def test_who_gives_up_takes_the_answer_from_nobody(server: Server) -> None:
     """The same question goes on for those who still wait, each with a port of its own."""
-    names = Names(server.look)
+    names = ThreadedResolver(server.look)
     first, second = (asyncio.create_task(names.resolve(SILENT, port)) for port in (80, 443))
     assert await asyncio.to_thread(server.came.wait, PATIENCE)
     first.cancel()
@@ -99,14 +99,14 @@ async def test_who_gives_up_takes_the_answer_from_nobody(server: Server) -> None
 async def test_each_question_is_asked_and_checked_anew() -> None:
     """An answer is kept no longer than it is waited for, be it good or bad."""
     server = Server("127.0.0.1", "10.0.0.1")
-    client = Outbound(Allowed.parse(["127.0.0.1"]), resolver=lambda: Names(server.look))
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: ThreadedResolver(server.look))
     with host(lambda visit: visit.answer(200, Connection="close")) as there:
         url = f"http://rebound.example:{there.url.rpartition(':')[2]}/"
         await (await client.send("GET", url)).aclose()
         with pytest.raises(Refused):
             await client.send("GET", url)
     await client.close()
-    names = Names(server.look)
+    names = ThreadedResolver(server.look)
     for asked in (1, 2):
         with pytest.raises(socket.gaierror):
             await names.resolve("unknown.example", 80)
@@ -116,14 +116,14 @@ async def test_each_question_is_asked_and_checked_anew() -> None:
 
 async def test_the_machine_s_own_names() -> None:
     """Are found as any program finds them."""
-    names = Names()
+    names = ThreadedResolver()
     assert {each["host"] for each in await names.resolve("localhost", 80)} <= {"127.0.0.1", "::1"}
     await names.close()
 
 
 async def test_a_question_that_nobody_waits_for(server: Server) -> None:
     """May fail in peace, also after the end."""
-    names = Names(server.look)
+    names = ThreadedResolver(server.look)
     asking = asyncio.create_task(names.resolve(f"unknown.{SILENT}", 80))
     assert await asyncio.to_thread(server.came.wait, PATIENCE)
     asking.cancel()

@@ -12,11 +12,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_receiver.net.client import Outbound
-from kling_receiver.net.guard import Allowed, Refused, check_url, is_public
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.guard import Allowlist, Refused, check_url, is_public
 from tests.hosts import Host, Visit, host
 
-NOBODY = Allowed()
+NOBODY = Allowlist()
 
 FORBIDDEN = [
     "127.0.0.1",
@@ -108,13 +108,13 @@ def test_hosts_that_are_none_are_refused_as_written(url: str) -> None:
     with pytest.raises(Refused):
         check_url(url, NOBODY)
     with pytest.raises(Refused):
-        check_url(url, Allowed.parse(["files.example"]))
+        check_url(url, Allowlist.parse(["files.example"]))
 
 
 def test_this_machine_by_name_may_be_allowed() -> None:
     """By its name, with or without the port; or by a network, by which its address is checked then."""
     for entry in ("localhost", "localhost:8080", "127.0.0.0/8"):
-        check_url("http://localhost:8080/x", Allowed.parse([entry]))
+        check_url("http://localhost:8080/x", Allowlist.parse([entry]))
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
@@ -258,9 +258,9 @@ def trap() -> Iterator[socket.socket]:
             listening.accept()
 
 
-def guarded(allowed: Allowed = NOBODY, **answers: list[str]) -> Outbound:
+def guarded(allowed: Allowlist = NOBODY, **answers: list[str]) -> GuardedClient:
     """A client whose names resolve to `answers`."""
-    return Outbound(
+    return GuardedClient(
         allowed, resolver=lambda: Names({name.replace("_", "."): each for name, each in answers.items()})
     )
 
@@ -293,7 +293,7 @@ async def test_a_name_with_one_forbidden_address_is_refused(trap: socket.socket,
 )
 async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str) -> None:
     """By the machine's own resolver, however they are written."""
-    client = Outbound(NOBODY)
+    client = GuardedClient(NOBODY)
     with pytest.raises((Refused, httpx.TransportError)):
         await client.send("GET", f"http://{name}:{trap.getsockname()[1]}/")
     await client.close()
@@ -303,7 +303,7 @@ async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str)
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]"])
 async def test_literal_addresses_are_refused_without_a_connection(trap: socket.socket, address: str) -> None:
     """An address needs no resolver, and is refused all the same."""
-    client = Outbound(NOBODY)
+    client = GuardedClient(NOBODY)
     with pytest.raises(Refused):
         await client.send("GET", f"http://{address}:{trap.getsockname()[1]}/")
     await client.close()
@@ -322,7 +322,7 @@ async def test_the_checked_address_is_the_one_connected_to() -> None:
             return found
 
     names = Rebinding({"files.example": ["127.0.0.1"]})
-    client = Outbound(Allowed.parse(["127.0.0.1"]), resolver=lambda: names)
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: names)
     with host(lambda visit: visit.answer(200, b"here")) as there:
         port = there.url.rpartition(":")[2]
         response = await client.send("GET", f"http://files.example:{port}/")
@@ -349,9 +349,9 @@ def there() -> Iterator[Host]:
 
 
 @pytest.fixture
-async def reached() -> AsyncIterator[asyncio.Queue[Outbound]]:
+async def reached() -> AsyncIterator[asyncio.Queue[GuardedClient]]:
     """Clients of a test, closed at its end."""
-    clients: asyncio.Queue[Outbound] = asyncio.Queue()
+    clients: asyncio.Queue[GuardedClient] = asyncio.Queue()
     yield clients
     while not clients.empty():
         await clients.get_nowait().close()
@@ -374,7 +374,7 @@ async def reached() -> AsyncIterator[asyncio.Queue[Outbound]]:
 async def test_what_is_allowed_is_reached(there: Host, entry: str, opens: bool) -> None:
     """A host, a network or one port of a host, by the purpose's own setting."""
     port = there.url.rpartition(":")[2]
-    client = Outbound(Allowed.parse([entry.format(port=port)]))
+    client = GuardedClient(Allowlist.parse([entry.format(port=port)]))
     if opens:
         response = await client.send("GET", there.url)
         assert await response.aread() == b"here"
@@ -391,7 +391,7 @@ async def test_what_is_allowed_is_reached(there: Host, entry: str, opens: bool) 
 async def test_an_allowed_name_may_be_private(there: Host, entry: str) -> None:
     """By its name whatever it resolves to, or by the network that it resolves into."""
     port = there.url.rpartition(":")[2]
-    client = guarded(Allowed.parse([entry.format(port=port)]), files_example=["127.0.0.1"])
+    client = guarded(Allowlist.parse([entry.format(port=port)]), files_example=["127.0.0.1"])
     response = await client.send("GET", f"http://files.example:{port}/")
     assert response.status_code == 200
     await response.aclose()
@@ -401,7 +401,7 @@ async def test_an_allowed_name_may_be_private(there: Host, entry: str) -> None:
 @pytest.mark.anyio
 async def test_redirects_and_cookies_are_left_alone(there: Host) -> None:
     """A redirect is handed back for the caller to check; a cookie is forgotten."""
-    client = Outbound(Allowed.parse(["127.0.0.1"]))
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
     for path in ("/away", "/"):
         response = await client.send("GET", there.url + path)
         await response.aclose()
@@ -416,7 +416,7 @@ async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: 
     with host(lambda visit: visit.answer(500)) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
-        client = Outbound(Allowed.parse(["127.0.0.1"]))
+        client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
         response = await client.send("GET", there.url)
         assert response.status_code == 200
         await response.aclose()
@@ -428,11 +428,11 @@ async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: 
 @pytest.mark.parametrize("name", ["unknown.example", "a..example", "a" * 64 + ".example", ".", "-"])
 async def test_names_that_do_not_resolve(name: str) -> None:
     """An unknown name may be known later; what cannot be a name is refused."""
-    client = Outbound(NOBODY, resolver=lambda: Names({}))
+    client = GuardedClient(NOBODY, resolver=lambda: Names({}))
     with pytest.raises((httpx.TransportError, Refused)):
         await client.send("GET", f"http://{name}/")
     await client.close()
-    client = Outbound(NOBODY)
+    client = GuardedClient(NOBODY)
     if name != "unknown.example":
         with pytest.raises((httpx.TransportError, Refused)):
             await client.send("GET", f"http://{name}/")
@@ -444,7 +444,7 @@ async def test_a_closed_port_is_an_ordinary_error() -> None:
     """What may be reached and is not there is tried again by the caller."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    client = Outbound(Allowed.parse(["127.0.0.1"]))
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
     with pytest.raises(httpx.TransportError):
         await client.send("GET", f"http://127.0.0.1:{port}/")
     await client.close()
@@ -460,7 +460,7 @@ async def test_a_closed_port_is_an_ordinary_error() -> None:
 def test_entries_that_are_none_of_the_three(entry: str) -> None:
     """A setting that allows nothing that anybody could mean is told at start."""
     with pytest.raises(ValueError, match="neither a host, nor a network, nor host:port"):
-        Allowed.parse([entry])
+        Allowlist.parse([entry])
 
 
 @pytest.mark.parametrize(
@@ -473,13 +473,13 @@ def test_entries_that_are_none_of_the_three(entry: str) -> None:
 )
 def test_entries_name_hosts(entry: str, name: str, port: int) -> None:
     """In any letters, with or without a port; another port is another entry."""
-    assert Allowed.parse([entry]).permits(name, port)
-    assert Allowed.parse([entry]).permits(name, port + 1) == (entry == "Host.Example")
+    assert Allowlist.parse([entry]).permits(name, port)
+    assert Allowlist.parse([entry]).permits(name, port + 1) == (entry == "Host.Example")
 
 
 def test_entries_name_networks() -> None:
     """Both kinds of address, with or without brackets."""
-    allowed = Allowed.parse(["10.0.0.0/8", "fd00::/8", "[::1]"])
+    allowed = Allowlist.parse(["10.0.0.0/8", "fd00::/8", "[::1]"])
     for address in ("10.1.2.3", "fd00::5", "::1"):
         assert allowed.permits("name", 80, ipaddress.ip_address(address))
     assert not allowed.permits("name", 80, ipaddress.ip_address("11.0.0.1"))

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.queue import Busy, Claimed, Done, GiveUp, Outcome, RetryAt, verdict
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.store.database import Database
 from kling_receiver.store.transaction import JOB, Transaction
 from tests.ledger import NOW, Ledger
@@ -30,19 +30,21 @@ def ledger(database: Database) -> Ledger:
 NAMES = itertools.count()
 
 
-def claim(ledger: Ledger, busy: Busy | None = None, *, room: int = 9) -> list[Claimed]:
+def claim(ledger: Ledger, busy: Capacity | None = None, *, room: int = 9) -> list[ClaimedJob]:
     """Claim what is due; `room`: jobs of one lane, unless `busy` says more."""
     return ledger.change(
-        lambda tx: queue.claim_due(tx, busy or Busy(room, 99), name=f"claim {next(NAMES)}", lease_ms=LEASE)
+        lambda tx: queue.claim_due(
+            tx, busy or Capacity(room, 99), claim_id=f"claim {next(NAMES)}", lease_ms=LEASE
+        )
     )
 
 
-def settle(ledger: Ledger, job: Claimed, outcome: Outcome) -> bool:
+def settle(ledger: Ledger, job: ClaimedJob, outcome: Outcome) -> bool:
     """Settle with a verdict that also leaves a mark on the task."""
 
     def decide(tx: Transaction) -> Outcome:
-        tx.change(tx.known("t"), status_msg="marked")
-        tx.log("t", "marked")
+        tx.update_task(tx.require_task("t"), status_msg="marked")
+        tx.add_event("t", "marked")
         return outcome
 
     return ledger.change(lambda tx: queue.settle(tx, job, decide))
@@ -59,8 +61,8 @@ def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:
     (job,) = claim(ledger)
     row = ledger.jobs()["ask/t"]
     assert (row["state"], row["attempts"], row["leased_until"]) == ("running", 1, NOW + LEASE)
-    assert row["claim"] == job.claim
-    assert (job.key, job.kind, job.task, job.lane, job.data, job.attempts) == (
+    assert row["claim"] == job.claim_id
+    assert (job.key, job.kind, job.task_id, job.concurrency_key, job.args, job.attempts) == (
         *("ask/t", "ask", "t", "kling"),
         *({"n": 1}, 1),
     )
@@ -84,7 +86,7 @@ def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
     ledger.put_job("second")
     before = ledger.jobs()
     [second] = claim(ledger)
-    ledger.change(lambda tx: queue.give_back(tx, second.claim))
+    ledger.change(lambda tx: queue.release_claim(tx, second.claim_id))
     assert ledger.jobs() == before
     assert not settle(ledger, second, Done())
     assert settle(ledger, first, Done())
@@ -113,7 +115,7 @@ def test_two_claims_of_a_job_have_different_names(ledger: Ledger) -> None:
     (first,) = claim(ledger)
     rescue(ledger, NOW + LEASE)
     (second,) = claim(ledger)
-    assert first.claim != second.claim
+    assert first.claim_id != second.claim_id
     assert second.attempts == 1
 
 
@@ -133,10 +135,10 @@ def test_what_is_tried_again_waits(ledger: Ledger) -> None:
     assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
     row = ledger.jobs()["ask/t"]
     assert (row["state"], row["due_at"], row["attempts"], row["claim"]) == ("ready", NOW + 7, 1, None)
-    assert row["error"] == "x" * queue.LONGEST_ERROR
+    assert row["error"] == "x" * queue.MAX_ERROR_CHARS
     ledger.now += 7
     (job,) = claim(ledger)
-    assert (job.attempts, job.data) == (2, {"n": 1})
+    assert (job.attempts, job.args) == (2, {"n": 1})
 
 
 def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
@@ -147,7 +149,7 @@ def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
     row = ledger.jobs()["ask/t"]
     assert (row["state"], row["error"], row["claim"]) == ("dead", "no use", None)
     assert claim(ledger) == []
-    ledger.change(lambda tx: tx.owe("ask", "t", key="ask/t", lane="kling"))
+    ledger.change(lambda tx: tx.enqueue("ask", "t", key="ask/t", lane="kling"))
     assert claim(ledger)[0].attempts == 1
 
 
@@ -173,7 +175,7 @@ def test_a_job_is_settled_once(ledger: Ledger) -> None:
     """Saying it again changes nothing."""
     ledger.put_job()
     (job,) = claim(ledger)
-    assert ledger.change(lambda tx: queue.settle(tx, job, verdict(RetryAt(NOW, ""))))
+    assert ledger.change(lambda tx: queue.settle(tx, job, settle_as(RetryAt(NOW, ""))))
     assert not settle(ledger, job, Done())
     assert ledger.jobs()["ask/t"]["state"] == "ready"
 
@@ -184,7 +186,7 @@ def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
     (job,) = claim(ledger)
 
     def fail(tx: Transaction) -> Outcome:
-        tx.log("t", "marked")
+        tx.add_event("t", "marked")
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -195,20 +197,20 @@ def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
 
 def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
     """Its lane is full, and the others' jobs are claimed although they were due later."""
-    for n in range(queue.LOOK_AHEAD + 50):
+    for n in range(queue.MAX_SCANNED + 50):
         ledger.put_job(f"dead/{n}", lane="dead host", due_at=NOW - 1000 + n)
     ledger.put_job("good", lane="good host", due_at=NOW)
-    busy = Busy(per_lane=16, per_kind=99)
-    assert Counter(job.lane for job in claim(ledger, busy)) == {"dead host": 16}
+    busy = Capacity(per_key=16, per_kind=99)
+    assert Counter(job.concurrency_key for job in claim(ledger, busy)) == {"dead host": 16}
     assert [job.key for job in claim(ledger, busy)] == ["good"]
 
 
 def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
     """Downloads have all the room that downloads have, and a question is claimed although it was due later."""
-    for n in range(queue.LOOK_AHEAD + 50):
+    for n in range(queue.MAX_SCANNED + 50):
         ledger.put_job(f"dead/{n}", kind="download", lane=f"dead host {n}", due_at=NOW - 1000 + n)
     ledger.put_job("good", kind="ask", due_at=NOW)
-    busy = Busy(per_lane=16, per_kind=48)
+    busy = Capacity(per_key=16, per_kind=48)
     assert Counter(job.kind for job in claim(ledger, busy)) == {"download": 48}
     assert [job.key for job in claim(ledger, busy)] == ["good"]
 
@@ -218,7 +220,7 @@ def test_a_lane_has_room_for_what_is_not_running(ledger: Ledger) -> None:
     for n in range(5):
         ledger.put_job(f"j{n}", lane="a")
     [first] = claim(ledger, room=1)
-    busy = Busy.with_these([first, replace(first, lane="b")], per_lane=3, per_kind=99)
+    busy = Capacity.of([first, replace(first, concurrency_key="b")], per_key=3, per_kind=99)
     assert len(claim(ledger, busy)) == 2
 
 
@@ -226,14 +228,14 @@ def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
     """Or when a lease ends; a lane or kind that is full is looked at when one of its jobs ends."""
 
     def next_due(*full: str, kinds: tuple[str, ...] = ()) -> int | None:
-        busy = Busy(1, 1, lanes=Counter(full), kinds=Counter(kinds))
+        busy = Capacity(1, 1, keys=Counter(full), kinds=Counter(kinds))
         return ledger.change(lambda tx: queue.next_due(tx, busy))
 
     assert next_due() is None
     ledger.put_job("dead", state="dead")
     assert next_due() is None
     ledger.put_job("a", lane="a", due_at=NOW + 5)
-    ledger.put_job("b", lane="b", due_at=NOW + 3)
+    ledger.put_job("b", concurrency_key="b", due_at=NOW + 3)
     assert (next_due(), next_due("b"), next_due("a", "b")) == (NOW + 3, NOW + 5, None)
     assert (next_due(kinds=("ask",)), next_due(kinds=("hook",))) == (None, NOW + 3)
     ledger.now += 3
@@ -247,10 +249,10 @@ def test_the_order_is_asked_for(ledger: Ledger) -> None:
         tx.connection.execute(text("DROP INDEX job_due"))
     for n in (7, 5, 6, 4):
         ledger.put_job(f"j{n}", due_at=NOW + n)
-    busy = Busy(1, 99)
+    busy = Capacity(1, 99)
     assert ledger.change(lambda tx: queue.next_due(tx, busy)) == NOW + 4
     ledger.now += 9
-    assert [job.key for _ in range(4) for job in claim(ledger, Busy(1, 99))] == ["j4", "j5", "j6", "j7"]
+    assert [job.key for _ in range(4) for job in claim(ledger, Capacity(1, 99))] == ["j4", "j5", "j6", "j7"]
 
 
 def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
@@ -279,7 +281,7 @@ def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
     """The worker settles it; what came meanwhile is for its verdict to see."""
     ledger.put_job()
     (job,) = claim(ledger)
-    ledger.change(lambda tx: tx.owe("ask", "t", key="ask/t", lane="kling"))
+    ledger.change(lambda tx: tx.enqueue("ask", "t", key="ask/t", lane="kling"))
     assert settle(ledger, job, Done())
     assert ledger.jobs() == {}
 
@@ -287,7 +289,7 @@ def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
 def test_a_key_keeps_the_earlier_time(ledger: Ledger) -> None:
     """However often it is owed."""
     for due in (NOW + 5, NOW + 3, NOW + 8):
-        ledger.change(lambda tx, due=due: tx.owe("ask", "t", key="k", lane="kling", due_at=due))  # type: ignore[misc]
+        ledger.change(lambda tx, due=due: tx.enqueue("ask", "t", key="k", lane="kling", due_at=due))  # type: ignore[misc]
     assert [job["due_at"] for job in ledger.jobs().values()] == [NOW + 3]
 
 
@@ -295,7 +297,7 @@ def test_dropping_a_job_leaves_one_that_runs(ledger: Ledger) -> None:
     """Its worker settles it."""
     ledger.put_job()
     (job,) = claim(ledger)
-    ledger.change(lambda tx: tx.forget("ask/t"))
+    ledger.change(lambda tx: tx.cancel_job("ask/t"))
     assert settle(ledger, job, Done())
 
 
@@ -326,11 +328,11 @@ def test_what_runs_counts_by_lane_and_by_kind(ledger: Ledger) -> None:
     """However many hosts it is spread over, one kind of work leaves room for the others."""
     ledger.put_job()
     (job,) = claim(ledger)
-    busy = Busy.with_these([job, replace(job, lane="b")], per_lane=2, per_kind=2)
-    assert busy.full == {"lanes": [], "kinds": ["ask"]}
-    assert not busy.takes("c", job.kind)
-    assert busy.takes(job.lane, "hook")
-    assert busy.full == {"lanes": ["kling"], "kinds": ["ask"]}
+    busy = Capacity.of([job, replace(job, concurrency_key="b")], per_key=2, per_kind=2)
+    assert busy.exhausted == {"lanes": [], "kinds": ["ask"]}
+    assert not busy.reserve("c", job.kind)
+    assert busy.reserve(job.concurrency_key, "hook")
+    assert busy.exhausted == {"lanes": ["kling"], "kinds": ["ask"]}
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
@@ -338,14 +340,14 @@ def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
     """The second worker takes what the first, not yet committed, does not look at; it waits for nobody."""
     first, second = Ledger(Database(database_url)), Ledger(Database(database_url))
     first.put_task()
-    for n in range(queue.LOOK_AHEAD + 1):
+    for n in range(queue.MAX_SCANNED + 1):
         first.put_job(f"j{n}")
     with first.transaction() as tx:
-        (mine,) = queue.claim_due(tx, Busy(1, 99), name="mine", lease_ms=LEASE)
+        (mine,) = queue.claim_due(tx, Capacity(1, 99), claim_id="mine", lease_ms=LEASE)
         with second.transaction() as other:
             other.connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            (theirs,) = queue.claim_due(other, Busy(9, 99), name="theirs", lease_ms=LEASE)
-    assert (mine.key, theirs.key) == ("j0", f"j{queue.LOOK_AHEAD}")
+            (theirs,) = queue.claim_due(other, Capacity(9, 99), claim_id="theirs", lease_ms=LEASE)
+    assert (mine.key, theirs.key) == ("j0", f"j{queue.MAX_SCANNED}")
     for each in (first, second):
         each.database.close()
 
@@ -355,13 +357,13 @@ def test_waits_are_drawn_from_the_upper_half_of_each_step(draw: float) -> None:
     """A retry is never at once, and never later than its step."""
     backoff = Backoff((10, 100), lambda: draw)
     for attempt, step in ((1, 10), (2, 100)):
-        assert backoff.after(attempt, NOW) == NOW + int(step * (0.5 + draw / 2) * 1000)
-    assert Backoff((0.1,), lambda: draw).after(1, 0) == int(0.1 * (0.5 + draw / 2) * 1000)
+        assert backoff.next_at(attempt, NOW) == NOW + int(step * (0.5 + draw / 2) * 1000)
+    assert Backoff((0.1,), lambda: draw).next_at(1, 0) == int(0.1 * (0.5 + draw / 2) * 1000)
 
 
 def test_waits_spread_out() -> None:
     """So that those who failed together do not come back together."""
-    waits = [wait for _ in range(500) if (wait := Backoff((10,)).after(1, 0)) is not None]
+    waits = [wait for _ in range(500) if (wait := Backoff((10,)).next_at(1, 0)) is not None]
     assert 5000 <= min(waits) < 5200
     assert 9800 < max(waits) <= 10_000
     assert statistics.stdev(waits) > 1000
@@ -370,9 +372,9 @@ def test_waits_spread_out() -> None:
 def test_after_the_last_step_nothing_is_tried() -> None:
     """Whatever the other side asked for."""
     backoff = Backoff((1, 2))
-    assert backoff.after(2, NOW) is not None
-    assert backoff.after(3, NOW) is None
-    assert backoff.after(3, NOW, at_least=5) is None
+    assert backoff.next_at(2, NOW) is not None
+    assert backoff.next_at(3, NOW) is None
+    assert backoff.next_at(3, NOW, at_least=5) is None
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_after_the_last_step_nothing_is_tried() -> None:
 )
 def test_retry_after_is_respected_up_to_an_hour(asked: float | None, wait: float) -> None:
     """It makes a wait longer, never shorter."""
-    assert Backoff((10,), lambda: 0.0).after(1, NOW, at_least=asked) == NOW + wait * 1000
+    assert Backoff((10,), lambda: 0.0).next_at(1, NOW, at_least=asked) == NOW + wait * 1000
 
 
 def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
@@ -389,7 +391,7 @@ def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
     for _ in range(2):
         [job] = claim(ledger)
         assert job.attempts == 1
-        again = RetryAt(NOW, "cut off", data={"seen": 1}, counts=False)
-        assert ledger.change(lambda tx: queue.settle(tx, job, queue.verdict(again)))  # noqa: B023
+        again = RetryAt(NOW, "cut off", args={"seen": 1}, counts=False)
+        assert ledger.change(lambda tx: queue.settle(tx, job, queue.settle_as(again)))  # noqa: B023
     row = ledger.jobs()["ask/t"]
     assert (row["attempts"], row["data"], row["error"]) == (0, {"seen": 1}, "cut off")

@@ -10,13 +10,13 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from kling_receiver.web.connections import (
-    HEAD_SECONDS,
-    LARGEST_HEAD,
-    MOST_HEADERS,
-    MOST_PIPELINED,
-    TAKE_SECONDS,
-    Crowd,
-    Protocol,
+    HEADER_SECONDS,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    WRITE_STALL_SECONDS,
+    ConnectionTable,
+    LimitedHttpProtocol,
 )
 
 KEEP_ALIVE = 1000
@@ -81,7 +81,7 @@ class Served:
     """A server on loopback, and its clock."""
 
     loop: Loop
-    crowd: Crowd
+    crowd: ConnectionTable
     port: int
     opened: list[Connection] = field(default_factory=list)
 
@@ -115,9 +115,9 @@ def served(test: Callable[[Served], Awaitable[None]], *, most: int = 100) -> Non
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
         config = uvicorn.Config(app, log_config=None, ws="none", timeout_keep_alive=KEEP_ALIVE)
-        crowd = Crowd(most)
+        crowd = ConnectionTable(most)
         server = await loop.create_server(
-            lambda: Protocol(config=config, server_state=crowd, app_state={}), "127.0.0.1", 0
+            lambda: LimitedHttpProtocol(config=config, server_state=crowd, app_state={}), "127.0.0.1", 0
         )
         async with server:
             there = Served(loop, crowd, server.sockets[0].getsockname()[1])
@@ -135,7 +135,7 @@ def test_a_silent_connection_ends() -> None:
 
     async def test(server: Served) -> None:
         silent = await server.open()
-        server.passes(HEAD_SECONDS)
+        server.passes(HEADER_SECONDS)
         assert await silent.ended()
         assert not server.crowd.waiting
 
@@ -163,7 +163,7 @@ def test_a_head_has_so_long() -> None:
         server.passes(KEEP_ALIVE - 1)
         for each in (slow, quick):
             await each.send(b"G")
-        server.passes(HEAD_SECONDS - 1)
+        server.passes(HEADER_SECONDS - 1)
         await slow.send(b"E")
         await quick.send((GET % 5)[1:])
         assert await quick.answer() == (200, bytes(5))
@@ -181,7 +181,7 @@ def test_a_body_that_nobody_reads_ends() -> None:
         await sender.send(b"GET /5 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert await sender.answer() == (200, bytes(5))
         await sender.send(b"x")
-        server.passes(HEAD_SECONDS - 1)
+        server.passes(HEADER_SECONDS - 1)
         await sender.send(b"x")
         server.passes(1)
         assert await sender.ended()
@@ -195,7 +195,7 @@ def test_a_request_under_way_is_left_alone() -> None:
     async def test(server: Served) -> None:
         slow = await server.open()
         await slow.send(b"POST /5 HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx")
-        server.passes(10 * HEAD_SECONDS)
+        server.passes(10 * HEADER_SECONDS)
         await slow.send(b"x")
         assert await slow.answer() == (200, bytes(5))
 
@@ -209,7 +209,7 @@ def test_a_head_has_so_many_bytes(piece: bytes) -> None:
     async def test(server: Served) -> None:
         good, bad = await server.open(), await server.open()
         begin = b"GET /5" if piece == b"/" else b"GET /5 HTTP/1.1\r\nx-b: "
-        room = LARGEST_HEAD - len(begin)
+        room = MAX_HEADER_BYTES - len(begin)
         await good.send(begin)
         await bad.send(begin)
         if piece != b"/":
@@ -234,7 +234,7 @@ def test_what_is_between_and_after_the_pieces_of_a_body_has_so_many_bytes(begin:
         await sender.send(b"1\r\nx\r\n" + begin)
         if method == b"GET":
             assert await sender.answer() == (200, bytes(5))
-        await sender.send(b"x" * (LARGEST_HEAD + 1))
+        await sender.send(b"x" * (MAX_HEADER_BYTES + 1))
         if method == b"POST":
             assert (await sender.answer())[0] == 431
         assert await sender.ended()
@@ -248,9 +248,9 @@ def test_a_head_has_so_many_headers() -> None:
     async def test(server: Served) -> None:
         good, bad = await server.open(), await server.open()
         line = b"GET /5 HTTP/1.1\r\nHost: x\r\n"
-        await good.send(line + b"a: b\r\n" * (MOST_HEADERS - 1) + b"\r\n")
+        await good.send(line + b"a: b\r\n" * (MAX_HEADERS - 1) + b"\r\n")
         assert await good.answer() == (200, bytes(5))
-        await bad.send(line + b"a: b\r\n" * MOST_HEADERS + b"\r\n")
+        await bad.send(line + b"a: b\r\n" * MAX_HEADERS + b"\r\n")
         assert (await bad.answer())[0] == 400
 
     served(test)
@@ -261,8 +261,8 @@ def test_so_many_requests_may_wait_for_their_turn() -> None:
 
     async def test(server: Served) -> None:
         good, bad = await server.open(), await server.open()
-        await good.send(b"".join(GET % n for n in range(MOST_PIPELINED + 1)))
-        for n in range(MOST_PIPELINED + 1):
+        await good.send(b"".join(GET % n for n in range(MAX_PIPELINED + 1)))
+        for n in range(MAX_PIPELINED + 1):
             assert await good.answer() == (200, bytes(n))
         await bad.send(b"".join(GET % n for n in range(1000)))
         assert await bad.ended()
@@ -278,9 +278,9 @@ def test_who_takes_nothing_of_an_answer_is_left() -> None:
         for each in (slow, quick, stuck):
             await each.send(GET % LARGE)
         assert await quick.answer() == (200, bytes(LARGE))
-        server.passes(TAKE_SECONDS - 1)
+        server.passes(WRITE_STALL_SECONDS - 1)
         await slow.reader.readexactly(LARGE // 2)
-        server.passes(TAKE_SECONDS - 1)
+        server.passes(WRITE_STALL_SECONDS - 1)
         assert len(await slow.reader.readexactly(LARGE // 2)) == LARGE // 2
         await quick.send(GET % 5)
         assert await quick.answer() == (200, bytes(5))
@@ -297,7 +297,7 @@ def test_who_takes_an_answer_slowly_gets_it_whole() -> None:
         slow = await server.open()
         await slow.send(GET % LARGE)
         for _ in range(8):
-            server.passes(TAKE_SECONDS - 1)
+            server.passes(WRITE_STALL_SECONDS - 1)
             assert len(await slow.reader.readexactly(LARGE // 8)) == LARGE // 8
 
     served(test)

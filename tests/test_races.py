@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Any
 
 from kling_receiver.jobs import queue
-from kling_receiver.jobs.queue import Busy, Claimed, Done, Outcome
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Outcome
 from kling_receiver.store.transaction import EVENT, JOB, Transaction
 from kling_receiver.tasks import overdue as overdue_module
 from kling_receiver.tasks import transitions
@@ -41,19 +41,21 @@ def each_round(race: Callable[[str], None]) -> None:
         race(f"t{n}")
 
 
-def claim(ledger: Ledger) -> list[Claimed]:
+def claim(ledger: Ledger) -> list[ClaimedJob]:
     """Claim what is due."""
-    return ledger.change(lambda tx: queue.claim_due(tx, Busy(99, 99), name=token_hex(8), lease_ms=LEASE))
+    return ledger.change(
+        lambda tx: queue.claim_due(tx, Capacity(99, 99), claim_id=token_hex(8), lease_ms=LEASE)
+    )
 
 
-def settle(ledger: Ledger, job: Claimed, verdict: Callable[[Transaction], Outcome]) -> bool:
+def settle(ledger: Ledger, job: ClaimedJob, verdict: Callable[[Transaction], Outcome]) -> bool:
     """Settle a job; whether the claim still held."""
     return ledger.change(lambda tx: queue.settle(tx, job, verdict))
 
 
-def give_up(ledger: Ledger, job: Claimed) -> bool:
+def give_up(ledger: Ledger, job: ClaimedJob) -> bool:
     """The deadline's verdict, when Kling knows nothing of the task; whether it counted."""
-    return settle(ledger, job, lambda tx: overdue_module._answered(tx, job, None))
+    return settle(ledger, job, lambda tx: overdue_module._settle_answer(tx, job, None))
 
 
 def take(ledger: Ledger, word: Callback) -> None:
@@ -66,21 +68,21 @@ def report(ledger: Ledger, task: str) -> None:
     ledger.register(task, outcome="created", task_id=f"k{task}")
 
 
-def mark(ledger: Ledger, job: Claimed) -> bool:
+def mark(ledger: Ledger, job: ClaimedJob) -> bool:
     """A verdict that leaves an event behind; whether it counted."""
 
     def marked(tx: Transaction) -> Outcome:
-        tx.log(job.task, "marked")
+        tx.add_event(job.task_id, "marked")
         return Done()
 
     return settle(ledger, job, marked)
 
 
-def fail(ledger: Ledger, job: Claimed) -> bool:
+def fail(ledger: Ledger, job: ClaimedJob) -> bool:
     """Kling's word that the task failed, as a verdict; whether it counted."""
 
     def believed(tx: Transaction) -> Outcome:
-        transitions.believe(tx, tx.known(job.task), says("failed"))
+        transitions.apply_report(tx, tx.require_task(job.task_id), says("failed"))
         return Done()
 
     return settle(ledger, job, believed)
@@ -91,17 +93,17 @@ def rescue(ledger: Ledger) -> int:
     return ledger.change(lambda tx: queue.rescue(tx, tx.now))
 
 
-def overdue(ledger: Ledger, task: str) -> Claimed:
+def overdue(ledger: Ledger, task: str) -> ClaimedJob:
     """The claimed last look at a task of which Kling knows nothing."""
     ledger.put_task(task)
     ledger.put_job(
-        f"overdue/{task}", kind="overdue", task=task, data={"looks": overdue_module.LOOKS_AT_NOTHING}
+        f"overdue/{task}", kind="overdue", task=task, data={"looks": overdue_module.MAX_QUERIES_UNKNOWN}
     )
-    [job] = [job for job in claim(ledger) if job.task == task]
+    [job] = [job for job in claim(ledger) if job.task_id == task]
     return job
 
 
-def owed(ledger: Ledger, task: str) -> Claimed:
+def owed(ledger: Ledger, task: str) -> ClaimedJob:
     """A claimed job of a task."""
     ledger.put_task(task)
     ledger.put_job(task=task)
@@ -229,7 +231,7 @@ def test_a_worker_that_loses_to_the_rescuer_settles_nothing(rivals: Rivals) -> N
         assert (held, rescued) in ((True, 0), (False, 1))
         assert here.types(task) == ["marked"] * held
         assert [row["state"] for row in here.rows(JOB)] == ["ready"] * rescued
-        here.change(lambda tx: tx.forget("ask/t"))
+        here.change(lambda tx: tx.cancel_job("ask/t"))
 
     each_round(race)
 

@@ -10,7 +10,15 @@ from sqlalchemy import Connection
 
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.reader import BATCH_BYTES, EVENTS_AT_ONCE, PAGE_BYTES, Filter, Full, Reader, in_thread
+from kling_receiver.store.reader import (
+    BATCH_BYTES,
+    EVENTS_AT_ONCE,
+    PAGE_BYTES,
+    Reader,
+    TaskDetail,
+    TaskFilter,
+    in_thread,
+)
 from kling_receiver.tasks import transitions
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
 
@@ -43,7 +51,7 @@ async def test_a_task_is_found_by_its_ids(ledger: Ledger, reader: Reader) -> Non
     assert row is not None
     assert (row["id"], row["task_id"], row["status"]) == ("t", "k1", "succeed")
     assert await reader.task("k1") is None
-    assert (await reader.holder("k1"), await reader.holder("t")) == ("t", None)
+    assert (await reader.find_by_kling_id("k1"), await reader.find_by_kling_id("t")) == ("t", None)
 
 
 async def test_results_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
@@ -59,11 +67,11 @@ async def test_results_are_found_in_order(ledger: Ledger, reader: Reader) -> Non
 async def test_a_full_task_has_its_results_and_tags(ledger: Ledger, reader: Reader) -> None:
     """Each its own; what does not exist is left out."""
     ledger.register("u", tags=("green",))
-    found = await reader.full(["u", "nobody", "t"])
+    found = await reader.details(["u", "nobody", "t"])
     assert sorted(found) == ["t", "u"]
     assert (found["t"].tags, [result["n"] for result in found["t"].results]) == (["blue", "red"], [0, 1])
     assert (found["u"].tags, found["u"].results) == (["green"], [])
-    assert await reader.full([]) == {}
+    assert await reader.details([]) == {}
 
 
 async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
@@ -108,44 +116,44 @@ def many(database: Database) -> Ledger:
         ledger.register(
             f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ()
         )
-    ledger.change(lambda tx: transitions.end_locally(tx, tx.known("t3"), "late"))
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t3"), "late"))
     return ledger
 
 
-def name(full: Full) -> bytes:
+def name(full: TaskDetail) -> bytes:
     """What is shown of a task."""
     return str(full.row["id"]).encode()
 
 
-async def listed(reader: Reader, wanted: Filter) -> list[str]:
+async def listed(reader: Reader, wanted: TaskFilter) -> list[str]:
     """The ids of a page; the last one says whether there are more."""
-    page = await reader.page(wanted, name)
-    return [each.decode() for each in page.shown] + ["..."] * bool(page.last)
+    page = await reader.render_page(wanted, name)
+    return [each.decode() for each in page.items] + ["..."] * bool(page.last)
 
 
 async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> None:
     """Those of one moment by their ids; a page says whether there are more."""
     everything = ["t5", "t4", "t3", "t2", "t1", "t0"]
-    assert await listed(reader, Filter()) == await listed(reader, Filter(limit=6)) == everything
-    assert await listed(reader, Filter(limit=2)) == ["t5", "t4", "..."]
+    assert await listed(reader, TaskFilter()) == await listed(reader, TaskFilter(limit=6)) == everything
+    assert await listed(reader, TaskFilter(limit=2)) == ["t5", "t4", "..."]
 
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (Filter(status="failed"), ["t3"]),
-        (Filter(family="videos/effects"), ["t4", "t2", "t0"]),
-        (Filter(tag="even", limit=2), ["t4", "t2", "..."]),
-        (Filter(tag="even", family=FAMILY), []),
-        (Filter(status="created", family=FAMILY), ["t5", "t1"]),
-        (Filter(tag="nothing"), []),
-        (Filter(before=(NOW + 1, "t3")), ["t2", "t1", "t0"]),
-        (Filter(before=(NOW + 1, "t2"), status="created", family="videos/effects"), ["t0"]),
-        (Filter(before=(NOW, "t0")), []),
+        (TaskFilter(status="failed"), ["t3"]),
+        (TaskFilter(family="videos/effects"), ["t4", "t2", "t0"]),
+        (TaskFilter(tag="even", limit=2), ["t4", "t2", "..."]),
+        (TaskFilter(tag="even", family=FAMILY), []),
+        (TaskFilter(status="created", family=FAMILY), ["t5", "t1"]),
+        (TaskFilter(tag="nothing"), []),
+        (TaskFilter(before=(NOW + 1, "t3")), ["t2", "t1", "t0"]),
+        (TaskFilter(before=(NOW + 1, "t2"), status="created", family="videos/effects"), ["t0"]),
+        (TaskFilter(before=(NOW, "t0")), []),
     ],
 )
 async def test_a_list_can_be_narrowed(
-    many: Ledger, reader: Reader, wanted: Filter, expected: list[str]
+    many: Ledger, reader: Reader, wanted: TaskFilter, expected: list[str]
 ) -> None:
     """By status, family, tag, and by where the last page ended."""
     assert await listed(reader, wanted) == expected
@@ -159,8 +167,10 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: i
     """Whatever their length, in tasks or in bytes."""
     seen, before, pages = [], None, 0
     while pages == 0 or before:
-        page = await reader.page(Filter(limit=limit, before=before), lambda full: name(full).ljust(size))
-        seen += [each.decode().strip() for each in page.shown]
+        page = await reader.render_page(
+            TaskFilter(limit=limit, before=before), lambda full: name(full).ljust(size)
+        )
+        seen += [each.decode().strip() for each in page.items]
         before, pages = page.last, pages + 1
     assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
     assert pages == ceil(6 / min(limit, {1: 6, PAGE_BYTES // 2: 3, PAGE_BYTES + 1: 1}[size]))
@@ -170,7 +180,7 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: i
 async def test_a_batch_ends_where_it_is_large(many: Ledger, reader: Reader, size: int, count: int) -> None:
     """With one event at least; the others come in the next."""
     events = await reader.events(0)
-    shown = await reader.batch(events, lambda event, full: name(full).ljust(size))
+    shown = await reader.render_events(events, lambda event, full: name(full).ljust(size))
     assert [each.decode().strip() for each in shown] == [each["task"] for each in events[:count]]
     assert len(events) == 8
 

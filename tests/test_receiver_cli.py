@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from kling_callback.protocol.signing import read_api_token
+from kling_callback.protocol.signing import verify_api_token
 from kling_receiver import __version__
 from kling_receiver.cli.main import main
 from tests.conftest import KEY, SECRET
@@ -40,7 +40,7 @@ def test_a_token_is_printed(role: str) -> None:
     """To stdout, alone, good for its role."""
     result = invoke("token", "--role", role, SIGNING_SECRETS=SECRET)
     assert result.exit_code == 0
-    assert read_api_token([SECRET], result.stdout.strip()) == role
+    assert verify_api_token([SECRET], result.stdout.strip()) == role
     assert result.stderr == ""
 
 
@@ -98,7 +98,7 @@ def test_the_package_is_a_command_too(tmp_path: Path) -> None:
     """The installed command reads a `.env` file in the folder it runs in; the environment goes first."""
     env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("KLING_")}
     (tmp_path / ".env").write_text(f"KLING_SIGNING_SECRETS={SECRET}\nKLING_API_KEY={KEY}\n")
-    assert read_api_token([SECRET], run("token", env=env).stdout.strip()) == "client"
+    assert verify_api_token([SECRET], run("token", env=env).stdout.strip()) == "client"
     assert run("token", env={**env, "KLING_SIGNING_SECRETS": "x"}).returncode == 2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kling_callback.errors import SettingsError
-from kling_callback.settings import LIKENESS, ClientSettings, Remedy
+from kling_callback.settings import MIN_SIMILARITY, ClientSettings, Expected
 from kling_receiver.settings import ReceiverSettings, ServeSettings
 from tests.conftest import SECRET, make_settings
 
@@ -159,7 +159,7 @@ def test_no_problem_is_told_in_pydantic_s_words() -> None:
     """What is not simply text has a remedy of its own."""
     texts = (str, tuple[str, ...], Path)
     for name, field in ReceiverSettings.model_fields.items():
-        assert field.annotation in texts or any(isinstance(each, Remedy) for each in field.metadata), name
+        assert field.annotation in texts or any(isinstance(each, Expected) for each in field.metadata), name
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_address_that_kling_cannot_reach_is_seen(
 ) -> None:
     """A private receiver of a public Kling would wait for callbacks in vain."""
     settings = ReceiverSettings.load(receiver_url=receiver_url, api_base=api_base)
-    assert ("KLING_RECEIVER_URL" in settings.out_of_reach) == out_of_reach
+    assert ("KLING_RECEIVER_URL" in settings.unreachable_reason) == out_of_reach
 
 
 def test_no_setting_looks_like_another_misspelt() -> None:
@@ -187,7 +187,7 @@ def test_no_setting_looks_like_another_misspelt() -> None:
     for mine, others in ((ServeSettings, ClientSettings), (ClientSettings, ServeSettings)):
         known = [f"kling_{name}" for name in mine.model_fields]
         foreign = {f"kling_{name}" for name in others.model_fields} - set(known)
-        assert not [name for name in foreign if get_close_matches(name, known, 1, LIKENESS)]
+        assert not [name for name in foreign if get_close_matches(name, known, 1, MIN_SIMILARITY)]
 
 
 def test_a_misspelt_name_raises_a_doubt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_misspelt_name_raises_a_doubt(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("KLING_RECIEVER_URL", "https://example.com")
     monkeypatch.setenv("KLING_SOMETHING_ELSE", "x")
     (tmp_path / ".env").write_text("KLING_STORAGE_ULR=file:///x\nKLING_DATA_DIR=y\nOTHER=1\n")
-    assert ServeSettings.doubts() == [
+    assert ServeSettings.unknown_variables() == [
         "KLING_RECIEVER_URL is no setting: nobody reads it. Is KLING_RECEIVER_URL meant?",
         "KLING_STORAGE_ULR is no setting: nobody reads it. Is KLING_STORAGE_URL meant?",
     ]

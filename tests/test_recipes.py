@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from kling_callback import HookError
-from kling_callback.protocol.webhooks import hook_body, message_id, sign
+from kling_callback.protocol.webhooks import hook_body, sign, webhook_id
 from kling_sandbox import Sandbox
 from tests.conftest import Start
 from tests.node import node
@@ -90,7 +90,7 @@ def event(number: int) -> tuple[bytes, str]:
     """The body and the name of an event."""
     task = task_json("mine", "succeed", done=True)
     told = {"id": number, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
-    return hook_body(told), message_id(number, 1_800_000_000_000)
+    return hook_body(told), webhook_id(number, 1_800_000_000_000)
 
 
 def test_it_takes_each_event_of_a_receiver(start: Start, gateway: Sandbox, application: Application) -> None:

@@ -9,7 +9,13 @@ import pytest
 from kling_callback.protocol.reports import Report
 from kling_receiver.store.database import Database
 from kling_receiver.store.transaction import EVENT, TASK
-from kling_receiver.tasks.ingest import CALM_MS, GRACE_MS, KEPT_BYTES, KEPT_EVENTS, Callback
+from kling_receiver.tasks.ingest import (
+    CREATE_ANSWER_GRACE_MS,
+    MAX_KEPT_BYTES,
+    MAX_KEPT_CALLBACKS,
+    UNCOUNTED_ASK_DELAY_MS,
+    Callback,
+)
 from tests.ledger import FAMILY, FILE, NOW, OVERDUE, Ledger, callback, says, view
 
 
@@ -48,7 +54,7 @@ def test_a_callback_that_cannot_be_read_is_a_hint(ledger: Ledger) -> None:
     assert sorted(ledger.jobs()) == ["ask/t", OVERDUE]
 
 
-@pytest.mark.parametrize(("answered", "wait"), [(False, GRACE_MS), (True, 0)])
+@pytest.mark.parametrize(("answered", "wait"), [(False, CREATE_ANSWER_GRACE_MS), (True, 0)])
 def test_a_question_waits_for_the_creates_answer(ledger: Ledger, answered: bool, wait: int) -> None:
     """A moment, and only while that answer is out: it names the id that Kling is to be asked by."""
     ledger.register()
@@ -105,7 +111,7 @@ def test_a_repeat_is_counted_on_its_event(ledger: Ledger, together: bool) -> Non
     batches = [[same, same, same]] if together else [[same], [same], [same]]
     for batch in batches:
         ledger.record(*batch)
-    (event,) = ledger.rows(EVENT, digest=same.digest)
+    (event,) = ledger.rows(EVENT, digest=same.body_sha256)
     assert (event["repeats"], event["body"]) == (2, same.body)
     assert (ledger.task()["callbacks"], ledger.task()["kept"], ledger.task()["hints"]) == (3, 1, 1)
     assert ledger.types() == ["task.created", "callback.received"]
@@ -137,7 +143,7 @@ def test_all_statuses_in_one_batch_in_every_order(ledger: Ledger) -> None:
     assert {(*view(task), task["callbacks"], task["kept"]) for task in tasks} == {
         ("succeed", "kling", False, 5, 5)
     }
-    bodies = ledger.rows(EVENT, digest=ALL[1].digest)
+    bodies = ledger.rows(EVENT, digest=ALL[1].body_sha256)
     assert {event["body"] for event in bodies} == {NUL}
     assert len(bodies) == 120
     assert sum(1 for key in ledger.jobs() if key.startswith("download/")) == 120
@@ -169,37 +175,42 @@ def test_text_is_fit_for_any_database(ledger: Ledger) -> None:
 
 
 def _to(task: str, each: Callback) -> Callback:
-    return Callback(task, FAMILY, each.digest, each.body, each.size, each.report, each.signed, each.trouble)
+    return Callback(
+        task, FAMILY, each.body_sha256, each.body, each.size, each.report, each.signed, each.problem
+    )
 
 
 def test_past_so_many_events_callbacks_are_only_counted(ledger: Ledger) -> None:
     """A flood of different bodies fills no disk, yet the last word of it is heard, calmly."""
-    ledger.record(*(callback(n=n, status="processing") for n in range(KEPT_EVENTS + 50)))
+    ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS + 50)))
     task = ledger.task()
-    assert (task["callbacks"], task["kept"]) == (KEPT_EVENTS + 50, KEPT_EVENTS)
-    assert ledger.types().count("callback.received") == KEPT_EVENTS
+    assert (task["callbacks"], task["kept"]) == (MAX_KEPT_CALLBACKS + 50, MAX_KEPT_CALLBACKS)
+    assert ledger.types().count("callback.received") == MAX_KEPT_CALLBACKS
     before = ledger.types()
     ledger.record(callback(status="submitted"), callback(status="succeed", message="last"))
     assert ledger.types() == before
-    assert (ledger.task()["hint"], ledger.jobs()["ask/t"]["due_at"]) == ("succeed", NOW + CALM_MS)
+    assert (ledger.task()["hint"], ledger.jobs()["ask/t"]["due_at"]) == (
+        "succeed",
+        NOW + UNCOUNTED_ASK_DELAY_MS,
+    )
 
 
 def test_past_so_many_bytes_callbacks_are_only_counted(ledger: Ledger) -> None:
     """The first body that would not fit is not kept, a smaller one after it is."""
-    half = KEPT_BYTES // 2
+    half = MAX_KEPT_BYTES // 2
     large = [callback(body=bytes([letter]) * half) for letter in b"abc"]
     ledger.record(*large, callback(body=b"d"))
     task = ledger.task()
     assert (task["callbacks"], task["kept"], task["kept_bytes"]) == (4, 2, 2 * half)
     ledger.record(
-        callback("u", body=b"x" * (KEPT_BYTES - 1)), callback("u", body=b"y"), callback("u", body=b"z")
+        callback("u", body=b"x" * (MAX_KEPT_BYTES - 1)), callback("u", body=b"y"), callback("u", body=b"z")
     )
-    assert (ledger.task("u")["kept"], ledger.task("u")["kept_bytes"]) == (2, KEPT_BYTES)
+    assert (ledger.task("u")["kept"], ledger.task("u")["kept_bytes"]) == (2, MAX_KEPT_BYTES)
 
 
 def test_a_flood_after_the_end_leaves_no_trace_past_the_caps(ledger: Ledger) -> None:
     """Contradictions that are not kept are not logged either."""
-    ledger.record(*(callback(n=n, status="processing") for n in range(KEPT_EVENTS)))
+    ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS)))
     ledger.believe("t", says("failed"))
     before = ledger.types()
     ledger.record(*(callback(n=n, status="succeed") for n in range(9)), callback(status="submitted"))
@@ -209,7 +220,7 @@ def test_a_flood_after_the_end_leaves_no_trace_past_the_caps(ledger: Ledger) -> 
 
 def test_klings_signed_word_counts_past_the_caps(ledger: Ledger) -> None:
     """Even when its body is not kept."""
-    ledger.record(*(callback(n=n, status="processing") for n in range(KEPT_EVENTS)))
+    ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS)))
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert list(ledger.jobs()) == ["download/t/0"]
@@ -249,7 +260,7 @@ def test_a_report_without_a_status_is_no_move(ledger: Ledger) -> None:
     """A record that only names an id tells nothing to believe; the callback counts as a hint."""
     body = json.dumps({"task_id": "k1"}).encode()
     given = callback(body=body)
-    bare = Callback("t", FAMILY, given.digest, body, len(body), Report(None, "k1"), signed=True)
+    bare = Callback("t", FAMILY, given.body_sha256, body, len(body), Report(None, "k1"), signed=True)
     ledger.record(bare)
     assert (ledger.task()["status"], ledger.task()["callback_id"]) == ("created", "k1")
     assert "ask/t" in ledger.jobs()

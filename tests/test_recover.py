@@ -3,10 +3,10 @@
 import pytest
 
 from kling_callback.protocol.ids import new_id
-from kling_receiver.jobs.queue import Claimed, Done, Outcome, RetryAt
+from kling_receiver.jobs.queue import ClaimedJob, Done, Outcome, RetryAt
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import transitions
-from kling_receiver.tasks.overdue import LOOKS, LOOKS_AT_NOTHING, Overdue
+from kling_receiver.tasks.overdue import MAX_QUERIES, MAX_QUERIES_UNKNOWN, OverdueTasks
 from kling_receiver.tasks.registration import Registration, register
 from kling_sandbox import Sandbox
 from tests.conftest import Start
@@ -51,7 +51,7 @@ def test_a_task_that_kling_never_heard_of_ends_as_failed(start: Start, gateway: 
     ended = finished(running, task)
     assert (ended["status"], ended["origin"]) == ("failed", "local")
     assert "does not know this task" in ended["status_msg"]
-    assert len(gateway.queries) == LOOKS_AT_NOTHING
+    assert len(gateway.queries) == MAX_QUERIES_UNKNOWN
     create(running, gateway, task)
     eventually(lambda: (now := show(running, task))["done"] and now["origin"] == "kling", running)
     assert show(running, task)["status"] == "succeed"
@@ -71,14 +71,14 @@ def test_a_failed_word_of_ours_is_not_overturned_by_a_callback_alone(start: Star
 
 async def look(parts: Parts, task: str, attempts: int = 1) -> Outcome:  # noqa: F811
     """What one look comes to; the next one knows what this one left it."""
-    return await parts.do(Overdue(parts.asker, parts.reader).look, task, attempts)
+    return await parts.do(OverdueTasks(parts.asker, parts.reader).check, task, attempts)
 
 
 async def known(parts: Parts, theirs: str | None) -> str:  # noqa: F811
     """A task that was created, or may have been."""
     task = new_id()
     given = Registration(
-        task, IMAGES, attempt="one", outcome="created" if theirs else "unknown", task_id=theirs
+        task, IMAGES, create_token="one", outcome="created" if theirs else "unknown", kling_id=theirs
     )
     await parts.writer.run(lambda tx: register(tx, given))
     return task
@@ -91,7 +91,7 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
     theirs = made(gateway)
     task = await known(parts, theirs)
     waits = []
-    for _ in range(1, LOOKS):
+    for _ in range(1, MAX_QUERIES):
         outcome = await look(parts, task)
         assert isinstance(outcome, RetryAt)
         row = await parts.reader.task(task)
@@ -106,7 +106,7 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
     assert (await parts.types(task)).count("task.overdue") == 1
     gateway.release()
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     revived = await parts.reader.task(task)
     assert revived
     assert (revived["status"], revived["origin"]) == ("succeed", "kling")
@@ -116,7 +116,7 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
 async def test_a_kling_that_does_not_answer_is_looked_at_again(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """Its silence is not the task's: only after the last look the task ends, with what was said."""
     task = await known(parts, made(gateway, "query-5xx"))
-    for _ in range(1, LOOKS):
+    for _ in range(1, MAX_QUERIES):
         assert isinstance(await look(parts, task), RetryAt)
     assert isinstance(await look(parts, task), Done)
     row = await parts.reader.task(task)
@@ -129,7 +129,7 @@ async def test_a_kling_that_does_not_answer_is_looked_at_again(parts: Parts, gat
 async def test_a_look_that_was_cut_off_does_not_count(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """However often the process was stopped meanwhile, all looks are had, and the deadline is told of once."""
     task = await known(parts, made(gateway, "query-5xx"))
-    for _ in range(1, LOOKS):
+    for _ in range(1, MAX_QUERIES):
         assert isinstance(await look(parts, task, attempts=99), RetryAt)
     assert (await parts.types(task)).count("task.overdue") == 1
 
@@ -138,7 +138,7 @@ async def test_a_look_that_was_cut_off_does_not_count(parts: Parts, gateway: San
 async def test_what_a_callback_told_stands_after_the_last_look(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """Kling never answered: the callback's word is better than ours."""
     task = await parts.hinted(made(gateway, "query-5xx"))
-    for _ in range(LOOKS):
+    for _ in range(MAX_QUERIES):
         outcome = await look(parts, task)
     assert isinstance(outcome, Done)
     row = await parts.reader.task(task)
@@ -173,8 +173,8 @@ async def test_an_end_that_comes_while_kling_is_asked(parts: Parts, gateway: San
     """The callback was quicker: the look changes nothing, and says nothing of a deadline."""
     theirs = made(gateway)
     task = await known(parts, theirs)
-    decide = await Overdue(parts.asker, parts.reader).look(
-        Claimed(1, "overdue", "overdue", task, "overdue", None, 1, "claim")
+    decide = await OverdueTasks(parts.asker, parts.reader).check(
+        ClaimedJob(1, "overdue", "overdue", task, "overdue", None, 1, "claim")
     )
     await parts.writer.run(lambda tx: _end(tx, task))
     assert isinstance(await parts.writer.run(lambda tx: decide(tx)), Done)
@@ -182,4 +182,4 @@ async def test_an_end_that_comes_while_kling_is_asked(parts: Parts, gateway: San
 
 
 def _end(tx: Transaction, task: str) -> None:
-    transitions.end_locally(tx, tx.known(task), "meanwhile")
+    transitions.fail_locally(tx, tx.require_task(task), "meanwhile")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kling_callback.protocol.redact import kept
-from kling_receiver.web.api.registration import check_account, read_registration, registration
+from kling_callback.protocol.redact import redacted
+from kling_receiver.web.api.registration import check_account, read_registration, to_registration
 from kling_receiver.web.errors import ApiError
 from tests.conftest import make_settings
 
@@ -27,15 +27,15 @@ def test_what_is_no_family(family: str) -> None:
 def test_a_request_is_kept_as_the_client_keeps_it() -> None:
     """Whoever registers, what is stored is the same."""
     request = {"token": "secret", "image": "iVBORw0KGgo", "prompt": "x", "long": "x" * 5000}
-    assert read(request=request).request == kept(request) == read(request=kept(request)).request
+    assert read(request=request).request == redacted(request) == read(request=redacted(request)).request
 
 
 def test_what_the_store_gets_is_clean() -> None:
     """NUL is gone from every text; a tag of nothing is none."""
-    given = registration(
+    given = to_registration(
         "t", read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k", reason="r\0")
     )
-    assert (given.model, given.tags, given.task_id, given.reason) == ("m", ("a",), "k", "r")
+    assert (given.model, given.tags, given.kling_id, given.reason) == ("m", ("a",), "k", "r")
 
 
 @pytest.mark.parametrize(

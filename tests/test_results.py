@@ -11,24 +11,24 @@ import httpx
 import pytest
 from PIL import Image
 
-from kling_callback.auth import KeyAuth
-from kling_callback.kling_api import Gateway
+from kling_callback.auth import BearerAuth
+from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import Output, Report
-from kling_receiver.jobs.queue import Claimed, Done, GiveUp, Outcome, RetryAt
+from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.metrics import Metrics
-from kling_receiver.net.client import Outbound, Transport
-from kling_receiver.net.guard import Allowed, Refused
+from kling_receiver.net.client import GuardedClient, Transport
+from kling_receiver.net.guard import Allowlist, Refused
 from kling_receiver.results import download
-from kling_receiver.results.download import FETCH_AGAIN, MOST_CUTS, REFUSED_AGAIN, Fetcher
-from kling_receiver.results.storage import Folder
+from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, MAX_RESUMES, Downloader
+from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
 from kling_receiver.tasks.ingest import Callback
-from kling_receiver.tasks.reconcile import AGAIN, ASK_AGAIN, UNTOLD_MS, Asker
+from kling_receiver.tasks.reconcile import BACKOFFS, CREATE_REPORT_TIMEOUT_MS, QUERY_BACKOFF, Reconciler
 from kling_receiver.tasks.registration import Registration
 from kling_sandbox import Sandbox
 from tests.conftest import KEY, Running, Start
@@ -239,9 +239,9 @@ def test_a_file_that_can_be_had_is_had(running: Running, gateway: Sandbox, famil
 @pytest.mark.parametrize(
     ("switches", "downloads", "said"),
     [
-        ("file-403", REFUSED_AGAIN, "403"),
-        ("file-html", REFUSED_AGAIN, "it is no image: it begins with b'<h1>"),
-        ("gzip-file", REFUSED_AGAIN, "compressed"),
+        ("file-403", MAX_REFUSALS, "403"),
+        ("file-html", MAX_REFUSALS, "it is no image: it begins with b'<h1>"),
+        ("gzip-file", MAX_REFUSALS, "compressed"),
         ("redirect-private", 1, "169.254.169.254 is not a public address"),
     ],
 )
@@ -269,15 +269,15 @@ class Parts:
     ) -> None:
         self.database = Database(database_url or f"sqlite:///{tmp_path / 'parts.db'}")
         self.database.migrate()
-        self.folder = Folder(tmp_path / "results")
-        self.folder.open()
+        self.folder = LocalStorage(tmp_path / "results")
+        self.folder.prepare()
         self.reader, self.writer, self.metrics = Reader(self.database), Writer(self.database), Metrics()
-        self.outbound = Outbound(Allowed.parse(["127.0.0.1"]))
+        self.outbound = GuardedClient(Allowlist.parse(["127.0.0.1"]))
         self.http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False)
         self.later = 0.0  # seconds by which the asker's clock is ahead
-        kling = Gateway(base, KeyAuth(KEY), self.http)
-        self.asker = Asker(kling, self.reader, self.metrics, clock=lambda: time.time() + self.later)
-        self.fetcher = Fetcher(self.outbound, self.folder, self.reader, self.metrics, largest=largest)
+        kling = KlingApi(base, BearerAuth(KEY), self.http)
+        self.asker = Reconciler(kling, self.reader, self.metrics, clock=lambda: time.time() + self.later)
+        self.fetcher = Downloader(self.outbound, self.folder, self.reader, self.metrics, max_bytes=largest)
         self.data: dict[tuple[str, str, int], Any] = {}
 
     async def close(self) -> None:
@@ -300,21 +300,23 @@ class Parts:
         """A task of which a callback said that it ended."""
         task = new_id()
         if theirs:
-            known = Registration(task, IMAGES, attempt="one", outcome="created", task_id=theirs)
+            known = Registration(task, IMAGES, create_token="one", outcome="created", kling_id=theirs)
             await self.writer.run(lambda tx: task_registration.register(tx, known))
         report = Report(status, message="as the callback says")  # type: ignore[arg-type]
         await self.writer.record(Callback(task, IMAGES, "digest", b"", 0, report))
         return task
 
-    async def do(self, handler: Callable[[Claimed], Any], task: str, attempts: int = 1, n: int = 0) -> Outcome:
+    async def do(
+        self, handler: Callable[[ClaimedJob], Any], task: str, attempts: int = 1, n: int = 0
+    ) -> Outcome:
         """What one attempt comes to, applied; the next one knows what this one left it."""
         kind = handler.__name__, task, n
         data = self.data.get(kind, {"n": n} if handler == self.fetcher.download else None)
-        job = Claimed(1, f"job/{task}", "job", task, "lane", data, attempts, "claim")
+        job = ClaimedJob(1, f"job/{task}", "job", task, "lane", data, attempts, "claim")
         decide = await handler(job)
         outcome: Outcome = await self.writer.run(lambda tx: decide(tx))
-        if isinstance(outcome, RetryAt) and outcome.data is not None:
-            self.data[kind] = outcome.data
+        if isinstance(outcome, RetryAt) and outcome.args is not None:
+            self.data[kind] = outcome.args
         return outcome
 
     async def types(self, task: str) -> list[str]:
@@ -355,7 +357,7 @@ def ranged(content: bytes, cuts: int, etag: str = '"one"') -> Callable[[Visit], 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("cuts", [1, 3, MOST_CUTS])
+@pytest.mark.parametrize("cuts", [1, 3, MAX_RESUMES])
 async def test_a_cut_download_goes_on_where_it_was(parts: Parts, cuts: int) -> None:
     """By Range and If-Range, within one attempt, and the whole is what the host has."""
     content = picture()
@@ -377,7 +379,7 @@ async def test_a_download_that_is_cut_for_ever_is_tried_later(parts: Parts) -> N
     with host(ranged(picture(), 1000)) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
-        assert len(there.visits) == MOST_CUTS + 1
+        assert len(there.visits) == MAX_RESUMES + 1
     assert (await parts.result(task))["status"] == "pending"
 
 
@@ -478,9 +480,9 @@ async def test_what_is_not_the_file_is_tried_thrice_and_fails(
     try:
         with host(respond) as there:
             task = await parts.succeeded(f"{there.url}/0.png?secret=1")
-            for attempt in range(1, REFUSED_AGAIN):
+            for attempt in range(1, MAX_REFUSALS):
                 assert isinstance(await parts.do(parts.fetcher.download, task, attempt), RetryAt)
-            outcome = await parts.do(parts.fetcher.download, task, REFUSED_AGAIN)
+            outcome = await parts.do(parts.fetcher.download, task, MAX_REFUSALS)
         assert isinstance(outcome, GiveUp)
         row = await parts.result(task)
         assert row["status"] == "failed"
@@ -502,7 +504,7 @@ async def test_a_host_that_is_busy_is_tried_to_the_end_of_the_schedule(parts: Pa
         now = (await parts.reader.events(0, task))[0]["at"]
         assert isinstance(first, RetryAt)
         assert first.due_at - now >= 1_000_000
-        last = await parts.do(parts.fetcher.download, task, len(FETCH_AGAIN.steps) + 1)
+        last = await parts.do(parts.fetcher.download, task, len(DOWNLOAD_BACKOFF.steps) + 1)
         assert isinstance(last, GiveUp)
     assert (await parts.result(task))["status"] == "failed"
 
@@ -555,7 +557,7 @@ async def test_one_lost_file_does_not_harm_the_others(parts: Parts) -> None:
     with host(respond) as there:
         task = await parts.succeeded(*(f"{there.url}/{n}.png" for n in range(3)))
         for n in range(3):
-            await parts.do(parts.fetcher.download, task, REFUSED_AGAIN, n)
+            await parts.do(parts.fetcher.download, task, MAX_REFUSALS, n)
     happened = await parts.types(task)
     assert happened[-4:] == ["result.stored", "result.failed", "result.stored", "task.done"]
 
@@ -567,13 +569,13 @@ async def test_a_storage_that_breaks_is_never_the_files_end(parts: Parts) -> Non
         task = await parts.succeeded(f"{there.url}/0.png")
         in_the_way = parts.folder.root / task
         in_the_way.write_text("a file where the folder should be")
-        for _ in range(len(FETCH_AGAIN.steps) + 2):
+        for _ in range(len(DOWNLOAD_BACKOFF.steps) + 2):
             outcome = await parts.do(parts.fetcher.download, task, 99)
             assert isinstance(outcome, RetryAt)
             assert not outcome.counts
             assert outcome.error.startswith("the storage fails: ")
         assert isinstance(outcome, RetryAt)
-        assert outcome.due_at - int(time.time() * 1000) > FETCH_AGAIN.steps[-1] * 400
+        assert outcome.due_at - int(time.time() * 1000) > DOWNLOAD_BACKOFF.steps[-1] * 400
         assert (await parts.result(task))["status"] == "pending"
         in_the_way.unlink()
         assert isinstance(await parts.do(parts.fetcher.download, task, 99), Done)
@@ -618,9 +620,9 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(
 ) -> None:
     """To the end of the schedule it is asked; then the callback's status stands and the files fail loudly."""
     task = await parts.hinted(made(gateway, switch))
-    for _ in ASK_AGAIN.steps:
-        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task), GiveUp)
+    for _ in QUERY_BACKOFF.steps:
+        assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), GiveUp)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["status_msg"], row["done"]) == (
@@ -633,8 +635,10 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(
 async def accused(parts: Parts, theirs: str) -> str:
     """A task whose create has no answer yet, of which an unsigned callback names another's id."""
     task = new_id()
-    await parts.writer.run(lambda tx: task_registration.register(tx, Registration(task, IMAGES, attempt="one")))
-    await parts.writer.record(Callback(task, IMAGES, "digest", b"", 0, Report("succeed", task_id=theirs)))
+    await parts.writer.run(
+        lambda tx: task_registration.register(tx, Registration(task, IMAGES, create_token="one"))
+    )
+    await parts.writer.record(Callback(task, IMAGES, "digest", b"", 0, Report("succeed", kling_id=theirs)))
     return task
 
 
@@ -648,10 +652,10 @@ async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
     mine, others = made(gateway), made(gateway)
     gateway.wait_for(lambda: gateway.tasks[mine].finished_at and gateway.tasks[others].finished_at)
     task = await accused(parts, others)
-    assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    told = Registration(task, IMAGES, attempt="one", outcome="created", task_id=mine)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
+    told = Registration(task, IMAGES, create_token="one", outcome="created", kling_id=mine)
     await parts.writer.run(lambda tx: task_registration.register(tx, told))
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["task_id"]) == ("succeed", "kling", mine)
@@ -667,8 +671,8 @@ async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await accused(parts, theirs)
-    parts.later = UNTOLD_MS / 1000
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    parts.later = CREATE_REPORT_TIMEOUT_MS / 1000
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["task_id"]) == ("succeed", "kling", theirs)
@@ -680,8 +684,8 @@ async def test_klings_word_comes_even_after_the_callback_stood(parts: Parts, gat
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await parts.hinted(theirs, "failed")
-    await parts.writer.run(lambda tx: transitions.stand(tx, tx.known(task)))
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    await parts.writer.run(lambda tx: transitions.accept_hint(tx, tx.require_task(task)))
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["done"]) == ("succeed", "kling", False)
@@ -695,7 +699,7 @@ async def test_an_answer_that_is_no_http_is_no_answer(tmp_path: Path) -> None:
     with host(lambda visit: visit.send(b"\0\1\2\r\n\r\n")) as there:
         parts = Parts(tmp_path, there.url)
         parts.writer.start()
-        assert isinstance(await parts.do(parts.asker.ask, await parts.hinted(None)), RetryAt)
+        assert isinstance(await parts.do(parts.asker.reconcile, await parts.hinted(None)), RetryAt)
         assert isinstance(await parts.do(parts.fetcher.download, await parts.succeeded(there.url)), RetryAt)
         await parts.close()
 
@@ -705,9 +709,9 @@ async def test_a_callback_that_kling_denies_is_called_false(parts: Parts, gatewa
     """Asked again and again Kling says `submitted`: it is believed, and the callback is logged as ignored."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
-    for _ in AGAIN["undecided"].steps:
-        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    for _ in BACKOFFS["undecided"].steps:
+        assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["hint"]) == ("submitted", None)
@@ -721,18 +725,18 @@ async def test_questions_are_counted_by_what_became_of_them(parts: Parts, gatewa
     gateway.hold()
     theirs = made(gateway)
     task = await parts.hinted(theirs)
-    first = await parts.do(parts.asker.ask, task, 99)
+    first = await parts.do(parts.asker.reconcile, task, 99)
     assert isinstance(first, RetryAt)
-    assert first.data == {"undecided": 1}
-    for times in range(1, len(AGAIN["undecided"].steps)):
+    assert first.args == {"undecided": 1}
+    for times in range(1, len(BACKOFFS["undecided"].steps)):
         gateway.tasks[theirs].has = lambda switch: switch == "query-5xx"
-        silent = await parts.do(parts.asker.ask, task)
+        silent = await parts.do(parts.asker.reconcile, task)
         gateway.tasks[theirs].has = lambda switch: False
-        again = await parts.do(parts.asker.ask, task)
+        again = await parts.do(parts.asker.reconcile, task)
         assert isinstance(silent, RetryAt)
         assert isinstance(again, RetryAt)
-        assert again.data == {"unanswered": times, "undecided": times + 1}
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+        assert again.args == {"unanswered": times, "undecided": times + 1}
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     gateway.release()
 
 
@@ -740,9 +744,9 @@ async def test_questions_are_counted_by_what_became_of_them(parts: Parts, gatewa
 async def test_a_task_that_kling_never_knows_stands_by_its_callback(parts: Parts) -> None:
     """Unknown by every id to the end of the schedule."""
     task = await parts.hinted(None, "failed")
-    for _ in ASK_AGAIN.steps:
-        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task), GiveUp)
+    for _ in QUERY_BACKOFF.steps:
+        assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), GiveUp)
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["done"]) == ("failed", "callback", True)
@@ -755,9 +759,9 @@ async def test_a_succeed_that_names_no_file_fails_loudly(parts: Parts, gateway: 
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     gateway.tasks[theirs].body["n"] = 0
     task = await parts.hinted(theirs)
-    for _ in AGAIN["undecided"].steps:
-        assert isinstance(await parts.do(parts.asker.ask, task), RetryAt)
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    for _ in BACKOFFS["undecided"].steps:
+        assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     assert (await parts.types(task))[-2:] == ["result.failed", "task.done"]
 
 
@@ -768,8 +772,8 @@ async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(
     """Kling's answer may be older than the callback that came meanwhile: one more question, at once."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
-    job = Claimed(1, "ask", "ask", task, "kling", {"undecided": 6}, 7, "claim")
-    decide = await parts.asker.ask(job)
+    job = ClaimedJob(1, "ask", "ask", task, "kling", {"undecided": 6}, 7, "claim")
+    decide = await parts.asker.reconcile(job)
     late = Callback(task, IMAGES, "another digest", b"", 0, Report("succeed"))
     await parts.writer.record(late)
     outcome = await parts.writer.run(lambda tx: decide(tx))
@@ -784,14 +788,14 @@ async def test_what_is_settled_is_not_asked_about(parts: Parts, gateway: Sandbox
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await parts.hinted(theirs)
-    assert isinstance(await parts.do(parts.asker.ask, task), Done)
+    assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     for one in (task, new_id()):
-        assert isinstance(await parts.do(parts.asker.ask, one), Done)
+        assert isinstance(await parts.do(parts.asker.reconcile, one), Done)
     assert len(gateway.queries) == 1
 
 
 def test_a_reason_holds_no_address() -> None:
     """Neither the query nor the path of an address reaches a log, and one line is enough."""
     error = httpx.ReadError("cannot read https://host/path?key=1 now\nmore")
-    assert download.reason(error) == "ReadError: cannot read (address) now"
-    assert download.reason(Refused()) == "Refused"
+    assert download.describe(error) == "ReadError: cannot read (address) now"
+    assert download.describe(Refused()) == "Refused"

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from itsdangerous import TimestampSigner
 
 from kling_callback.errors import ParameterError, SettingsError, TokenError, TokenExpired
-from kling_callback.protocol.ids import SHAPE
+from kling_callback.protocol.ids import PATTERN
 from kling_callback.protocol.signing import (
-    MAKE_ONE,
-    SHORTEST_SECRET,
+    MAKE_SECRET_HINT,
+    MIN_SECRET_CHARS,
     CallbackSigner,
     api_token,
     key_fingerprint,
-    link,
-    read_api_token,
-    read_link,
+    sign_link,
+    verify_api_token,
+    verify_link,
 )
 
 OLD = "an-old-secret-of-32-characters-or-more"
@@ -33,10 +33,10 @@ def signer(*secrets: str, now: float = NOW) -> CallbackSigner:
     return CallbackSigner(secrets or (NEW,), clock=lambda: now)
 
 
-@given(st.from_regex(SHAPE, fullmatch=True), st.text(min_size=1, max_size=60))
+@given(st.from_regex(PATTERN, fullmatch=True), st.text(min_size=1, max_size=60))
 def test_a_token_says_what_was_signed(task_id: str, family: str) -> None:
     """Task id and family come out of a token as they went in, with the moment of signing."""
-    read = signer().read(signer().token(task_id, family), DAY)
+    read = signer().verify(signer().token(task_id, family), DAY)
     assert (read.task_id, read.family, read.signed_at) == (task_id, family, int(NOW))
 
 
@@ -50,7 +50,7 @@ def test_a_token_fits_a_path() -> None:
 def test_no_text_passes_for_a_token(text: str) -> None:
     """Whatever comes in an address, it is refused with one error of ours."""
     with pytest.raises(TokenError):
-        signer().read(text, DAY)
+        signer().verify(text, DAY)
 
 
 @given(st.integers(0), st.characters())
@@ -61,57 +61,59 @@ def test_one_changed_letter_breaks_a_token(place: int, letter: str) -> None:
     altered = token[:place] + letter + token[place + 1 :]
     if altered != token:
         with pytest.raises(TokenError):
-            signer().read(altered, DAY)
+            signer().verify(altered, DAY)
 
 
 def test_what_an_earlier_version_signed_still_holds() -> None:
     """Callback addresses live for a month at Kling's, and outlive updates of the receiver: these are of 0.1."""
     token = "WyJvcmRlci00MiIsInZpZGVvcy90ZXh0MnZpZGVvIl0.a0nSAA.O-j_thDgz55Q-_FhaThx1pL8Mf2FpOJLSGw4BTQvTJ0"
     assert signer(OLD).token("order-42", "videos/text2video") == token
-    assert signer(OLD).read(token, DAY).task_id == "order-42"
+    assert signer(OLD).verify(token, DAY).task_id == "order-42"
     bearer = "WyJjbGllbnQiLDE4MDAwMDAzMDBd.1g0V2myGpqs4jQxbzwaC9R9og2FcM9wL6yYp_FMUpSk"
     assert api_token([OLD], "client", 300, now=NOW) == bearer
-    assert read_api_token([OLD], bearer, now=NOW) == "client"
+    assert verify_api_token([OLD], bearer, now=NOW) == "client"
     signature = "Y0B_4YWEuJt9a7TNN8sp8RZ2kV0-TqIC4HaDPaOnf50"
-    assert link([OLD], "https://host/X/", "a:b", 3, int(NOW)) == (
+    assert sign_link([OLD], "https://host/X/", "a:b", 3, int(NOW)) == (
         f"https://host/X/api/tasks/a%3Ab/results/3?expires=1800000000&signature={signature}"
     )
-    read_link([OLD], "a:b", 3, "1800000000", signature, now=NOW)
+    verify_link([OLD], "a:b", 3, "1800000000", signature, now=NOW)
     assert key_fingerprint("key-1") == "5a90db34dff6e987"
 
 
 def test_without_a_clock_it_is_the_machine_s() -> None:
     """Tokens and links of now hold now, and those of the year 2000 are over."""
     past = 946_684_800
-    assert CallbackSigner(NEW).read(CallbackSigner(NEW).token("a", "b/c"), DAY).task_id == "a"
-    assert read_api_token([NEW], api_token([NEW], "read", 300)) == "read"
+    assert CallbackSigner(NEW).verify(CallbackSigner(NEW).token("a", "b/c"), DAY).task_id == "a"
+    assert verify_api_token([NEW], api_token([NEW], "read", 300)) == "read"
     with pytest.raises(TokenExpired):
-        read_api_token([NEW], api_token([NEW], "read", 300, now=past))
+        verify_api_token([NEW], api_token([NEW], "read", 300, now=past))
     for expires, over in ((past, True), (1 << 40, False)):
-        signature = link([NEW], "https://host", "a", 0, expires).rpartition("=")[2]
+        signature = sign_link([NEW], "https://host", "a", 0, expires).rpartition("=")[2]
         with pytest.raises(TokenExpired) if over else contextlib.nullcontext():
-            read_link([NEW], "a", 0, str(expires), signature)
+            verify_link([NEW], "a", 0, str(expires), signature)
 
 
 @pytest.mark.parametrize(
     ("attempt", "said"),
     [
-        (lambda: signer().read("x", DAY), "The callback token does not hold."),
-        (lambda: signer(now=NOW + 999).read(signer().token("a", "b"), 1), "The callback token has expired."),
-        (lambda: read_api_token([NEW], "x"), "The bearer token does not hold."),
-        (lambda: read_api_token([NEW], api_token([NEW], "read", 1, now=0)), "The bearer token has expired."),
+        (lambda: signer().verify("x", DAY), "The callback token does not hold."),
+        (lambda: signer(now=NOW + 999).verify(signer().token("a", "b"), 1), "The callback token has expired."),
+        (lambda: verify_api_token([NEW], "x"), "The bearer token does not hold."),
+        (lambda: verify_api_token([NEW], api_token([NEW], "read", 1, now=0)), "The bearer token has expired."),
         (
-            lambda: read_api_token([NEW], api_token([NEW], "root", 9)),  # type: ignore[arg-type]
+            lambda: verify_api_token([NEW], api_token([NEW], "root", 9)),  # type: ignore[arg-type]
             "The bearer token names an unknown role.",
         ),
-        (lambda: read_link([NEW], "a", 0, "9", "x"), "The link is not one that this receiver signed."),
+        (lambda: verify_link([NEW], "a", 0, "9", "x"), "The link is not one that this receiver signed."),
         (
-            lambda: read_link([NEW], "a", 0, "9", link([NEW], "https://h", "a", 0, 9).rpartition("=")[2]),
+            lambda: verify_link(
+                [NEW], "a", 0, "9", sign_link([NEW], "https://h", "a", 0, 9).rpartition("=")[2]
+            ),
             "The link has expired.",
         ),
         (
             lambda: CallbackSigner(["short"]),
-            "A signing secret of at least 32 characters is needed. " + MAKE_ONE,
+            "A signing secret of at least 32 characters is needed. " + MAKE_SECRET_HINT,
         ),
         (lambda: api_token([], "read", 1), "at least one signing secret is needed"),
     ],
@@ -126,18 +128,18 @@ def test_a_refusal_says_what_and_why(attempt: Callable[[], object], said: str) -
 def test_a_token_of_another_purpose_does_not_hold() -> None:
     """A bearer token is no callback token, and the other way round."""
     with pytest.raises(TokenError):
-        signer().read(api_token([NEW], "admin", 60, now=NOW), DAY)
+        signer().verify(api_token([NEW], "admin", 60, now=NOW), DAY)
     with pytest.raises(TokenError):
-        read_api_token([NEW], signer().token("a", "b/c"), now=NOW)
+        verify_api_token([NEW], signer().token("a", "b/c"), now=NOW)
 
 
 def test_the_newest_secret_signs_and_all_verify() -> None:
     """After a rotation old tokens hold as long as their secret is listed; new ones are of the newest."""
     old = signer(OLD).token("a", "b/c")
-    assert signer(NEW, OLD).read(old, DAY).task_id == "a"
-    assert signer(NEW).read(signer(NEW, OLD).token("a", "b/c"), DAY).task_id == "a"
+    assert signer(NEW, OLD).verify(old, DAY).task_id == "a"
+    assert signer(NEW).verify(signer(NEW, OLD).token("a", "b/c"), DAY).task_id == "a"
     with pytest.raises(TokenError):
-        signer(NEW).read(old, DAY)
+        signer(NEW).verify(old, DAY)
 
 
 @pytest.mark.parametrize(("age", "good"), [(-61, False), (-60, True), (DAY + 60, True), (DAY + 61, False)])
@@ -145,17 +147,17 @@ def test_a_token_has_its_time(age: int, good: bool) -> None:
     """It is good from a minute before its signing (a clock may be behind) to a minute past its age."""
     token, reader = signer().token("a", "b/c"), signer(now=NOW + age)
     if good:
-        assert reader.read(token, DAY).task_id == "a"
+        assert reader.verify(token, DAY).task_id == "a"
     else:
         with pytest.raises(TokenExpired):
-            reader.read(token, DAY)
+            reader.verify(token, DAY)
 
 
 def test_a_signed_payload_that_is_no_task_does_not_hold() -> None:
     """Even with our secret, a payload of another shape is refused."""
     made = signer()
     with pytest.raises(TokenError):
-        made.read(made._signer.sign("W10").decode(), DAY)  # an empty list
+        made.verify(made._signer.sign("W10").decode(), DAY)  # an empty list
     assert isinstance(made._signer, TimestampSigner)
 
 
@@ -170,8 +172,8 @@ def test_no_signer_without_good_secrets(secrets: str | list[str]) -> None:
 def test_secrets_may_be_one_string() -> None:
     """One secret, or several with commas as in the setting, newest first; blanks beside a comma are nothing."""
     for secrets in (f"{NEW}, {OLD}", f"{NEW},{OLD}"):
-        assert CallbackSigner(secrets).read(CallbackSigner(OLD).token("a", "b/c"), DAY).family == "b/c"
-    assert CallbackSigner("x" * SHORTEST_SECRET).token("a", "b/c")
+        assert CallbackSigner(secrets).verify(CallbackSigner(OLD).token("a", "b/c"), DAY).family == "b/c"
+    assert CallbackSigner("x" * MIN_SECRET_CHARS).token("a", "b/c")
 
 
 def test_a_callback_url_lies_under_the_receivers_address() -> None:
@@ -198,22 +200,22 @@ def test_only_tasks_get_tokens(task_id: str, family: str) -> None:
 def test_a_bearer_token_carries_its_role(role: str) -> None:
     """The role comes out, up to a minute past the token's end."""
     token = api_token([NEW], role, 300, now=NOW)  # type: ignore[arg-type]
-    assert read_api_token([OLD, NEW], token, now=NOW + 360) == role
+    assert verify_api_token([OLD, NEW], token, now=NOW + 360) == role
     with pytest.raises(TokenExpired):
-        read_api_token([NEW], token, now=NOW + 361)
+        verify_api_token([NEW], token, now=NOW + 361)
 
 
 @given(st.text())
 def test_no_text_passes_for_a_bearer_token(text: str) -> None:
     """Whatever comes in a header, it is refused with one error of ours."""
     with pytest.raises(TokenError):
-        read_api_token([NEW], text)
+        verify_api_token([NEW], text)
 
 
 def test_an_unknown_role_is_none() -> None:
     """A token with a role of a later version does not hold here."""
     with pytest.raises(TokenError):
-        read_api_token([NEW], api_token([NEW], "emperor", 60))  # type: ignore[arg-type]
+        verify_api_token([NEW], api_token([NEW], "emperor", 60))  # type: ignore[arg-type]
 
 
 def test_no_secrets_no_bearer_token() -> None:
@@ -224,15 +226,15 @@ def test_no_secrets_no_bearer_token() -> None:
 
 def test_a_result_link_opens_until_its_time() -> None:
     """The link names task, index and time; each is signed, and after the time it is over."""
-    url = urlsplit(link([NEW], "https://host/p", "a:b", 3, int(NOW)))
+    url = urlsplit(sign_link([NEW], "https://host/p", "a:b", 3, int(NOW)))
     query = {name: values[0] for name, values in parse_qs(url.query).items()}
     assert (url.netloc, url.path) == ("host", "/p/api/tasks/a%3Ab/results/3")
-    read_link([NEW], "a:b", 3, query["expires"], query["signature"], now=NOW)
+    verify_link([NEW], "a:b", 3, query["expires"], query["signature"], now=NOW)
     with pytest.raises(TokenExpired):
-        read_link([NEW], "a:b", 3, query["expires"], query["signature"], now=NOW + 1)
+        verify_link([NEW], "a:b", 3, query["expires"], query["signature"], now=NOW + 1)
     for changed in [("a", 3, query["expires"]), ("a:b", 2, query["expires"]), ("a:b", 3, str(int(NOW) + 9))]:
         with pytest.raises(TokenError):
-            read_link([NEW], *changed, query["signature"])
+            verify_link([NEW], *changed, query["signature"])
 
 
 ANY_TEXT = st.text(st.characters())
@@ -244,7 +246,7 @@ ANY_TEXT = st.text(st.characters())
 def test_no_text_passes_for_a_link(expires: str, signature: str) -> None:
     """Whatever comes in a query, it is refused with one error of ours."""
     with pytest.raises(TokenError):
-        read_link([NEW], "a", 0, expires, signature)
+        verify_link([NEW], "a", 0, expires, signature)
 
 
 def test_a_fingerprint_tells_keys_apart_and_no_more() -> None:

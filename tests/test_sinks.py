@@ -15,9 +15,9 @@ import pytest
 from nats.aio.client import Client
 from redis.asyncio import Redis
 
-from kling_receiver.hooks.config import BadHook, read_hook
-from kling_receiver.net.guard import Allowed
-from kling_receiver.sinks import Message, NotTaken, Sink, Taken, cloud_event
+from kling_receiver.hooks.config import InvalidHook, parse_hook
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.sinks import Delivered, Message, NotDelivered, Sink, to_cloudevent
 from kling_receiver.sinks.nats import NatsSink
 from kling_receiver.sinks.redis import RedisSink
 from kling_receiver.sinks.registry import open_sink
@@ -40,7 +40,7 @@ def message(number: int = 17, **task: Any) -> Message:
 def test_a_cloud_event() -> None:
     """Version 1.0: what brokers' own tools understand, with the whole event in it."""
     sent = message()
-    assert cloud_event(sent) == {
+    assert to_cloudevent(sent) == {
         "specversion": "1.0",
         "id": "17",
         "source": "https://receiver.test",
@@ -83,18 +83,18 @@ async def test_an_event_into_a_jetstream(jetstream: Broker) -> None:
     """Once, however often it is sent: the stream drops what it has by the event's id."""
     sink = NatsSink(f"nats://127.0.0.1:{jetstream.port}/kling.events")
     async with listening(jetstream):
-        assert await sink.send(message()) == Taken(answer="stream KLING, sequence 1")
+        assert await sink.send(message()) == Delivered(response="stream KLING, sequence 1")
         again = await sink.send(message())
         await sink.send(message(18))
     await sink.close()
-    assert again.answer == "stream KLING, sequence 1; the stream had it already"
+    assert again.response == "stream KLING, sequence 1; the stream had it already"
     held = await in_stream(jetstream)
     assert [(subject, headers["Nats-Msg-Id"]) for subject, headers, _ in held] == [
         ("kling.events", "17"),
         ("kling.events", "18"),
     ]
     assert held[0][1]["Content-Type"] == "application/cloudevents+json"
-    assert held[0][2] == cloud_event(message())
+    assert held[0][2] == to_cloudevent(message())
 
 
 async def test_a_test_event_is_never_dropped(jetstream: Broker) -> None:
@@ -112,7 +112,7 @@ async def test_a_test_event_is_never_dropped(jetstream: Broker) -> None:
 async def test_a_subject_that_no_stream_listens_to(jetstream: Broker) -> None:
     """Nobody would have the event: it is not taken."""
     sink = NatsSink(f"nats://127.0.0.1:{jetstream.port}/nobody")
-    with pytest.raises(NotTaken, match="NoStreamResponse"):
+    with pytest.raises(NotDelivered, match="NoStreamResponse"):
         await sink.send(message())
     await sink.close()
 
@@ -124,7 +124,7 @@ async def test_a_nats_server_goes_away_and_comes_back(jetstream: Broker) -> None
         await sink.send(message(1))
     jetstream.kill()
     for _ in range(2):
-        with pytest.raises(NotTaken):
+        with pytest.raises(NotDelivered):
             await sink.send(message(2))
     jetstream.start()
     await sink.send(message(2))
@@ -140,9 +140,9 @@ async def test_a_nats_server_that_wants_a_password(tmp_path: Path) -> None:
             NatsSink(f"nats://kling:{word}@127.0.0.1:{broker.port}/kling.x")
             for word in ("right-password", "wrong-password")
         )
-        with pytest.raises(NotTaken) as refused:
+        with pytest.raises(NotDelivered) as refused:
             await bad.send(message())
-        with pytest.raises(NotTaken, match="NoStreamResponse"):
+        with pytest.raises(NotDelivered, match="NoStreamResponse"):
             await good.send(message())
         await good.close()
         await bad.close()
@@ -172,9 +172,9 @@ async def test_an_event_into_a_redis_stream(streams: Broker) -> None:
     await first.close()
     await other.close()
     [entry] = await entries(streams, "kling events")
-    assert taken.answer.startswith("entry ")
+    assert taken.response.startswith("entry ")
     assert (entry["id"], entry["type"]) == ("17", "kling.task.done")
-    assert json.loads(entry["event"]) == cloud_event(message())
+    assert json.loads(entry["event"]) == to_cloudevent(message())
     assert [each["id"] for each in await entries(streams, "kling events", db=1)] == ["18"]
 
 
@@ -184,7 +184,7 @@ async def test_a_redis_server_goes_away_and_comes_back(streams: Broker) -> None:
     await sink.send(message(1))
     streams.kill()
     for _ in range(2):
-        with pytest.raises(NotTaken):
+        with pytest.raises(NotDelivered):
             await sink.send(message(2))
     streams.start()
     await sink.send(message(2))
@@ -197,13 +197,13 @@ async def test_a_redis_server_that_refuses(tmp_path: Path) -> None:
     with redis(tmp_path / "redis", "--requirepass", "right-password") as broker:
         address = f"redis://:{{}}@127.0.0.1:{broker.port}/events"
         bad, good = (RedisSink(address.format(word)) for word in ("wrong-password", "right-password"))
-        with pytest.raises(NotTaken) as refused:
+        with pytest.raises(NotDelivered) as refused:
             await bad.send(message())
         await good.send(message())
         async with Redis(port=broker.port, password="right-password") as client:
             await client.delete("events")
             await client.set("events", "no stream")
-        with pytest.raises(NotTaken, match="WRONGTYPE"):
+        with pytest.raises(NotDelivered, match="WRONGTYPE"):
             await good.send(message())
         await good.close()
         await bad.close()
@@ -232,8 +232,8 @@ async def test_a_redis_server_that_refuses(tmp_path: Path) -> None:
 )
 def test_an_address_that_no_broker_has(address: str) -> None:
     """Is refused when the hook is added, with the form that it should have."""
-    with pytest.raises(BadHook) as refused:
-        read_hook({"address": address}, Allowed())
+    with pytest.raises(InvalidHook) as refused:
+        parse_hook({"address": address}, Allowlist())
     assert f"{address.partition(':')[0]}://host:port/" in str(refused.value)
 
 
@@ -272,8 +272,8 @@ def test_a_sink_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     site = install(tmp_path / "site", "odd", "odd_sink:Sink")
     (site / "odd_sink.py").write_text(module)
     monkeypatch.syspath_prepend(site)
-    with pytest.raises(BadHook) as refused:
-        read_hook({"address": "odd://x"}, Allowed())
+    with pytest.raises(InvalidHook) as refused:
+        parse_hook({"address": "odd://x"}, Allowlist())
     assert refused.value.problems == [f"address: {said}"]
     sys.modules.pop("odd_sink", None)
 

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from kling_receiver import states
-from kling_receiver.states import FINAL, RANK, STATUSES, Origin, Status, move
+from kling_receiver.states import FINAL, RANK, STATUSES, Origin, Status, transition
 
 
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(STATUSES, STATUSES[1:])))
@@ -17,7 +17,7 @@ def test_an_open_task_moves_forward_only(status: str, to: str, by: Origin) -> No
     if status in FINAL:
         return
     expected = "applied" if RANK[to] > RANK[status] else "same" if to == status else "late"
-    assert move(status, None, to, by) == expected
+    assert transition(status, None, to, by) == expected
 
 
 @pytest.mark.parametrize("status", sorted(FINAL))
@@ -25,17 +25,17 @@ def test_an_open_task_moves_forward_only(status: str, to: str, by: Origin) -> No
 def test_klings_first_final_word_stands(status: str, by: Origin) -> None:
     """After it nothing moves: the other end contradicts, anything earlier is late."""
     other = next(iter(FINAL - {status}))
-    assert move(status, "kling", status, by) == "same"
-    assert move(status, "kling", other, by) == "contradictory"
-    assert move(status, "kling", "processing", by) == "late"
+    assert transition(status, "kling", status, by) == "same"
+    assert transition(status, "kling", other, by) == "contradictory"
+    assert transition(status, "kling", "processing", by) == "late"
 
 
 @pytest.mark.parametrize("origin", ["local", "callback"])
 @pytest.mark.parametrize("to", STATUSES[1:])
 def test_an_end_of_our_own_gives_way_to_klings_word(origin: str, to: str) -> None:
     """Whatever Kling says of a task that we, or a callback, called ended, is taken."""
-    assert move("failed", origin, to, "kling") == "applied"
-    assert move("failed", origin, to, "callback") != "applied"
+    assert transition("failed", origin, to, "kling") == "applied"
+    assert transition("failed", origin, to, "callback") != "applied"
 
 
 def test_the_drawing_shows_the_statuses() -> None:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from kling_receiver.results.storage import Folder, folder_of
+from kling_receiver.results.storage import LocalStorage, folder_of
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path: Path) -> LocalStorage:
     """An opened folder."""
-    folder = Folder(tmp_path / "deep" / "results")
-    folder.open()
+    folder = LocalStorage(tmp_path / "deep" / "results")
+    folder.prepare()
     return folder
 
 
-def everything(folder: Folder) -> dict[str, bytes]:
+def everything(folder: LocalStorage) -> dict[str, bytes]:
     """Every file in the folder, finished or not."""
     return {
         str(path.relative_to(folder.root)): path.read_bytes()
@@ -28,66 +28,66 @@ def everything(folder: Folder) -> dict[str, bytes]:
     }
 
 
-def test_a_kept_file_is_there_whole(folder: Folder) -> None:
+def test_a_kept_file_is_there_whole(folder: LocalStorage) -> None:
     """Under its name, with its checksum, and nothing else is left."""
-    part = folder.part()
+    part = folder.create()
     part.write(b"abc")
     part.write(b"def")
     assert part.size == 6
     part.flush()
     assert part.sha256 == hashlib.sha256(b"abcdef").hexdigest()
-    folder.keep(part, "task/0.png")
-    part.drop()
+    folder.commit(part, "task/0.png")
+    part.discard()
     assert everything(folder) == {"task/0.png": b"abcdef"}
     assert folder.path("task/0.png").read_bytes() == b"abcdef"
 
 
-def test_an_unfinished_file_is_seen_by_nobody(folder: Folder) -> None:
+def test_an_unfinished_file_is_seen_by_nobody(folder: LocalStorage) -> None:
     """Before it is kept it lies apart, and dropped it is gone."""
-    part = folder.part()
+    part = folder.create()
     part.write(b"abc")
     part.flush()
     assert [name.split("/")[0] for name in everything(folder)] == [".parts"]
-    part.drop()
-    part.drop()
+    part.discard()
+    part.discard()
     assert everything(folder) == {}
 
 
-def test_a_second_file_takes_the_place_of_the_first(folder: Folder) -> None:
+def test_a_second_file_takes_the_place_of_the_first(folder: LocalStorage) -> None:
     """After a crash between file and database the same file is fetched and kept once more."""
     for content in (b"first", b"second"):
-        part = folder.part()
+        part = folder.create()
         part.write(content)
         part.flush()
-        folder.keep(part, "task/0.png")
-        part.drop()
+        folder.commit(part, "task/0.png")
+        part.discard()
     assert everything(folder) == {"task/0.png": b"second"}
 
 
-def test_what_an_earlier_process_left_unfinished_is_cleared(folder: Folder) -> None:
+def test_what_an_earlier_process_left_unfinished_is_cleared(folder: LocalStorage) -> None:
     """At start; finished files stay."""
-    part = folder.part()
+    part = folder.create()
     part.flush()
-    folder.keep(part, "task/0.png")
-    part.drop()
-    left = folder.part()
+    folder.commit(part, "task/0.png")
+    part.discard()
+    left = folder.create()
     left.write(b"half")
     left.flush()
-    Folder(folder.root).open()
+    LocalStorage(folder.root).prepare()
     assert everything(folder) == {"task/0.png": b""}
-    left.drop()
+    left.discard()
 
 
-def test_a_file_is_known_by_its_checksum(folder: Folder) -> None:
+def test_a_file_is_known_by_its_checksum(folder: LocalStorage) -> None:
     """Altered, it has another, though its size be the same; gone, it has none; a new process reads it again."""
-    part = folder.part()
+    part = folder.create()
     part.write(b"content")
     part.flush()
     sha256 = part.sha256
-    folder.keep(part, "task/0.png")
-    part.drop()
+    folder.commit(part, "task/0.png")
+    part.discard()
     path = folder.path("task/0.png")
-    assert folder.sha256("task/0.png") == Folder(folder.root).sha256("task/0.png") == sha256
+    assert folder.sha256("task/0.png") == LocalStorage(folder.root).sha256("task/0.png") == sha256
     path.write_bytes(b"altered")
     assert folder.sha256("task/0.png") == hashlib.sha256(b"altered").hexdigest()
     path.write_bytes(b"content")
@@ -97,14 +97,14 @@ def test_a_file_is_known_by_its_checksum(folder: Folder) -> None:
     assert folder.sha256("task") is None
 
 
-def test_few_checksums_are_remembered(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_checksums_are_remembered(folder: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files there are."""
     monkeypatch.setattr("kling_receiver.results.storage.REMEMBERED", 3)
     (folder.root / "task").mkdir()
     for n in range(10):
         folder.path(f"task/{n}").write_bytes(bytes([n]))
         assert folder.sha256(f"task/{n}") == hashlib.sha256(bytes([n])).hexdigest()
-    assert len(folder._known) == 3
+    assert len(folder._checksums) == 3
 
 
 @pytest.fixture
@@ -118,26 +118,26 @@ def hasty() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hasty")
 def test_a_thread_that_remembers_second_forgets_nothing_twice(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many threads remember at once: each time one is forgotten, and never more are kept than may be."""
     monkeypatch.setattr("kling_receiver.results.storage.REMEMBERED", 1)
 
     def remember(thread: int) -> None:
         for n in range(5_000):
-            folder._remember((thread, n, 0, 0, 0), "checksum")
+            folder._cache_checksum((thread, n, 0, 0, 0), "checksum")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(remember, range(8)))
-    assert len(folder._known) == 1
+    assert len(folder._checksums) == 1
 
 
-def test_nobody_else_may_read(folder: Folder) -> None:
+def test_nobody_else_may_read(folder: LocalStorage) -> None:
     """Files and the folders around them are the receiver's own."""
-    part = folder.part()
+    part = folder.create()
     part.flush()
-    folder.keep(part, "task/0.png")
-    part.drop()
+    folder.commit(part, "task/0.png")
+    part.discard()
     assert folder.path("task/0.png").stat().st_mode & 0o077 == 0
     assert folder.path("task").stat().st_mode & 0o077 == 0
 
@@ -158,7 +158,7 @@ def test_what_is_no_folder(url: str) -> None:
         folder_of(url)
 
 
-def test_a_probe_leaves_nothing(folder: Folder) -> None:
+def test_a_probe_leaves_nothing(folder: LocalStorage) -> None:
     """It writes a file of no meaning, and says when that cannot be."""
     folder.probe()
     assert everything(folder) == {}
@@ -168,12 +168,12 @@ def test_a_probe_leaves_nothing(folder: Folder) -> None:
         folder.probe()
 
 
-def test_a_folder_that_vanished_is_not_made_again(folder: Folder) -> None:
+def test_a_folder_that_vanished_is_not_made_again(folder: LocalStorage) -> None:
     """It was on a volume, which may come back; what is written meanwhile would lie beneath it."""
     away = folder.root.with_name("away")
     folder.root.rename(away)
     folder.root.mkdir()  # as an empty mount point
-    for use in (folder.part, folder.probe):
+    for use in (folder.create, folder.probe):
         with pytest.raises(FileNotFoundError, match="Mount its volume again"):
             use()
     assert list(folder.root.iterdir()) == []

@@ -21,13 +21,13 @@ from hypothesis.stateful import (
 )
 
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.reports import Report, read_answer
+from kling_callback.protocol.reports import Report, parse_answer
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import NewHook
+from kling_receiver.hooks.config import HookConfig
 from kling_receiver.jobs import queue
-from kling_receiver.jobs.queue import Busy, Claimed, Done, GiveUp, Outcome, RetryAt
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.results import records as result_records
-from kling_receiver.results.records import Stored
+from kling_receiver.results.records import StoredFile
 from kling_receiver.states import FINAL, RANK
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import RESULT
@@ -45,7 +45,7 @@ CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 
 
 def answered(spelling: str, said: tuple[str, int]) -> Report:
     """Kling's answer to a question, read as it comes."""
-    answer = read_answer(spelled(spelling, said[0], files=[FILE] * said[1]))
+    answer = parse_answer(spelled(spelling, said[0], files=[FILE] * said[1]))
     assert answer is not None
     return answer.reports[0]
 
@@ -111,7 +111,7 @@ class Model:
 class Run:
     """A job that a worker has, and the task as the worker read it."""
 
-    job: Claimed
+    job: ClaimedJob
     task: Row
 
 
@@ -130,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.models: dict[str, Model] = {}
         self.running: list[Run] = []
         self.last_event = 0
-        self.ledger.change(lambda tx: hook_records.add(tx, NewHook(address="https://example.com/events")))
+        self.ledger.change(lambda tx: hook_records.add(tx, HookConfig(address="https://example.com/events")))
 
     def teardown(self) -> None:
         """Take the database away."""
@@ -146,8 +146,8 @@ class StoreMachine(RuleBasedStateMachine):
             one = callback(task, status, signed=signed, n=variant, files=[FILE] * named, spelling=spelling)
             made.append(one)
             model = self.models.setdefault(task, Model())
-            model.bodies[one.digest] += 1
-            if model.bodies[one.digest] > 1 and not (one.signed and status and model.origin != "kling"):
+            model.bodies[one.body_sha256] += 1
+            if model.bodies[one.body_sha256] > 1 and not (one.signed and status and model.origin != "kling"):
                 continue
             if one.signed and status:
                 model.kling(status, named)
@@ -164,7 +164,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.models[task] = Model(outcome="pending", attempt=attempt)
         expected = self.models[task].register(attempt, outcome)
         answer = self.ledger.register(task, attempt=attempt, outcome=outcome, task_id=f"k{task}")
-        assert answer.create == expected
+        assert answer.may_create == expected
 
     @rule(wait=st.sampled_from([1, 2_000, 60_000, 200_000]))
     def time_passes(self, wait: int) -> None:
@@ -175,12 +175,12 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self) -> None:
         """Hooks are nobody's here."""
 
-        def claim(tx: Transaction) -> list[Claimed]:
-            busy = Busy(1, 9, kinds=Counter({"dispatch": 9}))
-            return queue.claim_due(tx, busy, name=token_hex(8), lease_ms=10**9)
+        def claim(tx: Transaction) -> list[ClaimedJob]:
+            busy = Capacity(1, 9, kinds=Counter({"dispatch": 9}))
+            return queue.claim_due(tx, busy, claim_id=token_hex(8), lease_ms=10**9)
 
         for job in self.ledger.change(claim):
-            self.running.append(Run(job, self.ledger.task(job.task)))
+            self.running.append(Run(job, self.ledger.task(job.task_id)))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), answer=ANSWERS, reached=st.booleans(), last=st.booleans())
@@ -188,7 +188,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A question is answered or not, a file comes or does not; perhaps it was the last attempt."""
         run = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         many = {"unanswered": 99, "undecided": 99, "looks": 99}
-        job = dataclasses.replace(run.job, attempts=99, data=(run.job.data or {}) | many) if last else run.job
+        job = dataclasses.replace(run.job, attempts=99, args=(run.job.args or {}) | many) if last else run.job
         verdict = getattr(self, f"_{job.kind}")
         settled = self.ledger.change(
             lambda tx: queue.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
@@ -220,7 +220,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Kling's answer is believed, whenever it was asked."""
         task = data.draw(st.sampled_from(sorted(self.models)))
         self.models[task].kling(str(answer.status), bool(answer.outputs))
-        self.ledger.change(lambda tx: overdue.learn(tx, tx.known(task), answer, "operator"))
+        self.ledger.change(lambda tx: overdue.apply_answer(tx, tx.require_task(task), answer, "operator"))
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), answer=SURE, lost=st.sets(st.integers(0, 1)))
@@ -233,13 +233,13 @@ class StoreMachine(RuleBasedStateMachine):
         ]
 
         def fetch(tx: Transaction) -> bool:
-            row = tx.known(task)
+            row = tx.require_task(task)
             for n in gone:
-                result_records.lose(tx, row, n, "gone")
-            overdue.learn(tx, row, answer, "operator")
+                result_records.mark_lost(tx, row, n, "gone")
+            overdue.apply_answer(tx, row, answer, "operator")
             again = row["status"] == answer.status == "succeed" and bool(answer.outputs)
             if again:
-                result_records.renew(tx, row, answer.outputs)
+                result_records.refresh_downloads(tx, row, answer.outputs)
             return again
 
         if self.ledger.change(fetch):
@@ -251,8 +251,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.running.clear()
         self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
         for _ in range(times):
-            assert self.ledger.change(startup.restore) == 0
-            self.ledger.change(lambda tx: startup.take_turns(tx, self.ledger.now))
+            assert self.ledger.change(startup.repair) == 0
+            self.ledger.change(lambda tx: startup.schedule_sweep(tx, self.ledger.now))
         turns = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
         assert {f"overdue/{task}" for task in turns} <= self.ledger.jobs().keys()
 
@@ -260,60 +260,66 @@ class StoreMachine(RuleBasedStateMachine):
         """Every row there is."""
         return [self.ledger.rows(table) for table in (TASK, EVENT, RESULT, JOB)]
 
-    def _ask(self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool) -> Outcome:
-        model = self.models[job.task]
-        named = any(file["source_url"] for file in self.ledger.results(job.task))
+    def _ask(
+        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
+    ) -> Outcome:
+        model = self.models[job.task_id]
+        named = any(file["source_url"] for file in self.ledger.results(job.task_id))
         if task["origin"] == "kling" and (task["status"] == "failed" or named):
             return Done()
         if reached:
             if answer:
                 model.kling(str(answer.status), bool(answer.outputs))
-            outcome = reconcile._answered(tx, job, answer, task["hints"])
+            outcome = reconcile._apply_answer(tx, job, answer, task["hints"])
         else:
-            outcome = reconcile._unanswered(tx, job, GatewayError("no answer"))
-        if isinstance(outcome, GiveUp) and (hint := tx.known(job.task)["hint"] or self._stood(tx, job)):
+            outcome = reconcile._retry_or_accept_hint(tx, job, GatewayError("no answer"))
+        if isinstance(outcome, GiveUp) and (
+            hint := tx.require_task(job.task_id)["hint"] or self._stood(tx, job)
+        ):
             model.ours(hint, "callback")
         return outcome
 
-    def _stood(self, tx: Transaction, job: Claimed) -> str | None:
-        task = tx.known(job.task)
+    def _stood(self, tx: Transaction, job: ClaimedJob) -> str | None:
+        task = tx.require_task(job.task_id)
         return str(task["status"]) if task["origin"] == "callback" else None
 
     def _overdue(
-        self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool
+        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
     ) -> Outcome:
-        model = self.models[job.task]
+        model = self.models[job.task_id]
         if task["status"] in FINAL:
-            return overdue._ended(tx, job)
-        hint = tx.known(job.task)["hint"]
+            return overdue._settle_final(tx, job)
+        hint = tx.require_task(job.task_id)["hint"]
         if not reached:
-            outcome = overdue._unanswered(tx, job, GatewayError("no answer"))
+            outcome = overdue._settle_unanswered(tx, job, GatewayError("no answer"))
         else:
             if answer and model.status not in FINAL:
                 model.kling(str(answer.status), bool(answer.outputs))
-            outcome = overdue._answered(tx, job, answer)
+            outcome = overdue._settle_answer(tx, job, answer)
         if isinstance(outcome, Done):
             model.ours(hint or "failed", "callback" if hint else "local")
         return outcome
 
-    def _sweep(self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool) -> Outcome:
+    def _sweep(
+        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
+    ) -> Outcome:
         if task["status"] in FINAL or not reached:
             return Done()
         if answer:
-            self.models[job.task].kling(str(answer.status), bool(answer.outputs))
-        return overdue._swept(tx, job.task, answer)
+            self.models[job.task_id].kling(str(answer.status), bool(answer.outputs))
+        return overdue._settle_sweep(tx, job.task_id, answer)
 
     def _download(
-        self, tx: Transaction, job: Claimed, task: Row, answer: Report | None, reached: bool
+        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
     ) -> Outcome:
-        n = job.data["n"]
+        n = job.args["n"]
         if reached:
-            stored = Stored(f"{job.task}/{n}", "image/png", 1, "0" * 64)
-            result_records.store(tx, tx.known(job.task), n, stored)
+            stored = StoredFile(f"{job.task_id}/{n}", "image/png", 1, "0" * 64)
+            result_records.mark_stored(tx, tx.require_task(job.task_id), n, stored)
             return Done()
         if job.attempts < 99:
             return RetryAt(tx.now + 5, "cut")
-        result_records.fail(tx, tx.known(job.task), n, "gone")
+        result_records.mark_failed(tx, tx.require_task(job.task_id), n, "gone")
         return GiveUp("gone")
 
     @invariant()

@@ -11,11 +11,11 @@ import pytest
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import NewHook
-from kling_receiver.jobs.queue import FAR, Done
+from kling_receiver.hooks.config import HookConfig
+from kling_receiver.jobs.queue import NEVER, Done
 from kling_receiver.store.database import Database
 from kling_receiver.tasks import startup
-from kling_receiver.tasks.overdue import NEVER_CALLED, Overdue
+from kling_receiver.tasks.overdue import NEVER_CALLED_BACK, OverdueTasks
 from kling_receiver.tasks.startup import SPACING_MS
 from kling_sandbox import Sandbox
 from tests.conftest import Start
@@ -65,17 +65,17 @@ def test_work_that_no_job_owes_is_owed_again(ledger: Ledger, caplog: pytest.LogC
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
     with caplog.at_level(logging.ERROR):
-        assert ledger.change(startup.restore) == len(OWED)
+        assert ledger.change(startup.repair) == len(OWED)
     assert set(ledger.jobs()) == OWED
     assert caplog.text.count("was not owed") == len(OWED)
-    assert ledger.change(startup.restore) == 0
+    assert ledger.change(startup.repair) == 0
 
 
 def test_what_was_given_up_is_owed_again_where_the_task_is_not_done(ledger: Ledger) -> None:
     """A dead job is no job."""
     ledger.record(callback("ended", "succeed", files=[FILE], signed=True))
     ledger.kill_job("download/ended/0")
-    assert ledger.change(startup.restore) == 1
+    assert ledger.change(startup.repair) == 1
     job = ledger.jobs()["download/ended/0"]
     assert (job["state"], job["attempts"]) == ("ready", 0)
 
@@ -88,13 +88,13 @@ def test_a_sound_database_needs_nothing(ledger: Ledger) -> None:
     ledger.record(callback("failed", "failed", signed=True))
     ledger.record(callback("bare", "succeed", signed=True))
     ledger.register("refused", outcome="not_created", reason="no")
-    assert ledger.change(startup.restore) == 0
+    assert ledger.change(startup.repair) == 0
 
 
 def take_turns(ledger: Ledger) -> None:
     """What a start does."""
     ledger.now += 1
-    ledger.change(lambda tx: startup.take_turns(tx, ledger.now))
+    ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
 
 
 def test_each_open_task_gets_its_turn(ledger: Ledger) -> None:
@@ -131,7 +131,7 @@ def test_another_start_gives_out_the_turns_anew(ledger: Ledger) -> None:
 def test_a_task_that_comes_after_the_start_needs_no_turn(ledger: Ledger) -> None:
     """Its callback is listened for."""
     ledger.register("new")
-    ledger.change(lambda tx: startup.take_turns(tx, ledger.now))
+    ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
     assert set(ledger.jobs()) == {"overdue/new"}
 
 
@@ -141,9 +141,9 @@ def test_a_task_whose_deadline_was_lost_gets_its_turn_too(ledger: Ledger) -> Non
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
     started = ledger.now = ledger.now + 1
-    ledger.change(startup.restore)
+    ledger.change(startup.repair)
     ledger.now += 1
-    ledger.change(lambda tx: startup.take_turns(tx, started))
+    ledger.change(lambda tx: startup.schedule_sweep(tx, started))
     assert set(ledger.jobs()) == {"overdue/open", "sweep/open"}
 
 
@@ -172,16 +172,16 @@ def test_a_clock_that_was_ahead_puts_nothing_off_for_long(
 ) -> None:
     """What is due later than it can have been put off is due by then; all else stays."""
     ledger.register("t", outcome="not_created")
-    ledger.change(lambda tx: hook_records.add(tx, NewHook(name="one", address="https://one.example/")))
+    ledger.change(lambda tx: hook_records.add(tx, HookConfig(name="one", address="https://one.example/")))
     job: dict[str, Any] = {"kind": kind, "attempts": attempts, "lane": "hook one", "hook": "one"}
     ledger.put_job("late", **job | {"due_at": NOW + 30 * DAY})
     ledger.put_job("in time", **job | {"due_at": NOW + latest})
     ledger.put_job("dead", **job | {"due_at": NOW + 30 * DAY, "state": "dead"})
-    ledger.put_job("paused", **job | {"due_at": FAR})
+    ledger.put_job("paused", **job | {"due_at": NEVER})
     with caplog.at_level(logging.WARNING):
-        ledger.change(startup.bring_forward)
+        ledger.change(startup.clamp_due_times)
     due = {key: job["due_at"] - NOW for key, job in ledger.jobs().items()}
-    assert due == {"late": latest, "in time": latest, "dead": 30 * DAY, "paused": FAR - NOW}
+    assert due == {"late": latest, "in time": latest, "dead": 30 * DAY, "paused": NEVER - NOW}
     assert f"1 jobs ({kind})" in caplog.text
 
 
@@ -216,19 +216,19 @@ def test_a_deadline_before_its_turn_needs_none(ledger: Ledger) -> None:
 @pytest.mark.anyio
 async def test_kling_says_how_it_stands(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """Still going: noted, and its deadline stands; ended: recovered; no answer, no task: nothing."""
-    overdue = Overdue(parts.asker, parts.reader)
+    overdue = OverdueTasks(parts.asker, parts.reader)
     gateway.hold()
     theirs = made(gateway)
     going, silent, nobody = await known(parts, theirs), await known(parts, made(gateway, "query-5xx")), new_id()
     for task in (going, silent, nobody):
-        assert isinstance(await parts.do(overdue.sweep, task), Done)
+        assert isinstance(await parts.do(overdue.check_after_start, task), Done)
     assert "task.recovered" not in [*(await parts.types(going)), *(await parts.types(silent))]
     gateway.release()
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
-    assert isinstance(await parts.do(overdue.sweep, going), Done)
+    assert isinstance(await parts.do(overdue.check_after_start, going), Done)
     assert "task.recovered" in await parts.types(going)
     asked = gateway.tasks[theirs].queries
-    assert isinstance(await parts.do(overdue.sweep, going), Done)
+    assert isinstance(await parts.do(overdue.check_after_start, going), Done)
     assert gateway.tasks[theirs].queries == asked
 
 
@@ -239,13 +239,13 @@ async def test_a_gateway_that_never_calls_back_is_named_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One loud line for the first task that only its deadline found, none for the next."""
-    overdue = Overdue(parts.asker, parts.reader)
+    overdue = OverdueTasks(parts.asker, parts.reader)
     with caplog.at_level(logging.ERROR):
         for _ in range(2):
             theirs = made(gateway)
             gateway.wait_for(lambda theirs=theirs: gateway.tasks[theirs].finished_at)  # type: ignore[misc]
-            assert isinstance(await parts.do(overdue.look, await known(parts, theirs)), Done)
-    assert caplog.text.count(NEVER_CALLED) == 1
+            assert isinstance(await parts.do(overdue.check, await known(parts, theirs)), Done)
+    assert caplog.text.count(NEVER_CALLED_BACK) == 1
 
 
 @pytest.mark.anyio
@@ -259,9 +259,9 @@ async def test_a_gateway_that_did_call_back_is_not_blamed(
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     with caplog.at_level(logging.ERROR):
-        overdue = Overdue(parts.asker, parts.reader)
-        assert isinstance(await parts.do(overdue.look, await known(parts, theirs)), Done)
-    assert NEVER_CALLED not in caplog.text
+        overdue = OverdueTasks(parts.asker, parts.reader)
+        assert isinstance(await parts.do(overdue.check, await known(parts, theirs)), Done)
+    assert NEVER_CALLED_BACK not in caplog.text
 
 
 def test_a_registered_task_is_asked_about_after_a_start_and_goes_on(start: Start, gateway: Sandbox) -> None:

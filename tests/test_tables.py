@@ -15,10 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import RESULT, TAG
 from kling_receiver.store.tables import METADATA
-from kling_receiver.store.transaction import EVENT, JOB, NEW_TASK, TASK
+from kling_receiver.store.transaction import EVENT, JOB, TASK, TASK_DEFAULTS
 from tests.ledger import FAMILY, NOW, Ledger
 
-TASK_ROW = {**NEW_TASK, "id": "t", "family": FAMILY, "created_at": NOW, "updated_at": NOW}
+TASK_ROW = {**TASK_DEFAULTS, "id": "t", "family": FAMILY, "created_at": NOW, "updated_at": NOW}
 EVENT_ROW = {"task": "t", "type": "callback.received", "at": NOW, "data": None, "digest": "d", "repeats": 0}
 RESULT_ROW = {"task": "t", "n": 0, "kind": "image", "status": "pending", "source_url": "", "error": ""}
 JOB_ROW = {

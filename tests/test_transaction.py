@@ -7,9 +7,9 @@ from sqlalchemy import text
 
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.records import HOOK
-from kling_receiver.policy import Rules
+from kling_receiver.policy import Policy
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import EVENT, JOB, TASK, Committed, Transaction
+from kling_receiver.store.transaction import EVENT, JOB, TASK, CommitResult, Transaction
 from tests.ledger import FAMILY, NOW, Ledger
 
 
@@ -24,24 +24,24 @@ def ledger(database: Database) -> Ledger:
 def test_an_empty_transaction_says_nothing(ledger: Ledger) -> None:
     """It wakes nobody."""
     ledger.change(lambda tx: None)
-    assert ledger.committed == Committed(frozenset(), None)
+    assert ledger.committed == CommitResult(frozenset(), None)
 
 
 def test_a_task_is_read_once(ledger: Ledger) -> None:
     """All that share a transaction change the same row; one that is not there is none."""
     with ledger.transaction() as tx:
-        assert tx.known("t") is tx.task("t")
+        assert tx.require_task("t") is tx.task("t")
         assert tx.task("nobody") is None
         with pytest.raises(AssertionError, match="nobody"):
-            tx.known("nobody")
+            tx.require_task("nobody")
 
 
 def test_a_new_task_needs_an_id_and_a_family_only(database: Database) -> None:
     """The rest is as if nothing were known of it."""
     ledger = Ledger(database)
-    ledger.change(lambda tx: tx.create([]))
+    ledger.change(lambda tx: tx.add_tasks([]))
     ledger.change(
-        lambda tx: tx.create([{"id": "t", "family": FAMILY}, {"id": "u", "family": "videos/effects"}])
+        lambda tx: tx.add_tasks([{"id": "t", "family": FAMILY}, {"id": "u", "family": "videos/effects"}])
     )
     task = ledger.task()
     assert (task["status"], task["origin"], task["outcome"], task["done"]) == ("created", None, "none", False)
@@ -54,10 +54,10 @@ def test_a_new_task_may_be_changed_before_and_after_its_row_is_written(database:
     ledger = Ledger(database)
 
     def change(tx: Transaction) -> None:
-        tx.create([{"id": "t", "family": FAMILY}])
-        tx.change(tx.known("t"), status_msg="before")
-        tx.insert()
-        tx.change(tx.known("t"), callbacks=3)
+        tx.add_tasks([{"id": "t", "family": FAMILY}])
+        tx.update_task(tx.require_task("t"), status_msg="before")
+        tx.flush_new_tasks()
+        tx.update_task(tx.require_task("t"), callbacks=3)
 
     ledger.change(change)
     assert (ledger.task()["status_msg"], ledger.task()["callbacks"]) == ("before", 3)
@@ -68,8 +68,8 @@ def test_a_change_says_when(ledger: Ledger) -> None:
     ledger.now += 5
 
     def change(tx: Transaction) -> None:
-        tx.change(tx.known("t"), status_msg="one", callbacks=1)
-        tx.change(tx.known("t"), status_msg="two")
+        tx.update_task(tx.require_task("t"), status_msg="one", callbacks=1)
+        tx.update_task(tx.require_task("t"), status_msg="two")
 
     ledger.change(change)
     task = ledger.task()
@@ -83,8 +83,8 @@ def test_tasks_change_each_in_its_own_columns(ledger: Ledger) -> None:
 
     def change(tx: Transaction) -> None:
         tx.load(["t", "u"])
-        tx.change(tx.tasks["t"], callbacks=1, status_msg="new")
-        tx.change(tx.tasks["u"], callbacks=2)
+        tx.update_task(tx.tasks["t"], callbacks=1, status_msg="new")
+        tx.update_task(tx.tasks["u"], callbacks=2)
 
     ledger.change(change)
     assert [(task["callbacks"], task["status_msg"]) for task in ledger.rows(TASK)] == [(1, "new"), (2, "kept")]
@@ -95,41 +95,41 @@ def test_events_stand_in_the_order_in_which_they_happened(ledger: Ledger) -> Non
     types = [f"type {n}" for n in range(50)]
     ledger.log(*types)
     assert ledger.types() == types
-    assert ledger.committed == Committed(frozenset({"t"}), None, dict.fromkeys(types, 1))
+    assert ledger.committed == CommitResult(frozenset({"t"}), None, dict.fromkeys(types, 1))
 
 
 def test_repeats_are_counted(ledger: Ledger) -> None:
     """Those of a callback in the same commit as well as of one from before."""
 
     def first(tx: Transaction) -> None:
-        tx.log("t", "callback.received", digest="d", body=b"\0")
-        tx.repeat("t", "d")
-        tx.repeat("t", "d")
+        tx.add_event("t", "callback.received", digest="d", body=b"\0")
+        tx.count_repeat("t", "d")
+        tx.count_repeat("t", "d")
 
     ledger.change(first)
-    ledger.change(lambda tx: tx.repeat("t", "d"))
+    ledger.change(lambda tx: tx.count_repeat("t", "d"))
     (event,) = ledger.events()
     assert (event["repeats"], event["body"]) == (3, b"\0")
-    assert ledger.committed.tasks == frozenset()
+    assert ledger.committed.task_ids == frozenset()
 
 
 def owe(tx: Transaction, *dues: int) -> None:
     """Owe a question: now, or at each of these times."""
     for due in dues or [None]:
-        tx.owe("ask", "t", key="ask/t", lane="kling", due_at=due, data={"n": 1})
+        tx.enqueue("ask", "t", key="ask/t", lane="kling", due_at=due, data={"n": 1})
 
 
 def test_a_job_is_owed_once(ledger: Ledger) -> None:
     """The earlier of two times counts, in whatever order they are named, in one commit or in two."""
     ledger.change(lambda tx: owe(tx, NOW + 50, NOW + 30, NOW + 40))
-    assert ledger.committed == Committed(frozenset(), NOW + 30)
+    assert ledger.committed == CommitResult(frozenset(), NOW + 30)
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + 30
     ledger.change(lambda tx: owe(tx, NOW + 99))
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + 30
     ledger.change(owe)
     job = ledger.jobs()["ask/t"]
     assert (job["due_at"], job["state"], job["attempts"], job["data"]) == (NOW, "ready", 0, {"n": 1})
-    assert ledger.committed == Committed(frozenset(), NOW)
+    assert ledger.committed == CommitResult(frozenset(), NOW)
 
 
 def test_a_running_job_is_left_to_its_worker(ledger: Ledger) -> None:
@@ -137,8 +137,8 @@ def test_a_running_job_is_left_to_its_worker(ledger: Ledger) -> None:
     ledger.change(lambda tx: owe(tx, NOW))
     ledger.run_job("ask/t")
     ledger.change(owe)
-    ledger.change(lambda tx: tx.forget("ask/t"))
-    ledger.change(lambda tx: tx.hasten("ask/t"))
+    ledger.change(lambda tx: tx.cancel_job("ask/t"))
+    ledger.change(lambda tx: tx.run_now("ask/t"))
     job = ledger.jobs()["ask/t"]
     assert (job["state"], job["claim"], job["due_at"]) == ("running", "c", NOW)
 
@@ -155,10 +155,10 @@ def test_a_dead_job_that_is_owed_again_begins_anew(ledger: Ledger) -> None:
 def test_a_job_that_is_not_needed_is_dropped(ledger: Ledger) -> None:
     """Whether it waits or is dead; within one commit the last word counts."""
     for last, left in ((owe, ["ask/t"]), (lambda tx: tx.forget("ask/t"), [])):
-        ledger.change(lambda tx: tx.forget("ask/t"))
+        ledger.change(lambda tx: tx.cancel_job("ask/t"))
 
         def change(tx: Transaction, last: object = last) -> None:
-            tx.forget("ask/t")
+            tx.cancel_job("ask/t")
             owe(tx)
             last(tx)  # type: ignore[operator]  # one of the two above
 
@@ -166,21 +166,21 @@ def test_a_job_that_is_not_needed_is_dropped(ledger: Ledger) -> None:
         assert list(ledger.jobs()) == left
     ledger.put_job()
     ledger.kill_job("ask/t")
-    ledger.change(lambda tx: tx.forget("ask/t"))
+    ledger.change(lambda tx: tx.cancel_job("ask/t"))
     assert ledger.jobs() == {}
 
 
 def test_a_waiting_job_can_be_hastened(ledger: Ledger) -> None:
     """One that is due already, or dead, or not there, is not touched."""
-    ledger.change(lambda tx: tx.hasten("ask/t"))
+    ledger.change(lambda tx: tx.run_now("ask/t"))
     assert ledger.jobs() == {}
     ledger.change(lambda tx: owe(tx, NOW + 50))
-    ledger.change(lambda tx: tx.hasten("ask/t"))
+    ledger.change(lambda tx: tx.run_now("ask/t"))
     assert ledger.jobs()["ask/t"]["due_at"] == NOW
     ledger.now += 10
-    ledger.change(lambda tx: tx.hasten("ask/t"))
+    ledger.change(lambda tx: tx.run_now("ask/t"))
     assert ledger.jobs()["ask/t"]["due_at"] == NOW
-    assert ledger.committed.due_at == ledger.now
+    assert ledger.committed.next_due_at == ledger.now
 
 
 def test_each_hook_is_owed_one_look_at_the_events(ledger: Ledger) -> None:
@@ -190,9 +190,9 @@ def test_each_hook_is_owed_one_look_at_the_events(ledger: Ledger) -> None:
     ledger.put_hook("one")
     ledger.put_hook("two")
     ledger.log("one", "two")
-    assert ledger.committed == Committed(frozenset({"t"}), NOW, {"one": 1, "two": 1})
+    assert ledger.committed == CommitResult(frozenset({"t"}), NOW, {"one": 1, "two": 1})
     ledger.log("three")
-    assert ledger.committed.due_at is None  # whoever takes the job sees that event too
+    assert ledger.committed.next_due_at is None  # whoever takes the job sees that event too
     jobs = ledger.jobs()
     assert sorted(jobs) == ["dispatch/one", "dispatch/two"]
     assert {(job["kind"], job["task"], job["state"], job["due_at"]) for job in jobs.values()} == {
@@ -220,7 +220,7 @@ def test_who_is_owed_no_look(ledger: Ledger) -> None:
     assert [key for key in after if after[key] != before[key]] == ["dispatch/late"]
     assert after["dispatch/late"]["due_at"] == NOW
     ledger.put_task("u")
-    ledger.change(lambda tx: tx.log("u", "one"))
+    ledger.change(lambda tx: tx.add_event("u", "one"))
     assert "dispatch/task:u" in ledger.jobs()
 
 
@@ -228,8 +228,8 @@ def test_what_fails_leaves_nothing(ledger: Ledger) -> None:
     """Neither the task nor the event nor the job of a transaction that raised."""
 
     def change(tx: Transaction) -> None:
-        tx.create([{"id": "u", "family": FAMILY}])
-        tx.log("u", "task.created")
+        tx.add_tasks([{"id": "u", "family": FAMILY}])
+        tx.add_event("u", "task.created")
         owe(tx)
         tx.flush()
         raise ZeroDivisionError
@@ -252,7 +252,7 @@ def test_what_fails_leaves_nothing(ledger: Ledger) -> None:
 )
 def test_how_long_a_task_may_take(seconds: float | None, family: str, expected: int) -> None:
     """Images three minutes, all else twenty, or one number for all."""
-    assert Rules(overdue_seconds=seconds).overdue_ms(family) == expected
+    assert Policy(overdue_seconds=seconds).overdue_ms(family) == expected
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -263,13 +263,13 @@ def test_event_ids_are_committed_in_order(database: Database, database_url: str)
     order: list[str] = []
 
     def write() -> None:
-        Ledger(other).change(lambda tx: tx.log("t", "second"))
+        Ledger(other).change(lambda tx: tx.add_event("t", "second"))
         order.append("second")
 
     thread = threading.Thread(target=write)
     with database.write() as connection:
         tx = Transaction(connection, database, NOW)
-        tx.log("t", "first")
+        tx.add_event("t", "first")
         tx.flush()
         thread.start()
         _wait_for_a_lock(database, "advisory")
@@ -324,6 +324,6 @@ def test_crossing_writers_do_not_block_each_other_for_ever(database: Database, d
 def _touch(tx: Transaction, order: list[str]) -> None:
     tx.load(order)
     for name in order:
-        tx.change(tx.tasks[name], callbacks=tx.tasks[name]["callbacks"] + 1)
-        tx.log(name, "touched")
-        tx.owe("ask", name, key=f"ask/{name}", lane="kling")
+        tx.update_task(tx.tasks[name], callbacks=tx.tasks[name]["callbacks"] + 1)
+        tx.add_event(name, "touched")
+        tx.enqueue("ask", name, key=f"ask/{name}", lane="kling")

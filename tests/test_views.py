@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from kling_callback.protocol.signing import read_link
-from kling_receiver.events.payloads import LINK_SECONDS, Views, iso
+from kling_callback.protocol.signing import verify_link
+from kling_receiver.events.payloads import LINK_SECONDS, Payloads, iso
 from kling_receiver.results import records as result_records
-from kling_receiver.results.records import Stored
+from kling_receiver.results.records import StoredFile
 from kling_receiver.store.database import Database
-from kling_receiver.store.reader import Full, Reader
+from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.tasks import transitions
 from tests.conftest import SECRET
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback, says
@@ -18,13 +18,13 @@ from tests.ledger import FAMILY, FILE, NOW, Ledger, callback, says
 pytestmark = pytest.mark.anyio
 
 URL = "https://receiver.example/kling"
-VIEWS = Views((SECRET,), URL, clock=lambda: NOW / 1000)
+VIEWS = Payloads((SECRET,), URL, clock=lambda: NOW / 1000)
 AT = iso(NOW)
 
 
 async def shown(ledger: Ledger, task: str = "t") -> dict[str, Any]:
     """A task as it is shown, fit for JSON."""
-    full = (await Reader(ledger.database).full([task]))[task]
+    full = (await Reader(ledger.database).details([task]))[task]
     view = VIEWS.task(full)
     assert json.loads(json.dumps(view, allow_nan=False)) == view
     return view
@@ -71,9 +71,9 @@ async def test_a_task_with_files(database: Database) -> None:
     ledger = Ledger(database)
     ledger.register(outcome="created", task_id="k1")
     ledger.believe("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
-    stored = Stored("t/0.png", "image/png", 5, "ab" * 32)
-    ledger.change(lambda tx: result_records.store(tx, tx.known("t"), 0, stored))
-    ledger.change(lambda tx: result_records.fail(tx, tx.known("t"), 2, "gone"))
+    stored = StoredFile("t/0.png", "image/png", 5, "ab" * 32)
+    ledger.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, stored))
+    ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 2, "gone"))
     view = await shown(ledger)
     assert (view["status"], view["origin"], view["task_id"]) == ("succeed", "kling", "k1")
     assert (view["cost"], view["status_msg"], view["done"]) == ("3.5", "m", False)
@@ -108,14 +108,14 @@ def _assert_opens(href: str) -> None:
     assert address == f"{URL}/api/tasks/t/results/0"
     given = dict(pair.split("=") for pair in query.split("&"))
     assert int(given["expires"]) == NOW // 1000 + LINK_SECONDS
-    read_link([SECRET], "t", 0, given["expires"], given["signature"], now=NOW / 1000)
+    verify_link([SECRET], "t", 0, given["expires"], given["signature"], now=NOW / 1000)
 
 
 async def test_a_success_of_which_nobody_named_a_file(database: Database) -> None:
     """The lost result has no address."""
     ledger = Ledger(database)
     ledger.record(callback(status="succeed"))
-    ledger.change(lambda tx: transitions.stand(tx, tx.known("t")))
+    ledger.change(lambda tx: transitions.accept_hint(tx, tx.require_task("t")))
     view = await shown(ledger)
     assert (view["status"], view["origin"], view["done"]) == ("succeed", "callback", True)
     (result,) = view["results"]
@@ -128,7 +128,7 @@ async def test_an_event_shows_its_task_as_it_is_now(database: Database) -> None:
     ledger = Ledger(database)
     ledger.record(callback(task_id="k1", message="a\0b"))
     reader = Reader(database)
-    full: Full = (await reader.full(["t"]))["t"]
+    full: TaskDetail = (await reader.details(["t"]))["t"]
     *_, last = await reader.events(0)
     assert VIEWS.event(last, full) == {
         "id": last["id"],

@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import text
 
 from kling_receiver.jobs import queue
-from kling_receiver.jobs.queue import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
-from kling_receiver.jobs.worker import PER_KIND, PER_LANE, SURPRISE, Handler, Worker
+from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
+from kling_receiver.jobs.worker import MAX_PER_KEY, MAX_PER_KIND, UNEXPECTED_ERROR_BACKOFF, Handler, Worker
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.sql import Row
-from kling_receiver.store.transaction import Committed, Transaction
+from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
 from tests.ledger import Ledger, statements
 
@@ -32,18 +32,18 @@ class Shop:
         self.ledger = Ledger(database)
         self.ledger.now = int(clock() * 1000)
         self.writer = Writer(database, on_commit=self._committed, clock=clock)
-        self.worker = Worker(self.writer, {"ask": handler, "hook": handler}, clock=clock, pause=0.01)
+        self.worker = Worker(self.writer, {"ask": handler, "hook": handler}, clock=clock, outage_seconds=0.01)
         self._changed = asyncio.Event()
 
-    def _committed(self, committed: Committed) -> None:
-        if committed.due_at is not None:
-            self.worker.wake(committed.due_at)
+    def _committed(self, committed: CommitResult) -> None:
+        if committed.next_due_at is not None:
+            self.worker.wake(committed.next_due_at)
         self._changed.set()
 
     async def owe(self, key: str = "ask/t", *, wait: int = 0, **given: Any) -> None:
         """Owe a job of a task of its own, due in so many milliseconds."""
         owed = {"kind": "ask", "lane": "kling", **given}
-        await self.writer.run(lambda tx: tx.owe(task="t", key=key, due_at=tx.now + wait, **owed))
+        await self.writer.run(lambda tx: tx.enqueue(task_id="t", key=key, due_at=tx.now + wait, **owed))
 
     async def until(self, true: Callable[[dict[str, Row]], bool]) -> dict[str, Row]:
         """The jobs, as soon as this is true of them; looked at after each commit."""
@@ -74,8 +74,8 @@ async def working(
 def answering(outcome: Outcome) -> Handler:
     """A handler that always comes to the same."""
 
-    async def handle(job: Claimed) -> Verdict:
-        return verdict(outcome)
+    async def handle(job: ClaimedJob) -> Settle:
+        return settle_as(outcome)
 
     return handle
 
@@ -84,16 +84,16 @@ class Slow:
     """A handler that is entered and then waits to be let go."""
 
     def __init__(self) -> None:
-        self.entered: asyncio.Queue[Claimed] = asyncio.Queue()
+        self.entered: asyncio.Queue[ClaimedJob] = asyncio.Queue()
         self.go = asyncio.Event()
 
-    async def __call__(self, job: Claimed) -> Verdict:
+    async def __call__(self, job: ClaimedJob) -> Settle:
         """Handle a job."""
         self.entered.put_nowait(job)
         await self.go.wait()
-        return verdict(Done())
+        return settle_as(Done())
 
-    async def next(self) -> Claimed:
+    async def next(self) -> ClaimedJob:
         """The next job that was begun."""
         async with asyncio.timeout(PATIENCE):
             return await self.entered.get()
@@ -108,9 +108,9 @@ async def test_what_is_due_is_done(database: Database) -> None:
     """What was owed before the start, and what is owed afterwards; each once."""
     done: list[str] = []
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         done.append(job.key)
-        return verdict(Done())
+        return settle_as(Done())
 
     async with working(database, handle, start=False) as shop:
         await shop.owe("before")
@@ -124,10 +124,10 @@ async def test_what_is_due_is_done(database: Database) -> None:
 async def test_a_verdict_is_applied_with_the_settling(database: Database) -> None:
     """In one transaction: the change is there when the job is gone."""
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         def decide(tx: Transaction) -> Outcome:
-            tx.create([{"id": "t", "family": "f"}])
-            tx.log("t", "done")
+            tx.add_tasks([{"id": "t", "family": "f"}])
+            tx.add_event("t", "done")
             return Done()
 
         return decide
@@ -142,10 +142,10 @@ async def test_no_wake_is_lost(database: Database) -> None:
     """Jobs that are owed while the loop claims, runs and settles are all done, by their wakes alone."""
     count = 0
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         nonlocal count
         count += 1
-        return verdict(Done())
+        return settle_as(Done())
 
     async with working(database, handle) as shop:
         await asyncio.gather(*(shop.owe(f"j{n}", lane=f"lane {n % 9}") for n in range(150)))
@@ -165,7 +165,7 @@ async def test_a_wake_during_the_claim_is_not_lost(database: Database) -> None:
             answer = await claim(change, durable=durable)
             if "first" not in seen:
                 seen.add("first")
-                await claim(lambda tx: tx.owe("ask", "t", key="late", lane="kling"))
+                await claim(lambda tx: tx.enqueue("ask", "t", key="late", lane="kling"))
             return answer
 
         seen: set[str] = set()
@@ -186,9 +186,9 @@ async def test_it_sleeps_until_a_job_is_due(database: Database) -> None:
     begun: list[float] = []
     due = 0.0
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         begun.append(time.time())
-        return verdict(Done())
+        return settle_as(Done())
 
     async with working(database, handle) as shop:
         with statements(database) as seen:
@@ -258,7 +258,7 @@ async def test_what_is_to_be_tried_again_is(database: Database) -> None:
     """At its time; the attempts are counted."""
     attempts: list[int] = []
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         attempts.append(job.attempts)
         return lambda tx: Done() if job.attempts == 3 else RetryAt(tx.now + 5, "again")
 
@@ -276,12 +276,12 @@ async def test_what_is_given_up_is_dead(database: Database) -> None:
     assert jobs["ask/t"]["error"] == "no use"
 
 
-async def fail(job: Claimed) -> Verdict:
+async def fail(job: ClaimedJob) -> Settle:
     """A handler with a fault."""
     raise ZeroDivisionError("surprise")
 
 
-async def fail_to_settle(job: Claimed) -> Verdict:
+async def fail_to_settle(job: ClaimedJob) -> Settle:
     """A handler whose verdict has a fault."""
 
     def decide(tx: Transaction) -> Outcome:
@@ -298,11 +298,11 @@ async def test_a_surprise_is_tried_again_and_never_given_up(
     now = 1_000.0
     async with working(database, handler, clock=lambda: now) as shop:
         await shop.owe()
-        for attempt in range(1, len(SURPRISE.steps) + 3):
+        for attempt in range(1, len(UNEXPECTED_ERROR_BACKOFF.steps) + 3):
             jobs = await shop.until(lambda jobs, n=attempt: _waits(jobs, n))  # type: ignore[misc]
             assert jobs["ask/t"]["error"] == "ZeroDivisionError: surprise"
             assert jobs["ask/t"]["due_at"] > now * 1000
-            now += SURPRISE.steps[-1]
+            now += UNEXPECTED_ERROR_BACKOFF.steps[-1]
             shop.worker.wake()
     assert "job ask/t failed in an unforeseen way" in caplog.text
 
@@ -314,7 +314,7 @@ def _waits(jobs: dict[str, Row], attempts: int) -> bool:
 async def test_a_job_that_nobody_knows_how_to_do_is_a_surprise(database: Database) -> None:
     """Of a version that is no more, say."""
     async with working(database, answering(Done())) as shop:
-        await shop.writer.run(lambda tx: tx.owe("unheard of", "t", key="x", lane="x"))
+        await shop.writer.run(lambda tx: tx.enqueue("unheard of", "t", key="x", lane="x"))
         jobs = await shop.until(lambda jobs: jobs["x"]["error"] != "")
     assert jobs["x"]["error"] == "KeyError: 'unheard of'"
 
@@ -323,14 +323,14 @@ async def test_a_full_lane_leaves_room_for_others(database: Database) -> None:
     """So many jobs of one host at once; the rest follow when those end."""
     slow = Slow()
     async with working(database, slow, start=False) as shop:
-        for n in range(PER_LANE + 5):
+        for n in range(MAX_PER_KEY + 5):
             await shop.owe(f"a{n}", lane="a", wait=-100 + n)
         await shop.owe("b", lane="b")
         shop.worker.start()
-        begun = {(await slow.next()).key for _ in range(PER_LANE + 1)}
+        begun = {(await slow.next()).key for _ in range(MAX_PER_KEY + 1)}
         await _asleep(shop)
         assert slow.entered.empty()
-        assert begun == {*(f"a{n}" for n in range(PER_LANE)), "b"}
+        assert begun == {*(f"a{n}" for n in range(MAX_PER_KEY)), "b"}
         slow.go.set()
         await shop.until(gone)
 
@@ -339,11 +339,11 @@ async def test_a_full_kind_leaves_room_for_others(database: Database) -> None:
     """However many lanes it has; the rest follow when those end."""
     slow = Slow()
     async with working(database, slow, start=False) as shop:
-        for n in range(PER_KIND + 3):
+        for n in range(MAX_PER_KIND + 3):
             await shop.owe(f"j{n}", lane=f"lane {n}", wait=-100)
         await shop.owe("other", kind="hook", lane="hook")
         shop.worker.start()
-        begun = [(await slow.next()).key for _ in range(PER_KIND + 1)]
+        begun = [(await slow.next()).key for _ in range(MAX_PER_KIND + 1)]
         assert "other" in begun
         shop.worker.wake()
         await _asleep(shop)
@@ -358,9 +358,9 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(database: Database) -
     attempts: list[int] = []
     told: list[str] = []
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         attempts.append(job.attempts)
-        return verdict(Done())
+        return settle_as(Done())
 
     async with working(database, handle, start=False) as shop:
 
@@ -513,11 +513,11 @@ async def test_an_attempt_that_an_outage_cut_does_not_count(database: Database) 
     """It is made again, as the first."""
     attempts: list[int] = []
 
-    async def handle(job: Claimed) -> Verdict:
+    async def handle(job: ClaimedJob) -> Settle:
         attempts.append(job.attempts)
         if len(attempts) == 1:
             raise Unavailable("The database cannot be used.")
-        return verdict(Done())
+        return settle_as(Done())
 
     async with working(database, handle) as shop:
         await shop.owe()

@@ -13,8 +13,8 @@ from sqlalchemy import event, text
 from kling_callback.protocol.reports import Report
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.transaction import ANYTHING, TASK, Committed, Transaction
-from kling_receiver.store.writer import LARGEST_BATCH, MOST_BYTES, MOST_WAITING, Writer
+from kling_receiver.store.transaction import TASK, UNKNOWN_RESULT, CommitResult, Transaction
+from kling_receiver.store.writer import MAX_BATCH, MAX_PENDING, MAX_PENDING_BYTES, Writer
 from kling_receiver.tasks.ingest import Callback
 from tests.ledger import FAMILY, NOW, Ledger, callback, statements
 
@@ -72,7 +72,7 @@ def add(task: str) -> Change:
     """A change that makes a task, and names it."""
 
     def change(tx: Transaction) -> str:
-        tx.create([{"id": task, "family": FAMILY}])
+        tx.add_tasks([{"id": task, "family": FAMILY}])
         return task
 
     return change
@@ -127,31 +127,31 @@ async def test_what_arrives_meanwhile_shares_a_commit(database: Database) -> Non
 async def test_a_batch_has_a_largest_size(database: Database) -> None:
     """More wait for the next one."""
     async with writing(database) as writer, counting_commits(database) as commits:
-        await together(writer, *[lambda tx: None] * (LARGEST_BATCH + 1))
+        await together(writer, *[lambda tx: None] * (MAX_BATCH + 1))
         assert len(commits) == 3
 
 
 async def test_order_is_kept(database: Database) -> None:
     """Changes are made in the order in which they came, and so are callbacks, within a batch and between."""
     order: list[int] = []
-    numbered = [(lambda tx, n=n: order.append(n)) for n in range(LARGEST_BATCH + 50)]
+    numbered = [(lambda tx, n=n: order.append(n)) for n in range(MAX_BATCH + 50)]
     async with writing(database) as writer:
         await together(writer, *numbered)
         await together(writer, *(callback(n=n) for n in range(20)))
-    assert order == list(range(LARGEST_BATCH + 50))
+    assert order == list(range(MAX_BATCH + 50))
     bodies = [event["body"] for event in Ledger(database).events() if event["type"] == "callback.received"]
     assert bodies == [callback(n=n).body for n in range(20)]
 
 
 def poison(tx: Transaction) -> None:
     """A change that fails after it changed something."""
-    tx.create([{"id": "poisoned", "family": FAMILY}])
+    tx.add_tasks([{"id": "poisoned", "family": FAMILY}])
     raise ZeroDivisionError("poison")
 
 
 def break_rule(tx: Transaction) -> None:
     """A change that the database refuses."""
-    tx.create([{"id": "impossible", "family": FAMILY, "status": "cancelled"}])
+    tx.add_tasks([{"id": "impossible", "family": FAMILY, "status": "cancelled"}])
 
 
 @pytest.mark.parametrize("bad", [poison, break_rule])
@@ -221,12 +221,12 @@ async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
     database.migrate()
     _impatient(database)
     blocker = Database(str(database.url))
-    heard: list[Committed] = []
+    heard: list[CommitResult] = []
     async with writing(database, on_commit=heard.append) as writer:
         with blocker.write(), pytest.raises(Unavailable):
             await writer.run(add("t"))
         await writer.run(lambda tx: None)
-    assert heard[0] == ANYTHING
+    assert heard[0] == UNKNOWN_RESULT
     blocker.close()
     database.close()
 
@@ -244,16 +244,16 @@ async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatc
 async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Database) -> None:
     """From when it is asked for until it is told; what gathers is not urgent."""
     async with writing(database, no_hurry=0.05) as writer:
-        hanging, calm = threading.Event(), writer.calm
+        hanging, calm = threading.Event(), writer.foreground
         urgent = asyncio.ensure_future(writer.run(lambda tx: hanging.wait(20)))
         await asyncio.sleep(0)
-        assert not calm._came.is_set()
+        assert not calm._idle.is_set()
         hanging.set()
         assert await urgent
-        assert calm._came.is_set()
-        gathering = asyncio.ensure_future(writer.share(lambda tx, items: None, 1, urgent=False))
+        assert calm._idle.is_set()
+        gathering = asyncio.ensure_future(writer.run_batched(lambda tx, items: None, 1, urgent=False))
         await asyncio.sleep(0)
-        assert calm._came.is_set()
+        assert calm._idle.is_set()
         await gathering
 
 
@@ -289,7 +289,7 @@ async def test_a_lost_connection_is_an_outage(database: Database, early: bool) -
         with database.read() as other:
             other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
         if early:
-            tx.create([{"id": "t", "family": FAMILY}])
+            tx.add_tasks([{"id": "t", "family": FAMILY}])
 
     async with writing(database) as writer:
         with pytest.raises(Unavailable, match=r"^The database cannot be used\.$"):
@@ -309,13 +309,13 @@ async def test_a_full_queue_refuses(database: Database) -> None:
     async with writing(database) as writer:
         gate = Gate(writer)
         await gate.closed()
-        waiting = [asyncio.ensure_future(writer.run(change)) for _ in range(MOST_WAITING)]
+        waiting = [asyncio.ensure_future(writer.run(change)) for _ in range(MAX_PENDING)]
         await asyncio.sleep(0)
         with pytest.raises(Unavailable, match="Too many changes wait"):
             await writer.run(change)
         await gate.open()
         await asyncio.gather(*waiting)
-    assert count == MOST_WAITING
+    assert count == MAX_PENDING
 
 
 async def test_close_writes_what_waits(database: Database) -> None:
@@ -365,9 +365,9 @@ async def test_a_waiter_that_goes_harms_nobody(database: Database) -> None:
 
 async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
     """In the event loop, when readers can see it; a failed one is not told."""
-    told: list[tuple[Committed, int, threading.Thread]] = []
+    told: list[tuple[CommitResult, int, threading.Thread]] = []
 
-    def on_commit(committed: Committed) -> None:
+    def on_commit(committed: CommitResult) -> None:
         told.append((committed, len(ids(database)), threading.current_thread()))
 
     async with writing(database, on_commit=on_commit) as writer:
@@ -375,7 +375,7 @@ async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
         with pytest.raises(ZeroDivisionError):
             await writer.run(poison)
     happened = dict.fromkeys(("task.created", "callback.received", "task.processing"), 1)
-    assert told == [(Committed(frozenset({"t"}), NOW + 180_000, happened), 1, threading.current_thread())]
+    assert told == [(CommitResult(frozenset({"t"}), NOW + 180_000, happened), 1, threading.current_thread())]
 
 
 async def test_many_at_once_all_are_kept(database: Database) -> None:
@@ -393,9 +393,9 @@ async def test_many_at_once_all_are_kept(database: Database) -> None:
 def _count(tx: Transaction) -> None:
     task = tx.task("counter")
     if task is None:
-        tx.create([{"id": "counter", "family": FAMILY, "callbacks": 1}])
+        tx.add_tasks([{"id": "counter", "family": FAMILY, "callbacks": 1}])
     else:
-        tx.change(task, callbacks=task["callbacks"] + 1)
+        tx.update_task(task, callbacks=task["callbacks"] + 1)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -418,7 +418,7 @@ async def test_so_many_bytes_may_wait(database: Database) -> None:
     async with writing(database) as writer:
         gate = Gate(writer)
         await gate.closed()
-        first = asyncio.ensure_future(writer.run(add("t"), size=MOST_BYTES))
+        first = asyncio.ensure_future(writer.run(add("t"), size=MAX_PENDING_BYTES))
         await asyncio.sleep(0)
         for refused in (writer.record(callback("u")), writer.run(add("u"), size=1)):
             with pytest.raises(Unavailable, match="Too many changes wait"):
@@ -433,16 +433,16 @@ async def test_so_many_bytes_may_wait(database: Database) -> None:
 
 def made(tx: Transaction, tasks: list[str]) -> None:
     """Tasks made together; how many there were stands in each one's model."""
-    tx.create([{"id": task, "family": FAMILY, "model": str(len(tasks))} for task in tasks])
+    tx.add_tasks([{"id": task, "family": FAMILY, "model": str(len(tasks))} for task in tasks])
 
 
 async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
     """Of its own, when nothing else comes: one for all that came meanwhile, in one call."""
     async with writing(database) as writer, counting_commits(database) as commits:
-        await asyncio.gather(*(writer.share(made, f"t{n}", urgent=False) for n in range(5)))
+        await asyncio.gather(*(writer.run_batched(made, f"t{n}", urgent=False) for n in range(5)))
         assert len(commits) == 1
         assert {task["model"] for task in Ledger(database).rows(TASK)} == {"5"}
-        await writer.share(made, "later", urgent=False)
+        await writer.run_batched(made, "later", urgent=False)
         assert len(commits) == 2
 
 
@@ -469,7 +469,7 @@ async def test_a_commit_is_durable_when_anything_in_it_must_be(tmp_path: Path) -
 async def test_who_is_in_no_hurry_makes_nobody_wait(database: Database) -> None:
     """A change that is goes before; when the writer is closed, all is written."""
     async with writing(database, no_hurry=1000.0) as writer:
-        waiting = [asyncio.ensure_future(writer.share(made, task, urgent=False)) for task in "tv"]
+        waiting = [asyncio.ensure_future(writer.run_batched(made, task, urgent=False)) for task in "tv"]
         await asyncio.sleep(0)
         await writer.run(add("u"))
         assert ids(database) == ["u"]

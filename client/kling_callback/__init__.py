@@ -19,7 +19,7 @@ from kling_callback.hooks import HookEvent, verify_hook
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.signing import CallbackSigner
-from kling_callback.retry import Patience
+from kling_callback.retry import RetryPolicy
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import File, Kling, Result, Task
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
@@ -41,10 +41,10 @@ __all__ = [
     "KlingError",
     "NotCreated",
     "ParameterError",
-    "Patience",
     "ReceiverError",
     "Result",
     "ResultFailed",
+    "RetryPolicy",
     "SettingsError",
     "Task",
     "TaskFailed",

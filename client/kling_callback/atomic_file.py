@@ -9,14 +9,14 @@ MODE = 0o666
 """As for any new file: the umask decides."""
 
 
-class Landing:
+class AtomicFile:
     """Bytes on their way to `path`. Either `land` or `discard` ends it; both may be called twice."""
 
     def __init__(self, path: Path, *, mode: int = MODE) -> None:
         """`mode`: its permissions. Raises OSError when the folder cannot be written."""
         self._path = path
-        self._draft = path.with_name(f".{secrets.token_hex(8)}.part")
-        self._file = os.fdopen(os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+        self._temp = path.with_name(f".{secrets.token_hex(8)}.part")
+        self._file = os.fdopen(os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
         self._digest = hashlib.sha256()
         self.size = 0
 
@@ -31,12 +31,12 @@ class Landing:
         self._digest.update(chunk)
         self.size += len(chunk)
 
-    def land(self) -> None:
+    def commit(self) -> None:
         """Give the file its name; it stays there even if the power fails now."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._draft.replace(self._path)
+        self._temp.replace(self._path)
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -46,10 +46,10 @@ class Landing:
     def discard(self) -> None:
         """Leave nothing behind, unless it has landed."""
         self._file.close()
-        self._draft.unlink(missing_ok=True)
+        self._temp.unlink(missing_ok=True)
 
 
-class Memory:
+class MemoryFile:
     """The same for bytes that stay in memory."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Memory:
         """Add to the content."""
         self.content += chunk
 
-    def land(self) -> None:
+    def commit(self) -> None:
         """Nothing: it is there."""
 
     def discard(self) -> None:

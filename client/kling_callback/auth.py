@@ -9,20 +9,20 @@ import httpx
 import jwt
 from jwt.warnings import InsecureKeyLengthWarning
 
-from kling_callback.protocol.families import is_new
+from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.signing import Clock
 
-LIFETIME = 1800
+LIFETIME_SECONDS = 1800
 """Seconds for which a JWT is good."""
 
-RENEW_BEFORE = 300
+RENEW_BEFORE_SECONDS = 300
 """Seconds before its end at which a JWT is made anew: a clock may be off, an upload may be slow."""
 
-STALE = frozenset({1003, 1004})
+STALE_TOKEN_CODES = frozenset({1003, 1004})
 """Codes that mean: this token's time has not come, or is over. Nothing was taken; ask once more."""
 
 
-class KeyAuth(httpx.Auth):
+class BearerAuth(httpx.Auth):
     """`Authorization: Bearer <key>`."""
 
     def __init__(self, key: str) -> None:
@@ -33,7 +33,7 @@ class KeyAuth(httpx.Auth):
         yield request
 
 
-class TokenAuth(httpx.Auth):
+class JwtAuth(httpx.Auth):
     """A JWT, kept until shortly before it ends."""
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
@@ -46,26 +46,26 @@ class TokenAuth(httpx.Auth):
         request.headers["Authorization"] = f"Bearer {self._token}"
         yield request
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Sign anew for the next request: Kling called this token stale."""
         self._renew_at = 0.0
 
     def _sign(self) -> None:
         now = int(self._clock())
-        claims = {"iss": self._access_key, "exp": now + LIFETIME, "nbf": now - 5}
+        claims = {"iss": self._access_key, "exp": now + LIFETIME_SECONDS, "nbf": now - 5}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # the length is Kling's choice
             self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
-        self._renew_at = now + LIFETIME - RENEW_BEFORE
+        self._renew_at = now + LIFETIME_SECONDS - RENEW_BEFORE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
-class Proofs:
+class AuthPair:
     """One proof for legacy calls, one for the new standard's, which take no JWT."""
 
     legacy: httpx.Auth
     new: httpx.Auth
 
-    def of(self, family: str) -> httpx.Auth:
+    def for_family(self, family: str) -> httpx.Auth:
         """The one that a call about this family takes."""
-        return self.new if is_new(family) else self.legacy
+        return self.new if is_new_standard(family) else self.legacy

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from kling_callback.errors import Outcome, ResultFailed
 
-ENDINGS = {
+EXTENSIONS = {
     "image/png": "png",
     "image/jpeg": "jpg",
     "image/webp": "webp",
@@ -18,7 +18,7 @@ ENDINGS = {
 BY_KIND = {"image": "png", "video": "mp4", "audio": "mp3"}
 
 
-class TaskView:
+class BaseTask:
     """One task. `data` is its JSON, as last heard from the receiver.
 
     `unreported` says what the receiver could not be told after the create, with Kling's id; else None.
@@ -77,7 +77,7 @@ class TaskView:
         return "created" if is_created(self.data) else "unknown"
 
 
-class FileView:
+class BaseFile:
     """One result file, as the receiver's archive has it."""
 
     def __init__(self, data: dict[str, Any], task: dict[str, Any]) -> None:
@@ -138,14 +138,14 @@ class FileView:
 
     def _ending(self) -> str:
         media = str(self.content_type or "").partition(";")[0].strip().lower()
-        guessed = ENDINGS.get(media) or (mimetypes.guess_extension(media) or "").removeprefix(".")
+        guessed = EXTENSIONS.get(media) or (mimetypes.guess_extension(media) or "").removeprefix(".")
         return guessed or BY_KIND.get(self.kind, "bin")
 
 
-F = TypeVar("F", bound=FileView)
+F = TypeVar("F", bound=BaseFile)
 
 
-class ResultView(Generic[F]):
+class BaseResult(Generic[F]):
     """The files of a task that succeeded; `task` is the task's JSON."""
 
     def __init__(self, task: dict[str, Any], files: list[F]) -> None:

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kling_callback.errors import HookError, SettingsError
-from kling_callback.protocol.events import LONGEST_EVENT, Event
-from kling_callback.protocol.webhooks import HEADERS, TOLERANCE, is_signed, secret_key, sent_at
+from kling_callback.protocol.events import MAX_EVENT_CHARS, Event
+from kling_callback.protocol.webhooks import (
+    HEADERS,
+    TOLERANCE_SECONDS,
+    secret_key,
+    signature_matches,
+    timestamp_of,
+)
 from kling_callback.receiver_api import is_task
 from kling_callback.settings import split
 
@@ -41,12 +47,12 @@ def verify_hook(
     if not isinstance(body, bytes | bytearray):
         raise TypeError(RAW)
     secrets, given = _secrets(secret), _headers(headers)
-    if len(body) > LONGEST_EVENT:
-        raise HookError(f"The body has more than {LONGEST_EVENT} bytes.", code="too_large")
-    at = sent_at(given)
+    if len(body) > MAX_EVENT_CHARS:
+        raise HookError(f"The body has more than {MAX_EVENT_CHARS} bytes.", code="too_large")
+    at = timestamp_of(given)
     if at is None:
         raise HookError("The header webhook-timestamp is no time.", code="bad_header")
-    if not is_signed(secrets, given, body):
+    if not signature_matches(secrets, given, body):
         raise HookError("The signature does not hold.", code="bad_signature", hint=SECRETS_DIFFER)
     _check_age(clock() - at)
     return _event(body, given["webhook-id"])
@@ -84,9 +90,9 @@ def _text(value: Any) -> str:
 
 
 def _check_age(age: float) -> None:
-    if age > TOLERANCE:
+    if age > TOLERANCE_SECONDS:
         raise HookError(f"It was signed {age:.0f} seconds ago.", code="too_old", hint=CLOCKS_DIFFER)
-    if age < -TOLERANCE:
+    if age < -TOLERANCE_SECONDS:
         raise HookError(f"It was signed {-age:.0f} seconds ahead.", code="too_new", hint=CLOCKS_DIFFER)
 
 

@@ -11,7 +11,7 @@ from kling_callback.protocol.urls import is_loopback
 AGENT = f"kling-callback/{version('kling-callback')}"
 
 
-def new_http(receiver: str) -> httpx.AsyncClient:
+def create_client(receiver: str) -> httpx.AsyncClient:
     """A client for Kling and the receiver: no limit on how many wait at a time, no redirects.
 
     A proxy from the environment is used, but not for a receiver on this machine.

@@ -9,26 +9,26 @@ from typing import Any, Self
 import httpx
 from anyio import to_thread
 
-from kling_callback.creation import Creation
+from kling_callback.creation import CreateCall
 from kling_callback.errors import ParameterError, SettingsError
 from kling_callback.events import follow, last_event
-from kling_callback.http import new_http
-from kling_callback.jobs.body import check_create, own_id
+from kling_callback.http import create_client
+from kling_callback.jobs.body import check_create, chosen_id
 from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
-from kling_callback.kling_api import Gateway, gateway_auth
+from kling_callback.kling_api import KlingApi, auth_from
 from kling_callback.protocol.events import Event
-from kling_callback.protocol.families import is_new
-from kling_callback.protocol.ids import RULE, is_id, new_id
+from kling_callback.protocol.families import is_new_standard
+from kling_callback.protocol.ids import DESCRIPTION, is_id, new_id
 from kling_callback.protocol.signing import api_token
-from kling_callback.receiver_api import PAGE, Receiver
-from kling_callback.retry import Patience
-from kling_callback.settings import ClientSettings, WaitSettings
+from kling_callback.receiver_api import PAGE_SIZE, ReceiverApi
+from kling_callback.retry import RetryPolicy
+from kling_callback.settings import ClientSettings, ReceiverAccessSettings
 from kling_callback.tasks import AsyncTask
 
-TOKEN_LIFETIME = 300
+TOKEN_LIFETIME_SECONDS = 300
 """Seconds for which a bearer token made here is good: it is made for one request."""
 
-LONGEST_TAG, MOST_TAGS = 100, 20
+MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task, that the receiver takes."""
 
 
@@ -46,8 +46,8 @@ class AsyncKling:
         receiver_token: str | None = None,
         receiver_url: str | None = None,
         receiver_internal_url: str | None = None,
-        settings: WaitSettings | None = None,
-        patience: Patience | None = None,
+        settings: ReceiverAccessSettings | None = None,
+        retry: RetryPolicy | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
         """Each setting is the variable `KLING_` and its name in the environment, unless it is given here.
@@ -66,9 +66,9 @@ class AsyncKling:
             receiver_internal_url=receiver_internal_url,
         )
         base = self._settings.receiver_base
-        self._http = http or new_http(base)
-        self._receiver = Receiver(self._http, base, self._token, patience or Patience())
-        self._gateway = Gateway(self._settings.api_base, gateway_auth(self._settings), self._http)
+        self._http = http or create_client(base)
+        self._receiver = ReceiverApi(self._http, base, self._token, retry or RetryPolicy())
+        self._kling_api = KlingApi(self._settings.api_base, auth_from(self._settings), self._http)
 
     async def text_to_image(
         self,
@@ -199,10 +199,10 @@ class AsyncKling:
         its `wait` works, and nothing is ever sent twice.
         """
         check_create(family, body)
-        task_id = own_id(family, body, external_task_id) or new_id()
+        task_id = chosen_id(family, body, external_task_id) or new_id()
         self._check_key(family)
-        creation = Creation(
-            self._gateway,
+        creation = CreateCall(
+            self._kling_api,
             self._receiver,
             self._settings,
             task_id=task_id,
@@ -223,13 +223,13 @@ class AsyncKling:
         status: str | None = None,
         family: str | None = None,
         tag: str | None = None,
-        limit: int = PAGE,
+        limit: int = PAGE_SIZE,
     ) -> list[AsyncTask]:
         """At most `limit` tasks, newest first. Raises ReceiverError."""
         found = await self._receiver.tasks(limit, status=status, family=family, tag=tag)
         return [AsyncTask(self._receiver, task) for task in found]
 
-    def known(self, task_id: str) -> AsyncTask:
+    def attach(self, task_id: str) -> AsyncTask:
         """A task that nobody was asked about yet: `wait` finds out whether there is one."""
         return AsyncTask(self._receiver, {"id": _checked(task_id), "status": "created"})
 
@@ -247,7 +247,7 @@ class AsyncKling:
         return await last_event(self._receiver)
 
     @property
-    def reached(self) -> bool:
+    def receiver_reached(self) -> bool:
         """Whether the receiver has answered. Before, no create was sent."""
         return self._receiver.reached
 
@@ -267,19 +267,19 @@ class AsyncKling:
         await self.aclose()
 
     def _check_key(self, family: str) -> None:
-        if not self._settings.account:
+        if not self._settings.key_fingerprint:
             raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
-        if is_new(family) and not self._settings.api_key:
+        if is_new_standard(family) and not self._settings.api_key:
             raise ParameterError([f"family: {family} takes no access key and secret key. Set KLING_API_KEY."])
 
     def _token(self) -> str:
         settings = self._settings
-        return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME)
+        return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
 
 
 def _checked(task_id: str) -> str:
     if not is_id(task_id):
-        raise ParameterError([f"{task_id!r} cannot be a task's id. {RULE}"])
+        raise ParameterError([f"{task_id!r} cannot be a task's id. {DESCRIPTION}"])
     return task_id
 
 
@@ -287,10 +287,10 @@ def _tags(tags: Sequence[str]) -> tuple[str, ...]:
     """One tag or several; a string is one."""
     listed = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
     problems = []
-    if not all(0 < len(str(tag)) <= LONGEST_TAG and str(tag).isprintable() for tag in listed):
-        problems.append(f"tags: each must be text, not empty, on one line, at most {LONGEST_TAG} characters.")
-    if len(listed) > MOST_TAGS:
-        problems.append(f"tags: there are {len(listed)}, at most {MOST_TAGS}.")
+    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in listed):
+        problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
+    if len(listed) > MAX_TAGS:
+        problems.append(f"tags: there are {len(listed)}, at most {MAX_TAGS}.")
     if problems:
         raise ParameterError(problems)
     return listed

@@ -12,14 +12,14 @@ from urllib.parse import quote
 import anyio
 import httpx
 
-from kling_callback.auth import STALE, KeyAuth, Proofs, TokenAuth
+from kling_callback.auth import STALE_TOKEN_CODES, AuthPair, BearerAuth, JwtAuth
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.http import retry_after_seconds
-from kling_callback.protocol.families import is_new
-from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, read_answer
+from kling_callback.protocol.families import is_new_standard
+from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, parse_answer
 from kling_callback.settings import KlingSettings
 
-NOT_SENT = (
+NOT_SENT_ERRORS = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
     httpx.PoolTimeout,
@@ -28,17 +28,17 @@ NOT_SENT = (
 )
 """Failures that happen before a request leaves: it was surely not taken."""
 
-TOO_FAST, TOO_MANY = 1302, 1303
-RETRYABLE = frozenset({TOO_FAST, TOO_MANY, 5000, 5001, 5002})
-MAY_HAVE_TAKEN_IT = frozenset({5000, 5001, 5002})
-SURELY_REFUSED = range(1000, 1400)
+RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
+RETRYABLE = frozenset({RATE_LIMITED, CONCURRENCY_LIMITED, 5000, 5001, 5002})
+OUTCOME_UNKNOWN_CODES = frozenset({5000, 5001, 5002})
+REFUSED_CODES = range(1000, 1400)
 HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 425, 499}
 """Without one of Kling's codes: a redirect or a refusal took nothing, a time-out or a 5xx may have."""
 
 NO_SUCH_QUERY = frozenset({404, 405, 501})
 """How a relay without the batch query answers one."""
 
-LONGEST_ANSWER = 8_000_000
+MAX_ANSWER_BYTES = 8_000_000
 """Bytes of an answer that are read; a longer one is not from Kling."""
 
 GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -46,36 +46,36 @@ GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 TIMEOUT = httpx.Timeout(60, connect=15)
 """Seconds: a create may carry a 10 MB image, its answer comes within a few seconds."""
 
-LONGEST_CALL = 180
+MAX_CALL_SECONDS = 180
 """Seconds for a whole call, however slowly its answer drips."""
 
-BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
+TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
 """Whatever may go wrong between sending a request and having read its answer."""
 
 
-def gateway_auth(settings: KlingSettings) -> Proofs:
+def auth_from(settings: KlingSettings) -> AuthPair:
     """How the settings say that Kling is to be called; for legacy calls access key and secret key go first."""
-    key = KeyAuth(settings.api_key)
+    key = BearerAuth(settings.api_key)
     if not settings.access_key:
-        return Proofs(key, key)
-    token = TokenAuth(settings.access_key, settings.secret_key)
-    return Proofs(token, key if settings.api_key else token)
+        return AuthPair(key, key)
+    token = JwtAuth(settings.access_key, settings.secret_key)
+    return AuthPair(token, key if settings.api_key else token)
 
 
-SHORTEST_KEY = 8
+MIN_KEY_CHARS = 8
 """Characters: what is shorter is no key, and may be part of any answer."""
 
 
-class Gateway:
+class KlingApi:
     """Kling at one address, with one key. Redirects are not followed: the key goes to that address only."""
 
-    def __init__(self, base: str, auth: httpx.Auth | Proofs, http: httpx.AsyncClient) -> None:
+    def __init__(self, base: str, auth: httpx.Auth | AuthPair, http: httpx.AsyncClient) -> None:
         self._base, self._http = base.rstrip("/"), http
-        self._proofs = auth if isinstance(auth, Proofs) else Proofs(auth, auth)
+        self._proofs = auth if isinstance(auth, AuthPair) else AuthPair(auth, auth)
 
     def address(self, family: str) -> str:
         """Where a job of this family is created."""
-        return f"{self._base}{family}" if is_new(family) else f"{self._base}/v1/{family}"
+        return f"{self._base}{family}" if is_new_standard(family) else f"{self._base}/v1/{family}"
 
     async def create(self, family: str, body: dict[str, Any]) -> Report:
         """POST one create. The report has Kling's `task_id`.
@@ -84,13 +84,13 @@ class Gateway:
         """
         try:
             response, answer = await self._call(family, "POST", self.address(family), json=body)
-        except NOT_SENT as error:
+        except NOT_SENT_ERRORS as error:
             raise NotCreated(
                 f"Kling could not be reached at {self._base}: {_reason(error)}.",
                 retryable=not isinstance(error, httpx.UnsupportedProtocol),
                 hint="Check KLING_API_BASE and the network.",
             ) from error
-        except BROKEN as error:
+        except TRANSPORT_ERRORS as error:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
         return _created(response.status_code, answer, retry_after_seconds(response))
 
@@ -104,26 +104,28 @@ class Gateway:
         """
         identifier = task_id or external_id or ""
         quoted = quote(identifier, safe="")
-        if is_new(family):
+        if is_new_standard(family):
             name = "task_ids" if task_id else "external_task_ids"
             try:
-                return await self._ask(family, f"{self._base}/tasks?{name}={quoted}", identifier)
+                return await self._query_once(family, f"{self._base}/tasks?{name}={quoted}", identifier)
             except GatewayError as error:
                 if error.http_status not in NO_SUCH_QUERY:
                     raise
-        return await self._ask(family, f"{self.address(family)}/{quoted}", identifier, named=True)
+        return await self._query_once(family, f"{self.address(family)}/{quoted}", identifier, named=True)
 
-    async def _ask(self, family: str, url: str, identifier: str, *, named: bool = False) -> Report | None:
+    async def _query_once(
+        self, family: str, url: str, identifier: str, *, named: bool = False
+    ) -> Report | None:
         """One query. `named`: the path names the task, so that a relay's bare 404 speaks of it."""
         try:
             response, answer = await self._call(family, "GET", url)
-        except BROKEN as error:
+        except TRANSPORT_ERRORS as error:
             raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
         status, code = response.status_code, answer.code if answer else None
         if code in UNKNOWN_TASK or (named and answer and status == 404 and not isinstance(code, int)):
             return None
-        found = _named(answer, identifier) if answer is not None and status < 300 else None
-        if found and found.status and code not in RETRYABLE and code not in SURELY_REFUSED:
+        found = _find_report(answer, identifier) if answer is not None and status < 300 else None
+        if found and found.status and code not in RETRYABLE and code not in REFUSED_CODES:
             return found  # whatever word a relay has for success
         if answer is None or not answer.ok or status >= 300:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
@@ -132,10 +134,10 @@ class Gateway:
     async def _call(
         self, family: str, method: str, url: str, **body: Any
     ) -> tuple[httpx.Response, Answer | None]:
-        auth = self._proofs.of(family)
+        auth = self._proofs.for_family(family)
         response, answer = await self._once(auth, method, url, **body)
-        if answer is not None and answer.code in STALE and isinstance(auth, TokenAuth):
-            auth.forget()
+        if answer is not None and answer.code in STALE_TOKEN_CODES and isinstance(auth, JwtAuth):
+            auth.invalidate()
             return await self._once(auth, method, url, **body)
         return response, answer
 
@@ -144,10 +146,10 @@ class Gateway:
     ) -> tuple[httpx.Response, Answer | None]:
         headers = {"Accept-Encoding": "identity"}
         request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
-        with anyio.fail_after(LONGEST_CALL):
+        with anyio.fail_after(MAX_CALL_SECONDS):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
-                return response, read_answer(_without_key(await _content(response), response.request))
+                return response, parse_answer(_without_key(await _content(response), response.request))
             finally:
                 await response.aclose()
 
@@ -155,7 +157,7 @@ class Gateway:
 def _without_key(content: bytes, asked: httpx.Request) -> bytes:
     """An answer that quotes the key it was asked with would carry it into logs, tasks and events."""
     key = asked.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-    return content.replace(key, b"(key)") if len(key) >= SHORTEST_KEY else content
+    return content.replace(key, b"(key)") if len(key) >= MIN_KEY_CHARS else content
 
 
 async def _content(response: httpx.Response) -> bytes:
@@ -164,10 +166,10 @@ async def _content(response: httpx.Response) -> bytes:
     assert isinstance(response.stream, httpx.AsyncByteStream)
     async for chunk in response.stream:
         try:
-            content += inflate(chunk, LONGEST_ANSWER + 1 - len(content))
+            content += inflate(chunk, MAX_ANSWER_BYTES + 1 - len(content))
         except zlib.error as error:
             raise httpx.DecodingError(f"the answer is damaged ({error})", request=response.request) from error
-        if len(content) > LONGEST_ANSWER:
+        if len(content) > MAX_ANSWER_BYTES:
             raise httpx.DecodingError("the answer is longer than any of Kling's", request=response.request)
     return bytes(content)
 
@@ -185,10 +187,10 @@ def _inflater(response: httpx.Response) -> Callable[[bytes, int], bytes]:
 
 def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:
     code = answer.code if answer else None
-    report = next((each for each in answer.reports if each.task_id), None) if answer else None
-    refused = code in SURELY_REFUSED or (code not in MAY_HAVE_TAKEN_IT and status in HTTP_REFUSED)
+    report = next((each for each in answer.reports if each.kling_id), None) if answer else None
+    refused = code in REFUSED_CODES or (code not in OUTCOME_UNKNOWN_CODES and status in HTTP_REFUSED)
     # With Kling's id in hand the task exists, whatever word a relay has for success.
-    if report is not None and status < 300 and not refused and code not in MAY_HAVE_TAKEN_IT:
+    if report is not None and status < 300 and not refused and code not in OUTCOME_UNKNOWN_CODES:
         return report
     raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
 
@@ -236,10 +238,10 @@ HTTP_HINTS = {
 }
 
 
-def _named(answer: Answer, identifier: str) -> Report | None:
+def _find_report(answer: Answer, identifier: str) -> Report | None:
     """The report asked for: a batch may hold others, a relay may answer with yet another id."""
     for report in answer.reports:
-        if identifier in (report.task_id, report.external_id):
+        if identifier in (report.kling_id, report.external_task_id):
             return report
     return answer.reports[0] if len(answer.reports) == 1 else None
 

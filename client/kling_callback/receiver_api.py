@@ -12,19 +12,19 @@ import httpx
 
 from kling_callback.errors import Outcome, ReceiverError
 from kling_callback.http import retry_after_seconds
-from kling_callback.retry import Patience
+from kling_callback.retry import RetryPolicy
 
-PAGE = 100
+PAGE_SIZE = 100
 """Tasks that one request asks for."""
 
-LONGEST_ANSWER = 32_000_000
+MAX_ANSWER_BYTES = 32_000_000
 """Bytes: a page of tasks, each with its request; a longer answer is not the receiver's."""
 
-LONGEST_REASON = 2000
+MAX_REASON_CHARS = 2000
 """Characters of Kling's message that the receiver is told."""
 
 TIMEOUT = httpx.Timeout(30, connect=10)
-BROKEN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
+TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 HINTS = {
@@ -33,8 +33,8 @@ HINTS = {
     "from its `kling-receiver token`. If they are right, compare the clocks.",
 }
 """By the receiver's code, where its own hint speaks to others than our caller."""
-UNREACHED = "Check KLING_RECEIVER_URL, and that `kling-receiver serve` runs."
-ELSEWHERE = (
+UNREACHABLE_HINT = "Check KLING_RECEIVER_URL, and that `kling-receiver serve` runs."
+WRONG_SERVER_HINT = (
     "Something else than the receiver answers there, a proxy perhaps that passes on /callbacks/ only. "
     "Check KLING_RECEIVER_URL, or set KLING_RECEIVER_INTERNAL_URL to where this machine reaches the receiver."
 )
@@ -51,7 +51,7 @@ class Registration:
     key_fingerprint: str
     tags: tuple[str, ...]
     hook: str
-    attempt: str
+    create_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,61 +64,61 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class CreateOutcome:
     """What became of a create."""
 
     outcome: Outcome
-    task_id: str | None = None
+    kling_id: str | None = None
     reason: str = ""
 
     def fields(self) -> dict[str, str]:
         """As the receiver wants it told."""
-        named = {"outcome": self.outcome, "task_id": self.task_id, "reason": self.reason[:LONGEST_REASON]}
+        named = {"outcome": self.outcome, "task_id": self.kling_id, "reason": self.reason[:MAX_REASON_CHARS]}
         return {name: value for name, value in named.items() if value}
 
 
-class Receiver:
+class ReceiverApi:
     """The receiver at one address. `token` makes the bearer token anew for each request."""
 
     def __init__(
-        self, http: httpx.AsyncClient, base: str, token: Callable[[], str], patience: Patience
+        self, http: httpx.AsyncClient, base: str, token: Callable[[], str], retry: RetryPolicy
     ) -> None:
-        self.base, self.patience = base, patience
+        self.base, self.retry = base, retry
         self.reached = False
         self._http, self._token = http, token
 
     async def register(self, task_id: str, registration: Registration) -> Registered:
         """Make the task known before its create. Safe to repeat: the attempt's nonce tells whose it is."""
-        answer = await self._persist("PUT", task_path(task_id), asdict(registration))
+        answer = await self._call_with_retry("PUT", task_path(task_id), asdict(registration))
         task, url, create = (answer.get(name) for name in ("task", "callback_url", "create"))
         if not is_task(task, task_id) or not isinstance(url, str) or not isinstance(create, bool):
-            raise unreadable()
+            raise unreadable_answer()
         return Registered(task, url, create)
 
     async def report(
-        self, task_id: str, registration: Registration, ending: Ending, *, persist: bool = True
+        self, task_id: str, registration: Registration, ending: CreateOutcome, *, persist: bool = True
     ) -> dict[str, Any]:
         """Say what became of the create; the answer is the task. `persist`: try more than once."""
-        call = self._persist if persist else self.call
+        call = self._call_with_retry if persist else self.call
         answer = await call("PUT", task_path(task_id), {**asdict(registration), **ending.fields()})
         task = answer.get("task")
         if not is_task(task, task_id):
-            raise unreadable()
+            raise unreadable_answer()
         return task
 
     async def task(self, task_id: str) -> dict[str, Any]:
         """One task's JSON."""
-        task = await self._persist("GET", task_path(task_id))
+        task = await self._call_with_retry("GET", task_path(task_id))
         if not is_task(task, task_id):
-            raise unreadable()
+            raise unreadable_answer()
         return task
 
-    async def tasks(self, limit: int = PAGE, **filters: str | None) -> list[dict[str, Any]]:
+    async def tasks(self, limit: int = PAGE_SIZE, **filters: str | None) -> list[dict[str, Any]]:
         """At most `limit` tasks, newest first, a page at a time."""
         found: list[dict[str, Any]] = []
         cursor: str | None = None
         while len(found) < limit:
-            page, cursor = await self._page(limit=min(limit - len(found), PAGE), cursor=cursor, **filters)
+            page, cursor = await self._page(limit=min(limit - len(found), PAGE_SIZE), cursor=cursor, **filters)
             found += page
             if not cursor or not page:
                 break
@@ -127,20 +127,20 @@ class Receiver:
     async def _page(self, **filters: str | int | None) -> tuple[list[dict[str, Any]], str | None]:
         """One page, and the cursor of the next."""
         given = {name: value for name, value in filters.items() if value is not None}
-        answer = await self._persist("GET", f"/api/tasks?{httpx.QueryParams(given)}")
+        answer = await self._call_with_retry("GET", f"/api/tasks?{httpx.QueryParams(given)}")
         tasks, cursor = answer.get("tasks"), answer.get("next")
         if not isinstance(tasks, list) or not all(is_task(task) for task in tasks):
-            raise unreadable()
+            raise unreadable_answer()
         return tasks, cursor if isinstance(cursor, str) and cursor else None
 
     async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """One request, its answer a JSON object. Raises ReceiverError."""
         try:
-            with anyio.fail_after(self.patience.call):
+            with anyio.fail_after(self.retry.call_seconds):
                 async with self.open(method, path, json=body) as response:
                     return _object(await _content(response))
         except TimeoutError as error:
-            raise self._broken(error) from None
+            raise self._unreachable(error) from None
 
     async def file(self, task_id: str, index: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a result file. By our token: unlike its link it has no end, and no log shows it."""
@@ -176,8 +176,8 @@ class Receiver:
                     raise await _refused(response)
                 self.reached = True
                 yield response
-        except BROKEN as error:
-            raise self._broken(error) from error
+        except TRANSPORT_ERRORS as error:
+            raise self._unreachable(error) from error
         except RuntimeError as error:
             if not self._http.is_closed:
                 raise
@@ -185,20 +185,20 @@ class Receiver:
                 "This Kling is closed.", code="closed", hint="Use it inside its `with` block."
             ) from error
 
-    async def _persist(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    async def _call_with_retry(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """`call`, again while the receiver is away or busy; every route we call may be repeated."""
-        total = self.patience.reading if method == "GET" else self.patience.receiver
-        return await self.patience.retry(
+        total = self.retry.read_seconds if method == "GET" else self.retry.write_seconds
+        return await self.retry.retry(
             lambda: self.call(method, path, body), lambda error: error.retryable, total
         )
 
-    def _broken(self, error: Exception) -> ReceiverError:
+    def _unreachable(self, error: Exception) -> ReceiverError:
         reason = str(error).rstrip(".") or type(error).__name__
         return ReceiverError(
             f"The receiver cannot be reached at {self.base}: {reason}.",
             code="unreachable",
             retryable=not isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol),
-            hint=UNREACHED,
+            hint=UNREACHABLE_HINT,
         )
 
 
@@ -218,7 +218,7 @@ def is_task(value: Any, task_id: str | None = None) -> TypeGuard[dict[str, Any]]
     )
 
 
-def unreadable() -> ReceiverError:
+def unreadable_answer() -> ReceiverError:
     """The error for an answer that is no answer of a receiver."""
     return ReceiverError(
         "The receiver's answer cannot be read.",
@@ -242,7 +242,9 @@ async def _refused(response: httpx.Response) -> ReceiverError:
         http_status=status,
         retryable=status in BUSY,
         retry_after=retry_after_seconds(response),
-        hint=HINTS.get(code) or _text(said.get("hint")) or (UNREACHED if status in BUSY else ELSEWHERE),
+        hint=HINTS.get(code)
+        or _text(said.get("hint"))
+        or (UNREACHABLE_HINT if status in BUSY else WRONG_SERVER_HINT),
     )
 
 
@@ -254,9 +256,9 @@ def _object(content: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
-        raise unreadable() from None
+        raise unreadable_answer() from None
     if not isinstance(answer, dict):
-        raise unreadable()
+        raise unreadable_answer()
     return answer
 
 
@@ -264,6 +266,6 @@ async def _content(response: httpx.Response) -> bytes:
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
-        if len(content) > LONGEST_ANSWER:
-            raise unreadable()
+        if len(content) > MAX_ANSWER_BYTES:
+            raise unreadable_answer()
     return bytes(content)

@@ -19,32 +19,32 @@ DICE = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """Times in seconds. Waits double from `first` to `longest`, with jitter."""
 
-    first: float = 0.5
-    longest: float = 30
-    tries: int | None = None
+    initial_wait: float = 0.5
+    max_wait: float = 30
+    max_attempts: int | None = None
     """At most so many, however quick they are; None for no limit but time."""
-    create: float = 300
+    create_seconds: float = 300
     """For all tries of a create that Kling surely did not take."""
-    connect: float = 30
+    connect_seconds: float = 30
     """For those of them that found no connection to Kling."""
-    receiver: float = 20
+    write_seconds: float = 20
     """For all tries of one call that changes something at the receiver: it may be restarting."""
-    reading: float = 5
+    read_seconds: float = 5
     """For all tries of one that only reads there."""
-    call: float = 60
+    call_seconds: float = 60
     """For one try, however slowly its answer drips."""
-    file: float = 300
+    download_seconds: float = 300
     """For all tries of a download."""
-    looks: tuple[float, ...] = (1, 4, 10)
+    lookup_waits: tuple[float, ...] = (1, 4, 10)
     """The pauses before each look for a create with an unknown outcome."""
-    silence: float = 45
+    stream_timeout: float = 45
     """After this long without even a heartbeat, a stream of events is broken."""
-    unreached: float = 60
+    unreachable_seconds: float = 60
     """A receiver that never answered is given up after this long, when nothing else bounds the wait."""
-    last_word: float = 5
+    interrupt_seconds: float = 5
     """For telling the receiver what became of a create that was interrupted."""
 
     async def retry(
@@ -58,15 +58,15 @@ class Patience:
             log.info("%s Trying again.", error.message)
             return True if error.retry_after is None else error.retry_after * self.jitter()
 
-        if self.tries == 1 or total <= 0:
+        if self.max_attempts == 1 or total <= 0:
             return await call()
         async for attempt in stamina.retry_context(
             on=on,
-            attempts=self.tries,
+            attempts=self.max_attempts,
             timeout=total,
-            wait_initial=self.first,
-            wait_max=min(self.longest, total / 4),  # so that the last wait does not go far beyond the end
-            wait_jitter=self.first,
+            wait_initial=self.initial_wait,
+            wait_max=min(self.max_wait, total / 4),  # so that the last wait does not go far beyond the end
+            wait_jitter=self.initial_wait,
         ):
             with attempt:
                 return await call()
@@ -74,7 +74,7 @@ class Patience:
 
     def pause(self, failures: int) -> float:
         """How long to wait after the n-th failure in a row."""
-        return min(self.first * 2.0 ** min(failures - 1, 20), self.longest) * self.jitter()
+        return min(self.initial_wait * 2.0 ** min(failures - 1, 20), self.max_wait) * self.jitter()
 
     def jitter(self) -> float:
         """A factor from 1 to 1.5, so that those who failed together do not come back together."""

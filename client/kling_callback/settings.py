@@ -17,11 +17,11 @@ from pydantic_settings import (
 )
 
 from kling_callback.errors import SettingsError
-from kling_callback.protocol.signing import MAKE_ONE, SHORTEST_SECRET, key_fingerprint
-from kling_callback.protocol.urls import public_address, web_address
-from kling_callback.protocol.webhooks import MAKE_WHSEC, secret_key
+from kling_callback.protocol.signing import MAKE_SECRET_HINT, MIN_SECRET_CHARS, key_fingerprint
+from kling_callback.protocol.urls import normalize_public_url, normalize_url
+from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
 
-LIKENESS = 0.85
+MIN_SIMILARITY = 0.85
 """How like a setting a name must be to be taken for it misspelt; no two settings are so like each other."""
 
 Listed = Annotated[tuple[str, ...], NoDecode]
@@ -33,7 +33,7 @@ def _can_sign(value: str) -> str:
         try:
             secret_key(value)
         except ValueError as error:
-            raise ValueError(f"{error} {MAKE_WHSEC}") from None
+            raise ValueError(f"{error} {MAKE_WEBHOOK_SECRET_HINT}") from None
     return value
 
 
@@ -42,10 +42,10 @@ HookSecret = Annotated[str, AfterValidator(_can_sign)]
 
 
 @dataclass(frozen=True, slots=True)
-class Remedy:
+class Expected:
     """What a setting must be, where pydantic would speak of its own types. Stands in the field's annotation."""
 
-    said: str
+    text: str
 
 
 class KlingSettings(BaseSettings):
@@ -90,22 +90,22 @@ class KlingSettings(BaseSettings):
     @field_validator("signing_secrets")
     @classmethod
     def _long_enough(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
-        short = [str(place) for place, secret in enumerate(secrets, 1) if len(secret) < SHORTEST_SECRET]
+        short = [str(place) for place, secret in enumerate(secrets, 1) if len(secret) < MIN_SECRET_CHARS]
         if short:
             raise ValueError(
-                f"secret {' and '.join(short)} has fewer than {SHORTEST_SECRET} characters. {MAKE_ONE}"
+                f"secret {' and '.join(short)} has fewer than {MIN_SECRET_CHARS} characters. {MAKE_SECRET_HINT}"
             )
         return secrets
 
     @field_validator("api_base")
     @classmethod
     def _base(cls, value: str) -> str:
-        return web_address(value).removesuffix("/v1")
+        return normalize_url(value).removesuffix("/v1")
 
     @field_validator("receiver_url")
     @classmethod
     def _public(cls, value: str) -> str:
-        return public_address(value) if value else value
+        return normalize_public_url(value) if value else value
 
     @field_validator("api_key", "access_key")
     @classmethod
@@ -121,12 +121,12 @@ class KlingSettings(BaseSettings):
         return value
 
     @property
-    def account(self) -> str:
+    def key_fingerprint(self) -> str:
         """The fingerprint of the Kling key, or "" when there is none."""
-        return next(iter(self.accounts), "")
+        return next(iter(self.key_fingerprints), "")
 
     @property
-    def accounts(self) -> tuple[str, ...]:
+    def key_fingerprints(self) -> tuple[str, ...]:
         """The fingerprints of all keys of the account: of an access key, of an API key."""
         return tuple(key_fingerprint(key) for key in (self.access_key, self.api_key) if key)
 
@@ -136,17 +136,17 @@ class KlingSettings(BaseSettings):
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
-            raise SettingsError([cls._problem(each) for each in error.errors()]) from None
+            raise SettingsError([cls._describe(each) for each in error.errors()]) from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise SettingsError([f".env: cannot be read: {reason}. Mend it, or remove it."]) from None
 
     @classmethod
-    def doubts(cls) -> list[str]:
+    def unknown_variables(cls) -> list[str]:
         """What looks like the name of a setting, and is none: nobody reads it."""
         known = [f"kling_{name}" for name in cls.model_fields]
-        given = cls.variables().keys() - set(known)
-        nearest = {name: get_close_matches(name, known, 1, LIKENESS) for name in sorted(given)}
+        given = cls.environment().keys() - set(known)
+        nearest = {name: get_close_matches(name, known, 1, MIN_SIMILARITY) for name in sorted(given)}
         return [
             f"{name.upper()} is no setting: nobody reads it. Is {near[0].upper()} meant?"
             for name, near in nearest.items()
@@ -154,14 +154,14 @@ class KlingSettings(BaseSettings):
         ]
 
     @classmethod
-    def variables(cls) -> dict[str, str | None]:
+    def environment(cls) -> dict[str, str | None]:
         """All variables, of the environment before those of `.env`; their names in small letters."""
         return {**DotEnvSettingsSource(cls).env_vars, **EnvSettingsSource(cls).env_vars}
 
     @classmethod
-    def _problem(cls, error: Any) -> str:
+    def _describe(cls, error: Any) -> str:
         name = str(error["loc"][0])
-        remedies = [each.said for each in cls.model_fields[name].metadata if isinstance(each, Remedy)]
+        remedies = [each.text for each in cls.model_fields[name].metadata if isinstance(each, Expected)]
         ours = error["type"] == "value_error"
         reason = error["msg"].removeprefix("Value error, ") if ours or not remedies else remedies[0]
         return reason if reason.startswith("KLING_") else f"KLING_{name.upper()}: {reason}"
@@ -177,7 +177,7 @@ class InternalSettings(KlingSettings):
     @field_validator("receiver_internal_url")
     @classmethod
     def _internal(cls, value: str) -> str:
-        return web_address(value) if value else value
+        return normalize_url(value) if value else value
 
     @property
     def receiver_base(self) -> str:
@@ -185,7 +185,7 @@ class InternalSettings(KlingSettings):
         return self.receiver_internal_url or self.receiver_url
 
 
-class WaitSettings(InternalSettings):
+class ReceiverAccessSettings(InternalSettings):
     """What it takes to talk to the receiver: enough to wait, show and list."""
 
     receiver_token: str = Field(
@@ -214,13 +214,13 @@ class WaitSettings(InternalSettings):
         return header_safe(value)
 
 
-class ListenSettings(WaitSettings):
+class ListenSettings(ReceiverAccessSettings):
     """What it takes to hand on events as a hook would get them."""
 
     hook_secret: HookSecret = Field("", repr=False, description="signs what is handed on")
 
 
-class ClientSettings(WaitSettings):
+class ClientSettings(ReceiverAccessSettings):
     """What it takes to create: the receiver, and a key for Kling."""
 
     @field_validator("secret_key")

@@ -11,30 +11,30 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVa
 
 import httpx
 
-from kling_callback.base import FileView, ResultView, TaskView
+from kling_callback.base import BaseFile, BaseResult, BaseTask
 from kling_callback.errors import KlingError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
-from kling_callback.retry import Patience
-from kling_callback.settings import WaitSettings
+from kling_callback.retry import RetryPolicy
+from kling_callback.settings import ReceiverAccessSettings
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-GRACE = 10
+GRACE_SECONDS = 10
 """Seconds for what was interrupted to say its last word."""
 
 
-class Call(Generic[T]):
+class _Call(Generic[T]):
     """A call under way in the other thread."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         call: Callable[[], Awaitable[T]],
-        all_calls: "set[Call[Any]]",
+        all_calls: "set[_Call[Any]]",
     ) -> None:
         self._loop, self._call, self._all = loop, call, all_calls
         self._ended = threading.Event()
@@ -52,7 +52,7 @@ class Call(Generic[T]):
     def stop(self) -> None:
         """Cancel it, and wait a while for its end."""
         self._loop.call_soon_threadsafe(self._cancel)
-        self._ended.wait(GRACE)
+        self._ended.wait(GRACE_SECONDS)
 
     def _cancel(self) -> None:
         if self._task and not self._ended.is_set():
@@ -68,7 +68,7 @@ class Call(Generic[T]):
             self._ended.set()
 
 
-class Loop:
+class LoopThread:
     """An event loop in a thread of its own, begun by the first call.
 
     A daemon's thread: a program that ends, or fails, without closing it ends all the same.
@@ -79,15 +79,15 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._calls: set[Call[Any]] = set()
+        self._calls: set[_Call[Any]] = set()
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns."""
         return self.start(call).result()
 
-    def start(self, call: Callable[[], Awaitable[T]]) -> Call[T]:
+    def start(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
         """`call`, under way."""
-        return Call(self._started(), call, self._calls)
+        return _Call(self._started(), call, self._calls)
 
     def close(self, last: Callable[[], Awaitable[None]]) -> None:
         """End what is still under way, then do the `last`, then end the thread.
@@ -119,7 +119,7 @@ class Loop:
             return self._loop
 
 
-def _creating(
+def _blocking_create(
     method: Callable[Concatenate[AsyncKling, P], Awaitable[AsyncTask]],
 ) -> "Callable[Concatenate[Kling, P], Task]":
     """The method of Kling that is this one of AsyncKling, parameters and all."""
@@ -133,7 +133,7 @@ def _creating(
     return blocking
 
 
-class Settings(TypedDict, total=False):
+class KlingArguments(TypedDict, total=False):
     """The arguments of AsyncKling and Kling."""
 
     api_base: str | None
@@ -144,25 +144,25 @@ class Settings(TypedDict, total=False):
     receiver_token: str | None
     receiver_url: str | None
     receiver_internal_url: str | None
-    settings: WaitSettings | None
-    patience: Patience | None
+    settings: ReceiverAccessSettings | None
+    retry: RetryPolicy | None
     http: httpx.AsyncClient | None
 
 
 class Kling:
     """Kling with a receiver. Open it with `with`, or end it with `close`; threads may share it."""
 
-    def __init__(self, **settings: Unpack[Settings]) -> None:
+    def __init__(self, **settings: Unpack[KlingArguments]) -> None:
         """The arguments are those of AsyncKling. Raises SettingsError, which lists all problems."""
         self.asynchronous = AsyncKling(**settings)
-        self.loop = Loop()
+        self.loop = LoopThread()
 
-    text_to_image = _creating(AsyncKling.text_to_image)
-    image_to_image = _creating(AsyncKling.image_to_image)
-    text_to_video = _creating(AsyncKling.text_to_video)
-    run = _creating(AsyncKling.run)
-    create = _creating(AsyncKling.create)
-    task = _creating(AsyncKling.task)
+    text_to_image = _blocking_create(AsyncKling.text_to_image)
+    image_to_image = _blocking_create(AsyncKling.image_to_image)
+    text_to_video = _blocking_create(AsyncKling.text_to_video)
+    run = _blocking_create(AsyncKling.run)
+    create = _blocking_create(AsyncKling.create)
+    task = _blocking_create(AsyncKling.task)
 
     def tasks(
         self, *, status: str | None = None, family: str | None = None, tag: str | None = None, limit: int = 100
@@ -189,10 +189,10 @@ class Kling:
         self.close()
 
 
-class Task(TaskView):
+class Task(BaseTask):
     """One task."""
 
-    def __init__(self, loop: Loop, task: AsyncTask) -> None:
+    def __init__(self, loop: LoopThread, task: AsyncTask) -> None:
         super().__init__(task.data, unreported=task.unreported)
         self._loop, self._task = loop, task
 
@@ -234,17 +234,17 @@ class Task(TaskView):
             call.stop()
 
 
-class Result(ResultView["File"]):
+class Result(BaseResult["File"]):
     """The files of a task that succeeded."""
 
-    def __init__(self, loop: Loop, result: AsyncResult) -> None:
+    def __init__(self, loop: LoopThread, result: AsyncResult) -> None:
         super().__init__(result.task, [File(loop, each) for each in result.files])
 
 
-class File(FileView):
+class File(BaseFile):
     """One result file."""
 
-    def __init__(self, loop: Loop, file: AsyncFile) -> None:
+    def __init__(self, loop: LoopThread, file: AsyncFile) -> None:
         super().__init__(file.data, file.task)
         self._loop, self._file = loop, file
 

@@ -9,20 +9,20 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio import to_thread
 
-from kling_callback.atomic_file import Landing, Memory
-from kling_callback.base import FileView, ResultView, TaskView, check_files, stored_files
+from kling_callback.atomic_file import AtomicFile, MemoryFile
+from kling_callback.base import BaseFile, BaseResult, BaseTask, check_files, stored_files
 from kling_callback.errors import ReceiverError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.events import follow
 from kling_callback.protocol.events import Event
-from kling_callback.receiver_api import Receiver
+from kling_callback.receiver_api import ReceiverApi
 
 OnEvent = Callable[[Event], object]
 """Called with each event; what it returns is awaited if it can be."""
 
-S = TypeVar("S", bound="Sink")
+S = TypeVar("S", bound="FileWriter")
 
 
-class Sink(Protocol):
+class FileWriter(Protocol):
     """Where the bytes of a file go."""
 
     @property
@@ -30,14 +30,14 @@ class Sink(Protocol):
     @property
     def sha256(self) -> str: ...
     def write(self, chunk: bytes) -> None: ...
-    def land(self) -> None: ...
+    def commit(self) -> None: ...
     def discard(self) -> None: ...
 
 
-class AsyncTask(TaskView):
+class AsyncTask(BaseTask):
     """One task."""
 
-    def __init__(self, receiver: Receiver, data: dict[str, Any], *, unreported: str | None = None) -> None:
+    def __init__(self, receiver: ReceiverApi, data: dict[str, Any], *, unreported: str | None = None) -> None:
         super().__init__(data, unreported=unreported)
         self._receiver = receiver
 
@@ -83,17 +83,17 @@ class AsyncTask(TaskView):
         return self.data
 
 
-class AsyncResult(ResultView["AsyncFile"]):
+class AsyncResult(BaseResult["AsyncFile"]):
     """The files of a task that succeeded."""
 
-    def __init__(self, receiver: Receiver, task: dict[str, Any]) -> None:
+    def __init__(self, receiver: ReceiverApi, task: dict[str, Any]) -> None:
         super().__init__(task, [AsyncFile(receiver, each, task) for each in stored_files(task)])
 
 
-class AsyncFile(FileView):
+class AsyncFile(BaseFile):
     """One result file."""
 
-    def __init__(self, receiver: Receiver, data: dict[str, Any], task: dict[str, Any]) -> None:
+    def __init__(self, receiver: ReceiverApi, data: dict[str, Any], task: dict[str, Any]) -> None:
         super().__init__(data, task)
         self._receiver = receiver
 
@@ -103,21 +103,21 @@ class AsyncFile(FileView):
         Returns where it is. Raises ResultFailed when it cannot be had, OSError when it cannot be written.
         """
         target = await to_thread.run_sync(self._target, Path(path))
-        await self._fetch(lambda: Landing(target))
+        await self._fetch(lambda: AtomicFile(target))
         return target
 
     async def read(self) -> bytes:
         """The content, checked. Raises ResultFailed when it cannot be had."""
-        return bytes((await self._fetch(Memory)).content)
+        return bytes((await self._fetch(MemoryFile)).content)
 
     def _target(self, path: Path) -> Path:
         return path / self.name if path.is_dir() else path
 
     async def _fetch(self, new: Callable[[], S]) -> S:
-        patience = self._receiver.patience
+        policy = self._receiver.retry
         try:
-            return await patience.retry(
-                lambda: self._attempt(new), lambda error: error.retryable, patience.file
+            return await policy.retry(
+                lambda: self._attempt(new), lambda error: error.retryable, policy.download_seconds
             )
         except ReceiverError as error:
             raise ResultFailed(
@@ -134,7 +134,7 @@ class AsyncFile(FileView):
                     await to_thread.run_sync(sink.write, chunk)
                     self._check(sink.size <= (self.size or sink.size))
             self._check(sink.size == (self.size or sink.size) and sink.sha256 == (self.sha256 or sink.sha256))
-            await to_thread.run_sync(sink.land)
+            await to_thread.run_sync(sink.commit)
         finally:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(sink.discard)

@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from kling_receiver.sinks import Message, NotTaken, Taken
+from kling_receiver.sinks import Delivered, Message, NotDelivered
 
 
 class LinesSink:
@@ -17,14 +17,14 @@ class LinesSink:
             raise ValueError("must be lines:/path/to/file, the path from the root on.")
         self._writing = asyncio.Lock()
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """Return once the event is safe; raise NotTaken when it is not, and it comes again."""
         async with self._writing:
             try:
                 await asyncio.to_thread(self._append, message.body)
             except OSError as error:
-                raise NotTaken(f"the file cannot be written: {error.strerror}") from error
-        return Taken()
+                raise NotDelivered(f"the file cannot be written: {error.strerror}") from error
+        return Delivered()
 
     def _append(self, line: bytes) -> None:
         with self._path.open("ab") as file:

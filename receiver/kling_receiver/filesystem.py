@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def make(folder: Path) -> None:
+def make_durable_folder(folder: Path) -> None:
     """Make a folder, and those above it, unless they are there; nobody else may look inside. Raises OSError."""
     if folder.is_dir():
         return
-    make(folder.parent)
+    make_durable_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
-    sync(folder.parent)
+    fsync_folder(folder.parent)
 
 
 @contextmanager
-def named(setting: str) -> Iterator[None]:
+def blame_setting(setting: str) -> Iterator[None]:
     """Say of a folder that cannot be made or used which setting it comes from. Raises OSError."""
     try:
         yield
@@ -25,7 +25,7 @@ def named(setting: str) -> Iterator[None]:
         raise OSError(f"{setting} cannot be used ({why}). Set it to a folder that may be written.") from error
 
 
-def sync(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Put on disk which files and folders are in a folder. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-PATIENCE = 43_200
+DEFAULT_HOOK_PAUSE_SECONDS = 43_200
 """Seconds (half a day): while they last no event has come to the end of its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class Policy:
     """What a change sets in motion besides itself.
 
     `overdue_seconds`: after how long a task that has not ended is asked about; None for the usual.
@@ -15,7 +15,7 @@ class Rules:
     """
 
     overdue_seconds: float | None = None
-    patience: float = PATIENCE
+    hook_pause_seconds: float = DEFAULT_HOOK_PAUSE_SECONDS
 
     def overdue_ms(self, family: str) -> int:
         """The same in milliseconds, for one family: images take seconds, all else minutes (section 7)."""

@@ -10,26 +10,26 @@ from types import FrameType
 import uvicorn
 
 from kling_receiver.app import Receiver, create_app
-from kling_receiver.web.connections import Crowd, Protocol
+from kling_receiver.web.connections import ConnectionTable, LimitedHttpProtocol
 
-GRACE = 10
+SHUTDOWN_GRACE_SECONDS = 10
 """Seconds for requests under way when the receiver is told to stop."""
-KEEP_ALIVE = 75
+KEEP_ALIVE_SECONDS = 75
 """Seconds for which a connection may be silent between two requests."""
 BACKLOG = 2048
-MOST_CONNECTIONS = 10_000
+MAX_CONNECTIONS = 10_000
 """Connections at once, of some 10 KB each; fewer where descriptors are short."""
 
 
 class Server(uvicorn.Server):
     """Serves one receiver."""
 
-    server_state: Crowd
+    server_state: ConnectionTable
 
     def __init__(self, receiver: Receiver) -> None:
         config = uvicorn.Config(
             create_app(receiver),
-            http=Protocol,
+            http=LimitedHttpProtocol,
             ws="none",
             access_log=False,  # addresses hold tokens, and it halves the speed
             log_config=None,
@@ -37,15 +37,15 @@ class Server(uvicorn.Server):
             backlog=BACKLOG,
             server_header=False,
             proxy_headers=False,  # every link is made from KLING_RECEIVER_URL
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_GRACE_SECONDS,
         )
         super().__init__(config)
         # Half of the descriptors: the files that are sent, the database and what we fetch need some too.
-        self.server_state = Crowd(min(MOST_CONNECTIONS, _descriptors() // 2))
-        receiver.feed.most = min(receiver.feed.most, self.server_state.most // 2)
+        self.server_state = ConnectionTable(min(MAX_CONNECTIONS, _raise_fd_limit() // 2))
+        receiver.bus.max_streams = min(receiver.bus.max_streams, self.server_state.max_connections // 2)
         self._receiver = receiver
-        self._told = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def main_loop(self) -> None:
@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
         while not await self.on_tick(0):
             try:
                 async with asyncio.timeout(1):
-                    await self._told.wait()
+                    await self._stop_requested.wait()
             except TimeoutError:
                 pass
 
@@ -66,20 +66,20 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """End in order; may be called from any thread."""
         self.should_exit = True
-        self._wake()
+        self._notify()
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._told.set)
+            self._loop.call_soon_threadsafe(self._stop_requested.set)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the event streams first: they would outlast any grace."""
-        self._receiver.feed.close()
+        self._receiver.bus.close()
         self.server_state.closed = True
         await super().shutdown(sockets)
 
 
-def _descriptors() -> int:
+def _raise_fd_limit() -> int:
     """How many descriptors this process may have, after asking for all that it may ask for."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # some systems name more than they give

@@ -8,20 +8,20 @@ from pydantic import Field, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from kling_callback.protocol.signing import MAKE_ONE
-from kling_callback.protocol.urls import web_address
-from kling_callback.protocol.webhooks import MAKE_WHSEC, secret_key
-from kling_callback.settings import HookSecret, InternalSettings, KlingSettings, Listed, Remedy, split
-from kling_receiver.hooks.config import BadHook, NewHook
-from kling_receiver.hooks.config_file import read_hooks
-from kling_receiver.net.guard import Allowed, Refused, check_url, is_private
-from kling_receiver.policy import PATIENCE
+from kling_callback.protocol.signing import MAKE_SECRET_HINT
+from kling_callback.protocol.urls import normalize_url
+from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
+from kling_callback.settings import Expected, HookSecret, InternalSettings, KlingSettings, Listed, split
+from kling_receiver.hooks.config import HookConfig, InvalidHook
+from kling_receiver.hooks.config_file import load_hooks
+from kling_receiver.net.guard import Allowlist, Refused, check_url, is_private
+from kling_receiver.policy import DEFAULT_HOOK_PAUSE_SECONDS
 from kling_receiver.results.storage import folder_of
 
 DAY = 86_400
-OLDEST = 3650 * DAY
-LATEST = 365 * DAY
-LARGEST = 1 << 40
+MAX_AGE = 3650 * DAY
+MAX_SECONDS = 365 * DAY
+MAX_BYTES = 1 << 40
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
 
 
@@ -29,18 +29,18 @@ class ReceiverSettings(KlingSettings):
     """What `kling-receiver` reads from the environment, besides what the client reads too."""
 
     callback_max_age: Annotated[
-        int, Remedy(f"must be whole seconds from 1 to {OLDEST} (3650 days), such as {30 * DAY} (30 days).")
+        int, Expected(f"must be whole seconds from 1 to {MAX_AGE} (3650 days), such as {30 * DAY} (30 days).")
     ] = Field(
         30 * DAY,
         gt=0,
-        le=OLDEST,
+        le=MAX_AGE,
         description="seconds for which a callback address is good (the default: 30 days)",
     )
     webhook_secrets: Listed = Field(
         (), repr=False, description="Kling's own webhook secrets (`whsec_...`), comma-separated; none: ignored"
     )
     webhook_signature: Annotated[
-        Literal["when-present", "required"], Remedy("must be `when-present` or `required`.")
+        Literal["when-present", "required"], Expected("must be `when-present` or `required`.")
     ] = Field("when-present", description="`required` refuses callbacks that Kling did not sign")
     data_dir: Path = Field(Path("data"), description="folder for the defaults of the next two")
     database_url: str = Field(
@@ -52,11 +52,12 @@ class ReceiverSettings(KlingSettings):
         "", description="where result files go: `file:///...` (default: `results` in the data folder)"
     )
     overdue_seconds: Annotated[
-        float | None, Remedy(f"must be seconds, more than 0 and at most {LATEST} (365 days), such as 1200.")
+        float | None,
+        Expected(f"must be seconds, more than 0 and at most {MAX_SECONDS} (365 days), such as 1200."),
     ] = Field(
         None,
         gt=0,
-        le=LATEST,
+        le=MAX_SECONDS,
         allow_inf_nan=False,
         description="seconds after which an open task is asked about (default: 180 for images, else 1200)",
     )
@@ -67,11 +68,14 @@ class ReceiverSettings(KlingSettings):
         description="signs those POSTs, and those to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
     )
     hook_pause_seconds: Annotated[
-        float, Remedy(f"must be seconds, more than 0 and at most {LATEST} (365 days), such as {PATIENCE}.")
+        float,
+        Expected(
+            f"must be seconds, more than 0 and at most {MAX_SECONDS} (365 days), such as {DEFAULT_HOOK_PAUSE_SECONDS}."
+        ),
     ] = Field(
-        PATIENCE,
+        DEFAULT_HOOK_PAUSE_SECONDS,
         gt=0,
-        le=LATEST,
+        le=MAX_SECONDS,
         allow_inf_nan=False,
         description="seconds after which a hook that takes nothing is paused; its events are kept",
     )
@@ -83,8 +87,8 @@ class ReceiverSettings(KlingSettings):
         "", description="a TOML file of hooks: what it says is what there is (docs/delivering.md)"
     )
     result_max_bytes: Annotated[
-        int, Remedy(f"must be whole bytes from 1 to {LARGEST} (1 TiB), such as {2 << 30} (2 GiB).")
-    ] = Field(2 << 30, gt=0, le=LARGEST, description="bytes that one result file may have (default: 2 GiB)")
+        int, Expected(f"must be whole bytes from 1 to {MAX_BYTES} (1 TiB), such as {2 << 30} (2 GiB).")
+    ] = Field(2 << 30, gt=0, le=MAX_BYTES, description="bytes that one result file may have (default: 2 GiB)")
 
     @field_validator("webhook_secrets", "private_result_hosts", "private_hook_hosts", mode="before")
     @classmethod
@@ -101,7 +105,7 @@ class ReceiverSettings(KlingSettings):
     @field_validator("private_result_hosts", "private_hook_hosts")
     @classmethod
     def _good_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        Allowed.parse(values)
+        Allowlist.parse(values)
         return values
 
     @field_validator("database_url")
@@ -130,7 +134,7 @@ class ReceiverSettings(KlingSettings):
     @classmethod
     def _good_hook(cls, value: str) -> str:
         if value:
-            web_address(value.partition("?")[0])
+            normalize_url(value.partition("?")[0])
         return value
 
     @field_validator("webhook_signature")
@@ -145,7 +149,7 @@ class ReceiverSettings(KlingSettings):
     @classmethod
     def _signs_the_hook(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("hook_url"):
-            raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {MAKE_WHSEC}")
+            raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {MAKE_WEBHOOK_SECRET_HINT}")
         return value
 
     @field_validator("private_hook_hosts")
@@ -153,7 +157,7 @@ class ReceiverSettings(KlingSettings):
     def _reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if url := info.data.get("hook_url"):
             try:
-                check_url(url, Allowed.parse(values, HOOK_HOSTS))
+                check_url(url, Allowlist.parse(values, HOOK_HOSTS))
             except Refused as error:
                 raise ValueError(f"KLING_HOOK_URL: {error}.") from None
         return values
@@ -163,21 +167,21 @@ class ReceiverSettings(KlingSettings):
     def _good_hooks(cls, value: str, info: ValidationInfo) -> str:
         if value and "private_hook_hosts" in info.data:
             try:
-                allowed = Allowed.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
-                read_hooks(Path(value), allowed, cls.variables())
-            except BadHook as error:
+                allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
+                load_hooks(Path(value), allowed, cls.environment())
+            except InvalidHook as error:
                 raise ValueError(str(error)) from None
         return value
 
     @property
-    def hooks(self) -> list[NewHook]:
+    def hooks(self) -> list[HookConfig]:
         """The hooks of the file, if there is one."""
         if not self.hooks_file:
             return []
-        return read_hooks(Path(self.hooks_file), self.hook_hosts, self.variables())
+        return load_hooks(Path(self.hooks_file), self.hook_hosts, self.environment())
 
     @property
-    def out_of_reach(self) -> str:
+    def unreachable_reason(self) -> str:
         """Why Kling, out on the Internet, cannot call back the address that it is given; "" if it may."""
         inside, outside = urlsplit(self.receiver_url).hostname or "", urlsplit(self.api_base).hostname or ""
         if is_private(inside) and not is_private(outside):
@@ -188,14 +192,14 @@ class ReceiverSettings(KlingSettings):
         return ""
 
     @property
-    def result_hosts(self) -> Allowed:
+    def result_hosts(self) -> Allowlist:
         """What downloads may reach although it is private."""
-        return Allowed.parse(self.private_result_hosts, RESULT_HOSTS)
+        return Allowlist.parse(self.private_result_hosts, RESULT_HOSTS)
 
     @property
-    def hook_hosts(self) -> Allowed:
+    def hook_hosts(self) -> Allowlist:
         """What hooks may reach although it is private."""
-        return Allowed.parse(self.private_hook_hosts, HOOK_HOSTS)
+        return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS)
 
     @property
     def database(self) -> str:
@@ -216,7 +220,7 @@ class ReceiverSettings(KlingSettings):
     @property
     def has_key(self) -> bool:
         """Whether Kling can be asked."""
-        return bool(self.account)
+        return bool(self.key_fingerprint)
 
 
 class SigningSettings(ReceiverSettings):
@@ -224,40 +228,40 @@ class SigningSettings(ReceiverSettings):
 
     @field_validator("signing_secrets")
     @classmethod
-    def _some_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if not values:
-            raise ValueError(f"is needed, it signs the callback addresses. {MAKE_ONE}")
+            raise ValueError(f"is needed, it signs the callback addresses. {MAKE_SECRET_HINT}")
         return values
 
 
-class ReachedSettings(SigningSettings):
+class PublicSettings(SigningSettings):
     """What it takes to sign a callback address of this receiver."""
 
     @field_validator("receiver_url")
     @classmethod
-    def _some_address(cls, value: str) -> str:
+    def _require_url(cls, value: str) -> str:
         if not value:
             raise ValueError("is needed. Set it to the address under which Kling reaches this receiver.")
         return value
 
 
-class AdminSettings(ReachedSettings, InternalSettings):
+class AdminSettings(PublicSettings, InternalSettings):
     """What it takes to give orders to this receiver while it runs."""
 
     @field_validator("signing_secrets")
     @classmethod
-    def _some_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if not values:
             raise ValueError("is needed. Set it to what the receiver has.")
         return values
 
 
-class ServeSettings(ReachedSettings):
+class ServeSettings(PublicSettings):
     """What it takes to serve: also a way to learn from Kling itself how a task ended."""
 
     @field_validator("webhook_secrets")
     @classmethod
-    def _some_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _require_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if not values and info.data.get("api_key") == "" and info.data.get("access_key") == "":
             raise ValueError(
                 "KLING_API_KEY: is needed to ask Kling how a task ended. Set it, or KLING_ACCESS_KEY and "

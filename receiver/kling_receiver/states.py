@@ -22,7 +22,7 @@ from typing import Literal
 
 Status = Literal["created", "submitted", "processing", "succeed", "failed"]
 Origin = Literal["kling", "callback", "local"]
-Move = Literal["applied", "same", "late", "contradictory"]
+Transition = Literal["applied", "same", "late", "contradictory"]
 
 RANK: dict[str, int] = {"created": 0, "submitted": 1, "processing": 2, "succeed": 3, "failed": 3}
 FINAL = frozenset({"succeed", "failed"})
@@ -30,10 +30,10 @@ STATUSES: tuple[str, ...] = tuple(RANK)
 ORIGINS: tuple[str, ...] = ("kling", "callback", "local")
 
 
-def move(status: str, origin: str | None, to: str, by: Origin) -> Move:
+def transition(status: str, origin: str | None, to: str, by: Origin) -> Transition:
     """What becomes of a task in `status` (final by `origin`) when `by` says that it is `to`."""
     if status in FINAL and (origin == "kling" or by != "kling"):
-        return _after_the_end(status, to)
+        return _after_final(status, to)
     if status in FINAL:
         return "applied"
     if RANK[to] > RANK[status]:
@@ -41,7 +41,7 @@ def move(status: str, origin: str | None, to: str, by: Origin) -> Move:
     return "same" if to == status else "late"
 
 
-def _after_the_end(status: str, to: str) -> Move:
+def _after_final(status: str, to: str) -> Transition:
     if to == status:
         return "same"
     return "contradictory" if to in FINAL else "late"

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 
-def problems(error: ValidationError) -> list[str]:
+def describe_errors(error: ValidationError) -> list[str]:
     """All that pydantic found wrong with a document, each with its place."""
     found = []
     for each in error.errors():

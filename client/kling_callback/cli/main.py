@@ -17,25 +17,25 @@ from anyio import to_thread
 
 from kling_callback import errors
 from kling_callback.cli import options, terminal
-from kling_callback.http import new_http
-from kling_callback.jobs.body import own_id
+from kling_callback.http import create_client
+from kling_callback.jobs.body import chosen_id
 from kling_callback.jobs.catalog import JOBS, Job
 from kling_callback.kling import AsyncKling
 from kling_callback.listen import listener
 from kling_callback.listen.cursor import Cursor
-from kling_callback.listen.exec import Run
-from kling_callback.listen.forward import Forward
+from kling_callback.listen.exec import ExecHandler
+from kling_callback.listen.forward import ForwardHandler
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.webhooks import new_secret
-from kling_callback.settings import ClientSettings, ListenSettings, WaitSettings
+from kling_callback.settings import ClientSettings, ListenSettings, ReceiverAccessSettings
 from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
 
 T = TypeVar("T")
 Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
 Create = Callable[[AsyncKling, str], Awaitable[AsyncTask]]
 
-FAILED, WRONG_USAGE, TIMED_OUT, INTERRUPTED = 1, 2, 3, 130
+FAILED, USAGE_ERROR, TIMED_OUT, INTERRUPTED = 1, 2, 3, 130
 
 EPILOG = "Settings come from the environment or from .env; each begins with KLING_."
 
@@ -48,16 +48,16 @@ def kling() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Ends by SystemExit: 0 success, 1 failed, 2 wrong usage, 3 timed out, 130 Ctrl-C."""
-    terminal.speak_utf8()
+    terminal.use_utf8()
     # What it would log is said here in other words.
     logging.getLogger("client").addHandler(logging.NullHandler())
     try:
         sys.exit(kling.main(arguments, prog_name="kling", standalone_mode=False))
     except Exception as error:
-        sys.exit(explain(error))
+        sys.exit(report_error(error))
 
 
-def explain(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Say what went wrong and what to do; the exit code for it."""
     match error:
         case click.ClickException():
@@ -66,16 +66,18 @@ def explain(error: Exception) -> int:
         case click.Abort():
             return INTERRUPTED
         case errors.KlingError():
-            terminal.say(_told(error))
+            terminal.print_message(_format(error))
             return _exit_code(error)
         case OSError():
-            terminal.say(f"{error.filename or 'A file'} cannot be written: {error.strerror or error}.")
+            terminal.print_message(
+                f"{error.filename or 'A file'} cannot be written: {error.strerror or error}."
+            )
             return FAILED
         case _:
             raise error
 
 
-def _told(error: errors.KlingError) -> str:
+def _format(error: errors.KlingError) -> str:
     if isinstance(error, errors.SettingsError):
         return "\n".join(["The settings are not right:", *error.problems])
     about = f" (request {error.request_id})" if error.request_id else ""
@@ -84,16 +86,18 @@ def _told(error: errors.KlingError) -> str:
 
 def _exit_code(error: errors.KlingError) -> int:
     if isinstance(error, errors.SettingsError | errors.ParameterError):
-        return WRONG_USAGE
+        return USAGE_ERROR
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
 
 
-def work(settings: type[WaitSettings], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
+def with_kling(
+    settings: type[ReceiverAccessSettings], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = ""
+) -> T:
     """What `call` returns; Ctrl-C says how to go on with the task."""
 
     kling = AsyncKling(settings=settings.load())
-    for doubt in settings.doubts():
-        terminal.say(doubt)
+    for doubt in settings.unknown_variables():
+        terminal.print_message(doubt)
 
     async def opened() -> T:
         async with kling:
@@ -102,154 +106,162 @@ def work(settings: type[WaitSettings], call: Callable[[AsyncKling], Awaitable[T]
     try:
         return asyncio.run(opened())
     except KeyboardInterrupt:
-        if settings is ClientSettings and not kling.reached:
-            terminal.say("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
+        if settings is ClientSettings and not kling.receiver_reached:
+            terminal.print_message("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
         elif task_id:
-            terminal.say(f"Interrupted. What Kling has taken goes on; wait for it with:\nkling wait {task_id}")
+            terminal.print_message(
+                f"Interrupted. What Kling has taken goes on; wait for it with:\nkling wait {task_id}"
+            )
         raise
 
 
-def run(begin: Begin, settings: type[WaitSettings], task_id: str, given: dict[str, Any]) -> None:
+def run_task(begin: Begin, settings: type[ReceiverAccessSettings], task_id: str, given: dict[str, Any]) -> None:
     """Begin with a task, wait for it unless told otherwise, hand over what came of it."""
 
     async def call(kling: AsyncKling) -> None:
         try:
-            with terminal.watching(task_id) as heard:
+            with terminal.live_progress(task_id) as heard:
                 task = await begin(kling)
-                remark(task)
+                warn_about_create(task)
                 ended = None if given.get("no_wait") else await wait(task, given["timeout"], heard)
         except errors.WaitTimeout as late:
             if given["as_json"]:
-                terminal.show_json(late.task)
+                terminal.print_json(late.task)
             raise
         if ended is None:
-            terminal.show_json(task.data) if given["as_json"] else terminal.show(task.id)
+            terminal.print_json(task.data) if given["as_json"] else terminal.print_data(task.id)
         else:
-            await deliver(ended, **given)
+            await output_files(ended, **given)
 
-    work(settings, call, task_id=task_id)
+    with_kling(settings, call, task_id=task_id)
 
 
-def remark(task: AsyncTask) -> None:
+def warn_about_create(task: AsyncTask) -> None:
     """Say what is unusual about a create."""
     if task.unreported:
-        terminal.say(task.unreported)
+        terminal.print_message(task.unreported)
     if task.outcome == "unknown" and task.family:
-        terminal.say(
+        terminal.print_message(
             f"Nobody knows yet whether Kling took task {task.id}. It is not sent again; a callback will tell."
         )
 
 
 @dataclass(frozen=True)
-class Ended:
+class WaitResult:
     """How a wait ended: what there is, and what is wrong with it."""
 
     result: AsyncResult
     error: errors.KlingError | None = None
 
 
-async def wait(task: AsyncTask, timeout: float | None, heard: OnEvent) -> Ended:
+async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> WaitResult:
     """The result; of a task with trouble what there is of it, for it was paid for."""
     try:
-        return Ended(await task.wait(timeout, on_event=heard))
+        return WaitResult(await task.wait(timeout, on_event=on_event))
     except (errors.TaskFailed, errors.ResultFailed) as error:
-        return Ended(task.stored(), error)
+        return WaitResult(task.stored(), error)
 
 
-async def deliver(ended: Ended, output: Path | None, as_json: bool, **_: Any) -> None:
+async def output_files(ended: WaitResult, output: Path | None, as_json: bool, **_: Any) -> None:
     """The files into `output`, or a link to each; then the trouble, if there was any."""
     if as_json:
-        terminal.show_json(ended.result.task)
+        terminal.print_json(ended.result.task)
     if output:
         await to_thread.run_sync(partial(output.mkdir, parents=True, exist_ok=True))
     for file in ended.result.files:
         line = await file.save(output / file.name) if output else file.href
         if not as_json:
-            terminal.show(str(line))
+            terminal.print_data(str(line))
     if ended.error:
         raise ended.error
 
 
-def start(create: Create, family: str, body: Any, given: dict[str, Any]) -> None:
+def create_and_run(create: Create, family: str, body: Any, given: dict[str, Any]) -> None:
     """Create a task. Its id is made here, so that Ctrl-C can name it at any moment."""
-    task_id = own_id(family, body, given["external_task_id"]) or new_id()
-    run(lambda kling: create(kling, task_id), ClientSettings, task_id, given)
+    task_id = chosen_id(family, body, given["external_task_id"]) or new_id()
+    run_task(lambda kling: create(kling, task_id), ClientSettings, task_id, given)
 
 
 def add_job(job: Job) -> None:
     """The command of one typed job."""
     names = [parameter.name for parameter in job.parameters]
-    parameters = [*options.job_parameters(job), options.MORE, *options.CREATING]
+    parameters = [*options.job_parameters(job), options.SET_OPTION, *options.CREATE_OPTIONS]
 
     @options.command(kling, job.name.replace("_", "-"), parameters, job.summary)
     def typed(**given: Any) -> None:
         values = {name: given[name] for name in names} | dict(given["more"])
         create = partial(AsyncKling.run, job=job, values=values, tags=given["tags"], hook=given["hook"])
-        start(lambda it, task_id: create(it, external_task_id=task_id), job.family, values, given)
+        create_and_run(lambda it, task_id: create(it, external_task_id=task_id), job.family, values, given)
 
 
 for each in JOBS:
     add_job(each)
 
 
-@options.command(kling, "create", options.ANY_JOB + options.CREATING, "Make any other job.")
+@options.command(kling, "create", options.ANY_JOB + options.CREATE_OPTIONS, "Make any other job.")
 def create_any(family: str, body: Any, **given: Any) -> None:
     create = partial(AsyncKling.create, family=family, body=body, tags=given["tags"], hook=given["hook"])
-    start(lambda it, task_id: create(it, external_task_id=task_id), family, body, given)
+    create_and_run(lambda it, task_id: create(it, external_task_id=task_id), family, body, given)
 
 
-@options.command(kling, "wait", [options.ID, *options.WAITING], "Wait for a task, then hand over its files.")
+@options.command(
+    kling, "wait", [options.ID, *options.WAIT_OPTIONS], "Wait for a task, then hand over its files."
+)
 def wait_for(**given: Any) -> None:
     async def begin(kling: AsyncKling) -> AsyncTask:
-        return kling.known(given["task_id"])
+        return kling.attach(given["task_id"])
 
-    run(begin, WaitSettings, given["task_id"], given)
+    run_task(begin, ReceiverAccessSettings, given["task_id"], given)
 
 
 @options.command(kling, "show", [options.ID, options.AS_JSON], "Print all that is known of a task, as JSON.")
 def show(task_id: str, as_json: bool) -> None:
-    task = work(WaitSettings, lambda kling: kling.task(task_id))
-    terminal.show_json(task.data, nicely=not as_json)
+    task = with_kling(ReceiverAccessSettings, lambda kling: kling.task(task_id))
+    terminal.print_json(task.data, nicely=not as_json)
 
 
-@options.command(kling, "list", options.LISTING, "List tasks, newest first.")
+@options.command(kling, "list", options.LIST_OPTIONS, "List tasks, newest first.")
 def list_tasks(as_json: bool, **filters: Any) -> None:
-    tasks = work(WaitSettings, lambda kling: kling.tasks(**filters))
+    tasks = with_kling(ReceiverAccessSettings, lambda kling: kling.tasks(**filters))
     if not as_json:
-        return terminal.show_tasks(tasks)
+        return terminal.print_tasks(tasks)
     for task in tasks:
-        terminal.show_json(task.data)
+        terminal.print_json(task.data)
     return None
 
 
-@options.command(kling, "listen", options.LISTENING, options.LISTEN)
+@options.command(kling, "listen", options.LISTEN_OPTIONS, options.LISTEN_HELP)
 def listen(forward: str | None, command: tuple[str, ...] | None, as_json: bool, **given: Any) -> None:
     if forward and command:
         raise click.UsageError("--forward and --exec do not go together. Run kling listen twice.")
     settings = ListenSettings.load()
     to = forward or (shlex.join(command) if command else "")
-    wanted = listener.Wanted(given["types"], given["tag"])
-    cursor = Cursor(given["state"].expanduser(), settings.receiver_base, to, only=wanted.written)
+    wanted = listener.EventFilter(given["types"], given["tag"])
+    cursor = Cursor(given["state"].expanduser(), settings.receiver_base, to, only=wanted.key)
 
-    def told(event: Event, handled: listener.Handled) -> None:
-        terminal.show_json(event.document) if as_json else terminal.show_event(event, handled.word)
-        if handled.trouble:
-            terminal.say(
-                f"Event {event.id}: {handled.trouble}. The next follows; to have it again: --from {event.id}"
+    def told(event: Event, handled: listener.HandlerResult) -> None:
+        terminal.print_json(event.document) if as_json else terminal.print_event(event, handled.label)
+        if handled.problem:
+            terminal.print_message(
+                f"Event {event.id}: {handled.problem}. The next follows; to have it again: --from {event.id}"
             )
 
     async def call(kling: AsyncKling) -> None:
-        await listener.begin(kling, cursor, given["first"], terminal.say)
-        terminal.say(f"Listening to {settings.receiver_base}, behind event {cursor.after}. Ctrl-C ends it.")
+        await listener.position_cursor(kling, cursor, given["first"], terminal.print_message)
+        terminal.print_message(
+            f"Listening to {settings.receiver_base}, behind event {cursor.after}. Ctrl-C ends it."
+        )
         async with AsyncExitStack() as stack:
-            handle: listener.Handle = Run(command) if command else listener.nothing
+            handle: listener.Handle = ExecHandler(command) if command else listener.print_only
             if forward:
-                http = await stack.enter_async_context(new_http(forward))
-                handle = Forward(http, forward, hook_secret(settings, cursor), say=terminal.say)
-            await listener.listen(kling, cursor, handle, wanted=wanted, told=told)
+                http = await stack.enter_async_context(create_client(forward))
+                handle = ForwardHandler(
+                    http, forward, hook_secret(settings, cursor), report=terminal.print_message
+                )
+            await listener.listen(kling, cursor, handle, event_filter=wanted, report=told)
 
-    with cursor.held(), terminal.saying_troubles():
-        work(WaitSettings, call)
+    with cursor.lock(), terminal.print_problems():
+        with_kling(ReceiverAccessSettings, call)
 
 
 def hook_secret(settings: ListenSettings, cursor: Cursor) -> str:
@@ -257,5 +269,5 @@ def hook_secret(settings: ListenSettings, cursor: Cursor) -> str:
     if settings.hook_secret:
         return settings.hook_secret
     secret = cursor.secret(new_secret)
-    terminal.say(f"What is forwarded is signed with the secret {secret}")
+    terminal.print_message(f"What is forwarded is signed with the secret {secret}")
     return secret

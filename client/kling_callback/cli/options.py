@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from kling_callback.jobs.catalog import Job, Parameter
-from kling_callback.jobs.parameters import Camera, Choice, Number, Seconds, Whole
+from kling_callback.jobs.parameters import CameraControl, Choice, Integer, Number, Seconds
 from kling_callback.protocol.events import TYPES
-from kling_callback.protocol.urls import web_address
+from kling_callback.protocol.urls import normalize_url
 
-LONGEST_FILE = 32_000_000
+MAX_FILE_BYTES = 32_000_000
 """Bytes of a `--body @FILE`."""
 
 
@@ -36,7 +36,7 @@ class Json(click.ParamType[Any]):
             self.fail(f"this is no JSON: {error}.", param, ctx)
 
 
-class Setting(Json):
+class JsonAssignment(Json):
     """NAME=JSON; what is no JSON is taken as text."""
 
     name = "NAME=JSON"
@@ -68,7 +68,7 @@ class Timeout(click.ParamType[float]):
         return seconds
 
 
-class Address(click.ParamType[str]):
+class UrlParam(click.ParamType[str]):
     """Where to POST: http or https."""
 
     name = "URL"
@@ -76,7 +76,7 @@ class Address(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         path, _, query = value.partition("?")
         try:
-            web_address(path)
+            normalize_url(path)
         except ValueError as error:
             self.fail(f"{value!r} {error}", param, ctx)
         if not query.isprintable():
@@ -84,7 +84,7 @@ class Address(click.ParamType[str]):
         return str(value)
 
 
-class Program(click.ParamType[tuple[str, ...]]):
+class CommandLine(click.ParamType[tuple[str, ...]]):
     """A command with its arguments, as a shell would split them; no shell runs it."""
 
     name = "CMD"
@@ -99,7 +99,7 @@ class Program(click.ParamType[tuple[str, ...]]):
         return words
 
 
-class First(click.ParamType[int]):
+class EventPosition(click.ParamType[int]):
     """An event's id, or `latest`, which is 0."""
 
     name = "ID|latest"
@@ -120,7 +120,7 @@ def job_parameters(job: Job) -> list[click.Parameter]:
 
 AS_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, one object a line.")
 
-LISTEN = """Print what happens to tasks as it happens, or hand it to an application or command here.
+LISTEN_HELP = """Print what happens to tasks as it happens, or hand it to an application or command here.
 
 Each event comes at least once, in order, one after the other; what comes while this is not running
 comes when it runs again. The first time begins with what comes next. An application that cannot be
@@ -130,11 +130,11 @@ an answer other than 2xx, and an exit code other than 0, you are told, and the n
 KLING_HOOK_SECRET signs what is forwarded; without it a secret is made, kept, and told at each start.
 """
 
-LISTENING: list[click.Parameter] = [
-    click.Option(["--forward"], type=Address(), help="POST each event there, signed as a hook's."),
+LISTEN_OPTIONS: list[click.Parameter] = [
+    click.Option(["--forward"], type=UrlParam(), help="POST each event there, signed as a hook's."),
     click.Option(
         ["--exec", "command"],
-        type=Program(),
+        type=CommandLine(),
         help="Run this for each event, without a shell: the event on stdin, KLING_TASK_ID, KLING_EVENT and "
         "KLING_FILES (a link a line) in the environment.",
     ),
@@ -148,7 +148,7 @@ LISTENING: list[click.Parameter] = [
     click.Option(["--tag"], help="Only of tasks with this tag."),
     click.Option(
         ["--from", "first"],
-        type=First(),
+        type=EventPosition(),
         help="Begin with this event (1: with all that ever happened), or with what comes next (latest), "
         "instead of where the same command left off.",
     ),
@@ -166,7 +166,7 @@ LISTENING: list[click.Parameter] = [
 
 ID = click.Argument(["task_id"], metavar="ID")
 
-WAITING: list[click.Parameter] = [
+WAIT_OPTIONS: list[click.Parameter] = [
     click.Option(
         ["--output"],
         metavar="DIR",
@@ -179,7 +179,7 @@ WAITING: list[click.Parameter] = [
     AS_JSON,
 ]
 
-CREATING: list[click.Parameter] = [
+CREATE_OPTIONS: list[click.Parameter] = [
     click.Option(
         ["--external-task-id"],
         metavar="ID",
@@ -188,11 +188,14 @@ CREATING: list[click.Parameter] = [
     click.Option(["--tag", "tags"], metavar="TAG", multiple=True, help="A word to find it by; repeatable."),
     click.Option(["--hook"], metavar="URL", help="The receiver POSTs what happens to this task there, signed."),
     click.Option(["--no-wait"], is_flag=True, help="Print the task's id and leave it at that."),
-    *WAITING,
+    *WAIT_OPTIONS,
 ]
 
-MORE = click.Option(
-    ["--set", "more"], type=Setting(), multiple=True, help="A parameter that only Kling knows; repeatable."
+SET_OPTION = click.Option(
+    ["--set", "more"],
+    type=JsonAssignment(),
+    multiple=True,
+    help="A parameter that only Kling knows; repeatable.",
 )
 
 ANY_JOB: list[click.Parameter] = [
@@ -202,7 +205,7 @@ ANY_JOB: list[click.Parameter] = [
     ),
 ]
 
-LISTING: list[click.Parameter] = [
+LIST_OPTIONS: list[click.Parameter] = [
     click.Option(["--status"], type=click.Choice(["created", "submitted", "processing", "succeed", "failed"])),
     click.Option(["--family"], help="Such as videos/text2video."),
     click.Option(["--tag"]),
@@ -238,13 +241,13 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
     match parameter.kind:
         case Choice(words):
             return click.STRING, "|".join(words)
-        case Whole(low, high):
+        case Integer(low, high):
             return click.INT, f"{low}-{high}"
         case Number(low, high):
             return click.FLOAT, f"{low}-{high}"
         case Seconds():
             return click.STRING, "SECONDS"
-        case Camera():
+        case CameraControl():
             return Json(), "JSON"
         case _:
             return click.STRING, "FILE_OR_URL" if parameter.name == "image" else "TEXT"
@@ -252,7 +255,7 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
 
 def _read(name: str) -> str:
     with Path(name).open(encoding="utf-8") as file:
-        return file.read(LONGEST_FILE)
+        return file.read(MAX_FILE_BYTES)
 
 
 def _refuse(constant: str) -> None:

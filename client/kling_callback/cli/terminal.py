@@ -14,60 +14,64 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from kling_callback.base import TaskView
+from kling_callback.base import BaseTask
 from kling_callback.protocol.events import Event
 
-STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 """Letters that move a cursor, turn text round, or are none; a line end is handled apart."""
 
 
-def speak_utf8() -> None:
+def use_utf8() -> None:
     """Whatever the locale says, other programs and files get UTF-8, and no letter is an error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def plain(value: Any) -> str:
+def escape(value: Any) -> str:
     """Text whose control characters are made visible: a status message must not steer the terminal."""
-    return STEERING.sub(lambda letter: f"\\x{ord(letter.group()):02x}", " ".join(str(value).splitlines()))
+    return CONTROL_CHARACTERS.sub(
+        lambda letter: f"\\x{ord(letter.group()):02x}", " ".join(str(value).splitlines())
+    )
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """One message on stderr, its line ends kept."""
-    click.echo("\n".join(plain(line) for line in text.splitlines()), err=True)
+    click.echo("\n".join(escape(line) for line in text.splitlines()), err=True)
 
 
-def show(text: str) -> None:
+def print_data(text: str) -> None:
     """One line of data on stdout."""
-    click.echo(plain(text))
+    click.echo(escape(text))
 
 
-def show_json(document: Any, *, nicely: bool = False) -> None:
+def print_json(document: Any, *, nicely: bool = False) -> None:
     """One JSON document: on one line, or nicely on several."""
     text = json.dumps(document, ensure_ascii=False, indent=2 if nicely else None)
-    click.echo(STEERING.sub(lambda letter: f"\\u{ord(letter.group()):04x}", text))
+    click.echo(CONTROL_CHARACTERS.sub(lambda letter: f"\\u{ord(letter.group()):04x}", text))
 
 
-def show_event(event: Event, word: str) -> None:
+def print_event(event: Event, word: str) -> None:
     """One event on one line of stdout, and what became of it."""
-    show(
+    print_data(
         "  ".join(
             map(str, (event.at, event.id, event.type, event.task["id"], event.task["status"], word))
         ).strip()
     )
 
 
-def show_tasks(tasks: Sequence[TaskView]) -> None:
+def print_tasks(tasks: Sequence[BaseTask]) -> None:
     """A table of tasks on stdout, whole in a terminal of any width: ids are there to be copied."""
-    show_table(
+    print_table(
         [(name, [cell(task) for task in tasks]) for name, cell in COLUMNS.items()], always=("ID", "STATUS")
     )
 
 
-def show_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collection[str]) -> None:
+def print_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collection[str]) -> None:
     """A table on stdout: columns with their cells. Empty ones are left out, unless they stand `always`."""
-    plainly = [(name, [plain(cell) for cell in cells]) for name, cells in columns]
+    plainly = [(name, [escape(cell) for cell in cells]) for name, cells in columns]
     shown = [(name, cells) for name, cells in plainly if any(cells) or name in always]
     widths = [max(map(cell_len, (name, *cells))) for name, cells in shown]
     for row in ([name for name, _ in shown], *zip(*(cells for _, cells in shown), strict=True)):
@@ -75,7 +79,7 @@ def show_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collecti
         click.echo(line.rstrip())
 
 
-def _status(task: TaskView) -> str:
+def _status(task: BaseTask) -> str:
     if task.status != "succeed":
         return task.status
     files = _files(task.data)
@@ -84,15 +88,15 @@ def _status(task: TaskView) -> str:
     return "succeed" if task.done else "succeed, fetching"
 
 
-def minute(at: Any) -> str:
+def format_minute(at: Any) -> str:
     """An ISO time to the minute, with the Z of UTC; "" for none."""
     return f"{str(at)[:16].replace('T', ' ')}Z" if at else ""
 
 
-COLUMNS: dict[str, Callable[[TaskView], str]] = {
+COLUMNS: dict[str, Callable[[BaseTask], str]] = {
     "ID": lambda task: task.id,
     "STATUS": _status,
-    "CREATED": lambda task: minute(task.data.get("created_at")),
+    "CREATED": lambda task: format_minute(task.data.get("created_at")),
     "FAMILY": lambda task: task.family,
     "MODEL": lambda task: task.model or "",
     "TAGS": lambda task: ", ".join(task.tags),
@@ -100,7 +104,7 @@ COLUMNS: dict[str, Callable[[TaskView], str]] = {
 
 
 @contextmanager
-def watching(task_id: str, console: Console | None = None) -> Iterator[Callable[[Event], None]]:
+def live_progress(task_id: str, console: Console | None = None) -> Iterator[Callable[[Event], None]]:
     """Live progress on a terminal (stderr, unless given) while the block runs; elsewhere nothing."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
@@ -111,24 +115,24 @@ def watching(task_id: str, console: Console | None = None) -> Iterator[Callable[
     )
     columns = (SpinnerColumn(), TimeElapsedColumn(), text)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
-        bar = progress.add_task(f"{plain(task_id)} waiting", total=None)
+        bar = progress.add_task(f"{escape(task_id)} waiting", total=None)
 
         def tell(word: str) -> None:
-            progress.update(bar, description=f"{plain(task_id)} {plain(word)}")
+            progress.update(bar, description=f"{escape(task_id)} {escape(word)}")
 
         with _troubles(tell):
-            yield lambda event: tell(_word(event))
+            yield lambda event: tell(_progress_text(event))
 
 
 @contextmanager
-def saying_troubles() -> Iterator[None]:
+def print_problems() -> Iterator[None]:
     """On stderr what does not answer while the block runs, not the same twice in a row."""
     last = ""
 
     def tell(text: str) -> None:
         nonlocal last
         if text != last:
-            say(text)
+            print_message(text)
         last = text
 
     with _troubles(tell):
@@ -149,7 +153,7 @@ def _troubles(tell: Callable[[str], None]) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _word(event: Event) -> str:
+def _progress_text(event: Event) -> str:
     """What is going on now, in a few words."""
     files, status = _files(event.task), str(event.task.get("status"))
     return f"{status}, {files.count('stored')} of {len(files)} files here" if files else status

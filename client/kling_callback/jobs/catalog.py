@@ -8,8 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import HOOKS
-from kling_callback.jobs.parameters import Camera, Choice, Kind, Number, Picture, Seconds, Text, Whole
+from kling_callback.jobs.body import CALLBACK_URL_RESERVED
+from kling_callback.jobs.parameters import (
+    CameraControl,
+    Choice,
+    ImageInput,
+    Integer,
+    Number,
+    ParameterType,
+    Seconds,
+    Text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +26,7 @@ class Parameter:
     """One parameter, by Kling's own name."""
 
     name: str
-    kind: Kind
+    kind: ParameterType
     help: str
     required: bool = False
 
@@ -38,7 +47,7 @@ class Job:
         It reads the image's file, if there is one. Raises ParameterError with all problems at once.
         """
         given = {name: value for name, value in values.items() if not _empty(value)}
-        problems = [*self._absent(given), *self._refusals(given)]
+        problems = [*self._missing(given), *self._forbidden(given)]
         body = {}
         for name, value in given.items():
             try:
@@ -49,27 +58,27 @@ class Job:
             raise ParameterError(problems)
         return body
 
-    def _absent(self, given: Mapping[str, Any]) -> Iterator[str]:
+    def _missing(self, given: Mapping[str, Any]) -> Iterator[str]:
         for parameter in self.parameters:
             if parameter.required and parameter.name not in given:
                 yield f"{parameter.name}: is missing. {parameter.help}"
 
-    def _refusals(self, given: Mapping[str, Any]) -> Iterator[str]:
-        refused = {"callback_url": HOOKS, **self.refused}
+    def _forbidden(self, given: Mapping[str, Any]) -> Iterator[str]:
+        refused = {"callback_url": CALLBACK_URL_RESERVED, **self.refused}
         yield from (f"{name}: {reason}" for name, reason in refused.items() if name in given)
 
-    def _kind(self, name: str) -> Kind:
-        return next((each.kind for each in self.parameters if each.name == name), ANYTHING)
+    def _kind(self, name: str) -> ParameterType:
+        return next((each.kind for each in self.parameters if each.name == name), ANY_VALUE)
 
 
-class Anything:
+class AnyValue:
     """What this table does not know: Kling may."""
 
     def check(self, value: Any) -> Any:
         return value
 
 
-ANYTHING = Anything()
+ANY_VALUE = AnyValue()
 
 
 def _empty(value: Any) -> bool:
@@ -81,7 +90,7 @@ NEGATIVE = Parameter("negative_prompt", Text(2500), "What to avoid, at most 2,50
 
 IMAGE = (
     Parameter("model_name", Text(200), "Such as kling-v1, kling-v1-5, kling-v2, kling-v2-1, kling-v3."),
-    Parameter("n", Whole(1, 9), "How many images; Kling makes 1 unless told."),
+    Parameter("n", Integer(1, 9), "How many images; Kling makes 1 unless told."),
     Parameter(
         "aspect_ratio", Choice(("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9")), "Width to height."
     ),
@@ -105,7 +114,7 @@ IMAGE_TO_IMAGE = Job(
         PROMPT,
         Parameter(
             "image",
-            Picture(),
+            ImageInput(),
             "A file, a URL, or base64: jpg or png, at most 10 MB, both sides at least 300 pixels, "
             "at most 1:2.5 or 2.5:1.",
             required=True,
@@ -136,7 +145,7 @@ TEXT_TO_VIDEO = Job(
         Parameter("duration", Seconds(3, 15), "Seconds: 5 or 10; 3 to 15 on kling-v3."),
         Parameter(
             "camera_control",
-            Camera(),
+            CameraControl(),
             'How the camera moves, such as {"type": "simple", "config": {"zoom": 5}}; types: simple, '
             "down_back, forward_up, right_turn_forward, left_turn_forward.",
         ),

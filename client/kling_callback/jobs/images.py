@@ -11,21 +11,21 @@ from pathlib import Path
 
 import imagesize  # type: ignore[import-untyped]  # it ships no types
 
-LARGEST = 10 * 1024 * 1024
+MAX_BYTES = 10 * 1024 * 1024
 """Bytes of a picture (section 6: 10 MB)."""
 
-SHORTEST_SIDE = 300
+MIN_SIDE = 300
 """Pixels."""
 
-MOST_STRETCHED = 2.5
+MAX_ASPECT_RATIO = 2.5
 """The longer side in terms of the shorter one."""
 
-LONGEST_NAME = 4096
+MAX_NAME_CHARS = 4096
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 DATA = re.compile(r"data:[^,]*,", re.ASCII)
 
 
-def picture(image: Path | str) -> str:
+def encode_image(image: Path | str) -> str:
     """What to send as `image`: the URL as it is, or bare base64 of a checked JPEG or PNG.
 
     A string is a URL (`http(s)://`), a data URL, a file's name, or bare base64, tried in this order.
@@ -49,7 +49,7 @@ def _url(url: str) -> str:
 
 def _is_file(name: str) -> bool:
     try:
-        return len(name) < LONGEST_NAME and Path(name).is_file()
+        return len(name) < MAX_NAME_CHARS and Path(name).is_file()
     except (OSError, ValueError):
         return False
 
@@ -85,13 +85,13 @@ def _encoded(content: bytes) -> str:
     width, height = imagesize.get(io.BytesIO(content), exif_rotation=False)
     if width <= 0 or height <= 0:
         raise ValueError("is damaged: its size cannot be read.")
-    if min(width, height) < SHORTEST_SIDE:
-        raise ValueError(f"is {width} x {height} pixels; both sides need at least {SHORTEST_SIDE}.")
-    if max(width, height) > MOST_STRETCHED * min(width, height):
-        raise ValueError(f"is {width} x {height} pixels; at most 1:{MOST_STRETCHED} or {MOST_STRETCHED}:1.")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"is {width} x {height} pixels; both sides need at least {MIN_SIDE}.")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"is {width} x {height} pixels; at most 1:{MAX_ASPECT_RATIO} or {MAX_ASPECT_RATIO}:1.")
     return base64.b64encode(content).decode()
 
 
 def _not_too_large(size: int) -> None:
-    if size > LARGEST:
-        raise ValueError(f"has {size:,} bytes; at most {LARGEST:,} (10 MB), or send a URL.")
+    if size > MAX_BYTES:
+        raise ValueError(f"has {size:,} bytes; at most {MAX_BYTES:,} (10 MB), or send a URL.")

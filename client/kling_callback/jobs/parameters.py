@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kling_callback.jobs.images import picture
+from kling_callback.jobs.images import encode_image
 
 
-class Kind(Protocol):
+class ParameterType(Protocol):
     """One kind of value."""
 
     def check(self, value: Any) -> Any:
@@ -24,13 +24,13 @@ class Kind(Protocol):
 class Text:
     """Some text of at most `longest` characters."""
 
-    longest: int
+    max_chars: int
 
     def check(self, value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError("must be text.")
-        if len(value) > self.longest:
-            raise ValueError(f"has {len(value)} characters, at most {self.longest}.")
+        if len(value) > self.max_chars:
+            raise ValueError(f"has {len(value)} characters, at most {self.max_chars}.")
         return value
 
 
@@ -60,7 +60,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Integer:
     """A whole number from `low` to `high`."""
 
     low: int
@@ -88,22 +88,22 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageInput:
     """A picture: a `Path`, or a string that is a URL, a data URL, a file's name or bare base64."""
 
     def check(self, value: Any) -> str:
         if not isinstance(value, Path | str):
             raise ValueError("must be a Path, a URL, a file's name or base64.")
-        return picture(value)
+        return encode_image(value)
 
 
 @dataclass(frozen=True, slots=True)
-class Camera:
+class CameraControl:
     """How the camera moves (section 6): a `type`, and for `simple` a `config` with one movement."""
 
     types: tuple[str, ...] = ("simple", "down_back", "forward_up", "right_turn_forward", "left_turn_forward")
     movements: tuple[str, ...] = ("horizontal", "vertical", "pan", "tilt", "roll", "zoom")
-    most: int = 10
+    max_value: int = 10
 
     def check(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping) or value.get("type") not in self.types:
@@ -117,8 +117,8 @@ class Camera:
 
     def _check_config(self, config: Any) -> None:
         amounts = list(config.values()) if isinstance(config, Mapping) else []
-        if not all(_is_number(amount) and abs(amount) <= self.most for amount in amounts):
-            raise ValueError(f"`config` holds numbers from -{self.most} to {self.most}.")
+        if not all(_is_number(amount) and abs(amount) <= self.max_value for amount in amounts):
+            raise ValueError(f"`config` holds numbers from -{self.max_value} to {self.max_value}.")
         if sum(amount != 0 for amount in amounts) != 1:
             raise ValueError(f"simple needs a `config` with exactly one of {', '.join(self.movements)} not 0.")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kling_callback.atomic_file import Landing
+from kling_callback.atomic_file import AtomicFile
 from kling_callback.errors import KlingError
 
 FOLDER = "kling-callback"
@@ -28,7 +28,7 @@ class Cursor:
         self._kept: dict[str, Any] = {"receiver": receiver, **self._read()}
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep another listener of the same kind away. Raises KlingError when there is one."""
         with self.path.with_suffix(".lock").open("w") as lock:
             try:
@@ -43,7 +43,7 @@ class Cursor:
         """The id of the last event that was handled; None at the first time."""
         return self._kept.get("after")
 
-    def move(self, after: int) -> None:
+    def advance(self, after: int) -> None:
         """This event, and each before it, need not come again."""
         self._write(after=after)
 
@@ -66,10 +66,10 @@ class Cursor:
 
     def _write(self, **changed: Any) -> None:
         self._kept |= changed
-        landing = Landing(self.path, mode=0o600)
+        landing = AtomicFile(self.path, mode=0o600)
         try:
             landing.write(json.dumps(self._kept).encode())
-            landing.land()
+            landing.commit()
         finally:
             landing.discard()
 

@@ -8,21 +8,23 @@ from contextlib import suppress
 
 from kling_callback.base import stored_files
 from kling_callback.errors import KlingError
-from kling_callback.listen.listener import Handled
+from kling_callback.listen.listener import HandlerResult
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.webhooks import hook_body
 
 
-class Run:
+class ExecHandler:
     """Runs a command for each event."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
 
-    async def __call__(self, event: Event) -> Handled:
+    async def __call__(self, event: Event) -> HandlerResult:
         """One event."""
         code = await _run(self._command, event)
-        return Handled(f"exit code {code}", f"{self._command[0]} ended with exit code {code}" if code else "")
+        return HandlerResult(
+            f"exit code {code}", f"{self._command[0]} ended with exit code {code}" if code else ""
+        )
 
 
 async def _run(command: Sequence[str], event: Event) -> int:

@@ -7,22 +7,22 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import httpx
 
-from kling_callback.listen.listener import Handled, Say
+from kling_callback.listen.listener import HandlerResult, Reporter
 from kling_callback.protocol.events import Event
-from kling_callback.protocol.webhooks import hook_body, message_id, signed_headers
-from kling_callback.receiver_api import unreadable
-from kling_callback.retry import Patience
+from kling_callback.protocol.webhooks import hook_body, signed_headers, webhook_id
+from kling_callback.receiver_api import unreadable_answer
+from kling_callback.retry import RetryPolicy
 
-TIMEOUT = 15
+TIMEOUT_SECONDS = 15
 """Seconds for the application to answer, as the receiver gives to a hook."""
 
-AGAIN = Patience(longest=3)
+RETRY = RetryPolicy(max_wait=3)
 """Whoever starts it again wants to see it answer."""
 
 BEGUN = datetime.fromtimestamp(0, UTC)
 
 
-class Forward:
+class ForwardHandler:
     """POSTs each event as the receiver's hooks do, until an answer comes (whatever it says) or none in time."""
 
     def __init__(
@@ -31,14 +31,14 @@ class Forward:
         url: str,
         secret: str,
         *,
-        say: Say,
-        patience: Patience = AGAIN,
+        report: Reporter,
+        retry: RetryPolicy = RETRY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._http, self._url, self._secret = http, url, secret
-        self._say, self._patience, self._clock = say, patience, clock
+        self._report, self._retry, self._clock = report, retry, clock
 
-    async def __call__(self, event: Event) -> Handled:
+    async def __call__(self, event: Event) -> HandlerResult:
         """One event, as often as it takes; once, when it was heard and not answered: somebody looks into it."""
         failures = 0
         while True:
@@ -46,20 +46,22 @@ class Forward:
                 status = await self._post(event)
                 break
             except httpx.ReadTimeout:
-                return Handled("no answer", f"{self._url} did not answer within {TIMEOUT} seconds")
+                return HandlerResult(
+                    "no answer", f"{self._url} did not answer within {TIMEOUT_SECONDS} seconds"
+                )
             except httpx.HTTPError as error:
                 failures += 1
                 if failures == 1:
                     reason = str(error).rstrip(".") or type(error).__name__
-                    self._say(f"No answer from {self._url}: {reason}. Event {event.id} waits for it.")
-                await anyio.sleep(self._patience.pause(failures))
-        return Handled(str(status), "" if 200 <= status < 300 else f"{self._url} answered {status}")
+                    self._report(f"No answer from {self._url}: {reason}. Event {event.id} waits for it.")
+                await anyio.sleep(self._retry.pause(failures))
+        return HandlerResult(str(status), "" if 200 <= status < 300 else f"{self._url} answered {status}")
 
     async def _post(self, event: Event) -> int:
-        body, name = hook_body(event.document), message_id(event.id, _milliseconds(event))
+        body, name = hook_body(event.document), webhook_id(event.id, _milliseconds(event))
         headers = signed_headers([self._secret], name, int(self._clock()), body)
         async with self._http.stream(
-            "POST", self._url, content=body, headers=headers, timeout=TIMEOUT, follow_redirects=False
+            "POST", self._url, content=body, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=False
         ) as response:
             return response.status_code
 
@@ -69,4 +71,4 @@ def _milliseconds(event: Event) -> int:
     try:
         return (datetime.fromisoformat(event.at) - BEGUN) // timedelta(milliseconds=1)
     except (ValueError, TypeError, OverflowError):
-        raise unreadable() from None
+        raise unreadable_answer() from None

@@ -12,26 +12,26 @@ from kling_callback.protocol.events import Event
 
 
 @dataclass(frozen=True, slots=True)
-class Handled:
+class HandlerResult:
     """What became of an event: a word on it, and what is wrong, if anything is."""
 
-    word: str = ""
-    trouble: str = ""
+    label: str = ""
+    problem: str = ""
 
 
-Handle = Callable[[Event], Awaitable[Handled]]
-Say = Callable[[str], None]
+Handle = Callable[[Event], Awaitable[HandlerResult]]
+Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EventFilter:
     """Which events are handled: of these types, of tasks with this tag. What is empty wants all."""
 
     types: Collection[str] = ()
     tag: str | None = None
 
     @property
-    def written(self) -> list[str]:
+    def key(self) -> list[str]:
         """The same for the same choice, however it is typed."""
         tag = [] if self.tag is None else [f"tag {self.tag}"]
         return [*sorted(set(self.types)), *tag]
@@ -48,8 +48,8 @@ async def listen(
     cursor: Cursor,
     handle: Handle,
     *,
-    wanted: Wanted,
-    told: Callable[[Event, Handled], None],
+    event_filter: EventFilter,
+    report: Callable[[Event, HandlerResult], None],
 ) -> None:
     """Handle what comes after the cursor, without end; an event is behind it once it is handled and told.
 
@@ -57,28 +57,28 @@ async def listen(
     """
     async with aclosing(kling.events(after=cursor.after)) as events:
         async for event in events:
-            if wanted(event):
-                told(event, await handle(event))
-            await to_thread.run_sync(cursor.move, event.id)
+            if event_filter(event):
+                report(event, await handle(event))
+            await to_thread.run_sync(cursor.advance, event.id)
 
 
-async def begin(kling: AsyncKling, cursor: Cursor, first: int | None, say: Say) -> None:
+async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, report: Reporter) -> None:
     """Set the cursor: before the event `first`, or 0 for behind the newest; None leaves it where it is.
 
     At the first time that is behind the newest event; a database that began anew is read from its first.
     """
     newest = await kling.last_event()
     if first is not None:
-        cursor.move(first - 1 if first else newest)
+        cursor.advance(first - 1 if first else newest)
     elif cursor.after is None:
-        cursor.move(newest)
+        cursor.advance(newest)
     elif cursor.after > newest:
-        say(
+        report(
             f"Event {cursor.after} was handled, but the newest is {newest}: the receiver's database is another."
         )
-        cursor.move(0)
+        cursor.advance(0)
 
 
-async def nothing(event: Event) -> Handled:
+async def print_only(event: Event) -> HandlerResult:
     """It is told, and that is all."""
-    return Handled()
+    return HandlerResult()

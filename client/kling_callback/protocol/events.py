@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-LONGEST_EVENT = 16_000_000
+MAX_EVENT_CHARS = 16_000_000
 """Bytes: an event carries the task with its request."""
 
 

@@ -2,16 +2,16 @@
 
 import re
 
-SHAPE = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+PATTERN = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
-LONGEST = 200
+MAX_CHARS = 200
 
-RULE = "a path under /v1 like videos/effects, or a new one like /text-to-video/kling-3.0-turbo"
+DESCRIPTION = "a path under /v1 like videos/effects, or a new one like /text-to-video/kling-3.0-turbo"
 
 
 def is_family(text: str) -> bool:
     """Whether `text` may name a family: a path that leads nowhere else."""
-    return len(text) <= LONGEST and SHAPE.fullmatch(text) is not None
+    return len(text) <= MAX_CHARS and PATTERN.fullmatch(text) is not None
 
 
 def is_job(family: str) -> bool:
@@ -22,6 +22,6 @@ def is_job(family: str) -> bool:
     return is_family(family) and "/" in family[1:]
 
 
-def is_new(family: str) -> bool:
+def is_new_standard(family: str) -> bool:
     """Whether it is of Kling's new standard: a path of its own, not one under `/v1`."""
     return family.startswith("/")

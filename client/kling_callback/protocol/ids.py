@@ -5,9 +5,9 @@ import re
 import time
 from collections.abc import Callable
 
-SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
+PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 
-RULE = "Use 1 to 128 of A-Z a-z 0-9 _ . : @ = - and begin with a letter or digit."
+DESCRIPTION = "Use 1 to 128 of A-Z a-z 0-9 _ . : @ = - and begin with a letter or digit."
 
 
 def new_id(now: float | None = None, *, random: Callable[[int], bytes] = os.urandom) -> str:
@@ -25,4 +25,4 @@ def new_id(now: float | None = None, *, random: Callable[[int], bytes] = os.uran
 
 def is_id(text: str) -> bool:
     """Whether `text` may be a task's id: it stands in addresses and file names, so its letters are few."""
-    return SHAPE.fullmatch(text) is not None
+    return PATTERN.fullmatch(text) is not None

@@ -17,20 +17,20 @@ from itsdangerous import BadData, Signer, TimestampSigner
 from itsdangerous.encoding import want_bytes
 
 from kling_callback.errors import ParameterError, SettingsError, TokenError, TokenExpired
-from kling_callback.protocol.ids import RULE as ID_RULE
+from kling_callback.protocol.ids import DESCRIPTION as ID_RULE
 from kling_callback.protocol.ids import is_id
-from kling_callback.protocol.urls import public_address
+from kling_callback.protocol.urls import normalize_public_url
 
 Role = Literal["admin", "client", "read"]
 Clock = Callable[[], float]
 
-LEEWAY = 60
+LEEWAY_SECONDS = 60
 """Seconds by which a clock may be ahead or behind."""
 
-SHORTEST_SECRET = 32
+MIN_SECRET_CHARS = 32
 """Characters a signing secret has at least."""
 
-MAKE_ONE = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+MAKE_SECRET_HINT = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
 
 
 class _ClockedSigner(TimestampSigner):
@@ -68,9 +68,9 @@ def _signer(secrets: Sequence[str], purpose: str) -> _ClockedSigner:
 def _checked(secrets: Sequence[str] | str) -> list[str]:
     listed = secrets.split(",") if isinstance(secrets, str) else secrets
     good = [secret.strip() for secret in listed if secret.strip()]
-    if not good or min(map(len, good)) < SHORTEST_SECRET:
-        rule = f"A signing secret of at least {SHORTEST_SECRET} characters is needed."
-        raise SettingsError([f"{rule} {MAKE_ONE}"])
+    if not good or min(map(len, good)) < MIN_SECRET_CHARS:
+        rule = f"A signing secret of at least {MIN_SECRET_CHARS} characters is needed."
+        raise SettingsError([f"{rule} {MAKE_SECRET_HINT}"])
     return good
 
 
@@ -122,12 +122,12 @@ class CallbackSigner:
         Raises ParameterError for a receiver that Kling could not reach so: relative, or plain http.
         """
         try:
-            base = public_address(receiver_url)
+            base = normalize_public_url(receiver_url)
         except ValueError as error:
             raise ParameterError([f"receiver_url {error}"]) from None
         return f"{base}/callbacks/{self.token(task_id, family)}"
 
-    def read(self, token: str, max_age: float) -> CallbackToken:
+    def verify(self, token: str, max_age: float) -> CallbackToken:
         """What `token` says. Raises TokenExpired past `max_age` seconds (and LEEWAY), else TokenError."""
         try:
             payload, signed = self._signer.unsign(token, return_timestamp=True)
@@ -135,7 +135,7 @@ class CallbackSigner:
         except (BadData, ValueError, TypeError) as error:
             raise TokenError("The callback token does not hold.") from error
         age = self._clock() - signed.timestamp()
-        if not -LEEWAY <= age <= max_age + LEEWAY:
+        if not -LEEWAY_SECONDS <= age <= max_age + LEEWAY_SECONDS:
             raise TokenExpired("The callback token has expired.")
         return CallbackToken(str(task_id), str(family), int(signed.timestamp()))
 
@@ -146,28 +146,28 @@ def api_token(secrets: Sequence[str], role: Role, lifetime: float, *, now: float
     return Signer.sign(_signer(secrets, "api"), _pack([role, expires])).decode()
 
 
-def read_api_token(secrets: Sequence[str], token: str, *, now: float | None = None) -> Role:
+def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = None) -> Role:
     """The role inside a bearer token. Raises TokenExpired, else TokenError."""
     try:
         role, expires = _unpack(Signer.unsign(_signer(secrets, "api"), token).decode())
         late = (time.time() if now is None else now) - float(expires)
     except (BadData, ValueError, TypeError) as error:
         raise TokenError("The bearer token does not hold.") from error
-    if late > LEEWAY:
+    if late > LEEWAY_SECONDS:
         raise TokenExpired("The bearer token has expired.")
     if role not in get_args(Role):
         raise TokenError("The bearer token names an unknown role.")
     return role  # type: ignore[no-any-return]  # checked against Role on the line above
 
 
-def link(secrets: Sequence[str], receiver_url: str, task_id: str, index: int, expires: int) -> str:
+def sign_link(secrets: Sequence[str], receiver_url: str, task_id: str, index: int, expires: int) -> str:
     """The address of a result file that opens without a token until `expires` (unix seconds)."""
     signature = _signer(secrets, "link").get_signature(f"{task_id}/{index}/{expires}").decode()
     path = f"/api/tasks/{quote(task_id)}/results/{index}"
     return f"{receiver_url.rstrip('/')}{path}?expires={expires}&signature={signature}"
 
 
-def read_link(
+def verify_link(
     secrets: Sequence[str],
     task_id: str,
     index: int,

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 PORTS = {"http": 80, "https": 443}
 
 
-def web_address(value: str) -> str:
+def normalize_url(value: str) -> str:
     """An http(s) address without query, fragment or credentials, no slash at its end; else ValueError.
 
     Two spellings of one address come out the same (letters of the host, a port that goes without saying).
@@ -26,9 +26,9 @@ def web_address(value: str) -> str:
     return f"{parts.scheme}://{shown}{colon}{parts.path}".rstrip("/")
 
 
-def public_address(value: str) -> str:
+def normalize_public_url(value: str) -> str:
     """A web address that is `https://`, unless its host is loopback; else ValueError."""
-    address = web_address(value)
+    address = normalize_url(value)
     parts = urlsplit(address)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError("must start with https:// (plain http:// is for loopback hosts only).")

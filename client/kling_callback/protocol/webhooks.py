@@ -14,19 +14,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-TOLERANCE = 300
+TOLERANCE_SECONDS = 300
 """Seconds by which a signature's time may differ from ours."""
 
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
-SHORTEST_KEY = 16
-MAKE_WHSEC = (
+MIN_KEY_BYTES = 16
+MAKE_WEBHOOK_SECRET_HINT = (
     "Make one with: "
     "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
 )
-MOST_SIGNATURES = 16
+MAX_SIGNATURES = 16
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
-Verdict = Literal["absent", "good", "bad"]
+SignatureState = Literal["absent", "good", "bad"]
 
 
 @functools.lru_cache(64)
@@ -36,8 +36,8 @@ def secret_key(secret: str) -> bytes:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except (ValueError, binascii.Error):
         raise ValueError("is not of the form whsec_<base64>.") from None
-    if len(key) < SHORTEST_KEY:
-        raise ValueError(f"is too short: {len(key)} bytes, at least {SHORTEST_KEY} are needed.")
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(f"is too short: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed.")
     return key
 
 
@@ -64,37 +64,37 @@ def signed_headers(secrets: Sequence[str], message_id: str, timestamp: int, body
     }
 
 
-def sent_at(headers: Mapping[str, str]) -> int | None:
+def timestamp_of(headers: Mapping[str, str]) -> int | None:
     """When a message says that it was sent, unix seconds; None for what is no time."""
     said = headers.get("webhook-timestamp", "")
     return int(said) if said.isascii() and said.isdigit() and len(said) < 12 else None
 
 
-def may_hold(headers: Mapping[str, str], now: float) -> bool:
+def is_plausible(headers: Mapping[str, str], now: float) -> bool:
     """Whether a signature is given, with a time that is good: what can be told before the body is read."""
-    at = sent_at(headers)
-    return at is not None and bool(headers.get("webhook-signature")) and abs(at - now) <= TOLERANCE
+    at = timestamp_of(headers)
+    return at is not None and bool(headers.get("webhook-signature")) and abs(at - now) <= TOLERANCE_SECONDS
 
 
-def check(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> Verdict:
+def verify(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> SignatureState:
     """Whether one of the secrets signed this message, not longer ago than TOLERANCE.
 
     Never raises: hostile headers are `bad`, none at all are `absent`.
     """
     if not any(headers.get(name) for name in HEADERS):
         return "absent"
-    return "good" if may_hold(headers, now) and is_signed(secrets, headers, body) else "bad"
+    return "good" if is_plausible(headers, now) and signature_matches(secrets, headers, body) else "bad"
 
 
-def is_signed(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> bool:
+def signature_matches(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> bool:
     """Whether one of the secrets signed this message, whenever that was."""
     message_id, timestamp, signatures = (headers.get(name, "") for name in HEADERS)
-    given = [each.encode() for each in signatures.split()[:MOST_SIGNATURES] if each.isascii()]
+    given = [each.encode() for each in signatures.split()[:MAX_SIGNATURES] if each.isascii()]
     expected = [sign(secret, message_id, timestamp, body).encode() for secret in secrets]
     return any(hmac.compare_digest(one, other) for one in expected for other in given)
 
 
-def message_id(event_id: int, at: int, hook: str = "default") -> str:
+def webhook_id(event_id: int, at: int, hook: str = "default") -> str:
     """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
 
     `at`: when it happened, unix milliseconds. `hook`: its name; that of KLING_HOOK_URL is `default`.
@@ -104,15 +104,15 @@ def message_id(event_id: int, at: int, hook: str = "default") -> str:
 
 def hook_body(event: Mapping[str, Any]) -> bytes:
     """The event as it is sent."""
-    return encoded(hook_event(event))
+    return encode(redact_event(event))
 
 
-def encoded(event: Mapping[str, Any]) -> bytes:
+def encode(event: Mapping[str, Any]) -> bytes:
     """What `hook_event` made, as it is sent."""
     return _encode(event).encode()
 
 
-def hook_event(event: Mapping[str, Any]) -> dict[str, Any]:
+def redact_event(event: Mapping[str, Any]) -> dict[str, Any]:
     """The event without the queries of files' addresses: whoever has those has the files."""
     task = event["task"]
     return {**event, "task": {**task, "results": [_without_query(each) for each in task.get("results", ())]}}

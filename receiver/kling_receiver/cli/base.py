@@ -14,27 +14,27 @@ from kling_receiver.store.errors import DatabaseError
 
 S = TypeVar("S", bound=ReceiverSettings)
 
-FAILED, WRONG = 1, 2
+FAILED, USAGE_ERROR = 1, 2
 
 
-def fail(problems: list[str], code: int) -> NoReturn:
+def exit_with(problems: list[str], code: int) -> NoReturn:
     for problem in problems:
-        terminal.say(f"kling-receiver: {problem}")
+        terminal.print_message(f"kling-receiver: {problem}")
     sys.exit(code)
 
 
-def load(settings: type[S]) -> S:
+def load_settings(settings: type[S]) -> S:
     """The settings, or the end with every problem named."""
     try:
         loaded = settings.load()
     except SettingsError as error:
-        fail(error.problems, WRONG)
-    for doubt in settings.doubts():
+        exit_with(error.problems, USAGE_ERROR)
+    for doubt in settings.unknown_variables():
         click.echo(f"kling-receiver: {doubt}", err=True)
     return loaded
 
 
-def explained(command: Callable[..., None]) -> Callable[..., None]:
+def report_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Say in one line what stops a command."""
 
     @wraps(command)
@@ -44,6 +44,6 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # nobody reads on: no trouble of ours
             raise
         except (DatabaseError, ReceiverError, OSError) as error:
-            fail([str(error)], FAILED)
+            exit_with([str(error)], FAILED)
 
     return run

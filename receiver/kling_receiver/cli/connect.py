@@ -10,35 +10,35 @@ import httpx
 
 from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError
-from kling_callback.http import new_http
+from kling_callback.http import create_client
 from kling_callback.protocol.signing import api_token
-from kling_callback.receiver_api import Receiver as Remote
-from kling_callback.retry import Patience
+from kling_callback.receiver_api import ReceiverApi as Remote
+from kling_callback.retry import RetryPolicy
 from kling_receiver.app import Receiver, create_app
-from kling_receiver.cli.base import load
+from kling_receiver.cli.base import load_settings
 from kling_receiver.settings import AdminSettings
 from kling_receiver.store.database import Database
-from kling_receiver.store.errors import DatabaseError, Held
+from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 from kling_receiver.store.transaction import Transaction
 
 T = TypeVar("T")
 
-ONCE = Patience(tries=1)
-NOBODY = (502, 503, 504)
+NO_RETRY = RetryPolicy(max_attempts=1)
+PROXY_ERRORS = (502, 503, 504)
 """What a proxy answers for a receiver that does not run."""
 TOKEN_SECONDS = 300
 
 
 @asynccontextmanager
-async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
+async def connect(settings: AdminSettings) -> AsyncIterator[Remote]:
     """The receiver's API, for an admin. Raises DatabaseError when one runs and does not answer."""
     base = settings.receiver_base
-    async with new_http(base) as http:
+    async with create_client(base) as http:
         remote = _remote(http, base, settings)
         try:
             await remote.tasks(limit=1)
         except ReceiverError as error:
-            if error.code not in ("unreachable", None) or (error.http_status or 502) not in NOBODY:
+            if error.code not in ("unreachable", None) or (error.http_status or 502) not in PROXY_ERRORS:
                 raise
         else:
             yield remote
@@ -48,18 +48,18 @@ async def reached(settings: AdminSettings) -> AsyncIterator[Remote]:
         yield _remote(http, base, settings)
 
 
-def with_receiver(call: Callable[[Remote], Awaitable[T]], settings: AdminSettings | None = None) -> T:
+def call_receiver(call: Callable[[Remote], Awaitable[T]], settings: AdminSettings | None = None) -> T:
     """What a command is told by the receiver, asked as the `settings` say; None: as they are read now."""
-    known = settings or load(AdminSettings)
+    known = settings or load_settings(AdminSettings)
 
     async def run() -> T:
-        async with reached(known) as receiver:
+        async with connect(known) as receiver:
             return await call(receiver)
 
     return asyncio.run(run())
 
 
-def on_this_machine(settings: AdminSettings, change: Callable[[Transaction], T]) -> T:
+def change_database(settings: AdminSettings, change: Callable[[Transaction], T]) -> T:
     """A change to the database itself, which a receiver has migrated: of what must not come over the network.
 
     Raises DatabaseError.
@@ -70,7 +70,7 @@ def on_this_machine(settings: AdminSettings, change: Callable[[Transaction], T])
         raise DatabaseError(f"There is no database {file}. {hint}")
     database = Database(settings.database)
     try:
-        with database.explaining(), database.write() as connection:
+        with database.operator_errors(), database.write() as connection:
             tx = Transaction(connection, database, int(time.time() * 1000))
             changed = change(tx)
             tx.flush()
@@ -80,7 +80,7 @@ def on_this_machine(settings: AdminSettings, change: Callable[[Transaction], T])
 
 
 def _remote(http: httpx.AsyncClient, base: str, settings: AdminSettings) -> Remote:
-    return Remote(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), ONCE)
+    return Remote(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), NO_RETRY)
 
 
 def _check_database(settings: AdminSettings, base: str) -> None:
@@ -96,11 +96,11 @@ async def _opened(settings: AdminSettings, base: str) -> AsyncIterator[httpx.Asy
     receiver = Receiver(settings)
     try:
         receiver.prepare()
-    except Held as held:
+    except AlreadyRunning as held:
         receiver.database.close()
         hint = "Set KLING_RECEIVER_INTERNAL_URL to where it is reached from here."
         raise DatabaseError(f"A receiver runs ({held.holder}), but does not answer at {base}. {hint}") from held
-    terminal.say("No receiver runs; its database is opened. What is ordered is done once one does.")
+    terminal.print_message("No receiver runs; its database is opened. What is ordered is done once one does.")
     receiver.writer.start()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
     try:

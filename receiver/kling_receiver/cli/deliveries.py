@@ -8,10 +8,10 @@ import click
 import httpx
 
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import PAGE
-from kling_callback.receiver_api import Receiver as Remote
-from kling_receiver.cli.base import WRONG, explained, fail
-from kling_receiver.cli.connect import with_receiver
+from kling_callback.receiver_api import PAGE_SIZE
+from kling_callback.receiver_api import ReceiverApi as Remote
+from kling_receiver.cli.base import USAGE_ERROR, exit_with, report_errors
+from kling_receiver.cli.connect import call_receiver
 from kling_receiver.hooks.delivery_list import STATES
 
 LONGEST_SAID = 60
@@ -38,12 +38,12 @@ LISTING: list[click.Parameter] = [
 
 
 @options.command(deliveries, "list", LISTING, "List deliveries, those of the newest events first.")
-@explained
+@report_errors
 def list_deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
-    found = with_receiver(lambda receiver: _pages(receiver, limit, filters))
+    found = call_receiver(lambda receiver: _pages(receiver, limit, filters))
     if as_json:
         for each in found:
-            terminal.show_json(each)
+            terminal.print_json(each)
         return
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "ID": lambda each: each["id"],
@@ -52,17 +52,17 @@ def list_deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
         "TASK": lambda each: each["task"],
         "ATTEMPTS": lambda each: str(each["attempts"]),
         "LAST": lambda each: _last(each["last"]),
-        "NEXT": lambda each: terminal.minute(each["due_at"]),
+        "NEXT": lambda each: terminal.format_minute(each["due_at"]),
     }
     table = [(name, [cell(each) for each in found]) for name, cell in columns.items()]
-    terminal.show_table(table, always=("ID", "STATE", "EVENT"))
+    terminal.print_table(table, always=("ID", "STATE", "EVENT"))
 
 
 async def _pages(receiver: Remote, limit: int, filters: dict[str, str | None]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     cursor: str | None = None
     while len(found) < limit:
-        asked = {**filters, "limit": str(min(limit - len(found), PAGE)), "cursor": cursor}
+        asked = {**filters, "limit": str(min(limit - len(found), PAGE_SIZE)), "cursor": cursor}
         given = httpx.QueryParams({name: value for name, value in asked.items() if value})
         answer = await receiver.call("GET", f"/api/deliveries?{given}")
         found += answer["deliveries"]
@@ -76,7 +76,7 @@ def _path(delivery: str) -> str:
     """The route of a delivery, or the end with what is wrong."""
     event, slash, hook = delivery.partition("/")
     if not (event.isdecimal() and slash and hook):
-        fail([f"{delivery} is no delivery: name its event and hook, such as 123/hook-1."], WRONG)
+        exit_with([f"{delivery} is no delivery: name its event and hook, such as 123/hook-1."], USAGE_ERROR)
     return f"/api/deliveries/{event}/{quote(hook, safe='')}"
 
 
@@ -88,11 +88,11 @@ def _last(attempt: dict[str, Any] | None) -> str:
 
 
 @options.command(deliveries, "show", [ID, options.AS_JSON], "Print a delivery with all its attempts, as JSON.")
-@explained
+@report_errors
 def show(delivery: str, as_json: bool) -> None:
     path = _path(delivery)
-    found = with_receiver(lambda receiver: receiver.call("GET", path))
-    terminal.show_json(found, nicely=not as_json)
+    found = call_receiver(lambda receiver: receiver.call("GET", path))
+    terminal.print_json(found, nicely=not as_json)
 
 
 RETRYING: list[click.Parameter] = [
@@ -103,10 +103,10 @@ RETRYING: list[click.Parameter] = [
 
 
 @options.command(deliveries, "retry", RETRYING, "Send events to their hooks again, now.")
-@explained
+@report_errors
 def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
     if bool(chosen) == dead:
-        fail(["Name deliveries as EVENT/HOOK, or give --dead."], WRONG)
+        exit_with(["Name deliveries as EVENT/HOOK, or give --dead."], USAGE_ERROR)
     paths = [f"{_path(each)}/retry" for each in chosen]
     body = {"hook": hook} if dead else None
 
@@ -117,7 +117,7 @@ def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
             await receiver.call("POST", path)
         return len(paths)
 
-    terminal.say(f"To be sent again: {with_receiver(order)}; to a paused hook once it is resumed.")
+    terminal.print_message(f"To be sent again: {call_receiver(order)}; to a paused hook once it is resumed.")
 
 
 REPLAY = """Send events again to all hooks that want them, or to one.
@@ -134,16 +134,16 @@ REPLAYING: list[click.Parameter] = [
 
 
 @click.command(params=REPLAYING, help=REPLAY)
-@explained
+@report_errors
 def replay(from_: int | None, since: str | None, task: str | None, hook: str | None) -> None:
     if sum(each is not None for each in (from_, since, task)) != 1:
-        fail(["Give one of --from, --since and --task."], WRONG)
+        exit_with(["Give one of --from, --since and --task."], USAGE_ERROR)
     given = {"from": from_, "since": since, "task": task, "hook": hook}
     body = {name: value for name, value in given.items() if value is not None}
-    answer = with_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))
+    answer = call_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))
     if answer["hooks"]:
-        terminal.say(
+        terminal.print_message(
             f"Of {answer['events']} events, those that are wanted go again to {', '.join(answer['hooks'])}."
         )
     else:
-        terminal.say("There is no hook.")
+        terminal.print_message("There is no hook.")

@@ -10,66 +10,68 @@ import anyio.to_thread
 import httpx
 
 from kling_callback.errors import GatewayError
-from kling_callback.kling_api import Gateway, gateway_auth
+from kling_callback.kling_api import KlingApi, auth_from
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.callbacks import DOCTOR_FAMILY, doctor_answer
 
-LARGE = 900_000
+LARGE_BODY_BYTES = 900_000
 """Bytes that the doctor sends: a proxy that lets them through lets all through that is kept (1 MB)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One step of the way: `good` or not, and what to do when it is not."""
 
-    step: str
-    good: bool
-    said: str
+    name: str
+    ok: bool
+    message: str
 
 
-async def examine(settings: ReceiverSettings) -> AsyncIterator[Finding]:
+async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
     """Walk the way a callback takes, step by step; the walk ends where it is broken."""
     async with httpx.AsyncClient(timeout=15, follow_redirects=False) as http:
-        async for finding in _way_in(settings, http):
+        async for finding in _check_public_route(settings, http):
             yield finding
         if settings.has_key:
-            yield await _key(settings, http)
+            yield await _check_key(settings, http)
 
 
-async def _way_in(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncIterator[Finding]:
+async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncIterator[Check]:
     parts = urlsplit(settings.receiver_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
         found = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        yield Finding(
+        yield Check(
             "name", False, f"{host} has no address ({error}). Mend its DNS entry, or KLING_RECEIVER_URL."
         )
         return
-    yield Finding("name", True, f"{host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
+    yield Check("name", True, f"{host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
     nonce = new_id()
     url = CallbackSigner(settings.signing_secrets).url(settings.receiver_url, nonce, DOCTOR_FAMILY)
-    body = {"doctor": secrets.token_hex(LARGE // 2)}
+    body = {"doctor": secrets.token_hex(LARGE_BODY_BYTES // 2)}
     try:
         response = await http.post(url, json=body)
     except httpx.HTTPError as error:
-        yield Finding("connection", False, f"{host}:{port} does not answer ({_why(error)}). {_CONNECTION_HINT}")
+        yield Check(
+            "connection", False, f"{host}:{port} does not answer ({_reason(error)}). {_CONNECTION_HINT}"
+        )
         return
-    yield Finding("connection", True, f"{host}:{port} answers")
+    yield Check("connection", True, f"{host}:{port} answers")
     yield _echo(response, nonce)
 
 
 _CONNECTION_HINT = "Is the receiver running, the proxy in front of it too, the port open, its certificate good?"
 
 
-def _echo(response: httpx.Response, nonce: str) -> Finding:
+def _echo(response: httpx.Response, nonce: str) -> Check:
     """What the answer to a signed callback says of the way."""
     status = response.status_code
     if status == 200 and _is_echo(response, nonce):
-        return Finding("callback", True, "a signed callback came through: the way is open")
-    return Finding("callback", False, f"the answer was {status}. {_hint(response)}")
+        return Check("callback", True, "a signed callback came through: the way is open")
+    return Check("callback", False, f"the answer was {status}. {_hint(response)}")
 
 
 def _is_echo(response: httpx.Response, nonce: str) -> bool:
@@ -101,15 +103,15 @@ HINTS = {
 }
 
 
-async def _key(settings: ReceiverSettings, http: httpx.AsyncClient) -> Finding:
+async def _check_key(settings: ReceiverSettings, http: httpx.AsyncClient) -> Check:
     """Whether Kling takes our key: asked for a task that cannot exist, it says that it knows none."""
-    gateway = Gateway(settings.api_base, gateway_auth(settings), http)
+    gateway = KlingApi(settings.api_base, auth_from(settings), http)
     try:
         await gateway.query("videos/text2video", external_id=new_id())
     except GatewayError as error:
-        return Finding("key", False, str(error))
-    return Finding("key", True, f"{settings.api_base} takes the key")
+        return Check("key", False, str(error))
+    return Check("key", True, f"{settings.api_base} takes the key")
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__

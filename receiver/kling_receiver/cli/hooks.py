@@ -8,11 +8,11 @@ from urllib.parse import quote
 import click
 
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import Receiver as Remote
-from kling_receiver.cli.base import FAILED, WRONG, explained, fail, load
-from kling_receiver.cli.connect import on_this_machine, with_receiver
+from kling_callback.receiver_api import ReceiverApi as Remote
+from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
+from kling_receiver.cli.connect import call_receiver, change_database
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import EVENTS, WEB, BadHook, NewHook, read_hook
+from kling_receiver.hooks.config import EVENT_STATUSES, WEB_SCHEMES, HookConfig, InvalidHook, parse_hook
 from kling_receiver.settings import AdminSettings
 from kling_receiver.sinks import scheme_of
 from kling_receiver.states import STATUSES
@@ -59,7 +59,10 @@ ADDING: list[click.Parameter] = [
     click.Argument(["address"], metavar="ADDRESS"),
     click.Option(["--name"], default="", help="Small letters, digits, - and _; else one is made."),
     click.Option(
-        ["--event", "events"], multiple=True, type=click.Choice(list(EVENTS)), help="Only these; repeatable."
+        ["--event", "events"],
+        multiple=True,
+        type=click.Choice(list(EVENT_STATUSES)),
+        help="Only these; repeatable.",
     ),
     click.Option(["--family", "families"], multiple=True, help="Such as videos/text2video; repeatable."),
     click.Option(["--status", "statuses"], multiple=True, type=click.Choice(STATUSES), help="Repeatable."),
@@ -87,40 +90,40 @@ ADDING: list[click.Parameter] = [
     "ADDRESS is https://HOST/PATH, command:PROGRAM ARGUMENT (an argument list, no shell), nats://HOST/SUBJECT, "
     "redis://HOST/STREAM, or that of a sink of your own.",
 )
-@explained
+@report_errors
 def add(as_json: bool, **given: Any) -> None:
     listed: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
     }
     wanted = {name: value for name, value in listed.items() if value not in (None, "", [])}
-    if scheme_of(str(wanted.get("address", ""))) in WEB:
-        answer = with_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
+    if scheme_of(str(wanted.get("address", ""))) in WEB_SCHEMES:
+        answer = call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
         name, secret = answer["hook"]["name"], None if "secret" in wanted else answer["secret"]
     else:
         name, secret = _add_here(wanted), None
     if as_json:
-        return terminal.show_json({"name": name, "secret": secret})
-    terminal.say(f"Events go there from now on. Try it with: kling-receiver hooks test {name}")
+        return terminal.print_json({"name": name, "secret": secret})
+    terminal.print_message(f"Events go there from now on. Try it with: kling-receiver hooks test {name}")
     if secret:
-        terminal.say("The secret that signs what is sent, shown this once:")
-        terminal.show(secret)
+        terminal.print_message("The secret that signs what is sent, shown this once:")
+        terminal.print_data(secret)
     return None
 
 
 def _add_here(wanted: dict[str, Any]) -> str:
     """Add what must not come over the network."""
-    settings = load(AdminSettings)
+    settings = load_settings(AdminSettings)
     try:
-        new = read_hook(wanted, settings.hook_hosts)
-    except BadHook as error:
-        fail(error.problems, WRONG)
-    name, problem = with_receiver(lambda receiver: _added(receiver, settings, new), settings)
+        new = parse_hook(wanted, settings.hook_hosts)
+    except InvalidHook as error:
+        exit_with(error.problems, USAGE_ERROR)
+    name, problem = call_receiver(lambda receiver: _added(receiver, settings, new), settings)
     if problem:
-        fail([problem], FAILED)
+        exit_with([problem], FAILED)
     return name
 
 
-async def _added(receiver: Remote, settings: AdminSettings, new: NewHook) -> tuple[str, str]:
+async def _added(receiver: Remote, settings: AdminSettings, new: HookConfig) -> tuple[str, str]:
     """The name of the hook, and what is wrong if it could not be added to this receiver's database."""
     there = await receiver.call("GET", "/api/hooks")
     if there.get("kept_in_file"):
@@ -132,7 +135,7 @@ async def _added(receiver: Remote, settings: AdminSettings, new: NewHook) -> tup
         row = hook_records.add(tx, new)
         return (str(row["name"]), "") if row else ("", f"There is a hook {new.name}. Choose another name.")
 
-    return on_this_machine(settings, change)
+    return change_database(settings, change)
 
 
 ANOTHER = (
@@ -142,12 +145,12 @@ ANOTHER = (
 
 
 @options.command(hooks, "list", [options.AS_JSON], "List hooks, and how they fare.")
-@explained
+@report_errors
 def list_hooks(as_json: bool) -> None:
-    found = with_receiver(lambda receiver: receiver.call("GET", "/api/hooks"))["hooks"]
+    found = call_receiver(lambda receiver: receiver.call("GET", "/api/hooks"))["hooks"]
     if as_json:
         for hook in found:
-            terminal.show_json(hook)
+            terminal.print_json(hook)
         return
     _show(found)
 
@@ -164,7 +167,7 @@ def _show(found: Sequence[dict[str, Any]]) -> None:
         "WHY": lambda hook: _cut(hook["paused_because"] or ""),
     }
     table = [(name, [cell(hook) for hook in found]) for name, cell in columns.items()]
-    terminal.show_table(table, always=("NAME", "STATE", "ADDRESS"))
+    terminal.print_table(table, always=("NAME", "STATE", "ADDRESS"))
 
 
 def _cut(text: str) -> str:
@@ -179,41 +182,43 @@ def _wants(hook: dict[str, Any]) -> str:
 
 def _state(hook: dict[str, Any]) -> str:
     if hook["state"] == "failing":
-        return f"failing since {terminal.minute(hook['failing_since'])}"
+        return f"failing since {terminal.format_minute(hook['failing_since'])}"
     return str(hook["state"])
 
 
 @options.command(
     hooks, "show", [NAME, options.AS_JSON], "Print all that is known of a hook, as JSON; not its secret."
 )
-@explained
+@report_errors
 def show(name: str, as_json: bool) -> None:
-    hook = with_receiver(lambda receiver: receiver.call("GET", _path(name)))
-    terminal.show_json(hook, nicely=not as_json)
+    hook = call_receiver(lambda receiver: receiver.call("GET", _path(name)))
+    terminal.print_json(hook, nicely=not as_json)
 
 
 @options.command(hooks, "test", [NAME, options.AS_JSON], "Send a signed test event, and show the answer.")
-@explained
+@report_errors
 def test(name: str, as_json: bool) -> None:
-    answer = with_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test"))
+    answer = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test"))
     if as_json:
-        terminal.show_json(answer)
+        terminal.print_json(answer)
     else:
         status = "" if answer["status"] is None else f" ({answer['status']})"
-        terminal.say(f"{'Taken' if answer['taken'] else 'Not taken'}{status} after {answer['ms']} ms.")
+        terminal.print_message(
+            f"{'Taken' if answer['taken'] else 'Not taken'}{status} after {answer['ms']} ms."
+        )
         for said in filter(None, (answer["error"], answer["answer"])):
-            terminal.show(said)
+            terminal.print_data(said)
     if not answer["taken"]:
         sys.exit(FAILED)
 
 
 def _order(name: str, said: str, summary: str) -> None:
     @options.command(hooks, name, [NAME], summary)
-    @explained
+    @report_errors
     def order(**given: str) -> None:
         path = f"{_path(given['name'])}/{name}"
-        hook = with_receiver(lambda receiver: receiver.call("POST", path))
-        terminal.say(said.format(**hook))
+        hook = call_receiver(lambda receiver: receiver.call("POST", path))
+        terminal.print_message(said.format(**hook))
 
 
 _order("pause", "{name} is paused; its events are kept.", "Send nothing to a hook; its events are kept.")
@@ -237,20 +242,20 @@ ROTATING: list[click.Parameter] = [
 
 
 @options.command(hooks, "rotate", ROTATING, "Give a hook a new secret, and print it.")
-@explained
+@report_errors
 def rotate(name: str, secret: str, overlap: float) -> None:
     body = {"secret": secret, "overlap": overlap}
-    answer = with_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/rotate", body))
-    terminal.say(f"{name} has a new secret; the old one signs too for {overlap:g} seconds.")
+    answer = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/rotate", body))
+    terminal.print_message(f"{name} has a new secret; the old one signs too for {overlap:g} seconds.")
     if not secret:
-        terminal.show(answer["secret"])
+        terminal.print_data(answer["secret"])
 
 
 @options.command(hooks, "remove", [NAME], "Forget a hook, and what it is still owed.")
-@explained
+@report_errors
 def remove(name: str) -> None:
-    with_receiver(lambda receiver: receiver.call("DELETE", _path(name)))
-    terminal.say(f"{name} is removed.")
+    call_receiver(lambda receiver: receiver.call("DELETE", _path(name)))
+    terminal.print_message(f"{name} is removed.")
 
 
 def _path(name: str) -> str:

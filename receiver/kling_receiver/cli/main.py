@@ -10,27 +10,27 @@ import click
 from kling_callback.protocol.signing import Role, api_token
 from kling_receiver import __version__
 from kling_receiver.app import Receiver
-from kling_receiver.cli.base import FAILED, explained, fail, load
+from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors
 from kling_receiver.cli.deliveries import deliveries, replay
-from kling_receiver.cli.doctor import examine
+from kling_receiver.cli.doctor import run_checks
 from kling_receiver.cli.hooks import hooks
 from kling_receiver.cli.tasks import tasks
 from kling_receiver.server import Server, bind
-from kling_receiver.settings import ReachedSettings, ReceiverSettings, ServeSettings, SigningSettings
+from kling_receiver.settings import PublicSettings, ReceiverSettings, ServeSettings, SigningSettings
 from kling_receiver.store.database import Database
 
 TOKEN_DAYS = 365
 
-SWITCH_SECONDS = 0.0005
+GIL_SWITCH_SECONDS = 0.0005
 """How long the event loop may keep the writer waiting at each step of a commit: a tenth of what is usual."""
 
-QUIET = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.error": logging.ERROR}
+QUIET_LOGGERS = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.error": logging.ERROR}
 """What the log does without: uvicorn warns of each request that is no HTTP, and anybody can send those."""
 
 
 def _warn_out_of_reach(settings: ReceiverSettings) -> None:
-    if settings.out_of_reach:
-        click.echo(f"kling-receiver: {settings.out_of_reach}", err=True)
+    if settings.unreachable_reason:
+        click.echo(f"kling-receiver: {settings.unreachable_reason}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,12 +51,12 @@ for group in (tasks, hooks, deliveries, replay):
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
 )
-@explained
+@report_errors
 def serve(host: str, port: int) -> None:
     """Serve until told to stop (SIGTERM or Ctrl-C)."""
-    settings = load(ServeSettings)
+    settings = load_settings(ServeSettings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy, level in QUIET.items():
+    for noisy, level in QUIET_LOGGERS.items():
         logging.getLogger(noisy).setLevel(level)
     receiver = Receiver(settings)
     try:
@@ -69,23 +69,23 @@ def serve(host: str, port: int) -> None:
     click.echo(
         f"kling-receiver {__version__} on http://{shown}:{listening.getsockname()[1]}, "
         f"reached by Kling as {settings.receiver_url}\n"
-        f"data in {settings.data_dir.absolute()}: database {receiver.database}, results {receiver.folder.root}",
+        f"data in {settings.data_dir.absolute()}: database {receiver.database}, results {receiver.storage.root}",
         err=True,
     )
     _warn_out_of_reach(settings)
-    sys.setswitchinterval(SWITCH_SECONDS)
+    sys.setswitchinterval(GIL_SWITCH_SECONDS)
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
     try:
         Server(receiver).run(sockets=[listening])
     except SystemExit:  # uvicorn's own code for this means something else here
-        fail(["The receiver could not start. The lines above say why."], FAILED)
+        exit_with(["The receiver could not start. The lines above say why."], FAILED)
 
 
 @main.command()
-@explained
+@report_errors
 def migrate() -> None:
     """Bring the database up to date. `serve` does it too."""
-    database = Database(load(ReceiverSettings).database)
+    database = Database(load_settings(ReceiverSettings).database)
     try:
         database.migrate()
     finally:
@@ -99,7 +99,7 @@ def doctor() -> None:
 
     Sends it a signed one through its public address, and says where the way breaks.
     """
-    settings = load(ReachedSettings)
+    settings = load_settings(PublicSettings)
     _warn_out_of_reach(settings)
     if not asyncio.run(_examine(settings)):
         sys.exit(FAILED)
@@ -107,9 +107,9 @@ def doctor() -> None:
 
 async def _examine(settings: ReceiverSettings) -> bool:
     good = True
-    async for finding in examine(settings):
-        good = good and finding.good
-        click.echo(f"{'ok  ' if finding.good else 'FAIL'} {finding.step}: {finding.said}")
+    async for finding in run_checks(settings):
+        good = good and finding.ok
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.message}")
     return good
 
 
@@ -120,5 +120,5 @@ async def _examine(settings: ReceiverSettings) -> bool:
 )
 def token(role: Role, days: int) -> None:
     """Print a bearer token for the receiver's API. It is made from the signing secrets."""
-    settings = load(SigningSettings)
+    settings = load_settings(SigningSettings)
     click.echo(api_token(settings.signing_secrets, role, days * 86_400))

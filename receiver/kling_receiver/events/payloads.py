@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kling_callback.protocol import signing
-from kling_receiver.store.reader import Full
+from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.sql import Row
 
 LINK_SECONDS = 86_400
@@ -21,7 +21,7 @@ def iso(milliseconds: int | None) -> str | None:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class Views:
+class Payloads:
     """Makes the JSON; `secrets` and `receiver_url` go into the links to files."""
 
     def __init__(
@@ -29,20 +29,20 @@ class Views:
     ) -> None:
         self._secrets, self._url, self._clock = secrets, receiver_url, clock
 
-    def task(self, full: Full) -> dict[str, Any]:
+    def task(self, detail: TaskDetail) -> dict[str, Any]:
         """A task."""
-        row = full.row
+        row = detail.row
         return {
             "id": row["id"],
             "task_id": row["task_id"],
             "family": row["family"],
             "model": row["model"],
-            "tags": full.tags,
+            "tags": detail.tags,
             "status": row["status"],
             "status_msg": row["status_msg"],
             "origin": row["origin"],
             "request": row["request"],
-            "results": [self._result(result) for result in full.results],
+            "results": [self._result(result) for result in detail.results],
             "cost": row["cost"],
             "done": bool(row["done"]),
             "created_at": iso(row["created_at"]),
@@ -68,14 +68,14 @@ class Views:
 
     def _link(self, result: Row) -> str:
         expires = int(self._clock()) + LINK_SECONDS
-        return signing.link(self._secrets, self._url, result["task"], result["n"], expires)
+        return signing.sign_link(self._secrets, self._url, result["task"], result["n"], expires)
 
-    def event(self, event: Row, full: Full) -> dict[str, Any]:
+    def event(self, event: Row, detail: TaskDetail) -> dict[str, Any]:
         """An event, with its task as it is now."""
         return {
             "id": event["id"],
             "type": event["type"],
             "at": iso(event["at"]),
             "data": event["data"],
-            "task": self.task(full),
+            "task": self.task(detail),
         }

@@ -17,37 +17,37 @@ from pydantic import (
 )
 
 from kling_callback.protocol.events import TYPES
-from kling_callback.protocol.families import RULE, is_family
+from kling_callback.protocol.families import DESCRIPTION, is_family
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.webhooks import new_secret
 from kling_callback.settings import HookSecret
-from kling_receiver.net.guard import Allowed
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.sinks import scheme_of
-from kling_receiver.sinks.command import arguments, written
+from kling_receiver.sinks.command import parse_command, to_address
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.sinks.registry import open_sink
 from kling_receiver.states import FINAL, STATUSES
 from kling_receiver.store.sql import Row
-from kling_receiver.validation import problems
+from kling_receiver.validation import describe_errors
 
-WEB = ("https", "http")
-SCHEDULE = (5.0, 30.0, 120.0, 900.0, 3600.0, 10_800.0, 28_800.0, 86_400.0)
+WEB_SCHEMES = ("https", "http")
+DEFAULT_SCHEDULE = (5.0, 30.0, 120.0, 900.0, 3600.0, 10_800.0, 28_800.0, 86_400.0)
 """Seconds between attempts, each drawn from the upper half of its step; after the last the event is dead."""
-TIMEOUT = {"web": 15.0, "command": 60.0, "other": 15.0}
-CONCURRENCY = {"web": 8, "command": 2, "other": 8}
+DEFAULT_TIMEOUT = {"web": 15.0, "command": 60.0, "other": 15.0}
+DEFAULT_CONCURRENCY = {"web": 8, "command": 2, "other": 8}
 
-ANY = frozenset(STATUSES)
-AT: Mapping[str, frozenset[str]] = {
+ALL_STATUSES = frozenset(STATUSES)
+STATUSES_AT: Mapping[str, frozenset[str]] = {
     **{f"task.{status}": frozenset({status}) for status in STATUSES},
     "result.stored": frozenset({"succeed"}),
     "result.failed": frozenset({"succeed"}),
     "task.done": FINAL,
 }
-EVENTS = {type_: AT.get(type_, ANY) for type_ in TYPES}
+EVENT_STATUSES = {type_: STATUSES_AT.get(type_, ALL_STATUSES) for type_ in TYPES}
 """Every type of event, and the statuses that a task may have when it happens."""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-OF_TASK = "task:"
+TASK_HOOK_PREFIX = "task:"
 """What the name of a hook of one task alone begins with."""
 
 
@@ -68,20 +68,24 @@ def _new_name(value: str) -> str:
 
 
 def _any_name(value: str) -> str:
-    return value if is_id(value.removeprefix(OF_TASK)) and value.startswith(OF_TASK) else _name(value)
+    return (
+        value
+        if is_id(value.removeprefix(TASK_HOOK_PREFIX)) and value.startswith(TASK_HOOK_PREFIX)
+        else _name(value)
+    )
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-AnyName = Annotated[str, AfterValidator(_any_name)]
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
+HookName = Annotated[str, AfterValidator(_any_name)]
 """The name of a hook, that of one task alone too."""
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
 
 
-class Wanted(BaseModel):
+class HookFilter(BaseModel):
     """What a hook wants to hear of; what is empty wants all."""
 
-    events: list[str] = Field(default_factory=list, max_length=len(EVENTS))
+    events: list[str] = Field(default_factory=list, max_length=len(EVENT_STATUSES))
     families: list[str] = Field(default_factory=list, max_length=100)
     statuses: list[Literal["created", "submitted", "processing", "succeed", "failed"]] = Field(
         default_factory=list, max_length=len(STATUSES)
@@ -91,20 +95,26 @@ class Wanted(BaseModel):
     @field_validator("events")
     @classmethod
     def _events(cls, values: list[str]) -> list[str]:
-        if unknown := sorted(set(values) - EVENTS.keys()):
-            raise ValueError(f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENTS)}.")
+        if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
+            raise ValueError(
+                f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENT_STATUSES)}."
+            )
         return sorted(set(values))
 
     @field_validator("families")
     @classmethod
     def _families(cls, values: list[str]) -> list[str]:
         if wrong := [value for value in values if not is_family(value)]:
-            raise ValueError(f"{', '.join(wrong)}: a family must be {RULE}.")
+            raise ValueError(f"{', '.join(wrong)}: a family must be {DESCRIPTION}.")
         return sorted(set(values))
 
     @model_validator(mode="after")
-    def _possible(self) -> "Wanted":
-        possible = frozenset().union(*(EVENTS[event] for event in self.events)) if self.events else ANY
+    def _possible(self) -> "HookFilter":
+        possible = (
+            frozenset().union(*(EVENT_STATUSES[event] for event in self.events))
+            if self.events
+            else ALL_STATUSES
+        )
         if self.statuses and not possible & set(self.statuses):
             raise ValueError(
                 f"the filter matches nothing: at {' or '.join(self.events)} a task is never "
@@ -113,7 +123,7 @@ class Wanted(BaseModel):
         return self
 
 
-class NewHook(Wanted):
+class HookConfig(HookFilter):
     """A hook as somebody wants it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
@@ -121,9 +131,9 @@ class NewHook(Wanted):
     name: Annotated[str, AfterValidator(_new_name)] = ""
     address: str = Field(min_length=1, max_length=2000)
     secret: HookSecret = Field("", repr=False)
-    schedule: list[Step] = Field(default_factory=lambda: list(SCHEDULE), max_length=30)
-    concurrency: Annotated[Whole, Field(ge=1, le=256)] | None = None
-    rate: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
+    retry_schedule: list[Step] = Field(default_factory=lambda: list(DEFAULT_SCHEDULE), max_length=30)
+    concurrency: Annotated[WholeNumber, Field(ge=1, le=256)] | None = None
+    rate_limit: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
     timeout: float | None = Field(None, gt=0, le=300, allow_inf_nan=False)
 
     @field_validator("address")
@@ -131,15 +141,15 @@ class NewHook(Wanted):
     def _address(cls, value: str, info: ValidationInfo) -> str:
         scheme = scheme_of(value)
         if scheme == "command":
-            return written(arguments(value))
-        if scheme not in WEB:
+            return to_address(parse_command(value))
+        if scheme not in WEB_SCHEMES:
             open_sink(value)
         elif info.context:
             check_web_address(value, info.context)
         return value
 
     @model_validator(mode="after")
-    def _signed(self) -> "NewHook":
+    def _signed(self) -> "HookConfig":
         if self.secret and not self.is_signed:
             raise ValueError("a secret signs what goes to a web address; leave it out.")
         return self
@@ -147,9 +157,9 @@ class NewHook(Wanted):
     @property
     def is_signed(self) -> bool:
         """Whether what is sent there is signed."""
-        return scheme_of(self.address) in WEB
+        return scheme_of(self.address) in WEB_SCHEMES
 
-    def values(self) -> Row:
+    def columns(self) -> Row:
         """The columns that say where events go, which, and how."""
         kind = "web" if self.is_signed else "command" if scheme_of(self.address) == "command" else "other"
         return {
@@ -160,16 +170,16 @@ class NewHook(Wanted):
                 "statuses": self.statuses,
                 "tags": self.tags,
             },
-            "schedule": self.schedule,
-            "concurrency": self.concurrency or CONCURRENCY[kind],
-            "rate": self.rate,
-            "timeout": self.timeout or TIMEOUT[kind],
+            "schedule": self.retry_schedule,
+            "concurrency": self.concurrency or DEFAULT_CONCURRENCY[kind],
+            "rate": self.rate_limit,
+            "timeout": self.timeout or DEFAULT_TIMEOUT[kind],
         }
 
     def row(self, name: str, source: str, *, cursor: int, now: int) -> Row:
         """The row of it, with a new secret where one is needed and none is given."""
         return {
-            **self.values(),
+            **self.columns(),
             "name": name,
             "source": source,
             "task": None,
@@ -183,11 +193,11 @@ class NewHook(Wanted):
         }
 
 
-DEFAULT = "default"
+DEFAULT_HOOK = "default"
 """The name of the hook that KLING_HOOK_URL is."""
 
 
-class BadHook(Exception):
+class InvalidHook(Exception):
     """A hook that cannot be; `problems` names all that is wrong with it."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -195,12 +205,12 @@ class BadHook(Exception):
         self.problems = problems
 
 
-def read_hook(given: Any, allowed: Allowed) -> NewHook:
+def parse_hook(given: Any, allowed: Allowlist) -> HookConfig:
     """A hook as it is described by a document. Raises BadHook, naming every problem."""
     try:
-        hook = NewHook.model_validate(given, context=allowed)
+        hook = HookConfig.model_validate(given, context=allowed)
     except ValidationError as error:
-        raise BadHook(problems(error)) from None
-    if hook.name == DEFAULT:
-        raise BadHook(["name: this one is KLING_HOOK_URL's. Choose another."])
+        raise InvalidHook(describe_errors(error)) from None
+    if hook.name == DEFAULT_HOOK:
+        raise InvalidHook(["name: this one is KLING_HOOK_URL's. Choose another."])
     return hook

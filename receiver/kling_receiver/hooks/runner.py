@@ -11,29 +11,29 @@ from typing import TypeGuard
 
 from sqlalchemy import Connection
 
-from kling_receiver.events.bus import Feed
+from kling_receiver.events.bus import EventBus
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.limiter import Turn
-from kling_receiver.hooks.matching import may_want, wants
+from kling_receiver.hooks.limiter import Slot
+from kling_receiver.hooks.matching import matches, wants_type
 from kling_receiver.hooks.sender import Sender
-from kling_receiver.store.reader import Full, Reader, events_after, full_tasks
+from kling_receiver.store.reader import Reader, TaskDetail, events_after, load_details
 from kling_receiver.store.sql import Row
 from kling_receiver.store.writer import Writer
 
-LONGEST_RUN = 240.0
+MAX_RUN_SECONDS = 240.0
 """Seconds; with the longest turn and attempt less than the worker gives a job."""
-MOST_EVENTS = 5_000
+MAX_EVENTS = 5_000
 """Events that one run looks at; at its end the cursor is kept."""
-BATCH = 200
-REST = 0.02
+BATCH_EVENTS = 200
+MIN_READ_INTERVAL = 0.02
 """Seconds from one look at the log to the next."""
-FRESH = 1.0
+RECHECK_SECONDS = 1.0
 """Seconds after which a run looks at its hook anew: it may have been paused, or removed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class EventRange:
     """A part of the log that a hook is to hear of: the events after `after`, up to `until` (None: no end).
 
     `task`: whose events alone. `seen`: events that were tried already. `linger`: seconds to wait for more.
@@ -41,175 +41,179 @@ class Stretch:
 
     after: int
     until: int | None = None
-    task: str | None = None
-    seen: Set[int] = frozenset()
-    linger: float = 0.0
+    task_id: str | None = None
+    attempted: Set[int] = frozenset()
+    idle_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class RunResult:
     """All up to `cursor` was tried. `whole`: no more was there. `wait`: seconds to leave the hook alone."""
 
     cursor: int
-    whole: bool = False
-    wait: float = 0.0
+    complete: bool = False
+    retry_in: float = 0.0
 
 
-class Run:
+class HookRun:
     """One run of one hook along a stretch of the log."""
 
     def __init__(
         self,
         hook: Row,
-        stretch: Stretch,
+        events: EventRange,
         *,
         sender: Sender,
         reader: Reader,
         writer: Writer,
-        feed: Feed,
+        bus: EventBus,
         unrecorded: asyncio.Semaphore,
     ) -> None:
-        self._hook, self._stretch, self._cursor = hook, stretch, stretch.after
+        self._hook, self._range, self._cursor = hook, events, events.after
         self._sender, self._reader, self._writer = sender, reader, writer
-        self._feed = feed
-        self._unrecorded, self._under_way = unrecorded, 0
+        self._bus = bus
+        self._unrecorded, self._active = unrecorded, 0
         self._woken = asyncio.Event()
-        self._tried, self._end, self._looked, self._rested = 0, 0.0, 0.0, 0.0
-        self._hurries = hook["task"] is not None  # such a run ends with its record
+        self._started, self._end, self._checked_at, self._read_at = 0, 0.0, 0.0, 0.0
+        self._urgent = hook["task"] is not None  # such a run ends with its record
 
-    async def go(self, group: asyncio.TaskGroup) -> Ran:
+    async def run(self, group: asyncio.TaskGroup) -> RunResult:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
         try:
-            return await self._along(group)
+            return await self._loop(group)
         finally:  # the next run waits for what is recorded of this one
-            if self._under_way and not self._hurries:
-                self._writer.hurry()
-            self._hurries = True
+            if self._active and not self._urgent:
+                self._writer.flush_lazy()
+            self._urgent = True
 
-    async def _along(self, group: asyncio.TaskGroup) -> Ran:
+    async def _loop(self, group: asyncio.TaskGroup) -> RunResult:
         looked = 0
-        self._end = asyncio.get_running_loop().time() + LONGEST_RUN
-        with self._feed.waiting(self._stretch.task) as self._woken:
-            while looked < MOST_EVENTS and not self._is_over():
-                await self._rest()
+        self._end = asyncio.get_running_loop().time() + MAX_RUN_SECONDS
+        with self._bus.subscribe(self._range.task_id) as self._woken:
+            while looked < MAX_EVENTS and not self._out_of_time():
+                await self._throttle()
                 self._woken.clear()
-                hook, events, full = await self._reader.read(self._look)
-                if not self._is_the_same(hook):
+                hook, events, full = await self._reader.read(self._read_batch)
+                if not self._is_same_hook(hook):
                     break
-                self._hook, self._looked = hook, asyncio.get_running_loop().time()
-                if not events and not await self._more():
-                    return Ran(self._cursor, whole=True)
+                self._hook, self._checked_at = hook, asyncio.get_running_loop().time()
+                if not events and not await self._wait_for_more():
+                    return RunResult(self._cursor, complete=True)
                 looked += len(events)
-                if ended := await self._try(group, events, full):
+                if ended := await self._send_batch(group, events, full):
                     return ended
-                if len(events) < BATCH and not self._stretch.linger:
-                    return Ran(self._cursor, whole=True)
-        return Ran(self._cursor)
+                if len(events) < BATCH_EVENTS and not self._range.idle_seconds:
+                    return RunResult(self._cursor, complete=True)
+        return RunResult(self._cursor)
 
-    async def _try(self, group: asyncio.TaskGroup, events: list[Row], full: dict[str, Full]) -> Ran | None:
+    async def _send_batch(
+        self, group: asyncio.TaskGroup, events: list[Row], full: dict[str, TaskDetail]
+    ) -> RunResult | None:
         """Begin an attempt at each that is wanted; how the run ends, if it does."""
         for event in events:
-            if self._is_over():
-                return Ran(self._cursor)
+            if self._out_of_time():
+                return RunResult(self._cursor)
             wanted = self._is_wanted(event, full)
-            if wanted and (ended := await self._begin(group, event, full[event["task"]])):
+            if wanted and (ended := await self._start_attempt(group, event, full[event["task"]])):
                 return ended
             self._cursor = event["id"]
         return None
 
-    async def _more(self) -> bool:
+    async def _wait_for_more(self) -> bool:
         """Whether to look again: something came, or the last attempt under way has ended meanwhile."""
-        if not self._under_way:
-            return await _came(self._woken, self._stretch.linger)
-        await _came(self._woken, self._end - asyncio.get_running_loop().time())
+        if not self._active:
+            return await _woken_within(self._woken, self._range.idle_seconds)
+        await _woken_within(self._woken, self._end - asyncio.get_running_loop().time())
         return True
 
-    def _is_the_same(self, hook: Row | None) -> TypeGuard[Row]:
+    def _is_same_hook(self, hook: Row | None) -> TypeGuard[Row]:
         """Whether the hook is there still, not paused, and not another one of its name."""
         return bool(hook and not hook["paused_at"] and hook["created_at"] == self._hook["created_at"])
 
-    async def _rest(self) -> None:
+    async def _throttle(self) -> None:
         """Under load, let some commits gather before the next look; a look after a quiet time is at once."""
         now = asyncio.get_running_loop().time()
-        await asyncio.sleep(max(self._rested + REST - now, 0))
-        self._rested = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(self._read_at + MIN_READ_INTERVAL - now, 0))
+        self._read_at = asyncio.get_running_loop().time()
 
-    def _is_over(self) -> bool:
-        return self._feed.closed or asyncio.get_running_loop().time() >= self._end
+    def _out_of_time(self) -> bool:
+        return self._bus.closed or asyncio.get_running_loop().time() >= self._end
 
-    def _look(self, connection: Connection) -> tuple[Row | None, list[Row], dict[str, Full]]:
+    def _read_batch(self, connection: Connection) -> tuple[Row | None, list[Row], dict[str, TaskDetail]]:
         hook = hook_records.hook(connection, self._hook["name"])
         if hook is None:
             return None, [], {}
-        task, until = self._stretch.task, self._stretch.until
-        events = events_after(connection, self._cursor, task, limit=BATCH, until=until)
-        tasks = {event["task"] for event in events if may_want(hook, event)}
-        return hook, events, full_tasks(connection, sorted(tasks))
+        task, until = self._range.task_id, self._range.until
+        events = events_after(connection, self._cursor, task, limit=BATCH_EVENTS, until=until)
+        tasks = {event["task"] for event in events if wants_type(hook, event)}
+        return hook, events, load_details(connection, sorted(tasks))
 
-    def _is_wanted(self, event: Row, full: dict[str, Full]) -> bool:
-        if event["id"] in self._stretch.seen or event["task"] not in full:
+    def _is_wanted(self, event: Row, full: dict[str, TaskDetail]) -> bool:
+        if event["id"] in self._range.attempted or event["task"] not in full:
             return False
-        return wants(self._hook, event, full[event["task"]])
+        return matches(self._hook, event, full[event["task"]])
 
-    async def _begin(self, group: asyncio.TaskGroup, event: Row, full: Full) -> Ran | None:
+    async def _start_attempt(self, group: asyncio.TaskGroup, event: Row, full: TaskDetail) -> RunResult | None:
         """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
-        await self._writer.calm.wait()
+        await self._writer.foreground.wait_idle()
         try:
-            turn = await self._sender.turn(self._hook)
+            turn = await self._sender.acquire_slot(self._hook)
         except TimeoutError:
-            return Ran(self._cursor)
+            return RunResult(self._cursor)
         try:
-            ended = await self._ended(turn)
+            ended = await self._should_stop(turn)
             if ended is None:
                 await self._unrecorded.acquire()
         except BaseException:
-            turn.leave()
+            turn.release()
             raise
         if ended:
-            turn.leave()
+            turn.release()
             return ended
-        self._tried += 1
-        self._under_way += 1
+        self._started += 1
+        self._active += 1
         attempt = group.create_task(self._attempt(turn, event, full))
-        attempt.add_done_callback(functools.partial(self._is_over_with, turn))
+        attempt.add_done_callback(functools.partial(self._attempt_finished, turn))
         await asyncio.sleep(0)  # callbacks come in between
         return None
 
-    async def _ended(self, turn: Turn) -> Ran | None:
+    async def _should_stop(self, turn: Slot) -> RunResult | None:
         """How the run ends, when the turn that it waited for is of no use."""
-        if turn.pace.held or (turn.pace.is_dead and self._tried):
-            return Ran(self._cursor, wait=turn.pace.put_off())
-        return None if await self._goes_on() else Ran(self._cursor)
+        if turn.limiter.retry_after or (turn.limiter.is_open and self._started):
+            return RunResult(self._cursor, retry_in=turn.limiter.next_probe_delay())
+        return None if await self._still_active() else RunResult(self._cursor)
 
-    def _is_over_with(self, turn: Turn, attempt: asyncio.Task[None]) -> None:
+    def _attempt_finished(self, turn: Slot, attempt: asyncio.Task[None]) -> None:
         """However it ended: one that was cancelled before its first step too."""
-        turn.leave()
+        turn.release()
         self._unrecorded.release()
-        self._under_way -= 1
-        if not self._under_way:
+        self._active -= 1
+        if not self._active:
             self._woken.set()
 
-    async def _goes_on(self) -> bool:
+    async def _still_active(self) -> bool:
         """Whether the hook is still there, and not paused."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked < FRESH:
+        if now - self._checked_at < RECHECK_SECONDS:
             return True
         name = self._hook["name"]
         hook = await self._reader.read(lambda connection: hook_records.hook(connection, name))
-        if not self._is_the_same(hook):
+        if not self._is_same_hook(hook):
             return False
-        self._hook, self._looked = hook, now
+        self._hook, self._checked_at = hook, now
         return True
 
-    async def _attempt(self, turn: Turn, event: Row, full: Full) -> None:
+    async def _attempt(self, turn: Slot, event: Row, full: TaskDetail) -> None:
         attempt = await self._sender.attempt(turn, self._hook, event, full)
-        await self._writer.share(deliveries.record, attempt, urgent=self._hurries or not attempt.taken)
+        await self._writer.run_batched(
+            deliveries.record_attempts, attempt, urgent=self._urgent or not attempt.delivered
+        )
 
 
-async def _came(woken: asyncio.Event, linger: float) -> bool:
+async def _woken_within(woken: asyncio.Event, seconds: float) -> bool:
     """Whether something was committed within so many seconds."""
     try:
-        async with asyncio.timeout(linger):
+        async with asyncio.timeout(seconds):
             return await woken.wait()
     except TimeoutError:
         return woken.is_set()

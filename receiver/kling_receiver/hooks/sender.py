@@ -7,33 +7,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kling_callback.protocol.webhooks import encoded, hook_event, message_id
-from kling_receiver.events.payloads import Views
+from kling_callback.protocol.webhooks import encode, redact_event, webhook_id
+from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import WEB
-from kling_receiver.hooks.deliveries import Attempt
-from kling_receiver.hooks.limiter import Pace, Turn
+from kling_receiver.hooks.config import WEB_SCHEMES
+from kling_receiver.hooks.deliveries import DeliveryAttempt
+from kling_receiver.hooks.limiter import HookLimiter, Slot
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.metrics import Metrics
-from kling_receiver.net.client import Outbound
-from kling_receiver.results.storage import Folder
-from kling_receiver.sinks import ANSWER_BYTES, Message, NotTaken, Sink, Taken, scheme_of
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.results.storage import LocalStorage
+from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDelivered, Sink, scheme_of
 from kling_receiver.sinks.command import CommandSink
 from kling_receiver.sinks.http import HttpSink
 from kling_receiver.sinks.registry import open_sink
-from kling_receiver.store.reader import Full
+from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.sql import Row
 
 log = logging.getLogger("kling_receiver.hooks")
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenHook:
     """What is kept of a hook from one attempt to the next: made anew for another address."""
 
     row: Row
     sink: Sink
-    pace: Pace
+    limiter: HookLimiter
 
 
 class Sender:
@@ -41,10 +41,10 @@ class Sender:
 
     def __init__(
         self,
-        outbound: Outbound,
-        for_tasks: Outbound,
-        folder: Folder,
-        views: Views,
+        client: GuardedClient,
+        task_client: GuardedClient,
+        storage: LocalStorage,
+        payloads: Payloads,
         metrics: Metrics,
         *,
         source: str,
@@ -54,107 +54,111 @@ class Sender:
         """`for_tasks`, `secret`: for the hooks of single tasks, which clients name. `source`: the receiver's
         public address.
         """
-        self._outbound, self._for_tasks = outbound, for_tasks
-        self._folder, self._views = folder, views
+        self._client, self._task_client = client, task_client
+        self._storage, self._payloads = storage, payloads
         self._source, self._secret, self._clock = source, secret, clock
-        self._open: dict[str, _Open] = {}
+        self._open_hooks: dict[str, _OpenHook] = {}
         self._delivered, self._failed = (metrics.deliveries.labels(each) for each in ("delivered", "failed"))
 
     async def close(self) -> None:
         """End the connections to brokers."""
-        for name in list(self._open):
-            await self.forget(name)
+        for name in list(self._open_hooks):
+            await self.close_hook(name)
 
-    async def forget(self, name: str) -> None:
+    async def close_hook(self, name: str) -> None:
         """Let go of what is kept of a hook."""
-        if each := self._open.pop(name, None):
-            await _let_go(each)
+        if each := self._open_hooks.pop(name, None):
+            await _close(each)
 
-    def revive(self, name: str) -> None:
+    def reset(self, name: str) -> None:
         """Try a hook again that was dead, or asked for a rest."""
-        if each := self._open.get(name):
-            each.pace.revive()
+        if each := self._open_hooks.get(name):
+            each.limiter.reset()
 
-    async def turn(self, hook: Row) -> Turn:
+    async def acquire_slot(self, hook: Row) -> Slot:
         """Wait for the right to one attempt at this hook. Raises TimeoutError."""
-        return await (await self._opened(hook)).pace.turn()
+        return await (await self._open_hook(hook)).limiter.acquire()
 
-    async def attempt(self, turn: Turn, hook: Row, event: Row, full: Full, *, count: int = 1) -> Attempt:
+    async def attempt(
+        self, slot: Slot, hook: Row, event: Row, detail: TaskDetail, *, count: int = 1
+    ) -> DeliveryAttempt:
         """Make the `count`-th attempt at a delivery, and give back the turn."""
         try:
-            opened = await self._opened(hook)
+            opened = await self._open_hook(hook)
             at, began = int(self._clock() * 1000), time.monotonic()
-            outcome = await self._send(opened, self._message(hook, event, full))
-            if isinstance(outcome, Taken):
-                turn.pace.note(True)
+            outcome = await self._send(opened, self._message(hook, event, detail))
+            if isinstance(outcome, Delivered):
+                slot.limiter.record(True)
             else:
-                turn.pace.note(False, gone=outcome.gone, retry_after=outcome.retry_after)
+                slot.limiter.record(False, gone=outcome.gone, retry_after=outcome.retry_after)
         finally:
-            turn.leave()
+            slot.release()
         ms = int((time.monotonic() - began) * 1000)
-        return self._told(hook, event, at, ms, count, outcome)
+        return self._to_attempt(hook, event, at, ms, count, outcome)
 
-    async def _send(self, opened: _Open, message: Message) -> Taken | NotTaken:
+    async def _send(self, opened: _OpenHook, message: Message) -> Delivered | NotDelivered:
         timeout = opened.row["timeout"]
         try:
             async with asyncio.timeout(timeout):
                 return await opened.sink.send(message)
         except TimeoutError:
-            return NotTaken(f"it did not answer within {timeout:g} s")
-        except NotTaken as outcome:
+            return NotDelivered(f"it did not answer within {timeout:g} s")
+        except NotDelivered as outcome:
             return outcome
         except Exception as error:  # a sink of somebody else's
             log.exception("hook %s failed in an unforeseen way", opened.row["name"])
-            return NotTaken(f"its sink failed: {type(error).__name__}")
+            return NotDelivered(f"its sink failed: {type(error).__name__}")
 
-    def _told(self, hook: Row, event: Row, at: int, ms: int, count: int, outcome: Taken | NotTaken) -> Attempt:
+    def _to_attempt(
+        self, hook: Row, event: Row, at: int, ms: int, count: int, outcome: Delivered | NotDelivered
+    ) -> DeliveryAttempt:
         known: dict[str, Any] = {"hook": hook, "event": event["id"], "task": event["task"], "count": count}
-        known |= {"at": at, "ms": ms, "status": outcome.status, "answer": outcome.answer[:ANSWER_BYTES]}
-        if isinstance(outcome, Taken):
+        known |= {"at": at, "ms": ms, "status": outcome.status, "answer": outcome.response[:MAX_RESPONSE_BYTES]}
+        if isinstance(outcome, Delivered):
             self._delivered.inc()
-            return Attempt(**known, taken=True)
+            return DeliveryAttempt(**known, delivered=True)
         self._failed.inc()
         level = logging.DEBUG if hook["task"] else logging.WARNING  # a client's hooks fill no log
         log.log(level, "hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
         due = at if outcome.gone else None  # of one that is paused, nothing is due
         if not (outcome.gone or outcome.final):
-            due = Backoff(tuple(hook["schedule"])).after(count, at + ms, at_least=outcome.retry_after)
-        return Attempt(**known, taken=False, error=str(outcome), due_at=due, gone=outcome.gone)
+            due = Backoff(tuple(hook["schedule"])).next_at(count, at + ms, at_least=outcome.retry_after)
+        return DeliveryAttempt(**known, delivered=False, error=str(outcome), retry_at=due, gone=outcome.gone)
 
-    def _message(self, hook: Row, event: Row, full: Full) -> Message:
-        shown = hook_event(self._views.event(event, full))
-        stored = [result["name"] for result in full.results if result["status"] == "stored"]
+    def _message(self, hook: Row, event: Row, detail: TaskDetail) -> Message:
+        shown = redact_event(self._payloads.event(event, detail))
+        stored = [result["name"] for result in detail.results if result["status"] == "stored"]
         return Message(
-            id=message_id(event["id"], event["at"], hook["name"].partition(":")[0]),
+            id=webhook_id(event["id"], event["at"], hook["name"].partition(":")[0]),
             event=shown,
-            body=encoded(shown),
+            body=encode(shown),
             source=self._source,
-            files=tuple(self._folder.path(name) for name in stored),
+            files=tuple(self._storage.path(name) for name in stored),
         )
 
-    async def _opened(self, hook: Row) -> _Open:
+    async def _open_hook(self, hook: Row) -> _OpenHook:
         name = hook["name"]
-        known = self._open.get(name)
+        known = self._open_hooks.get(name)
         if known and known.row["address"] == hook["address"]:
             if known.row is not hook:
                 known.row = hook
-                known.pace.change(hook["concurrency"], hook["rate"])
+                known.limiter.set_limits(hook["concurrency"], hook["rate"])
             return known
-        opened = _Open(hook, _Unusable(), Pace(hook["concurrency"], hook["rate"]))
+        opened = _OpenHook(hook, _BrokenSink(), HookLimiter(hook["concurrency"], hook["rate"]))
         opened.sink = self._sink(opened)
-        self._open[name] = opened  # before anything is waited for: there is one pace
+        self._open_hooks[name] = opened  # before anything is waited for: there is one pace
         if known:
-            await _let_go(known)
+            await _close(known)
         return opened
 
-    def _sink(self, opened: _Open) -> Sink:
+    def _sink(self, opened: _OpenHook) -> Sink:
         address = opened.row["address"]
         scheme = scheme_of(address)
-        if scheme in WEB:
+        if scheme in WEB_SCHEMES:
             return HttpSink(
                 address,
                 lambda: self._secrets(opened),
-                self._for_tasks if opened.row["task"] else self._outbound,
+                self._task_client if opened.row["task"] else self._client,
                 timeout=lambda: opened.row["timeout"],
                 clock=self._clock,
             )
@@ -164,36 +168,36 @@ class Sender:
             return open_sink(address)
         except ValueError as error:
             log.error("hook %s cannot be used: %s", opened.row["name"], error)
-            return _Unusable(str(error))
+            return _BrokenSink(str(error))
 
-    def _secrets(self, opened: _Open) -> list[str]:
+    def _secrets(self, opened: _OpenHook) -> list[str]:
         if opened.row["task"]:
             if not self._secret:
-                raise NotTaken("the receiver has no KLING_HOOK_SECRET to sign with")
+                raise NotDelivered("the receiver has no KLING_HOOK_SECRET to sign with")
             return [self._secret]
-        return hook_records.good_secrets(opened.row, int(self._clock() * 1000))
+        return hook_records.active_secrets(opened.row, int(self._clock() * 1000))
 
 
-LETTING_GO = 10.0
+CLOSE_TIMEOUT_SECONDS = 10.0
 """Seconds for a sink to close."""
 
 
-async def _let_go(opened: _Open) -> None:
+async def _close(opened: _OpenHook) -> None:
     try:
-        async with asyncio.timeout(LETTING_GO):
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
             await opened.sink.close()
     except Exception:  # of a sink of somebody else's
         log.exception("hook %s: its sink failed when it was closed", opened.row["name"])
 
 
-class _Unusable:
+class _BrokenSink:
     """A hook whose package is no longer installed, say."""
 
     def __init__(self, why: str = "") -> None:
         self._why = why
 
-    async def send(self, message: Message) -> Taken:
-        raise NotTaken(self._why)
+    async def send(self, message: Message) -> Delivered:
+        raise NotDelivered(self._why)
 
     async def close(self) -> None:
         """Nothing is open."""

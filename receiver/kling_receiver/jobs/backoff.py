@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LONGEST_ASKED = 3600.0
+MAX_RETRY_AFTER_SECONDS = 3600.0
 """Seconds up to which a `Retry-After` is believed."""
 
 
@@ -15,7 +15,7 @@ class Backoff:
     steps: tuple[float, ...]
     draw: Callable[[], float] = random.random
 
-    def after(self, attempts: int, now: int, *, at_least: float | None = None) -> int | None:
+    def next_at(self, attempts: int, now: int, *, at_least: float | None = None) -> int | None:
         """Unix ms of the next attempt after so many; None when that was the last.
 
         `at_least`: the seconds that the other side asked for (`Retry-After`).
@@ -23,5 +23,5 @@ class Backoff:
         if attempts > len(self.steps):
             return None
         step = self.steps[attempts - 1]
-        wait = max(step * (0.5 + self.draw() / 2), min(at_least or 0.0, LONGEST_ASKED))
+        wait = max(step * (0.5 + self.draw() / 2), min(at_least or 0.0, MAX_RETRY_AFTER_SECONDS))
         return now + int(wait * 1000)

@@ -5,20 +5,26 @@ from urllib.parse import urlsplit
 from kling_receiver.store.transaction import Transaction
 
 
-def ask(tx: Transaction, task: str, due_at: int | None = None) -> None:
+def ask(tx: Transaction, task_id: str, due_at: int | None = None) -> None:
     """Owe Kling a question about a task."""
-    tx.owe("ask", task, key=f"ask/{task}", lane="kling", due_at=due_at)
+    tx.enqueue("ask", task_id, key=f"ask/{task_id}", lane="kling", due_at=due_at)
 
 
-def watch(tx: Transaction, task: str, family: str) -> None:
+def overdue(tx: Transaction, task_id: str, family: str) -> None:
     """Owe a look at the task at its deadline, should it not have ended by then."""
-    due = tx.now + tx.rules.overdue_ms(family)
-    tx.owe("overdue", task, key=f"overdue/{task}", lane="overdue", due_at=due)
+    due = tx.now + tx.policy.overdue_ms(family)
+    tx.enqueue("overdue", task_id, key=f"overdue/{task_id}", lane="overdue", due_at=due)
 
 
-def download(tx: Transaction, task: str, n: int, url: str) -> None:
+def download(tx: Transaction, task_id: str, index: int, url: str) -> None:
     """Owe the download of one file; files of one host wait for each other, not for other hosts."""
-    tx.owe("download", task, key=f"download/{task}/{n}", lane=f"download {host_of(url)}", data={"n": n})
+    tx.enqueue(
+        "download",
+        task_id,
+        key=f"download/{task_id}/{index}",
+        lane=f"download {host_of(url)}",
+        data={"n": index},
+    )
 
 
 def host_of(url: str) -> str:

@@ -11,28 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from kling_receiver.store.sql import Sql
-from kling_receiver.store.tables import encode
+from kling_receiver.store.sql import Statement
+from kling_receiver.store.tables import dump_json
 from kling_receiver.store.transaction import JOB, Transaction
 
-LOOK_AHEAD = 200
+MAX_SCANNED = 200
 """Jobs that one claim looks at: those of a lane that is full are passed over."""
-FAR = 1 << 60
+NEVER = 1 << 60
 """Unix ms at which nothing is due: a job that waits for a hook to be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class ClaimedJob:
     """A job that is ours to do until its lease ends; `attempts` counts this one too."""
 
     id: int
     key: str
     kind: str
-    task: str
-    lane: str
-    data: Any
+    task_id: str
+    concurrency_key: str
+    args: Any
     attempts: int
-    claim: str
+    claim_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class RetryAt:
 
     due_at: int
     error: str
-    data: Any = None
+    args: Any = None
     counts: bool = True
 
 
@@ -61,151 +61,160 @@ class GiveUp:
 
 
 Outcome = Done | RetryAt | GiveUp
-Verdict = Callable[[Transaction], Outcome]
+Settle = Callable[[Transaction], Outcome]
 """What a job came to: applied in the transaction that settles it, so that both happen or neither."""
 
 
-def verdict(outcome: Outcome) -> Verdict:
+def settle_as(outcome: Outcome) -> Settle:
     """A verdict that changes nothing but the job."""
     return lambda tx: outcome
 
 
-IN_ROOM = "AND lane NOT IN :lanes AND kind NOT IN :kinds"
+HAS_CAPACITY = "AND lane NOT IN :lanes AND kind NOT IN :kinds"
 
 
-def _due(room: str) -> Sql:
+def _due(condition: str) -> Statement:
     sql = f"""
         SELECT id, key, kind, task, lane, data, attempts FROM job
-        WHERE state = 'ready' AND due_at <= :now {room} ORDER BY due_at, id LIMIT {LOOK_AHEAD}
+        WHERE state = 'ready' AND due_at <= :now {condition} ORDER BY due_at, id LIMIT {MAX_SCANNED}
     """  # noqa: S608  # ours
-    return Sql(sql, of=JOB, lock="FOR UPDATE SKIP LOCKED")
+    return Statement(sql, table=JOB, lock="FOR UPDATE SKIP LOCKED")
 
 
-def _next(room: str) -> Sql:
-    sql = f"SELECT due_at FROM job WHERE state = 'ready' AND due_at < {FAR} {room} ORDER BY due_at LIMIT 1"  # noqa: S608
-    return Sql(sql)
+def _next(condition: str) -> Statement:
+    sql = (
+        f"SELECT due_at FROM job WHERE state = 'ready' AND due_at < {NEVER} {condition} ORDER BY due_at LIMIT 1"  # noqa: S608
+    )
+    return Statement(sql)
 
 
-DUE, DUE_IN_ROOM = _due(""), _due(IN_ROOM)
-NEXT, NEXT_IN_ROOM = _next(""), _next(IN_ROOM)
-CLAIM = Sql("""
+DUE, DUE_WITH_CAPACITY = _due(""), _due(HAS_CAPACITY)
+NEXT, NEXT_WITH_CAPACITY = _next(""), _next(HAS_CAPACITY)
+CLAIM = Statement("""
     UPDATE job SET state = 'running', attempts = attempts + 1, claim = :claim, leased_until = :until
     WHERE id = :id AND state = 'ready'
 """)
-RESCUE = Sql("""
+RESCUE = Statement("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :now, attempts = attempts - 1
     WHERE state = 'running' AND leased_until <= :until
 """)
-GIVE_BACK = Sql("""
+RELEASE_CLAIM = Statement("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, attempts = attempts - 1
     WHERE state = 'running' AND claim = :claim
 """)
-FORGET = Sql("DELETE FROM job WHERE id = :id AND claim = :claim")
-RETRY = Sql("""
+DELETE_SETTLED = Statement("DELETE FROM job WHERE id = :id AND claim = :claim")
+RETRY = Statement("""
     UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :due_at, error = :error,
         attempts = :attempts, data = :data
     WHERE id = :id AND claim = :claim
 """)
-BURY = Sql("""
+MARK_DEAD = Statement("""
     UPDATE job SET state = 'dead', claim = NULL, leased_until = NULL, error = :error
     WHERE id = :id AND claim = :claim
 """)
-HOLD = Sql("SELECT 1 FROM job WHERE id = :id AND claim = :claim", lock="FOR UPDATE")
-NEXT_RESCUE = Sql("SELECT min(leased_until) FROM job WHERE state = 'running'")
+LOCK_CLAIMED = Statement("SELECT 1 FROM job WHERE id = :id AND claim = :claim", lock="FOR UPDATE")
+NEXT_LEASE_EXPIRY = Statement("SELECT min(leased_until) FROM job WHERE state = 'running'")
 
-LONGEST_ERROR = 500
-NO_MORE: Mapping[str, int] = {}
+MAX_ERROR_CHARS = 500
+NO_OVERRIDES: Mapping[str, int] = {}
 
 
 @dataclass(slots=True)
-class Busy:
+class Capacity:
     """What runs at once, by lane and by kind, and how much of each may; of some kinds `more`."""
 
-    per_lane: int
+    per_key: int
     per_kind: int
-    lanes: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
-    more: Mapping[str, int] = field(default_factory=dict)
+    overrides: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def with_these(
-        cls, jobs: Sequence[Claimed], *, per_lane: int, per_kind: int, more: Mapping[str, int] = NO_MORE
+    def of(
+        cls,
+        jobs: Sequence[ClaimedJob],
+        *,
+        per_key: int,
+        per_kind: int,
+        overrides: Mapping[str, int] = NO_OVERRIDES,
     ) -> Self:
         """With what runs already."""
-        lanes, kinds = Counter(job.lane for job in jobs), Counter(job.kind for job in jobs)
-        return cls(per_lane, per_kind, lanes, kinds, more)
+        lanes, kinds = Counter(job.concurrency_key for job in jobs), Counter(job.kind for job in jobs)
+        return cls(per_key, per_kind, lanes, kinds, overrides)
 
-    def takes(self, lane: str, kind: str) -> bool:
+    def reserve(self, key: str, kind: str) -> bool:
         """Whether there is room for a job; it counts from now on."""
-        if self.lanes[lane] >= self.per_lane or self.kinds[kind] >= self._most(kind):
+        if self.keys[key] >= self.per_key or self.kinds[kind] >= self._limit(kind):
             return False
-        self.lanes[lane] += 1
+        self.keys[key] += 1
         self.kinds[kind] += 1
         return True
 
     @property
-    def full(self) -> dict[str, list[str]]:
+    def exhausted(self) -> dict[str, list[str]]:
         """The `lanes` and `kinds` without room, if any is."""
-        lanes = [lane for lane, count in self.lanes.items() if count >= self.per_lane]
-        kinds = [kind for kind, count in self.kinds.items() if count >= self._most(kind)]
+        lanes = [lane for lane, count in self.keys.items() if count >= self.per_key]
+        kinds = [kind for kind, count in self.kinds.items() if count >= self._limit(kind)]
         return {"lanes": lanes, "kinds": kinds} if lanes or kinds else {}
 
-    def _most(self, kind: str) -> int:
-        return self.more.get(kind, self.per_kind)
+    def _limit(self, kind: str) -> int:
+        return self.overrides.get(kind, self.per_kind)
 
 
-def claim_due(tx: Transaction, busy: Busy, *, name: str, lease_ms: int) -> list[Claimed]:
+def claim_due(tx: Transaction, capacity: Capacity, *, claim_id: str, lease_ms: int) -> list[ClaimedJob]:
     """Claim due jobs that there is room for; they count as `busy` then. `name`: of this claim alone."""
-    full = busy.full
-    rows = DUE_IN_ROOM.all(tx.connection, now=tx.now, **full) if full else DUE.all(tx.connection, now=tx.now)
+    full = capacity.exhausted
+    rows = (
+        DUE_WITH_CAPACITY.all(tx.connection, now=tx.now, **full) if full else DUE.all(tx.connection, now=tx.now)
+    )
     claimed = [
-        Claimed(**{**row, "attempts": row["attempts"] + 1}, claim=name)
+        ClaimedJob(**{**row, "attempts": row["attempts"] + 1}, claim_id=claim_id)
         for row in rows
-        if busy.takes(row["lane"], row["kind"])
+        if capacity.reserve(row["lane"], row["kind"])
     ]
     if claimed:
         until = tx.now + lease_ms
-        CLAIM.do_each(tx.connection, [{"id": job.id, "claim": name, "until": until} for job in claimed])
+        CLAIM.executemany(tx.connection, [{"id": job.id, "claim": claim_id, "until": until} for job in claimed])
     return claimed
 
 
-def give_back(tx: Transaction, name: str) -> None:
+def release_claim(tx: Transaction, claim_id: str) -> None:
     """Void a claim that nobody heard of; nothing of it was begun, so it counts as no attempt."""
-    GIVE_BACK.do(tx.connection, claim=name)
+    RELEASE_CLAIM.execute(tx.connection, claim=claim_id)
 
 
-def next_due(tx: Transaction, busy: Busy, *, leases: bool = True) -> int | None:
+def next_due(tx: Transaction, capacity: Capacity, *, leases: bool = True) -> int | None:
     """Unix ms at which a job that there is room for is due, or one of the `leases` ends; None for never."""
-    full = busy.full
-    due = NEXT_IN_ROOM.value(tx.connection, **full) if full else NEXT.value(tx.connection)
-    lease = NEXT_RESCUE.value(tx.connection) if leases else None
+    full = capacity.exhausted
+    due = NEXT_WITH_CAPACITY.scalar(tx.connection, **full) if full else NEXT.scalar(tx.connection)
+    lease = NEXT_LEASE_EXPIRY.scalar(tx.connection) if leases else None
     return min((at for at in (due, lease) if at is not None), default=None)
 
 
-def settle(tx: Transaction, job: Claimed, decide: Verdict) -> bool:
+def settle(tx: Transaction, job: ClaimedJob, effect: Settle) -> bool:
     """Apply the verdict, unless the claim is lost: then nothing is changed, and False is returned."""
-    held = {"id": job.id, "claim": job.claim}
-    if not HOLD.value(tx.connection, **held):
+    held = {"id": job.id, "claim": job.claim_id}
+    if not LOCK_CLAIMED.scalar(tx.connection, **held):
         return False
-    outcome = decide(tx)
+    outcome = effect(tx)
     if isinstance(outcome, Done):
-        FORGET.do(tx.connection, **held)
+        DELETE_SETTLED.execute(tx.connection, **held)
     elif isinstance(outcome, RetryAt):
         again = {
             "due_at": outcome.due_at,
-            "error": outcome.error[:LONGEST_ERROR],
+            "error": outcome.error[:MAX_ERROR_CHARS],
             "attempts": job.attempts if outcome.counts else job.attempts - 1,
-            "data": encode(job.data if outcome.data is None else outcome.data),
+            "data": dump_json(job.args if outcome.args is None else outcome.args),
         }
-        RETRY.do(tx.connection, **held, **again)
+        RETRY.execute(tx.connection, **held, **again)
     else:
-        BURY.do(tx.connection, **held, error=outcome.error[:LONGEST_ERROR])
+        MARK_DEAD.execute(tx.connection, **held, error=outcome.error[:MAX_ERROR_CHARS])
     return True
 
 
-def rescue(tx: Transaction, until: int) -> int:
+def rescue(tx: Transaction, expired_by: int) -> int:
     """Give back the jobs whose lease ends by `until` (unix ms): their worker is dead. How many there were.
 
     The attempt does not count: however often the receiver is killed, no file and no event is given up for that.
     """
-    return RESCUE.do(tx.connection, now=tx.now, until=until)
+    return RESCUE.execute(tx.connection, now=tx.now, until=expired_by)

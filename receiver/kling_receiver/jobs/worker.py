@@ -9,33 +9,33 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.queue import Busy, Claimed, RetryAt, Verdict
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, RetryAt, Settle
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 
 log = logging.getLogger("kling_receiver.worker")
 
-Handler = Callable[[Claimed], Awaitable[Verdict]]
+Handler = Callable[[ClaimedJob], Awaitable[Settle]]
 
-PER_LANE = 16
+MAX_PER_KEY = 16
 """Jobs at once that may be held up by the same host."""
-PER_KIND = 48
+MAX_PER_KIND = 48
 """Jobs of one kind at once: however many slow hosts there are to download from, questions and hooks go on."""
-TO_HOOKS = {"dispatch": 512, "hook": 256}
+KIND_LIMITS = {"dispatch": 512, "hook": 256}
 """The same for what mostly waits for somebody else's answer: each hook has a lane, and a pace, of its own.
 (Those of single tasks have kinds of their own, and share a lane with all of their host.)"""
-LONGEST_RUN = 900
+JOB_TIMEOUT_SECONDS = 900
 """Seconds that one attempt may take."""
-LEASE_MS = (LONGEST_RUN + 60) * 1000
-LOOK_AT_LEASES = 60.0
+LEASE_MS = (JOB_TIMEOUT_SECONDS + 60) * 1000
+LEASE_CHECK_SECONDS = 60.0
 """Seconds between two looks for work of a dead process while work of our own goes on."""
-REST = 0.01
+MIN_CLAIM_INTERVAL = 0.01
 """Seconds from one claim to the next: under load one claim finds several jobs."""
-OUTAGE_PAUSE = 2.0
+OUTAGE_RETRY_SECONDS = 2.0
 """Seconds until the next look at a database that could not be written."""
 
-SURPRISE = Backoff((1, 5, 30, 120, 600))
+UNEXPECTED_ERROR_BACKOFF = Backoff((1, 5, 30, 120, 600))
 """For a handler that raised what it should not have: never given up, since that is no verdict on the task."""
 
 
@@ -48,12 +48,17 @@ class Worker:
         handlers: Mapping[str, Handler],
         *,
         clock: Callable[[], float] = time.time,
-        pause: float = OUTAGE_PAUSE,
+        outage_seconds: float = OUTAGE_RETRY_SECONDS,
     ) -> None:
-        self._writer, self._handlers, self._clock, self._pause = writer, handlers, clock, pause
+        self._writer, self._handlers, self._clock, self._outage_seconds = (
+            writer,
+            handlers,
+            clock,
+            outage_seconds,
+        )
         self._woken = asyncio.Event()
-        self._running: dict[asyncio.Task[None], Claimed] = {}
-        self._unheard: str | None = None
+        self._running: dict[asyncio.Task[None], ClaimedJob] = {}
+        self._unconfirmed_claim: str | None = None
         """The name of claims that may have been made, although we were told of an outage."""
         self._loop: asyncio.Task[None] | None = None
         self._sleeps_until: float | None = None
@@ -71,7 +76,7 @@ class Worker:
         if self._sleeps_until is None or due < self._sleeps_until:
             self._woken.set()
 
-    async def close(self, grace: float) -> None:
+    async def close(self, grace_seconds: float) -> None:
         """Stop claiming, give what runs `grace` seconds, then cancel it and give it back."""
         if self._loop is None:
             return
@@ -79,7 +84,7 @@ class Worker:
         self._loop.cancel()
         await asyncio.gather(self._loop, return_exceptions=True)
         if self._running:
-            await asyncio.wait(self._running, timeout=grace)
+            await asyncio.wait(self._running, timeout=grace_seconds)
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -92,13 +97,13 @@ class Worker:
             try:
                 wait = await self._claim()
             except Unavailable:
-                await asyncio.sleep(self._pause)
+                await asyncio.sleep(self._outage_seconds)
             except Exception:
-                log.exception("nothing could be claimed; looking again in %g s", self._pause)
-                await asyncio.sleep(self._pause)
+                log.exception("nothing could be claimed; looking again in %g s", self._outage_seconds)
+                await asyncio.sleep(self._outage_seconds)
             else:
                 await self._sleep(wait)
-                await asyncio.sleep(claimed_at + REST - loop.time())
+                await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL - loop.time())
 
     async def _sleep(self, seconds: float | None) -> None:
         self._sleeps_until = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
@@ -112,26 +117,26 @@ class Worker:
 
     async def _claim(self) -> float | None:
         """Start what is due; seconds until the next job is, None when none waits."""
-        running, unheard = list(self._running.values()), self._unheard
+        running, unheard = list(self._running.values()), self._unconfirmed_claim
         loop = asyncio.get_running_loop()
         leases = not running or loop.time() >= self._leases_at
-        name = self._unheard = unheard or secrets.token_hex(8)
+        name = self._unconfirmed_claim = unheard or secrets.token_hex(8)
 
-        def change(tx: Transaction) -> tuple[list[Claimed], int | None]:
+        def change(tx: Transaction) -> tuple[list[ClaimedJob], int | None]:
             if unheard:
-                queue.give_back(tx, unheard)
+                queue.release_claim(tx, unheard)
             if leases:
                 queue.rescue(tx, tx.now)
-            busy = Busy.with_these(running, per_lane=PER_LANE, per_kind=PER_KIND, more=TO_HOOKS)
-            claimed = queue.claim_due(tx, busy, name=name, lease_ms=LEASE_MS)
+            busy = Capacity.of(running, per_key=MAX_PER_KEY, per_kind=MAX_PER_KIND, overrides=KIND_LIMITS)
+            claimed = queue.claim_due(tx, busy, claim_id=name, lease_ms=LEASE_MS)
             return claimed, queue.next_due(tx, busy, leases=leases)
 
         claimed, due = await self._writer.run(change, durable=False)  # one that is undone is made anew
-        self._unheard = None
+        self._unconfirmed_claim = None
         if leases:
-            self._leases_at = loop.time() + LOOK_AT_LEASES
+            self._leases_at = loop.time() + LEASE_CHECK_SECONDS
         for job in claimed:
-            task = asyncio.create_task(self._do(job), name=job.key)
+            task = asyncio.create_task(self._run_job(job), name=job.key)
             self._running[task] = job
             task.add_done_callback(self._ended)
         waits = [self._leases_at - loop.time()] if self._running else []
@@ -145,41 +150,43 @@ class Worker:
         if not task.cancelled() and (error := task.exception()):
             log.error("a job was not settled, its lease brings it back", exc_info=error)
 
-    async def _do(self, job: Claimed) -> None:
+    async def _run_job(self, job: ClaimedJob) -> None:
         decide = await self._handle(job)
         try:
             await asyncio.shield(self._settle(job, decide))
         except Exception as error:
-            await asyncio.shield(self._settle(job, self._surprise(job, error)))
+            await asyncio.shield(self._settle(job, self._unexpected_error(job, error)))
 
-    async def _handle(self, job: Claimed) -> Verdict:
+    async def _handle(self, job: ClaimedJob) -> Settle:
         try:
-            async with asyncio.timeout(LONGEST_RUN):
+            async with asyncio.timeout(JOB_TIMEOUT_SECONDS):
                 return await self._handlers[job.kind](job)
         except asyncio.CancelledError:
-            return self._cut_off("The receiver was stopped.", 0)
+            return self._interrupted("The receiver was stopped.", 0)
         except Unavailable as error:
-            return self._cut_off(str(error), self._pause)
+            return self._interrupted(str(error), self._outage_seconds)
         except Exception as error:
-            return self._surprise(job, error)
+            return self._unexpected_error(job, error)
 
-    def _cut_off(self, why: str, pause: float) -> Verdict:
-        return queue.verdict(RetryAt(int((self._clock() + pause) * 1000), why, counts=False))
+    def _interrupted(self, why: str, pause: float) -> Settle:
+        return queue.settle_as(RetryAt(int((self._clock() + pause) * 1000), why, counts=False))
 
-    async def _settle(self, job: Claimed, decide: Verdict) -> None:
+    async def _settle(self, job: ClaimedJob, effect: Settle) -> None:
         while True:
             try:
-                if not await self._writer.run(lambda tx: queue.settle(tx, job, decide)):
+                if not await self._writer.run(lambda tx: queue.settle(tx, job, effect)):
                     log.warning("job %s was taken over by another worker; nothing settled", job.key)
                 return
             except Unavailable:
                 if self._closing:  # its claim is taken back at the next start
                     return
-                await asyncio.sleep(self._pause)
+                await asyncio.sleep(self._outage_seconds)
 
-    def _surprise(self, job: Claimed, error: Exception) -> Verdict:
+    def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Settle:
         log.error("job %s failed in an unforeseen way", job.key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
-        due = SURPRISE.after(min(job.attempts, len(SURPRISE.steps)), int(self._clock() * 1000))
+        due = UNEXPECTED_ERROR_BACKOFF.next_at(
+            min(job.attempts, len(UNEXPECTED_ERROR_BACKOFF.steps)), int(self._clock() * 1000)
+        )
         assert due is not None
-        return queue.verdict(RetryAt(due, reason))
+        return queue.settle_as(RetryAt(due, reason))

@@ -15,15 +15,15 @@ from aiohttp.abc import AbstractResolver
 from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport, map_aiohttp_exceptions
 
 from kling_receiver import __version__
-from kling_receiver.net.guard import Allowed, Refused, check_url
-from kling_receiver.net.resolver import GuardedResolver, Names
+from kling_receiver.net.guard import Allowlist, Refused, check_url
+from kling_receiver.net.resolver import GuardedResolver, ThreadedResolver
 
 AGENT = {"User-Agent": f"kling-callback/{__version__}"}
 
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
-CONNECTIONS = 64
-USUAL = {**AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+MAX_CONNECTIONS = 64
+DEFAULT_HEADERS = {**AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -45,12 +45,12 @@ def _errors_of_httpx() -> Iterator[None]:
 
 
 @functools.cache
-def _trusted() -> ssl.SSLContext:
+def _ssl_context() -> ssl.SSLContext:
     """Whose certificates are believed."""
     return httpx.create_ssl_context()
 
 
-class Outbound:
+class GuardedClient:
     """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
 
     Answers and errors are httpx's, requests are not: its client would read a redirect's address before we can
@@ -59,15 +59,15 @@ class Outbound:
 
     def __init__(
         self,
-        allowed: Allowed,
+        allowed: Allowlist,
         *,
-        resolver: Callable[[], AbstractResolver] = Names,
-        connections: int = CONNECTIONS,
+        resolver: Callable[[], AbstractResolver] = ThreadedResolver,
+        connections: int = MAX_CONNECTIONS,
     ) -> None:
         """`connections`: at once."""
         self.allowed, self._connections = allowed, connections
         self._resolver = GuardedResolver(allowed, resolver())
-        self._trusted = _trusted()  # now: it takes the event loop a while
+        self._ssl = _ssl_context()  # now: it takes the event loop a while
         self._opened: aiohttp.ClientSession | None = None
 
     def _session(self) -> aiohttp.ClientSession:
@@ -76,7 +76,7 @@ class Outbound:
                 resolver=self._resolver,
                 use_dns_cache=False,
                 limit=self._connections,
-                ssl=self._trusted,
+                ssl=self._ssl,
             )
             self._opened = aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False
@@ -90,7 +90,7 @@ class Outbound:
         *,
         headers: Mapping[str, str] = NO_HEADERS,
         content: bytes | None = None,
-        silence: float = READ_SECONDS,
+        read_timeout: float = READ_SECONDS,
     ) -> httpx.Response:
         """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError.
 
@@ -103,13 +103,13 @@ class Outbound:
                 answer = await self._session().request(
                     method,
                     address,
-                    headers={**USUAL, **headers},
+                    headers={**DEFAULT_HEADERS, **headers},
                     data=content or None,
                     allow_redirects=False,
-                    timeout=_timeout(silence),
+                    timeout=_timeout(read_timeout),
                 )
         except (httpx.HTTPError, OSError, ValueError) as error:
-            if refused := _refusal(error):
+            if refused := _find_refusal(error):
                 raise refused from error
             if isinstance(error, (ValueError, httpx.UnsupportedProtocol)):  # no resolver, no socket takes it
                 raise Refused(f"not a web address ({error})") from error
@@ -126,11 +126,11 @@ class Outbound:
 
 
 @functools.lru_cache(64)
-def _timeout(silence: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(connect=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=silence)
+def _timeout(read_timeout: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=read_timeout)
 
 
-def _refusal(error: BaseException | None) -> Refused | None:
+def _find_refusal(error: BaseException | None) -> Refused | None:
     """The guard's own word inside whatever the layers between made of it."""
     while error is not None:
         if isinstance(error, Refused):

@@ -16,7 +16,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 """All of IPv6 that is given out; NAT64, mapped and compatible IPv4, site and link local lie outside."""
-CLOSED: tuple[Network, ...] = tuple(
+BLOCKED_NETWORKS: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in ("2001::/32", "2002::/16", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowlist:
     """What one purpose may reach although it is private: hosts, networks, `host:port`; by which `setting`."""
 
     hosts: frozenset[tuple[str, int | None]] = frozenset()
@@ -37,7 +37,7 @@ class Allowed:
     setting: str = ""
 
     @classmethod
-    def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowed":
+    def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowlist":
         """Read a setting's entries. Raises ValueError naming all that are none of the three."""
         hosts, networks, wrong = set(), [], []
         for entry in entries:
@@ -52,7 +52,7 @@ class Allowed:
         return cls(frozenset(hosts), tuple(networks), setting)
 
     @property
-    def remedy(self) -> str:
+    def hint(self) -> str:
         """What its owner can do, as the end of a sentence."""
         return f"; if it is yours, allow it with {self.setting}" if self.setting else ""
 
@@ -83,7 +83,7 @@ def _host_and_port(entry: str) -> tuple[str, int | None] | None:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the open Internet, reached directly."""
-    if any(address in network for network in CLOSED):
+    if any(address in network for network in BLOCKED_NETWORKS):
         return False
     if address.version == 6 and address not in GLOBAL_UNICAST:
         return False
@@ -92,12 +92,12 @@ def is_public(address: Address) -> bool:
 
 def is_private(host: str) -> bool:
     """Whether a host, as it is written, is this machine or one of a private network."""
-    address = _literal(host)
+    address = _ip_literal(host)
     return is_loopback(host) if address is None else not is_public(address)
 
 
 @functools.lru_cache(1024)
-def check_url(url: str, allowed: Allowed) -> str:
+def check_url(url: str, allowlist: Allowlist) -> str:
     """The address as it is asked for. Refuses one by how it is written: before a name is resolved, before
     anything is sent.
     """
@@ -113,14 +113,14 @@ def check_url(url: str, allowed: Allowed) -> str:
         raise Refused("its host is no name, or its port none")
     if parsed.userinfo:
         raise Refused("the address has a user or password in it")
-    if (address := _literal(host)) is not None:
-        check_address(host, port, address, allowed)
-    elif is_loopback(host.rstrip(".")) and not (allowed.permits(host, port) or allowed.networks):
-        raise Refused(f"{host} is this machine{allowed.remedy}")
+    if (address := _ip_literal(host)) is not None:
+        check_address(host, port, address, allowlist)
+    elif is_loopback(host.rstrip(".")) and not (allowlist.permits(host, port) or allowlist.networks):
+        raise Refused(f"{host} is this machine{allowlist.hint}")
     return str(parsed)
 
 
-def _literal(host: str) -> Address | None:
+def _ip_literal(host: str) -> Address | None:
     """The address that `host` is, however it is spelled: `127.1`, `0x7f000001` and `2130706433` are one too."""
     try:
         return ipaddress.ip_address(host.strip("[]").partition("%")[0])
@@ -132,8 +132,8 @@ def _literal(host: str) -> Address | None:
         return None
 
 
-def check_address(host: str, port: int, address: Address, allowed: Allowed) -> None:
-    if not is_public(address) and not allowed.permits(host, port, address):
+def check_address(host: str, port: int, address: Address, allowlist: Allowlist) -> None:
+    if not is_public(address) and not allowlist.permits(host, port, address):
         which = "" if host.strip("[]") == str(address) else f" ({address})"
-        own = "" if address.is_link_local else allowed.remedy
+        own = "" if address.is_link_local else allowlist.hint
         raise Refused(f"{host} is not a public address{which}{own}")

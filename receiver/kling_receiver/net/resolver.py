@@ -9,43 +9,43 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from kling_receiver.net.guard import Allowed, check_address
+from kling_receiver.net.guard import Allowlist, check_address
 
 THREADS = 8
 """Names that are looked up at once: so many may have a silent name server before another has to wait."""
 
-Found = Sequence[tuple[Any, ...]]
+AddrInfo = Sequence[tuple[Any, ...]]
 """As `socket.getaddrinfo` has it."""
-Look = Callable[[str, socket.AddressFamily], Found]
+Lookup = Callable[[str, socket.AddressFamily], AddrInfo]
 
 
-def look_up(host: str, family: socket.AddressFamily) -> Found:
+def getaddrinfo(host: str, family: socket.AddressFamily) -> AddrInfo:
     """Ask the machine. Raises OSError, or UnicodeError for what cannot be a name."""
     return socket.getaddrinfo(host, None, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
-class Names(AbstractResolver):
+class ThreadedResolver(AbstractResolver):
     """Looks up each name once at a time: who asks for it meanwhile waits for the same answer."""
 
-    def __init__(self, look: Look = look_up) -> None:
-        self._look = look
+    def __init__(self, lookup: Lookup = getaddrinfo) -> None:
+        self._getaddrinfo = lookup
         self._threads = ThreadPoolExecutor(THREADS, "names")
-        self._under_way: dict[tuple[str, socket.AddressFamily], asyncio.Future[Found]] = {}
+        self._under_way: dict[tuple[str, socket.AddressFamily], asyncio.Future[AddrInfo]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """The addresses of a name. Raises as `look` does."""
-        found = await asyncio.shield(self._asked(host, family))  # who gives up leaves it to the others
+        found = await asyncio.shield(self._lookup(host, family))  # who gives up leaves it to the others
         return [_result(host, port, each) for each in found]
 
-    def _asked(self, host: str, family: socket.AddressFamily) -> "asyncio.Future[Found]":
+    def _lookup(self, host: str, family: socket.AddressFamily) -> "asyncio.Future[AddrInfo]":
         key = host, family
         if key not in self._under_way:
-            asked = asyncio.get_running_loop().run_in_executor(self._threads, self._look, host, family)
+            asked = asyncio.get_running_loop().run_in_executor(self._threads, self._getaddrinfo, host, family)
             self._under_way[key] = asked
             asked.add_done_callback(lambda _: self._under_way.pop(key))
-            asked.add_done_callback(_heard)
+            asked.add_done_callback(_consume)
         return self._under_way[key]
 
     async def close(self) -> None:
@@ -53,7 +53,7 @@ class Names(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _heard(asked: "asyncio.Future[Found]") -> None:
+def _consume(asked: "asyncio.Future[AddrInfo]") -> None:
     """What failed when nobody waited any more is no trouble."""
     if not asked.cancelled():
         asked.exception()
@@ -74,7 +74,7 @@ def _result(host: str, port: int, found: tuple[Any, ...]) -> ResolveResult:
 class GuardedResolver(AbstractResolver):
     """Resolves a name, and refuses it when any of its addresses is forbidden."""
 
-    def __init__(self, allowed: Allowed, resolver: AbstractResolver) -> None:
+    def __init__(self, allowed: Allowlist, resolver: AbstractResolver) -> None:
         self._allowed, self._resolver = allowed, resolver
 
     async def resolve(

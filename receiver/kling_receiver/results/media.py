@@ -5,7 +5,7 @@ Signatures: PNG 5.2, JPEG B.1.1.3, RIFF/WEBP, GIF89a, ISO 14496-12 (`ftyp`), Mat
 
 from pathlib import Path
 
-HEAD = 64
+HEAD_BYTES = 64
 """Bytes that `sniff` needs."""
 
 EXTENSIONS = {
@@ -22,7 +22,7 @@ EXTENSIONS = {
 }
 FAMILIES = ("image", "video", "audio")
 
-MOST_BOXES = 10_000
+MAX_BOXES = 10_000
 """Top boxes of an MP4; a file of nothing but boxes would keep us walking."""
 
 
@@ -50,25 +50,25 @@ SIGNATURES = (
 )
 
 
-def suits(content_type: str | None, kind: str) -> bool:
+def matches_kind(content_type: str | None, kind: str) -> bool:
     """Whether a file of this type may be a result of this kind (`watermark` and newer kinds: any media)."""
     if content_type is None:
         return False
     return kind not in FAMILIES or content_type.startswith(f"{kind}/")
 
 
-TAIL = 64
+TRAILER_BYTES = 64
 """Bytes at the end among which an image's last marker is: some writers add a few of their own."""
 
-ENDS = {"image/png": b"IEND\xae\x42\x60\x82", "image/jpeg": b"\xff\xd9", "image/gif": b"\0\x3b"}
+TRAILERS = {"image/png": b"IEND\xae\x42\x60\x82", "image/jpeg": b"\xff\xd9", "image/gif": b"\0\x3b"}
 
 
-def is_whole(path: Path, content_type: str) -> bool:
+def is_complete(path: Path, content_type: str) -> bool:
     """Whether a file reaches its own end: the boxes of an MP4 add up, an image has its last marker."""
-    if content_type in ENDS:
-        return ENDS[content_type] in _tail(path, TAIL)
+    if content_type in TRAILERS:
+        return TRAILERS[content_type] in _tail(path, TRAILER_BYTES)
     if content_type in ("video/mp4", "video/quicktime", "audio/mp4"):
-        return b"moov" in _boxes(path)
+        return b"moov" in _top_level_boxes(path)
     return True
 
 
@@ -78,7 +78,7 @@ def _tail(path: Path, size: int) -> bytes:
         return file.read()
 
 
-def _boxes(path: Path) -> set[bytes]:
+def _top_level_boxes(path: Path) -> set[bytes]:
     """The top boxes of an ISO media file, or none when they do not add up to its size."""
     size, at, count, found = path.stat().st_size, 0, 0, set()
     with path.open("rb") as file:
@@ -95,6 +95,6 @@ def _boxes(path: Path) -> set[bytes]:
             found.add(header[4:8])
             at += length
             count += 1
-            if count == MOST_BOXES:
+            if count == MAX_BOXES:
                 return set()
     return found

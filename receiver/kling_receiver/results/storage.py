@@ -13,17 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from kling_receiver.filesystem import make, sync
+from kling_receiver.filesystem import fsync_folder, make_durable_folder
 
-REMEMBERED = 10_000
+MAX_CACHED = 10_000
 """Files whose checksum is known while they do not change."""
 
-State = tuple[int, ...]
+Fingerprint = tuple[int, ...]
 
-GONE = "it is gone. Mount its volume again, or start the receiver anew to make it"
+FOLDER_GONE = "it is gone. Mount its volume again, or start the receiver anew to make it"
 
 
-class Part:
+class PartialFile:
     """A file being written; nobody sees it before `keep`. Its methods block: call them in a thread."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Part:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Forget it."""
         with suppress(OSError):  # what is still buffered may not fit either
             self._file.close()
@@ -58,45 +58,45 @@ class Part:
             self.path.unlink()
 
 
-class Folder:
+class LocalStorage:
     """Result files in a folder: `<task>/<n>.<type>`, and unfinished ones under `.parts`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._parts = root / ".parts"
-        self._known: dict[State, str] = {}
-        self._remembering = threading.Lock()
+        self._checksums: dict[Fingerprint, str] = {}
+        self._checksums_lock = threading.Lock()
 
-    def open(self) -> None:
+    def prepare(self) -> None:
         """Make the folder, and clear what an earlier process left unfinished. Raises OSError."""
-        make(self._parts)
+        make_durable_folder(self._parts)
         for left in self._parts.iterdir():
             left.unlink(missing_ok=True)
 
-    def part(self) -> Part:
+    def create(self) -> PartialFile:
         """A new file to write. Raises OSError."""
         try:
-            return Part(self._parts)
+            return PartialFile(self._parts)
         except FileNotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, GONE) from error
+            raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
 
     def probe(self) -> None:
         """Show that a file can be written, by one of no meaning. Raises OSError."""
-        part = self.part()
+        part = self.create()
         try:
             part.write(b"probe")
             part.flush()
         finally:
-            part.drop()
+            part.discard()
 
-    def keep(self, part: Part, name: str) -> None:
+    def commit(self, part: PartialFile, name: str) -> None:
         """Make a flushed part the file `name`, durably: rename, then the folder's own entry."""
         target = self.root / name
         target.parent.mkdir(mode=0o700, exist_ok=True)
         part.path.replace(target)
-        sync(target.parent)
-        sync(self.root)  # each time: whoever made the task's folder may have been killed before this
-        self._remember(_state(target), part.sha256)
+        fsync_folder(target.parent)
+        fsync_folder(self.root)  # each time: whoever made the task's folder may have been killed before this
+        self._cache_checksum(_fingerprint(target), part.sha256)
 
     def path(self, name: str) -> Path:
         """Where the file `name` lies."""
@@ -106,24 +106,24 @@ class Folder:
         """Of the file `name`, in hex; None when it cannot be read. Made anew after a change or a start only."""
         path = self.path(name)
         try:
-            state = _state(path)
-            if known := self._known.get(state):
+            state = _fingerprint(path)
+            if known := self._checksums.get(state):
                 return known
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return None
-        self._remember(state, found)
+        self._cache_checksum(state, found)
         return found
 
-    def _remember(self, state: State, sha256: str) -> None:
-        with self._remembering:
-            self._known[state] = sha256
-            if len(self._known) > REMEMBERED:
-                del self._known[next(iter(self._known))]
+    def _cache_checksum(self, state: Fingerprint, sha256: str) -> None:
+        with self._checksums_lock:
+            self._checksums[state] = sha256
+            if len(self._checksums) > MAX_CACHED:
+                del self._checksums[next(iter(self._checksums))]
 
 
-def _state(path: Path) -> State:
+def _fingerprint(path: Path) -> Fingerprint:
     """What changes whenever a file does."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
-ANSWER_BYTES = 1_000
+MAX_RESPONSE_BYTES = 1_000
 """How much of an answer is kept."""
 
 
@@ -30,14 +30,14 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Delivered:
     """The event was taken. `status`: an HTTP status or exit code. `answer`: its first bytes, as text."""
 
     status: int | None = None
-    answer: str = ""
+    response: str = ""
 
 
-class NotTaken(Exception):
+class NotDelivered(Exception):
     """The event was not taken; the message says why, without secrets.
 
     `retry_after`: seconds that the other side asks for. `final`: trying again would not help.
@@ -49,20 +49,20 @@ class NotTaken(Exception):
         reason: str,
         *,
         status: int | None = None,
-        answer: str = "",
+        response: str = "",
         retry_after: float | None = None,
         final: bool = False,
         gone: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.status, self.answer = status, answer
+        self.status, self.response = status, response
         self.retry_after, self.final, self.gone = retry_after, final, gone
 
 
 class Sink(Protocol):
     """Delivers to one address; used by many attempts at once, and cancelled when one takes too long."""
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """Deliver one event. Raises NotTaken; anything else counts as such, and is logged."""
 
     async def close(self) -> None:
@@ -73,7 +73,7 @@ Factory = Callable[[str], Sink]
 """Makes a sink for an address. Raises ValueError for an address that it cannot serve, saying what to do."""
 
 
-def placed(address: str) -> SplitResult | None:
+def parse_address(address: str) -> SplitResult | None:
     """The parts of `scheme://host:port/name`; None for an address that has no host, or a port that is none."""
     try:
         parts = urlsplit(address)
@@ -83,7 +83,7 @@ def placed(address: str) -> SplitResult | None:
     return parts if named else None
 
 
-def said_by(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What went wrong, by an error that has no words for people."""
     return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
 
@@ -93,7 +93,7 @@ def scheme_of(address: str) -> str:
     return address.partition(":")[0].lower()
 
 
-def cloud_event(message: Message) -> dict[str, Any]:
+def to_cloudevent(message: Message) -> dict[str, Any]:
     """The event as a CloudEvent (1.0, JSON): what brokers carry. `id` is the event's own; each test has one."""
     event = message.event
     return {

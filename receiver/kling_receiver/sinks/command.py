@@ -15,16 +15,16 @@ from asyncio.subprocess import STDOUT, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from kling_receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken
+from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDelivered
 
 SCHEME = "command:"
-GRACE = 2.0
+GRACE_SECONDS = 2.0
 """Seconds that a command which took too long has to end by itself."""
-REST = 1.0
+DRAIN_SECONDS = 1.0
 """Seconds for which more is read of what it wrote, once it has ended and something that it left has not."""
 
 
-def arguments(address: str) -> list[str]:
+def parse_command(address: str) -> list[str]:
     """The argument list of `command:`, written as JSON or as in a shell; its program with its whole path.
 
     Raises ValueError when there is no such program.
@@ -42,7 +42,7 @@ def arguments(address: str) -> list[str]:
     return [str(Path(program).absolute()), *found[1:]]
 
 
-def written(argv: list[str]) -> str:
+def to_address(argv: list[str]) -> str:
     """The one form in which an argument list is kept."""
     return SCHEME + json.dumps(argv)
 
@@ -53,18 +53,18 @@ class CommandSink:
     def __init__(self, address: str) -> None:
         self._argv: list[str] = json.loads(address.removeprefix(SCHEME))
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """One run. When it is cancelled, all that the command started is ended."""
         async with _output() as (output, writing):
             process = await self._begin(message, writing)
             try:
                 code = await process.wait()
-                await output.rest()
+                await output.drain()
             finally:
                 await asyncio.shield(_end_group(process))
         if code:
-            raise NotTaken(_ended(code), status=code, answer=output.text)
-        return Taken(code, output.text)
+            raise NotDelivered(_exit_reason(code), status=code, response=output.text)
+        return Delivered(code, output.text)
 
     async def _begin(self, message: Message, output: int) -> Process:
         try:
@@ -80,7 +80,7 @@ class CommandSink:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise NotTaken(f"the command cannot be run: {error.strerror or error}") from error
+            raise NotDelivered(f"the command cannot be run: {error.strerror or error}") from error
         finally:
             os.close(output)
 
@@ -104,19 +104,19 @@ class _Output(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._read = b""
-        self._ended = asyncio.Event()
+        self._closed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        self._read = (self._read + data)[-ANSWER_BYTES:]
+        self._read = (self._read + data)[-MAX_RESPONSE_BYTES:]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended.set()
+        self._closed.set()
 
-    async def rest(self) -> None:
+    async def drain(self) -> None:
         """Wait for what is still to be read, but not for ever: a child of the command may hold it open."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REST):
-                await self._ended.wait()
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._closed.wait()
 
     @property
     def text(self) -> str:
@@ -139,7 +139,7 @@ async def _end_group(process: Process) -> None:
     if process.returncode is None:
         _signal(process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GRACE):
+            async with asyncio.timeout(GRACE_SECONDS):
                 await process.wait()
     _signal(process, signal.SIGKILL)
     await process.wait()
@@ -150,5 +150,5 @@ def _signal(process: Process, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _ended(code: int) -> str:
+def _exit_reason(code: int) -> str:
     return f"it was ended by signal {-code}" if code < 0 else f"it ended with code {code}"

@@ -9,12 +9,12 @@ import httpx
 
 from kling_callback.http import retry_after_seconds
 from kling_callback.protocol.webhooks import signed_headers
-from kling_receiver.net.client import Outbound
-from kling_receiver.net.guard import Allowed, Refused, check_url
-from kling_receiver.sinks import ANSWER_BYTES, Message, NotTaken, Taken, said_by
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.guard import Allowlist, Refused, check_url
+from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDelivered, describe_error
 
 GONE = 410
-ANSWER_SECONDS = 2.0
+RESPONSE_SECONDS = 2.0
 """How long the rest of an answer is waited for: its status has said all that counts."""
 
 
@@ -28,41 +28,41 @@ class HttpSink:
         self,
         address: str,
         secrets: Callable[[], Sequence[str]],
-        outbound: Outbound,
+        client: GuardedClient,
         *,
         timeout: Callable[[], float],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._address, self._secrets, self._outbound = address, secrets, outbound
+        self._address, self._secrets, self._client = address, secrets, client
         self._timeout, self._clock = timeout, clock
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """One POST."""
         headers = signed_headers(self._secrets(), message.id, int(self._clock()), message.body)
         try:
-            response = await self._outbound.send(
-                "POST", self._address, content=message.body, headers=headers, silence=self._timeout()
+            response = await self._client.send(
+                "POST", self._address, content=message.body, headers=headers, read_timeout=self._timeout()
             )
         except Refused as error:
-            raise NotTaken(f"refused: {error}", final=True) from error
+            raise NotDelivered(f"refused: {error}", final=True) from error
         except (httpx.HTTPError, OSError) as error:
-            raise NotTaken(_said(error)) from error
+            raise NotDelivered(_describe(error)) from error
         try:
-            answer = await _beginning(response)
+            answer = await _response_head(response)
         finally:
             await response.aclose()
         status = response.status_code
         if response.is_success:
-            return Taken(status, answer)
+            return Delivered(status, answer)
         after = retry_after_seconds(response)
         said = f"it answered {status}" + (", and redirects are not followed" if response.is_redirect else "")
-        raise NotTaken(said, status=status, answer=answer, retry_after=after, gone=status == GONE)
+        raise NotDelivered(said, status=status, response=answer, retry_after=after, gone=status == GONE)
 
     async def close(self) -> None:
         """The connections are all hooks' own."""
 
 
-def check_web_address(address: str, allowed: Allowed) -> None:
+def check_web_address(address: str, allowed: Allowlist) -> None:
     """Raises ValueError for an address that is not to be reached."""
     try:
         check_url(address, allowed)
@@ -70,22 +70,22 @@ def check_web_address(address: str, allowed: Allowed) -> None:
         raise ValueError(f"{error}.") from None
 
 
-async def _beginning(response: httpx.Response) -> str:
+async def _response_head(response: httpx.Response) -> str:
     """The first bytes of an answer; the status says all that counts, so that a cut is no failure."""
     read = bytearray()
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(RESPONSE_SECONDS):
             assert isinstance(response.stream, httpx.AsyncByteStream)
             async for chunk in response.stream:
                 read += chunk
-                if len(read) >= ANSWER_BYTES:
+                if len(read) >= MAX_RESPONSE_BYTES:
                     break
     except (httpx.HTTPError, OSError, TimeoutError):
         pass
-    return bytes(read[:ANSWER_BYTES]).decode("utf-8", "replace")
+    return bytes(read[:MAX_RESPONSE_BYTES]).decode("utf-8", "replace")
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """What is wrong, in the system's own words where it has some."""
     cause: BaseException | None = error
     while cause is not None:
@@ -93,4 +93,4 @@ def _said(error: BaseException) -> str:
             words = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
             return f"it cannot be reached: {words}"[:300]
         cause = cause.__cause__ or cause.__context__
-    return said_by(error)
+    return describe_error(error)

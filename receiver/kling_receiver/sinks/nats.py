@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlunsplit
 from nats.aio.client import Client
 from nats.errors import Error
 
-from kling_receiver.sinks import Message, NotTaken, Taken, cloud_event, placed, said_by
+from kling_receiver.sinks import Delivered, Message, NotDelivered, describe_error, parse_address, to_cloudevent
 
 CONNECT_SECONDS = 5
 
@@ -17,7 +17,7 @@ class NatsSink:
 
     def __init__(self, address: str) -> None:
         """Raises ValueError."""
-        parts = placed(address)
+        parts = parse_address(address)
         self._subject = unquote(parts.path.removeprefix("/")) if parts else ""
         if not parts or not self._subject or set(self._subject) & set(" *>\t\r\n"):
             raise ValueError("must be nats://host:port/subject, the subject without blanks, * and >.")
@@ -25,18 +25,18 @@ class NatsSink:
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """One publication, taken once the stream says so."""
-        event = cloud_event(message)
+        event = to_cloudevent(message)
         headers = {"Nats-Msg-Id": event["id"], "Content-Type": "application/cloudevents+json"}
         try:
             client = await self._connected()
             stream = client.jetstream(timeout=CONNECT_SECONDS)
             answer = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
         except (Error, OSError) as error:
-            raise NotTaken(said_by(error)) from error
+            raise NotDelivered(describe_error(error)) from error
         known = "; the stream had it already" if answer.duplicate else ""
-        return Taken(answer=f"stream {answer.stream}, sequence {answer.seq}{known}")
+        return Delivered(response=f"stream {answer.stream}, sequence {answer.seq}{known}")
 
     async def _connected(self) -> Client:
         async with self._connecting:

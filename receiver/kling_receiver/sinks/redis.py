@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, unquote, urlunsplit
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from kling_receiver.sinks import Message, NotTaken, Taken, cloud_event, placed, said_by
+from kling_receiver.sinks import Delivered, Message, NotDelivered, describe_error, parse_address, to_cloudevent
 
 CONNECT_SECONDS = 5
 
@@ -17,7 +17,7 @@ class RedisSink:
 
     def __init__(self, address: str) -> None:
         """Raises ValueError."""
-        parts = placed(address)
+        parts = parse_address(address)
         self._stream = unquote(parts.path.removeprefix("/")) if parts else ""
         db = parse_qs(parts.query).get("db", ["0"])[0] if parts else ""
         if not parts or not self._stream or not (db.isascii() and db.isdecimal()):
@@ -28,15 +28,15 @@ class RedisSink:
             decode_responses=True,
         )
 
-    async def send(self, message: Message) -> Taken:
+    async def send(self, message: Message) -> Delivered:
         """One entry."""
-        event = cloud_event(message)
+        event = to_cloudevent(message)
         entry: Any = {"id": event["id"], "type": event["type"], "event": json.dumps(event)}
         try:
             added = await self._redis.xadd(self._stream, entry)
         except (RedisError, OSError) as error:
-            raise NotTaken(said_by(error)) from error
-        return Taken(answer=f"entry {added!s}")
+            raise NotDelivered(describe_error(error)) from error
+        return Delivered(response=f"entry {added!s}")
 
     async def close(self) -> None:
         """End the connections."""

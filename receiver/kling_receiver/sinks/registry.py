@@ -2,7 +2,7 @@
 
 from importlib.metadata import EntryPoint, entry_points
 
-from kling_receiver.sinks import Factory, Sink, said_by, scheme_of
+from kling_receiver.sinks import Factory, Sink, describe_error, scheme_of
 
 GROUP = "kling_callback.sinks"
 
@@ -19,7 +19,7 @@ def open_sink(address: str) -> Sink:
     except ValueError:
         raise
     except Exception as error:  # of somebody else's making
-        raise ValueError(f"{point.name}: its sink cannot be made ({said_by(error)}).") from error
+        raise ValueError(f"{point.name}: its sink cannot be made ({describe_error(error)}).") from error
 
 
 def _found(scheme: str) -> EntryPoint:
@@ -39,5 +39,5 @@ def _load(point: EntryPoint) -> Factory:
             f"{point.name}: needs a package that is not here ({error}). Install {extra}."
         ) from None
     except Exception as error:
-        raise ValueError(f"{point.name}: its package cannot be loaded ({said_by(error)}).") from error
+        raise ValueError(f"{point.name}: its package cannot be loaded ({describe_error(error)}).") from error
     return factory

@@ -16,28 +16,28 @@ import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-from kling_receiver.filesystem import make
-from kling_receiver.store.errors import DatabaseError, Held, Unavailable
+from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
 from kling_receiver.store.locks import (
     EVENT_LOCK,
     KEEPALIVE,
     MIGRATION_LOCK,
-    UNHEARD_MS,
-    _hold_file,
-    _hold_server,
+    TCP_USER_TIMEOUT_MS,
+    lock_file,
+    lock_server,
 )
-from kling_receiver.store.sql import cursor
+from kling_receiver.store.sql import driver_cursor
 
 log = logging.getLogger("kling_receiver.database")
 
 READERS = 4
-SAY_AGAIN = 1.0
+OUTAGE_LOG_INTERVAL = 1.0
 """Seconds between two lines about an outage: anybody can make us look, by asking whether we are ready."""
 BUSY_MS = 10_000
 
 
-SERVER = "Check KLING_DATABASE_URL, and that its server runs."
-FILE = "Check its disk, whether it may be written to, and who else uses it."
+SERVER_HINT = "Check KLING_DATABASE_URL, and that its server runs."
+FILE_HINT = "Check its disk, whether it may be written to, and who else uses it."
 
 
 class Database:
@@ -45,16 +45,18 @@ class Database:
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: seconds."""
-        self._clock, self._said_at = clock, -SAY_AGAIN
+        self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
-        self._holding: Any = None
-        self._place: tuple[int, int] | None = None
+        self._lock: Any = None
+        self._expected_file_id: tuple[int, int] | None = None
         if self.path:
             self._make_private(self.path)
         self._writer = self._engine(write=True)
-        self._lax_writer = self._writer.execution_options(synchronous="NORMAL")  # over the same connection
+        self._nondurable_writer = self._writer.execution_options(
+            synchronous="NORMAL"
+        )  # over the same connection
         self._readers = self._engine(write=False)
 
     def __str__(self) -> str:
@@ -69,14 +71,14 @@ class Database:
         Raises Unavailable when the file lies no longer where the next start would look for it, or another
         receiver has taken hold meanwhile.
         """
-        if self._place and self._place != self._find():
-            self._say(f"{self.path} was moved or replaced")
+        if self._expected_file_id and self._expected_file_id != self._file_id():
+            self._log_outage(f"{self.path} was moved or replaced")
             raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
         try:
-            with (self._writer if durable else self._lax_writer).begin() as connection:
+            with (self._writer if durable else self._nondurable_writer).begin() as connection:
                 yield connection
-        except Held as held:
-            self._say(str(held))
+        except AlreadyRunning as held:
+            self._log_outage(str(held))
             raise Unavailable("The database is served by another receiver.") from held
 
     @contextmanager
@@ -85,16 +87,16 @@ class Database:
         with self._readers.begin() as connection:
             yield connection
 
-    def unavailable(self, error: DBAPIError) -> Unavailable:
+    def to_unavailable(self, error: DBAPIError) -> Unavailable:
         """What to say of an outage; where the server is, and what it said, goes to the log only."""
         reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
-        self._say(reason)
+        self._log_outage(reason)
         return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
 
-    def _say(self, reason: str) -> None:
+    def _log_outage(self, reason: str) -> None:
         """In the log, and not for each request of those who meet the same outage."""
-        if self._clock() - self._said_at >= SAY_AGAIN:
-            self._said_at = self._clock()
+        if self._clock() - self._logged_at >= OUTAGE_LOG_INTERVAL:
+            self._logged_at = self._clock()
             log.error("the database cannot be used: %s", reason)
 
     def probe(self, connection: Connection, number: int) -> None:
@@ -107,7 +109,7 @@ class Database:
     def identity(self, connection: Connection) -> str:
         """What tells this database from any other, by whatever address it is reached."""
         if self.is_sqlite:
-            seen: Any = self._find()
+            seen: Any = self._file_id()
         else:
             found = "SELECT oid, pg_postmaster_start_time() FROM pg_database WHERE datname = current_database()"
             seen = tuple(connection.execute(text(found)).one())
@@ -118,15 +120,15 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
-    def hold(self) -> None:
+    def acquire_lock(self) -> None:
         """Keep every other receiver away, until this process ends. Raises DatabaseError naming the holder."""
         if self.path:
-            self._holding = _hold_file(self.path.with_name(self.path.name + ".lock"))
+            self._lock = lock_file(self.path.with_name(self.path.name + ".lock"))
             return
         # The writer's connection holds it, and takes it again whenever it has to be made anew.
-        event.listen(self._writer, "connect", _hold_server)
+        event.listen(self._writer, "connect", lock_server)
         self._writer.dispose()
-        with self.explaining(), self._writer.connect():
+        with self.operator_errors(), self._writer.connect():
             pass
 
     def migrate(self) -> None:
@@ -134,7 +136,7 @@ class Database:
 
         Raises DatabaseError.
         """
-        with self.explaining(), self._writer.begin() as connection:
+        with self.operator_errors(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config = alembic.config.Config()
@@ -143,9 +145,9 @@ class Database:
             alembic.command.upgrade(config, "head")
         if self.path:
             self.path.chmod(0o600)
-            self._place = self._find()
+            self._expected_file_id = self._file_id()
 
-    def _find(self) -> tuple[int, int] | None:
+    def _file_id(self) -> tuple[int, int] | None:
         """Which file lies where the database should."""
         assert self.path
         try:
@@ -155,13 +157,15 @@ class Database:
         return found.st_dev, found.st_ino
 
     @contextmanager
-    def explaining(self) -> Iterator[None]:
+    def operator_errors(self) -> Iterator[None]:
         """For whoever types a command: an outage in one line. Raises DatabaseError."""
         try:
             yield
         except DBAPIError as error:
             said = (str(error.orig).strip() or "no reason given").splitlines()[0]
-            raise DatabaseError(f"{self} cannot be used: {said}. {FILE if self.path else SERVER}") from error
+            raise DatabaseError(
+                f"{self} cannot be used: {said}. {FILE_HINT if self.path else SERVER_HINT}"
+            ) from error
         except DatabaseError:
             raise
         except Unavailable as error:
@@ -169,8 +173,8 @@ class Database:
 
     def close(self) -> None:
         """Give back every connection, and the hold."""
-        if self._holding is not None:
-            self._holding.close()
+        if self._lock is not None:
+            self._lock.close()
         self._writer.dispose()
         self._readers.dispose()
 
@@ -189,7 +193,7 @@ class Database:
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 5,
-                        "tcp_user_timeout": UNHEARD_MS,
+                        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
                         **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
                     },
                     **common,
@@ -205,7 +209,7 @@ class Database:
 
     @staticmethod
     def _make_private(path: Path) -> None:
-        make(path.parent)
+        make_durable_folder(path.parent)
         path.touch(mode=0o600)
 
 
@@ -236,5 +240,5 @@ def _begin(connection: Connection) -> None:
 
 
 def _execute(connection: Connection, statement: str) -> None:
-    with cursor(connection, statement) as opened:
+    with driver_cursor(connection, statement) as opened:
         opened.execute(statement)

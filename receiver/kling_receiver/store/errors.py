@@ -2,7 +2,7 @@
 
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
-OWN_FAULT = (IntegrityError, DataError, ProgrammingError)
+STATEMENT_ERRORS = (IntegrityError, DataError, ProgrammingError)
 """What befalls one statement; the database's other troubles (full, locked, gone, damaged) befall all."""
 
 
@@ -14,7 +14,7 @@ class DatabaseError(Exception):
     """The database cannot be used; the message says why and what to do."""
 
 
-class Held(Unavailable, DatabaseError):
+class AlreadyRunning(Unavailable, DatabaseError):
     """Another receiver, `holder`, serves the database."""
 
     def __init__(self, what: str, holder: str, setting: str) -> None:

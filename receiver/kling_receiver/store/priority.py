@@ -4,36 +4,36 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 0.002
+MAX_WAIT_SECONDS = 0.002
 """Seconds that anything waits, however much is written."""
 
 
-class Calm:
+class ForegroundGate:
     """Whether something urgent is being written just now. `longest`: seconds."""
 
-    def __init__(self, *, longest: float = LONGEST) -> None:
-        self._longest, self._under_way = longest, 0
-        self._came = asyncio.Event()
-        self._came.set()
+    def __init__(self, *, max_wait: float = MAX_WAIT_SECONDS) -> None:
+        self._max_wait, self._active = max_wait, 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @contextmanager
-    def broken(self) -> Iterator[None]:
+    def foreground(self) -> Iterator[None]:
         """While something urgent is written."""
-        self._under_way += 1
-        self._came.clear()
+        self._active += 1
+        self._idle.clear()
         try:
             yield
         finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._came.set()
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
 
-    async def wait(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until nothing urgent is being written, or until this has lasted too long."""
-        if self._came.is_set():
+        if self._idle.is_set():
             return
         try:
-            async with asyncio.timeout(self._longest):
-                await self._came.wait()
+            async with asyncio.timeout(self._max_wait):
+                await self._idle.wait()
         except TimeoutError:
             pass

@@ -12,21 +12,23 @@ from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from kling_receiver.store.database import READERS, Database
-from kling_receiver.store.errors import OWN_FAULT
-from kling_receiver.store.sql import Row, Sql, columns
+from kling_receiver.store.errors import STATEMENT_ERRORS
+from kling_receiver.store.sql import Row, Statement, columns
 from kling_receiver.store.tables import Result, Tag
 from kling_receiver.store.transaction import EVENT, TASK, last_event
 
 RESULT, TAG = Result.__table__, Tag.__table__  # type: ignore[attr-defined]  # set by SQLModel
 
-SHOWN = "id, task, type, at, data"
+EVENT_COLUMNS = "id, task, type, at, data"
 """What is shown of an event: not its body."""
-TASKS = Sql(f"SELECT {columns(TASK)} FROM task WHERE id IN :tasks", of=TASK)  # noqa: S608  # ours
-HOLDER = Sql("SELECT id FROM task WHERE task_id = :task_id LIMIT 1")
-ONE_RESULT = Sql(f"SELECT {columns(RESULT)} FROM result WHERE task = :task AND n = :n", of=RESULT)  # noqa: S608
-RESULTS = Sql(f"SELECT {columns(RESULT)} FROM result WHERE task IN :tasks ORDER BY task, n", of=RESULT)  # noqa: S608
-TAGS = Sql("SELECT tag, task FROM tag WHERE task IN :tasks ORDER BY tag")
-EVENTS = Sql(f"SELECT {SHOWN} FROM event WHERE id IN :ids", of=EVENT)  # noqa: S608  # ours
+SELECT_TASKS = Statement(f"SELECT {columns(TASK)} FROM task WHERE id IN :tasks", table=TASK)  # noqa: S608  # ours
+FIND_BY_KLING_ID = Statement("SELECT id FROM task WHERE task_id = :task_id LIMIT 1")
+SELECT_RESULT = Statement(f"SELECT {columns(RESULT)} FROM result WHERE task = :task AND n = :n", table=RESULT)  # noqa: S608
+SELECT_RESULTS = Statement(
+    f"SELECT {columns(RESULT)} FROM result WHERE task IN :tasks ORDER BY task, n", table=RESULT
+)
+SELECT_TAGS = Statement("SELECT tag, task FROM tag WHERE task IN :tasks ORDER BY tag")
+SELECT_EVENTS = Statement(f"SELECT {EVENT_COLUMNS} FROM event WHERE id IN :ids", table=EVENT)  # noqa: S608  # ours
 EVENTS_AT_ONCE = 100
 TASKS_AT_ONCE = 10
 """Tasks that are held whole at once: read, they may be thirty times what they are as text."""
@@ -34,7 +36,7 @@ PAGE_BYTES = 256_000
 """A page ends with the task that passes this, however many were asked for. A usual task has 1 to 2 KB."""
 BATCH_BYTES = 64_000
 """The same for the events of a stream, each of which shows its task: whoever reads slowly holds that much."""
-NEWEST = 100
+RECENT_TASKS = 100
 """Tasks that are looked at to tell whether the gateway calls back at all."""
 
 T = TypeVar("T")
@@ -46,7 +48,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class Full:
+class TaskDetail:
     """A task with all that is shown of it."""
 
     row: Row
@@ -55,7 +57,7 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class TaskFilter:
     """Which tasks a list shows. `before`: the (created_at, id) of the last one already shown."""
 
     status: str | None = None
@@ -66,10 +68,10 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class TaskPage:
     """Tasks of a list as they are shown. `last`: the (created_at, id) of the last, when there are more."""
 
-    shown: list[bytes]
+    items: list[bytes]
     last: tuple[int, str] | None
 
 
@@ -84,61 +86,67 @@ class Reader:
         """Let what is being read end: nobody may have a connection when the database is closed."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def read(self, question: Callable[[Connection], T]) -> T:
+    async def read(self, query: Callable[[Connection], T]) -> T:
         """The answer to a question of several statements, all of one moment. Raises Unavailable."""
 
         def answer() -> T:
             with self.database.read() as connection:
-                return question(connection)
+                return query(connection)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, answer)
         except DBAPIError as error:
-            if isinstance(error, OWN_FAULT):
+            if isinstance(error, STATEMENT_ERRORS):
                 raise
-            raise self.database.unavailable(error) from error
+            raise self.database.to_unavailable(error) from error
 
-    async def task(self, task: str) -> Row | None:
+    async def task(self, task_id: str) -> Row | None:
         """A task's row."""
-        return await self.read(lambda connection: TASKS.first(connection, tasks=[task]))
+        return await self.read(lambda connection: SELECT_TASKS.first(connection, tasks=[task_id]))
 
-    async def holder(self, task_id: str) -> str | None:
+    async def find_by_kling_id(self, task_id: str) -> str | None:
         """Which of our tasks Kling's id belongs to."""
-        found: str | None = await self.read(lambda connection: HOLDER.value(connection, task_id=task_id))
+        found: str | None = await self.read(
+            lambda connection: FIND_BY_KLING_ID.scalar(connection, task_id=task_id)
+        )
         return found
 
-    async def results(self, task: str) -> list[Row]:
+    async def results(self, task_id: str) -> list[Row]:
         """A task's results, in order."""
-        return await self.read(lambda connection: RESULTS.all(connection, tasks=[task]))
+        return await self.read(lambda connection: SELECT_RESULTS.all(connection, tasks=[task_id]))
 
-    async def result(self, task: str, n: int) -> Row | None:
+    async def result(self, task_id: str, index: int) -> Row | None:
         """A task's n-th result."""
-        return await self.read(lambda connection: ONE_RESULT.first(connection, task=task, n=n))
+        return await self.read(lambda connection: SELECT_RESULT.first(connection, task=task_id, n=index))
 
-    async def full(self, tasks: Sequence[str]) -> dict[str, Full]:
+    async def details(self, task_ids: Sequence[str]) -> dict[str, TaskDetail]:
         """Tasks with their results and tags; those that do not exist are left out."""
-        return await self.read(functools.partial(full_tasks, tasks=tasks))
+        return await self.read(functools.partial(load_details, task_ids=task_ids))
 
-    async def page(self, wanted: Filter, show: Callable[[Full], bytes]) -> Page:
+    async def render_page(self, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
         """Tasks, newest first, as `show` makes them, which is done beside the event loop."""
-        return await self.read(functools.partial(_page, wanted=wanted, show=show))
+        return await self.read(functools.partial(_render_page, task_filter=task_filter, render=render))
 
-    async def batch(self, events: Sequence[Row], show: Callable[[Row, Full], bytes]) -> list[bytes]:
+    async def render_events(
+        self, events: Sequence[Row], render: Callable[[Row, TaskDetail], bytes]
+    ) -> list[bytes]:
         """The first of these events, one at least, as `show` makes them of each and its task."""
-        return await self.read(functools.partial(_batch, events=events, show=show))
+        return await self.read(functools.partial(_render_events, events=events, render=render))
 
-    async def events(self, after: int, task: str | None = None) -> list[Row]:
+    async def events(self, after: int, task_id: str | None = None) -> list[Row]:
         """Events with ids above `after`, in order, at most EVENTS_AT_ONCE; of one task or of all."""
-        question = functools.partial(events_after, after=after, task=task, limit=EVENTS_AT_ONCE)
+        question = functools.partial(events_after, after=after, task_id=task_id, limit=EVENTS_AT_ONCE)
         return await self.read(question)
 
-    async def event(self, event: int) -> Row | None:
+    async def event(self, event_id: int) -> Row | None:
         """One event."""
-        return await self.read(lambda connection: EVENTS.first(connection, ids=[event]))
+        return await self.read(lambda connection: SELECT_EVENTS.first(connection, ids=[event_id]))
 
-    async def was_called(self) -> bool:
+    async def any_recent_callback(self) -> bool:
         """Whether any of the newest tasks was ever called back."""
-        newest = select(TASK.c.callbacks).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(NEWEST)
+        newest = (
+            select(TASK.c.callbacks).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(RECENT_TASKS)
+        )
         query = select(func.max(newest.subquery().c.callbacks))
         return await self.read(lambda connection: bool(connection.execute(query).scalar()))
 
@@ -150,7 +158,7 @@ class Reader:
 def events_after(
     connection: Connection,
     after: int,
-    task: str | None,
+    task_id: str | None,
     *,
     limit: int,
     until: int | None = None,
@@ -158,70 +166,76 @@ def events_after(
 ) -> list[Row]:
     """Events with ids above `after`, up to `until`, in order or the `newest` first; of one task or of all."""
     where, given = "id > :after", Row(after=after, limit=limit)
-    for name, condition, value in (("task", "task = :task", task), ("until", "id <= :until", until)):
+    for name, condition, value in (("task", "task = :task", task_id), ("until", "id <= :until", until)):
         if value is not None:
             where, given[name] = f"{where} AND {condition}", value
-    return _events(where, "DESC" if newest else "ASC").all(connection, **given)
+    return _events_query(where, "DESC" if newest else "ASC").all(connection, **given)
 
 
 @functools.cache
-def _events(where: str, order: str) -> Sql:
-    return Sql(f"SELECT {SHOWN} FROM event WHERE {where} ORDER BY id {order} LIMIT :limit", of=EVENT)  # noqa: S608
+def _events_query(where: str, order: str) -> Statement:
+    return Statement(
+        f"SELECT {EVENT_COLUMNS} FROM event WHERE {where} ORDER BY id {order} LIMIT :limit", table=EVENT
+    )
 
 
-def full_tasks(connection: Connection, tasks: Sequence[str]) -> dict[str, Full]:
+def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, TaskDetail]:
     """Tasks with their results and tags; those that do not exist are left out."""
-    if not tasks:
+    if not task_ids:
         return {}
-    found = {row["id"]: Full(row, [], []) for row in TASKS.all(connection, tasks=list(tasks))}
-    for result in RESULTS.all(connection, tasks=list(found)):
+    found = {row["id"]: TaskDetail(row, [], []) for row in SELECT_TASKS.all(connection, tasks=list(task_ids))}
+    for result in SELECT_RESULTS.all(connection, tasks=list(found)):
         found[result["task"]].results.append(result)
-    for tag in TAGS.all(connection, tasks=list(found)):
+    for tag in SELECT_TAGS.all(connection, tasks=list(found)):
         found[tag["task"]].tags.append(tag["tag"])
     return found
 
 
-def _page(connection: Connection, wanted: Filter, show: Callable[[Full], bytes]) -> Page:
-    ids = list(connection.execute(_listed(wanted)).scalars())
+def _render_page(
+    connection: Connection, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]
+) -> TaskPage:
+    ids = list(connection.execute(_page_query(task_filter)).scalars())
     shown: list[bytes] = []
     size, last = 0, None
-    for task, full in _one_by_one(connection, ids[: wanted.limit]):
-        shown.append(show(full))
+    for task, full in _iter_details(connection, ids[: task_filter.limit]):
+        shown.append(render(full))
         size, last = size + len(shown[-1]), (full.row["created_at"], task)
         if size > PAGE_BYTES:
             break
-    return Page(shown, last if len(shown) < len(ids) else None)
+    return TaskPage(shown, last if len(shown) < len(ids) else None)
 
 
-def _batch(connection: Connection, events: Sequence[Row], show: Callable[[Row, Full], bytes]) -> list[bytes]:
+def _render_events(
+    connection: Connection, events: Sequence[Row], render: Callable[[Row, TaskDetail], bytes]
+) -> list[bytes]:
     shown: list[bytes] = []
     size = 0
-    tasks = _one_by_one(connection, [event["task"] for event in events])
+    tasks = _iter_details(connection, [event["task"] for event in events])
     for event, (_, full) in zip(events, tasks, strict=True):
-        shown.append(show(event, full))
+        shown.append(render(event, full))
         size += len(shown[-1])
         if size > BATCH_BYTES:
             break
     return shown
 
 
-def _one_by_one(connection: Connection, tasks: Sequence[str]) -> Iterator[tuple[str, Full]]:
+def _iter_details(connection: Connection, tasks: Sequence[str]) -> Iterator[tuple[str, TaskDetail]]:
     """Tasks in this order, read a few at a time."""
     for first in range(0, len(tasks), TASKS_AT_ONCE):
         few = tasks[first : first + TASKS_AT_ONCE]
-        found = full_tasks(connection, sorted(set(few)))
+        found = load_details(connection, sorted(set(few)))
         yield from ((task, found[task]) for task in few)
 
 
-def _listed(wanted: Filter) -> Select[Any]:
+def _page_query(task_filter: TaskFilter) -> Select[Any]:
     """The ids of a list, one more than its limit."""
-    query = select(TASK.c.id).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(wanted.limit + 1)
-    if wanted.status:
-        query = query.where(TASK.c.status == wanted.status)
-    if wanted.family:
-        query = query.where(TASK.c.family == wanted.family)
-    if wanted.tag:
-        query = query.where(TASK.c.id.in_(select(TAG.c.task).where(TAG.c.tag == wanted.tag)))
-    if wanted.before:
-        query = query.where(tuple_(TASK.c.created_at, TASK.c.id) < wanted.before)
+    query = select(TASK.c.id).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(task_filter.limit + 1)
+    if task_filter.status:
+        query = query.where(TASK.c.status == task_filter.status)
+    if task_filter.family:
+        query = query.where(TASK.c.family == task_filter.family)
+    if task_filter.tag:
+        query = query.where(TASK.c.id.in_(select(TAG.c.task).where(TAG.c.tag == task_filter.tag)))
+    if task_filter.before:
+        query = query.where(tuple_(TASK.c.created_at, TASK.c.id) < task_filter.before)
     return query

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Boolean, Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from kling_receiver.store.tables import decode, documents, encode
+from kling_receiver.store.tables import dump_json, json_columns, load_json
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -22,7 +22,7 @@ NAMED = re.compile(r"(?<![:\w]):([a-z]\w*)")
 
 
 @contextmanager
-def cursor(connection: Connection, statement: str) -> Iterator[Any]:
+def driver_cursor(connection: Connection, statement: str) -> Iterator[Any]:
     """The driver's own cursor. Raises DBAPIError, as if its errors had come through the other layers."""
     errors = connection.dialect.loaded_dbapi.Error
     try:
@@ -40,7 +40,7 @@ def is_sqlite(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
 
-class Sql:
+class Statement:
     """A statement; its parameters are written `:name`. A list is one, too (`IN :ids`); one of texts may
     be empty.
 
@@ -48,53 +48,53 @@ class Sql:
     on PostgreSQL, where rows that are to be changed are locked; SQLite has one writer.
     """
 
-    def __init__(self, sql: str, *, of: Table | None = None, lock: str = "") -> None:
+    def __init__(self, sql: str, *, table: Table | None = None, lock: str = "") -> None:
         self._sqlite = sql
         self._postgresql = NAMED.sub(r"%(\1)s", f"{sql} {lock}".rstrip().replace("%", "%%"))
-        self._convert = _converters(of) if of is not None else {}
+        self._convert = _converters(table) if table is not None else {}
 
-    def all(self, connection: Connection, **given: Any) -> list[Row]:
+    def all(self, connection: Connection, **parameters: Any) -> list[Row]:
         """Every row."""
-        return self._run(connection, given, self._rows)
+        return self._run(connection, parameters, self._rows)
 
-    def first(self, connection: Connection, **given: Any) -> Row | None:
+    def first(self, connection: Connection, **parameters: Any) -> Row | None:
         """The first row, if there is any."""
-        return next(iter(self.all(connection, **given)), None)
+        return next(iter(self.all(connection, **parameters)), None)
 
-    def values(self, connection: Connection, **given: Any) -> list[Any]:
+    def scalars(self, connection: Connection, **parameters: Any) -> list[Any]:
         """The first column."""
-        return self._run(connection, given, lambda found: [row[0] for row in found.fetchall()])
+        return self._run(connection, parameters, lambda found: [row[0] for row in found.fetchall()])
 
-    def value(self, connection: Connection, **given: Any) -> Any:
+    def scalar(self, connection: Connection, **parameters: Any) -> Any:
         """The first column of the first row; None when there is none."""
-        return next(iter(self.values(connection, **given)), None)
+        return next(iter(self.scalars(connection, **parameters)), None)
 
-    def do(self, connection: Connection, **given: Any) -> int:
+    def execute(self, connection: Connection, **parameters: Any) -> int:
         """How many rows were changed."""
-        return self._run(connection, given, lambda done: int(done.rowcount))
+        return self._run(connection, parameters, lambda done: int(done.rowcount))
 
-    def do_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    def executemany(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Once for each of these."""
-        statement = self._written(connection, {})
-        with cursor(connection, statement) as opened:
+        statement = self._render(connection, {})
+        with driver_cursor(connection, statement) as opened:
             opened.executemany(statement, rows)
 
-    def _run(self, connection: Connection, given: Row, take: Callable[[Any], T]) -> T:
-        lists = {name: value for name, value in given.items() if isinstance(value, list)}
-        statement = self._written(connection, lists)
+    def _run(self, connection: Connection, parameters: Row, take: Callable[[Any], T]) -> T:
+        lists = {name: value for name, value in parameters.items() if isinstance(value, list)}
+        statement = self._render(connection, lists)
         for name, values in lists.items():
-            given |= _spread(name, values)
-        with cursor(connection, statement) as opened:
-            opened.execute(statement, given)
+            parameters |= _flatten(name, values)
+        with driver_cursor(connection, statement) as opened:
+            opened.execute(statement, parameters)
             return take(opened)
 
-    def _written(self, connection: Connection, lists: Mapping[str, list[Any]]) -> str:
+    def _render(self, connection: Connection, lists: Mapping[str, list[Any]]) -> str:
         if is_sqlite(connection):
             sql, mark, pattern = self._sqlite, ":{}".format, r":{}\b"
         else:
             sql, mark, pattern = self._postgresql, "%({})s".format, r"%\({}\)s"
         for name, values in lists.items():
-            sql = re.sub(pattern.format(name), _marks(name, values, mark), sql)
+            sql = re.sub(pattern.format(name), _placeholders(name, values, mark), sql)
         return sql
 
     def _rows(self, found: Any) -> list[Row]:
@@ -109,7 +109,7 @@ class Sql:
 
 def _converters(table: Table) -> dict[str, Callable[[Any], Any]]:
     booleans = {column.name: bool for column in table.c if isinstance(column.type, Boolean)}
-    return booleans | dict.fromkeys(documents(table), decode)
+    return booleans | dict.fromkeys(json_columns(table), load_json)
 
 
 def columns(table: Table) -> str:
@@ -117,24 +117,24 @@ def columns(table: Table) -> str:
     return ", ".join(column.name for column in table.c)
 
 
-def _marks(name: str, values: list[Any], mark: Callable[[str], str]) -> str:
+def _placeholders(name: str, values: list[Any], mark: Callable[[str], str]) -> str:
     """`(:a_0, :a_1)`; for pairs `(VALUES (:a_0_0, :a_0_1), ...)`; for nothing what holds no text."""
     if not values:
         return "(SELECT NULL WHERE false)"
     if isinstance(values[0], tuple):
-        pairs = (_marks(f"{name}_{n}", list(pair), mark) for n, pair in enumerate(values))
+        pairs = (_placeholders(f"{name}_{n}", list(pair), mark) for n, pair in enumerate(values))
         return f"(VALUES {', '.join(pairs)})"
     return f"({', '.join(mark(f'{name}_{n}') for n in range(len(values)))})"
 
 
-def _spread(name: str, values: list[Any]) -> Row:
+def _flatten(name: str, values: list[Any]) -> Row:
     spread: Row = {}
     for n, value in enumerate(values):
-        spread |= _spread(f"{name}_{n}", list(value)) if isinstance(value, tuple) else {f"{name}_{n}": value}
+        spread |= _flatten(f"{name}_{n}", list(value)) if isinstance(value, tuple) else {f"{name}_{n}": value}
     return spread
 
 
-class Bulk:
+class BulkInsert:
     """An INSERT of rows of one shape. `columns`: those that each row names; `conflict`: what follows VALUES."""
 
     def __init__(self, table: Table, columns: Sequence[str], conflict: str = "") -> None:
@@ -142,23 +142,23 @@ class Bulk:
         insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608  # ours
         self._sqlite, self._postgresql = insert.format("?"), insert.format("%s")
         self._copy = None if conflict else f"COPY {table.name} ({names}) FROM STDIN"
-        self._read = [_reader(name, name in documents(table)) for name in columns]
+        self._read = [_getter(name, name in json_columns(table)) for name in columns]
 
     def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Insert all rows."""
         values = [tuple([read(row) for read in self._read]) for row in rows]
         on_sqlite = is_sqlite(connection)
         if self._copy and not on_sqlite:
-            with cursor(connection, self._copy) as opened, opened.copy(self._copy) as copy:
+            with driver_cursor(connection, self._copy) as opened, opened.copy(self._copy) as copy:
                 for value in values:
                     copy.write_row(value)
             return
         statement = self._sqlite if on_sqlite else self._postgresql
-        with cursor(connection, statement) as opened:
+        with driver_cursor(connection, statement) as opened:
             opened.executemany(statement, values)
 
 
-def _reader(name: str, is_json: bool) -> Callable[[Row], Any]:
+def _getter(name: str, is_json: bool) -> Callable[[Row], Any]:
     if is_json:
-        return lambda row: encode(row[name])
+        return lambda row: dump_json(row[name])
     return lambda row: row[name]

@@ -32,44 +32,44 @@ JOB_STATES = ("ready", "running", "dead")
 HOOK_SOURCES = ("added", "file", "settings", "task")
 """Who wants a hook: an operator's command, the hooks' file, KLING_HOOK_URL, or the client for one task."""
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def encode(value: Any) -> str:
+def dump_json(value: Any) -> str:
     """A JSON document as a text column keeps it."""
-    return "null" if value is None else _encode(value)
+    return "null" if value is None else _dumps(value)
 
 
-def decode(text: str | None) -> Any:
+def load_json(text: str | None) -> Any:
     """What a text column keeps as JSON."""
     return None if text is None else json.loads(text)
 
 
-class Json(TypeDecorator[Any]):
+class JsonText(TypeDecorator[Any]):
     """A JSON document in a text column, ASCII only."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Any) -> str:
-        return encode(value)
+        return dump_json(value)
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
-        return decode(value)
+        return load_json(value)
 
 
-def documents(table: Table) -> frozenset[str]:
+def json_columns(table: Table) -> frozenset[str]:
     """The names of a table's columns that keep JSON."""
-    return frozenset(column.name for column in table.c if isinstance(column.type, Json))
+    return frozenset(column.name for column in table.c if isinstance(column.type, JsonText))
 
 
-def _one_of(column: str, values: tuple[str, ...] | frozenset[str]) -> str:
+def _in(column: str, values: tuple[str, ...] | frozenset[str]) -> str:
     return f"{column} IN ({', '.join(repr(value) for value in sorted(values))})"
 
 
-def _where(condition: str) -> dict[str, Any]:
+def _partial(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
@@ -78,25 +78,24 @@ class Task(SQLModel, table=True):
 
     __tablename__ = "task"
     __table_args__ = (
-        CheckConstraint(_one_of("status", STATUSES), name="status"),
-        CheckConstraint(_one_of("outcome", OUTCOMES), name="outcome"),
+        CheckConstraint(_in("status", STATUSES), name="status"),
+        CheckConstraint(_in("outcome", OUTCOMES), name="outcome"),
         CheckConstraint(
-            f"({_one_of('status', FINAL)}) = (origin IS NOT NULL)"
-            f" AND (origin IS NULL OR {_one_of('origin', ORIGINS)})",
+            f"({_in('status', FINAL)}) = (origin IS NOT NULL) AND (origin IS NULL OR {_in('origin', ORIGINS)})",
             name="origin",
         ),
-        CheckConstraint(f"NOT done OR {_one_of('status', FINAL)}", name="done"),
+        CheckConstraint(f"NOT done OR {_in('status', FINAL)}", name="done"),
         Index("task_newest", "created_at", "id"),
         Index("task_status", "status", "created_at", "id"),
-        Index("task_task_id", "task_id", **_where("task_id IS NOT NULL")),
-        Index("task_undone", "id", **_where("origin IS NOT NULL AND NOT done")),
+        Index("task_task_id", "task_id", **_partial("task_id IS NOT NULL")),
+        Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 
     id: str = Field(primary_key=True)
     task_id: str | None = None
     family: str
     model: str = ""
-    request: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    request: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     outcome: str = "none"
     attempt: str = ""
     """The nonce of the create call that has the right to create this task."""
@@ -110,7 +109,7 @@ class Task(SQLModel, table=True):
     """How many callbacks have given cause to ask Kling."""
     callback_id: str | None = None
     """The id that the last callback named: behind a relay it may be another than `task_id`."""
-    cost: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    cost: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     done: bool = False
     callbacks: int = Field(default=0, sa_type=BigInteger)
     """Proven callbacks received, repeats and uncounted ones included."""
@@ -135,7 +134,7 @@ class Event(SQLModel, table=True):
 
     __tablename__ = "event"
     __table_args__ = (
-        Index("event_once", "task", "digest", unique=True, **_where("digest IS NOT NULL")),
+        Index("event_once", "task", "digest", unique=True, **_partial("digest IS NOT NULL")),
         Index("event_of_task", "task", "id"),
         {"sqlite_autoincrement": True},
     )
@@ -145,7 +144,7 @@ class Event(SQLModel, table=True):
     """No foreign key: PostgreSQL would look the task up and lock it for each event anew."""
     type: str
     at: int = Field(sa_type=BigInteger)
-    data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    data: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     digest: str | None = None
     """SHA-256 of a callback's body; other events have none."""
     repeats: int = Field(default=0, sa_type=BigInteger)
@@ -157,7 +156,7 @@ class Result(SQLModel, table=True):
 
     __tablename__ = "result"
     __table_args__ = (
-        CheckConstraint(_one_of("status", RESULT_STATUSES), name="status"),
+        CheckConstraint(_in("status", RESULT_STATUSES), name="status"),
         CheckConstraint("(status = 'stored') = (sha256 IS NOT NULL)", name="stored"),
     )
 
@@ -182,11 +181,11 @@ class Job(SQLModel, table=True):
 
     __tablename__ = "job"
     __table_args__ = (
-        CheckConstraint(_one_of("state", JOB_STATES), name="state"),
+        CheckConstraint(_in("state", JOB_STATES), name="state"),
         CheckConstraint("(state = 'running') = (claim IS NOT NULL)", name="claim"),
         UniqueConstraint("key", name="job_once"),
         Index("job_due", "state", "due_at"),
-        Index("job_hook", "hook", **_where("hook IS NOT NULL")),
+        Index("job_hook", "hook", **_partial("hook IS NOT NULL")),
     )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
@@ -200,7 +199,7 @@ class Job(SQLModel, table=True):
     """What it may have to wait for: a host that is slow or dead delays its own lane only."""
     hook: str | None = None
     """Whose it is, if it is a hook's."""
-    data: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    data: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     state: str = "ready"
     attempts: int = 0
     due_at: int = Field(sa_type=BigInteger)
@@ -216,7 +215,7 @@ class Hook(SQLModel, table=True):
 
     __tablename__ = "hook"
     __table_args__ = (
-        CheckConstraint(_one_of("source", HOOK_SOURCES), name="source"),
+        CheckConstraint(_in("source", HOOK_SOURCES), name="source"),
         CheckConstraint("(source = 'task') = (task IS NOT NULL)", name="task"),
         Index("hook_task", "task"),
     )
@@ -228,11 +227,11 @@ class Hook(SQLModel, table=True):
     """The only task whose events it wants."""
     lane: str
     """Where its jobs wait: each hook has a lane of its own, those of single tasks share their host's."""
-    secrets: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    secrets: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """`[[secret, until]]`, newest first; `until` (unix ms): when one that was rotated out ends, else null."""
-    filter: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    filter: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """`{"events": [...], "families": [...], "statuses": [...], "tags": [...]}`; what is empty wants all."""
-    schedule: Any = Field(default=None, sa_column=Column(Json, nullable=False))
+    schedule: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """Seconds between attempts."""
     concurrency: int
     rate: float | None = None

@@ -10,134 +10,136 @@ from typing import Literal
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
-from kling_receiver.jobs.queue import Claimed, Done, Outcome, RetryAt, Verdict, verdict
+from kling_receiver.jobs.queue import ClaimedJob, Done, Outcome, RetryAt, Settle, settle_as
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.sql import Row
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
-from kling_receiver.tasks.reconcile import Asker
+from kling_receiver.tasks.reconcile import Reconciler
 
 log = logging.getLogger("kling_receiver.recover")
 
-LOOKS = 6
+MAX_QUERIES = 6
 """Questions about a task that Kling knows; the waits between them double, from the deadline's own length on."""
-LOOKS_AT_NOTHING = 3
+MAX_QUERIES_UNKNOWN = 3
 """Questions about a task that Kling says it does not know."""
 
-NEVER_CAME = {False: ": its create did not arrive", True: ", although it took its create"}
+NOT_FOUND_REASON = {False: ": its create did not arrive", True: ", although it took its create"}
 
-NEVER_CALLED = (
+NEVER_CALLED_BACK = (
     "none of the newest tasks was ever called back, and Kling has ended one: it cannot reach this receiver, or "
     "it calls nobody back. Test the way with: kling-receiver doctor"
 )
 
 
-class Overdue:
+class OverdueTasks:
     """Looks after tasks that did not end in time."""
 
-    def __init__(self, asker: Asker, reader: Reader) -> None:
-        self._asker, self._reader = asker, reader
+    def __init__(self, reconciler: Reconciler, reader: Reader) -> None:
+        self._reconciler, self._reader = reconciler, reader
         self._warned = False
 
-    async def look(self, job: Claimed) -> Verdict:
+    async def check(self, job: ClaimedJob) -> Settle:
         """The handler of `overdue`."""
-        task = await self._reader.task(job.task)
+        task = await self._reader.task(job.task_id)
         if task is None or task["status"] in FINAL:
-            return functools.partial(_ended, job=job)
-        if not job.data:
-            log.warning("task %s is overdue: no final callback came; asking Kling", job.task)
+            return functools.partial(_settle_final, job=job)
+        if not job.args:
+            log.warning("task %s is overdue: no final callback came; asking Kling", job.task_id)
         try:
-            report = await self._asker.question(task)
+            report = await self._reconciler.query(task)
         except GatewayError as error:
-            return functools.partial(_unanswered, job=job, error=error)
+            return functools.partial(_settle_unanswered, job=job, error=error)
         if report and report.final:
-            await self._warn(task)
-        return functools.partial(_answered, job=job, report=report)
+            await self._warn_never_called_back(task)
+        return functools.partial(_settle_answer, job=job, report=report)
 
-    async def sweep(self, job: Claimed) -> Verdict:
+    async def check_after_start(self, job: ClaimedJob) -> Settle:
         """The handler of `sweep`: one question after a start, before which a callback may have been missed."""
-        task = await self._reader.task(job.task)
+        task = await self._reader.task(job.task_id)
         if task is None or task["status"] in FINAL:
-            return verdict(Done())
+            return settle_as(Done())
         try:
-            report = await self._asker.question(task)
+            report = await self._reconciler.query(task)
         except GatewayError as error:
-            log.info("task %s, asked about after the start: %s", job.task, error)
-            return verdict(Done())  # its deadline stands
-        return functools.partial(_swept, task=job.task, report=report)
+            log.info("task %s, asked about after the start: %s", job.task_id, error)
+            return settle_as(Done())  # its deadline stands
+        return functools.partial(_settle_sweep, task_id=job.task_id, report=report)
 
-    async def _warn(self, task: Row) -> None:
+    async def _warn_never_called_back(self, task: Row) -> None:
         """Say once, loudly, that this gateway seems never to call back."""
-        if not self._warned and not task["callbacks"] and not await self._reader.was_called():
+        if not self._warned and not task["callbacks"] and not await self._reader.any_recent_callback():
             self._warned = True
-            log.error(NEVER_CALLED)
+            log.error(NEVER_CALLED_BACK)
 
 
-def learn(tx: Transaction, task: Row, report: Report, by: Literal["deadline", "startup", "operator"]) -> None:
+def apply_answer(
+    tx: Transaction, task: Row, report: Report, by: Literal["deadline", "startup", "operator"]
+) -> None:
     """Believe what Kling said when it was asked without a callback's cause."""
     open_until_now = task["status"] not in FINAL
-    if report.task_id and not task["task_id"]:
-        task_registration.learn_id(tx, task, report.task_id)
+    if report.kling_id and not task["task_id"]:
+        task_registration.set_kling_id(tx, task, report.kling_id)
     if report.status:
-        transitions.believe(tx, task, report)
+        transitions.apply_report(tx, task, report)
     if report.final and open_until_now:
-        tx.log(task["id"], "task.recovered", {"by": by})
+        tx.add_event(task["id"], "task.recovered", {"by": by})
     if report.status == "succeed" and not report.outputs:
         enqueue.ask(tx, task["id"])
 
 
-def _swept(tx: Transaction, task: str, report: Report | None) -> Outcome:
+def _settle_sweep(tx: Transaction, task_id: str, report: Report | None) -> Outcome:
     if report:
-        learn(tx, tx.known(task), report, "startup")
+        apply_answer(tx, tx.require_task(task_id), report, "startup")
     return Done()
 
 
-def _ended(tx: Transaction, job: Claimed) -> Outcome:
+def _settle_final(tx: Transaction, job: ClaimedJob) -> Outcome:
     """The task has ended, unless Kling's word revived it since it was read."""
-    task = tx.task(job.task)
+    task = tx.task(job.task_id)
     return Done() if task is None or task["status"] in FINAL else RetryAt(tx.now, "It lives again.")
 
 
-def _answered(tx: Transaction, job: Claimed, report: Report | None) -> Outcome:
-    task = tx.known(job.task)
+def _settle_answer(tx: Transaction, job: ClaimedJob, report: Report | None) -> Outcome:
+    task = tx.require_task(job.task_id)
     if task["status"] in FINAL:
         return Done()
-    _say_overdue(tx, job)
+    _log_overdue(tx, job)
     if report:
-        learn(tx, task, report, "deadline")
+        apply_answer(tx, task, report, "deadline")
     if report and report.final:
         return Done()
-    if report is None and _looks(job) >= LOOKS_AT_NOTHING and not task["callbacks"]:
-        why = NEVER_CAME[task["task_id"] is not None]
-        transitions.end_locally(tx, task, f"Kling does not know this task{why}.")
+    if report is None and _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callbacks"]:
+        why = NOT_FOUND_REASON[task["task_id"] is not None]
+        transitions.fail_locally(tx, task, f"Kling does not know this task{why}.")
         return Done()
-    return _again(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
+    return _retry(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
 
 
-def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
-    if tx.known(job.task)["status"] in FINAL:
+def _settle_unanswered(tx: Transaction, job: ClaimedJob, error: GatewayError) -> Outcome:
+    if tx.require_task(job.task_id)["status"] in FINAL:
         return Done()
-    _say_overdue(tx, job)
-    return _again(tx, job, str(error))
+    _log_overdue(tx, job)
+    return _retry(tx, job, str(error))
 
 
-def _say_overdue(tx: Transaction, job: Claimed) -> None:
-    if not job.data:
-        tx.log(job.task, "task.overdue", {})
+def _log_overdue(tx: Transaction, job: ClaimedJob) -> None:
+    if not job.args:
+        tx.add_event(job.task_id, "task.overdue", {})
 
 
-def _looks(job: Claimed) -> int:
+def _query_count(job: ClaimedJob) -> int:
     """How often Kling was asked, this time included; a look that was cut off does not count."""
-    return int((job.data or {}).get("looks", 0)) + 1
+    return int((job.args or {}).get("looks", 0)) + 1
 
 
-def _again(tx: Transaction, job: Claimed, said: str) -> Outcome:
-    task, looks = tx.known(job.task), _looks(job)
-    if looks >= LOOKS:
-        transitions.stand(tx, task)  # where a callback told of an end, that is what is known
-        transitions.end_locally(tx, task, f"The task did not end, and was asked about {looks} times: {said}")
+def _retry(tx: Transaction, job: ClaimedJob, error: str) -> Outcome:
+    task, looks = tx.require_task(job.task_id), _query_count(job)
+    if looks >= MAX_QUERIES:
+        transitions.accept_hint(tx, task)  # where a callback told of an end, that is what is known
+        transitions.fail_locally(tx, task, f"The task did not end, and was asked about {looks} times: {error}")
         return Done()
-    wait = tx.rules.overdue_ms(task["family"]) * 2 ** (looks - 1)
-    return RetryAt(tx.now + wait, said, data={"looks": looks})
+    wait = tx.policy.overdue_ms(task["family"]) * 2 ** (looks - 1)
+    return RetryAt(tx.now + wait, error, args={"looks": looks})

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 from kling_callback.errors import GatewayError
-from kling_callback.kling_api import Gateway
+from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.queue import Claimed, Done, GiveUp, Outcome, RetryAt, Verdict, verdict
+from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
 from kling_receiver.metrics import Metrics
 from kling_receiver.results import records as result_records
 from kling_receiver.results.download import log
@@ -19,45 +19,45 @@ from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
 
-ASK_AGAIN = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
+QUERY_BACKOFF = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
 """Seconds between questions: an hour in all."""
-AGAIN = {"unanswered": ASK_AGAIN, "undecided": Backoff(ASK_AGAIN.steps[:6])}
+BACKOFFS = {"unanswered": QUERY_BACKOFF, "undecided": Backoff(QUERY_BACKOFF.steps[:6])}
 """By what became of the last question. After seven to which Kling said otherwise, the callback is false."""
-SOON_MS = 2_000
+OVERTAKEN_RETRY_MS = 2_000
 """Between two questions of which each was overtaken by another callback."""
 
-UNTOLD_MS = 900_000
+CREATE_REPORT_TIMEOUT_MS = 900_000
 """For how long a create's answer may be out: a client that has not told of it by then has died."""
 
 
-class Asker:
+class Reconciler:
     """Asks Kling about a task, and has the answer believed."""
 
     def __init__(
-        self, gateway: Gateway, reader: Reader, metrics: Metrics, *, clock: Callable[[], float] = time.time
+        self, kling_api: KlingApi, reader: Reader, metrics: Metrics, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._gateway, self._reader, self._metrics, self._clock = gateway, reader, metrics, clock
+        self._kling_api, self._reader, self._metrics, self._clock = kling_api, reader, metrics, clock
 
-    async def ask(self, job: Claimed) -> Verdict:
+    async def reconcile(self, job: ClaimedJob) -> Settle:
         """The handler of `ask`: a callback hinted at an end, or Kling's word named no files."""
-        task = await self._reader.task(job.task)
-        if task is None or await self._settled(task):
-            return verdict(Done())
+        task = await self._reader.task(job.task_id)
+        if task is None or await self._is_settled(task):
+            return settle_as(Done())
         try:
-            report = await self.question(task)
+            report = await self.query(task)
         except GatewayError as error:
-            log.warning("task %s: %s", job.task, error)
-            return functools.partial(_unanswered, job=job, error=error)
-        return functools.partial(_answered, job=job, report=report, hints=task["hints"])
+            log.warning("task %s: %s", job.task_id, error)
+            return functools.partial(_retry_or_accept_hint, job=job, error=error)
+        return functools.partial(_apply_answer, job=job, report=report, hint_count=task["hints"])
 
-    async def _settled(self, task: Row) -> bool:
+    async def _is_settled(self, task: Row) -> bool:
         """Whether Kling's final word is known, and the files that go with it."""
         if task["status"] not in FINAL or task["origin"] != "kling":
             return False
         named = [each["source_url"] for each in await self._reader.results(task["id"])]
         return task["status"] == "failed" or any(named)
 
-    async def question(self, task: Row) -> Report | None:
+    async def query(self, task: Row) -> Report | None:
         """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.
 
         The last only for a task that no other of ours is, and when the record names no other task of ours:
@@ -66,16 +66,16 @@ class Asker:
         """
         outcome = "unanswered"
         try:
-            report = await self._query(task)
+            report = await self._query_by_known_id(task)
             outcome = "answered" if report else "unknown_task"
         finally:
             self._metrics.questions.labels(outcome).inc()
         return report
 
-    async def _query(self, task: Row) -> Report | None:
+    async def _query_by_known_id(self, task: Row) -> Report | None:
         if task["task_id"]:
-            return await self._gateway.query(task["family"], task_id=task["task_id"])
-        ways = [self._by_our_id, self._by_their_id]
+            return await self._kling_api.query(task["family"], task_id=task["task_id"])
+        ways = [self._query_by_our_id, self._query_by_callback_id]
         if task["outcome"] == "none" and task["callback_id"]:
             ways.reverse()  # nobody registered it: its create may not have named our id
         refused = None
@@ -91,68 +91,73 @@ class Asker:
             raise refused
         return None
 
-    async def _by_our_id(self, task: Row) -> Report | None:
-        return await self._gateway.query(task["family"], external_id=task["id"])
+    async def _query_by_our_id(self, task: Row) -> Report | None:
+        return await self._kling_api.query(task["family"], external_id=task["id"])
 
-    async def _by_their_id(self, task: Row) -> Report | None:
+    async def _query_by_callback_id(self, task: Row) -> Report | None:
         theirs = task["callback_id"]
-        untold = task["outcome"] == "pending" and self._clock() * 1000 < task["updated_at"] + UNTOLD_MS
-        if not theirs or untold or await self._reader.holder(theirs):
+        untold = (
+            task["outcome"] == "pending"
+            and self._clock() * 1000 < task["updated_at"] + CREATE_REPORT_TIMEOUT_MS
+        )
+        if not theirs or untold or await self._reader.find_by_kling_id(theirs):
             return None
-        report = await self._gateway.query(task["family"], task_id=theirs)
-        if report is None or report.external_id in (None, task["id"]):
+        report = await self._kling_api.query(task["family"], task_id=theirs)
+        if report is None or report.external_task_id in (None, task["id"]):
             return report
         # Another name: the caller's own, where nobody registered the task; never that of another task of ours.
-        if task["outcome"] != "none" or await self._reader.task(report.external_id):
+        if task["outcome"] != "none" or await self._reader.task(report.external_task_id):
             return None
         return report
 
 
-def _answered(tx: Transaction, job: Claimed, report: Report | None, hints: int) -> Outcome:
+def _apply_answer(tx: Transaction, job: ClaimedJob, report: Report | None, hint_count: int) -> Outcome:
     """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
-    task = tx.known(job.task)
-    if report and report.task_id and not task["task_id"]:
-        task_registration.learn_id(tx, task, report.task_id)
+    task = tx.require_task(job.task_id)
+    if report and report.kling_id and not task["task_id"]:
+        task_registration.set_kling_id(tx, task, report.kling_id)
     if report and report.status:
-        transitions.believe(tx, task, report)
+        transitions.apply_report(tx, task, report)
     if report is None or not report.final:
-        return _undecided(tx, job, task, report, hints)
+        return _retry_or_reject_hint(tx, job, task, report, hint_count)
     if task["hint"] != report.status:
-        transitions.drop_hint(tx, task, str(report.status))
+        transitions.reject_hint(tx, task, str(report.status))
     if task["status"] == "failed" or report.outputs:
         return Done()
-    if report.status == "succeed" and (again := _later(tx, job, "undecided", "Kling names no file.")):
+    if report.status == "succeed" and (again := _next_retry(tx, job, "undecided", "Kling names no file.")):
         return again
-    result_records.lack(tx, task, f"Kling says {report.status}, and names no file.")
+    result_records.mark_missing(tx, task, f"Kling says {report.status}, and names no file.")
     return Done()
 
 
-def _undecided(tx: Transaction, job: Claimed, task: Row, report: Report | None, hints: int) -> Outcome:
+def _retry_or_reject_hint(
+    tx: Transaction, job: ClaimedJob, task: Row, report: Report | None, hint_count: int
+) -> Outcome:
     """Kling does not (yet) say what the callback said."""
     if report is None:
-        return _unanswered(tx, job, GatewayError("Kling does not know the task."))
-    if task["hints"] != hints:
-        return RetryAt(tx.now + SOON_MS, "Another callback came while Kling was asked.", data={})
-    if again := _later(tx, job, "undecided", f"Kling says {report.status}."):
+        return _retry_or_accept_hint(tx, job, GatewayError("Kling does not know the task."))
+    if task["hints"] != hint_count:
+        return RetryAt(tx.now + OVERTAKEN_RETRY_MS, "Another callback came while Kling was asked.", args={})
+    if again := _next_retry(tx, job, "undecided", f"Kling says {report.status}."):
         return again
-    transitions.drop_hint(tx, task, str(report.status))
+    transitions.reject_hint(tx, task, str(report.status))
     if task["status"] == "succeed":
-        result_records.lack(tx, task, f"Kling now says {report.status}, and named no file.")
+        result_records.mark_missing(tx, task, f"Kling now says {report.status}, and named no file.")
     return Done()
 
 
-def _unanswered(tx: Transaction, job: Claimed, error: GatewayError) -> Outcome:
+def _retry_or_accept_hint(tx: Transaction, job: ClaimedJob, error: GatewayError) -> Outcome:
     """Kling did not answer, or not of this task: again later; at the end the callback's status stands."""
-    if again := _later(tx, job, "unanswered", str(error), at_least=error.retry_after):
+    if again := _next_retry(tx, job, "unanswered", str(error), at_least=error.retry_after):
         return again
-    transitions.stand(tx, tx.known(job.task))
+    transitions.accept_hint(tx, tx.require_task(job.task_id))
     return GiveUp(str(error))
 
 
-def _later(
-    tx: Transaction, job: Claimed, what: str, said: str, *, at_least: float | None = None
+def _next_retry(
+    tx: Transaction, job: ClaimedJob, reason: str, error: str, *, at_least: float | None = None
 ) -> RetryAt | None:
     """The next question, or None after the last of this kind. Kinds are counted apart, restarts not at all."""
-    count = (job.data or {}).get(what, 0) + 1
-    due = AGAIN[what].after(count, tx.now, at_least=at_least)
-    return None if due is None else RetryAt(due, said, data={**(job.data or {}), what: count})
+    count = (job.args or {}).get(reason, 0) + 1
+    due = BACKOFFS[reason].next_at(count, tx.now, at_least=at_least)
+    return None if due is None else RetryAt(due, error, args={**(job.args or {}), reason: count})

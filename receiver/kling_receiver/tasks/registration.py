@@ -8,17 +8,17 @@ from sqlalchemy import func, select
 from kling_callback.protocol.reports import Report
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.jobs import enqueue
-from kling_receiver.states import move
-from kling_receiver.store.sql import Row, Sql
+from kling_receiver.states import transition
+from kling_receiver.store.sql import Row, Statement
 from kling_receiver.store.transaction import EVENT, Transaction
 from kling_receiver.tasks import transitions
 
-MOST_TAGS = 100
+MAX_TAGS = 100
 """Of one task, from however many registrations."""
 
-MOST_TRIES = 100
+MAX_CREATES = 100
 """Creates of one task that were not taken."""
-TAG = Sql("""
+INSERT_TAG = Statement("""
     INSERT INTO tag (tag, task) SELECT :tag, :task
     WHERE (SELECT count(*) FROM tag WHERE task = :task) < :most ON CONFLICT DO NOTHING
 """)
@@ -28,134 +28,137 @@ TAG = Sql("""
 class Registration:
     """What a client says of a task. `outcome` None: a create is about to be sent; else how it ended."""
 
-    id: str
+    task_id: str
     family: str
-    attempt: str = ""
+    create_token: str = ""
     model: str = ""
     request: Any = None
     tags: tuple[str, ...] = ()
     hook: str = ""
     outcome: Literal["created", "not_created", "unknown"] | None = None
-    task_id: str | None = None
+    kling_id: str | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegistrationResult:
     """`conflict`: why the registration was refused. `create`: whether this attempt may send the create."""
 
-    new: bool = False
-    create: bool = False
+    created: bool = False
+    may_create: bool = False
     conflict: str | None = None
 
 
-def register(tx: Transaction, given: Registration) -> Registered:
+def register(tx: Transaction, registration: Registration) -> RegistrationResult:
     """Make a task known before its create, and note after it how it went. Fills gaps, never resets."""
-    task = tx.task(given.id)
+    task = tx.task(registration.task_id)
     if task is None:
-        task = _add(tx, given)
+        task = _add(tx, registration)
         new = True
     else:
         new = False
-        if task["family"] != given.family:
-            return Registered(
-                conflict=f"Task {given.id} is of the family {task['family']}, not {given.family}."
+        if task["family"] != registration.family:
+            return RegistrationResult(
+                conflict=f"Task {registration.task_id} is of the family {task['family']}, not {registration.family}."
             )
-        _fill(tx, task, given)
-    if given.hook:
-        hook_records.add_for_task(tx, given.id, given.hook)
-    if given.outcome:
-        _note_outcome(tx, task, given)
-        return Registered(new)
+        _fill_gaps(tx, task, registration)
+    if registration.hook:
+        hook_records.add_for_task(tx, registration.task_id, registration.hook)
+    if registration.outcome:
+        _record_outcome(tx, task, registration)
+        return RegistrationResult(new)
     if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callbacks"]:
-        if _is_worn_out(tx, task):
-            return Registered(conflict=f"Task {given.id} was tried {MOST_TRIES} times.")
-        _reopen(tx, task, given.attempt)
-    return Registered(new, create=_may_create(task, given.attempt))
+        if _too_many_creates(tx, task):
+            return RegistrationResult(conflict=f"Task {registration.task_id} was tried {MAX_CREATES} times.")
+        _reopen(tx, task, registration.create_token)
+    return RegistrationResult(new, may_create=_may_create(task, registration.create_token))
 
 
-def _may_create(task: Row, attempt: str) -> bool:
+def _may_create(task: Row, create_token: str) -> bool:
     """Whether this attempt may send the create: nothing has shown yet that Kling knows the task."""
     unknown = task["outcome"] == "pending" and task["status"] == "created" and not task["callbacks"]
-    return unknown and bool(attempt) and bool(task["attempt"] == attempt)
+    return unknown and bool(create_token) and bool(task["attempt"] == create_token)
 
 
-def _add(tx: Transaction, given: Registration) -> Row:
-    tx.create(
+def _add(tx: Transaction, registration: Registration) -> Row:
+    tx.add_tasks(
         [
             {
-                "id": given.id,
-                "family": given.family,
-                "model": given.model,
-                "request": given.request,
+                "id": registration.task_id,
+                "family": registration.family,
+                "model": registration.model,
+                "request": registration.request,
                 "outcome": "pending",
-                "attempt": given.attempt,
+                "attempt": registration.create_token,
             }
         ]
     )
-    task = tx.tasks[given.id]
-    tx.log(given.id, "task.created", {"by": "client"})
-    _tag(tx, given)
-    enqueue.watch(tx, given.id, given.family)
+    task = tx.tasks[registration.task_id]
+    tx.add_event(registration.task_id, "task.created", {"by": "client"})
+    _tag(tx, registration)
+    enqueue.overdue(tx, registration.task_id, registration.family)
     return task
 
 
-def _is_worn_out(tx: Transaction, task: Row) -> bool:
+def _too_many_creates(tx: Transaction, task: Row) -> bool:
     """Whether there were so many attempts at its create that whoever makes them only makes events."""
     tries = select(func.count()).where(EVENT.c.task == task["id"], EVENT.c.type == "task.created")
-    return bool(tx.connection.execute(tries).scalar_one() >= MOST_TRIES)
+    return bool(tx.connection.execute(tries).scalar_one() >= MAX_CREATES)
 
 
-def _reopen(tx: Transaction, task: Row, attempt: str) -> None:
+def _reopen(tx: Transaction, task: Row, create_token: str) -> None:
     """A create that was not taken is tried again, by another attempt: our own word that it failed is void."""
-    tx.change(
-        task, outcome="pending", attempt=attempt, status="created", status_msg="", origin=None, done=False
+    tx.update_task(
+        task, outcome="pending", attempt=create_token, status="created", status_msg="", origin=None, done=False
     )
-    tx.log(task["id"], "task.created", {"by": "client"})
-    enqueue.watch(tx, task["id"], task["family"])
+    tx.add_event(task["id"], "task.created", {"by": "client"})
+    enqueue.overdue(tx, task["id"], task["family"])
 
 
-def _fill(tx: Transaction, task: Row, given: Registration) -> None:
-    gaps = {"model": given.model, "request": given.request}
+def _fill_gaps(tx: Transaction, task: Row, registration: Registration) -> None:
+    gaps = {"model": registration.model, "request": registration.request}
     if filled := {name: value for name, value in gaps.items() if value and not task[name]}:
-        tx.change(task, **filled)
-    _tag(tx, given)
+        tx.update_task(task, **filled)
+    _tag(tx, registration)
 
 
-def _tag(tx: Transaction, given: Registration) -> None:
-    if given.tags:
-        tx.insert()
-        rows = [{"tag": tag, "task": given.id, "most": MOST_TAGS} for tag in sorted(set(given.tags))]
-        TAG.do_each(tx.connection, rows)
+def _tag(tx: Transaction, registration: Registration) -> None:
+    if registration.tags:
+        tx.flush_new_tasks()
+        rows = [
+            {"tag": tag, "task": registration.task_id, "most": MAX_TAGS}
+            for tag in sorted(set(registration.tags))
+        ]
+        INSERT_TAG.executemany(tx.connection, rows)
 
 
-def _note_outcome(tx: Transaction, task: Row, given: Registration) -> None:
-    if given.outcome == "created":
-        _note_created(tx, task, given)
-    elif given.attempt not in ("", task["attempt"]):
+def _record_outcome(tx: Transaction, task: Row, registration: Registration) -> None:
+    if registration.outcome == "created":
+        _record_created(tx, task, registration)
+    elif registration.create_token not in ("", task["attempt"]):
         return  # another attempt has the word
-    elif given.outcome == "not_created" and task["status"] == "created" and not task["callbacks"]:
-        tx.change(task, outcome="not_created")
-        transitions.end_locally(tx, task, given.reason or "The create was not taken.")
+    elif registration.outcome == "not_created" and task["status"] == "created" and not task["callbacks"]:
+        tx.update_task(task, outcome="not_created")
+        transitions.fail_locally(tx, task, registration.reason or "The create was not taken.")
     elif task["outcome"] == "pending":  # also when Kling has shown meanwhile that it knows the task
-        tx.change(task, outcome="unknown")
-        tx.hasten(f"ask/{task['id']}")
+        tx.update_task(task, outcome="unknown")
+        tx.run_now(f"ask/{task['id']}")
 
 
-def _note_created(tx: Transaction, task: Row, given: Registration) -> None:
+def _record_created(tx: Transaction, task: Row, registration: Registration) -> None:
     """The create's own answer has Kling's id: it goes before one that a question brought, until it is said."""
     first = task["outcome"] != "created"
-    named = first and given.attempt == task["attempt"]
-    tx.change(task, outcome="created")
+    named = first and registration.create_token == task["attempt"]
+    tx.update_task(task, outcome="created")
     if first or not task["task_id"]:
-        learn_id(tx, task, given.task_id if named else task["task_id"] or given.task_id)
+        set_kling_id(tx, task, registration.kling_id if named else task["task_id"] or registration.kling_id)
 
 
-def learn_id(tx: Transaction, task: Row, task_id: str | None) -> None:
+def set_kling_id(tx: Transaction, task: Row, kling_id: str | None) -> None:
     """Kling knows the task, by this id of its own; let a question that waited for it go."""
-    tx.change(task, task_id=task_id)
+    tx.update_task(task, task_id=kling_id)
     if task["origin"] == "callback":
         enqueue.ask(tx, task["id"])  # now by an id that Kling knows
-    elif move(task["status"], task["origin"], "submitted", "kling") == "applied":
-        transitions.move_to(tx, task, Report("submitted"), "kling")
-    tx.hasten(f"ask/{task['id']}")
+    elif transition(task["status"], task["origin"], "submitted", "kling") == "applied":
+        transitions.set_status(tx, task, Report("submitted"), "kling")
+    tx.run_now(f"ask/{task['id']}")

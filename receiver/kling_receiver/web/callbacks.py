@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 from kling_callback.errors import TokenError
 from kling_callback.protocol.families import is_family
 from kling_callback.protocol.ids import is_id
-from kling_callback.protocol.reports import Report, read_callback
+from kling_callback.protocol.reports import Report, parse_callback
 from kling_callback.protocol.signing import CallbackSigner, CallbackToken
-from kling_callback.protocol.webhooks import Verdict, check, may_hold
+from kling_callback.protocol.webhooks import SignatureState, is_plausible, verify
 from kling_receiver.metrics import Metrics
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import Unavailable
@@ -23,7 +23,7 @@ from kling_receiver.store.reader import Reader
 from kling_receiver.store.sql import Row
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks.ingest import Callback
-from kling_receiver.web.body import Bodies, Body, Share, UnprovenShare, read_body
+from kling_receiver.web.body import Body, BodyLimiter, Reservation, UnauthenticatedReservation, read_body
 from kling_receiver.web.errors import error_response
 
 log = logging.getLogger("kling_receiver.callbacks")
@@ -47,7 +47,7 @@ class CallbackRoutes:
         *,
         writer: Writer,
         reader: Reader,
-        bodies: Bodies,
+        bodies: BodyLimiter,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -56,54 +56,56 @@ class CallbackRoutes:
         self._accepted = metrics.callbacks.labels("accepted")
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
-    async def with_token(self, request: Request) -> Response:
+    async def receive(self, request: Request) -> Response:
         """200 once durable; 401 for a bad token, before a byte of the body is read; 503 when not durable."""
         given = request.path_params["token"].rstrip("/")
         if not given:
-            return await self.without_token(request)
+            return await self.receive_signed(request)
         try:
-            token = self._signer.read(given, self._settings.callback_max_age)
+            token = self._signer.verify(given, self._settings.callback_max_age)
         except TokenError as error:
-            return self._refuse(
+            return self._reject(
                 "bad_token", str(error), "Use the callback_url exactly as the receiver gave it."
             )
-        return await self._counted(self._proven(request, token))
+        return await self._counted(self._handle_token(request, token))
 
-    async def _proven(self, request: Request, token: CallbackToken) -> Response:
-        with Share(self._bodies) as share:
+    async def _handle_token(self, request: Request, token: CallbackToken) -> Response:
+        with Reservation(self._bodies) as share:
             if token.family == DOCTOR_FAMILY:
                 await read_body(request, share)
                 await self._writer.probe()
                 return JSONResponse(doctor_answer(token.task_id))
             if not (is_id(token.task_id) and is_family(token.family)):
-                return self._refuse(
+                return self._reject(
                     "bad_token", "The callback token names an impossible task.", "Sign another id."
                 )
             body = await read_body(request, share)
             signature = self._signature(request, body)
             if self._settings.webhook_signature == "required" and signature != "good":
-                return self._refuse(*UNSIGNED)
-            return await self._take(_callback(token.task_id, token.family, body, signature))
+                return self._reject(*BAD_SIGNATURE)
+            return await self._record(_callback(token.task_id, token.family, body, signature))
 
-    async def without_token(self, request: Request) -> Response:
+    async def receive_signed(self, request: Request) -> Response:
         """For Kling's console test, and addresses set elsewhere: 401 unless Kling's signature holds."""
         if not self._settings.webhook_secrets:
-            return self._refuse(*NO_SECRETS)
-        if not may_hold(request.headers, self._clock()):
-            return self._refuse(*UNSIGNED)
-        return await self._counted(self._unproven(request))
+            return self._reject(*NO_SECRETS)
+        if not is_plausible(request.headers, self._clock()):
+            return self._reject(*BAD_SIGNATURE)
+        return await self._counted(self._handle_signed(request))
 
-    async def _unproven(self, request: Request) -> Response:
-        with UnprovenShare(self._bodies) as share:
-            body = await read_body(request, share, dropped=0)  # what is too long has no signature that holds
+    async def _handle_signed(self, request: Request) -> Response:
+        with UnauthenticatedReservation(self._bodies) as share:
+            body = await read_body(
+                request, share, max_dropped=0
+            )  # what is too long has no signature that holds
             if self._signature(request, body) != "good":
-                return self._refuse(*UNSIGNED)
-            task = await self._find(read_callback(body.kept))
+                return self._reject(*BAD_SIGNATURE)
+            task = await self._find_task(parse_callback(body.content))
             if task is None:
                 self._metrics.callbacks.labels("unknown_task").inc()
                 log.info("a callback that Kling signed is of no task of ours; nothing was kept")
                 return JSONResponse({"ok": True})
-            return await self._take(_callback(task["id"], task["family"], body, "good"))
+            return await self._record(_callback(task["id"], task["family"], body, "good"))
 
     async def _counted(self, answer: Awaitable[Response]) -> Response:
         try:
@@ -112,32 +114,36 @@ class CallbackRoutes:
             self._metrics.callbacks.labels("unavailable").inc()
             raise
 
-    def _signature(self, request: Request, body: Body) -> Verdict:
+    def _signature(self, request: Request, body: Body) -> SignatureState:
         secrets = self._settings.webhook_secrets
-        return check(secrets, request.headers, body.kept, self._clock()) if secrets else "absent"
+        return verify(secrets, request.headers, body.content, self._clock()) if secrets else "absent"
 
-    async def _find(self, report: Report | None) -> Row | None:
+    async def _find_task(self, report: Report | None) -> Row | None:
         """Our task that a signed report is of: by the id that we sent, else by Kling's."""
         if report is None:
             return None
-        task = await self._reader.task(report.external_id) if report.external_id else None
-        if task is None and report.task_id and (holder := await self._reader.holder(report.task_id)):
+        task = await self._reader.task(report.external_task_id) if report.external_task_id else None
+        if (
+            task is None
+            and report.kling_id
+            and (holder := await self._reader.find_by_kling_id(report.kling_id))
+        ):
             task = await self._reader.task(holder)
         return task
 
-    async def _take(self, callback: Callback) -> Response:
+    async def _record(self, callback: Callback) -> Response:
         began = time.perf_counter()
         await self._writer.record(callback)
         self._accepted.inc()
         self._metrics.commit_seconds.observe(time.perf_counter() - began)
-        return TAKEN
+        return ACCEPTED
 
-    def _refuse(self, code: str, message: str, hint: str) -> Response:
+    def _reject(self, code: str, message: str, hint: str) -> Response:
         self._metrics.callbacks.labels(code).inc()
         return error_response(401, code, message, hint)
 
 
-UNSIGNED = (
+BAD_SIGNATURE = (
     "bad_signature",
     "Kling's signature is missing or does not hold.",
     "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console.",
@@ -147,23 +153,23 @@ NO_SECRETS = (
     "An address without a token takes only what Kling signed, and this receiver has none of Kling's secrets.",
     "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console, or use a callback_url of the receiver's.",
 )
-TAKEN = JSONResponse({"ok": True})
+ACCEPTED = JSONResponse({"ok": True})
 
 
-def _callback(task: str, family: str, body: Body, signature: Verdict) -> Callback:
-    oversized = body.size > len(body.kept)
-    report = None if oversized or body.trouble else read_callback(body.kept)
-    trouble = body.trouble or ("oversized" if oversized else None if report else "unreadable")
+def _callback(task_id: str, family: str, body: Body, signature: SignatureState) -> Callback:
+    oversized = body.size > len(body.content)
+    report = None if oversized or body.problem else parse_callback(body.content)
+    trouble = body.problem or ("oversized" if oversized else None if report else "unreadable")
     if signature == "bad":
         # Whoever holds the address may have sent it, Kling did not: it proves that something happened, no more.
         report, trouble = None, "wrongly signed"
     return Callback(
-        task=task,
+        task_id=task_id,
         family=family,
-        digest=body.digest,
-        body=body.kept,
+        body_sha256=body.sha256,
+        body=body.content,
         size=body.size,
         report=report,
         signed=signature == "good" and report is not None,
-        trouble=trouble,
+        problem=trouble,
     )

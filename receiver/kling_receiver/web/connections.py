@@ -17,44 +17,44 @@ from uvicorn.server import ServerState
 
 from kling_receiver.web.errors import error_response
 
-LARGEST_HEAD = 65_536
+MAX_HEADER_BYTES = 65_536
 """Bytes of a request's head that comes in pieces; also of what is between the pieces of a body, or after it."""
-HEAD_SECONDS = 15
+HEADER_SECONDS = 15
 """For a whole head, from its first byte (on a new connection: from its beginning)."""
-TAKE_SECONDS = 60
+WRITE_STALL_SECONDS = 60
 """For the other side to take some of what was written."""
-MOST_HEADERS = 100
+MAX_HEADERS = 100
 """Of a request; each costs some thirty times what it took to send it."""
-MOST_PIPELINED = 16
+MAX_PIPELINED = 16
 """Requests of one connection that wait for their turn; each costs a hundred times what it took to send it."""
 
 
-class Crowd(ServerState):
+class ConnectionTable(ServerState):
     """What the connections of a server share. `most`: how many there may be."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_connections: int) -> None:
         super().__init__()
-        self.most = most
-        self.waiting: OrderedDict[Protocol, None] = OrderedDict()
+        self.max_connections = max_connections
+        self.waiting: OrderedDict[LimitedHttpProtocol, None] = OrderedDict()
         self.closed = False
         """Whether the server ends: a connection that was just taken in has come too late."""
 
-    def make_room(self) -> None:
+    def evict_idle(self) -> None:
         """End what has waited longest, while there are too many; the newest goes when all others are busy."""
-        while len(self.connections) > self.most and self.waiting:
+        while len(self.connections) > self.max_connections and self.waiting:
             longest, _ = self.waiting.popitem(last=False)
             self.connections.discard(longest)
             longest.transport.abort()
 
 
-class Protocol(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    server_state: Crowd
+    server_state: ConnectionTable
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
-        self._loose = 0
+        self._unparsed_bytes = 0
         """Bytes that came since the last head, or piece of a body, was whole."""
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -63,45 +63,45 @@ class Protocol(HttpToolsProtocol):
         if self.server_state.closed:
             transport.abort()
             return
-        self._wait(HEAD_SECONDS)
-        self.server_state.make_room()
+        self._start_deadline(HEADER_SECONDS)
+        self.server_state.evict_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._go_on()
+        self._clear_deadline()
 
     def data_received(self, data: bytes) -> None:
-        self._loose += len(data)
+        self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self._loose > LARGEST_HEAD and not self.transport.is_closing():
-            self._refuse(error_response(431, "head_too_large", "The head is too large.", "Send fewer headers."))
+        if self._unparsed_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._reject(error_response(431, "head_too_large", "The head is too large.", "Send fewer headers."))
         elif self._deadline is None and self._is_idle():
-            self._wait(HEAD_SECONDS)
+            self._start_deadline(HEADER_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= MOST_HEADERS:
+        if len(self.headers) >= MAX_HEADERS:
             raise ValueError("too many headers")  # the parser stops, and send_400_response is called
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._loose = 0
-        self._go_on()
+        self._unparsed_bytes = 0
+        self._clear_deadline()
         super().on_headers_complete()
-        self._is_awaited()
-        if len(self.pipeline) > MOST_PIPELINED:
+        self._mark_waiting()
+        if len(self.pipeline) > MAX_PIPELINED:
             raise ValueError("too many requests at once")  # the parser stops, and send_400_response is called
 
     def on_body(self, body: bytes) -> None:
-        self._loose = 0
+        self._unparsed_bytes = 0
         super().on_body(body)
-        self._is_awaited()
+        self._mark_waiting()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         if not self._is_idle():
             self.server_state.waiting.pop(self, None)
 
-    def _is_awaited(self) -> None:
+    def _mark_waiting(self) -> None:
         """More of a body is to come: who sends none of it for long makes room."""
         self.server_state.waiting[self] = None
         self.server_state.waiting.move_to_end(self)
@@ -117,17 +117,17 @@ class Protocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._is_idle() and self._loose:  # the next head has begun meanwhile
-            self._wait(HEAD_SECONDS)
+        if self._is_idle() and self._unparsed_bytes:  # the next head has begun meanwhile
+            self._start_deadline(HEADER_SECONDS)
             return
-        self._go_on()
+        self._clear_deadline()
         if self._is_idle():
             self.server_state.waiting[self] = None
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(error_response(400, "bad_request", "This is no HTTP request.", "Look at what sends it."))
+        self._reject(error_response(400, "bad_request", "This is no HTTP request.", "Look at what sends it."))
 
-    def _refuse(self, answer: Response) -> None:
+    def _reject(self, answer: Response) -> None:
         """Answer and end; only end where other answers are owed first, or this request had its own."""
         if self.pipeline or self._has_begun_to_answer():
             self.transport.abort()
@@ -145,9 +145,9 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         return cycle is not None and cycle.response_started and (cycle.more_body or not cycle.response_complete)  # type: ignore[redundant-expr]
 
-    def _wait(self, seconds: float, end: Callable[[], object] | None = None) -> None:
+    def _start_deadline(self, seconds: float, end: Callable[[], object] | None = None) -> None:
         """It is the other side's turn, for so long; then comes the `end` (of the connection)."""
-        self._go_on()
+        self._clear_deadline()
         self.server_state.waiting[self] = None
         self._deadline = self.loop.call_later(seconds, end or self.transport.abort)
 
@@ -157,9 +157,9 @@ class Protocol(HttpToolsProtocol):
         if now >= left:
             self.transport.abort()
             return
-        self._wait(TAKE_SECONDS, partial(self._wait_for_progress, now))
+        self._start_deadline(WRITE_STALL_SECONDS, partial(self._wait_for_progress, now))
 
-    def _go_on(self) -> None:
+    def _clear_deadline(self) -> None:
         """It is our turn."""
         self.server_state.waiting.pop(self, None)
         if self._deadline is not None:

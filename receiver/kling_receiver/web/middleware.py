@@ -28,16 +28,16 @@ class PathPrefix:
         await self.app(scope, receive, send)
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
+async def api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(error.status, error.code, error.message, error.hint, headers=error.headers)
 
 
-async def _unavailable(request: Request, error: Exception) -> Response:
+async def unavailable(request: Request, error: Exception) -> Response:
     return error_response(503, "unavailable", str(error), "Send it again.", headers={"Retry-After": "5"})
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     hint = {404: "The routes are in /openapi.json.", 405: "Use one of the methods that Allow names."}
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
@@ -46,5 +46,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _surprise(request: Request, error: Exception) -> Response:
+async def internal_error(request: Request, error: Exception) -> Response:
     return error_response(500, "internal", "The receiver failed.", "Its log says why.")

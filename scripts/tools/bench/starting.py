@@ -13,7 +13,7 @@ import httpx
 
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
-from kling_receiver.policy import Rules
+from kling_receiver.policy import Policy
 from kling_receiver.store.database import Database
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks.registration import Registration, register
@@ -45,9 +45,9 @@ def fill(url: str, tasks: int) -> None:
     for first in range(0, tasks, PAGE):
         with database.write() as connection:
             at = now - first // PAGE % 2 * 2 * HOUR_MS
-            tx = Transaction(connection, database, at, Rules())
+            tx = Transaction(connection, database, at, Policy())
             for _ in range(min(PAGE, tasks - first)):
-                register(tx, Registration(new_id(), FAMILY, attempt="bench"))
+                register(tx, Registration(new_id(), FAMILY, create_token="bench"))
             tx.flush()
     database.close()
 

@@ -6,7 +6,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from kling_callback.protocol.webhooks import check
+from kling_callback.protocol.webhooks import verify
 
 SECRET = "whsec_YS1zZWNyZXQtb2YtYS1ob29rLTAxMjM0NTY3ODk="
 
@@ -31,7 +31,7 @@ class Hook:
 
     def take(self, headers: dict[str, str], body: bytes) -> None:
         """Remember one delivery."""
-        good = check([SECRET], headers, body, time.time()) == "good"
+        good = verify([SECRET], headers, body, time.time()) == "good"
         event = json.loads(body)["id"] if good else 0
         with self._lock:
             self.forged += not good

@@ -10,11 +10,11 @@ from typing import Any
 from starlette.requests import Request
 
 from kling_callback.errors import TokenError
-from kling_callback.protocol.reports import Report, read_answer, read_callback
-from kling_callback.protocol.signing import CallbackSigner, api_token, link, read_api_token, read_link
-from kling_callback.protocol.webhooks import check, sign
+from kling_callback.protocol.reports import Report, parse_answer, parse_callback
+from kling_callback.protocol.signing import CallbackSigner, api_token, sign_link, verify_api_token, verify_link
+from kling_callback.protocol.webhooks import sign, verify
 from kling_receiver.web.api import results, tasks
-from kling_receiver.web.api.registration import read_registration, registration
+from kling_receiver.web.api.registration import read_registration, to_registration
 from kling_receiver.web.errors import ApiError
 from tools.fuzz.bodies import HOSTILE, TOKENS, broken, mutated, registered
 
@@ -38,14 +38,14 @@ def run(count: int, random: Random) -> None:
 
 def callback(random: Random) -> None:
     """A callback's body is a report that any database holds, or None."""
-    if report := read_callback(mutated(random)):
+    if report := parse_callback(mutated(random)):
         assert report.status
         _check_report(report)
 
 
 def answer(random: Random) -> None:
     """An answer of Kling's is an envelope and such reports, or None."""
-    if found := read_answer(mutated(random)):
+    if found := parse_answer(mutated(random)):
         assert isinstance(found.ok, bool)
         _check_text(found.message, str(found.code), found.request_id)
         for report in found.reports:
@@ -57,8 +57,8 @@ def client(random: Random) -> None:
     body = registered(random)
     if _refused(lambda: read_registration(body)):
         return
-    known = registration("t", read_registration(body))
-    _check_text(known.family, known.model, known.attempt, known.task_id, known.reason, *known.tags)
+    known = to_registration("t", read_registration(body))
+    _check_text(known.family, known.model, known.create_token, known.kling_id, known.reason, *known.tags)
     _check_text(json.dumps(known.request, ensure_ascii=False, allow_nan=False))
 
 
@@ -68,7 +68,7 @@ def signature(random: Random) -> None:
     headers = {"webhook-id": "m", "webhook-timestamp": str(at)}
     headers["webhook-signature"] = sign(WEBHOOK_SECRET, "m", at, body)
     said = {name: text(value, random) if random.random() < 0.5 else value for name, value in headers.items()}
-    verdict = check([WEBHOOK_SECRET], said, body, at)
+    verdict = verify([WEBHOOK_SECRET], said, body, at)
     if said == headers:
         assert verdict == "good"
     # An honest signature among others, or at the end of what is not read, still is one.
@@ -79,11 +79,11 @@ def signature(random: Random) -> None:
 def token(random: Random) -> None:
     """A token or a link that was changed is refused; one that was not holds."""
     for made, read in (
-        (SIGNER.token("t", "videos/text2video"), lambda it: SIGNER.read(it, DAY)),
-        (api_token(SECRETS, "admin", 300), lambda it: read_api_token(SECRETS, it)),
+        (SIGNER.token("t", "videos/text2video"), lambda it: SIGNER.verify(it, DAY)),
+        (api_token(SECRETS, "admin", 300), lambda it: verify_api_token(SECRETS, it)),
         (
-            link(SECRETS, "", "t", 0, FAR).rpartition("=")[2],
-            lambda it: read_link(SECRETS, "t", 0, str(FAR), it),
+            sign_link(SECRETS, "", "t", 0, FAR).rpartition("=")[2],
+            lambda it: verify_link(SECRETS, "t", 0, str(FAR), it),
         ),
     ):
         read(made)
@@ -112,9 +112,9 @@ def query(random: Random) -> None:
     request = Request(scope)
     for read in (
         lambda: tasks._filter(request),
-        lambda: results._index(text("0", random)),
+        lambda: results._parse_index(text("0", random)),
         lambda: results._check_range(request, '"x"', random.choice((0, 1, 100))),
-        lambda: results._has(request, '"x"'),
+        lambda: results._not_modified(request, '"x"'),
     ):
         _refused(read)
 
@@ -151,7 +151,7 @@ def _refused(read: Callable[[], Any]) -> bool:
 
 def _check_report(report: Report) -> None:
     outputs = [each for output in report.outputs for each in (output.kind, output.url, output.id)]
-    _check_text(report.task_id, report.external_id, report.message, *outputs)
+    _check_text(report.kling_id, report.external_task_id, report.message, *outputs)
     _check_text(json.dumps(report.cost, ensure_ascii=False, allow_nan=False))
     for number in (report.created_at, report.updated_at):
         assert number is None or abs(number) < 1 << 62

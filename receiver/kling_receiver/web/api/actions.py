@@ -8,72 +8,72 @@ from starlette.routing import Route
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report
-from kling_receiver.events.payloads import Views
+from kling_receiver.events.payloads import Payloads
 from kling_receiver.results import records as result_records
-from kling_receiver.results.storage import Folder
+from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader, in_thread
 from kling_receiver.store.sql import Row
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
-from kling_receiver.tasks.overdue import learn
-from kling_receiver.tasks.reconcile import Asker
-from kling_receiver.web.api.tasks import known_task
-from kling_receiver.web.auth import Endpoint, for_role
+from kling_receiver.tasks.overdue import apply_answer
+from kling_receiver.tasks.reconcile import Reconciler
+from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.errors import ApiError
 
-Order = Callable[[Row], Awaitable[Report]]
+Action = Callable[[Row], Awaitable[Report]]
 
 
-class Admin:
+class TaskActions:
     """The routes of orders about a task; each answers `{"kling": status, "task": {...}}`."""
 
     def __init__(
         self,
         settings: ReceiverSettings,
         *,
-        asker: Asker,
+        reconciler: Reconciler,
         writer: Writer,
         reader: Reader,
-        folder: Folder,
-        views: Views,
+        storage: LocalStorage,
+        payloads: Payloads,
     ) -> None:
-        self._settings, self._asker, self._folder = settings, asker, folder
-        self._writer, self._reader, self._views = writer, reader, views
+        self._settings, self._reconciler, self._storage = settings, reconciler, storage
+        self._writer, self._reader, self._payloads = writer, reader, payloads
 
     def routes(self) -> list[Route]:
         """Every route."""
         return [
-            Route("/api/tasks/{id}/ask", self._order(self._ask), methods=["POST"]),
-            Route("/api/tasks/{id}/fetch", self._order(self._fetch), methods=["POST"]),
+            Route("/api/tasks/{id}/ask", self._action(self._ask), methods=["POST"]),
+            Route("/api/tasks/{id}/fetch", self._action(self._fetch), methods=["POST"]),
         ]
 
-    def _order(self, order: Order) -> Endpoint:
+    def _action(self, action: Action) -> Endpoint:
         async def ordered(request: Request) -> Response:
-            full = await known_task(self._reader, request.path_params["id"])
-            report = await order(full.row)
-            full = await known_task(self._reader, full.row["id"])
-            return JSONResponse({"kling": report.status, "task": self._views.task(full)})
+            full = await get_task_or_404(self._reader, request.path_params["id"])
+            report = await action(full.row)
+            full = await get_task_or_404(self._reader, full.row["id"])
+            return JSONResponse({"kling": report.status, "task": self._payloads.task(full)})
 
-        return for_role(self._settings.signing_secrets, "admin", ordered)
+        return require_role(self._settings.signing_secrets, "admin", ordered)
 
     async def _ask(self, task: Row) -> Report:
-        report = await self._question(task)
-        await self._writer.run(lambda tx: learn(tx, tx.known(task["id"]), report, "operator"))
+        report = await self._query(task)
+        await self._writer.run(lambda tx: apply_answer(tx, tx.require_task(task["id"]), report, "operator"))
         return report
 
     async def _fetch(self, task: Row) -> Report:
-        report = await self._question(task)
+        report = await self._query(task)
         lost = [result["n"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
 
         def change(tx: Transaction) -> bool:
-            row = tx.known(task["id"])
+            row = tx.require_task(task["id"])
             for n in lost:
-                result_records.lose(tx, row, n, "It is no longer in the storage as it was stored.")
-            learn(tx, row, report, "operator")
+                result_records.mark_lost(tx, row, n, "It is no longer in the storage as it was stored.")
+            apply_answer(tx, row, report, "operator")
             found = row["status"] == report.status == "succeed" and bool(report.outputs)
             if found:
-                result_records.renew(tx, row, report.outputs)
+                result_records.refresh_downloads(tx, row, report.outputs)
             return found
 
         if not await self._writer.run(change):
@@ -84,11 +84,11 @@ class Admin:
     async def _is_lost(self, result: Row) -> bool:
         if result["status"] != "stored":
             return False
-        return bool(await in_thread(self._folder.sha256, result["name"]) != result["sha256"])
+        return bool(await in_thread(self._storage.sha256, result["name"]) != result["sha256"])
 
-    async def _question(self, task: Row) -> Report:
+    async def _query(self, task: Row) -> Report:
         try:
-            report = await self._asker.question(task)
+            report = await self._reconciler.query(task)
         except GatewayError as error:
             raise ApiError(502, "kling_failed", error.message, error.hint or "Ask again later.") from None
         if report is None:

@@ -4,22 +4,22 @@ import re
 from typing import Any
 
 from kling_receiver.events.payloads import iso
-from kling_receiver.hooks.config import WEB
+from kling_receiver.hooks.config import WEB_SCHEMES
 from kling_receiver.hooks.delivery_list import Delivery
-from kling_receiver.jobs.queue import FAR
+from kling_receiver.jobs.queue import NEVER
 from kling_receiver.sinks import scheme_of
 from kling_receiver.store.sql import Row
 
-USER = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
+USERINFO = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
 """Of an address: its scheme, a user's name where a password follows, and what else stands before the host."""
 
 
-def hook_view(row: Row, counts: dict[str, int], last_event: int) -> dict[str, Any]:
+def hook_payload(row: Row, counts: dict[str, int], last_event: int) -> dict[str, Any]:
     """A hook. `behind`: events of the log that it was not yet offered, wanted or not."""
     state = "paused" if row["paused_at"] else "failing" if row["failing_since"] else "active"
     return {
         "name": row["name"],
-        "address": shown(row["address"]),
+        "address": masked_address(row["address"]),
         "source": row["source"],
         "task": row["task"],
         **row["filter"],
@@ -37,28 +37,28 @@ def hook_view(row: Row, counts: dict[str, int], last_event: int) -> dict[str, An
     }
 
 
-def shown(address: str) -> str:
+def masked_address(address: str) -> str:
     """An address without the password, or the token, in it; what a web address has after `?` is often one."""
-    if scheme_of(address) in WEB:
+    if scheme_of(address) in WEB_SCHEMES:
         place, mark, _ = address.partition("?")
         return f"{place}?***" if mark else address
-    return USER.sub(r"\1\2***@", address)
+    return USERINFO.sub(r"\1\2***@", address)
 
 
-def delivery_view(delivery: Delivery, *, attempts: bool = False) -> dict[str, Any]:
+def delivery_payload(delivery: Delivery, *, attempts: bool = False) -> dict[str, Any]:
     """A delivery, with its last attempt or with all of them."""
     job, made = delivery.job, [_attempt(each) for each in delivery.attempts]
     due = job["due_at"] if job and job["state"] == "ready" else None
     return {
-        "id": f"{delivery.event['id']}/{delivery.hook}",
+        "id": f"{delivery.event['id']}/{delivery.hook_name}",
         "event": delivery.event["id"],
-        "hook": delivery.hook,
+        "hook": delivery.hook_name,
         "type": delivery.event["type"],
         "task": delivery.event["task"],
         "state": _state(delivery),
         "attempts": made if attempts else len(made),
         "last": made[-1] if made else None,
-        "due_at": iso(due) if due and due < FAR else None,
+        "due_at": iso(due) if due and due < NEVER else None,
     }
 
 

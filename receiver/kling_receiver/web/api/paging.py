@@ -6,23 +6,23 @@ from typing import Any
 
 from kling_callback.protocol.ids import is_id
 
-MOST_LISTED = 200
+MAX_PAGE_SIZE = 200
 
 
-def limit_of(said: str, problems: list[str]) -> int:
+def parse_limit(said: str, problems: list[str]) -> int:
     """The rows that a page may have; what is wrong with it is added to `problems`."""
-    if said.isascii() and said.isdigit() and len(said) < 9 and 1 <= int(said) <= MOST_LISTED:
+    if said.isascii() and said.isdigit() and len(said) < 9 and 1 <= int(said) <= MAX_PAGE_SIZE:
         return int(said)
-    problems.append(f"`limit` is 1 to {MOST_LISTED}.")
+    problems.append(f"`limit` is 1 to {MAX_PAGE_SIZE}.")
     return 0
 
 
-def cursor_of(place: tuple[int, str]) -> str:
+def encode_cursor(place: tuple[int, str]) -> str:
     """The place of a row, a number and a name, as a text for an address."""
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
 
 
-def place_of(cursor: str | None, problems: list[str]) -> tuple[int, str] | None:
+def decode_cursor(cursor: str | None, problems: list[str]) -> tuple[int, str] | None:
     """The place that a cursor names; what is wrong with it is added to `problems`."""
     if not cursor:
         return None

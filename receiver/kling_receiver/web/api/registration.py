@@ -4,14 +4,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kling_callback.protocol.families import RULE, is_family
-from kling_callback.protocol.redact import kept
-from kling_callback.protocol.reports import IDENTIFIER, LONGEST_ID, clean, has_many_parts
-from kling_callback.protocol.webhooks import MAKE_WHSEC
+from kling_callback.protocol.families import DESCRIPTION, is_family
+from kling_callback.protocol.redact import redacted
+from kling_callback.protocol.reports import IDENTIFIER, MAX_ID_CHARS, is_too_complex, sanitize
+from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.tasks.registration import Registration
-from kling_receiver.validation import problems
+from kling_receiver.validation import describe_errors
 from kling_receiver.web.errors import ApiError
 
 Short = Annotated[str, Field(max_length=256)]
@@ -38,23 +38,23 @@ class RegistrationBody(BaseModel):
     @classmethod
     def _family(cls, value: str) -> str:
         if not is_family(value):
-            raise ValueError(f"must be {RULE}.")
+            raise ValueError(f"must be {DESCRIPTION}.")
         return value
 
     @field_validator("task_id")
     @classmethod
     def _task_id(cls, value: str | None) -> str | None:
         if value and not IDENTIFIER.fullmatch(value):
-            raise ValueError(f"must be 1 to {LONGEST_ID} characters that may stand in a path, not . or ..")
+            raise ValueError(f"must be 1 to {MAX_ID_CHARS} characters that may stand in a path, not . or ..")
         return value
 
     @field_validator("request")
     @classmethod
     def _request(cls, value: Any) -> Any:
-        return kept(value)
+        return redacted(value)
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _complete(self) -> Self:
         if self.outcome == "created" and not self.task_id:
             raise ValueError("`task_id` is needed with the outcome `created`.")
         if self.outcome is None and not self.attempt:
@@ -64,12 +64,12 @@ class RegistrationBody(BaseModel):
 
 def read_registration(body: bytes) -> RegistrationBody:
     """The registration in a request's body. Raises ApiError naming every problem."""
-    if has_many_parts(body):
+    if is_too_complex(body):
         raise ApiError(422, "bad_registration", "It has too many parts.", "Leave data out of `request`.")
     try:
         return RegistrationBody.model_validate_json(body)
     except ValidationError as error:
-        said = " ".join(problems(error))
+        said = " ".join(describe_errors(error))
         raise ApiError(422, "bad_registration", said, "Mend the request and send it again.") from None
 
 
@@ -77,7 +77,11 @@ def check_account(given: RegistrationBody, settings: ReceiverSettings) -> None:
     """Refuse a client of another base or key: one receiver asks one Kling account. Raises ApiError."""
     if given.base and given.base.rstrip("/").removesuffix("/v1") != settings.api_base:
         raise _conflict(f"This receiver serves {settings.api_base}, not {given.base}.")
-    if given.key_fingerprint and settings.accounts and given.key_fingerprint not in settings.accounts:
+    if (
+        given.key_fingerprint
+        and settings.key_fingerprints
+        and given.key_fingerprint not in settings.key_fingerprints
+    ):
         raise _conflict("This receiver serves another Kling key.")
 
 
@@ -91,7 +95,7 @@ def check_hook(given: RegistrationBody, settings: ReceiverSettings) -> None:
     if not given.hook:
         return
     if not settings.hook_secret:
-        hint = f"Set KLING_HOOK_SECRET for the receiver, and start it anew, or leave the hook out. {MAKE_WHSEC}"
+        hint = f"Set KLING_HOOK_SECRET for the receiver, and start it anew, or leave the hook out. {MAKE_WEBHOOK_SECRET_HINT}"
         raise ApiError(422, "bad_hook", "This receiver has no secret to sign with.", hint)
     try:
         check_web_address(given.hook, settings.hook_hosts)
@@ -99,17 +103,17 @@ def check_hook(given: RegistrationBody, settings: ReceiverSettings) -> None:
         raise ApiError(422, "bad_hook", f"hook: {error}", "Give a public https address.") from None
 
 
-def registration(task: str, given: RegistrationBody) -> Registration:
+def to_registration(task_id: str, given: RegistrationBody) -> Registration:
     """The same as it is written."""
     return Registration(
-        id=task,
+        task_id=task_id,
         family=given.family,
-        attempt=clean(given.attempt),
-        model=clean(given.model),
+        create_token=sanitize(given.attempt),
+        model=sanitize(given.model),
         request=given.request,
         hook=given.hook,
-        tags=tuple(clean(tag) for tag in given.tags if clean(tag)),
+        tags=tuple(sanitize(tag) for tag in given.tags if sanitize(tag)),
         outcome=given.outcome,
-        task_id=given.task_id or None,
-        reason=clean(given.reason),
+        kling_id=given.task_id or None,
+        reason=sanitize(given.reason),
     )

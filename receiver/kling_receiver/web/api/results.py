@@ -13,11 +13,11 @@ from starlette.routing import Route
 
 from kling_callback.errors import TokenError
 from kling_callback.protocol.ids import is_id
-from kling_callback.protocol.signing import read_link
-from kling_receiver.results.storage import Folder
+from kling_callback.protocol.signing import verify_link
+from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
-from kling_receiver.web.auth import require
+from kling_receiver.web.auth import check_role
 from kling_receiver.web.errors import ApiError
 
 log = logging.getLogger("kling_receiver.results")
@@ -34,10 +34,10 @@ class ResultRoutes:
         settings: ReceiverSettings,
         *,
         reader: Reader,
-        folder: Folder,
+        storage: LocalStorage,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._reader, self._folder, self._clock = settings, reader, folder, clock
+        self._settings, self._reader, self._storage, self._clock = settings, reader, storage, clock
         self._checking = CapacityLimiter(1)  # concurrent requests for one large file compute its checksum once
 
     def routes(self) -> list[Route]:
@@ -45,8 +45,8 @@ class ResultRoutes:
         return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET"])]
 
     async def _result(self, request: Request) -> Response:
-        task, n = request.path_params["id"], _index(request.path_params["n"])
-        self._check_reader(request, task, n)
+        task, n = request.path_params["id"], _parse_index(request.path_params["n"])
+        self._authorize(request, task, n)
         result = await self._reader.result(task, n) if is_id(task) else None
         if result is None:
             raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
@@ -55,11 +55,11 @@ class ResultRoutes:
             raise ApiError(409, f"result_{result['status']}", why, "Wait for the task's `result.stored` event.")
         return await self._file(request, task, result)
 
-    async def _file(self, request: Request, task: str, result: dict[str, Any]) -> Response:
-        path = self._folder.path(result["name"])
-        found = await to_thread.run_sync(self._folder.sha256, result["name"], limiter=self._checking)
+    async def _file(self, request: Request, task_id: str, result: dict[str, Any]) -> Response:
+        path = self._storage.path(result["name"])
+        found = await to_thread.run_sync(self._storage.sha256, result["name"], limiter=self._checking)
         if found != result["sha256"]:
-            log.error("task %s, result %d: the file %s is gone, or was altered", task, result["n"], path)
+            log.error("task %s, result %d: the file %s is gone, or was altered", task_id, result["n"], path)
             why = "The file is no longer in the storage as it was stored."
             raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")
         headers = {
@@ -68,30 +68,30 @@ class ResultRoutes:
             "Content-Security-Policy": "sandbox; default-src 'none'",
             "X-Content-Type-Options": "nosniff",
         }
-        if _has(request, headers["ETag"]):
+        if _not_modified(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         _check_range(request, headers["ETag"], result["size"])
         return FileResponse(
             path,
             headers=headers,
             media_type=result["content_type"],
-            filename=f"{task}-{result['n']}{path.suffix}",
+            filename=f"{task_id}-{result['n']}{path.suffix}",
             content_disposition_type="inline",
         )
 
-    def _check_reader(self, request: Request, task: str, n: int) -> None:
+    def _authorize(self, request: Request, task_id: str, index: int) -> None:
         signature = request.query_params.get("signature")
         if signature is None:
-            require(request, self._settings.signing_secrets, "read")
+            check_role(request, self._settings.signing_secrets, "read")
             return
         expires = request.query_params.get("expires", "")
         try:
-            read_link(self._settings.signing_secrets, task, n, expires, signature, now=self._clock())
+            verify_link(self._settings.signing_secrets, task_id, index, expires, signature, now=self._clock())
         except TokenError as error:
             raise ApiError(401, "bad_link", str(error), "Ask GET /api/tasks/{id} for a new link.") from None
 
 
-def _has(request: Request, etag: str) -> bool:
+def _not_modified(request: Request, etag: str) -> bool:
     """Whether the client has this file; a proxy that compresses marks its tag as weak."""
     tags = [each.strip().removeprefix("W/") for each in request.headers.get("If-None-Match", "").split(",")]
     return etag in tags or "*" in tags
@@ -109,8 +109,8 @@ def _check_range(request: Request, etag: str, size: int) -> None:
         raise ApiError(416, "bad_range", f"The file has {size} bytes.", "Ask for less.", Content_Range=whole)
 
 
-def _index(said: str) -> int:
+def _parse_index(text: str) -> int:
     """A result's number. Raises ApiError."""
-    if not (said.isascii() and said.isdigit() and len(said) < 10):
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
-    return int(said)
+    return int(text)

@@ -8,31 +8,33 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from kling_receiver.events.bus import Feed
-from kling_receiver.events.payloads import Views
+from kling_receiver.events.bus import EventBus
+from kling_receiver.events.payloads import Payloads
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
-from kling_receiver.web.api.tasks import known_task
-from kling_receiver.web.auth import for_role
+from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.web.auth import require_role
 from kling_receiver.web.errors import ApiError
 
 
 class StreamRoutes:
     """The routes of event streams: past events from a cursor, then live ones."""
 
-    def __init__(self, settings: ReceiverSettings, *, reader: Reader, feed: Feed, views: Views) -> None:
-        self._settings, self._reader, self._feed, self._views = settings, reader, feed, views
+    def __init__(
+        self, settings: ReceiverSettings, *, reader: Reader, bus: EventBus, payloads: Payloads
+    ) -> None:
+        self._settings, self._reader, self._bus, self._payloads = settings, reader, bus, payloads
 
     def routes(self) -> list[Route]:
         """Every route."""
         secrets = self._settings.signing_secrets
         return [
-            Route("/api/tasks/{id}/events", for_role(secrets, "read", self._task_events), methods=["GET"]),
-            Route("/api/events", for_role(secrets, "read", self._all_events), methods=["GET"]),
+            Route("/api/tasks/{id}/events", require_role(secrets, "read", self._task_events), methods=["GET"]),
+            Route("/api/events", require_role(secrets, "read", self._all_events), methods=["GET"]),
         ]
 
     async def _task_events(self, request: Request) -> Response:
-        full = await known_task(self._reader, request.path_params["id"])
+        full = await get_task_or_404(self._reader, request.path_params["id"])
         return self._stream(request, full.row["id"], await self._after(request))
 
     async def _all_events(self, request: Request) -> Response:
@@ -47,25 +49,27 @@ class StreamRoutes:
             raise ApiError(422, "bad_event_id", "The event id is not a number.", "Send back an id that came.")
         return int(said)
 
-    def _stream(self, request: Request, task: str | None, after: int) -> Response:
+    def _stream(self, request: Request, task_id: str | None, after: int) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         if request.method == "HEAD":  # has no body to wait for
             return Response(media_type="text/event-stream", headers=headers)
-        if self._feed.is_full:
+        if self._bus.is_full:
             raise ApiError(
                 503, "too_many_streams", "Too many streams are open.", "Close some.", Retry_After="30"
             )
-        return StreamingResponse(self._frames(task, after), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._frames(task_id, after), media_type="text/event-stream", headers=headers)
 
-    async def _frames(self, task: str | None, after: int) -> AsyncIterator[bytes]:
+    async def _frames(self, task_id: str | None, after: int) -> AsyncIterator[bytes]:
         # The id is where it begins: who loses the stream before anything happens misses nothing.
         yield f": this stream tells what happens, as it happens\nid: {after}\n\n".encode()
-        async for rows in self._feed.follow(task, after):
+        async for rows in self._bus.follow(task_id, after):
             if not rows:
                 yield b":\n\n"
                 continue
             while rows:
-                frames = await self._reader.batch(rows, lambda row, full: _frame(self._views.event(row, full)))
+                frames = await self._reader.render_events(
+                    rows, lambda row, full: _frame(self._payloads.event(row, full))
+                )
                 rows = rows[len(frames) :]
                 for frame in frames:
                     yield frame

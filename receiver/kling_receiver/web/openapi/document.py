@@ -1,7 +1,7 @@
 """The description of the HTTP interface, served as `/openapi.json`."""
 
-from kling_callback.protocol.families import LONGEST, SHAPE
-from kling_callback.protocol.reports import IDENTIFIER, LONGEST_ID
+from kling_callback.protocol.families import MAX_CHARS, PATTERN
+from kling_callback.protocol.reports import IDENTIFIER, MAX_ID_CHARS
 from kling_receiver import __version__
 from kling_receiver.states import ORIGINS, STATUSES
 from kling_receiver.store.tables import RESULT_STATUSES
@@ -59,11 +59,11 @@ EVENT = record(
 ERROR = record({"error": record({"code": TEXT, "message": TEXT, "hint": TEXT})})
 
 
-KLINGS_ID = text(LONGEST_ID, pattern=f"^{IDENTIFIER.pattern}$")
+KLINGS_ID = text(MAX_ID_CHARS, pattern=f"^{IDENTIFIER.pattern}$")
 REGISTRATION = {
     **record(
         {
-            "family": text(LONGEST, pattern=f"^{SHAPE.pattern}$", example="videos/text2video"),
+            "family": text(MAX_CHARS, pattern=f"^{PATTERN.pattern}$", example="videos/text2video"),
             "model": text(256),
             "request": {},
             "base": text(2000),

@@ -1,10 +1,10 @@
 """The description of hooks and deliveries, a part of `/openapi.json`; all of it is for admins."""
 
-from kling_receiver.hooks.config import EVENTS, NAME
+from kling_receiver.hooks.config import EVENT_STATUSES, NAME
 from kling_receiver.hooks.delivery_list import STATES
 from kling_receiver.states import STATUSES
 from kling_receiver.store.tables import HOOK_SOURCES
-from kling_receiver.web.api.paging import MOST_LISTED
+from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 from kling_receiver.web.openapi.schema import (
     NUMBER,
     TEXT,
@@ -26,7 +26,9 @@ SECONDS: Json = {"type": "number", "exclusiveMinimum": 0}
 SECRET = text(200, description="a secret of Standard Webhooks; without it, one is made", examples=["whsec_..."])
 FILTER: Json = {
     "events": many(
-        {"enum": list(EVENTS)}, description="empty is any, like the other filters", maxItems=len(EVENTS)
+        {"enum": list(EVENT_STATUSES)},
+        description="empty is any, like the other filters",
+        maxItems=len(EVENT_STATUSES),
     ),
     "families": many({**TEXT, "examples": ["videos/effects"]}, maxItems=100),
     "statuses": many({"enum": list(STATUSES)}, maxItems=len(STATUSES)),
@@ -146,7 +148,7 @@ FILTERS = [
     parameter("query", "hook", TEXT, "empty is any, like the other filters"),
     parameter("query", "state", {"enum": [*STATES, ""]}),
     parameter("query", "task", {**TEXT, "pattern": "^([A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127})?$"}),
-    parameter("query", "limit", {**NUMBER, "minimum": 1, "maximum": MOST_LISTED}),
+    parameter("query", "limit", {**NUMBER, "minimum": 1, "maximum": MAX_PAGE_SIZE}),
     parameter("query", "cursor", TEXT, "a `next` of an earlier answer"),
 ]
 
