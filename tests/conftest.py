@@ -121,9 +121,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         return
     server, template = request.getfixturevalue("postgresql_template")
     name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid))}"
-    with _administering(
-        server, f"CREATE DATABASE {name} TEMPLATE {template}", f"DROP DATABASE {name} WITH (FORCE)"
-    ):
+    with _administering(server, f"CREATE DATABASE {name} TEMPLATE {template}", f"DROP DATABASE {name} WITH (FORCE)"):
         yield _named(server, name)
 
 
@@ -180,9 +178,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start(*, path: str = "", port: int = 0, **given: Any) -> Running:
         listening = bind("127.0.0.1", port)
-        settings = make_settings(
-            tmp_path, receiver_url=f"http://127.0.0.1:{listening.getsockname()[1]}{path}", **given
-        )
+        settings = make_settings(tmp_path, receiver_url=f"http://127.0.0.1:{listening.getsockname()[1]}{path}", **given)
         running.append(Running(settings, listening))
         return running[-1]
 

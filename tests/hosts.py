@@ -60,9 +60,7 @@ def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: 
         def do_GET(self) -> None:  # the name that the base class calls
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with there.changed:
-                visit = Visit(
-                    self.command, self.path, httpx.Headers(dict(self.headers)), body, len(there.visits), self
-                )
+                visit = Visit(self.command, self.path, httpx.Headers(dict(self.headers)), body, len(there.visits), self)
                 there.visits.append(visit)
                 there.changed.notify_all()
             respond(visit)

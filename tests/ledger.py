@@ -16,9 +16,9 @@ from kling_receiver.policy import Policy
 from kling_receiver.results import records as result_records
 from kling_receiver.results.records import StoredFile
 from kling_receiver.store.database import Database
-from kling_receiver.store.reader import RESULT
-from kling_receiver.store.sql import Row
-from kling_receiver.store.transaction import EVENT, JOB, TASK, TASK_DEFAULTS, CommitResult, Transaction
+from kling_receiver.store.rows import EventRow, JobRow, ResultRow, Row, TaskRow
+from kling_receiver.store.tables import EVENT, JOB, RESULT, TASK
+from kling_receiver.store.transaction import TASK_DEFAULTS, CommitResult, Transaction
 from kling_receiver.tasks import ingest, transitions
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks.ingest import Callback
@@ -34,12 +34,20 @@ OVERDUE = "overdue/t"
 T = TypeVar("T")
 
 
+class LoggedEvent(EventRow):
+    """An event with everything that its row has."""
+
+    body: bytes | None
+    body_sha256: str | None
+    repeat_count: int
+
+
 class Ledger:
     """A database, changed at `now` (unix ms)."""
 
     def __init__(self, database: Database, *, rules: Policy = Policy()) -> None:  # noqa: B008  # frozen
         self.database, self.rules, self.now = database, rules, NOW
-        self.committed = CommitResult(frozenset(), False)
+        self.committed = CommitResult(frozenset(), None)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -70,7 +78,7 @@ class Ledger:
 
     def register(self, task: str = "t", **given: Any) -> RegistrationResult:
         """A client's word."""
-        registration = Registration(task, **{"family": FAMILY, "attempt": "a", **given})
+        registration = Registration(task, **{"family": FAMILY, "create_token": "a", **given})
         return self.change(lambda tx: task_registration.register(tx, registration))
 
     def stand(self) -> None:
@@ -85,33 +93,34 @@ class Ledger:
         """A file of the task `t` cannot be had."""
         self.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), n, "gone"))
 
-    def rows(self, table: Any, **where: Any) -> list[Row]:
+    def rows(self, table: Any, **where: Any) -> list[Any]:
         """Committed rows, in the order of their keys."""
         query = select(table).where(*(table.c[name] == value for name, value in where.items()))
         with self.database.read() as connection:
             rows = connection.execute(query.order_by(*table.primary_key.columns))
             return [dict(row._mapping) for row in rows]
 
-    def task(self, task: str = "t") -> Row:
+    def task(self, task: str = "t") -> TaskRow:
         """A task's row."""
+        row: TaskRow
         (row,) = self.rows(TASK, id=task)
         return row
 
-    def events(self, task: str = "t") -> list[Row]:
+    def events(self, task: str = "t") -> list[LoggedEvent]:
         """A task's events, in order."""
-        return self.rows(EVENT, task=task)
+        return self.rows(EVENT, task_id=task)
 
     def types(self, task: str = "t") -> list[str]:
         """The types of a task's events, in order."""
         return [row["type"] for row in self.events(task)]
 
-    def results(self, task: str = "t") -> list[Row]:
+    def results(self, task: str = "t") -> list[ResultRow]:
         """A task's results, in order."""
-        return self.rows(RESULT, task=task)
+        return self.rows(RESULT, task_id=task)
 
-    def jobs(self) -> dict[str, Row]:
+    def jobs(self) -> dict[str, JobRow]:
         """Every job, by its key."""
-        return {row["key"]: row for row in self.rows(JOB)}
+        return {row["unique_key"]: row for row in self.rows(JOB)}
 
     def put_task(self, task: str = "t", **values: Any) -> None:
         """A task's row as it is given, past all rules."""
@@ -125,16 +134,16 @@ class Ledger:
 
     def put_job(self, key: str = "ask/t", **values: Any) -> None:
         """A job's row as it is given, past the outbox."""
-        row = {"kind": "ask", "task": "t", "lane": "kling", "data": None, "due_at": NOW, "created_at": NOW}
-        usual = {"state": "ready", "attempts": 0, "error": ""}
+        row = {"kind": "ask", "pool": "kling", "task_id": "t", "concurrency_key": "kling", "args": None}
+        usual = {"state": "ready", "attempts": 0, "error": "", "due_at": NOW, "delay_ms": 0, "created_at": NOW}
         with self.database.write() as connection:
-            connection.execute(insert(JOB), {**row, **usual, "key": key, **values})
+            connection.execute(insert(JOB), {**row, **usual, "unique_key": key, **values})
 
     def run_job(self, key: str) -> None:
         """Call a job running."""
         with self.database.write() as connection:
             connection.execute(
-                JOB.update().where(JOB.c.key == key).values(state="running", claim="c", leased_until=NOW)
+                JOB.update().where(JOB.c.unique_key == key).values(state="running", claim_id="c", lease_expires_at=NOW)
             )
 
     def kill_job(self, key: str, attempts: int = 9) -> None:
@@ -142,8 +151,8 @@ class Ledger:
         with self.database.write() as connection:
             connection.execute(
                 JOB.update()
-                .where(JOB.c.key == key)
-                .values(state="dead", claim=None, leased_until=None, attempts=attempts)
+                .where(JOB.c.unique_key == key)
+                .values(state="dead", claim_id=None, lease_expires_at=None, attempts=attempts)
             )
 
 
@@ -181,9 +190,7 @@ SPELLINGS: dict[str, Callable[[Row], Row]] = {
 """One record as Kling's two standards have it, and as gateways wrap it."""
 
 
-def spelled(
-    spelling: str, status: str, *, files: Sequence[str] = (), message: str = "", **record: Any
-) -> bytes:
+def spelled(spelling: str, status: str, *, files: Sequence[str] = (), message: str = "", **record: Any) -> bytes:
     """A body that says this of a task."""
     images = [{"index": n, "url": url} for n, url in enumerate(files)]
     known = {"task_status": status, "task_status_msg": message, "task_result": {"images": images}}
@@ -194,7 +201,7 @@ def _body(status: str | None, *, spelling: str = "legacy", **record: Any) -> byt
     return f"gibberish {record}".encode() if status is None else spelled(spelling, status, **record)
 
 
-def view(task: Row) -> tuple[str, str | None, bool]:
+def view(task: TaskRow) -> tuple[str, str | None, bool]:
     """What most tests look at: a status, whose word it is, and whether all is over."""
     return task["status"], task["origin"], task["done"]
 

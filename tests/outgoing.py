@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kling_receiver.app import Receiver
-from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import Delivered, Message, NotDelivered
 from kling_receiver.store.reader import TaskDetail
-from kling_receiver.store.sql import Row
-from kling_receiver.store.transaction import EVENT, CommitResult, Transaction, last_event
+from kling_receiver.store.rows import AttemptRow, HookRow, JobRow
+from kling_receiver.store.tables import ATTEMPT, EVENT
+from kling_receiver.store.transaction import CommitResult, Transaction, last_event
 from tests.ledger import FAMILY, NOW, Ledger
 
 T = TypeVar("T")
@@ -151,18 +151,18 @@ class Outgoing:
         last = await self.change(change)
         return [row["id"] for row in self.ledger.rows(EVENT) if row["id"] > last]
 
-    def hook(self, name: str) -> Row:
+    def hook(self, name: str) -> HookRow:
         """A hook's row."""
         with self.receiver.database.read() as connection:
             row = hook_records.hook(connection, name)
         assert row
         return row
 
-    def attempts(self, **where: Any) -> list[Row]:
+    def attempts(self, **where: Any) -> list[AttemptRow]:
         """Attempts on record, in order."""
-        return self.ledger.rows(deliveries.ATTEMPT, **where)
+        return self.ledger.rows(ATTEMPT, **where)
 
-    def jobs(self, *kinds: str) -> dict[str, Row]:
+    def jobs(self, *kinds: str) -> dict[str, JobRow]:
         """What is owed of these kinds, by key."""
         return {key: job for key, job in self.ledger.jobs().items() if job["kind"] in kinds}
 

@@ -96,9 +96,7 @@ class Stage:
     """What comes in, by kind; `script` says what goes out, and then what a good Kling and receiver do."""
 
     def __init__(self, **script: Iterable[Step]) -> None:
-        self.script: dict[str, list[Step]] = defaultdict(
-            list, {kind: list(steps) for kind, steps in script.items()}
-        )
+        self.script: dict[str, list[Step]] = defaultdict(list, {kind: list(steps) for kind, steps in script.items()})
         self.requests: dict[str, list[httpx.Request]] = defaultdict(list)
         self.order: list[str] = []
         self.came: dict[str, anyio.Event] = defaultdict(anyio.Event)

@@ -37,14 +37,10 @@ def register(running: Reached, task: str, family: str = IMAGES, **given: Any) ->
     """One `PUT /api/tasks/{id}`; by default what precedes a create."""
     if "outcome" not in given:
         given = {"attempt": "one", **given}
-    return web.put(
-        f"{running.url}/api/tasks/{task}", json={"family": family, **given}, headers=running.headers()
-    )
+    return web.put(f"{running.url}/api/tasks/{task}", json={"family": family, **given}, headers=running.headers())
 
 
-def create(
-    running: Reached, gateway: Sandbox, task: str, switches: str = "", family: str = IMAGES, **body: Any
-) -> str:
+def create(running: Reached, gateway: Sandbox, task: str, switches: str = "", family: str = IMAGES, **body: Any) -> str:
     """One create at the gateway, with the task's callback address; Kling's id."""
     given = {
         "prompt": f"a kangaroo [sandbox: {switches}]" if switches else "a kangaroo",
@@ -72,9 +68,7 @@ def submit(
 
 
 @contextmanager
-def stream(
-    running: Reached, path: str, last: int | None = None, timeout: float = 40
-) -> Iterator[Iterator[Json]]:
+def stream(running: Reached, path: str, last: int | None = None, timeout: float = 40) -> Iterator[Iterator[Json]]:
     """The events of a stream, each as its JSON document."""
     headers = running.headers("read") | ({} if last is None else {"Last-Event-ID": str(last)})
     with web.stream("GET", f"{running.url}{path}", headers=headers, timeout=timeout) as response:
@@ -112,9 +106,7 @@ def show(running: Reached, task: str) -> Json:
     return shown
 
 
-def post(
-    running: Reached, task: str, content: bytes | Json, family: str = IMAGES, **more: Any
-) -> httpx.Response:
+def post(running: Reached, task: str, content: bytes | Json, family: str = IMAGES, **more: Any) -> httpx.Response:
     """One callback to the task's signed address."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     return web.post(running.callback_url(task, family), content=body, **{"timeout": 20, **more})

@@ -16,7 +16,7 @@ import pytest
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.webhooks import TOLERANCE_SECONDS, sign
 from kling_receiver.app import Receiver
-from kling_receiver.jobs.worker import MAX_PER_KIND
+from kling_receiver.jobs.kinds import MAX_PER_POOL
 from kling_receiver.tasks.ingest import MAX_KEPT_BYTES, MAX_KEPT_CALLBACKS
 from kling_receiver.web.body import LARGE_BYTES, MAX_UNAUTHENTICATED
 from kling_sandbox import Sandbox
@@ -107,9 +107,7 @@ ABUSES = {
 
 
 @pytest.mark.parametrize(("sent", "right"), ABUSES.values(), ids=ABUSES.keys())
-def test_what_proves_nothing_is_refused_and_leaves_nothing(
-    receiver: Process, sent: bytes, right: bytes
-) -> None:
+def test_what_proves_nothing_is_refused_and_leaves_nothing(receiver: Process, sent: bytes, right: bytes) -> None:
     """No failure, no line in the log, nothing to look at later; and the next callback is taken as ever."""
     before = receiver.said()
     answer = raw(receiver.url, sent, end=not sent)
@@ -144,9 +142,7 @@ def test_a_proven_body_may_hold_anything(receiver: Process, body: bytes) -> None
     """As a callback it is taken, as a registration taken or refused; neither fails, and both can be shown."""
     task, other = new_id(), new_id()
     assert post(receiver, task, body).status_code == 200
-    answer = httpx.put(
-        f"{receiver.url}/api/tasks/{other}", content=body, headers=receiver.headers(), timeout=20
-    )
+    answer = httpx.put(f"{receiver.url}/api/tasks/{other}", content=body, headers=receiver.headers(), timeout=20)
     assert answer.status_code in (201, 422), answer.text
     assert show(receiver, task)["status"] == "created"
     assert httpx.get(f"{receiver.url}/api/tasks", headers=receiver.headers("read")).status_code == 200
@@ -239,7 +235,7 @@ def test_a_leaked_address_cannot_fill_the_disk(start: Start, gateway: Sandbox) -
         for n, size in enumerate(sizes):
             body = b'{"task_status":"processing","n":%d,"x":"%s"}' % (n, b"x" * size)
             assert http.post(url, content=body).status_code == 200
-    [task_row] = rows(running, "SELECT callbacks, kept, kept_bytes FROM task")
+    [task_row] = rows(running, "SELECT callback_count, kept_callbacks, kept_bytes FROM task")
     [kept] = rows(running, "SELECT count(*) AS events, sum(length(body)) AS bytes FROM event")
     assert task_row["callbacks"] == len(sizes)
     assert kept["events"] <= MAX_KEPT_CALLBACKS + 10
@@ -251,7 +247,9 @@ def test_a_leaked_address_cannot_fill_the_disk(start: Start, gateway: Sandbox) -
 def test_many_slow_hosts_stop_neither_questions_nor_hooks(start: Start, gateway: Sandbox) -> None:
     """While as many downloads hang as there may be, a question is asked, and its event delivered."""
     with host(lambda visit: visit.answer(204)) as hook, ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(MAX_PER_KIND + 5)]
+        slow = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(MAX_PER_POOL["downloads"] + 5)
+        ]
         running = start(
             api_base=gateway.url,
             webhook_secrets=(WEBHOOK,),
@@ -261,21 +259,19 @@ def test_many_slow_hosts_stop_neither_questions_nor_hooks(start: Start, gateway:
         for n, each in enumerate(slow):
             _succeed(running.callback_url(new_id()), f"http://127.0.0.1:{each.getsockname()[1]}/{n}.png")
         query = "SELECT count(*) AS n FROM job WHERE kind = 'download' AND state = 'running'"
-        eventually(lambda: rows(running, query)[0]["n"] == MAX_PER_KIND, running)
+        eventually(lambda: rows(running, query)[0]["n"] == MAX_PER_POOL["downloads"], running)
         task = new_id()
         assert post(running, task, {"task_status": "succeed"}).status_code == 200
         gateway.wait_for(lambda: any(task in asked.ids for asked in gateway.queries))
         with hook.changed:
             told = lambda: any(task.encode() in visit.body for visit in hook.visits)  # noqa: E731
             assert hook.changed.wait_for(told, 20)
-        assert rows(running, query)[0]["n"] == MAX_PER_KIND
+        assert rows(running, query)[0]["n"] == MAX_PER_POOL["downloads"]
 
 
 def _succeed(url: str, file: str) -> None:
     """A callback that Kling signed, whose file it names."""
-    body = json.dumps(
-        {"task_status": "succeed", "task_result": {"images": [{"index": 0, "url": file}]}}
-    ).encode()
+    body = json.dumps({"task_status": "succeed", "task_result": {"images": [{"index": 0, "url": file}]}}).encode()
     now = int(time.time())
     headers = {"webhook-id": "m", "webhook-timestamp": str(now)}
     headers["webhook-signature"] = sign(WEBHOOK, "m", now, body)

@@ -50,9 +50,7 @@ def ask(
     content = b'{"family":"images/generations","attempt":"x"}' if method == "PUT" else None
     url = running.url + path.format(task="nobody")
     return (
-        (http or httpx)
-        .request(method, url, headers=headers, content=content if method == "PUT" else None)
-        .status_code
+        (http or httpx).request(method, url, headers=headers, content=content if method == "PUT" else None).status_code
     )
 
 
@@ -142,9 +140,7 @@ def keys(now: float) -> dict[str, Key]:
 def test_every_route_has_its_row(running: Running) -> None:
     """A new route is a new row here, before it is anything else."""
     routes = [route for route in create_app(running.receiver).routes if isinstance(route, Route)]
-    assert {(method, route.path) for route in routes for method in (route.methods or set()) - {"HEAD"}} == set(
-        TABLE
-    )
+    assert {(method, route.path) for route in routes for method in (route.methods or set()) - {"HEAD"}} == set(TABLE)
 
 
 def test_what_opens_what(running: Running, http: httpx.Client) -> None:

@@ -21,7 +21,7 @@ from kling_receiver.app import Receiver, create_app
 from kling_receiver.events.bus import EventBus
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow
 from kling_receiver.web.api.stream import StreamRoutes
 from kling_sandbox import Sandbox
 from tests.conftest import KEY, SECRET, Running, Start, make_settings
@@ -418,7 +418,7 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
     """An empty batch is a comment line, which keeps proxies from closing the connection."""
 
     class Silent(EventBus):
-        async def follow(self, task: str | None, after: int) -> AsyncIterator[list[Row]]:
+        async def follow(self, task: str | None, after: int) -> AsyncIterator[list[EventRow]]:
             yield []
 
     answer = await _follow(tmp_path, Silent)
@@ -516,9 +516,7 @@ def test_a_range_is_for_one_version(stored: Json) -> None:
         assert httpx.get(href, headers={"Range": wanted, "If-Range": '"other"'}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("tag", "status"), [("{}", 304), ("W/{}", 304), ('"a", {}', 304), ("*", 304), ('"a"', 200)]
-)
+@pytest.mark.parametrize(("tag", "status"), [("{}", 304), ("W/{}", 304), ('"a", {}', 304), ("*", 304), ('"a"', 200)])
 def test_a_file_that_one_has_is_not_sent_again(stored: Json, tag: str, status: int) -> None:
     """304 for our tag, also among others and marked weak by a proxy."""
     etag = f'"{stored["results"][0]["sha256"]}"'

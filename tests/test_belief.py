@@ -6,7 +6,8 @@ from kling_receiver.jobs import enqueue
 from kling_receiver.results import records as result_records
 from kling_receiver.states import Status
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import JOB, Transaction
+from kling_receiver.store.tables import JOB
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import ingest, transitions
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks.registration import Registration
@@ -35,10 +36,10 @@ def test_a_final_callback_is_a_hint(ledger: Ledger, status: str) -> None:
     ledger.record(callback(status=status, files=[FILE], message="m"))
     task = ledger.task()
     assert view(task) == ("created", None, False)
-    assert (task["hint"], task["hint_msg"], task["hints"]) == (status, "m", 1)
+    assert (task["hint"], task["hint_msg"], task["hint_count"]) == (status, "m", 1)
     assert ledger.results() == []
     assert sorted(ledger.jobs()) == ["ask/t", OVERDUE]
-    assert (ledger.jobs()["ask/t"]["due_at"], ledger.jobs()["ask/t"]["lane"]) == (NOW, "kling")
+    assert (ledger.jobs()["ask/t"]["due_at"], ledger.jobs()["ask/t"]["concurrency_key"]) == (NOW, "kling")
 
 
 def test_klings_word_is_final(ledger: Ledger) -> None:
@@ -58,7 +59,7 @@ def test_klings_word_is_final(ledger: Ledger) -> None:
     assert second["expires_at"] == 0x6A9B5D00 * 1000
     jobs = ledger.jobs()
     assert sorted(jobs) == ["ask/t", "download/t/0", "download/t/1"]
-    assert (jobs["download/t/1"]["data"], jobs["download/t/1"]["lane"]) == (
+    assert (jobs["download/t/1"]["args"], jobs["download/t/1"]["concurrency_key"]) == (
         {"n": 1},
         "download v16-kling.klingai.com",
     )
@@ -96,9 +97,7 @@ def test_a_failure_by_klings_word_is_the_end(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("status", "reason"), [("succeed", "contradictory"), ("processing", "late"), ("submitted", "late")]
 )
-def test_what_comes_after_klings_final_word_is_logged(
-    ledger: Ledger, status: str, reason: str, signed: bool
-) -> None:
+def test_what_comes_after_klings_final_word_is_logged(ledger: Ledger, status: str, reason: str, signed: bool) -> None:
     """And changes neither status, cost nor files, whoever says it."""
     ledger.register()
     ledger.believe("t", says("failed", cost="1"))
@@ -138,9 +137,7 @@ def test_the_same_status_in_another_body_is_no_news(ledger: Ledger) -> None:
 # Ends that are not Kling's own word
 
 
-@pytest.mark.parametrize(
-    ("status", "results"), [("failed", []), ("succeed", [("failed", "Kling could not be asked")])]
-)
+@pytest.mark.parametrize(("status", "results"), [("failed", []), ("succeed", [("failed", "Kling could not be asked")])])
 def test_a_callback_stands_when_kling_cannot_be_asked(
     ledger: Ledger, status: str, results: list[tuple[str, str]]
 ) -> None:
@@ -210,7 +207,7 @@ def test_an_end_of_our_own_gives_way_to_klings_files(ledger: Ledger, origin: str
     assert ledger.task()["done"]
     ledger.believe("t", says("succeed", FILE, f"{FILE}2"))
     assert view(ledger.task()) == ("succeed", "kling", False)
-    assert [(each["n"], each["status"], each["error"]) for each in ledger.results()] == [
+    assert [(each["position"], each["status"], each["error"]) for each in ledger.results()] == [
         (0, "pending", ""),
         (1, "pending", ""),
     ]
@@ -236,9 +233,7 @@ def test_an_end_of_our_own_is_revived_by_klings_word(ledger: Ledger, origin: str
 
 @pytest.mark.parametrize("origin", ["callback", "local"])
 @pytest.mark.parametrize("status", ["submitted", "processing", "succeed", "failed", None])
-def test_a_callback_after_an_end_of_our_own_makes_us_ask(
-    ledger: Ledger, origin: str, status: str | None
-) -> None:
+def test_a_callback_after_an_end_of_our_own_makes_us_ask(ledger: Ledger, origin: str, status: str | None) -> None:
     """It cannot revive the task by itself, but it shows that Kling knows more."""
     end(ledger, origin)
     before = view(ledger.task())
@@ -311,4 +306,4 @@ def test_a_question_that_was_given_up_begins_anew(ledger: Ledger) -> None:
     ledger.kill_job("ask/t")
     ledger.change(lambda tx: enqueue.ask(tx, "t"))
     job = ledger.jobs()["ask/t"]
-    assert (job["state"], job["attempts"], job["data"]) == ("ready", 0, None)
+    assert (job["state"], job["attempts"], job["args"]) == ("ready", 0, None)

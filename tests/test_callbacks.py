@@ -47,8 +47,7 @@ KLINGS_HEADERS = {
     "webhook-signature": "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4=",
 }
 KLINGS_BODY = (
-    b'{"id":"1234567890","status":"succeeded","message":"",'
-    b'"create_time":1781080778802,"update_time":1781080794151}'
+    b'{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}'
 )
 """Kling's own example of a signed callback."""
 
@@ -70,9 +69,7 @@ def record(status: str, **more: object) -> Json:
     return {"task_id": "123456789012345678", "task_status": status, **more}
 
 
-def signed(
-    body: bytes, *, secret: str = WEBHOOK, at: float | None = None, name: str = "msg_1"
-) -> dict[str, str]:
+def signed(body: bytes, *, secret: str = WEBHOOK, at: float | None = None, name: str = "msg_1") -> dict[str, str]:
     """The headers with which Kling signs a body."""
     stamp = int(time.time() if at is None else at)
     return {
@@ -89,7 +86,7 @@ def test_a_proven_callback_is_on_disk_when_200_is_answered(running: Running) -> 
     engine = create_engine(running.settings.database)  # a connection of our own sees only what is committed
     with engine.connect() as connection:
         found = connection.execute(sql("SELECT status FROM task WHERE id = :id"), {"id": task}).scalar_one()
-        kept = connection.execute(sql("SELECT body, digest FROM event WHERE digest IS NOT NULL")).one()
+        kept = connection.execute(sql("SELECT body, body_sha256 FROM event WHERE body_sha256 IS NOT NULL")).one()
     engine.dispose()
     assert found == "processing"
     assert bytes(kept.body) == body
@@ -196,11 +193,7 @@ HOSTILE = {
     "utf-8 with a mark": b"\xef\xbb\xbf" + json.dumps(record("succeed")).encode(),
     "nan": b'{"task_id":"1","task_status":"succeed","final_unit_deduction":NaN,"created_at":NaN}',
     "infinity": b'{"task_id":"1","task_status":"succeed","billing":[{"amount":Infinity}]}',
-    "huge integer": b'{"task_id":'
-    + b"9" * 4000
-    + b',"task_status":"succeed","created_at":'
-    + b"9" * 4000
-    + b"}",
+    "huge integer": b'{"task_id":' + b"9" * 4000 + b',"task_status":"succeed","created_at":' + b"9" * 4000 + b"}",
     "endless integer": b'{"task_id":' + b"9" * 100_000 + b',"task_status":"succeed"}',
     "huge exponent": b'{"task_id":"1","task_status":"succeed","task_result":{"videos":[{"duration":1e999}]}}',
     "duplicate keys": b'{"task_id":"1","task_status":"failed","task_status":"succeed"}',
@@ -234,7 +227,7 @@ def test_no_body_is_refused_and_each_makes_us_ask(running: Running, gateway: San
     task = new_id()
     assert post(running, task, body).status_code == 200
     gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))
-    [kept] = rows(running, "SELECT body, digest FROM event WHERE digest IS NOT NULL")
+    [kept] = rows(running, "SELECT body, body_sha256 FROM event WHERE body_sha256 IS NOT NULL")
     assert bytes(kept["body"]) == body
     shown = show(running, task)
     assert (shown["status"], shown["done"]) == ("created", False)
@@ -268,7 +261,7 @@ def test_of_an_oversized_body_the_first_megabyte_is_kept(running: Running, gatew
     body = b'{"task_status":"processing","padding":"' + b"x" * (size - 41) + b'"}'
     assert len(body) == size
     assert post(running, task, body).status_code == 200
-    [kept] = rows(running, "SELECT body, digest, data FROM event WHERE digest IS NOT NULL")
+    [kept] = rows(running, "SELECT body, body_sha256, data FROM event WHERE body_sha256 IS NOT NULL")
     said = json.loads(kept["data"])
     assert bytes(kept["body"]) == body[:MAX_KEPT_BYTES]
     if size <= MAX_KEPT_BYTES + MAX_DROPPED_BYTES:
@@ -285,12 +278,10 @@ def test_a_cut_body_is_a_hint(running: Running, gateway: Sandbox) -> None:
     path = urlsplit(running.callback_url(task)).path
     parts = urlsplit(running.url)
     with closing(socket.create_connection((parts.hostname or "", parts.port or 80))) as connection:
-        connection.sendall(
-            f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{"task_id"'.encode()
-        )
+        connection.sendall(f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{"task_id"'.encode())
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))
-    [kept] = rows(running, "SELECT body, data FROM event WHERE digest IS NOT NULL")
+    [kept] = rows(running, "SELECT body, data FROM event WHERE body_sha256 IS NOT NULL")
     assert bytes(kept["body"]) == b'{"task_id"'
     assert json.loads(kept["data"])["trouble"] == "cut off"
 
@@ -385,9 +376,9 @@ def test_a_repeat_is_counted_on_the_first(running: Running) -> None:
     task = new_id()
     for _ in range(5):
         assert post(running, task, record("processing")).status_code == 200
-    [kept] = rows(running, "SELECT repeats FROM event WHERE digest IS NOT NULL")
+    [kept] = rows(running, "SELECT repeat_count FROM event WHERE body_sha256 IS NOT NULL")
     assert kept["repeats"] == 4
-    assert rows(running, "SELECT callbacks FROM task") == [{"callbacks": 5}]
+    assert rows(running, "SELECT callback_count FROM task") == [{"callback_count": 5}]
 
 
 def test_a_token_proves_the_task_and_not_its_end(running: Running, gateway: Sandbox) -> None:
@@ -510,7 +501,7 @@ def test_signatures_that_do_not_hold_are_hints(start: Start, gateway: Sandbox) -
     for name, headers in hostile_headers().items():
         task = new_id()
         assert post(running, task, BODY, headers=headers).status_code == 200, name
-        [kept] = rows(running, "SELECT data FROM event WHERE task = :t AND digest IS NOT NULL", t=task)
+        [kept] = rows(running, "SELECT data FROM event WHERE task_id = :t AND body_sha256 IS NOT NULL", t=task)
         assert json.loads(kept["data"])["trouble"] == "wrongly signed", name
         assert (show(running, task)["status"], show(running, task)["results"]) == ("created", []), name
         gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))  # noqa: B023
@@ -569,9 +560,7 @@ async def test_klings_official_vector(tmp_path: Path, ahead: int, status: int) -
     await receiver.start()
     try:
         task = new_id()
-        address = CallbackSigner([SECRET], clock=clock).url(
-            settings.receiver_url, task, "/text-to-video/kling-3.0"
-        )
+        address = CallbackSigner([SECRET], clock=clock).url(settings.receiver_url, task, "/text-to-video/kling-3.0")
         async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
             answer = await http.post(address, content=KLINGS_BODY, headers=KLINGS_HEADERS)
         assert answer.status_code == status
@@ -631,5 +620,5 @@ def test_a_hundred_senders_at_once(running: Running) -> None:
             return [answer.status_code for answer in await asyncio.gather(*answers)]
 
     assert asyncio.run(send()) == [200] * 100
-    assert rows(running, "SELECT count(*) AS n FROM event WHERE digest IS NOT NULL") == [{"n": 100}]
+    assert rows(running, "SELECT count(*) AS n FROM event WHERE body_sha256 IS NOT NULL") == [{"n": 100}]
     assert rows(running, "SELECT DISTINCT status FROM task") == [{"status": "processing"}]

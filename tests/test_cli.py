@@ -165,17 +165,13 @@ def test_no_wait_prints_the_id(run: Run) -> None:
 def test_a_picture_to_start_from(run: Run, tmp_path: Path) -> None:
     """A file's name, beside the options of this job."""
     (tmp_path / "in.png").write_bytes(picture())
-    ran = run(
-        "image-to-image", "x", "--image", "in.png", "--image-reference", "face", "--image-fidelity", "0.7"
-    )
+    ran = run("image-to-image", "x", "--image", "in.png", "--image-reference", "face", "--image-fidelity", "0.7")
     assert ran.code == 0
 
 
 def test_parameters_that_only_kling_knows(run: Run, gateway: Sandbox) -> None:
     """--set takes JSON, and text where it is none."""
-    ran = run(
-        "text-to-image", "x", "--set", 'a={"b": [1]}', "--set", "c=plain text", "--set", "d=5", "--no-wait"
-    )
+    ran = run("text-to-image", "x", "--set", 'a={"b": [1]}', "--set", "c=plain text", "--set", "d=5", "--no-wait")
     assert ran.code == 0
     sent = gateway.creates[0]
     assert (sent["a"], sent["c"], sent["d"]) == ({"b": [1]}, "plain text", 5)
@@ -203,9 +199,7 @@ def test_the_same_id_again_continues(run: Run, gateway: Sandbox) -> None:
     assert len(gateway.creates) == 1
 
 
-def test_a_file_that_cannot_be_had_is_1_and_the_others_are_saved(
-    run: Run, receiver: Running, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_had_is_1_and_the_others_are_saved(run: Run, receiver: Running, tmp_path: Path) -> None:
     """One file of two is lost at the receiver: the other is written and named."""
     run("text-to-image", "x", "--n", "2", "--external-task-id", "order-42")
     stored = sorted((tmp_path / "data" / "results").rglob("*.png"))
@@ -373,9 +367,7 @@ def test_list_is_a_table_or_json(run: Run) -> None:
     lines = run("list").out.splitlines()
     assert lines[0].split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
     assert [line.split()[0] for line in lines[1:]] == ["order-2", "order-1", "order-0"]
-    assert [json.loads(line)["id"] for line in run("list", "--tag", "tag-1", "--json").out.splitlines()] == [
-        "order-1"
-    ]
+    assert [json.loads(line)["id"] for line in run("list", "--tag", "tag-1", "--json").out.splitlines()] == ["order-1"]
     assert len(run("list", "--limit", "2", "--status", "succeed").out.splitlines()) == 3
     assert len(run("list", "--family", "videos/text2video").out.splitlines()) == 1
 
@@ -398,13 +390,8 @@ def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     )
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
-    assert (
-        lines[0]
-        == f"{'x' * 128}  processing                    2026-11-21 02:44Z  images/generations  袋鼠, b\\x1b"
-    )
-    assert (
-        lines[1].split(maxsplit=1)[1] == "succeed, 1 of 2 files failed  2026-11-21 02:44Z  images/generations"
-    )
+    assert lines[0] == f"{'x' * 128}  processing                    2026-11-21 02:44Z  images/generations  袋鼠, b\\x1b"
+    assert lines[1].split(maxsplit=1)[1] == "succeed, 1 of 2 files failed  2026-11-21 02:44Z  images/generations"
     assert "succeed, fetching " in lines[2]
     print_tasks([])
     assert capsys.readouterr().out == "ID  STATUS\n"

@@ -88,9 +88,7 @@ async def test_a_refusal_is_told_at_once(status: int) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
 async def test_a_refusal_by_something_else_has_a_hint_too(status: int) -> None:
     """A proxy's page, or none: the message still says what to check."""
-    stage = Stage(
-        events=[httpx.Response(status, content=b"<html>", headers={"Location": "https://other.test/x"})]
-    )
+    stage = Stage(events=[httpx.Response(status, content=b"<html>", headers={"Location": "https://other.test/x"})])
     with pytest.raises(ReceiverError) as error:
         await heard(stage)
     assert "KLING_RECEIVER_INTERNAL_URL" in (error.value.hint or "")

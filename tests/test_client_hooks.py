@@ -193,8 +193,7 @@ def test_nothing_hostile_is_another_error(body: bytes, headers: Any, beside: boo
 
 
 @given(
-    st.binary()
-    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
+    st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
 )
 def test_nothing_signed_is_another_error(body: bytes) -> None:
     """Even of somebody who has the secret."""

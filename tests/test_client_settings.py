@@ -43,9 +43,7 @@ def test_each_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -
     assert settings.api_base == "https://gateway.example/kling"
 
 
-def test_a_dot_env_file_works_and_the_environment_goes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dot_env_file_works_and_the_environment_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arguments before the environment before `.env`; an empty variable is none."""
     (tmp_path / ".env").write_text(
         f"KLING_API_KEY=file\nKLING_RECEIVER_URL=https://file.example\nKLING_SIGNING_SECRETS={SECRET}\n"
@@ -54,9 +52,7 @@ def test_a_dot_env_file_works_and_the_environment_goes_first(
     monkeypatch.setenv("KLING_API_KEY", "")
     assert ClientSettings.load().api_key == "file"
     assert ClientSettings.load().receiver_url == "https://environment.example"
-    assert (
-        ClientSettings.load(receiver_url="https://argument.example").receiver_url == "https://argument.example"
-    )
+    assert ClientSettings.load(receiver_url="https://argument.example").receiver_url == "https://argument.example"
 
 
 def test_a_dot_env_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
@@ -122,11 +118,7 @@ def test_no_secret_is_in_the_repr() -> None:
 def test_the_account_is_a_fingerprint_of_the_key() -> None:
     """Access key before key; the same key has the same fingerprint, no key has none."""
     one = KlingSettings.load(api_key="k").key_fingerprint
-    assert (
-        one
-        == KlingSettings.load(api_key="k").key_fingerprint
-        != KlingSettings.load(api_key="l").key_fingerprint
-    )
+    assert one == KlingSettings.load(api_key="k").key_fingerprint != KlingSettings.load(api_key="l").key_fingerprint
     both = KlingSettings.load(api_key="k", access_key="a", secret_key="s")
     assert both.key_fingerprint != one
     assert both.key_fingerprints == (both.key_fingerprint, one)

@@ -127,9 +127,7 @@ async def test_on_event_hears_all_and_may_be_asynchronous() -> None:
         heard.append(each.type)
 
     for on_event in (lambda each: heard.append(each.type), listen):
-        stage = Stage(
-            events=[stream(event(1, "task.created", task_json()), event(2, "task.done", done(file_json())))]
-        )
+        stage = Stage(events=[stream(event(1, "task.created", task_json()), event(2, "task.done", done(file_json())))])
         async with stage.kling() as kling:
             await kling.attach("mine").wait(on_event=on_event)
     assert heard == ["task.created", "task.done"] * 2

@@ -134,9 +134,7 @@ def test_no_body_is_an_error(raw: bytes) -> None:
     """Whatever Kling, a relay or a stranger sends, there is an answer or None, fit for a database."""
     for report in [parse_callback(raw), *(answer.reports if (answer := parse_answer(raw)) else ())]:
         if report is not None:
-            text = json.dumps(
-                [report.cost, report.message, report.kling_id], allow_nan=False, ensure_ascii=False
-            )
+            text = json.dumps([report.cost, report.message, report.kling_id], allow_nan=False, ensure_ascii=False)
             assert "\0" not in text
             text.encode()
             assert len(report.outputs) <= MAX_OUTPUTS
@@ -205,9 +203,7 @@ def test_a_legacy_record_has_no_other_id() -> None:
 @pytest.mark.parametrize("name", ["task_status_msg", "fail_reason", "message"])
 def test_the_reason_stands_under_several_names(name: str) -> None:
     """Kling's two, and a relay's."""
-    assert parse_callback(body({"status": "failed", name: "no credit"})) == Report(
-        "failed", message="no credit"
-    )
+    assert parse_callback(body({"status": "failed", name: "no credit"})) == Report("failed", message="no credit")
 
 
 def test_images_come_in_kling_s_order() -> None:
@@ -241,9 +237,7 @@ def test_sounds_come_in_both_formats() -> None:
 
 def test_a_series_is_images() -> None:
     """The `series_images` of omni image are images too."""
-    report = parse_callback(
-        body({**LEGACY, "task_result": {"series_images": [{"index": 0, "url": "https://h/0"}]}})
-    )
+    report = parse_callback(body({**LEGACY, "task_result": {"series_images": [{"index": 0, "url": "https://h/0"}]}}))
     assert report is not None
     assert report.outputs == (Output("image", "https://h/0"),)
 

@@ -134,14 +134,12 @@ async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
     async with outgoing(make_settings(tmp_path)) as way:
         name = await way.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
         await way.happen("task.created")
-        await way.change(
-            lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE))
-        )
+        await way.change(lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE)))
         await way.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, STORED))
         await way.until(lambda: way.attempts(hook=name))
         [attempt] = way.attempts(hook=name)
-        assert (attempt["taken"], attempt["status"]) == (True, 0)
-        assert attempt["answer"].strip() == str(way.receiver.storage.path(STORED.path))
+        assert (attempt["delivered"], attempt["response_status"]) == (True, 0)
+        assert attempt["response_body"].strip() == str(way.receiver.storage.path(STORED.path))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +230,7 @@ async def test_the_time_limit_of_a_command(way: Outgoing) -> None:
     await way.happen("one")
     await way.until(way.attempts)
     [attempt] = way.attempts()
-    assert (attempt["taken"], attempt["error"]) == (False, "it did not answer within 0.2 s")
+    assert (attempt["delivered"], attempt["error"]) == (False, "it did not answer within 0.2 s")
     assert len(way.jobs("hook")) == 1
 
 
@@ -304,7 +302,7 @@ async def test_no_more_commands_at_once_than_allowed(way: Outgoing, tmp_path: Pa
     await way.add(python(COUNTS_ITS_LIKE, str(folder)))
     ids = await way.happen(*["event"] * 8)
     await way.until(lambda: len(way.attempts()) == len(ids))
-    assert {int(each["answer"]) for each in way.attempts()} <= {1, 2}
+    assert {int(each["response_body"]) for each in way.attempts()} <= {1, 2}
 
 
 async def test_a_command_that_is_removed_from_the_machine(way: Outgoing, tmp_path: Path) -> None:
@@ -326,7 +324,7 @@ async def test_a_command_that_is_removed_from_the_machine(way: Outgoing, tmp_pat
     write()
     await way.pass_(5)
     await way.until(lambda: len(way.attempts()) == 3)
-    assert [(each["taken"], each["answer"]) for each in way.attempts()] == [
+    assert [(each["delivered"], each["response_body"]) for each in way.attempts()] == [
         (True, "taken\n"),
         (False, ""),
         (True, "taken\n"),

@@ -23,7 +23,7 @@ def log_of(data: Path) -> set[tuple[str, str]]:
     """Task and digest of every callback in the event log."""
     engine = create_engine(f"sqlite:///{data / 'kling.db'}")
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT task, digest FROM event WHERE digest IS NOT NULL")).all()
+        rows = connection.execute(text("SELECT task_id, body_sha256 FROM event WHERE body_sha256 IS NOT NULL")).all()
     engine.dispose()
     return {(row.task, row.digest) for row in rows}
 
@@ -31,8 +31,7 @@ def log_of(data: Path) -> set[tuple[str, str]]:
 def whole(task: Json, data: Path) -> bool:
     """Whether every file of a task lies in the storage with its checksum, and nothing half-written."""
     files = [
-        hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((data / "results" / task["id"]).iterdir())
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((data / "results" / task["id"]).iterdir())
     ]
     return files == [result["sha256"] for result in task["results"]] and not list(
         (data / "results" / ".parts").iterdir()

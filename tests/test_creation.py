@@ -217,9 +217,7 @@ UNKNOWN: list[Callable[[], Any]] = [
 @pytest.mark.parametrize("step", UNKNOWN)
 async def test_an_unknown_outcome_is_looked_up_and_never_sent_again(step: Callable[[], Any]) -> None:
     """Found by our id at the second look: created, and reported so."""
-    stage = Stage(
-        create=[step()], query=[kling_says(1201), taken("kling-7", task_info={"external_task_id": "mine"})]
-    )
+    stage = Stage(create=[step()], query=[kling_says(1201), taken("kling-7", task_info={"external_task_id": "mine"})])
     task = await create(stage)
     assert stage.order == ["register", "create", "query", "query", "report"]
     assert stage.bodies("report")[0]["task_id"] == "kling-7"

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from kling_receiver.store.database import OUTAGE_LOG_INTERVAL, Database
 from kling_receiver.store.errors import DatabaseError, Unavailable
-from kling_receiver.store.transaction import TASK
+from kling_receiver.store.tables import TASK
 from tests.ledger import Ledger
 from tests.test_tables import TASK_ROW
 
@@ -217,9 +217,7 @@ def test_a_missing_driver_is_explained(driver: str) -> None:
 def test_a_server_that_is_not_there_is_explained(use: str) -> None:
     """In one line, with what to do, and without the password."""
     database = Database("postgresql://kling:opensesame@127.0.0.1:9/kling?connect_timeout=5")
-    with pytest.raises(
-        DatabaseError, match=r"127\.0\.0\.1.+cannot be used: .+ Check KLING_DATABASE_URL"
-    ) as info:
+    with pytest.raises(DatabaseError, match=r"127\.0\.0\.1.+cannot be used: .+ Check KLING_DATABASE_URL") as info:
         getattr(database, use)()
     assert "opensesame" not in str(info.value)
     assert len(str(info.value).splitlines()) == 1

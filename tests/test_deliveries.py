@@ -227,9 +227,7 @@ async def test_a_replay_that_cannot_be(office: Office, body: Any) -> None:
 async def test_a_replay_to_nobody(office: Office) -> None:
     """A hook that there is not is said; without any hook, nothing is owed."""
     await office.happen("one")
-    assert (await office.call("/replay", {"from": 1, "hook": "x"}, status=404))["error"][
-        "code"
-    ] == "unknown_hook"
+    assert (await office.call("/replay", {"from": 1, "hook": "x"}, status=404))["error"]["code"] == "unknown_hook"
     assert await office.call("/replay", {"from": 1}) == {"hooks": [], "events": 1}
     assert office.jobs("replay") == {}
 

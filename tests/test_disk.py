@@ -66,9 +66,7 @@ def not_ready(receiver: Process) -> str:
     return message
 
 
-def refused_then_taken(
-    receiver: Process, trouble: Callable[[], AbstractContextManager[None]], reason: str
-) -> None:
+def refused_then_taken(receiver: Process, trouble: Callable[[], AbstractContextManager[None]], reason: str) -> None:
     """In trouble callbacks are refused and nothing is kept of them; afterwards they are taken."""
     task, first = new_id(), new_id()
     assert post(receiver, first, {"task_status": "submitted"}).status_code == 200

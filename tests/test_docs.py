@@ -68,9 +68,7 @@ def sh(code: str, options: str = "-eu") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_guide_runs_from_its_first_line_to_its_last(
-    settings: None, gateway: Sandbox, tmp_path: Path
-) -> None:
+def test_the_guide_runs_from_its_first_line_to_its_last(settings: None, gateway: Sandbox, tmp_path: Path) -> None:
     """All its Python, in order; the pictures are saved, and nothing is paid twice."""
     names: dict[str, Any] = {}
     opened = GUIDE.index(OPENED)
@@ -87,9 +85,7 @@ def test_the_guide_runs_from_its_first_line_to_its_last(
     assert len(gateway.creates) == len(gateway.tasks)
 
 
-def test_the_guide_s_wait_may_time_out(
-    kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_guide_s_wait_may_time_out(kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     """The example says that the task goes on, and the next one has its end."""
     gateway.hold()
     names: dict[str, Any] = {"kling": kling}
@@ -101,9 +97,7 @@ def test_the_guide_s_wait_may_time_out(
     assert names["task"].status == "succeed"
 
 
-def test_the_guide_s_lost_file_is_told(
-    kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_guide_s_lost_file_is_told(kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     """With its reason and Kling's address, for each."""
     gateway.misbehave.add("redirect-private")
     _, example = blocks(section("Results"))

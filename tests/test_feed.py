@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from itertools import chain
 
 import pytest
+from starlette.concurrency import run_in_threadpool
 
 from kling_receiver.events.bus import EventBus
 from kling_receiver.store import reader
 from kling_receiver.store.database import Database
-from kling_receiver.store.reader import Reader, in_thread
-from kling_receiver.store.sql import Row
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import EventRow
 from tests.ledger import Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ class Follower:
         """The types in the next batch."""
         return [row["type"] for row in await self.rows()]
 
-    async def rows(self) -> list[Row]:
+    async def rows(self) -> list[EventRow]:
         """The next batch."""
         async with asyncio.timeout(PATIENCE):
             return await anext(self._stream)
@@ -89,7 +90,7 @@ async def _waiting(scene: Scene) -> None:
     """Until there is a follower, and every follower sleeps: each has read all that there is."""
     async with asyncio.timeout(PATIENCE):
         while not (scene.feed._waiters and all(map(_asleep, chain(*scene.feed._waiters.values())))):
-            await in_thread(int)
+            await run_in_threadpool(int)
 
 
 def _asleep(event: asyncio.Event) -> bool:

@@ -35,7 +35,7 @@ def test_a_file_on_disk_is_said_once(ledger: Ledger) -> None:
     ledger.store()
     ledger.store()
     (result,) = ledger.results()
-    assert (result["status"], result["size"], result["sha256"], result["name"]) == (
+    assert (result["status"], result["size"], result["sha256"], result["path"]) == (
         "stored",
         5,
         "ab" * 32,
@@ -97,16 +97,14 @@ def test_files_of_one_host_share_a_lane(ledger: Ledger, url: str, lane: str) -> 
     """The host as it is written, without who asks; an address that is none has a lane too."""
     ledger.register()
     ledger.change(lambda tx: enqueue.download(tx, "t", 0, url))
-    assert ledger.jobs()["download/t/0"]["lane"] == lane
+    assert ledger.jobs()["download/t/0"]["concurrency_key"] == lane
 
 
 def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
     """What Kling named last counts for each file that is not stored; one that is stays as it is."""
     ledger.record(callback(status="succeed", files=[FILE, FILE, FILE], signed=True))
     ledger.change(
-        lambda tx: result_records.mark_stored(
-            tx, tx.require_task("t"), 0, StoredFile("t/0.png", "image/png", 1, "s")
-        )
+        lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, StoredFile("t/0.png", "image/png", 1, "s"))
     )
     ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 1, "gone"))
     ledger.kill_job("download/t/1")
@@ -115,4 +113,4 @@ def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
     found = [(row["status"], row["source_url"]) for row in ledger.results()]
     assert found == [("stored", FILE), ("pending", f"{FILE}?new=1"), ("pending", f"{FILE}?new=2")]
     job = ledger.jobs()["download/t/1"]
-    assert (job["state"], job["attempts"], job["data"]) == ("ready", 0, {"n": 1})
+    assert (job["state"], job["attempts"], job["args"]) == ("ready", 0, {"n": 1})

@@ -25,9 +25,7 @@ def test_the_same_random_is_the_same_input(make: Callable[[Random], bytes]) -> N
     assert [make(Random(n)) for n in range(200)] == [make(Random(n)) for n in range(200)]
 
 
-def test_no_answer_is_500(
-    start: Start, gateway: Sandbox, database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_answer_is_500(start: Start, gateway: Sandbox, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """500 requests, proven and not, whole and broken, each answered by 2xx, 4xx or by hanging up."""
     caplog.set_level(logging.ERROR)
     running = start(

@@ -62,9 +62,7 @@ async def test_a_create_that_kling_took_has_its_id(gateway: Sandbox, http: httpx
         assert (found.kling_id, found.external_task_id) == (report.kling_id, "mine")
 
 
-async def test_the_new_standard_is_created_and_asked_elsewhere(
-    gateway: Sandbox, http: httpx.AsyncClient
-) -> None:
+async def test_the_new_standard_is_created_and_asked_elsewhere(gateway: Sandbox, http: httpx.AsyncClient) -> None:
     """A family with a leading slash is its own path; its tasks are found by the batch query."""
     kling = at(gateway.url, http)
     report = await kling.create(NEW, {"prompt": "x", "options": {"external_task_id": "mine"}})
@@ -161,9 +159,7 @@ async def test_an_impossible_base_took_nothing(http: httpx.AsyncClient) -> None:
         (reply(200, {**TAKEN, "code": 1102}), NotCreated),
     ],
 )
-async def test_each_answer_proves_something(
-    http: httpx.AsyncClient, answer: bytes, kind: type[GatewayError]
-) -> None:
+async def test_each_answer_proves_something(http: httpx.AsyncClient, answer: bytes, kind: type[GatewayError]) -> None:
     """A refusal proves that nothing was taken; whatever is cut, late or unreadable proves nothing."""
     with Wire(answer) as wire:
         error = await refused(at(wire.url, http), wanted("x"))
@@ -251,9 +247,7 @@ async def test_a_query_without_a_usable_answer_is_an_error(
         (reply(200, {"code": 0, "data": {"task_id": "another", "task_status": "submitted"}}), "another"),
     ],
 )
-async def test_the_task_that_was_asked_for_is_found(
-    http: httpx.AsyncClient, answer: bytes, found: str | None
-) -> None:
+async def test_the_task_that_was_asked_for_is_found(http: httpx.AsyncClient, answer: bytes, found: str | None) -> None:
     """In a list only the one that was named; alone also under another id, for relays have their own."""
     with Wire(answer) as wire:
         report = await at(wire.url, http).query(IMAGES, task_id="mine")
@@ -343,9 +337,7 @@ def test_each_standard_has_its_proof(given: dict[str, str], legacy: type, new: t
 
 async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: httpx.AsyncClient) -> None:
     """A JWT where Kling takes one, the key where it takes no other: creates and queries."""
-    settings = KlingSettings.load(
-        api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key
-    )
+    settings = KlingSettings.load(api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key)
     kling = KlingApi(gateway.url, auth_from(settings), http)
     for family, own in ((IMAGES, "old"), (NEW, "new")):
         body = {"prompt": "x", "external_task_id": own, "options": {"external_task_id": own}}
@@ -413,9 +405,7 @@ async def test_a_compressed_answer_is_inflated_no_further_than_it_may_be(
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
-async def test_an_answer_that_is_compressed_all_the_same_is_read(
-    http: httpx.AsyncClient, encoding: str
-) -> None:
+async def test_an_answer_that_is_compressed_all_the_same_is_read(http: httpx.AsyncClient, encoding: str) -> None:
     """A relay may not care what it was asked for."""
     body = json.dumps(TAKEN).encode()
     squeezed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "identity": body}[encoding]

@@ -112,9 +112,7 @@ def test_a_command_is_added_on_the_machine(operator: Operator, tmp_path: Path, r
     assert [(each["taken"], each["status"]) for each in shown["attempts"]] == [(True, 0)]
 
 
-def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(
-    operator: Operator, tmp_path: Path
-) -> None:
+def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(operator: Operator, tmp_path: Path) -> None:
     """Called with the settings of another, it says so and leaves nothing there; likewise beside a file."""
     adding = ["hooks", "add", "command:true"]
     operator.told(*adding)
@@ -205,9 +203,7 @@ def test_what_is_wrong_is_said(operator: Operator) -> None:
 
 def test_a_secret_is_given_on_stdin(operator: Operator, endpoint: Host) -> None:
     """No list of processes shows it; when the hook is added, and when its secret changes."""
-    added = run(
-        "hooks", "add", endpoint.url, "--name", "web", "--secret", "-", env=operator.receiver.env, stdin=SECRET
-    )
+    added = run("hooks", "add", endpoint.url, "--name", "web", "--secret", "-", env=operator.receiver.env, stdin=SECRET)
     assert (added.returncode, added.stdout) == (0, ""), added.stderr
     rotated = run("hooks", "rotate", "web", "--secret", "-", env=operator.receiver.env, stdin=f"{NEXT}\nmore\n")
     assert (rotated.returncode, rotated.stdout) == (0, ""), rotated.stderr

@@ -135,9 +135,7 @@ def test_all_problems_are_told_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "address", ["command:true", "COMMAND:true", "nats://127.0.0.1/x", "redis://h/x", "lines:/x"]
-)
+@pytest.mark.parametrize("address", ["command:true", "COMMAND:true", "nats://127.0.0.1/x", "redis://h/x", "lines:/x"])
 def test_what_runs_or_reaches_inside_never_comes_over_the_network(start: Start, address: str) -> None:
     """Neither commands nor brokers, however they are spelled."""
     running = start(api_base="http://127.0.0.1:9")

@@ -23,7 +23,7 @@ from kling_receiver.net.client import GuardedClient
 from kling_receiver.net.guard import Allowlist
 from kling_receiver.sinks import Message, NotDelivered
 from kling_receiver.sinks.http import HttpSink
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow
 from kling_sandbox import Sandbox
 from tests.conftest import Start, make_settings
 from tests.hosts import Host, Visit, host
@@ -116,7 +116,7 @@ def test_a_hook_for_one_task_is_refused(start: Start, given: dict[str, Any], sec
 class Delivery:
     """A hook without a worker; attempts are made by hand."""
 
-    def __init__(self, way: Outgoing, event: Row) -> None:
+    def __init__(self, way: Outgoing, event: EventRow) -> None:
         self.way, self.event = way, event
 
     async def attempt(
@@ -172,7 +172,7 @@ async def test_any_2xx_takes_the_event(delivery: Delivery, status: int) -> None:
         assert there.visits[0].headers["webhook-timestamp"] == "1790000000"
     await delivery.way.change(lambda tx: deliveries.save_attempts(tx, [attempt]))
     [kept] = delivery.way.attempts()
-    assert "\0" not in kept["answer"]
+    assert "\0" not in kept["response_body"]
 
 
 @pytest.mark.anyio

@@ -16,6 +16,7 @@ from kling_receiver.hooks.records import SECRET_OVERLAP_SECONDS
 from kling_receiver.hooks.sync import detach, sync
 from kling_receiver.net.guard import Allowlist
 from kling_receiver.store.database import Database
+from kling_receiver.store.tables import HOOK
 from tests.conftest import Running, Start, make_settings
 from tests.hosts import host
 from tests.ledger import Ledger
@@ -134,7 +135,7 @@ def made(name: str, address: str = "https://x.example/", **given: Any) -> HookCo
 
 def hooks(ledger: Ledger) -> dict[str, Any]:
     """The hooks' rows, by name."""
-    return {row["name"]: row for row in ledger.rows(hook_records.HOOK)}
+    return {row["name"]: row for row in ledger.rows(HOOK)}
 
 
 def test_what_the_file_says_is_what_there_is(database: Database) -> None:

@@ -8,9 +8,7 @@ import pytest
 import kling_callback
 import kling_receiver
 
-PACKAGES = {
-    package.__name__: Path(str(package.__file__)).parent for package in (kling_callback, kling_receiver)
-}
+PACKAGES = {package.__name__: Path(str(package.__file__)).parent for package in (kling_callback, kling_receiver)}
 
 
 def imports(path: Path) -> set[str]:
@@ -31,8 +29,7 @@ def importers(package: str, name: str) -> set[str]:
     return {
         path.relative_to(folder).with_suffix("").as_posix()
         for path in folder.rglob("*.py")
-        if any(each == name or each.startswith(f"{name}.") for each in imports(path))
-        and "migrations" not in path.parts
+        if any(each == name or each.startswith(f"{name}.") for each in imports(path)) and "migrations" not in path.parts
     }
 
 

@@ -273,9 +273,7 @@ def test_what_is_no_job_is_refused(family: str, said: str) -> None:
     assert said in problem
 
 
-@pytest.mark.parametrize(
-    "body", [[], "x", {"a": float("nan")}, {"a": {1, 2}}, {"a": "\ud800"}, {"a": Path("x")}]
-)
+@pytest.mark.parametrize("body", [[], "x", {"a": float("nan")}, {"a": {1, 2}}, {"a": "\ud800"}, {"a": Path("x")}])
 def test_a_body_is_json(body: Any) -> None:
     """What could not be sent is found before anything is registered."""
     (problem,) = create_problems("videos/effects", body)

@@ -156,9 +156,7 @@ def test_on_event_is_heard_in_this_thread(kling: Kling) -> None:
     """What happened is told in order, where the caller is, and may use Kling itself."""
     heard: list[tuple[str, int, str]] = []
     task = kling.text_to_image("x")
-    task.wait(
-        60, on_event=lambda each: heard.append((each.type, threading.get_ident(), kling.task(task.id).id))
-    )
+    task.wait(60, on_event=lambda each: heard.append((each.type, threading.get_ident(), kling.task(task.id).id)))
     assert heard[0][0] == "task.created"
     assert heard[-1][0] == "task.done"
     assert {thread for _, thread, _ in heard} == {threading.get_ident()}

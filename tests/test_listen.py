@@ -203,9 +203,7 @@ def test_what_is_forwarded_is_what_a_hook_gets(start: Start, gateway: Sandbox, b
     """The same ids, bodies and signatures, in order, by the secret that the receiver has."""
     with host(lambda visit: visit.answer(204)) as hook, host(lambda visit: visit.answer(200)) as there:
         running = start(api_base=gateway.url, hook_url=hook.url, hook_secret=HOOK_SECRET)
-        listener = begin(
-            running, "--from", "1", "--forward", f"{there.url}/in?x=1", KLING_HOOK_SECRET=HOOK_SECRET
-        )
+        listener = begin(running, "--from", "1", "--forward", f"{there.url}/in?x=1", KLING_HOOK_SECRET=HOOK_SECRET)
         happened = everything(running, done(running, gateway))
         forwarded, hooked = (each.wait_for(len(happened)) for each in (there, hook))
         assert listener.line().split()[-1] == "200"
@@ -237,9 +235,7 @@ def test_a_secret_is_made_and_stays(running: Running, gateway: Sandbox, begin: B
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_killed_in_the_middle_it_hands_the_event_on_again(
-    running: Running, gateway: Sandbox, begin: Begin
-) -> None:
+def test_killed_in_the_middle_it_hands_the_event_on_again(running: Running, gateway: Sandbox, begin: Begin) -> None:
     """What was not answered comes again; nothing is left out, nothing is out of order."""
     happened = ids(everything(running, done(running, gateway)))
     killed = threading.Event()
@@ -268,9 +264,7 @@ def test_an_application_that_is_down_is_waited_for(running: Running, gateway: Sa
     """It is said once; when it is back, nothing is missing."""
     happened = ids(everything(running, done(running, gateway)))
     port = loopback.free_port()
-    listener = begin(
-        running, "--from", "1", "--forward", f"http://127.0.0.1:{port}", KLING_HOOK_SECRET=HOOK_SECRET
-    )
+    listener = begin(running, "--from", "1", "--forward", f"http://127.0.0.1:{port}", KLING_HOOK_SECRET=HOOK_SECRET)
     assert f"Event {happened[0]} waits" in listener.said("No answer from")
     with host(lambda visit: visit.answer(200), port=port) as there:
         visits = there.wait_for(len(happened))
@@ -292,9 +286,7 @@ def test_an_application_that_hangs_up_is_waited_for(running: Running, gateway: S
 
 
 @pytest.mark.parametrize("status", [302, 400, 410, 500])
-def test_an_answer_that_is_no_is_told_and_passed(
-    running: Running, gateway: Sandbox, begin: Begin, status: int
-) -> None:
+def test_an_answer_that_is_no_is_told_and_passed(running: Running, gateway: Sandbox, begin: Begin, status: int) -> None:
     """A redirect too, which is not followed; the next event follows at once."""
     done(running, gateway)
 
@@ -360,9 +352,7 @@ def test_ctrl_c_is_130_and_the_event_under_way_comes_again(
     assert (listener.process.returncode, err.strip()) == (130, "")
 
 
-def test_a_receiver_that_restarts_is_waited_for(
-    start: Start, running: Running, gateway: Sandbox, begin: Begin
-) -> None:
+def test_a_receiver_that_restarts_is_waited_for(start: Start, running: Running, gateway: Sandbox, begin: Begin) -> None:
     """The stream is taken up where it broke."""
     listener = begin(running, "--json")
     listener.said("Listening to")
@@ -463,9 +453,7 @@ def test_a_time_that_is_none_is_told(
         (["--state", "a-file"], "a-file"),
     ],
 )
-def test_wrong_usage_is_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_wrong_usage_is_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Before anybody is asked anything."""
     (tmp_path / "a-file").touch()
     with pytest.raises(SystemExit) as ended:
@@ -475,9 +463,7 @@ def test_wrong_usage_is_2(
 
 
 @pytest.mark.parametrize("secret", ["whsec_c2hvcnQ=", "phrase"])
-def test_a_wrong_secret_is_2(
-    secret: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_secret_is_2(secret: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Named, and not shown."""
     for name, value in {
         "RECEIVER_URL": "http://localhost:1",

@@ -23,9 +23,7 @@ pytestmark = pytest.mark.anyio
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 NOW = 1_800_000_000
-HAPPENED = Event(
-    17, "task.done", "2027-01-15T08:00:00.123Z", {"status": "succeed"}, task_json("mine", "succeed")
-)
+HAPPENED = Event(17, "task.done", "2027-01-15T08:00:00.123Z", {"status": "succeed"}, task_json("mine", "succeed"))
 
 
 @pytest.fixture
@@ -95,9 +93,7 @@ async def listened(
     """What is told, until the receiver refuses."""
     told: list[tuple[int, HandlerResult]] = []
     with pytest.raises(ReceiverError):
-        await listen(
-            kling, cursor, handle, event_filter=wanted, report=lambda each, how: told.append((each.id, how))
-        )
+        await listen(kling, cursor, handle, event_filter=wanted, report=lambda each, how: told.append((each.id, how)))
     return told
 
 

@@ -72,9 +72,7 @@ def test_real_files_are_known(tmp_path: Path, content_type: str) -> None:
     assert EXTENSIONS[content_type].startswith(".")
 
 
-@pytest.mark.parametrize(
-    "content_type", ["image/png", "image/jpeg", "image/gif", "video/mp4", "video/quicktime"]
-)
+@pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/gif", "video/mp4", "video/quicktime"])
 def test_files_cut_anywhere_are_not_whole(tmp_path: Path, content_type: str) -> None:
     """Half a picture or video never counts as one."""
     content, path = REAL[content_type], tmp_path / "file"

@@ -52,7 +52,7 @@ async def test_deliveries_of_the_one_hook_go_to_default(tmp_path: Path, database
         connection.execute(text(EVENT), [{"type": f"type {n}", "at": NOW + n} for n in range(4)])
         for n, state in enumerate(("ready", "running", "dead"), 1):
             claim = "c" if state == "running" else None
-            given = {"key": f"hook/{n}", "state": state, "claim": claim, "until": claim and 5}
+            given = {"key": f"delivery/{n}", "state": state, "claim": claim, "until": claim and 5}
             connection.execute(text(JOB), given)
     old.close()
     with host(lambda visit: visit.answer(204)) as there:
@@ -62,6 +62,10 @@ async def test_deliveries_of_the_one_hook_go_to_default(tmp_path: Path, database
             [dead] = way.jobs("hook").values()
             [new] = await way.happen("new")
             await way.until(lambda: len(way.attempts(taken=True)) == 3)
-            assert (dead["key"], dead["lane"], dead["state"]) == ("hook/3/default", "hook default", "dead")
-            assert dead["data"] == {"hook": "default", "event": 3}
+            assert (dead["unique_key"], dead["concurrency_key"], dead["state"]) == (
+                "delivery/3/default",
+                "hook default",
+                "dead",
+            )
+            assert dead["args"] == {"hook": "default", "event": 3}
     assert sorted(json.loads(visit.body)["id"] for visit in there.visits) == [1, 2, new]

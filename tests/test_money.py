@@ -32,9 +32,7 @@ UNKNOWN = ["drop-after-create", "create-5002", "create-504", "create-garbage"]
 
 
 @pytest.mark.parametrize("answer", UNKNOWN)
-@pytest.mark.parametrize(
-    "more", ["", "drop-external-id", "no-callback", "relay-id", "no-callback,query-5xx-once"]
-)
+@pytest.mark.parametrize("more", ["", "drop-external-id", "no-callback", "relay-id", "no-callback,query-5xx-once"])
 async def test_a_create_without_a_usable_answer_is_paid_once_and_comes(
     running: Running, gateway: Sandbox, answer: str, more: str
 ) -> None:
@@ -84,9 +82,7 @@ async def test_many_clients_of_one_intent_pay_once(running: Running, gateway: Sa
 
 
 @pytest.mark.parametrize("switch", ["arrears", "not-allowed", "full", "busy"])
-async def test_what_was_surely_not_taken_is_known_to_both(
-    running: Running, gateway: Sandbox, switch: str
-) -> None:
+async def test_what_was_surely_not_taken_is_known_to_both(running: Running, gateway: Sandbox, switch: str) -> None:
     """No task at the gateway, an error with its outcome, and an end at the receiver."""
     own = new_id()
     async with opened(running, gateway) as kling:

@@ -52,9 +52,7 @@ async def test_a_silent_name_server_holds_up_nobody_else(server: Server) -> None
     client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: ThreadedResolver(server.look))
     with host(lambda visit: visit.answer(200)) as there:
         port = there.url.rpartition(":")[2]
-        waiting = [
-            asyncio.create_task(client.send("GET", f"http://{SILENT}:{port}/")) for _ in range(THREADS * 4)
-        ]
+        waiting = [asyncio.create_task(client.send("GET", f"http://{SILENT}:{port}/")) for _ in range(THREADS * 4)]
         async with asyncio.timeout(PATIENCE):
             assert await asyncio.to_thread(server.came.wait, PATIENCE)
             answer = await client.send("GET", f"http://well.example:{port}/")

@@ -39,9 +39,7 @@ def problems(value: Any, schema: Json, place: str = "") -> list[str]:
     if kind and (not isinstance(value, PYTHON[kind]) or (isinstance(value, bool) and kind != "boolean")):
         return [f"{place}: {value!r} is no {kind}"]
     if kind == "array":
-        return [
-            each for n, item in enumerate(value) for each in problems(item, schema["items"], f"{place}[{n}]")
-        ]
+        return [each for n, item in enumerate(value) for each in problems(item, schema["items"], f"{place}[{n}]")]
     if kind == "object" and "properties" in schema:
         found = [f"{place}: lacks {name}" for name in schema.get("required", ()) if name not in value]
         found += [f"{place}: {name} is not described" for name in value if name not in schema["properties"]]
@@ -73,9 +71,7 @@ def test_the_checker_checks() -> None:
 
 def test_every_route_is_described(running: Running) -> None:
     """Path by path and method by method, no more and no fewer."""
-    described = {
-        (path, method.upper()) for path, methods in document_module.PATHS.items() for method in methods
-    }
+    described = {(path, method.upper()) for path, methods in document_module.PATHS.items() for method in methods}
     receiver: Receiver = running.receiver
     routes = [route for route in create_app(receiver).routes if isinstance(route, Route)]
     real = {

@@ -288,9 +288,7 @@ async def test_a_name_with_one_forbidden_address_is_refused(trap: socket.socket,
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "name", ["localhost", "LOCALHOST", "localhost.", "ip6-localhost", "127.1", "2130706433", "0"]
-)
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "localhost.", "ip6-localhost", "127.1", "2130706433", "0"])
 async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str) -> None:
     """By the machine's own resolver, however they are written."""
     client = GuardedClient(NOBODY)
@@ -340,9 +338,7 @@ def there() -> Iterator[Host]:
     """A host on loopback that answers, or redirects."""
 
     def respond(visit: Visit) -> None:
-        visit.answer(
-            302 if visit.path == "/away" else 200, b"here", Location="http://10.0.0.1/", Set_Cookie="a=b"
-        )
+        visit.answer(302 if visit.path == "/away" else 200, b"here", Location="http://10.0.0.1/", Set_Cookie="a=b")
 
     with host(respond) as there:
         yield there

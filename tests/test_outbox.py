@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from kling_receiver.jobs import queue
+from kling_receiver.jobs import enqueue, queue
 from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.jobs.kinds import Pool
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import JOB, Transaction
+from kling_receiver.store.tables import JOB
+from kling_receiver.store.transaction import Transaction
 from tests.ledger import NOW, Ledger
 
 LEASE = 1000
@@ -33,9 +35,7 @@ NAMES = itertools.count()
 def claim(ledger: Ledger, busy: Capacity | None = None, *, room: int = 9) -> list[ClaimedJob]:
     """Claim what is due; `room`: jobs of one lane, unless `busy` says more."""
     return ledger.change(
-        lambda tx: queue.claim_due(
-            tx, busy or Capacity(room, 99), claim_id=f"claim {next(NAMES)}", lease_ms=LEASE
-        )
+        lambda tx: queue.claim_due(tx, busy or Capacity(room), claim_id=f"claim {next(NAMES)}", lease_ms=LEASE)
     )
 
 
@@ -60,9 +60,9 @@ def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:
     ledger.put_job(data={"n": 1})
     (job,) = claim(ledger)
     row = ledger.jobs()["ask/t"]
-    assert (row["state"], row["attempts"], row["leased_until"]) == ("running", 1, NOW + LEASE)
-    assert row["claim"] == job.claim_id
-    assert (job.key, job.kind, job.task_id, job.concurrency_key, job.args, job.attempts) == (
+    assert (row["state"], row["attempts"], row["lease_expires_at"]) == ("running", 1, NOW + LEASE)
+    assert row["claim_id"] == job.claim_id
+    assert (job.unique_key, job.kind, job.task_id, job.concurrency_key, job.args, job.attempts) == (
         *("ask/t", "ask", "t", "kling"),
         *({"n": 1}, 1),
     )
@@ -73,10 +73,10 @@ def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
     ledger.put_job("later", due_at=NOW + 1)
     ledger.put_job("now", due_at=NOW)
     ledger.put_job("dead", state="dead")
-    assert [job.key for job in claim(ledger)] == ["now"]
+    assert [job.unique_key for job in claim(ledger)] == ["now"]
     assert claim(ledger) == []
     ledger.now += 1
-    assert [job.key for job in claim(ledger)] == ["later"]
+    assert [job.unique_key for job in claim(ledger)] == ["later"]
 
 
 def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
@@ -96,8 +96,8 @@ def test_the_longest_due_goes_first(ledger: Ledger) -> None:
     """As many as there is room for."""
     for n in (3, 1, 2):
         ledger.put_job(f"j{n}", due_at=NOW - 10 + n)
-    assert [job.key for job in claim(ledger, room=2)] == ["j1", "j2"]
-    assert [job.key for job in claim(ledger, room=2)] == ["j3"]
+    assert [job.unique_key for job in claim(ledger, room=2)] == ["j1", "j2"]
+    assert [job.unique_key for job in claim(ledger, room=2)] == ["j3"]
 
 
 def test_of_what_is_due_together_the_oldest_goes_first(ledger: Ledger) -> None:
@@ -106,7 +106,7 @@ def test_of_what_is_due_together_the_oldest_goes_first(ledger: Ledger) -> None:
         ledger.put_job(f"j{n}", due_at=NOW - (n > 0))
     with ledger.database.write() as connection:  # PostgreSQL puts a changed row behind the others
         connection.execute(JOB.update().where(JOB.c.key == "j0").values(due_at=NOW - 1))
-    assert [job.key for job in claim(ledger)] == ["j0", "j1", "j2"]
+    assert [job.unique_key for job in claim(ledger)] == ["j0", "j1", "j2"]
 
 
 def test_two_claims_of_a_job_have_different_names(ledger: Ledger) -> None:
@@ -134,7 +134,7 @@ def test_what_is_tried_again_waits(ledger: Ledger) -> None:
     (job,) = claim(ledger)
     assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
     row = ledger.jobs()["ask/t"]
-    assert (row["state"], row["due_at"], row["attempts"], row["claim"]) == ("ready", NOW + 7, 1, None)
+    assert (row["state"], row["due_at"], row["attempts"], row["claim_id"]) == ("ready", NOW + 7, 1, None)
     assert row["error"] == "x" * queue.MAX_ERROR_CHARS
     ledger.now += 7
     (job,) = claim(ledger)
@@ -147,17 +147,15 @@ def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
     (job,) = claim(ledger)
     assert settle(ledger, job, GiveUp("no use"))
     row = ledger.jobs()["ask/t"]
-    assert (row["state"], row["error"], row["claim"]) == ("dead", "no use", None)
+    assert (row["state"], row["error"], row["claim_id"]) == ("dead", "no use", None)
     assert claim(ledger) == []
-    ledger.change(lambda tx: tx.enqueue("ask", "t", key="ask/t", lane="kling"))
+    ledger.change(lambda tx: enqueue.ask(tx, "t"))
     assert claim(ledger)[0].attempts == 1
 
 
 @pytest.mark.parametrize("outcome", [Done(), RetryAt(NOW, "again"), GiveUp("no use")])
 @pytest.mark.parametrize("taken_over", [True, False])
-def test_a_worker_that_lost_its_claim_settles_nothing(
-    ledger: Ledger, outcome: Outcome, taken_over: bool
-) -> None:
+def test_a_worker_that_lost_its_claim_settles_nothing(ledger: Ledger, outcome: Outcome, taken_over: bool) -> None:
     """And its verdict changes nothing: neither the job nor the task."""
     ledger.put_job()
     (job,) = claim(ledger)
@@ -198,46 +196,53 @@ def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
 def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
     """Its lane is full, and the others' jobs are claimed although they were due later."""
     for n in range(queue.MAX_SCANNED + 50):
-        ledger.put_job(f"dead/{n}", lane="dead host", due_at=NOW - 1000 + n)
-    ledger.put_job("good", lane="good host", due_at=NOW)
-    busy = Capacity(per_key=16, per_kind=99)
+        ledger.put_job(f"dead/{n}", concurrency_key="dead host", due_at=NOW - 1000 + n)
+    ledger.put_job("good", concurrency_key="good host", due_at=NOW)
+    busy = Capacity(per_key=16)
     assert Counter(job.concurrency_key for job in claim(ledger, busy)) == {"dead host": 16}
-    assert [job.key for job in claim(ledger, busy)] == ["good"]
+    assert [job.unique_key for job in claim(ledger, busy)] == ["good"]
 
 
 def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
     """Downloads have all the room that downloads have, and a question is claimed although it was due later."""
     for n in range(queue.MAX_SCANNED + 50):
-        ledger.put_job(f"dead/{n}", kind="download", lane=f"dead host {n}", due_at=NOW - 1000 + n)
+        ledger.put_job(
+            f"dead/{n}",
+            kind="download",
+            pool="downloads",
+            concurrency_key=f"dead host {n}",
+            due_at=NOW - 1000 + n,
+        )
     ledger.put_job("good", kind="ask", due_at=NOW)
-    busy = Capacity(per_key=16, per_kind=48)
+    busy = Capacity(per_key=16)
     assert Counter(job.kind for job in claim(ledger, busy)) == {"download": 48}
-    assert [job.key for job in claim(ledger, busy)] == ["good"]
+    assert [job.unique_key for job in claim(ledger, busy)] == ["good"]
 
 
 def test_a_lane_has_room_for_what_is_not_running(ledger: Ledger) -> None:
     """What runs counts; within one claim too."""
     for n in range(5):
-        ledger.put_job(f"j{n}", lane="a")
+        ledger.put_job(f"j{n}", concurrency_key="a")
     [first] = claim(ledger, room=1)
-    busy = Capacity.of([first, replace(first, concurrency_key="b")], per_key=3, per_kind=99)
+    busy = Capacity.of([first, replace(first, concurrency_key="b")], per_key=3)
     assert len(claim(ledger, busy)) == 2
 
 
 def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
     """Or when a lease ends; a lane or kind that is full is looked at when one of its jobs ends."""
 
-    def next_due(*full: str, kinds: tuple[str, ...] = ()) -> int | None:
-        busy = Capacity(1, 1, keys=Counter(full), kinds=Counter(kinds))
+    def next_due(*full: str, pools: tuple[str, ...] = ()) -> int | None:
+        one: dict[str, int] = dict.fromkeys(Pool, 1)
+        busy = Capacity(1, one, keys=Counter(full), pools=Counter(pools))
         return ledger.change(lambda tx: queue.next_due(tx, busy))
 
     assert next_due() is None
     ledger.put_job("dead", state="dead")
     assert next_due() is None
-    ledger.put_job("a", lane="a", due_at=NOW + 5)
+    ledger.put_job("a", concurrency_key="a", due_at=NOW + 5)
     ledger.put_job("b", concurrency_key="b", due_at=NOW + 3)
     assert (next_due(), next_due("b"), next_due("a", "b")) == (NOW + 3, NOW + 5, None)
-    assert (next_due(kinds=("ask",)), next_due(kinds=("hook",))) == (None, NOW + 3)
+    assert (next_due(pools=("kling",)), next_due(pools=("hook-runs",))) == (None, NOW + 3)
     ledger.now += 3
     claim(ledger)
     assert (next_due("a"), next_due()) == (NOW + 3 + LEASE, NOW + 5)
@@ -249,10 +254,15 @@ def test_the_order_is_asked_for(ledger: Ledger) -> None:
         tx.connection.execute(text("DROP INDEX job_due"))
     for n in (7, 5, 6, 4):
         ledger.put_job(f"j{n}", due_at=NOW + n)
-    busy = Capacity(1, 99)
+    busy = Capacity(1)
     assert ledger.change(lambda tx: queue.next_due(tx, busy)) == NOW + 4
     ledger.now += 9
-    assert [job.key for _ in range(4) for job in claim(ledger, Capacity(1, 99))] == ["j4", "j5", "j6", "j7"]
+    assert [job.unique_key for _ in range(4) for job in claim(ledger, Capacity(1))] == [
+        "j4",
+        "j5",
+        "j6",
+        "j7",
+    ]
 
 
 def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
@@ -265,7 +275,12 @@ def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
     ledger.now += 1
     assert rescue(ledger) == 1
     row = ledger.jobs()["a"]
-    assert (row["state"], row["due_at"], row["attempts"], row["leased_until"]) == ("ready", ledger.now, 0, None)
+    assert (row["state"], row["due_at"], row["attempts"], row["lease_expires_at"]) == (
+        "ready",
+        ledger.now,
+        0,
+        None,
+    )
     assert ledger.jobs()["later"]["due_at"] == NOW + 10**9
 
 
@@ -281,7 +296,7 @@ def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
     """The worker settles it; what came meanwhile is for its verdict to see."""
     ledger.put_job()
     (job,) = claim(ledger)
-    ledger.change(lambda tx: tx.enqueue("ask", "t", key="ask/t", lane="kling"))
+    ledger.change(lambda tx: enqueue.ask(tx, "t"))
     assert settle(ledger, job, Done())
     assert ledger.jobs() == {}
 
@@ -289,7 +304,7 @@ def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
 def test_a_key_keeps_the_earlier_time(ledger: Ledger) -> None:
     """However often it is owed."""
     for due in (NOW + 5, NOW + 3, NOW + 8):
-        ledger.change(lambda tx, due=due: tx.enqueue("ask", "t", key="k", lane="kling", due_at=due))  # type: ignore[misc]
+        ledger.change(lambda tx, due=due: enqueue.ask(tx, "t", due))  # type: ignore[misc]
     assert [job["due_at"] for job in ledger.jobs().values()] == [NOW + 3]
 
 
@@ -312,7 +327,7 @@ def test_two_workers_never_have_the_same_job(database: Database, database_url: s
     def work(mine: Ledger) -> None:
         barrier.wait(20)
         while jobs := claim(mine, room=3):
-            taken.extend(job.key for job in jobs)
+            taken.extend(job.unique_key for job in jobs)
 
     threads = [threading.Thread(target=work, args=(each,)) for each in (ledger, other)]
     for thread in threads:
@@ -328,11 +343,11 @@ def test_what_runs_counts_by_lane_and_by_kind(ledger: Ledger) -> None:
     """However many hosts it is spread over, one kind of work leaves room for the others."""
     ledger.put_job()
     (job,) = claim(ledger)
-    busy = Capacity.of([job, replace(job, concurrency_key="b")], per_key=2, per_kind=2)
-    assert busy.exhausted == {"lanes": [], "kinds": ["ask"]}
-    assert not busy.reserve("c", job.kind)
-    assert busy.reserve(job.concurrency_key, "hook")
-    assert busy.exhausted == {"lanes": ["kling"], "kinds": ["ask"]}
+    busy = Capacity.of([job, replace(job, concurrency_key="b")], per_key=2, per_pool={"kling": 2})
+    assert busy.exhausted == {"keys": [], "pools": ["kling"]}
+    assert not busy.reserve("c", job.pool)
+    assert busy.reserve(job.concurrency_key, "downloads")
+    assert busy.exhausted == {"keys": ["kling"], "pools": ["kling"]}
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
@@ -343,11 +358,11 @@ def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
     for n in range(queue.MAX_SCANNED + 1):
         first.put_job(f"j{n}")
     with first.transaction() as tx:
-        (mine,) = queue.claim_due(tx, Capacity(1, 99), claim_id="mine", lease_ms=LEASE)
+        (mine,) = queue.claim_due(tx, Capacity(1), claim_id="mine", lease_ms=LEASE)
         with second.transaction() as other:
             other.connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            (theirs,) = queue.claim_due(other, Capacity(9, 99), claim_id="theirs", lease_ms=LEASE)
-    assert (mine.key, theirs.key) == ("j0", f"j{queue.MAX_SCANNED}")
+            (theirs,) = queue.claim_due(other, Capacity(9), claim_id="theirs", lease_ms=LEASE)
+    assert (mine.unique_key, theirs.unique_key) == ("j0", f"j{queue.MAX_SCANNED}")
     for each in (first, second):
         each.database.close()
 
@@ -394,4 +409,4 @@ def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
         again = RetryAt(NOW, "cut off", args={"seen": 1}, counts=False)
         assert ledger.change(lambda tx: queue.settle(tx, job, queue.settle_as(again)))  # noqa: B023
     row = ledger.jobs()["ask/t"]
-    assert (row["attempts"], row["data"], row["error"]) == (0, {"seen": 1}, "cut off")
+    assert (row["attempts"], row["args"], row["error"]) == (0, {"seen": 1}, "cut off")

@@ -62,7 +62,7 @@ def test_bodies_that_no_text_column_takes(running: Running) -> None:
     ):
         task = new_id()
         assert post(running, task, body).status_code == 200
-        [kept] = rows(running, "SELECT body FROM event WHERE digest IS NOT NULL AND task = :t", t=task)
+        [kept] = rows(running, "SELECT body FROM event WHERE body_sha256 IS NOT NULL AND task = :t", t=task)
         assert bytes(kept["body"]) == body
     assert register(running, new_id(), model="\0", tags=["\0a"], request={"\0": "\0"}).status_code in (
         201,

@@ -9,7 +9,8 @@ from typing import Any
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Outcome
-from kling_receiver.store.transaction import EVENT, JOB, Transaction
+from kling_receiver.store.tables import EVENT, JOB
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import overdue as overdue_module
 from kling_receiver.tasks import transitions
 from kling_receiver.tasks.ingest import Callback
@@ -43,9 +44,7 @@ def each_round(race: Callable[[str], None]) -> None:
 
 def claim(ledger: Ledger) -> list[ClaimedJob]:
     """Claim what is due."""
-    return ledger.change(
-        lambda tx: queue.claim_due(tx, Capacity(99, 99), claim_id=token_hex(8), lease_ms=LEASE)
-    )
+    return ledger.change(lambda tx: queue.claim_due(tx, Capacity(99), claim_id=token_hex(8), lease_ms=LEASE))
 
 
 def settle(ledger: Ledger, job: ClaimedJob, verdict: Callable[[Transaction], Outcome]) -> bool:
@@ -96,9 +95,7 @@ def rescue(ledger: Ledger) -> int:
 def overdue(ledger: Ledger, task: str) -> ClaimedJob:
     """The claimed last look at a task of which Kling knows nothing."""
     ledger.put_task(task)
-    ledger.put_job(
-        f"overdue/{task}", kind="overdue", task=task, data={"looks": overdue_module.MAX_QUERIES_UNKNOWN}
-    )
+    ledger.put_job(f"overdue/{task}", kind="overdue", task=task, data={"looks": overdue_module.MAX_QUERIES_UNKNOWN})
     [job] = [job for job in claim(ledger) if job.task_id == task]
     return job
 
@@ -111,27 +108,23 @@ def owed(ledger: Ledger, task: str) -> ClaimedJob:
     return job
 
 
-def test_a_repeat_that_comes_beside_the_first_is_counted(
-    start: Start, gateway: Sandbox, database_url: str
-) -> None:
+def test_a_repeat_that_comes_beside_the_first_is_counted(start: Start, gateway: Sandbox, database_url: str) -> None:
     """Sixteen senders of one body at once, before anybody knows the task: one event, fifteen repeats."""
     running = start(api_base=gateway.url, database_url=database_url)
 
     def race(task: str) -> None:
         sent = at_once(*[lambda: post(running, task, {"task_status": "processing"})] * 16)
         assert [answer.status_code for answer in sent] == [200] * 16
-        kept = rows(running, "SELECT repeats FROM event WHERE task = :t AND digest IS NOT NULL", t=task)
+        kept = rows(running, "SELECT repeat_count FROM event WHERE task_id = :t AND body_sha256 IS NOT NULL", t=task)
         assert kept == [{"repeats": 15}]
-        [row] = rows(running, "SELECT status, callbacks FROM task WHERE id = :t", t=task)
+        [row] = rows(running, "SELECT status, callback_count FROM task WHERE id = :t", t=task)
         assert row == {"status": "processing", "callbacks": 16}
 
     for task in ("a", "b", "c"):
         race(task)
 
 
-def test_a_repeat_of_the_end_is_not_asked_about_twice(
-    start: Start, gateway: Sandbox, database_url: str
-) -> None:
+def test_a_repeat_of_the_end_is_not_asked_about_twice(start: Start, gateway: Sandbox, database_url: str) -> None:
     """However many senders bring it, Kling is asked once, and each file is fetched once."""
     running = start(api_base=gateway.url, database_url=database_url)
     task, theirs = submit(running, gateway, "no-callback")
@@ -152,7 +145,7 @@ def test_a_repeat_that_comes_at_once_adds_no_event(rivals: Rivals) -> None:
         [event] = [row for row in rivals.here.rows(EVENT, task=task) if row["digest"]]
         assert event["repeats"] == 1
         row = rivals.here.task(task)
-        assert (row["status"], row["callbacks"]) == ("processing", 2)
+        assert (row["status"], row["callback_count"]) == ("processing", 2)
 
     each_round(race)
 
@@ -193,7 +186,7 @@ def test_a_creates_answer_that_loses_to_the_first_callback_takes_nothing_back(ri
         rivals.here.register(task)
         rivals.at_once(partial(report, task=task), partial(take, word=callback(task, "processing")))
         row = rivals.here.task(task)
-        assert (row["status"], row["outcome"], row["task_id"]) == ("processing", "created", f"k{task}")
+        assert (row["status"], row["outcome"], row["kling_id"]) == ("processing", "created", f"k{task}")
         assert rivals.here.types(task).count("task.processing") == 1
 
     each_round(race)
@@ -212,9 +205,9 @@ def test_a_registration_that_loses_to_the_first_callback_may_not_create(
         )
         assert called.status_code == 200
         assert registered.status_code in (200, 201)
-        [row] = rows(running, "SELECT status, model, callbacks FROM task WHERE id = :t", t=task)
+        [row] = rows(running, "SELECT status, model, callback_count FROM task WHERE id = :t", t=task)
         assert row == {"status": "submitted", "model": "m", "callbacks": 1}
-        first = rows(running, "SELECT data FROM event WHERE task = :t ORDER BY id LIMIT 1", t=task)[0]["data"]
+        first = rows(running, "SELECT data FROM event WHERE task_id = :t ORDER BY id LIMIT 1", t=task)[0]["data"]
         assert registered.json()["create"] == ("client" in str(first))
 
     each_round(race)
@@ -245,10 +238,10 @@ def test_a_worker_that_claims_second_gets_what_is_left(rivals: Rivals) -> None:
         for n in range(due):
             here.put_job(f"ask/{task}/{n}", task=task)
         one, other = rivals.at_once(claim, claim)
-        claimed = [job.key for job in one + other]
+        claimed = [job.unique_key for job in one + other]
         assert sorted(claimed) == sorted(set(claimed)) == [f"ask/{task}/{n}" for n in range(due)]
-        assert {job.key: job.claim for job in one + other} == {
-            key: row["claim"] for key, row in here.jobs().items() if row["task"] == task
+        assert {job.unique_key: job.claim for job in one + other} == {
+            key: row["claim_id"] for key, row in here.jobs().items() if row["task_id"] == task
         }
 
     each_round(race)

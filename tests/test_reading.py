@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
 
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
@@ -17,7 +18,6 @@ from kling_receiver.store.reader import (
     Reader,
     TaskDetail,
     TaskFilter,
-    in_thread,
 )
 from kling_receiver.tasks import transitions
 from tests.ledger import FAMILY, FILE, NOW, Ledger, callback
@@ -42,21 +42,21 @@ def reader(database: Database) -> Reader:
 
 async def test_what_blocks_runs_beside_the_loop() -> None:
     """In a thread of its own."""
-    assert await in_thread(threading.get_ident) != threading.get_ident()
+    assert await run_in_threadpool(threading.get_ident) != threading.get_ident()
 
 
 async def test_a_task_is_found_by_its_ids(ledger: Ledger, reader: Reader) -> None:
     """By ours and by Kling's; or not at all."""
     row = await reader.task("t")
     assert row is not None
-    assert (row["id"], row["task_id"], row["status"]) == ("t", "k1", "succeed")
+    assert (row["id"], row["kling_id"], row["status"]) == ("t", "k1", "succeed")
     assert await reader.task("k1") is None
     assert (await reader.find_by_kling_id("k1"), await reader.find_by_kling_id("t")) == ("t", None)
 
 
 async def test_results_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
     """All of a task, or its n-th."""
-    assert [result["n"] for result in await reader.results("t")] == [0, 1]
+    assert [result["position"] for result in await reader.results("t")] == [0, 1]
     assert await reader.results("nobody") == []
     second = await reader.result("t", 1)
     assert second is not None
@@ -69,7 +69,7 @@ async def test_a_full_task_has_its_results_and_tags(ledger: Ledger, reader: Read
     ledger.register("u", tags=("green",))
     found = await reader.details(["u", "nobody", "t"])
     assert sorted(found) == ["t", "u"]
-    assert (found["t"].tags, [result["n"] for result in found["t"].results]) == (["blue", "red"], [0, 1])
+    assert (found["t"].tags, [result["position"] for result in found["t"].results]) == (["blue", "red"], [0, 1])
     assert (found["u"].tags, found["u"].results) == (["green"], [])
     assert await reader.details([]) == {}
 
@@ -80,7 +80,7 @@ async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None
     of_all = await reader.events(0)
     assert [event["id"] for event in of_all] == sorted(event["id"] for event in of_all)
     assert len(of_all) == len(ledger.events("t")) + len(ledger.events("u"))
-    assert {event["task"] for event in await reader.events(0, "t")} == {"t"}
+    assert {event["task_id"] for event in await reader.events(0, "t")} == {"t"}
     middle = of_all[2]["id"]
     assert (await reader.events(middle))[0]["id"] > middle
     assert await reader.events(of_all[-1]["id"]) == []
@@ -113,9 +113,7 @@ def many(database: Database) -> Ledger:
     ledger = Ledger(database)
     for n in range(6):
         ledger.now = NOW + n // 2
-        ledger.register(
-            f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ()
-        )
+        ledger.register(f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ())
     ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t3"), "late"))
     return ledger
 
@@ -152,9 +150,7 @@ async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> Non
         (TaskFilter(before=(NOW, "t0")), []),
     ],
 )
-async def test_a_list_can_be_narrowed(
-    many: Ledger, reader: Reader, wanted: TaskFilter, expected: list[str]
-) -> None:
+async def test_a_list_can_be_narrowed(many: Ledger, reader: Reader, wanted: TaskFilter, expected: list[str]) -> None:
     """By status, family, tag, and by where the last page ended."""
     assert await listed(reader, wanted) == expected
 
@@ -167,9 +163,7 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: i
     """Whatever their length, in tasks or in bytes."""
     seen, before, pages = [], None, 0
     while pages == 0 or before:
-        page = await reader.render_page(
-            TaskFilter(limit=limit, before=before), lambda full: name(full).ljust(size)
-        )
+        page = await reader.render_page(TaskFilter(limit=limit, before=before), lambda full: name(full).ljust(size))
         seen += [each.decode().strip() for each in page.items]
         before, pages = page.last, pages + 1
     assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
@@ -181,7 +175,7 @@ async def test_a_batch_ends_where_it_is_large(many: Ledger, reader: Reader, size
     """With one event at least; the others come in the next."""
     events = await reader.events(0)
     shown = await reader.render_events(events, lambda event, full: name(full).ljust(size))
-    assert [each.decode().strip() for each in shown] == [each["task"] for each in events[:count]]
+    assert [each.decode().strip() for each in shown] == [each["task_id"] for each in events[:count]]
     assert len(events) == 8
 
 

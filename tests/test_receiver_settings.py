@@ -78,9 +78,7 @@ def test_all_problems_are_told_at_once() -> None:
     }
     found = problems(**given)
     for name in given.keys() - {"webhook_secrets", "hook_url"} | {"hook_secret"}:
-        assert any(
-            each.startswith(f"KLING_{name.upper()}") or f"KLING_{name.upper()} " in each for each in found
-        ), name
+        assert any(each.startswith(f"KLING_{name.upper()}") or f"KLING_{name.upper()} " in each for each in found), name
     assert any("is not a public address" in each for each in found)
     assert "hidden" not in " ".join(found)
 
@@ -174,9 +172,7 @@ def test_no_problem_is_told_in_pydantic_s_words() -> None:
         ("https://10.0.0.5", "https://10.0.0.6", False),
     ],
 )
-def test_an_address_that_kling_cannot_reach_is_seen(
-    receiver_url: str, api_base: str, out_of_reach: bool
-) -> None:
+def test_an_address_that_kling_cannot_reach_is_seen(receiver_url: str, api_base: str, out_of_reach: bool) -> None:
     """A private receiver of a public Kling would wait for callbacks in vain."""
     settings = ReceiverSettings.load(receiver_url=receiver_url, api_base=api_base)
     assert ("KLING_RECEIVER_URL" in settings.unreachable_reason) == out_of_reach

@@ -8,7 +8,7 @@ import pytest
 
 from kling_callback.protocol.reports import Report
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import EVENT, TASK
+from kling_receiver.store.tables import EVENT, TASK
 from kling_receiver.tasks.ingest import (
     CREATE_ANSWER_GRACE_MS,
     MAX_KEPT_BYTES,
@@ -30,7 +30,7 @@ def test_the_first_callback_makes_the_task(ledger: Ledger) -> None:
     ledger.record(callback(family="videos/text2video", task_id="k1"))
     task = ledger.task()
     assert view(task) == ("processing", None, False)
-    assert (task["family"], task["outcome"], task["callbacks"], task["callback_id"]) == (
+    assert (task["family"], task["outcome"], task["callback_count"], task["callback_kling_id"]) == (
         "videos/text2video",
         "none",
         1,
@@ -49,7 +49,7 @@ def test_the_first_callback_makes_the_task(ledger: Ledger) -> None:
 def test_a_callback_that_cannot_be_read_is_a_hint(ledger: Ledger) -> None:
     """Something happened, only Kling can say what; an earlier hint of an end is kept."""
     ledger.record(callback(status="failed"), callback(status=None))
-    assert (ledger.task()["hint"], ledger.task()["hints"]) == ("failed", 2)
+    assert (ledger.task()["hint"], ledger.task()["hint_count"]) == ("failed", 2)
     assert ledger.events()[2]["data"]["trouble"] == "unreadable"
     assert sorted(ledger.jobs()) == ["ask/t", OVERDUE]
 
@@ -112,8 +112,12 @@ def test_a_repeat_is_counted_on_its_event(ledger: Ledger, together: bool) -> Non
     for batch in batches:
         ledger.record(*batch)
     (event,) = ledger.rows(EVENT, digest=same.body_sha256)
-    assert (event["repeats"], event["body"]) == (2, same.body)
-    assert (ledger.task()["callbacks"], ledger.task()["kept"], ledger.task()["hints"]) == (3, 1, 1)
+    assert (event["repeat_count"], event["body"]) == (2, same.body)
+    assert (ledger.task()["callback_count"], ledger.task()["kept_callbacks"], ledger.task()["hint_count"]) == (
+        3,
+        1,
+        1,
+    )
     assert ledger.types() == ["task.created", "callback.received"]
 
 
@@ -140,9 +144,7 @@ def test_all_statuses_in_one_batch_in_every_order(ledger: Ledger) -> None:
         ledger.record(*(_to(task, each) for each in order))
     tasks = ledger.rows(TASK)
     assert len(tasks) == 120
-    assert {(*view(task), task["callbacks"], task["kept"]) for task in tasks} == {
-        ("succeed", "kling", False, 5, 5)
-    }
+    assert {(*view(task), task["callbacks"], task["kept"]) for task in tasks} == {("succeed", "kling", False, 5, 5)}
     bodies = ledger.rows(EVENT, digest=ALL[1].body_sha256)
     assert {event["body"] for event in bodies} == {NUL}
     assert len(bodies) == 120
@@ -175,16 +177,14 @@ def test_text_is_fit_for_any_database(ledger: Ledger) -> None:
 
 
 def _to(task: str, each: Callback) -> Callback:
-    return Callback(
-        task, FAMILY, each.body_sha256, each.body, each.size, each.report, each.signed, each.problem
-    )
+    return Callback(task, FAMILY, each.body_sha256, each.body, each.size, each.report, each.signed, each.problem)
 
 
 def test_past_so_many_events_callbacks_are_only_counted(ledger: Ledger) -> None:
     """A flood of different bodies fills no disk, yet the last word of it is heard, calmly."""
     ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS + 50)))
     task = ledger.task()
-    assert (task["callbacks"], task["kept"]) == (MAX_KEPT_CALLBACKS + 50, MAX_KEPT_CALLBACKS)
+    assert (task["callback_count"], task["kept_callbacks"]) == (MAX_KEPT_CALLBACKS + 50, MAX_KEPT_CALLBACKS)
     assert ledger.types().count("callback.received") == MAX_KEPT_CALLBACKS
     before = ledger.types()
     ledger.record(callback(status="submitted"), callback(status="succeed", message="last"))
@@ -201,11 +201,9 @@ def test_past_so_many_bytes_callbacks_are_only_counted(ledger: Ledger) -> None:
     large = [callback(body=bytes([letter]) * half) for letter in b"abc"]
     ledger.record(*large, callback(body=b"d"))
     task = ledger.task()
-    assert (task["callbacks"], task["kept"], task["kept_bytes"]) == (4, 2, 2 * half)
-    ledger.record(
-        callback("u", body=b"x" * (MAX_KEPT_BYTES - 1)), callback("u", body=b"y"), callback("u", body=b"z")
-    )
-    assert (ledger.task("u")["kept"], ledger.task("u")["kept_bytes"]) == (2, MAX_KEPT_BYTES)
+    assert (task["callback_count"], task["kept_callbacks"], task["kept_bytes"]) == (4, 2, 2 * half)
+    ledger.record(callback("u", body=b"x" * (MAX_KEPT_BYTES - 1)), callback("u", body=b"y"), callback("u", body=b"z"))
+    assert (ledger.task("u")["kept_callbacks"], ledger.task("u")["kept_bytes"]) == (2, MAX_KEPT_BYTES)
 
 
 def test_a_flood_after_the_end_leaves_no_trace_past_the_caps(ledger: Ledger) -> None:
@@ -235,7 +233,7 @@ def test_a_signed_repeat_of_an_unsigned_body_is_believed(ledger: Ledger) -> None
     assert (ledger.task()["status"], ledger.task()["origin"]) == ("succeed", "kling")
     assert [each["source_url"] for each in ledger.results()] == [FILE]
     [received] = [each for each in ledger.events() if each["type"] == "callback.received"]
-    assert received["repeats"] == 2
+    assert received["repeat_count"] == 2
     assert ledger.types().count("task.succeed") == 1
 
 
@@ -243,17 +241,15 @@ def test_an_unsigned_repeat_is_not_believed(ledger: Ledger) -> None:
     """Nor does it give cause to ask again."""
     for _ in range(3):
         ledger.record(callback(status="succeed", files=[FILE]))
-    assert (ledger.task()["status"], ledger.task()["hints"], ledger.results()) == ("created", 1, [])
+    assert (ledger.task()["status"], ledger.task()["hint_count"], ledger.results()) == ("created", 1, [])
 
 
 @pytest.mark.parametrize(("named", "kept"), [("t", None), ("another", "k1"), (None, "k1")])
-def test_a_callbacks_id_is_kept_unless_it_names_ours(
-    ledger: Ledger, named: str | None, kept: str | None
-) -> None:
+def test_a_callbacks_id_is_kept_unless_it_names_ours(ledger: Ledger, named: str | None, kept: str | None) -> None:
     """Kling knows our id then, and is asked by it."""
     info: dict[str, Any] = {"task_info": {"external_task_id": named}} if named else {}
     ledger.record(callback(task_id="k1", **info))
-    assert ledger.task()["callback_id"] == kept
+    assert ledger.task()["callback_kling_id"] == kept
 
 
 def test_a_report_without_a_status_is_no_move(ledger: Ledger) -> None:
@@ -262,5 +258,5 @@ def test_a_report_without_a_status_is_no_move(ledger: Ledger) -> None:
     given = callback(body=body)
     bare = Callback("t", FAMILY, given.body_sha256, body, len(body), Report(None, "k1"), signed=True)
     ledger.record(bare)
-    assert (ledger.task()["status"], ledger.task()["callback_id"]) == ("created", "k1")
+    assert (ledger.task()["status"], ledger.task()["callback_kling_id"]) == ("created", "k1")
     assert "ask/t" in ledger.jobs()

@@ -77,9 +77,7 @@ async def look(parts: Parts, task: str, attempts: int = 1) -> Outcome:  # noqa: 
 async def known(parts: Parts, theirs: str | None) -> str:  # noqa: F811
     """A task that was created, or may have been."""
     task = new_id()
-    given = Registration(
-        task, IMAGES, create_token="one", outcome="created" if theirs else "unknown", kling_id=theirs
-    )
+    given = Registration(task, IMAGES, create_token="one", outcome="created" if theirs else "unknown", kling_id=theirs)
     await parts.writer.run(lambda tx: register(tx, given))
     return task
 
@@ -156,7 +154,7 @@ async def test_an_end_without_files_is_asked_about(parts: Parts, gateway: Sandbo
     task = await known(parts, theirs)
     assert isinstance(await look(parts, task), Done)
     with parts.database.read() as connection:
-        keys = [row.key for row in connection.exec_driver_sql("SELECT key FROM job")]
+        keys = [row.unique_key for row in connection.exec_driver_sql("SELECT unique_key FROM job")]
     assert f"ask/{task}" in keys
 
 
@@ -174,7 +172,7 @@ async def test_an_end_that_comes_while_kling_is_asked(parts: Parts, gateway: San
     theirs = made(gateway)
     task = await known(parts, theirs)
     decide = await OverdueTasks(parts.asker, parts.reader).check(
-        ClaimedJob(1, "overdue", "overdue", task, "overdue", None, 1, "claim")
+        ClaimedJob(1, "overdue", "overdue", "kling", task, "overdue", None, 1, "claim")
     )
     await parts.writer.run(lambda tx: _end(tx, task))
     assert isinstance(await parts.writer.run(lambda tx: decide(tx)), Done)

@@ -24,6 +24,7 @@ from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, MAX_
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import ResultRow
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
@@ -264,9 +265,7 @@ def test_a_file_that_cannot_be_had_fails_loudly(
 class Parts:
     """The parts that ask and fetch, put together without a worker; jobs are made by hand."""
 
-    def __init__(
-        self, tmp_path: Path, base: str, *, largest: int = 1 << 30, database_url: str | None = None
-    ) -> None:
+    def __init__(self, tmp_path: Path, base: str, *, largest: int = 1 << 30, database_url: str | None = None) -> None:
         self.database = Database(database_url or f"sqlite:///{tmp_path / 'parts.db'}")
         self.database.migrate()
         self.folder = LocalStorage(tmp_path / "results")
@@ -306,13 +305,11 @@ class Parts:
         await self.writer.record(Callback(task, IMAGES, "digest", b"", 0, report))
         return task
 
-    async def do(
-        self, handler: Callable[[ClaimedJob], Any], task: str, attempts: int = 1, n: int = 0
-    ) -> Outcome:
+    async def do(self, handler: Callable[[ClaimedJob], Any], task: str, attempts: int = 1, n: int = 0) -> Outcome:
         """What one attempt comes to, applied; the next one knows what this one left it."""
         kind = handler.__name__, task, n
-        data = self.data.get(kind, {"n": n} if handler == self.fetcher.download else None)
-        job = ClaimedJob(1, f"job/{task}", "job", task, "lane", data, attempts, "claim")
+        data = self.data.get(kind, {"index": n} if handler == self.fetcher.download else None)
+        job = ClaimedJob(1, f"job/{task}", "job", "kling", task, "key", data, attempts, "claim")
         decide = await handler(job)
         outcome: Outcome = await self.writer.run(lambda tx: decide(tx))
         if isinstance(outcome, RetryAt) and outcome.args is not None:
@@ -323,7 +320,7 @@ class Parts:
         """The types of a task's events."""
         return [event["type"] for event in await self.reader.events(0, task)]
 
-    async def result(self, task: str, n: int = 0) -> Json:
+    async def result(self, task: str, n: int = 0) -> ResultRow:
         """A result's row."""
         row = await self.reader.result(task, n)
         assert row
@@ -370,7 +367,7 @@ async def test_a_cut_download_goes_on_where_it_was(parts: Parts, cuts: int) -> N
             assert visit.headers["Range"].startswith("bytes=")
     row = await parts.result(task)
     assert (row["status"], row["sha256"]) == ("stored", hashlib.sha256(content).hexdigest())
-    assert (parts.folder.path(row["name"])).read_bytes() == content
+    assert (parts.folder.path(row["path"])).read_bytes() == content
 
 
 @pytest.mark.anyio
@@ -424,9 +421,7 @@ def shifted(visit: Visit) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("respond", [changed, shifted])
-async def test_two_halves_of_different_files_are_never_joined(
-    parts: Parts, respond: Callable[[Visit], None]
-) -> None:
+async def test_two_halves_of_different_files_are_never_joined(parts: Parts, respond: Callable[[Visit], None]) -> None:
     """When the rest that comes is not the rest of what was begun, the attempt ends and nothing is kept."""
     with host(respond) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
@@ -501,7 +496,7 @@ async def test_a_host_that_is_busy_is_tried_to_the_end_of_the_schedule(parts: Pa
     with host(answering(b"", status, Retry_After="1000")) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         first = await parts.do(parts.fetcher.download, task)
-        now = (await parts.reader.events(0, task))[0]["at"]
+        now = (await parts.reader.events(0, task))[0]["created_at"]
         assert isinstance(first, RetryAt)
         assert first.due_at - now >= 1_000_000
         last = await parts.do(parts.fetcher.download, task, len(DOWNLOAD_BACKOFF.steps) + 1)
@@ -615,9 +610,7 @@ def made(gateway: Sandbox, switches: str = "", **body: object) -> str:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("switch", ["query-5xx", "query-garbage"])
-async def test_when_kling_cannot_be_asked_the_callback_stands(
-    parts: Parts, gateway: Sandbox, switch: str
-) -> None:
+async def test_when_kling_cannot_be_asked_the_callback_stands(parts: Parts, gateway: Sandbox, switch: str) -> None:
     """To the end of the schedule it is asked; then the callback's status stands and the files fail loudly."""
     task = await parts.hinted(made(gateway, switch))
     for _ in QUERY_BACKOFF.steps:
@@ -635,9 +628,7 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(
 async def accused(parts: Parts, theirs: str) -> str:
     """A task whose create has no answer yet, of which an unsigned callback names another's id."""
     task = new_id()
-    await parts.writer.run(
-        lambda tx: task_registration.register(tx, Registration(task, IMAGES, create_token="one"))
-    )
+    await parts.writer.run(lambda tx: task_registration.register(tx, Registration(task, IMAGES, create_token="one")))
     await parts.writer.record(Callback(task, IMAGES, "digest", b"", 0, Report("succeed", kling_id=theirs)))
     return task
 
@@ -658,15 +649,13 @@ async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
     assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row
-    assert (row["status"], row["origin"], row["task_id"]) == ("succeed", "kling", mine)
+    assert (row["status"], row["origin"], row["kling_id"]) == ("succeed", "kling", mine)
     assert gateway.tasks[others].queries == 0
     await parts.close()
 
 
 @pytest.mark.anyio
-async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(
-    parts: Parts, gateway: Sandbox
-) -> None:
+async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(parts: Parts, gateway: Sandbox) -> None:
     """Then the callback's id is all that there is."""
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
@@ -675,7 +664,7 @@ async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(
     assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row
-    assert (row["status"], row["origin"], row["task_id"]) == ("succeed", "kling", theirs)
+    assert (row["status"], row["origin"], row["kling_id"]) == ("succeed", "kling", theirs)
 
 
 @pytest.mark.anyio
@@ -766,13 +755,11 @@ async def test_a_succeed_that_names_no_file_fails_loudly(parts: Parts, gateway: 
 
 
 @pytest.mark.anyio
-async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(
-    parts: Parts, gateway: Sandbox
-) -> None:
+async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(parts: Parts, gateway: Sandbox) -> None:
     """Kling's answer may be older than the callback that came meanwhile: one more question, at once."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
-    job = ClaimedJob(1, "ask", "ask", task, "kling", {"undecided": 6}, 7, "claim")
+    job = ClaimedJob(1, "ask", "ask", "kling", task, "kling", {"undecided": 6}, 7, "claim")
     decide = await parts.asker.reconcile(job)
     late = Callback(task, IMAGES, "another digest", b"", 0, Report("succeed"))
     await parts.writer.record(late)

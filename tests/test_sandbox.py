@@ -154,15 +154,11 @@ def test_callbacks_are_bare_records_of_each_change(gateway: Sandbox, api: httpx.
     assert records[2] == api.get(f"{IMAGES}/{number}").json()["data"]
 
 
-def test_a_refused_callback_is_recorded_and_not_sent_again(
-    gateway: Sandbox, api: httpx.Client, recipient: str
-) -> None:
+def test_a_refused_callback_is_recorded_and_not_sent_again(gateway: Sandbox, api: httpx.Client, recipient: str) -> None:
     made(api, callback_url=recipient.replace("200", "503"))
     made(api, callback_url="http://127.0.0.1:1/")
     gateway.wait_for(lambda: len(gateway.callbacks) == 6)
-    assert (
-        sorted(str(callback.answered) for callback in gateway.callbacks) == ["503"] * 3 + ["ConnectError"] * 3
-    )
+    assert sorted(str(callback.answered) for callback in gateway.callbacks) == ["503"] * 3 + ["ConnectError"] * 3
     assert api.get("/sandbox/account").json()["totals"]["callbacks_refused"] == 6
 
 
@@ -179,9 +175,7 @@ def test_list_shows_a_page_of_the_family_newest_first(api: httpx.Client) -> None
     made(api, path=VIDEOS)
     page = api.get(IMAGES, params={"pageNum": 1, "pageSize": 2}).json()["data"]
     assert [record["task_id"] for record in page] == numbers[:0:-1]
-    assert [
-        record["task_id"] for record in api.get(f"{IMAGES}?pageNum=2&pageSize=2").json()["data"]
-    ] == numbers[:1]
+    assert [record["task_id"] for record in api.get(f"{IMAGES}?pageNum=2&pageSize=2").json()["data"]] == numbers[:1]
     assert code(api.get(IMAGES, params={"pageSize": 501})) == (1201, 400)
 
 
@@ -194,9 +188,7 @@ def test_batch_query_answers_both_standards_in_the_new_spelling(api: httpx.Clien
     assert code(api.get("/tasks")) == (1201, 400)
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"), [(IMAGES, "image"), (VIDEOS, "video"), ("/v1/audio/text-to-audio", "audio")]
-)
+@pytest.mark.parametrize(("path", "kind"), [(IMAGES, "image"), (VIDEOS, "video"), ("/v1/audio/text-to-audio", "audio")])
 def test_outputs_are_told_apart_by_type(gateway: Sandbox, api: httpx.Client, path: str, kind: str) -> None:
     number = made(api, path=path)
     gateway.wait_for(lambda: gateway.tasks[number].finished_at)
@@ -295,8 +287,7 @@ def test_new_standard_takes_api_keys_only(gateway: Sandbox) -> None:
 
 def test_official_signature_vector() -> None:
     body = (
-        b'{"id":"1234567890","status":"succeeded","message":"",'
-        b'"create_time":1781080778802,"update_time":1781080794151}'
+        b'{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}'
     )
     headers = signed(SECRET, "9876543210", body, 1781080794)
     assert headers["webhook-signature"] == "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
@@ -391,17 +382,13 @@ def test_ending_cancels_what_is_pending(capfd: pytest.CaptureFixture[str], recip
 # Result files
 
 
-def addresses(
-    gateway: Sandbox, api: httpx.Client, mark: str = "", path: str = IMAGES, **body: Any
-) -> list[str]:
+def addresses(gateway: Sandbox, api: httpx.Client, mark: str = "", path: str = IMAGES, **body: Any) -> list[str]:
     (results,) = finished(gateway, api, mark, path, **body)["task_result"].values()
     return [value for result in results for name, value in result.items() if name.startswith("url")]
 
 
 @pytest.mark.parametrize(("ending", "name"), [("png", "PNG"), ("jpg", "JPEG")])
-def test_pictures_open_and_no_two_are_alike(
-    gateway: Sandbox, api: httpx.Client, ending: str, name: str
-) -> None:
+def test_pictures_open_and_no_two_are_alike(gateway: Sandbox, api: httpx.Client, ending: str, name: str) -> None:
     pictures = [api.get(url) for url in addresses(gateway, api, output_format=ending, n=9)]
     assert len({picture.content for picture in pictures}) == 9
     for picture in pictures:
@@ -734,12 +721,8 @@ def test_files_are_refused(gateway: Sandbox, api: httpx.Client, mark: str, expec
     assert [api.get(url).status_code for _ in range(2)] == expected
 
 
-@pytest.mark.parametrize(
-    ("mark", "kind", "start"), [("file-html", "html", b"<h1>"), ("wrong-type", "plain", b"\x89")]
-)
-def test_files_are_not_what_they_say(
-    gateway: Sandbox, api: httpx.Client, mark: str, kind: str, start: bytes
-) -> None:
+@pytest.mark.parametrize(("mark", "kind", "start"), [("file-html", "html", b"<h1>"), ("wrong-type", "plain", b"\x89")])
+def test_files_are_not_what_they_say(gateway: Sandbox, api: httpx.Client, mark: str, kind: str, start: bytes) -> None:
     (url,) = addresses(gateway, api, mark)
     assert api.get(url).headers["content-type"].startswith(f"text/{kind}")
     assert api.get(url).content.startswith(start)
@@ -797,9 +780,7 @@ def test_the_command_serves_until_it_is_ended(tmp_path: Path, end: signal.Signal
         "--video-seconds",
         "60",
     ]
-    with subprocess.Popen(
-        command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         url = process.stdout.readline().removeprefix("sandbox gateway (not Kling) on ").strip()
         with httpx.Client(base_url=url) as api:

@@ -91,9 +91,7 @@ class Run:
             register(self.receiver, new_id(), family=f"{token}/"),
             register(self.receiver, new_id(), request="x" * 1_100_000),
         )
-        register(
-            self.receiver, new_id(), request={"callback_url": "x", "api_key": KEY}
-        )  # its answer is an address
+        register(self.receiver, new_id(), request={"callback_url": "x", "api_key": KEY})  # its answer is an address
         self.said.append(raw(url, f"GET /{token} {token} HTTP/1.1\r\n\r\n".encode()).decode())
 
     def commands(self, output: Path) -> None:
@@ -173,9 +171,7 @@ def test_a_whole_run_tells_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
             receiver.start()
             done = finished(receiver, submit(receiver, gateway)[0])
             reads = receiver.headers("read")
-            seen.answers(
-                *(httpx.get(f"{receiver.url}/{at}", headers=reads) for at in ("metrics", "openapi.json"))
-            )
+            seen.answers(*(httpx.get(f"{receiver.url}/{at}", headers=reads) for at in ("metrics", "openapi.json")))
             seen.files(tmp_path)
             told = [visit.body for visit in hook.visits]
     assert done["status"] == "succeed"

@@ -106,9 +106,7 @@ def test_without_a_clock_it_is_the_machine_s() -> None:
         ),
         (lambda: verify_link([NEW], "a", 0, "9", "x"), "The link is not one that this receiver signed."),
         (
-            lambda: verify_link(
-                [NEW], "a", 0, "9", sign_link([NEW], "https://h", "a", 0, 9).rpartition("=")[2]
-            ),
+            lambda: verify_link([NEW], "a", 0, "9", sign_link([NEW], "https://h", "a", 0, 9).rpartition("=")[2]),
             "The link has expired.",
         ),
         (

@@ -297,7 +297,7 @@ async def test_somebody_elses_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await way.until(lambda: len(way.attempts()) == 5)
         made = way.attempts()
     assert [json.loads(line)["id"] for line in book.read_text().splitlines()] == ids[3:]
-    assert [row["taken"] for row in made] == [True, True, True, False, True]
+    assert [row["delivered"] for row in made] == [True, True, True, False, True]
     sys.modules.pop("lines_sink")
 
 

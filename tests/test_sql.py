@@ -6,16 +6,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from kling_receiver.store.database import Database
 from kling_receiver.store.sql import Statement
-from kling_receiver.store.transaction import INSERT_TASKS, TASK, TASK_DEFAULTS
+from kling_receiver.store.tables import TASK
+from kling_receiver.store.transaction import INSERT_TASKS, TASK_DEFAULTS
 from tests.ledger import FAMILY, NOW
 
 ALL = Statement("SELECT * FROM task ORDER BY id", table=TASK)
 
 
 def _fill(connection: Connection) -> None:
-    rows = [
-        {**TASK_DEFAULTS, "id": each, "family": FAMILY, "created_at": NOW, "updated_at": NOW} for each in "abc"
-    ]
+    rows = [{**TASK_DEFAULTS, "id": each, "family": FAMILY, "created_at": NOW, "updated_at": NOW} for each in "abc"]
     rows[1] |= {"request": {"prompt": "näh \0"}, "status": "failed", "origin": "kling", "done": True}
     INSERT_TASKS.insert(connection, rows)
 

@@ -21,11 +21,7 @@ def folder(tmp_path: Path) -> LocalStorage:
 
 def everything(folder: LocalStorage) -> dict[str, bytes]:
     """Every file in the folder, finished or not."""
-    return {
-        str(path.relative_to(folder.root)): path.read_bytes()
-        for path in folder.root.rglob("*")
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder.root)): path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
 
 
 def test_a_kept_file_is_there_whole(folder: LocalStorage) -> None:

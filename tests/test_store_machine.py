@@ -30,9 +30,9 @@ from kling_receiver.results import records as result_records
 from kling_receiver.results.records import StoredFile
 from kling_receiver.states import FINAL, RANK
 from kling_receiver.store.database import Database
-from kling_receiver.store.reader import RESULT
-from kling_receiver.store.sql import Row
-from kling_receiver.store.transaction import EVENT, JOB, TASK, Transaction
+from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.tables import EVENT, JOB, RESULT, TASK
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import overdue, reconcile, startup
 from tests.ledger import FILE, SPELLINGS, Ledger, callback, spelled
 
@@ -112,7 +112,7 @@ class Run:
     """A job that a worker has, and the task as the worker read it."""
 
     job: ClaimedJob
-    task: Row
+    task: TaskRow
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -155,9 +155,7 @@ class StoreMachine(RuleBasedStateMachine):
                 model.callback(status)
         self.ledger.record(*made)
 
-    @rule(
-        task=TASKS, attempt=ATTEMPTS, outcome=st.sampled_from([None, None, "created", "not_created", "unknown"])
-    )
+    @rule(task=TASKS, attempt=ATTEMPTS, outcome=st.sampled_from([None, None, "created", "not_created", "unknown"]))
     def a_client_says(self, task: str, attempt: str, outcome: Any) -> None:
         """Before its create, or after it."""
         if task not in self.models:
@@ -176,7 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Hooks are nobody's here."""
 
         def claim(tx: Transaction) -> list[ClaimedJob]:
-            busy = Capacity(1, 9, kinds=Counter({"dispatch": 9}))
+            busy = Capacity(1, {"hook-runs": 0})
             return queue.claim_due(tx, busy, claim_id=token_hex(8), lease_ms=10**9)
 
         for job in self.ledger.change(claim):
@@ -187,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
     def a_job_ends(self, data: st.DataObject, answer: Report | None, reached: bool, last: bool) -> None:
         """A question is answered or not, a file comes or does not; perhaps it was the last attempt."""
         run = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        many = {"unanswered": 99, "undecided": 99, "looks": 99}
+        many = {"unanswered": 99, "undecided": 99, "queries": 99}
         job = dataclasses.replace(run.job, attempts=99, args=(run.job.args or {}) | many) if last else run.job
         verdict = getattr(self, f"_{job.kind}")
         settled = self.ledger.change(
@@ -229,7 +227,9 @@ class StoreMachine(RuleBasedStateMachine):
         task = data.draw(st.sampled_from(sorted(self.models)))
         self.models[task].kling(str(answer.status), bool(answer.outputs))
         gone = [
-            file["n"] for file in self.ledger.results(task) if file["status"] == "stored" and file["n"] in lost
+            file["position"]
+            for file in self.ledger.results(task)
+            if file["status"] == "stored" and file["position"] in lost
         ]
 
         def fetch(tx: Transaction) -> bool:
@@ -256,13 +256,11 @@ class StoreMachine(RuleBasedStateMachine):
         turns = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
         assert {f"overdue/{task}" for task in turns} <= self.ledger.jobs().keys()
 
-    def everything(self) -> list[list[Row]]:
+    def everything(self) -> list[list[Any]]:
         """Every row there is."""
         return [self.ledger.rows(table) for table in (TASK, EVENT, RESULT, JOB)]
 
-    def _ask(
-        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
-    ) -> Outcome:
+    def _ask(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
         model = self.models[job.task_id]
         named = any(file["source_url"] for file in self.ledger.results(job.task_id))
         if task["origin"] == "kling" and (task["status"] == "failed" or named):
@@ -270,12 +268,10 @@ class StoreMachine(RuleBasedStateMachine):
         if reached:
             if answer:
                 model.kling(str(answer.status), bool(answer.outputs))
-            outcome = reconcile._apply_answer(tx, job, answer, task["hints"])
+            outcome = reconcile._apply_answer(tx, job, answer, task["hint_count"])
         else:
             outcome = reconcile._retry_or_accept_hint(tx, job, GatewayError("no answer"))
-        if isinstance(outcome, GiveUp) and (
-            hint := tx.require_task(job.task_id)["hint"] or self._stood(tx, job)
-        ):
+        if isinstance(outcome, GiveUp) and (hint := tx.require_task(job.task_id)["hint"] or self._stood(tx, job)):
             model.ours(hint, "callback")
         return outcome
 
@@ -284,7 +280,7 @@ class StoreMachine(RuleBasedStateMachine):
         return str(task["status"]) if task["origin"] == "callback" else None
 
     def _overdue(
-        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
+        self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool
     ) -> Outcome:
         model = self.models[job.task_id]
         if task["status"] in FINAL:
@@ -300,9 +296,7 @@ class StoreMachine(RuleBasedStateMachine):
             model.ours(hint or "failed", "callback" if hint else "local")
         return outcome
 
-    def _sweep(
-        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
-    ) -> Outcome:
+    def _sweep(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
         if task["status"] in FINAL or not reached:
             return Done()
         if answer:
@@ -310,7 +304,7 @@ class StoreMachine(RuleBasedStateMachine):
         return overdue._settle_sweep(tx, job.task_id, answer)
 
     def _download(
-        self, tx: Transaction, job: ClaimedJob, task: Row, answer: Report | None, reached: bool
+        self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool
     ) -> Outcome:
         n = job.args["n"]
         if reached:
@@ -330,7 +324,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (row["status"], row["origin"], row["outcome"]) == (model.status, model.origin, model.outcome)
             events = self.ledger.rows(EVENT, task=task, type="callback.received")
             assert {event["digest"]: event["repeats"] + 1 for event in events} == dict(model.bodies)
-            assert row["callbacks"] == sum(model.bodies.values())
+            assert row["callback_count"] == sum(model.bodies.values())
 
     @invariant()
     def nothing_owed_is_forgotten(self) -> None:
@@ -343,9 +337,7 @@ class StoreMachine(RuleBasedStateMachine):
             unnamed = model.status == "succeed" and not any(file["source_url"] for file in named)
             assert pending <= live
             if unnamed:
-                assert (
-                    [file["status"] for file in named] == ["failed"] if row["done"] else f"ask/{task}" in live
-                )
+                assert [file["status"] for file in named] == ["failed"] if row["done"] else f"ask/{task}" in live
             else:
                 assert row["done"] == (model.status in FINAL and not pending)
             if model.status not in FINAL:
@@ -376,7 +368,5 @@ def test_any_sequence_ends_as_the_model_says(tmp_path: Path) -> None:
 
         template = tmp_path / "template.db"
 
-    quick = settings(
-        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    quick = settings(max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Machine, settings=quick)

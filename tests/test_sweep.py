@@ -193,7 +193,8 @@ def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: 
     first.stop()
     with closing(sqlite3.connect(str(first.settings.database_file))) as opened, opened as connection:
         connection.execute(
-            "UPDATE job SET kind = 'download', key = ?, due_at = due_at + 86400000", (f"download/{task}/0",)
+            "UPDATE job SET kind = 'download', unique_key = ?, due_at = due_at + 86400000",
+            (f"download/{task}/0",),
         )
     second = start(api_base=gateway.url)
     gateway.wait_for(lambda: gateway.queries, 40)  # its turn came, which is given out later

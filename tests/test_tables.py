@@ -13,9 +13,8 @@ from sqlalchemy import insert, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from kling_receiver.store.database import Database
-from kling_receiver.store.reader import RESULT, TAG
-from kling_receiver.store.tables import METADATA
-from kling_receiver.store.transaction import EVENT, JOB, TASK, TASK_DEFAULTS
+from kling_receiver.store.tables import EVENT, JOB, METADATA, RESULT, TAG, TASK
+from kling_receiver.store.transaction import TASK_DEFAULTS
 from tests.ledger import FAMILY, NOW, Ledger
 
 TASK_ROW = {**TASK_DEFAULTS, "id": "t", "family": FAMILY, "created_at": NOW, "updated_at": NOW}
@@ -87,9 +86,7 @@ def test_an_impossible_job_is_refused(database: Database, wrong: dict[str, Any])
         put(database, (JOB, {**JOB_ROW, **wrong}))
 
 
-@pytest.mark.parametrize(
-    ("table", "row"), [(TASK, TASK_ROW), (RESULT, RESULT_ROW), (JOB, JOB_ROW), (EVENT, EVENT_ROW)]
-)
+@pytest.mark.parametrize(("table", "row"), [(TASK, TASK_ROW), (RESULT, RESULT_ROW), (JOB, JOB_ROW), (EVENT, EVENT_ROW)])
 def test_nothing_is_there_twice(database: Database, table: Any, row: dict[str, Any]) -> None:
     """Tasks by id, results by number, jobs by key, callbacks by digest: each once."""
     put(database, *([(TASK, TASK_ROW)] if table is not TASK else []), (table, row))

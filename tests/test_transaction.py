@@ -6,10 +6,12 @@ import pytest
 from sqlalchemy import text
 
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.records import HOOK
+from kling_receiver.jobs import enqueue
+from kling_receiver.jobs.kinds import Kind, Pool
 from kling_receiver.policy import Policy
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import EVENT, JOB, TASK, CommitResult, Transaction
+from kling_receiver.store.tables import EVENT, HOOK, JOB, TASK
+from kling_receiver.store.transaction import CommitResult, Transaction
 from tests.ledger import FAMILY, NOW, Ledger
 
 
@@ -40,9 +42,7 @@ def test_a_new_task_needs_an_id_and_a_family_only(database: Database) -> None:
     """The rest is as if nothing were known of it."""
     ledger = Ledger(database)
     ledger.change(lambda tx: tx.add_tasks([]))
-    ledger.change(
-        lambda tx: tx.add_tasks([{"id": "t", "family": FAMILY}, {"id": "u", "family": "videos/effects"}])
-    )
+    ledger.change(lambda tx: tx.add_tasks([{"id": "t", "family": FAMILY}, {"id": "u", "family": "videos/effects"}]))
     task = ledger.task()
     assert (task["status"], task["origin"], task["outcome"], task["done"]) == ("created", None, "none", False)
     assert (task["created_at"], task["updated_at"]) == (NOW, NOW)
@@ -57,10 +57,10 @@ def test_a_new_task_may_be_changed_before_and_after_its_row_is_written(database:
         tx.add_tasks([{"id": "t", "family": FAMILY}])
         tx.update_task(tx.require_task("t"), status_msg="before")
         tx.flush_new_tasks()
-        tx.update_task(tx.require_task("t"), callbacks=3)
+        tx.update_task(tx.require_task("t"), callback_count=3)
 
     ledger.change(change)
-    assert (ledger.task()["status_msg"], ledger.task()["callbacks"]) == ("before", 3)
+    assert (ledger.task()["status_msg"], ledger.task()["callback_count"]) == ("before", 3)
 
 
 def test_a_change_says_when(ledger: Ledger) -> None:
@@ -68,12 +68,12 @@ def test_a_change_says_when(ledger: Ledger) -> None:
     ledger.now += 5
 
     def change(tx: Transaction) -> None:
-        tx.update_task(tx.require_task("t"), status_msg="one", callbacks=1)
+        tx.update_task(tx.require_task("t"), status_msg="one", callback_count=1)
         tx.update_task(tx.require_task("t"), status_msg="two")
 
     ledger.change(change)
     task = ledger.task()
-    assert (task["status_msg"], task["callbacks"], task["updated_at"]) == ("two", 1, NOW + 5)
+    assert (task["status_msg"], task["callback_count"], task["updated_at"]) == ("two", 1, NOW + 5)
     assert task["created_at"] == NOW
 
 
@@ -83,8 +83,8 @@ def test_tasks_change_each_in_its_own_columns(ledger: Ledger) -> None:
 
     def change(tx: Transaction) -> None:
         tx.load(["t", "u"])
-        tx.update_task(tx.tasks["t"], callbacks=1, status_msg="new")
-        tx.update_task(tx.tasks["u"], callbacks=2)
+        tx.update_task(tx.tasks["t"], callback_count=1, status_msg="new")
+        tx.update_task(tx.tasks["u"], callback_count=2)
 
     ledger.change(change)
     assert [(task["callbacks"], task["status_msg"]) for task in ledger.rows(TASK)] == [(1, "new"), (2, "kept")]
@@ -102,21 +102,29 @@ def test_repeats_are_counted(ledger: Ledger) -> None:
     """Those of a callback in the same commit as well as of one from before."""
 
     def first(tx: Transaction) -> None:
-        tx.add_event("t", "callback.received", digest="d", body=b"\0")
+        tx.add_event("t", "callback.received", body_sha256="d", body=b"\0")
         tx.count_repeat("t", "d")
         tx.count_repeat("t", "d")
 
     ledger.change(first)
     ledger.change(lambda tx: tx.count_repeat("t", "d"))
     (event,) = ledger.events()
-    assert (event["repeats"], event["body"]) == (3, b"\0")
+    assert (event["repeat_count"], event["body"]) == (3, b"\0")
     assert ledger.committed.task_ids == frozenset()
 
 
 def owe(tx: Transaction, *dues: int) -> None:
     """Owe a question: now, or at each of these times."""
     for due in dues or [None]:
-        tx.enqueue("ask", "t", key="ask/t", lane="kling", due_at=due, data={"n": 1})
+        tx.enqueue(
+            Kind.ASK,
+            "t",
+            unique_key="ask/t",
+            pool=Pool.KLING,
+            concurrency_key="kling",
+            due_at=due,
+            args={"n": 1},
+        )
 
 
 def test_a_job_is_owed_once(ledger: Ledger) -> None:
@@ -128,7 +136,7 @@ def test_a_job_is_owed_once(ledger: Ledger) -> None:
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + 30
     ledger.change(owe)
     job = ledger.jobs()["ask/t"]
-    assert (job["due_at"], job["state"], job["attempts"], job["data"]) == (NOW, "ready", 0, {"n": 1})
+    assert (job["due_at"], job["state"], job["attempts"], job["args"]) == (NOW, "ready", 0, {"n": 1})
     assert ledger.committed == CommitResult(frozenset(), NOW)
 
 
@@ -140,7 +148,7 @@ def test_a_running_job_is_left_to_its_worker(ledger: Ledger) -> None:
     ledger.change(lambda tx: tx.cancel_job("ask/t"))
     ledger.change(lambda tx: tx.run_now("ask/t"))
     job = ledger.jobs()["ask/t"]
-    assert (job["state"], job["claim"], job["due_at"]) == ("running", "c", NOW)
+    assert (job["state"], job["claim_id"], job["due_at"]) == ("running", "c", NOW)
 
 
 def test_a_dead_job_that_is_owed_again_begins_anew(ledger: Ledger) -> None:
@@ -195,7 +203,7 @@ def test_each_hook_is_owed_one_look_at_the_events(ledger: Ledger) -> None:
     assert ledger.committed.next_due_at is None  # whoever takes the job sees that event too
     jobs = ledger.jobs()
     assert sorted(jobs) == ["dispatch/one", "dispatch/two"]
-    assert {(job["kind"], job["task"], job["state"], job["due_at"]) for job in jobs.values()} == {
+    assert {(job["kind"], job["task_id"], job["state"], job["due_at"]) for job in jobs.values()} == {
         ("dispatch", "", "ready", NOW)
     }
     assert {row["name"]: row["cursor"] for row in ledger.rows(HOOK)} == {"one": 1, "two": 1}
@@ -209,9 +217,9 @@ def test_who_is_owed_no_look(ledger: Ledger) -> None:
     ledger.log("one")
     ledger.change(lambda tx: hook_records.pause(tx, "paused", "for a test"))
     with ledger.database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM job WHERE key IN ('dispatch/paused', 'dispatch/task:u')")
+        connection.exec_driver_sql("DELETE FROM job WHERE unique_key IN ('dispatch/paused', 'dispatch/task:u')")
         connection.exec_driver_sql(f"UPDATE job SET due_at = {NOW + 9}")
-        connection.exec_driver_sql("UPDATE job SET error = 'dead' WHERE key = 'dispatch/dead'")
+        connection.exec_driver_sql("UPDATE job SET error = 'dead' WHERE unique_key = 'dispatch/dead'")
     ledger.run_job("dispatch/running")
     before = ledger.jobs()
     ledger.log("two")
@@ -324,6 +332,6 @@ def test_crossing_writers_do_not_block_each_other_for_ever(database: Database, d
 def _touch(tx: Transaction, order: list[str]) -> None:
     tx.load(order)
     for name in order:
-        tx.update_task(tx.tasks[name], callbacks=tx.tasks[name]["callbacks"] + 1)
+        tx.update_task(tx.tasks[name], callback_count=tx.tasks[name]["callback_count"] + 1)
         tx.add_event(name, "touched")
-        tx.enqueue("ask", name, key=f"ask/{name}", lane="kling")
+        enqueue.ask(tx, name)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from kling_receiver.jobs import queue
+from kling_receiver.jobs import enqueue, queue
+from kling_receiver.jobs.kinds import MAX_PER_POOL
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
-from kling_receiver.jobs.worker import MAX_PER_KEY, MAX_PER_KIND, UNEXPECTED_ERROR_BACKOFF, Handler, Worker
+from kling_receiver.jobs.worker import MAX_PER_KEY, UNEXPECTED_ERROR_BACKOFF, Handler, Worker
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import JobRow
 from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
 from tests.ledger import Ledger, statements
@@ -42,10 +43,10 @@ class Shop:
 
     async def owe(self, key: str = "ask/t", *, wait: int = 0, **given: Any) -> None:
         """Owe a job of a task of its own, due in so many milliseconds."""
-        owed = {"kind": "ask", "lane": "kling", **given}
-        await self.writer.run(lambda tx: tx.enqueue(task_id="t", key=key, due_at=tx.now + wait, **owed))
+        job: dict[str, Any] = {"kind": "ask", "pool": "kling", "concurrency_key": "kling", **given}
+        await self.writer.run(lambda tx: tx.enqueue(task_id="t", unique_key=key, due_at=tx.now + wait, **job))
 
-    async def until(self, true: Callable[[dict[str, Row]], bool]) -> dict[str, Row]:
+    async def until(self, true: Callable[[dict[str, JobRow]], bool]) -> dict[str, JobRow]:
         """The jobs, as soon as this is true of them; looked at after each commit."""
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -99,7 +100,7 @@ class Slow:
             return await self.entered.get()
 
 
-def gone(jobs: dict[str, Row]) -> bool:
+def gone(jobs: dict[str, JobRow]) -> bool:
     """Whether nothing is owed."""
     return not jobs
 
@@ -109,7 +110,7 @@ async def test_what_is_due_is_done(database: Database) -> None:
     done: list[str] = []
 
     async def handle(job: ClaimedJob) -> Settle:
-        done.append(job.key)
+        done.append(job.unique_key)
         return settle_as(Done())
 
     async with working(database, handle, start=False) as shop:
@@ -148,7 +149,7 @@ async def test_no_wake_is_lost(database: Database) -> None:
         return settle_as(Done())
 
     async with working(database, handle) as shop:
-        await asyncio.gather(*(shop.owe(f"j{n}", lane=f"lane {n % 9}") for n in range(150)))
+        await asyncio.gather(*(shop.owe(f"j{n}", concurrency_key=f"lane {n % 9}") for n in range(150)))
         for n in range(40):
             await shop.owe(f"k{n}")
         await shop.until(gone)
@@ -165,13 +166,13 @@ async def test_a_wake_during_the_claim_is_not_lost(database: Database) -> None:
             answer = await claim(change, durable=durable)
             if "first" not in seen:
                 seen.add("first")
-                await claim(lambda tx: tx.enqueue("ask", "t", key="late", lane="kling"))
+                await claim(lambda tx: enqueue.ask(tx, "late"))
             return answer
 
         seen: set[str] = set()
         shop.worker._writer = _Seam(run)  # type: ignore[assignment]  # only `run` is used
         shop.worker.start()
-        assert (await slow.next()).key == "late"
+        assert (await slow.next()).unique_key == "ask/late"
 
 
 class _Seam:
@@ -211,10 +212,10 @@ async def test_the_clock_is_an_argument(database: Database) -> None:
     async with working(database, slow, clock=lambda: now) as shop:
         await shop.owe(wait=3_600_000)
         await shop.owe("other", wait=-1)
-        assert (await slow.next()).key == "other"
+        assert (await slow.next()).unique_key == "other"
         now += 3600
         shop.worker.wake()
-        assert (await slow.next()).key == "ask/t"
+        assert (await slow.next()).unique_key == "ask/t"
         slow.go.set()
         await shop.until(gone)
 
@@ -230,7 +231,7 @@ async def test_a_job_that_is_due_later_than_the_next_look_wakes_nobody(database:
             await _asleep(shop)
             assert not [each for each in seen if each.lstrip().startswith("SELECT")]
         await shop.owe("now")
-        assert (await slow.next()).key == "now"
+        assert (await slow.next()).unique_key == "now"
 
 
 async def _asleep(shop: Shop) -> None:
@@ -307,14 +308,14 @@ async def test_a_surprise_is_tried_again_and_never_given_up(
     assert "job ask/t failed in an unforeseen way" in caplog.text
 
 
-def _waits(jobs: dict[str, Row], attempts: int) -> bool:
+def _waits(jobs: dict[str, JobRow], attempts: int) -> bool:
     return (jobs["ask/t"]["state"], jobs["ask/t"]["attempts"]) == ("ready", attempts)
 
 
 async def test_a_job_that_nobody_knows_how_to_do_is_a_surprise(database: Database) -> None:
     """Of a version that is no more, say."""
     async with working(database, answering(Done())) as shop:
-        await shop.writer.run(lambda tx: tx.enqueue("unheard of", "t", key="x", lane="x"))
+        await shop.owe("x", kind="unheard of", pool="x", concurrency_key="x")
         jobs = await shop.until(lambda jobs: jobs["x"]["error"] != "")
     assert jobs["x"]["error"] == "KeyError: 'unheard of'"
 
@@ -324,10 +325,10 @@ async def test_a_full_lane_leaves_room_for_others(database: Database) -> None:
     slow = Slow()
     async with working(database, slow, start=False) as shop:
         for n in range(MAX_PER_KEY + 5):
-            await shop.owe(f"a{n}", lane="a", wait=-100 + n)
-        await shop.owe("b", lane="b")
+            await shop.owe(f"a{n}", concurrency_key="a", wait=-100 + n)
+        await shop.owe("b", concurrency_key="b")
         shop.worker.start()
-        begun = {(await slow.next()).key for _ in range(MAX_PER_KEY + 1)}
+        begun = {(await slow.next()).unique_key for _ in range(MAX_PER_KEY + 1)}
         await _asleep(shop)
         assert slow.entered.empty()
         assert begun == {*(f"a{n}" for n in range(MAX_PER_KEY)), "b"}
@@ -339,11 +340,11 @@ async def test_a_full_kind_leaves_room_for_others(database: Database) -> None:
     """However many lanes it has; the rest follow when those end."""
     slow = Slow()
     async with working(database, slow, start=False) as shop:
-        for n in range(MAX_PER_KIND + 3):
-            await shop.owe(f"j{n}", lane=f"lane {n}", wait=-100)
-        await shop.owe("other", kind="hook", lane="hook")
+        for n in range(MAX_PER_POOL["kling"] + 3):
+            await shop.owe(f"j{n}", concurrency_key=f"lane {n}", wait=-100)
+        await shop.owe("other", kind="delivery", pool="hook-retries", concurrency_key="hook")
         shop.worker.start()
-        begun = [(await slow.next()).key for _ in range(MAX_PER_KIND + 1)]
+        begun = [(await slow.next()).unique_key for _ in range(MAX_PER_POOL["kling"] + 1)]
         assert "other" in begun
         shop.worker.wake()
         await _asleep(shop)
@@ -387,7 +388,7 @@ async def test_stop_gives_back_what_runs(database: Database) -> None:
         await slow.next()
         await shop.worker.close(0)
         job = shop.ledger.jobs()["ask/t"]
-        assert (job["state"], job["claim"], job["error"]) == ("ready", None, "The receiver was stopped.")
+        assert (job["state"], job["claim_id"], job["error"]) == ("ready", None, "The receiver was stopped.")
         assert job["due_at"] <= time.time() * 1000
         assert job["attempts"] == 0
 
@@ -411,7 +412,7 @@ async def test_what_runs_is_awaited_before_the_engine_closes(database: Database)
     slow = Slow()
     async with working(database, slow) as shop:
         for n in range(20):
-            await shop.owe(f"j{n}", lane=f"lane {n}")
+            await shop.owe(f"j{n}", concurrency_key=f"lane {n}")
         for _ in range(20):
             await slow.next()
         await shop.worker.close(0)
@@ -436,15 +437,15 @@ async def test_a_worker_that_lost_its_claim_settles_nothing(
         await shop.writer.run(lambda tx: _take_away(tx))
         slow.go.set()
         await shop.owe("other")
-        assert (await slow.next()).key == "other"
+        assert (await slow.next()).unique_key == "other"
         jobs = await shop.until(lambda jobs: "other" not in jobs)
-        assert jobs["ask/t"]["claim"] == "another's"
+        assert jobs["ask/t"]["claim_id"] == "another's"
     assert "was taken over by another worker" in caplog.text
 
 
 def _take_away(tx: Transaction) -> None:
     tx.connection.execute(
-        text("UPDATE job SET state = 'running', claim = 'another''s', leased_until = 9999999999999")
+        text("UPDATE job SET state = 'running', claim_id = 'another''s', lease_expires_at = 9999999999999")
     )
 
 
@@ -456,7 +457,7 @@ async def test_a_lease_that_ends_is_rescued(database: Database) -> None:
             "left", state="running", claim="a dead worker's", leased_until=int(time.time() * 1000) + 150
         )
         shop.worker.start()
-        assert (await slow.next()).key == "left"
+        assert (await slow.next()).unique_key == "left"
 
 
 @asynccontextmanager
@@ -504,7 +505,7 @@ async def test_an_outage_pauses_and_then_all_goes_on(impatient: Database) -> Non
                 async with asyncio.timeout(0.2):
                     await slow.next()
             assert len(shop.ledger.jobs()) == 2
-        assert (await slow.next()).key == "claimed"
+        assert (await slow.next()).unique_key == "claimed"
         await shop.until(gone)
     impatient.close()
 
@@ -537,7 +538,7 @@ async def test_the_walls_clock_may_jump(database: Database) -> None:
         await shop.owe("now", wait=6_000)
         now += 10
         await shop.owe("other")
-        assert {(await slow.next()).key for _ in range(3)} == {"later", "now", "other"}
+        assert {(await slow.next()).unique_key for _ in range(3)} == {"later", "now", "other"}
         slow.go.set()
         await shop.until(gone)
 
@@ -549,11 +550,11 @@ async def test_a_claim_that_fails_in_an_unforeseen_way_does_not_end_the_loop(
     async with working(database, answering(Done()), start=False) as shop:
         await shop.owe()
         with database.write() as connection:
-            connection.execute(text("UPDATE job SET data = 'no JSON'"))
+            connection.execute(text("UPDATE job SET args = 'no JSON'"))
         shop.worker.start()
         async with asyncio.timeout(PATIENCE):
             while "nothing could be claimed" not in caplog.text:
                 await shop.writer.run(lambda tx: None)
         with database.write() as connection:
-            connection.execute(text("UPDATE job SET data = 'null'"))
+            connection.execute(text("UPDATE job SET args = 'null'"))
         await shop.until(gone)

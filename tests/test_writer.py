@@ -13,7 +13,8 @@ from sqlalchemy import event, text
 from kling_callback.protocol.reports import Report
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.transaction import TASK, UNKNOWN_RESULT, CommitResult, Transaction
+from kling_receiver.store.tables import TASK
+from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
 from kling_receiver.store.writer import MAX_BATCH, MAX_PENDING, MAX_PENDING_BYTES, Writer
 from kling_receiver.tasks.ingest import Callback
 from tests.ledger import FAMILY, NOW, Ledger, callback, statements
@@ -121,7 +122,7 @@ async def test_what_arrives_meanwhile_shares_a_commit(database: Database) -> Non
         assert answers == [None, "u", None, None, "w"]
         assert len(commits) == 2
     assert ids(database) == ["t", "u", "v", "w"]
-    assert Ledger(database).task()["callbacks"] == 2
+    assert Ledger(database).task()["callback_count"] == 2
 
 
 async def test_a_batch_has_a_largest_size(database: Database) -> None:
@@ -162,7 +163,7 @@ async def test_a_poisonous_change_harms_only_itself(database: Database, bad: Cha
         assert (answers[0], answers[2], answers[3]) == (None, "u", None)
         assert type(answers[1]).__name__ == ("ZeroDivisionError" if bad is poison else "IntegrityError")
     assert ids(database) == ["t", "u"]
-    assert Ledger(database).task()["callbacks"] == 2
+    assert Ledger(database).task()["callback_count"] == 2
 
 
 async def test_a_poisonous_callback_harms_only_itself(database: Database) -> None:
@@ -395,7 +396,7 @@ def _count(tx: Transaction) -> None:
     if task is None:
         tx.add_tasks([{"id": "counter", "family": FAMILY, "callbacks": 1}])
     else:
-        tx.update_task(task, callbacks=task["callbacks"] + 1)
+        tx.update_task(task, callback_count=task["callback_count"] + 1)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -67,7 +67,5 @@ def _request(reading: Any) -> bytes:
         head += line
         if line == b"\r\n":
             break
-    length = next(
-        (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
-    )
+    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
     return head + bytes(reading.read(length))

@@ -191,9 +191,7 @@ def check_files(task: dict[str, Any]) -> None:
     if not total:
         raise ResultFailed("The task succeeded, but no file came with it.", task=task)
     if stored < total:
-        reasons = {
-            str(each["error"]) for each in task["results"] if isinstance(each, dict) and each.get("error")
-        }
+        reasons = {str(each["error"]) for each in task["results"] if isinstance(each, dict) and each.get("error")}
         why = "; ".join(sorted(reasons)) or "no reason given"
         raise ResultFailed(
             f"{total - stored} of {total} files could not be stored: {why}.",

@@ -38,9 +38,7 @@ async def follow(
             if done:
                 return
         except ReceiverError as error:
-            hopeless = (
-                not receiver.reached and anyio.current_time() - began > receiver.retry.unreachable_seconds
-            )
+            hopeless = not receiver.reached and anyio.current_time() - began > receiver.retry.unreachable_seconds
             if not error.retryable or hopeless:
                 raise
             log.info("The event stream%s broke: %s", f" of task {task_id}" if task_id else "", error)

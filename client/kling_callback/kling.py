@@ -96,9 +96,7 @@ class AsyncKling:
             "resolution": resolution,
             "output_format": output_format,
         }
-        return await self.run(
-            TEXT_TO_IMAGE, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id
-        )
+        return await self.run(TEXT_TO_IMAGE, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def image_to_image(
         self,
@@ -164,9 +162,7 @@ class AsyncKling:
             "duration": duration,
             "camera_control": camera_control,
         }
-        return await self.run(
-            TEXT_TO_VIDEO, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id
-        )
+        return await self.run(TEXT_TO_VIDEO, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def run(
         self,

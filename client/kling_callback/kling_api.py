@@ -94,9 +94,7 @@ class KlingApi:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
         return _created(response.status_code, answer, retry_after_seconds(response))
 
-    async def query(
-        self, family: str, *, task_id: str | None = None, external_id: str | None = None
-    ) -> Report | None:
+    async def query(self, family: str, *, task_id: str | None = None, external_id: str | None = None) -> Report | None:
         """Ask Kling for one task, by its own id or by ours; None when it says that it knows no such task.
 
         Raises GatewayError when it gave no usable answer. New-standard tasks are asked by the batch query,
@@ -113,9 +111,7 @@ class KlingApi:
                     raise
         return await self._query_once(family, f"{self.address(family)}/{quoted}", identifier, named=True)
 
-    async def _query_once(
-        self, family: str, url: str, identifier: str, *, named: bool = False
-    ) -> Report | None:
+    async def _query_once(self, family: str, url: str, identifier: str, *, named: bool = False) -> Report | None:
         """One query. `named`: the path names the task, so that a relay's bare 404 speaks of it."""
         try:
             response, answer = await self._call(family, "GET", url)
@@ -131,9 +127,7 @@ class KlingApi:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
         return found
 
-    async def _call(
-        self, family: str, method: str, url: str, **body: Any
-    ) -> tuple[httpx.Response, Answer | None]:
+    async def _call(self, family: str, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
         auth = self._proofs.for_family(family)
         response, answer = await self._once(auth, method, url, **body)
         if answer is not None and answer.code in STALE_TOKEN_CODES and isinstance(auth, JwtAuth):
@@ -141,9 +135,7 @@ class KlingApi:
             return await self._once(auth, method, url, **body)
         return response, answer
 
-    async def _once(
-        self, auth: httpx.Auth, method: str, url: str, **body: Any
-    ) -> tuple[httpx.Response, Answer | None]:
+    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
         headers = {"Accept-Encoding": "identity"}
         request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
         with anyio.fail_after(MAX_CALL_SECONDS):
@@ -195,9 +187,7 @@ def _created(status: int, answer: Answer | None, retry_after: float | None) -> R
     raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
 
 
-def _refusal(
-    kind: type[GatewayError], status: int, answer: Answer | None, retry_after: float | None
-) -> GatewayError:
+def _refusal(kind: type[GatewayError], status: int, answer: Answer | None, retry_after: float | None) -> GatewayError:
     code = answer.code if answer else None
     said = answer.message if answer and answer.message else "no readable answer"
     said = "".join(letter if letter.isprintable() else " " for letter in said)  # it goes into logs, too

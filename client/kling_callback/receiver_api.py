@@ -80,9 +80,7 @@ class CreateOutcome:
 class ReceiverApi:
     """The receiver at one address. `token` makes the bearer token anew for each request."""
 
-    def __init__(
-        self, http: httpx.AsyncClient, base: str, token: Callable[[], str], retry: RetryPolicy
-    ) -> None:
+    def __init__(self, http: httpx.AsyncClient, base: str, token: Callable[[], str], retry: RetryPolicy) -> None:
         self.base, self.retry = base, retry
         self.reached = False
         self._http, self._token = http, token
@@ -188,9 +186,7 @@ class ReceiverApi:
     async def _call_with_retry(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """`call`, again while the receiver is away or busy; every route we call may be repeated."""
         total = self.retry.read_seconds if method == "GET" else self.retry.write_seconds
-        return await self.retry.retry(
-            lambda: self.call(method, path, body), lambda error: error.retryable, total
-        )
+        return await self.retry.retry(lambda: self.call(method, path, body), lambda error: error.retryable, total)
 
     def _unreachable(self, error: Exception) -> ReceiverError:
         reason = str(error).rstrip(".") or type(error).__name__
@@ -242,9 +238,7 @@ async def _refused(response: httpx.Response) -> ReceiverError:
         http_status=status,
         retryable=status in BUSY,
         retry_after=retry_after_seconds(response),
-        hint=HINTS.get(code)
-        or _text(said.get("hint"))
-        or (UNREACHABLE_HINT if status in BUSY else WRONG_SERVER_HINT),
+        hint=HINTS.get(code) or _text(said.get("hint")) or (UNREACHABLE_HINT if status in BUSY else WRONG_SERVER_HINT),
     )
 
 

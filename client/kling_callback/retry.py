@@ -47,9 +47,7 @@ class RetryPolicy:
     interrupt_seconds: float = 5
     """For telling the receiver what became of a create that was interrupted."""
 
-    async def retry(
-        self, call: Callable[[], Awaitable[T]], again: Callable[[KlingError], bool], total: float
-    ) -> T:
+    async def retry(self, call: Callable[[], Awaitable[T]], again: Callable[[KlingError], bool], total: float) -> T:
         """`call`; again, for `total` seconds, after errors of which `again` says so. A Retry-After is kept."""
 
         def on(error: Exception) -> bool | float:

@@ -170,9 +170,7 @@ class KlingSettings(BaseSettings):
 class InternalSettings(KlingSettings):
     """Where a program of ours reaches the receiver, which Kling may reach otherwise."""
 
-    receiver_internal_url: str = Field(
-        "", description="where the client itself reaches the receiver, if elsewhere"
-    )
+    receiver_internal_url: str = Field("", description="where the client itself reaches the receiver, if elsewhere")
 
     @field_validator("receiver_internal_url")
     @classmethod

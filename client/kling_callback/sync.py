@@ -168,9 +168,7 @@ class Kling:
         self, *, status: str | None = None, family: str | None = None, tag: str | None = None, limit: int = 100
     ) -> "list[Task]":
         """At most `limit` tasks, newest first. Raises ReceiverError."""
-        found = self.loop.run(
-            lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit)
-        )
+        found = self.loop.run(lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit))
         return [Task(self.loop, task) for task in found]
 
     def close(self) -> None:
@@ -196,9 +194,7 @@ class Task(BaseTask):
         super().__init__(task.data, unreported=task.unreported)
         self._loop, self._task = loop, task
 
-    def wait(
-        self, timeout: float | None = None, *, on_event: Callable[[Event], object] | None = None
-    ) -> "Result":
+    def wait(self, timeout: float | None = None, *, on_event: Callable[[Event], object] | None = None) -> "Result":
         """The result, once the task is done: the receiver wakes us, nothing polls.
 
         `timeout`: seconds, None for as long as it takes. `on_event` hears what happened, from the beginning,

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from kling_receiver.hooks.dispatcher import Dispatcher
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.hooks.sync import detach, sync
 from kling_receiver.jobs import queue
+from kling_receiver.jobs.kinds import Kind
 from kling_receiver.jobs.worker import OUTAGE_RETRY_SECONDS, Handler, Worker
 from kling_receiver.net.client import AGENT, GuardedClient, Transport
 from kling_receiver.policy import Policy
@@ -33,7 +35,7 @@ from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.reader import Reader, in_thread
+from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
@@ -125,32 +127,26 @@ class Receiver:
     def _handlers(self, clock: Callable[[], float]) -> dict[str, Handler]:
         settings = self.settings
         overdue = OverdueTasks(self.reconciler, self.reader)
-        fetcher = Downloader(
+        downloader = Downloader(
             self._downloads, self.storage, self.reader, self.metrics, max_bytes=settings.result_max_bytes
         )
         dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, bus=self.bus)
-        hooks = {"dispatch": dispatcher.dispatch, "replay": dispatcher.replay, "hook": dispatcher.retry}
         return {
-            "ask": self.reconciler.reconcile,
-            "download": fetcher.download,
-            "overdue": overdue.check,
-            "sweep": overdue.check_after_start,
-            **hooks,
-            **{f"{kind}-task": handler for kind, handler in hooks.items()},
+            Kind.ASK: self.reconciler.reconcile,
+            Kind.DOWNLOAD: downloader.download,
+            Kind.OVERDUE: overdue.check,
+            Kind.SWEEP: overdue.check_after_start,
+            Kind.DISPATCH: dispatcher.dispatch,
+            Kind.REPLAY: dispatcher.replay,
+            Kind.DELIVERY: dispatcher.retry,
         }
 
     def _on_commit(self, committed: CommitResult) -> None:
         self.bus.notify(committed.task_ids)
         for type_, times in committed.event_counts.items():
             self.metrics.events.labels(type_).inc(times)
-        for task in sorted(committed.failed_result_task_ids):
-            log.error(
-                "task %s succeeded, but a file of it cannot be had; again: kling-receiver tasks fetch %s",
-                task,
-                task,
-            )
-        for said in committed.messages:
-            log.error("%s", said)
+        for message in committed.messages:
+            log.error("%s", message)
         if committed.next_due_at is not None:
             self.worker.wake(committed.next_due_at)
 
@@ -227,7 +223,7 @@ class Receiver:
         except Unavailable as error:
             return str(error)
         try:
-            await in_thread(self.storage.probe)
+            await run_in_threadpool(self.storage.probe)
         except OSError as error:
             return f"The folder for result files cannot be written: {error.strerror}."
         return None

@@ -83,9 +83,7 @@ class ReceiverSettings(KlingSettings):
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
     private_hook_hosts: Listed = Field((), description="the same for hooks")
-    hooks_file: str = Field(
-        "", description="a TOML file of hooks: what it says is what there is (docs/delivering.md)"
-    )
+    hooks_file: str = Field("", description="a TOML file of hooks: what it says is what there is (docs/delivering.md)")
     result_max_bytes: Annotated[
         int, Expected(f"must be whole bytes from 1 to {MAX_BYTES} (1 TiB), such as {2 << 30} (2 GiB).")
     ] = Field(2 << 30, gt=0, le=MAX_BYTES, description="bytes that one result file may have (default: 2 GiB)")

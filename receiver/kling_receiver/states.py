@@ -21,6 +21,7 @@ A status never goes back otherwise, and Kling's first final word stands.
 from typing import Literal
 
 Status = Literal["created", "submitted", "processing", "succeed", "failed"]
+FinalStatus = Literal["succeed", "failed"]
 Origin = Literal["kling", "callback", "local"]
 Transition = Literal["applied", "same", "late", "contradictory"]
 

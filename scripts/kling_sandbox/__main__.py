@@ -17,9 +17,7 @@ class Command(click.Command):
     """Click, with the sentence that matters in the very first line of the help."""
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(
-            "This is a sandbox (not Kling): it speaks Kling's protocol on loopback and makes nothing.\n\n"
-        )
+        formatter.write("This is a sandbox (not Kling): it speaks Kling's protocol on loopback and makes nothing.\n\n")
         super().format_help(context, formatter)
         formatter.write("\nMisbehaviours, also for one task by a mark in its prompt: [sandbox: NAME, NAME]\n\n")
         formatter.write("".join(f"  {line}\n" for line in TABLE.splitlines()))
@@ -31,9 +29,7 @@ def write_whole(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def list_switches(
-    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
-) -> tuple[str, ...]:
+def list_switches(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
     if "list" in names:
         click.echo(TABLE)
         context.exit()
@@ -70,9 +66,7 @@ TRY_IT = """To try client and receiver by hand with it, on this machine:
     is_eager=True,
     help="Repeatable; `list` or the end of this help says which.",
 )
-@click.option(
-    "--ready-file", type=click.Path(path_type=Path), help="Write the base address there when listening."
-)
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the base address there when listening.")
 def main(ready_file: Path | None, **options: Any) -> None:
     if not options["keys"] and not options["access_key"]:
         options |= {"keys": DEFAULTS[:1], "access_key": DEFAULTS[1], "secret_key": DEFAULTS[2]}

@@ -33,9 +33,7 @@ def application(ledger: Ledger, life: Life) -> ASGIApp:
         Route("/sandbox/account", account),
     ]
     handlers: Any = {Refused: refused, 404: nowhere, 405: nowhere}
-    return with_transport(
-        Starlette(routes=[Mount(ledger.base_path, routes=routes)], exception_handlers=handlers)
-    )
+    return with_transport(Starlette(routes=[Mount(ledger.base_path, routes=routes)], exception_handlers=handlers))
 
 
 async def refused(request: Request, error: Refused) -> Response:

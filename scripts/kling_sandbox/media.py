@@ -25,13 +25,7 @@ def content(ending: str, variant: int, stamp: str, size: int = 0) -> bytes:
 def png(plain: bytes, comment: bytes) -> bytes:
     chunk = b"tEXtComment\0" + comment
     end = len(plain) - 12  # the empty IEND chunk comes last
-    return (
-        plain[:end]
-        + struct.pack(">I", len(chunk) - 4)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-        + plain[end:]
-    )
+    return plain[:end] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + plain[end:]
 
 
 def jpg(plain: bytes, comment: bytes) -> bytes:

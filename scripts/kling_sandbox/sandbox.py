@@ -25,9 +25,7 @@ class Sandbox(Ledger):
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._life = Life(self)
-        self._thread = threading.Thread(
-            target=self._loop.run_until_complete, args=(self._serve(),), daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
         self._thread.start()
         return self
 

@@ -86,9 +86,7 @@ class Task:
         return known | {name: getattr(self, name) for name in kept} | {"callbacks": list(self.posted)}
 
 
-def record(
-    task: Task, status: str = "", *, new: bool, relayed: bool = False, bare: bool = False
-) -> dict[str, Any]:
+def record(task: Task, status: str = "", *, new: bool, relayed: bool = False, bare: bool = False) -> dict[str, Any]:
     """Spell the task as of a status; `relayed` hides whose it is, `bare` leaves the results out."""
     status = status or task.status
     external_id = None if relayed or task.has("drop-external-id") else task.external_id

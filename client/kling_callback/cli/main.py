@@ -69,9 +69,7 @@ def report_error(error: Exception) -> int:
             terminal.print_message(_format(error))
             return _exit_code(error)
         case OSError():
-            terminal.print_message(
-                f"{error.filename or 'A file'} cannot be written: {error.strerror or error}."
-            )
+            terminal.print_message(f"{error.filename or 'A file'} cannot be written: {error.strerror or error}.")
             return FAILED
         case _:
             raise error
@@ -204,9 +202,7 @@ def create_any(family: str, body: Any, **given: Any) -> None:
     create_and_run(lambda it, task_id: create(it, external_task_id=task_id), family, body, given)
 
 
-@options.command(
-    kling, "wait", [options.ID, *options.WAIT_OPTIONS], "Wait for a task, then hand over its files."
-)
+@options.command(kling, "wait", [options.ID, *options.WAIT_OPTIONS], "Wait for a task, then hand over its files.")
 def wait_for(**given: Any) -> None:
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(given["task_id"])
@@ -248,16 +244,12 @@ def listen(forward: str | None, command: tuple[str, ...] | None, as_json: bool, 
 
     async def call(kling: AsyncKling) -> None:
         await listener.position_cursor(kling, cursor, given["first"], terminal.print_message)
-        terminal.print_message(
-            f"Listening to {settings.receiver_base}, behind event {cursor.after}. Ctrl-C ends it."
-        )
+        terminal.print_message(f"Listening to {settings.receiver_base}, behind event {cursor.after}. Ctrl-C ends it.")
         async with AsyncExitStack() as stack:
             handle: listener.Handle = ExecHandler(command) if command else listener.print_only
             if forward:
                 http = await stack.enter_async_context(create_client(forward))
-                handle = ForwardHandler(
-                    http, forward, hook_secret(settings, cursor), report=terminal.print_message
-                )
+                handle = ForwardHandler(http, forward, hook_secret(settings, cursor), report=terminal.print_message)
             await listener.listen(kling, cursor, handle, event_filter=wanted, report=told)
 
     with cursor.lock(), terminal.print_problems():

@@ -173,9 +173,7 @@ WAIT_OPTIONS: list[click.Parameter] = [
         type=click.Path(path_type=Path, file_okay=False),
         help="Write the files here, as ID-N.EXT. Without it a link to each is printed.",
     ),
-    click.Option(
-        ["--timeout"], type=Timeout(), help="Wait at most so long after the create; the task goes on."
-    ),
+    click.Option(["--timeout"], type=Timeout(), help="Wait at most so long after the create; the task goes on."),
     AS_JSON,
 ]
 

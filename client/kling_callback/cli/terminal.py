@@ -32,9 +32,7 @@ def use_utf8() -> None:
 
 def escape(value: Any) -> str:
     """Text whose control characters are made visible: a status message must not steer the terminal."""
-    return CONTROL_CHARACTERS.sub(
-        lambda letter: f"\\x{ord(letter.group()):02x}", " ".join(str(value).splitlines())
-    )
+    return CONTROL_CHARACTERS.sub(lambda letter: f"\\x{ord(letter.group()):02x}", " ".join(str(value).splitlines()))
 
 
 def print_message(text: str) -> None:
@@ -56,17 +54,13 @@ def print_json(document: Any, *, nicely: bool = False) -> None:
 def print_event(event: Event, word: str) -> None:
     """One event on one line of stdout, and what became of it."""
     print_data(
-        "  ".join(
-            map(str, (event.at, event.id, event.type, event.task["id"], event.task["status"], word))
-        ).strip()
+        "  ".join(map(str, (event.at, event.id, event.type, event.task["id"], event.task["status"], word))).strip()
     )
 
 
 def print_tasks(tasks: Sequence[BaseTask]) -> None:
     """A table of tasks on stdout, whole in a terminal of any width: ids are there to be copied."""
-    print_table(
-        [(name, [cell(task) for task in tasks]) for name, cell in COLUMNS.items()], always=("ID", "STATUS")
-    )
+    print_table([(name, [cell(task) for task in tasks]) for name, cell in COLUMNS.items()], always=("ID", "STATUS"))
 
 
 def print_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collection[str]) -> None:
@@ -110,9 +104,7 @@ def live_progress(task_id: str, console: Console | None = None) -> Iterator[Call
     if not console.is_terminal:
         yield lambda event: None
         return
-    text = TextColumn(
-        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
-    )
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (SpinnerColumn(), TimeElapsedColumn(), text)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         bar = progress.add_task(f"{escape(task_id)} waiting", total=None)

@@ -82,7 +82,5 @@ def _body_problems(body: Any) -> list[str]:
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        problems.append(
-            f"body: is not JSON: {'a letter is broken' if isinstance(error, UnicodeError) else error}."
-        )
+        problems.append(f"body: is not JSON: {'a letter is broken' if isinstance(error, UnicodeError) else error}.")
     return problems

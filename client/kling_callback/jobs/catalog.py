@@ -91,9 +91,7 @@ NEGATIVE = Parameter("negative_prompt", Text(2500), "What to avoid, at most 2,50
 IMAGE = (
     Parameter("model_name", Text(200), "Such as kling-v1, kling-v1-5, kling-v2, kling-v2-1, kling-v3."),
     Parameter("n", Integer(1, 9), "How many images; Kling makes 1 unless told."),
-    Parameter(
-        "aspect_ratio", Choice(("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9")), "Width to height."
-    ),
+    Parameter("aspect_ratio", Choice(("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9")), "Width to height."),
     Parameter("resolution", Choice(("1k", "2k")), "How fine."),
     Parameter("output_format", Choice(("png", "jpg")), "The kind of file (some gateways only)."),
 )

@@ -22,9 +22,7 @@ class ExecHandler:
     async def __call__(self, event: Event) -> HandlerResult:
         """One event."""
         code = await _run(self._command, event)
-        return HandlerResult(
-            f"exit code {code}", f"{self._command[0]} ended with exit code {code}" if code else ""
-        )
+        return HandlerResult(f"exit code {code}", f"{self._command[0]} ended with exit code {code}" if code else "")
 
 
 async def _run(command: Sequence[str], event: Event) -> int:

@@ -46,9 +46,7 @@ class ForwardHandler:
                 status = await self._post(event)
                 break
             except httpx.ReadTimeout:
-                return HandlerResult(
-                    "no answer", f"{self._url} did not answer within {TIMEOUT_SECONDS} seconds"
-                )
+                return HandlerResult("no answer", f"{self._url} did not answer within {TIMEOUT_SECONDS} seconds")
             except httpx.HTTPError as error:
                 failures += 1
                 if failures == 1:

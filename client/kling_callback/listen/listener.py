@@ -73,9 +73,7 @@ async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, 
     elif cursor.after is None:
         cursor.advance(newest)
     elif cursor.after > newest:
-        report(
-            f"Event {cursor.after} was handled, but the newest is {newest}: the receiver's database is another."
-        )
+        report(f"Event {cursor.after} was handled, but the newest is {newest}: the receiver's database is another.")
         cursor.advance(0)
 
 

@@ -51,8 +51,8 @@ def list_deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
         "EVENT": lambda each: each["type"],
         "TASK": lambda each: each["task"],
         "ATTEMPTS": lambda each: str(each["attempts"]),
-        "LAST": lambda each: _last(each["last"]),
-        "NEXT": lambda each: terminal.format_minute(each["due_at"]),
+        "LAST": lambda each: _last(each["last_attempt"]),
+        "NEXT": lambda each: terminal.format_minute(each["next_attempt_at"]),
     }
     table = [(name, [cell(each) for each in found]) for name, cell in columns.items()]
     terminal.print_table(table, always=("ID", "STATE", "EVENT"))
@@ -83,8 +83,8 @@ def _path(delivery: str) -> str:
 def _last(attempt: dict[str, Any] | None) -> str:
     if attempt is None:
         return ""
-    said = attempt["error"] or ("taken" if attempt["status"] is None else str(attempt["status"]))
-    return f"{said[:LONGEST_SAID]}, {attempt['ms']} ms"
+    said = attempt["error"] or ("delivered" if attempt["response_status"] is None else str(attempt["response_status"]))
+    return f"{said[:LONGEST_SAID]}, {attempt['duration_ms']} ms"
 
 
 @options.command(deliveries, "show", [ID, options.AS_JSON], "Print a delivery with all its attempts, as JSON.")

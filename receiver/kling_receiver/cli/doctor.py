@@ -44,9 +44,7 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
     try:
         found = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        yield Check(
-            "name", False, f"{host} has no address ({error}). Mend its DNS entry, or KLING_RECEIVER_URL."
-        )
+        yield Check("name", False, f"{host} has no address ({error}). Mend its DNS entry, or KLING_RECEIVER_URL.")
         return
     yield Check("name", True, f"{host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
     nonce = new_id()
@@ -55,9 +53,7 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
     try:
         response = await http.post(url, json=body)
     except httpx.HTTPError as error:
-        yield Check(
-            "connection", False, f"{host}:{port} does not answer ({_reason(error)}). {_CONNECTION_HINT}"
-        )
+        yield Check("connection", False, f"{host}:{port} does not answer ({_reason(error)}). {_CONNECTION_HINT}")
         return
     yield Check("connection", True, f"{host}:{port} answers")
     yield _echo(response, nonce)

@@ -74,9 +74,9 @@ ADDING: list[click.Parameter] = [
         help="Signs (whsec_...; -: a line of stdin, so that no list of processes shows it); "
         "else one is made and printed.",
     ),
-    click.Option(["--schedule"], type=Steps(), help="Waits between attempts (5,30,120,900,3600,...)."),
+    click.Option(["--retry-schedule"], type=Steps(), help="Waits between attempts (5,30,120,900,3600,...)."),
     click.Option(["--concurrency"], type=click.IntRange(1, 256), help="Attempts at once."),
-    click.Option(["--rate"], type=float, help="Events a second, at most."),
+    click.Option(["--rate-limit"], type=float, help="Events a second, at most."),
     click.Option(["--timeout"], type=float, help="Seconds for one attempt."),
     options.AS_JSON,
 ]
@@ -92,9 +92,7 @@ ADDING: list[click.Parameter] = [
 )
 @report_errors
 def add(as_json: bool, **given: Any) -> None:
-    listed: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
-    }
+    listed: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     wanted = {name: value for name, value in listed.items() if value not in (None, "", [])}
     if scheme_of(str(wanted.get("address", ""))) in WEB_SCHEMES:
         answer = call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
@@ -162,7 +160,7 @@ def _show(found: Sequence[dict[str, Any]]) -> None:
         "ADDRESS": lambda hook: _cut(hook["address"]),
         "WANTS": _wants,
         "BEHIND": lambda hook: str(hook["behind"] or "") if hook["state"] != "active" else "",
-        "WAITING": lambda hook: str(hook["waiting"] or ""),
+        "PENDING": lambda hook: str(hook["pending"] or ""),
         "DEAD": lambda hook: str(hook["dead"] or ""),
         "WHY": lambda hook: _cut(hook["paused_because"] or ""),
     }
@@ -186,9 +184,7 @@ def _state(hook: dict[str, Any]) -> str:
     return str(hook["state"])
 
 
-@options.command(
-    hooks, "show", [NAME, options.AS_JSON], "Print all that is known of a hook, as JSON; not its secret."
-)
+@options.command(hooks, "show", [NAME, options.AS_JSON], "Print all that is known of a hook, as JSON; not its secret.")
 @report_errors
 def show(name: str, as_json: bool) -> None:
     hook = call_receiver(lambda receiver: receiver.call("GET", _path(name)))
@@ -202,13 +198,13 @@ def test(name: str, as_json: bool) -> None:
     if as_json:
         terminal.print_json(answer)
     else:
-        status = "" if answer["status"] is None else f" ({answer['status']})"
+        status = "" if answer["response_status"] is None else f" ({answer['response_status']})"
         terminal.print_message(
-            f"{'Taken' if answer['taken'] else 'Not taken'}{status} after {answer['ms']} ms."
+            f"{'Delivered' if answer['delivered'] else 'Not delivered'}{status} after {answer['duration_ms']} ms."
         )
-        for said in filter(None, (answer["error"], answer["answer"])):
+        for said in filter(None, (answer["error"], answer["response_body"])):
             terminal.print_data(said)
-    if not answer["taken"]:
+    if not answer["delivered"]:
         sys.exit(FAILED)
 
 
@@ -222,15 +218,11 @@ def _order(name: str, said: str, summary: str) -> None:
 
 
 _order("pause", "{name} is paused; its events are kept.", "Send nothing to a hook; its events are kept.")
-_order(
-    "resume", "{name} goes on.", "Go on with a paused or failing hook: all that was kept for it is sent now."
-)
+_order("resume", "{name} goes on.", "Go on with a paused or failing hook: all that was kept for it is sent now.")
 
 ROTATING: list[click.Parameter] = [
     NAME,
-    click.Option(
-        ["--secret"], type=Secret(), default="", help="The new one (-: a line of stdin); else one is made."
-    ),
+    click.Option(["--secret"], type=Secret(), default="", help="The new one (-: a line of stdin); else one is made."),
     click.Option(
         ["--overlap"],
         type=click.FloatRange(0, 30 * 86_400),

@@ -48,9 +48,7 @@ for group in (tasks, hooks, deliveries, replay):
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
-)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @report_errors
 def serve(host: str, port: int) -> None:
     """Serve until told to stop (SIGTERM or Ctrl-C)."""

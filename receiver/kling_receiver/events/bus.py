@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow
 
 HEARTBEAT = 15.0
 """Seconds after which a silent stream shows that it lives."""
@@ -42,7 +42,7 @@ class EventBus:
         self.closed = True
         self.notify(None)
 
-    async def follow(self, task_id: str | None, after: int) -> AsyncIterator[list[Row]]:
+    async def follow(self, task_id: str | None, after: int) -> AsyncIterator[list[EventRow]]:
         """Events with ids above `after`, in batches: what there is, then what comes; empty as a heartbeat.
 
         A task's stream ends once all of a task that is done was sent; the stream of all never does.

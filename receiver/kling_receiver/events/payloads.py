@@ -7,7 +7,7 @@ from typing import Any
 
 from kling_callback.protocol import signing
 from kling_receiver.store.reader import TaskDetail
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow, ResultRow
 
 LINK_SECONDS = 86_400
 """How long a result's `href` opens without a token."""
@@ -24,9 +24,7 @@ def iso(milliseconds: int | None) -> str | None:
 class Payloads:
     """Makes the JSON; `secrets` and `receiver_url` go into the links to files."""
 
-    def __init__(
-        self, secrets: Sequence[str], receiver_url: str, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, secrets: Sequence[str], receiver_url: str, *, clock: Callable[[], float] = time.time) -> None:
         self._secrets, self._url, self._clock = secrets, receiver_url, clock
 
     def task(self, detail: TaskDetail) -> dict[str, Any]:
@@ -34,7 +32,7 @@ class Payloads:
         row = detail.row
         return {
             "id": row["id"],
-            "task_id": row["task_id"],
+            "task_id": row["kling_id"],
             "family": row["family"],
             "model": row["model"],
             "tags": detail.tags,
@@ -49,10 +47,10 @@ class Payloads:
             "updated_at": iso(row["updated_at"]),
         }
 
-    def _result(self, result: Row) -> dict[str, Any]:
+    def _result(self, result: ResultRow) -> dict[str, Any]:
         stored = result["status"] == "stored"
         return {
-            "index": result["n"],
+            "index": result["position"],
             "kind": result["kind"],
             "id": result["kling_id"],
             "duration": result["duration"],
@@ -66,16 +64,16 @@ class Payloads:
             "error": result["error"] or None,
         }
 
-    def _link(self, result: Row) -> str:
+    def _link(self, result: ResultRow) -> str:
         expires = int(self._clock()) + LINK_SECONDS
-        return signing.sign_link(self._secrets, self._url, result["task"], result["n"], expires)
+        return signing.sign_link(self._secrets, self._url, result["task_id"], result["position"], expires)
 
-    def event(self, event: Row, detail: TaskDetail) -> dict[str, Any]:
+    def event(self, event: EventRow, detail: TaskDetail) -> dict[str, Any]:
         """An event, with its task as it is now."""
         return {
             "id": event["id"],
             "type": event["type"],
-            "at": iso(event["at"]),
+            "at": iso(event["created_at"]),
             "data": event["data"],
             "task": self.task(detail),
         }

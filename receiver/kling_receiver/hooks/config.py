@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,7 @@ from kling_receiver.sinks.command import parse_command, to_address
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.sinks.registry import open_sink
 from kling_receiver.states import FINAL, STATUSES
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.validation import describe_errors
 
 WEB_SCHEMES = ("https", "http")
@@ -68,11 +68,7 @@ def _new_name(value: str) -> str:
 
 
 def _any_name(value: str) -> str:
-    return (
-        value
-        if is_id(value.removeprefix(TASK_HOOK_PREFIX)) and value.startswith(TASK_HOOK_PREFIX)
-        else _name(value)
-    )
+    return value if is_id(value.removeprefix(TASK_HOOK_PREFIX)) and value.startswith(TASK_HOOK_PREFIX) else _name(value)
 
 
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
@@ -96,9 +92,7 @@ class HookFilter(BaseModel):
     @classmethod
     def _events(cls, values: list[str]) -> list[str]:
         if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
-            raise ValueError(
-                f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENT_STATUSES)}."
-            )
+            raise ValueError(f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENT_STATUSES)}.")
         return sorted(set(values))
 
     @field_validator("families")
@@ -110,11 +104,7 @@ class HookFilter(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "HookFilter":
-        possible = (
-            frozenset().union(*(EVENT_STATUSES[event] for event in self.events))
-            if self.events
-            else ALL_STATUSES
-        )
+        possible = frozenset().union(*(EVENT_STATUSES[event] for event in self.events)) if self.events else ALL_STATUSES
         if self.statuses and not possible & set(self.statuses):
             raise ValueError(
                 f"the filter matches nothing: at {' or '.join(self.events)} a task is never "
@@ -170,27 +160,28 @@ class HookConfig(HookFilter):
                 "statuses": self.statuses,
                 "tags": self.tags,
             },
-            "schedule": self.retry_schedule,
+            "retry_schedule": self.retry_schedule,
             "concurrency": self.concurrency or DEFAULT_CONCURRENCY[kind],
-            "rate": self.rate_limit,
+            "rate_limit": self.rate_limit,
             "timeout": self.timeout or DEFAULT_TIMEOUT[kind],
         }
 
-    def row(self, name: str, source: str, *, cursor: int, now: int) -> Row:
+    def row(self, name: str, source: str, *, cursor: int, now: int) -> HookRow:
         """The row of it, with a new secret where one is needed and none is given."""
-        return {
+        row = {
             **self.columns(),
             "name": name,
             "source": source,
-            "task": None,
-            "lane": name,
-            "secrets": [[self.secret or new_secret(), None]] if self.is_signed else [],
+            "task_id": None,
+            "concurrency_key": name,
+            "secrets": [(self.secret or new_secret(), None)] if self.is_signed else [],
             "cursor": cursor,
             "failing_since": None,
             "paused_at": None,
             "paused_because": "",
             "created_at": now,
         }
+        return cast(HookRow, row)
 
 
 DEFAULT_HOOK = "default"

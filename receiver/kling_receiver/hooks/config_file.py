@@ -50,9 +50,7 @@ def _parse_table(name: str, table: Any, allowed: Allowlist, variables: Mapping[s
             raise InvalidHook([f"secret_env: the environment has no {variable}."])
     hook = parse_hook(given, allowed)
     if hook.is_signed and not hook.secret:
-        raise InvalidHook(
-            ["secret_env, or secret, is needed: what is POSTed is signed. The first names a variable."]
-        )
+        raise InvalidHook(["secret_env, or secret, is needed: what is POSTed is signed. The first names a variable."])
     return hook
 
 

@@ -1,6 +1,6 @@
-"""Deliveries as rows: what became of each event at each hook, what is owed again, and what is dead.
+"""The rows of deliveries: record attempts, enqueue retries, advance cursors, retry dead letters, replay.
 
-An event stays owed to a hook until it was taken: it lies behind the hook's cursor, waits as a job, or is dead.
+Until a hook has accepted an event, the event is behind the hook's cursor, waits as a job, or is a dead letter.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,24 +9,25 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from kling_receiver.hooks.records import MAX_REASON_CHARS, hook, job_kind, pause
-from kling_receiver.store.sql import BulkInsert, Row, Statement
-from kling_receiver.store.tables import Attempt as AttemptRow
-from kling_receiver.store.transaction import EVENT, JOB, Transaction
+from kling_receiver.hooks.records import MAX_REASON_CHARS, hook, pause
+from kling_receiver.jobs.kinds import Kind, delivery_key, dispatch_key, hook_pool, replay_key
+from kling_receiver.store.rows import HookRow, Row
+from kling_receiver.store.sql import BulkInsert, Statement
+from kling_receiver.store.tables import ATTEMPT, EVENT, JOB
+from kling_receiver.store.transaction import Transaction
 
-ATTEMPT = AttemptRow.__table__  # type: ignore[attr-defined]  # set by SQLModel
 INSERT_ATTEMPTS = BulkInsert(ATTEMPT, [column.name for column in ATTEMPT.c if column.name != "id"])
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """One attempt, made at `at` (unix ms) in `ms` milliseconds; `count`: which one of this delivery.
+    """One attempt at one delivery. `attempted_at`: unix ms; `count`: its number, from 1.
 
-    `due_at`: when it is to be made again (unix ms); None when it was taken, or no attempt is left.
-    `gone`: the hook wants nothing any more.
+    `retry_at`: when the next attempt is due (unix ms); None when it was delivered, or no attempt is left.
+    `gone`: the hook answered that it wants no more events.
     """
 
-    hook: Row
+    hook: HookRow
     event_id: int
     task_id: str
     attempted_at: int
@@ -41,20 +42,19 @@ class DeliveryAttempt:
 
 
 def record_attempts(tx: Transaction, attempts: list[DeliveryAttempt]) -> None:
-    """Keep attempts; what was not taken is owed again, or kept as dead, unless the hook was removed."""
+    """Save attempts. Failed ones are retried or become dead letters, unless the hook is gone."""
     save_attempts(tx, attempts)
     failed = {each.hook["name"] for each in attempts if not each.delivered}
-    there = {name for name in sorted(failed) if hook(tx.connection, name)}
+    existing = {name for name in sorted(failed) if hook(tx.connection, name)}
     for each in attempts:
-        if not each.delivered and each.hook["name"] in there:
-            dead = {"state": "dead", "error": each.error} if each.retry_at is None else {"error": each.error}
-            enqueue_delivery(
-                tx, each.event_id, each.hook, each.task_id, due_at=each.retry_at, attempts=each.count, **dead
-            )
+        if not each.delivered and each.hook["name"] in existing:
+            state = "ready" if each.retry_at is not None else "dead"
+            job = {"state": state, "error": each.error, "attempts": each.count}
+            enqueue_delivery(tx, each.event_id, each.hook, each.task_id, due_at=each.retry_at, **job)
 
 
 def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> None:
-    """Keep attempts, and what they show of their hooks."""
+    """Save attempts, and update the health of their hooks."""
     by_hook: dict[str, list[DeliveryAttempt]] = {}
     for each in attempts:
         by_hook.setdefault(each.hook["name"], []).append(each)
@@ -63,87 +63,89 @@ def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> None:
         _update_health(tx, name, by_hook[name])
 
 
-def _row(each: DeliveryAttempt) -> Row:
+def _row(attempt: DeliveryAttempt) -> Row:
     return {
-        "hook": each.hook["name"],
-        "event": each.event_id,
-        "task": each.task_id,
-        "at": each.attempted_at,
-        "ms": each.duration_ms,
-        "taken": each.delivered,
-        "status": each.response_status,
-        "answer": each.response_body.replace("\0", "\ufffd"),
-        "error": each.error[:MAX_REASON_CHARS],
+        "hook_name": attempt.hook["name"],
+        "event_id": attempt.event_id,
+        "task_id": attempt.task_id,
+        "attempted_at": attempt.attempted_at,
+        "duration_ms": attempt.duration_ms,
+        "delivered": attempt.delivered,
+        "response_status": attempt.response_status,
+        "response_body": attempt.response_body.replace("\0", "\ufffd"),
+        "error": attempt.error[:MAX_REASON_CHARS],
     }
 
 
-MARK_HEALTHY = Statement(
-    "UPDATE hook SET failing_since = NULL WHERE name = :name AND failing_since IS NOT NULL"
-)
-MARK_FAILING = Statement("""
-    UPDATE hook SET failing_since = :now WHERE name = :name AND (failing_since IS NULL OR NOT EXISTS (
-        SELECT 1 FROM job WHERE hook = :name AND key LIKE 'hook/%' AND state <> 'dead'))
+MARK_HEALTHY = Statement("""
+    UPDATE hook SET failing_since = NULL WHERE name = :name AND failing_since IS NOT NULL
 """)
-"""It has failed since the first failure of which something is still to be tried again."""
+MARK_FAILING = Statement(f"""
+    UPDATE hook SET failing_since = :now WHERE name = :name AND (failing_since IS NULL OR NOT EXISTS (
+        SELECT 1 FROM job WHERE hook_name = :name AND kind = '{Kind.DELIVERY}' AND state <> 'dead'))
+""")  # a constant
+"""A hook has been failing since the first failure of a delivery that is still to be retried."""
 FAILING_SINCE = Statement("SELECT failing_since FROM hook WHERE name = :name AND paused_at IS NULL")
 
 
 def _update_health(tx: Transaction, name: str, attempts: Sequence[DeliveryAttempt]) -> None:
-    """A hook that took something is well; one that failed for too long, or is gone, is paused."""
-    limit = tx.policy.hook_pause_seconds
+    """Update the hook's health: a success clears `failing_since`; failing too long, or HTTP 410, pauses it."""
     if any(each.gone for each in attempts):
-        pause(tx, name, "it answered 410: it wants nothing any more")
+        pause(tx, name, "it answered 410: it wants no more events")
     elif any(each.delivered for each in attempts):
         if MARK_HEALTHY.execute(tx.connection, name=name):
-            tx.run_now(f"dispatch/{name}")
+            tx.run_now(dispatch_key(name))
     else:
         MARK_FAILING.execute(tx.connection, name=name, now=tx.now)
-        since = FAILING_SINCE.scalar(tx.connection, name=name)
-        if since is not None and tx.now - since >= limit * 1000:
-            pause(tx, name, f"it took nothing for {limit:g} s; the last time: {attempts[-1].error}")
+        since, seconds = FAILING_SINCE.scalar(tx.connection, name=name), tx.policy.hook_pause_seconds
+        if since is not None and tx.now - since >= seconds * 1000:
+            pause(tx, name, f"every attempt failed for {seconds:g} s; the last one: {attempts[-1].error}")
 
 
 def enqueue_delivery(
-    tx: Transaction, event_id: int, hook: Row, task_id: str, *, due_at: int | None = None, **more: Any
+    tx: Transaction, event_id: int, hook: HookRow, task_id: str, *, due_at: int | None = None, **values: Any
 ) -> None:
-    """Owe one delivery: now, or at `due_at` (unix ms)."""
-    name, kind = hook["name"], job_kind("hook", hook)
-    data = {"hook": name, "event": event_id}
-    more |= {"hook": name, "due_at": due_at, "data": data}
-    tx.enqueue(kind, task_id, key=delivery_key(event_id, name), lane=f"hook {hook['lane']}", **more)
-
-
-def delivery_key(event_id: int, hook_name: str) -> str:
-    """The key of what is owed of one delivery."""
-    return f"hook/{event_id}/{hook_name}"
+    """Enqueue one delivery. `due_at`: unix ms; None: now. `values`: columns of the job."""
+    name = hook["name"]
+    tx.enqueue(
+        Kind.DELIVERY,
+        task_id,
+        unique_key=delivery_key(event_id, name),
+        pool=hook_pool(Kind.DELIVERY, hook["task_id"]),
+        concurrency_key=f"hook {hook['concurrency_key']}",
+        due_at=due_at,
+        args={"hook": name, "event": event_id},
+        hook_name=name,
+        **values,
+    )
 
 
 ADVANCE_CURSOR = Statement("UPDATE hook SET cursor = :cursor WHERE name = :name AND cursor < :cursor")
 HAS_MORE = Statement("""
     SELECT 1 FROM hook WHERE name = :name AND paused_at IS NULL AND EXISTS (
-        SELECT 1 FROM event WHERE id > hook.cursor AND (hook.task IS NULL OR event.task = hook.task))
+        SELECT 1 FROM event WHERE id > hook.cursor AND (hook.task_id IS NULL OR event.task_id = hook.task_id))
 """)
 
 
 def advance_cursor(tx: Transaction, name: str, cursor: int) -> bool:
-    """Every event up to `cursor` was tried once, or not wanted; whether there are more by now."""
+    """Record that every event up to `cursor` was attempted or did not match. Returns whether there are more."""
     ADVANCE_CURSOR.execute(tx.connection, name=name, cursor=cursor)
     return HAS_MORE.scalar(tx.connection, name=name) is not None
 
 
-def redeliver(tx: Transaction, event_id: int, hook: Row, task_id: str) -> None:
-    """Send one event to one hook again, whatever became of it; to a paused one when it is resumed."""
+def redeliver(tx: Transaction, event_id: int, hook: HookRow, task_id: str) -> None:
+    """Send one event to one hook again, whatever its state; to a paused hook once it is resumed."""
     enqueue_delivery(tx, event_id, hook, task_id)
     tx.run_now(delivery_key(event_id, hook["name"]))
 
 
 RETRY_DEAD = """
-    UPDATE job SET state = 'ready', attempts = 0, due_at = :now WHERE state = 'dead' AND hook
+    UPDATE job SET state = 'ready', attempts = 0, due_at = :now, delay_ms = 0 WHERE state = 'dead' AND hook_name
 """
 
 
 def retry_dead(tx: Transaction, name: str | None) -> int:
-    """Send again all that is dead, of one hook or of all; how many those are."""
+    """Enqueue the dead letters of one hook, or of all hooks (None). Returns how many."""
     which = " = :name" if name else " IS NOT NULL"
     count = Statement(RETRY_DEAD + which).execute(tx.connection, now=tx.now, name=name)
     if count:
@@ -151,46 +153,50 @@ def retry_dead(tx: Transaction, name: str | None) -> int:
     return count
 
 
-def replay(
-    tx: Transaction, hooks: Iterable[Row], after: int, until: int, *, task_id: str | None = None
-) -> None:
-    """Owe these hooks anew what they want of the events after `after`, up to `until`; of one task or of all."""
+def replay(tx: Transaction, hooks: Iterable[HookRow], after: int, until: int, *, task_id: str | None = None) -> None:
+    """Send the events after `after`, up to `until`, to these hooks again; of one task or of all."""
     for row in hooks:
         name = row["name"]
-        key = f"replay/{name}/{after}/{until}/{task_id or ''}"
-        data = {"after": after, "until": until, "task": task_id, "hook": name}
-        tx.enqueue(job_kind("replay", row), "", key=key, lane=f"hook {row['lane']}", hook=name, data=data)
+        tx.enqueue(
+            Kind.REPLAY,
+            "",
+            unique_key=replay_key(name, after, until, task_id),
+            pool=hook_pool(Kind.REPLAY, row["task_id"]),
+            concurrency_key=f"hook {row['concurrency_key']}",
+            args={"after": after, "until": until, "task": task_id, "hook": name},
+            hook_name=name,
+        )
 
 
 def count_events(connection: Connection, first: int, last: int, task_id: str | None) -> int:
-    """How many events the log has from `first` to `last`; of one task or of all."""
+    """How many events the log has from id `first` to `last`; of one task or of all."""
     query = select(func.count()).where(EVENT.c.id >= first, EVENT.c.id <= last)
     if task_id is not None:
-        query = query.where(EVENT.c.task == task_id)
+        query = query.where(EVENT.c.task_id == task_id)
     return int(connection.execute(query).scalar_one())
 
 
 def counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Of each hook how many deliveries wait (tried, and to be tried again), and how many are dead."""
+    """For each hook, how many deliveries are `pending` (attempted, to be retried) and `dead`."""
     query = (
-        select(JOB.c.hook, JOB.c.state, func.count())
-        .where(JOB.c.hook.in_(list(names)), JOB.c.key.like("hook/%"))
-        .group_by(JOB.c.hook, JOB.c.state)
+        select(JOB.c.hook_name, JOB.c.state, func.count())
+        .where(JOB.c.hook_name.in_(list(names)), JOB.c.kind == Kind.DELIVERY)
+        .group_by(JOB.c.hook_name, JOB.c.state)
     )
-    found = {name: {"waiting": 0, "dead": 0} for name in names}
+    found = {name: {"pending": 0, "dead": 0} for name in names}
     for name, state, count in connection.execute(query):
-        found[name]["dead" if state == "dead" else "waiting"] += count
+        found[name]["dead" if state == "dead" else "pending"] += count
     return found
 
 
-ATTEMPTED = Statement("SELECT event FROM attempt WHERE hook = :name AND event > :after")
+ATTEMPTED = Statement("SELECT event_id FROM delivery_attempt WHERE hook_name = :name AND event_id > :after")
 
 
 def attempted_events(connection: Connection, name: str, after: int) -> set[int]:
-    """The events after `after` of which an attempt is on record: a run that was killed had made them."""
+    """The ids above `after` of which an attempt is on record: a run that was killed had made it."""
     return set(ATTEMPTED.scalars(connection, name=name, after=after))
 
 
 def first_event_since(connection: Connection, at: int) -> int | None:
     """The id of the first event at `at` (unix ms) or later."""
-    return connection.execute(select(func.min(EVENT.c.id)).where(EVENT.c.at >= at)).scalar()
+    return connection.execute(select(func.min(EVENT.c.id)).where(EVENT.c.created_at >= at)).scalar()

@@ -15,10 +15,11 @@ from kling_receiver.hooks.deliveries import DeliveryAttempt
 from kling_receiver.hooks.limiter import SLOT_TIMEOUT_SECONDS
 from kling_receiver.hooks.runner import EventRange, HookRun, RunResult
 from kling_receiver.hooks.sender import Sender
+from kling_receiver.jobs.kinds import Kind
 from kling_receiver.jobs.queue import NEVER, ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import HookRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 
@@ -38,15 +39,15 @@ class Dispatcher:
 
     async def dispatch(self, job: ClaimedJob) -> Settle:
         """The handler of `dispatch`: all since the hook's cursor."""
-        name = job.key.removeprefix("dispatch/")
+        name = job.unique_key.removeprefix(f"{Kind.DISPATCH}/")
         hook, seen = await self._reader.read(functools.partial(_load_hook, name=name))
         if hook is None or hook["paused_at"]:
             return functools.partial(_settle_dispatch, name=name, result=NOT_RUN)
-        linger = 0 if hook["task"] else IDLE_SECONDS
+        linger = 0 if hook["task_id"] else IDLE_SECONDS
         ran = await self._run(
-            hook, EventRange(hook["cursor"], task_id=hook["task"], attempted=seen, idle_seconds=linger)
+            hook, EventRange(hook["cursor"], task_id=hook["task_id"], attempted=seen, idle_seconds=linger)
         )
-        if hook["task"]:
+        if hook["task_id"]:
             await self._sender.close_hook(name)
         return functools.partial(_settle_dispatch, name=name, result=ran)
 
@@ -67,7 +68,7 @@ class Dispatcher:
             return settle_as(Done())
         if hook["paused_at"]:
             return functools.partial(_hook_paused, name=hook["name"])
-        full = (await self._reader.details([event["task"]])).get(event["task"])
+        full = (await self._reader.details([event["task_id"]])).get(event["task_id"])
         if full is None:
             return settle_as(Done())
         try:
@@ -78,14 +79,14 @@ class Dispatcher:
             turn.release()
             return functools.partial(_hook_retry_after, wait=wait)
         attempt = await self._sender.attempt(turn, hook, event, full, count=job.attempts)
-        if hook["task"]:
+        if hook["task_id"]:
             await self._sender.close_hook(hook["name"])
         return functools.partial(_settle_retry, attempt=attempt)
 
-    async def _hook(self, name: str) -> Row | None:
+    async def _hook(self, name: str) -> HookRow | None:
         return await self._reader.read(lambda connection: hook_records.hook(connection, name))
 
-    async def _run(self, hook: Row, events: EventRange) -> RunResult:
+    async def _run(self, hook: HookRow, events: EventRange) -> RunResult:
         run = HookRun(
             hook,
             events,
@@ -102,7 +103,7 @@ class Dispatcher:
             raise Unavailable(str(errors.exceptions[0])) from errors
 
 
-def _load_hook(connection: Connection, name: str) -> tuple[Row | None, set[int]]:
+def _load_hook(connection: Connection, name: str) -> tuple[HookRow | None, set[int]]:
     """A hook, and the events after its cursor that were tried already."""
     hook = hook_records.hook(connection, name)
     return hook, deliveries.attempted_events(connection, name, hook["cursor"]) if hook else set()
@@ -137,9 +138,7 @@ def _hook_retry_after(tx: Transaction, wait: float) -> Outcome:
 
 
 def _no_slot(tx: Transaction) -> Outcome:
-    return RetryAt(
-        tx.now + int(SLOT_TIMEOUT_SECONDS * 1000), "Others of this hook are before it.", counts=False
-    )
+    return RetryAt(tx.now + int(SLOT_TIMEOUT_SECONDS * 1000), "Others of this hook are before it.", counts=False)
 
 
 def _settle_retry(tx: Transaction, attempt: DeliveryAttempt) -> Outcome:

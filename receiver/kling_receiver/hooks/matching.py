@@ -2,16 +2,16 @@
 
 from kling_receiver.hooks.config import ALL_STATUSES
 from kling_receiver.store.reader import TaskDetail
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow, HookRow
 
 
-def wants_type(hook: Row, event: Row) -> bool:
+def wants_type(hook: HookRow, event: EventRow) -> bool:
     """Whether a hook wants to hear of events of this type at all."""
     types = hook["filter"]["events"]
     return not types or event["type"] in types
 
 
-def matches(hook: Row, event: Row, detail: TaskDetail) -> bool:
+def matches(hook: HookRow, event: EventRow, detail: TaskDetail) -> bool:
     """Whether a hook wants to hear of an event; one of a status happened at that status."""
     wanted = hook["filter"]
     return (
@@ -22,7 +22,7 @@ def matches(hook: Row, event: Row, detail: TaskDetail) -> bool:
     )
 
 
-def _status(event: Row, detail: TaskDetail) -> str:
+def _status(event: EventRow, detail: TaskDetail) -> str:
     own = event["type"].removeprefix("task.")
     said = event["data"].get("status") if event["type"] == "task.done" else own
     return said if said in ALL_STATUSES else str(detail.row["status"])

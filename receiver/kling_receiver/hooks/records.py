@@ -1,9 +1,7 @@
-"""Hooks as rows: the verbs of an operator, and the questions about them.
+"""The rows of hooks: add, pause, resume, rotate, remove, read.
 
-A paused hook keeps what it is owed: jobs that are due at no time, and the events behind its cursor.
+A paused hook keeps its events: its retries are suspended, and its cursor stays where it is.
 """
-
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, delete, insert, select
@@ -11,49 +9,52 @@ from sqlalchemy import Connection, delete, insert, select
 from kling_callback.protocol.webhooks import new_secret
 from kling_receiver.hooks.config import TASK_HOOK_PREFIX, HookConfig
 from kling_receiver.jobs.enqueue import host_of
+from kling_receiver.jobs.kinds import Kind, dispatch_key, hook_pool
 from kling_receiver.jobs.queue import NEVER
-from kling_receiver.store.sql import Row, Statement, columns
-from kling_receiver.store.tables import Hook
-from kling_receiver.store.transaction import JOB, Transaction, last_event
+from kling_receiver.store.rows import HookRow, Row
+from kling_receiver.store.sql import Statement, columns
+from kling_receiver.store.tables import HOOK, JOB
+from kling_receiver.store.transaction import Transaction, last_event
 
-HOOK = Hook.__table__  # type: ignore[attr-defined]  # set by SQLModel
 MAX_REASON_CHARS = 500
 MAX_SECRETS = 8
-"""Of one hook at once: each signs, and a header has its limits."""
+"""Secrets of one hook at once. Each of them signs, and a header has its limits."""
 SECRET_OVERLAP_SECONDS = 86_400.0
-"""Seconds for which a secret that was changed signs too."""
-
+"""Seconds for which a rotated secret signs beside its successor."""
 
 PAUSE = Statement("""
-    UPDATE hook SET paused_at = :now, paused_because = :because WHERE name = :name AND paused_at IS NULL
+    UPDATE hook SET paused_at = :now, paused_because = :reason WHERE name = :name AND paused_at IS NULL
 """)
-SUSPEND_JOBS = Statement(
-    "UPDATE job SET due_at = :far WHERE hook = :name AND state = 'ready' AND kind NOT LIKE 'dispatch%'"
-)
+SUSPEND_JOBS = Statement(f"""
+    UPDATE job SET due_at = {NEVER}, delay_ms = {NEVER}
+    WHERE hook_name = :name AND state = 'ready' AND kind <> '{Kind.DISPATCH}'
+""")  # constants
 RESUME = Statement("""
-    UPDATE hook SET paused_at = NULL, paused_because = '', failing_since = NULL
-    WHERE name = :name
+    UPDATE hook SET paused_at = NULL, paused_because = '', failing_since = NULL WHERE name = :name
 """)
-RESUME_JOBS = Statement("UPDATE job SET due_at = :now, attempts = 0 WHERE hook = :name AND state = 'ready'")
-
-
-SELECT_HOOK = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE name = :name", table=HOOK)  # noqa: S608  # ours
-SELECT_HOOKS = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE task IS NULL ORDER BY name", table=HOOK)  # noqa: S608
+RESUME_JOBS = Statement("""
+    UPDATE job SET due_at = :now, delay_ms = 0, attempts = 0 WHERE hook_name = :name AND state = 'ready'
+""")
+SELECT_HOOK = Statement[HookRow](f"SELECT {columns(HOOK)} FROM hook WHERE name = :name", table=HOOK)
+SELECT_HOOKS = Statement[HookRow](
+    f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name",  # constants
+    table=HOOK,
+)
 
 
 def pause(tx: Transaction, name: str, reason: str) -> bool:
-    """Send nothing to a hook until it is resumed; what it wants is kept. False when it is paused already."""
-    if not PAUSE.execute(tx.connection, name=name, now=tx.now, because=reason[:MAX_REASON_CHARS]):
+    """Stop sending to a hook until it is resumed; its events are kept. Returns False when it is paused already."""
+    if not PAUSE.execute(tx.connection, name=name, now=tx.now, reason=reason[:MAX_REASON_CHARS]):
         return False
-    SUSPEND_JOBS.execute(tx.connection, name=name, far=NEVER)
+    SUSPEND_JOBS.execute(tx.connection, name=name)
     tx.log_after_commit(
-        f"hook {name} is paused: {reason}. Its events are kept; go on with: kling-receiver hooks resume {name}"
+        f"hook {name} is paused: {reason}. Its events are kept. Resume it with: kling-receiver hooks resume {name}"
     )
     return True
 
 
 def resume(tx: Transaction, name: str) -> bool:
-    """Go on with a hook, paused or failing: all that was kept for it is due now. False when there is none."""
+    """Resume a paused or failing hook: everything that was kept is due now. Returns False when there is no hook."""
     if not RESUME.execute(tx.connection, name=name):
         return False
     RESUME_JOBS.execute(tx.connection, name=name, now=tx.now)
@@ -63,19 +64,21 @@ def resume(tx: Transaction, name: str) -> bool:
     return True
 
 
-def enqueue_dispatch(tx: Transaction, row: Row) -> None:
-    """Owe a hook a look at the event log."""
-    kind, name = job_kind("dispatch", row), row["name"]
-    tx.enqueue(kind, "", key=f"dispatch/{name}", lane=f"dispatch {row['lane']}", hook=name)
+def enqueue_dispatch(tx: Transaction, row: HookRow) -> None:
+    """Enqueue a dispatch: the events behind the hook's cursor are sent."""
+    name = row["name"]
+    tx.enqueue(
+        Kind.DISPATCH,
+        "",
+        unique_key=dispatch_key(name),
+        pool=hook_pool(Kind.DISPATCH, row["task_id"]),
+        concurrency_key=f"{Kind.DISPATCH} {row['concurrency_key']}",
+        hook_name=name,
+    )
 
 
-def job_kind(kind: str, row: Row) -> str:
-    """Jobs of hooks for single tasks are of kinds of their own, so that there is room for all others."""
-    return f"{kind}-task" if row["task"] else kind
-
-
-def add(tx: Transaction, config: HookConfig, *, source: str = "added") -> Row | None:
-    """A new hook, which hears of what happens from now on; None when its name is taken."""
+def add(tx: Transaction, config: HookConfig, *, source: str = "added") -> HookRow | None:
+    """Add a hook that receives events from now on. Returns None when its name is taken."""
     name = config.name or _free_name(tx.connection)
     if hook(tx.connection, name):
         return None
@@ -86,66 +89,69 @@ def add(tx: Transaction, config: HookConfig, *, source: str = "added") -> Row | 
 
 
 def _free_name(connection: Connection) -> str:
-    taken = set(connection.execute(select(HOOK.c.name).where(HOOK.c.task.is_(None))).scalars())
+    taken = set(connection.execute(select(HOOK.c.name).where(HOOK.c.task_id.is_(None))).scalars())
     return next(name for n in range(1, len(taken) + 2) if (name := f"hook-{n}") not in taken)
 
 
 def task_hook_name(task_id: str) -> str:
-    """The name of the hook of one task alone."""
+    """The name of the hook of a single task."""
     return f"{TASK_HOOK_PREFIX}{task_id}"
 
 
 def add_for_task(tx: Transaction, task_id: str, address: str) -> None:
-    """A web address that hears of one task alone, unless it has one; signed with the receiver's own secret."""
+    """Add a hook for one task, unless the task has one. The receiver's own secret signs its events."""
     name = task_hook_name(task_id)
-    if not hook(tx.connection, name):
-        row = HookConfig(address=address).row(name, "task", cursor=0, now=tx.now)
-        own = {"task": task_id, "lane": f"task {host_of(address)}", "secrets": [], "concurrency": 2}
-        tx.connection.execute(insert(HOOK), {**row, **own})
-        enqueue_dispatch(tx, {**row, **own})  # perhaps all has happened already
+    if hook(tx.connection, name):
+        return
+    row = HookConfig(address=address).row(name, "task", cursor=0, now=tx.now)
+    row["task_id"], row["concurrency_key"] = task_id, f"task {host_of(address)}"
+    row["secrets"], row["concurrency"] = [], 2
+    tx.connection.execute(insert(HOOK), row)
+    enqueue_dispatch(tx, row)  # the task may have ended already
 
 
 def update(tx: Transaction, name: str, values: Row) -> None:
-    """Set columns of a hook; where it stands in the event log, and how it fares, stay."""
+    """Set columns of a hook. Its cursor and its health stay as they are."""
     tx.connection.execute(sa.update(HOOK).where(HOOK.c.name == name).values(values))
 
 
 def remove(tx: Transaction, name: str) -> bool:
-    """Forget a hook, and what it is owed; its attempts stay on record."""
-    tx.connection.execute(delete(JOB).where(JOB.c.hook == name, JOB.c.state != "running"))
+    """Remove a hook and its jobs. Its delivery attempts stay on record."""
+    tx.connection.execute(delete(JOB).where(JOB.c.hook_name == name, JOB.c.state != "running"))
     return bool(tx.connection.execute(delete(HOOK).where(HOOK.c.name == name)).rowcount)
 
 
 def rotate(tx: Transaction, name: str, secret: str, *, overlap: float) -> str | None:
-    """Give a hook a new secret; the old ones sign too for `overlap` seconds. None when it has no secrets."""
-    found = hook(tx.connection, name)
-    if not found or not found["secrets"]:
+    """Give a hook a new secret; the old ones sign for `overlap` more seconds. Returns None when it has no secrets."""
+    row = hook(tx.connection, name)
+    if not row or not row["secrets"]:
         return None
-    fresh = secret or new_secret()
-    secrets = rotated(found["secrets"], fresh, now=tx.now, overlap=overlap)
-    tx.connection.execute(sa.update(HOOK).where(HOOK.c.name == name).values(secrets=secrets))
-    return fresh
+    newest = secret or new_secret()
+    update(tx, name, {"secrets": rotated(row["secrets"], newest, now=tx.now, overlap=overlap)})
+    return newest
 
 
-def rotated(secrets: list[Any], fresh: str, *, now: int, overlap: float) -> list[Any]:
-    """A hook's secrets once `fresh` comes first; the others end `overlap` seconds from `now` (unix ms)."""
-    if not fresh or (secrets and secrets[0][0] == fresh):
-        return secrets if fresh else []
+def rotated(
+    secrets: list[tuple[str, int | None]], newest: str, *, now: int, overlap: float
+) -> list[tuple[str, int | None]]:
+    """A hook's secrets with `newest` first; the others expire `overlap` seconds from `now` (unix ms)."""
+    if not newest or (secrets and secrets[0][0] == newest):
+        return secrets if newest else []
     until = now + int(overlap * 1000)
-    old = [[each, min(until, ends or until)] for each, ends in secrets if ends is None or ends > now]
-    return [[fresh, None], *(each for each in old if each[0] != fresh)][:MAX_SECRETS]
+    old = [(secret, min(until, end or until)) for secret, end in secrets if end is None or end > now]
+    return [(newest, None), *(each for each in old if each[0] != newest)][:MAX_SECRETS]
 
 
-def active_secrets(row: Row, now: int) -> list[str]:
+def active_secrets(row: HookRow, now: int) -> list[str]:
     """The secrets that sign at `now` (unix ms), newest first."""
-    return [secret for secret, until in row["secrets"] if until is None or until > now]
+    return [secret for secret, end in row["secrets"] if end is None or end > now]
 
 
-def hook(connection: Connection, name: str) -> Row | None:
+def hook(connection: Connection, name: str) -> HookRow | None:
     """A hook's row."""
     return SELECT_HOOK.first(connection, name=name)
 
 
-def hooks(connection: Connection) -> list[Row]:
-    """All hooks but those of single tasks, by name."""
+def hooks(connection: Connection) -> list[HookRow]:
+    """All hooks except those of single tasks, by name."""
     return SELECT_HOOKS.all(connection)

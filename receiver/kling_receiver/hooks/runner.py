@@ -18,7 +18,7 @@ from kling_receiver.hooks.limiter import Slot
 from kling_receiver.hooks.matching import matches, wants_type
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.store.reader import Reader, TaskDetail, events_after, load_details
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow, HookRow
 from kling_receiver.store.writer import Writer
 
 MAX_RUN_SECONDS = 240.0
@@ -60,7 +60,7 @@ class HookRun:
 
     def __init__(
         self,
-        hook: Row,
+        hook: HookRow,
         events: EventRange,
         *,
         sender: Sender,
@@ -75,7 +75,7 @@ class HookRun:
         self._unrecorded, self._active = unrecorded, 0
         self._woken = asyncio.Event()
         self._started, self._end, self._checked_at, self._read_at = 0, 0.0, 0.0, 0.0
-        self._urgent = hook["task"] is not None  # such a run ends with its record
+        self._urgent = hook["task_id"] is not None  # such a run ends with its record
 
     async def run(self, group: asyncio.TaskGroup) -> RunResult:
         """Begin an attempt at each event that the hook wants; `group` has those under way."""
@@ -107,14 +107,14 @@ class HookRun:
         return RunResult(self._cursor)
 
     async def _send_batch(
-        self, group: asyncio.TaskGroup, events: list[Row], full: dict[str, TaskDetail]
+        self, group: asyncio.TaskGroup, events: list[EventRow], full: dict[str, TaskDetail]
     ) -> RunResult | None:
         """Begin an attempt at each that is wanted; how the run ends, if it does."""
         for event in events:
             if self._out_of_time():
                 return RunResult(self._cursor)
             wanted = self._is_wanted(event, full)
-            if wanted and (ended := await self._start_attempt(group, event, full[event["task"]])):
+            if wanted and (ended := await self._start_attempt(group, event, full[event["task_id"]])):
                 return ended
             self._cursor = event["id"]
         return None
@@ -126,7 +126,7 @@ class HookRun:
         await _woken_within(self._woken, self._end - asyncio.get_running_loop().time())
         return True
 
-    def _is_same_hook(self, hook: Row | None) -> TypeGuard[Row]:
+    def _is_same_hook(self, hook: HookRow | None) -> TypeGuard[HookRow]:
         """Whether the hook is there still, not paused, and not another one of its name."""
         return bool(hook and not hook["paused_at"] and hook["created_at"] == self._hook["created_at"])
 
@@ -139,21 +139,21 @@ class HookRun:
     def _out_of_time(self) -> bool:
         return self._bus.closed or asyncio.get_running_loop().time() >= self._end
 
-    def _read_batch(self, connection: Connection) -> tuple[Row | None, list[Row], dict[str, TaskDetail]]:
+    def _read_batch(self, connection: Connection) -> tuple[HookRow | None, list[EventRow], dict[str, TaskDetail]]:
         hook = hook_records.hook(connection, self._hook["name"])
         if hook is None:
             return None, [], {}
         task, until = self._range.task_id, self._range.until
         events = events_after(connection, self._cursor, task, limit=BATCH_EVENTS, until=until)
-        tasks = {event["task"] for event in events if wants_type(hook, event)}
+        tasks = {event["task_id"] for event in events if wants_type(hook, event)}
         return hook, events, load_details(connection, sorted(tasks))
 
-    def _is_wanted(self, event: Row, full: dict[str, TaskDetail]) -> bool:
-        if event["id"] in self._range.attempted or event["task"] not in full:
+    def _is_wanted(self, event: EventRow, full: dict[str, TaskDetail]) -> bool:
+        if event["id"] in self._range.attempted or event["task_id"] not in full:
             return False
-        return matches(self._hook, event, full[event["task"]])
+        return matches(self._hook, event, full[event["task_id"]])
 
-    async def _start_attempt(self, group: asyncio.TaskGroup, event: Row, full: TaskDetail) -> RunResult | None:
+    async def _start_attempt(self, group: asyncio.TaskGroup, event: EventRow, full: TaskDetail) -> RunResult | None:
         """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
         await self._writer.foreground.wait_idle()
         try:
@@ -203,7 +203,7 @@ class HookRun:
         self._hook, self._checked_at = hook, now
         return True
 
-    async def _attempt(self, turn: Slot, event: Row, full: TaskDetail) -> None:
+    async def _attempt(self, turn: Slot, event: EventRow, full: TaskDetail) -> None:
         attempt = await self._sender.attempt(turn, self._hook, event, full)
         await self._writer.run_batched(
             deliveries.record_attempts, attempt, urgent=self._urgent or not attempt.delivered

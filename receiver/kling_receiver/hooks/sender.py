@@ -22,7 +22,7 @@ from kling_receiver.sinks.command import CommandSink
 from kling_receiver.sinks.http import HttpSink
 from kling_receiver.sinks.registry import open_sink
 from kling_receiver.store.reader import TaskDetail
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow, HookRow
 
 log = logging.getLogger("kling_receiver.hooks")
 
@@ -31,7 +31,7 @@ log = logging.getLogger("kling_receiver.hooks")
 class _OpenHook:
     """What is kept of a hook from one attempt to the next: made anew for another address."""
 
-    row: Row
+    row: HookRow
     sink: Sink
     limiter: HookLimiter
 
@@ -75,12 +75,12 @@ class Sender:
         if each := self._open_hooks.get(name):
             each.limiter.reset()
 
-    async def acquire_slot(self, hook: Row) -> Slot:
+    async def acquire_slot(self, hook: HookRow) -> Slot:
         """Wait for the right to one attempt at this hook. Raises TimeoutError."""
         return await (await self._open_hook(hook)).limiter.acquire()
 
     async def attempt(
-        self, slot: Slot, hook: Row, event: Row, detail: TaskDetail, *, count: int = 1
+        self, slot: Slot, hook: HookRow, event: EventRow, detail: TaskDetail, *, count: int = 1
     ) -> DeliveryAttempt:
         """Make the `count`-th attempt at a delivery, and give back the turn."""
         try:
@@ -110,41 +110,41 @@ class Sender:
             return NotDelivered(f"its sink failed: {type(error).__name__}")
 
     def _to_attempt(
-        self, hook: Row, event: Row, at: int, ms: int, count: int, outcome: Delivered | NotDelivered
+        self, hook: HookRow, event: EventRow, at: int, ms: int, count: int, outcome: Delivered | NotDelivered
     ) -> DeliveryAttempt:
-        known: dict[str, Any] = {"hook": hook, "event": event["id"], "task": event["task"], "count": count}
+        known: dict[str, Any] = {"hook": hook, "event": event["id"], "task": event["task_id"], "count": count}
         known |= {"at": at, "ms": ms, "status": outcome.status, "answer": outcome.response[:MAX_RESPONSE_BYTES]}
         if isinstance(outcome, Delivered):
             self._delivered.inc()
             return DeliveryAttempt(**known, delivered=True)
         self._failed.inc()
-        level = logging.DEBUG if hook["task"] else logging.WARNING  # a client's hooks fill no log
+        level = logging.DEBUG if hook["task_id"] else logging.WARNING  # a client's hooks fill no log
         log.log(level, "hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
         due = at if outcome.gone else None  # of one that is paused, nothing is due
         if not (outcome.gone or outcome.final):
-            due = Backoff(tuple(hook["schedule"])).next_at(count, at + ms, at_least=outcome.retry_after)
+            due = Backoff(tuple(hook["retry_schedule"])).next_at(count, at + ms, at_least=outcome.retry_after)
         return DeliveryAttempt(**known, delivered=False, error=str(outcome), retry_at=due, gone=outcome.gone)
 
-    def _message(self, hook: Row, event: Row, detail: TaskDetail) -> Message:
+    def _message(self, hook: HookRow, event: EventRow, detail: TaskDetail) -> Message:
         shown = redact_event(self._payloads.event(event, detail))
-        stored = [result["name"] for result in detail.results if result["status"] == "stored"]
+        stored = [result["path"] for result in detail.results if result["path"] and result["status"] == "stored"]
         return Message(
-            id=webhook_id(event["id"], event["at"], hook["name"].partition(":")[0]),
+            id=webhook_id(event["id"], event["created_at"], hook["name"].partition(":")[0]),
             event=shown,
             body=encode(shown),
             source=self._source,
             files=tuple(self._storage.path(name) for name in stored),
         )
 
-    async def _open_hook(self, hook: Row) -> _OpenHook:
+    async def _open_hook(self, hook: HookRow) -> _OpenHook:
         name = hook["name"]
         known = self._open_hooks.get(name)
         if known and known.row["address"] == hook["address"]:
             if known.row is not hook:
                 known.row = hook
-                known.limiter.set_limits(hook["concurrency"], hook["rate"])
+                known.limiter.set_limits(hook["concurrency"], hook["rate_limit"])
             return known
-        opened = _OpenHook(hook, _BrokenSink(), HookLimiter(hook["concurrency"], hook["rate"]))
+        opened = _OpenHook(hook, _BrokenSink(), HookLimiter(hook["concurrency"], hook["rate_limit"]))
         opened.sink = self._sink(opened)
         self._open_hooks[name] = opened  # before anything is waited for: there is one pace
         if known:
@@ -158,7 +158,7 @@ class Sender:
             return HttpSink(
                 address,
                 lambda: self._secrets(opened),
-                self._task_client if opened.row["task"] else self._client,
+                self._task_client if opened.row["task_id"] else self._client,
                 timeout=lambda: opened.row["timeout"],
                 clock=self._clock,
             )
@@ -171,7 +171,7 @@ class Sender:
             return _BrokenSink(str(error))
 
     def _secrets(self, opened: _OpenHook) -> list[str]:
-        if opened.row["task"]:
+        if opened.row["task_id"]:
             if not self._secret:
                 raise NotDelivered("the receiver has no KLING_HOOK_SECRET to sign with")
             return [self._secret]

@@ -1,34 +1,46 @@
-"""What is owed to a task: a question to Kling, the download of a file, a look at its deadline."""
+"""Enqueue the jobs of a task: a query to Kling, its deadline, the download of a result file."""
 
 from urllib.parse import urlsplit
 
+from kling_receiver.jobs.kinds import Kind, Pool, ask_key, download_key, overdue_key
 from kling_receiver.store.transaction import Transaction
+
+OVERDUE_CONCURRENCY_KEY = "overdue"
+"""Checks at deadlines and the sweep after a start share it: callbacks' own queries never wait for them."""
 
 
 def ask(tx: Transaction, task_id: str, due_at: int | None = None) -> None:
-    """Owe Kling a question about a task."""
-    tx.enqueue("ask", task_id, key=f"ask/{task_id}", lane="kling", due_at=due_at)
+    """Enqueue a query about a task. `due_at`: unix ms; None: now."""
+    key = ask_key(task_id)
+    tx.enqueue(Kind.ASK, task_id, unique_key=key, pool=Pool.KLING, concurrency_key="kling", due_at=due_at)
 
 
 def overdue(tx: Transaction, task_id: str, family: str) -> None:
-    """Owe a look at the task at its deadline, should it not have ended by then."""
-    due = tx.now + tx.policy.overdue_ms(family)
-    tx.enqueue("overdue", task_id, key=f"overdue/{task_id}", lane="overdue", due_at=due)
+    """Enqueue the check of a task at its deadline."""
+    tx.enqueue(
+        Kind.OVERDUE,
+        task_id,
+        unique_key=overdue_key(task_id),
+        pool=Pool.KLING,
+        concurrency_key=OVERDUE_CONCURRENCY_KEY,
+        due_at=tx.now + tx.policy.overdue_ms(family),
+    )
 
 
 def download(tx: Transaction, task_id: str, index: int, url: str) -> None:
-    """Owe the download of one file; files of one host wait for each other, not for other hosts."""
+    """Enqueue the download of one file. Files of one host wait for each other, not for other hosts."""
     tx.enqueue(
-        "download",
+        Kind.DOWNLOAD,
         task_id,
-        key=f"download/{task_id}/{index}",
-        lane=f"download {host_of(url)}",
-        data={"n": index},
+        unique_key=download_key(task_id, index),
+        pool=Pool.DOWNLOADS,
+        concurrency_key=f"download {host_of(url)}",
+        args={"index": index},
     )
 
 
 def host_of(url: str) -> str:
-    """The host and port of an address, as it is written; "" for none."""
+    """The host and port of a URL as written, in lower case; "" if it has none."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2][:200].lower()
     except ValueError:

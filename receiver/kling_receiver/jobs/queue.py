@@ -1,9 +1,11 @@
-"""Work that is owed: claimed under a lease, settled only by who holds the claim, kept when it is given up.
+"""The job queue: jobs are claimed under a lease and settled by the claim's holder.
+
+A job that is given up stays as a dead letter and can be retried.
 
      a           b
-ready ──▶ running ──▶ (gone)     a  claimed: counted, leased        b  Done
-  ▲          │ │                 c  RetryAt, or the lease ran out   d  GiveUp
-  └────c─────┘ └──d──▶ dead ──▶ ready (owed again)
+ready ──▶ running ──▶ (gone)     a  claimed: attempt counted, lease set   b  Done
+  ▲          │ │                 c  RetryAt, or the lease expired         d  GiveUp
+  └────c─────┘ └──d──▶ dead ──▶ ready (enqueued or retried)
 """
 
 from collections import Counter
@@ -11,23 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from kling_receiver.jobs.kinds import MAX_PER_POOL, MAX_PER_UNKNOWN_POOL
+from kling_receiver.store.rows import JobRow
 from kling_receiver.store.sql import Statement
-from kling_receiver.store.tables import dump_json
-from kling_receiver.store.transaction import JOB, Transaction
+from kling_receiver.store.tables import JOB, dump_json
+from kling_receiver.store.transaction import Transaction
 
 MAX_SCANNED = 200
-"""Jobs that one claim looks at: those of a lane that is full are passed over."""
+"""Due jobs that one claim reads: it passes over those whose concurrency key is exhausted."""
 NEVER = 1 << 60
-"""Unix ms at which nothing is due: a job that waits for a hook to be resumed."""
+"""Unix ms of a job that is not due before something resumes it: that of a paused hook."""
+MAX_ERROR_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that is ours to do until its lease ends; `attempts` counts this one too."""
+    """A job that this worker may run until its lease expires; `attempts` includes the current one."""
 
     id: int
-    key: str
+    unique_key: str
     kind: str
+    pool: str
     task_id: str
     concurrency_key: str
     args: Any
@@ -37,14 +43,14 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Nothing is owed any more."""
+    """The job is finished and deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """Owed again at `due_at` (unix ms). `data`: what the next attempt is to know; None leaves it.
+    """The job runs again at `due_at` (unix ms). `args`: those of the next attempt; None: the same.
 
-    `counts`: False for an attempt that was cut off, not made.
+    `counts`: False for an attempt that was interrupted before it could succeed or fail.
     """
 
     due_at: int
@@ -55,166 +61,186 @@ class RetryAt:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Kept as dead, with the reason."""
+    """The job becomes a dead letter, with the reason."""
 
     error: str
 
 
 Outcome = Done | RetryAt | GiveUp
 Settle = Callable[[Transaction], Outcome]
-"""What a job came to: applied in the transaction that settles it, so that both happen or neither."""
+"""What a handler returns: it is applied in the transaction that settles the job, so that both happen or neither."""
 
 
 def settle_as(outcome: Outcome) -> Settle:
-    """A verdict that changes nothing but the job."""
+    """A `Settle` that changes only the job."""
     return lambda tx: outcome
 
 
-HAS_CAPACITY = "AND lane NOT IN :lanes AND kind NOT IN :kinds"
+HAS_CAPACITY = "AND concurrency_key NOT IN :keys AND pool NOT IN :pools"
 
 
-def _due(condition: str) -> Statement:
+def _due(condition: str) -> Statement[JobRow]:
     sql = f"""
-        SELECT id, key, kind, task, lane, data, attempts FROM job
+        SELECT id, unique_key, kind, pool, task_id, concurrency_key, args, attempts FROM job
         WHERE state = 'ready' AND due_at <= :now {condition} ORDER BY due_at, id LIMIT {MAX_SCANNED}
-    """  # noqa: S608  # ours
-    return Statement(sql, table=JOB, lock="FOR UPDATE SKIP LOCKED")
+    """  # constants
+    return Statement[JobRow](sql, table=JOB, lock="FOR UPDATE SKIP LOCKED")
 
 
 def _next(condition: str) -> Statement:
-    sql = (
-        f"SELECT due_at FROM job WHERE state = 'ready' AND due_at < {NEVER} {condition} ORDER BY due_at LIMIT 1"  # noqa: S608
-    )
+    sql = f"""
+        SELECT due_at FROM job WHERE state = 'ready' AND due_at < {NEVER} {condition} ORDER BY due_at LIMIT 1
+    """  # constants
     return Statement(sql)
 
 
 DUE, DUE_WITH_CAPACITY = _due(""), _due(HAS_CAPACITY)
 NEXT, NEXT_WITH_CAPACITY = _next(""), _next(HAS_CAPACITY)
 CLAIM = Statement("""
-    UPDATE job SET state = 'running', attempts = attempts + 1, claim = :claim, leased_until = :until
+    UPDATE job SET state = 'running', attempts = attempts + 1, claim_id = :claim_id,
+        lease_expires_at = :lease_expires_at
     WHERE id = :id AND state = 'ready'
 """)
 RESCUE = Statement("""
-    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :now, attempts = attempts - 1
-    WHERE state = 'running' AND leased_until <= :until
+    UPDATE job SET state = 'ready', claim_id = NULL, lease_expires_at = NULL, due_at = :now, delay_ms = 0,
+        attempts = attempts - 1
+    WHERE state = 'running' AND lease_expires_at <= :expired_by
 """)
 RELEASE_CLAIM = Statement("""
-    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, attempts = attempts - 1
-    WHERE state = 'running' AND claim = :claim
+    UPDATE job SET state = 'ready', claim_id = NULL, lease_expires_at = NULL, attempts = attempts - 1
+    WHERE state = 'running' AND claim_id = :claim_id
 """)
-DELETE_SETTLED = Statement("DELETE FROM job WHERE id = :id AND claim = :claim")
+DELETE_SETTLED = Statement("DELETE FROM job WHERE id = :id AND claim_id = :claim_id")
 RETRY = Statement("""
-    UPDATE job SET state = 'ready', claim = NULL, leased_until = NULL, due_at = :due_at, error = :error,
-        attempts = :attempts, data = :data
-    WHERE id = :id AND claim = :claim
+    UPDATE job SET state = 'ready', claim_id = NULL, lease_expires_at = NULL, due_at = :due_at,
+        delay_ms = :delay_ms, error = :error, attempts = :attempts, args = :args
+    WHERE id = :id AND claim_id = :claim_id
 """)
 MARK_DEAD = Statement("""
-    UPDATE job SET state = 'dead', claim = NULL, leased_until = NULL, error = :error
-    WHERE id = :id AND claim = :claim
+    UPDATE job SET state = 'dead', claim_id = NULL, lease_expires_at = NULL, error = :error
+    WHERE id = :id AND claim_id = :claim_id
 """)
-LOCK_CLAIMED = Statement("SELECT 1 FROM job WHERE id = :id AND claim = :claim", lock="FOR UPDATE")
-NEXT_LEASE_EXPIRY = Statement("SELECT min(leased_until) FROM job WHERE state = 'running'")
-
-MAX_ERROR_CHARS = 500
-NO_OVERRIDES: Mapping[str, int] = {}
+LOCK_CLAIMED = Statement("SELECT 1 FROM job WHERE id = :id AND claim_id = :claim_id", lock="FOR UPDATE")
+NEXT_LEASE_EXPIRY = Statement("SELECT min(lease_expires_at) FROM job WHERE state = 'running'")
+CLAMP_DUE_TIMES = Statement(f"""
+    UPDATE job SET due_at = :now + delay_ms
+    WHERE state = 'ready' AND due_at > :now + delay_ms AND due_at < {NEVER}
+""")  # a constant
 
 
 @dataclass(slots=True)
 class Capacity:
-    """What runs at once, by lane and by kind, and how much of each may; of some kinds `more`."""
+    """How many more jobs may run: at most `per_key` with one concurrency key, and `per_pool` in each pool."""
 
     per_key: int
-    per_kind: int
+    per_pool: Mapping[str, int] = field(default_factory=lambda: MAX_PER_POOL)
     keys: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    overrides: Mapping[str, int] = field(default_factory=dict)
+    pools: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(
-        cls,
-        jobs: Sequence[ClaimedJob],
-        *,
-        per_key: int,
-        per_kind: int,
-        overrides: Mapping[str, int] = NO_OVERRIDES,
-    ) -> Self:
-        """With what runs already."""
-        lanes, kinds = Counter(job.concurrency_key for job in jobs), Counter(job.kind for job in jobs)
-        return cls(per_key, per_kind, lanes, kinds, overrides)
+    def of(cls, running: Sequence[ClaimedJob], *, per_key: int, per_pool: Mapping[str, int] = MAX_PER_POOL) -> Self:
+        """The capacity that the running jobs leave."""
+        keys, pools = Counter(job.concurrency_key for job in running), Counter(job.pool for job in running)
+        return cls(per_key, per_pool, keys, pools)
 
-    def reserve(self, key: str, kind: str) -> bool:
-        """Whether there is room for a job; it counts from now on."""
-        if self.keys[key] >= self.per_key or self.kinds[kind] >= self._limit(kind):
+    def reserve(self, key: str, pool: str) -> bool:
+        """Count one more job, if there is capacity for it; whether there was."""
+        if self.keys[key] >= self.per_key or self.pools[pool] >= self._pool_limit(pool):
             return False
         self.keys[key] += 1
-        self.kinds[kind] += 1
+        self.pools[pool] += 1
         return True
 
     @property
     def exhausted(self) -> dict[str, list[str]]:
-        """The `lanes` and `kinds` without room, if any is."""
-        lanes = [lane for lane, count in self.keys.items() if count >= self.per_key]
-        kinds = [kind for kind, count in self.kinds.items() if count >= self._limit(kind)]
-        return {"lanes": lanes, "kinds": kinds} if lanes or kinds else {}
+        """The `keys` and `pools` without capacity; empty when no limit is reached."""
+        keys = [key for key, count in self.keys.items() if count >= self.per_key]
+        pools = [pool for pool, count in self.pools.items() if count >= self._pool_limit(pool)]
+        return {"keys": keys, "pools": pools} if keys or pools else {}
 
-    def _limit(self, kind: str) -> int:
-        return self.overrides.get(kind, self.per_kind)
+    def _pool_limit(self, pool: str) -> int:
+        return self.per_pool.get(pool, MAX_PER_UNKNOWN_POOL)
 
 
 def claim_due(tx: Transaction, capacity: Capacity, *, claim_id: str, lease_ms: int) -> list[ClaimedJob]:
-    """Claim due jobs that there is room for; they count as `busy` then. `name`: of this claim alone."""
-    full = capacity.exhausted
-    rows = (
-        DUE_WITH_CAPACITY.all(tx.connection, now=tx.now, **full) if full else DUE.all(tx.connection, now=tx.now)
-    )
+    """Claim the due jobs that there is capacity for. `claim_id`: of this claim only."""
+    if exhausted := capacity.exhausted:
+        rows = DUE_WITH_CAPACITY.all(tx.connection, now=tx.now, **exhausted)
+    else:
+        rows = DUE.all(tx.connection, now=tx.now)
     claimed = [
-        ClaimedJob(**{**row, "attempts": row["attempts"] + 1}, claim_id=claim_id)
+        ClaimedJob(
+            id=row["id"],
+            unique_key=row["unique_key"],
+            kind=row["kind"],
+            pool=row["pool"],
+            task_id=row["task_id"],
+            concurrency_key=row["concurrency_key"],
+            args=row["args"],
+            attempts=row["attempts"] + 1,
+            claim_id=claim_id,
+        )
         for row in rows
-        if capacity.reserve(row["lane"], row["kind"])
+        if capacity.reserve(row["concurrency_key"], row["pool"])
     ]
     if claimed:
-        until = tx.now + lease_ms
-        CLAIM.executemany(tx.connection, [{"id": job.id, "claim": claim_id, "until": until} for job in claimed])
+        claim = {"claim_id": claim_id, "lease_expires_at": tx.now + lease_ms}
+        CLAIM.executemany(tx.connection, [{"id": job.id, **claim} for job in claimed])
     return claimed
 
 
 def release_claim(tx: Transaction, claim_id: str) -> None:
-    """Void a claim that nobody heard of; nothing of it was begun, so it counts as no attempt."""
-    RELEASE_CLAIM.execute(tx.connection, claim=claim_id)
+    """Release the jobs of a claim whose commit was reported as failed. They never started: no attempt is counted."""
+    RELEASE_CLAIM.execute(tx.connection, claim_id=claim_id)
 
 
 def next_due(tx: Transaction, capacity: Capacity, *, leases: bool = True) -> int | None:
-    """Unix ms at which a job that there is room for is due, or one of the `leases` ends; None for never."""
-    full = capacity.exhausted
-    due = NEXT_WITH_CAPACITY.scalar(tx.connection, **full) if full else NEXT.scalar(tx.connection)
+    """Unix ms of the next job that there is capacity for, or of the next lease to expire; None: neither exists."""
+    if exhausted := capacity.exhausted:
+        due = NEXT_WITH_CAPACITY.scalar(tx.connection, **exhausted)
+    else:
+        due = NEXT.scalar(tx.connection)
     lease = NEXT_LEASE_EXPIRY.scalar(tx.connection) if leases else None
     return min((at for at in (due, lease) if at is not None), default=None)
 
 
 def settle(tx: Transaction, job: ClaimedJob, effect: Settle) -> bool:
-    """Apply the verdict, unless the claim is lost: then nothing is changed, and False is returned."""
-    held = {"id": job.id, "claim": job.claim_id}
-    if not LOCK_CLAIMED.scalar(tx.connection, **held):
+    """Finish a claimed job: apply its effect and outcome in this transaction.
+
+    Returns False, changing nothing, if another worker has taken the claim.
+    """
+    claim = {"id": job.id, "claim_id": job.claim_id}
+    if not LOCK_CLAIMED.scalar(tx.connection, **claim):
         return False
     outcome = effect(tx)
     if isinstance(outcome, Done):
-        DELETE_SETTLED.execute(tx.connection, **held)
+        DELETE_SETTLED.execute(tx.connection, **claim)
     elif isinstance(outcome, RetryAt):
-        again = {
-            "due_at": outcome.due_at,
-            "error": outcome.error[:MAX_ERROR_CHARS],
-            "attempts": job.attempts if outcome.counts else job.attempts - 1,
-            "data": dump_json(job.args if outcome.args is None else outcome.args),
-        }
-        RETRY.execute(tx.connection, **held, **again)
+        RETRY.execute(
+            tx.connection,
+            **claim,
+            due_at=outcome.due_at,
+            delay_ms=max(outcome.due_at - tx.now, 0),
+            error=outcome.error[:MAX_ERROR_CHARS],
+            attempts=job.attempts if outcome.counts else job.attempts - 1,
+            args=dump_json(job.args if outcome.args is None else outcome.args),
+        )
     else:
-        MARK_DEAD.execute(tx.connection, **held, error=outcome.error[:MAX_ERROR_CHARS])
+        MARK_DEAD.execute(tx.connection, **claim, error=outcome.error[:MAX_ERROR_CHARS])
     return True
 
 
 def rescue(tx: Transaction, expired_by: int) -> int:
-    """Give back the jobs whose lease ends by `until` (unix ms): their worker is dead. How many there were.
+    """Release the jobs whose lease expires by `expired_by` (unix ms): their worker is dead. Returns how many.
 
-    The attempt does not count: however often the receiver is killed, no file and no event is given up for that.
+    The attempt is not counted: however often the receiver is killed, no file and no event is given up for it.
     """
-    return RESCUE.execute(tx.connection, now=tx.now, until=expired_by)
+    return RESCUE.execute(tx.connection, now=tx.now, expired_by=expired_by)
+
+
+def clamp_due_times(tx: Transaction) -> int:
+    """Move jobs forward that are due later than the delay they were given. Returns how many.
+
+    The clock was ahead when their due time was set, and has been corrected since.
+    """
+    return CLAMP_DUE_TIMES.execute(tx.connection, now=tx.now)

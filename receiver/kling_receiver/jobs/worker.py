@@ -20,11 +20,6 @@ Handler = Callable[[ClaimedJob], Awaitable[Settle]]
 
 MAX_PER_KEY = 16
 """Jobs at once that may be held up by the same host."""
-MAX_PER_KIND = 48
-"""Jobs of one kind at once: however many slow hosts there are to download from, questions and hooks go on."""
-KIND_LIMITS = {"dispatch": 512, "hook": 256}
-"""The same for what mostly waits for somebody else's answer: each hook has a lane, and a pace, of its own.
-(Those of single tasks have kinds of their own, and share a lane with all of their host.)"""
 JOB_TIMEOUT_SECONDS = 900
 """Seconds that one attempt may take."""
 LEASE_MS = (JOB_TIMEOUT_SECONDS + 60) * 1000
@@ -127,16 +122,16 @@ class Worker:
                 queue.release_claim(tx, unheard)
             if leases:
                 queue.rescue(tx, tx.now)
-            busy = Capacity.of(running, per_key=MAX_PER_KEY, per_kind=MAX_PER_KIND, overrides=KIND_LIMITS)
-            claimed = queue.claim_due(tx, busy, claim_id=name, lease_ms=LEASE_MS)
-            return claimed, queue.next_due(tx, busy, leases=leases)
+            capacity = Capacity.of(running, per_key=MAX_PER_KEY)
+            claimed = queue.claim_due(tx, capacity, claim_id=name, lease_ms=LEASE_MS)
+            return claimed, queue.next_due(tx, capacity, leases=leases)
 
         claimed, due = await self._writer.run(change, durable=False)  # one that is undone is made anew
         self._unconfirmed_claim = None
         if leases:
             self._leases_at = loop.time() + LEASE_CHECK_SECONDS
         for job in claimed:
-            task = asyncio.create_task(self._run_job(job), name=job.key)
+            task = asyncio.create_task(self._run_job(job), name=job.unique_key)
             self._running[task] = job
             task.add_done_callback(self._ended)
         waits = [self._leases_at - loop.time()] if self._running else []
@@ -175,7 +170,7 @@ class Worker:
         while True:
             try:
                 if not await self._writer.run(lambda tx: queue.settle(tx, job, effect)):
-                    log.warning("job %s was taken over by another worker; nothing settled", job.key)
+                    log.warning("job %s was taken over by another worker; nothing settled", job.unique_key)
                 return
             except Unavailable:
                 if self._closing:  # its claim is taken back at the next start
@@ -183,7 +178,7 @@ class Worker:
                 await asyncio.sleep(self._outage_seconds)
 
     def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Settle:
-        log.error("job %s failed in an unforeseen way", job.key, exc_info=error)
+        log.error("job %s failed in an unforeseen way", job.unique_key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         due = UNEXPECTED_ERROR_BACKOFF.next_at(
             min(job.attempts, len(UNEXPECTED_ERROR_BACKOFF.steps)), int(self._clock() * 1000)

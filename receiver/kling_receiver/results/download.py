@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 import httpx
+from starlette.concurrency import run_in_threadpool
 
 from kling_callback.http import retry_after_seconds
 from kling_receiver.jobs.backoff import Backoff
@@ -20,8 +21,8 @@ from kling_receiver.results import records as result_records
 from kling_receiver.results.media import EXTENSIONS, HEAD_BYTES, is_complete, matches_kind, sniff
 from kling_receiver.results.records import StoredFile
 from kling_receiver.results.storage import LocalStorage, PartialFile
-from kling_receiver.store.reader import Reader, in_thread
-from kling_receiver.store.sql import Row
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import ResultRow
 from kling_receiver.store.transaction import Transaction
 
 log = logging.getLogger("kling_receiver.results")
@@ -52,7 +53,7 @@ class StorageUnavailable(Exception):
 async def _storage_call(function: Callable[..., T], *args: Any) -> T:
     """Do what concerns our own disk, beside the event loop. Raises NoRoom."""
     try:
-        return await in_thread(function, *args)
+        return await run_in_threadpool(function, *args)
     except OSError as error:
         raise StorageUnavailable(f"the storage fails: {error.strerror or error}") from error
 
@@ -69,7 +70,7 @@ class Downloader:
 
     async def download(self, job: ClaimedJob) -> Settle:
         """The handler of `download`: one file, checked and on disk, or a reason why not."""
-        n = int(job.args["n"])
+        n = int(job.args["index"])
         result = await self._reader.result(job.task_id, n)
         if result is None or result["status"] != "pending":
             return settle_as(Done())
@@ -83,14 +84,14 @@ class Downloader:
         self._metrics.downloads.labels("stored").inc()
         return functools.partial(_settle_stored, job=job, index=n, stored=stored)
 
-    async def _download(self, result: Row) -> StoredFile:
+    async def _download(self, result: ResultRow) -> StoredFile:
         part = await _storage_call(self._storage.create)
         try:
             content_type, measured = await self._stream_into(part, result)
-            name = f"{result['task']}/{result['n']}{EXTENSIONS.get(content_type, '')}"
+            name = f"{result['task_id']}/{result['position']}{EXTENSIONS.get(content_type, '')}"
             await _storage_call(self._commit, part, name, None if measured else content_type)
         except BaseException:
-            await in_thread(part.discard)
+            await run_in_threadpool(part.discard)
             raise
         return StoredFile(name, content_type, part.size, part.sha256)
 
@@ -101,7 +102,7 @@ class Downloader:
             raise InvalidFile(f"the {unmeasured} is cut short")
         self._storage.commit(part, name)
 
-    async def _stream_into(self, part: PartialFile, result: Row) -> tuple[str, bool]:
+    async def _stream_into(self, part: PartialFile, result: ResultRow) -> tuple[str, bool]:
         """Download into `part`, going on where a connection was cut.
 
         The content type that the bytes show, and whether the host said how many bytes there are.
@@ -204,9 +205,9 @@ def _settle_stored(tx: Transaction, job: ClaimedJob, index: int, stored: StoredF
 
 def _settle_failed(tx: Transaction, job: ClaimedJob, index: int, error: Exception) -> Outcome:
     if isinstance(error, StorageUnavailable):  # paid for, and to be had as soon as the disk is mended
-        times = min(job.args.get("no_room", 0) + 1, len(DOWNLOAD_BACKOFF.steps))
+        times = min(job.args.get("storage_failures", 0) + 1, len(DOWNLOAD_BACKOFF.steps))
         again = DOWNLOAD_BACKOFF.next_at(times, tx.now) or tx.now
-        return RetryAt(again, describe(error), args={**job.args, "no_room": times}, counts=False)
+        return RetryAt(again, describe(error), args={**job.args, "storage_failures": times}, counts=False)
     due = (
         None
         if isinstance(error, Refused)

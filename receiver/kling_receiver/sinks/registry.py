@@ -35,9 +35,7 @@ def _load(point: EntryPoint) -> Factory:
         factory: Factory = point.load()
     except (ImportError, AttributeError) as error:
         extra = f"kling-callback[{point.name}]" if point.module.startswith("receiver.") else point.module
-        raise ValueError(
-            f"{point.name}: needs a package that is not here ({error}). Install {extra}."
-        ) from None
+        raise ValueError(f"{point.name}: needs a package that is not here ({error}). Install {extra}.") from None
     except Exception as error:
         raise ValueError(f"{point.name}: its package cannot be loaded ({describe_error(error)}).") from error
     return factory

@@ -54,9 +54,7 @@ class Database:
         if self.path:
             self._make_private(self.path)
         self._writer = self._engine(write=True)
-        self._nondurable_writer = self._writer.execution_options(
-            synchronous="NORMAL"
-        )  # over the same connection
+        self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # over the same connection
         self._readers = self._engine(write=False)
 
     def __str__(self) -> str:
@@ -163,9 +161,7 @@ class Database:
             yield
         except DBAPIError as error:
             said = (str(error.orig).strip() or "no reason given").splitlines()[0]
-            raise DatabaseError(
-                f"{self} cannot be used: {said}. {FILE_HINT if self.path else SERVER_HINT}"
-            ) from error
+            raise DatabaseError(f"{self} cannot be used: {said}. {FILE_HINT if self.path else SERVER_HINT}") from error
         except DatabaseError:
             raise
         except Unavailable as error:

@@ -43,15 +43,11 @@ def lock_server(connection: Any, record: Any) -> None:
         for name, value in {**limits, "tcp_user_timeout": TCP_USER_TIMEOUT_MS}.items():
             cursor.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
         held = _try_lock(cursor)
-        holder = (
-            None if held else cursor.execute(LOCK_HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
-        )
+        holder = None if held else cursor.execute(LOCK_HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()
     if not held:
         connection.close()
-        raise AlreadyRunning(
-            "The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL"
-        )
+        raise AlreadyRunning("The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL")
 
 
 def _try_lock(cursor: Any) -> bool:

@@ -7,15 +7,17 @@ nothing else runs meanwhile. Its connections, transactions, tables and errors st
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic
 
 from sqlalchemy import Boolean, Connection, Table
 from sqlalchemy.exc import DBAPIError
+from typing_extensions import TypeVar
 
+from kling_receiver.store.rows import Row
 from kling_receiver.store.tables import dump_json, json_columns, load_json
 
-Row = dict[str, Any]
 T = TypeVar("T")
+R = TypeVar("R", default=Row)
 
 NAMED = re.compile(r"(?<![:\w]):([a-z]\w*)")
 """A parameter as it is written here, and by SQLite; psycopg writes `%(name)s`."""
@@ -40,7 +42,7 @@ def is_sqlite(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
 
-class Statement:
+class Statement(Generic[R]):
     """A statement; its parameters are written `:name`. A list is one, too (`IN :ids`); one of texts may
     be empty.
 
@@ -53,11 +55,11 @@ class Statement:
         self._postgresql = NAMED.sub(r"%(\1)s", f"{sql} {lock}".rstrip().replace("%", "%%"))
         self._convert = _converters(table) if table is not None else {}
 
-    def all(self, connection: Connection, **parameters: Any) -> list[Row]:
+    def all(self, connection: Connection, **parameters: Any) -> list[R]:
         """Every row."""
         return self._run(connection, parameters, self._rows)
 
-    def first(self, connection: Connection, **parameters: Any) -> Row | None:
+    def first(self, connection: Connection, **parameters: Any) -> R | None:
         """The first row, if there is any."""
         return next(iter(self.all(connection, **parameters)), None)
 
@@ -97,7 +99,7 @@ class Statement:
             sql = re.sub(pattern.format(name), _placeholders(name, values, mark), sql)
         return sql
 
-    def _rows(self, found: Any) -> list[Row]:
+    def _rows(self, found: Any) -> list[Any]:
         names = [each[0] for each in found.description]
         rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
         for name, convert in self._convert.items():
@@ -139,12 +141,12 @@ class BulkInsert:
 
     def __init__(self, table: Table, columns: Sequence[str], conflict: str = "") -> None:
         names, marks = ", ".join(columns), ", ".join(["{0}"] * len(columns))
-        insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608  # ours
+        insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) {conflict}"  # ours
         self._sqlite, self._postgresql = insert.format("?"), insert.format("%s")
         self._copy = None if conflict else f"COPY {table.name} ({names}) FROM STDIN"
         self._read = [_getter(name, name in json_columns(table)) for name in columns]
 
-    def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
+    def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert all rows."""
         values = [tuple([read(row) for read in self._read]) for row in rows]
         on_sqlite = is_sqlite(connection)
@@ -158,7 +160,7 @@ class BulkInsert:
             opened.executemany(statement, values)
 
 
-def _getter(name: str, is_json: bool) -> Callable[[Row], Any]:
+def _getter(name: str, is_json: bool) -> Callable[[Mapping[str, Any]], Any]:
     if is_json:
         return lambda row: dump_json(row[name])
     return lambda row: row[name]

@@ -74,7 +74,7 @@ def _partial(condition: str) -> dict[str, Any]:
 
 
 class Task(SQLModel, table=True):
-    """One intent, one paid task: `id` is ours, `task_id` Kling's."""
+    """One task: `id` is ours, `kling_id` is Kling's."""
 
     __tablename__ = "task"
     __table_args__ = (
@@ -87,17 +87,17 @@ class Task(SQLModel, table=True):
         CheckConstraint(f"NOT done OR {_in('status', FINAL)}", name="done"),
         Index("task_newest", "created_at", "id"),
         Index("task_status", "status", "created_at", "id"),
-        Index("task_task_id", "task_id", **_partial("task_id IS NOT NULL")),
+        Index("task_kling_id", "kling_id", **_partial("kling_id IS NOT NULL")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 
     id: str = Field(primary_key=True)
-    task_id: str | None = None
+    kling_id: str | None = None
     family: str
     model: str = ""
     request: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     outcome: str = "none"
-    attempt: str = ""
+    create_token: str = ""
     """The nonce of the create call that has the right to create this task."""
     status: str = "created"
     status_msg: str = ""
@@ -105,15 +105,15 @@ class Task(SQLModel, table=True):
     hint: str | None = None
     """The final status that an unproven callback told of, until Kling is asked."""
     hint_msg: str = ""
-    hints: int = Field(default=0, sa_type=BigInteger)
+    hint_count: int = Field(default=0, sa_type=BigInteger)
     """How many callbacks have given cause to ask Kling."""
-    callback_id: str | None = None
-    """The id that the last callback named: behind a relay it may be another than `task_id`."""
+    callback_kling_id: str | None = None
+    """The id that the last callback named: behind a relay it may be another than `kling_id`."""
     cost: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     done: bool = False
-    callbacks: int = Field(default=0, sa_type=BigInteger)
+    callback_count: int = Field(default=0, sa_type=BigInteger)
     """Proven callbacks received, repeats and uncounted ones included."""
-    kept: int = 0
+    kept_callbacks: int = 0
     """Callbacks in the event log."""
     kept_bytes: int = Field(default=0, sa_type=BigInteger)
     created_at: int = Field(sa_type=BigInteger)
@@ -126,7 +126,7 @@ class Tag(SQLModel, table=True):
     __tablename__ = "tag"
 
     tag: str = Field(primary_key=True)
-    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True, index=True))
+    task_id: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True, index=True))
 
 
 class Event(SQLModel, table=True):
@@ -134,25 +134,25 @@ class Event(SQLModel, table=True):
 
     __tablename__ = "event"
     __table_args__ = (
-        Index("event_once", "task", "digest", unique=True, **_partial("digest IS NOT NULL")),
-        Index("event_of_task", "task", "id"),
+        Index("event_once", "task_id", "body_sha256", unique=True, **_partial("body_sha256 IS NOT NULL")),
+        Index("event_of_task", "task_id", "id"),
         {"sqlite_autoincrement": True},
     )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
-    task: str
+    task_id: str
     """No foreign key: PostgreSQL would look the task up and lock it for each event anew."""
     type: str
-    at: int = Field(sa_type=BigInteger)
+    created_at: int = Field(sa_type=BigInteger)
     data: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
-    digest: str | None = None
+    body_sha256: str | None = None
     """SHA-256 of a callback's body; other events have none."""
-    repeats: int = Field(default=0, sa_type=BigInteger)
+    repeat_count: int = Field(default=0, sa_type=BigInteger)
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
 
 
 class Result(SQLModel, table=True):
-    """One file of a task; `n` counts from 0."""
+    """One file of a task; `position` counts from 0."""
 
     __tablename__ = "result"
     __table_args__ = (
@@ -160,8 +160,8 @@ class Result(SQLModel, table=True):
         CheckConstraint("(status = 'stored') = (sha256 IS NOT NULL)", name="stored"),
     )
 
-    task: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True))
-    n: int = Field(primary_key=True)
+    task_id: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True))
+    position: int = Field(primary_key=True)
     kind: str
     kling_id: str | None = None
     duration: float | None = None
@@ -169,7 +169,7 @@ class Result(SQLModel, table=True):
     content_type: str | None = None
     size: int | None = Field(default=None, sa_type=BigInteger)
     sha256: str | None = None
-    name: str | None = None
+    path: str | None = None
     """Where the file lies in the storage."""
     source_url: str = ""
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
@@ -182,30 +182,34 @@ class Job(SQLModel, table=True):
     __tablename__ = "job"
     __table_args__ = (
         CheckConstraint(_in("state", JOB_STATES), name="state"),
-        CheckConstraint("(state = 'running') = (claim IS NOT NULL)", name="claim"),
-        UniqueConstraint("key", name="job_once"),
+        CheckConstraint("(state = 'running') = (claim_id IS NOT NULL)", name="claim"),
+        UniqueConstraint("unique_key", name="job_once"),
         Index("job_due", "state", "due_at"),
-        Index("job_hook", "hook", **_partial("hook IS NOT NULL")),
+        Index("job_hook", "hook_name", **_partial("hook_name IS NOT NULL")),
     )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
-    key: str
+    unique_key: str
     """What makes it one: `ask/<task>`, `download/<task>/<n>`, `overdue/<task>`, `dispatch/<hook>`,
-    `hook/<event>/<hook>`.
+    `delivery/<event>/<hook>` (`jobs/kinds.py`).
     """
     kind: str
-    task: str
-    lane: str
+    pool: str
+    """The jobs of a pool share a limit on how many run at once."""
+    task_id: str
+    concurrency_key: str
     """What it may have to wait for: a host that is slow or dead delays its own lane only."""
-    hook: str | None = None
+    hook_name: str | None = None
     """Whose it is, if it is a hook's."""
-    data: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    args: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     state: str = "ready"
     attempts: int = 0
     due_at: int = Field(sa_type=BigInteger)
-    claim: str | None = None
+    delay_ms: int = Field(default=0, sa_type=BigInteger)
+    """The delay that was asked for when `due_at` was set: by it a job is found that a wrong clock put off."""
+    claim_id: str | None = None
     """The claim's own name: only who holds it may settle."""
-    leased_until: int | None = Field(default=None, sa_type=BigInteger)
+    lease_expires_at: int | None = Field(default=None, sa_type=BigInteger)
     error: str = ""
     created_at: int = Field(sa_type=BigInteger)
 
@@ -216,25 +220,25 @@ class Hook(SQLModel, table=True):
     __tablename__ = "hook"
     __table_args__ = (
         CheckConstraint(_in("source", HOOK_SOURCES), name="source"),
-        CheckConstraint("(source = 'task') = (task IS NOT NULL)", name="task"),
-        Index("hook_task", "task"),
+        CheckConstraint("(source = 'task') = (task_id IS NOT NULL)", name="task"),
+        Index("hook_task", "task_id"),
     )
 
     name: str = Field(primary_key=True)
     address: str
     source: str
-    task: str | None = None
+    task_id: str | None = None
     """The only task whose events it wants."""
-    lane: str
+    concurrency_key: str
     """Where its jobs wait: each hook has a lane of its own, those of single tasks share their host's."""
     secrets: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """`[[secret, until]]`, newest first; `until` (unix ms): when one that was rotated out ends, else null."""
     filter: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """`{"events": [...], "families": [...], "statuses": [...], "tags": [...]}`; what is empty wants all."""
-    schedule: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    retry_schedule: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """Seconds between attempts."""
     concurrency: int
-    rate: float | None = None
+    rate_limit: float | None = None
     """Events a second, at most."""
     timeout: float
     """Seconds for one attempt."""
@@ -248,25 +252,29 @@ class Hook(SQLModel, table=True):
 class Attempt(SQLModel, table=True):
     """One attempt to deliver one event to one hook."""
 
-    __tablename__ = "attempt"
+    __tablename__ = "delivery_attempt"
     __table_args__ = (
-        Index("attempt_of", "hook", "event"),
-        Index("attempt_newest", "event"),
+        Index("attempt_of", "hook_name", "event_id"),
+        Index("attempt_newest", "event_id"),
         {"sqlite_autoincrement": True},
     )
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
-    hook: str
-    event: int = Field(sa_type=BigInteger)
-    task: str
-    at: int = Field(sa_type=BigInteger)
-    ms: int
-    taken: bool
-    status: int | None = None
+    hook_name: str
+    event_id: int = Field(sa_type=BigInteger)
+    task_id: str
+    attempted_at: int = Field(sa_type=BigInteger)
+    duration_ms: int
+    delivered: bool
+    response_status: int | None = None
     """HTTP status, or a command's exit code."""
-    answer: str = ""
+    response_body: str = ""
     """The first bytes of an answer; the last of a command's output."""
     error: str = ""
 
 
 METADATA = SQLModel.metadata
+
+TASK, TAG, EVENT, RESULT, JOB, HOOK, ATTEMPT = (
+    METADATA.tables[name] for name in ("task", "tag", "event", "result", "job", "hook", "delivery_attempt")
+)

@@ -1,75 +1,89 @@
-"""One commit in the making: rows read and changed, events and jobs gathered, then written in bulk.
+"""The unit of work: rows read and changed, events and jobs collected, then written together in one commit.
 
-Many callbacks share one transaction, so what each of them changes is kept here and written once.
+Many callbacks share one transaction. What each of them changes is collected here and written once.
 """
 
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack, cast
 
 from sqlalchemy import Connection
 
-from kling_receiver.policy import Policy
+from kling_receiver.jobs.kinds import Kind, Pool
+from kling_receiver.policy import DEFAULT_POLICY, Policy
 from kling_receiver.store.database import Database
-from kling_receiver.store.sql import BulkInsert, Row, Statement, columns
-from kling_receiver.store.tables import Event, Job, Task, dump_json, json_columns
+from kling_receiver.store.rows import Row, TaskChanges, TaskRow
+from kling_receiver.store.sql import BulkInsert, Statement, columns
+from kling_receiver.store.tables import EVENT, JOB, TASK, Task, dump_json, json_columns
 
-TASK, EVENT, JOB = Task.__table__, Event.__table__, Job.__table__  # type: ignore[attr-defined]  # set by SQLModel
-
-SELECT_TASKS = Statement(
+SELECT_TASKS = Statement[TaskRow](
     f"SELECT {columns(TASK)} FROM task WHERE id IN :ids ORDER BY id", table=TASK, lock="FOR UPDATE"
 )
-COUNT_REPEAT = Statement("UPDATE event SET repeats = repeats + :times WHERE task = :task AND digest = :digest")
+COUNT_REPEAT = Statement("""
+    UPDATE event SET repeat_count = repeat_count + :times WHERE task_id = :task_id AND body_sha256 = :body_sha256
+""")
 JSON_COLUMNS = json_columns(TASK)
 INSERT_TASKS = BulkInsert(TASK, [column.name for column in TASK.c])
 INSERT_EVENTS = BulkInsert(EVENT, [column.name for column in EVENT.c if column.name != "id"])
 INSERT_JOBS = BulkInsert(
     JOB,
-    ["key", "kind", "task", "lane", "hook", "data", "state", "attempts", "due_at", "error", "created_at"],
+    [column.name for column in JOB.c if column.name not in ("id", "claim_id", "lease_expires_at")],
     """
-    ON CONFLICT (key) DO UPDATE SET
+    ON CONFLICT (unique_key) DO UPDATE SET
         due_at = CASE WHEN job.state = 'dead' OR excluded.due_at < job.due_at
                       THEN excluded.due_at ELSE job.due_at END,
+        delay_ms = CASE WHEN job.state = 'dead' OR excluded.due_at < job.due_at
+                        THEN excluded.delay_ms ELSE job.delay_ms END,
         attempts = CASE WHEN job.state = 'dead' THEN 0 ELSE job.attempts END,
-        data = CASE WHEN job.state = 'dead' THEN excluded.data ELSE job.data END,
+        args = CASE WHEN job.state = 'dead' THEN excluded.args ELSE job.args END,
         state = CASE WHEN job.state = 'dead' THEN 'ready' ELSE job.state END
     """,
 )
-DELETE_JOB = Statement("DELETE FROM job WHERE key = :key AND state <> 'running'")
-RUN_NOW = Statement("UPDATE job SET due_at = :now WHERE key = :key AND state = 'ready' AND due_at > :now")
-ENQUEUE_DISPATCH = Statement("""
-    INSERT INTO job (key, kind, task, lane, hook, data, state, attempts, due_at, error, created_at)
-    SELECT 'dispatch/' || name, kind, '', 'dispatch ' || lane, name, 'null', 'ready', 0, :now, '', :now
+DELETE_JOB = Statement("DELETE FROM job WHERE unique_key = :unique_key AND state <> 'running'")
+RUN_NOW = Statement("""
+    UPDATE job SET due_at = :now, delay_ms = 0
+    WHERE unique_key = :unique_key AND state = 'ready' AND due_at > :now
+""")
+ENQUEUE_DISPATCH = Statement(f"""
+    INSERT INTO job (unique_key, kind, pool, task_id, concurrency_key, hook_name, args, state, attempts,
+        due_at, delay_ms, error, created_at)
+    SELECT '{Kind.DISPATCH}/' || name, '{Kind.DISPATCH}', pool, '', '{Kind.DISPATCH} ' || concurrency_key, name,
+        'null', 'ready', 0, :now, 0, '', :now
     FROM (
-        SELECT name, lane, 'dispatch' AS kind FROM hook WHERE task IS NULL AND paused_at IS NULL
-        UNION ALL SELECT name, lane, 'dispatch-task' FROM hook WHERE paused_at IS NULL
-            AND task IN (SELECT task FROM event WHERE id > (SELECT max(id) FROM event) - :count)
-    ) AS offered WHERE true ORDER BY name
-    ON CONFLICT (key) DO UPDATE SET due_at = excluded.due_at
+        SELECT name, concurrency_key, '{Pool.HOOK_RUNS}' AS pool FROM hook
+        WHERE task_id IS NULL AND paused_at IS NULL
+        UNION ALL SELECT name, concurrency_key, '{Pool.TASK_HOOKS}' FROM hook WHERE paused_at IS NULL
+            AND task_id IN (SELECT task_id FROM event WHERE id > (SELECT max(id) FROM event) - :count)
+    ) AS due WHERE true ORDER BY name
+    ON CONFLICT (unique_key) DO UPDATE SET due_at = excluded.due_at, delay_ms = 0
     WHERE job.state = 'ready' AND job.due_at > excluded.due_at AND job.error = ''
 """)
-"""Owes each hook a look at the newest `:count` events. One that runs looks anyway, one that was
-put off stays so.
+"""Enqueues a dispatch for each hook that may want one of the newest `:count` events.
+
+A dispatch that runs sees the events anyway; one that backs off keeps its time. UNION, not OR: PostgreSQL then finds
+the hooks of single tasks by their index.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit set in motion: the tasks that have new events (None: perhaps any), when (unix ms) the
-    first job is due, how many events of each type there are, the tasks of which a file cannot be had, and
-    what is to be said loudly besides.
+    """What a commit caused.
+
+    `task_ids`: the tasks that have new events; None: perhaps any task.
+    `next_due_at`: when the first of the new jobs is due (unix ms); None: there are none.
+    `event_counts`: how many new events there are of each type. `messages`: what the operator's log is to say.
     """
 
     task_ids: frozenset[str] | None
     next_due_at: int | None
     event_counts: Mapping[str, int] = field(default_factory=dict)
-    failed_result_task_ids: frozenset[str] = frozenset()
     messages: tuple[str, ...] = ()
 
 
 UNKNOWN_RESULT = CommitResult(None, 0)
+"""Of a commit that may have succeeded although the database reported an error."""
 
 
 @dataclass(slots=True)
@@ -79,156 +93,189 @@ class Transaction:
     connection: Connection
     database: Database
     now: int
-    policy: Policy = Policy()
-    tasks: dict[str, Row] = field(default_factory=dict)
-    _new: dict[str, Row] = field(default_factory=dict)
+    policy: Policy = DEFAULT_POLICY
+    tasks: dict[str, TaskRow] = field(default_factory=dict)
+    _new: dict[str, TaskRow] = field(default_factory=dict)
     _changed: dict[str, set[str]] = field(default_factory=dict)
     _events: list[Row] = field(default_factory=list)
     _repeats: dict[tuple[str, str], int] = field(default_factory=dict)
     _jobs: dict[str, Row | None] = field(default_factory=dict)
     _run_now: set[str] = field(default_factory=set)
-    _messages: list[str] = field(default_factory=list)
+    _messages: dict[str, None] = field(default_factory=dict)
     _woken: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
-        """Put the rows of these tasks into `tasks`, locked until the commit; in one order: no deadlocks."""
+        """Read these tasks into `tasks` and lock them until the commit, in one order, so that nobody deadlocks."""
         missing = sorted(set(ids) - self.tasks.keys())
         if missing:
             self.tasks.update((row["id"], row) for row in SELECT_TASKS.all(self.connection, ids=missing))
 
-    def task(self, task_id: str) -> Row | None:
+    def task(self, task_id: str) -> TaskRow | None:
         """One task's row, or None."""
         self.load([task_id])
         return self.tasks.get(task_id)
 
-    def require_task(self, task_id: str) -> Row:
-        """The row of a task that exists, since a job or an event of it does."""
+    def require_task(self, task_id: str) -> TaskRow:
+        """The row of a task that must exist, since a job or an event of it does."""
         row = self.task(task_id)
         assert row is not None, task_id
         return row
 
     def add_tasks(self, rows: list[Row]) -> None:
-        """Add tasks; each row names its `id` and `family` at least. Written once, at the end or by `insert`."""
+        """Add tasks; each row has at least `id` and `family`. They are written by `flush_new_tasks` or `flush`."""
         for row in rows:
-            full = {**TASK_DEFAULTS, "created_at": self.now, "updated_at": self.now, **row}
-            self.tasks[row["id"]] = self._new[row["id"]] = full
+            full: Row = {**TASK_DEFAULTS, "created_at": self.now, "updated_at": self.now, **row}
+            self.tasks[row["id"]] = self._new[row["id"]] = cast(TaskRow, full)
 
     def flush_new_tasks(self) -> None:
-        """Write the new tasks now: before rows that belong to them."""
+        """Write the new tasks now, before rows that refer to them."""
         if self._new:
             INSERT_TASKS.insert(self.connection, list(self._new.values()))
             self._new.clear()
 
-    def update_task(self, task: Row, **values: Any) -> None:
-        """Set columns of a task; written once, at the end."""
-        task.update(values, updated_at=self.now)
+    def update_task(self, task: TaskRow, **changes: Unpack[TaskChanges]) -> None:
+        """Set columns of a task. They are written by `flush`."""
+        task.update(cast(TaskRow, changes))
+        task["updated_at"] = self.now
         if task["id"] not in self._new:
-            self._changed.setdefault(task["id"], {"updated_at"}).update(values)
+            self._changed.setdefault(task["id"], {"updated_at"}).update(changes)
 
-    def add_event(self, task_id: str, type: str, data: Any = None, **callback: Any) -> None:  # noqa: A002  # the field's term
-        """Add an event; `callback` has the `digest` and `body` of one that came from outside."""
-        event = {"task": task_id, "type": type, "at": self.now, "data": data, "digest": None, "body": None}
-        self._events.append({**event, "repeats": 0, **callback})
+    def add_event(
+        self,
+        task_id: str,
+        type: str,  # noqa: A002  # the field's term
+        data: Any = None,
+        *,
+        body: bytes | None = None,
+        body_sha256: str | None = None,
+    ) -> None:
+        """Add an event. `body` and `body_sha256`: of a callback, as it arrived."""
+        row = {"task_id": task_id, "type": type, "created_at": self.now, "data": data}
+        self._events.append({**row, "body": body, "body_sha256": body_sha256, "repeat_count": 0})
 
-    def count_repeat(self, task_id: str, digest: str) -> None:
-        """Count a callback that came again."""
-        self._repeats[task_id, digest] = self._repeats.get((task_id, digest), 0) + 1
+    def count_repeat(self, task_id: str, body_sha256: str) -> None:
+        """Count a repeat of a callback that is in the event log."""
+        self._repeats[task_id, body_sha256] = self._repeats.get((task_id, body_sha256), 0) + 1
 
     def log_after_commit(self, message: str) -> None:
-        """Have the operator told, once this is committed."""
-        self._messages.append(message)
+        """Log an error for the operator once this transaction is committed; the same message once."""
+        self._messages[message] = None
 
     def enqueue(
         self,
-        kind: str,
+        kind: Kind,
         task_id: str,
         *,
-        key: str,
-        lane: str,
+        unique_key: str,
+        pool: Pool,
+        concurrency_key: str,
         due_at: int | None = None,
-        data: Any = None,
-        **more: Any,
+        args: Any = None,
+        **values: Any,
     ) -> None:
-        """Add a job; where one of that key waits already, the earlier of both times counts.
+        """Add a job. Where a job with this `unique_key` waits already, the earlier of both times counts.
 
-        `more`: whose `hook` it is, `attempts` that were made, `state` and `error` of what is given up at once.
+        `due_at`: unix ms; None: now. `concurrency_key`: what a slow or dead peer delays; other jobs go on.
+        `values`: `hook_name`, the `attempts` made so far, the `state` and `error` of a job that is dead at once.
         """
         due = self.now if due_at is None else due_at
-        waiting = self._jobs.get(key)
-        if waiting:
+        if waiting := self._jobs.get(unique_key):
             due = min(due, waiting["due_at"])
-        row = {"key": key, "kind": kind, "task": task_id, "lane": lane, "data": data, "due_at": due}
-        usual = {"hook": None, "state": "ready", "attempts": 0, "error": "", "created_at": self.now}
-        self._jobs[key] = {**row, **usual, **more}
+        self._jobs[unique_key] = {
+            "unique_key": unique_key,
+            "kind": kind,
+            "pool": pool,
+            "task_id": task_id,
+            "concurrency_key": concurrency_key,
+            "hook_name": None,
+            "args": args,
+            "state": "ready",
+            "attempts": 0,
+            "due_at": due,
+            "delay_ms": max(due - self.now, 0),
+            "error": "",
+            "created_at": self.now,
+            **values,
+        }
 
-    def cancel_job(self, key: str) -> None:
-        """Drop a job that is no longer needed (one that runs settles itself)."""
-        self._jobs[key] = None
+    def cancel_job(self, unique_key: str) -> None:
+        """Delete a job that is no longer needed, unless it runs: a running job settles itself."""
+        self._jobs[unique_key] = None
 
     def wake_worker(self) -> None:
-        """Have the worker look for jobs that are due now."""
+        """Let the worker look for due jobs after the commit."""
         self._woken = True
 
-    def run_now(self, key: str) -> None:
+    def run_now(self, unique_key: str) -> None:
         """Make a waiting job due now, if there is one."""
-        self._run_now.add(key)
+        self._run_now.add(unique_key)
 
     def flush(self) -> CommitResult:
-        """Write all that was gathered; tasks before events, events before jobs."""
+        """Write everything that was collected: tasks before events, events before jobs."""
         self.flush_new_tasks()
-        self._update()
-        offered = bool(self._events) and self._write_events()
-        if self._repeats:  # perhaps of events that were written just now
-            repeats = [{"task": t, "digest": d, "times": n} for (t, d), n in self._repeats.items()]
-            COUNT_REPEAT.executemany(self.connection, repeats)
-        if owed := [job for job in self._jobs.values() if job]:
-            INSERT_JOBS.insert(self.connection, owed)
-        if forgotten := [{"key": key} for key, job in self._jobs.items() if not job]:
-            DELETE_JOB.executemany(self.connection, forgotten)
-        if self._run_now:
-            hastened = [{"key": key, "now": self.now} for key in sorted(self._run_now)]
-            RUN_NOW.executemany(self.connection, hastened)
-        dues = [job["due_at"] for job in owed]
-        if self._run_now or self._woken or offered:
-            dues.append(self.now)
+        self._write_changes()
+        dispatches = bool(self._events) and self._write_events()
+        self._write_repeats()  # after the events: they may be of events of this transaction
+        enqueued = self._write_jobs()
+        due = [job["due_at"] for job in enqueued]
+        if self._run_now or self._woken or dispatches:
+            due.append(self.now)
         return CommitResult(
-            frozenset(event["task"] for event in self._events),
-            min(dues, default=None),
+            frozenset(event["task_id"] for event in self._events),
+            min(due, default=None),
             Counter(event["type"] for event in self._events),
-            frozenset(event["task"] for event in self._events if event["type"] == "result.failed"),
             tuple(self._messages),
         )
 
-    def _update(self) -> None:
-        """One statement for all tasks of which the same columns changed."""
+    def _write_changes(self) -> None:
+        """Write one statement for all tasks of which the same columns changed."""
         groups: dict[tuple[str, ...], list[Row]] = {}
-        for task in sorted(self._changed):
-            names = tuple(sorted(self._changed[task]))
-            row = self.tasks[task]
+        for task_id in sorted(self._changed):
+            names = tuple(sorted(self._changed[task_id]))
+            row = cast(Row, self.tasks[task_id])
             values = {name: dump_json(row[name]) if name in JSON_COLUMNS else row[name] for name in names}
-            groups.setdefault(names, []).append({**values, "row_id": task})
+            groups.setdefault(names, []).append({**values, "row_id": task_id})
         for names, rows in groups.items():
-            _update_task(names).executemany(self.connection, rows)
+            _update_statement(names).executemany(self.connection, rows)
 
     def _write_events(self) -> bool:
-        """Whether a hook is owed a look at them."""
+        """Write the events; whether a hook has a dispatch to do because of them."""
         self.database.lock_events(self.connection)
         INSERT_EVENTS.insert(self.connection, self._events)
         return ENQUEUE_DISPATCH.execute(self.connection, count=len(self._events), now=self.now) > 0
+
+    def _write_repeats(self) -> None:
+        if self._repeats:
+            rows = [
+                {"task_id": task_id, "body_sha256": body_sha256, "times": times}
+                for (task_id, body_sha256), times in self._repeats.items()
+            ]
+            COUNT_REPEAT.executemany(self.connection, rows)
+
+    def _write_jobs(self) -> list[Row]:
+        """Write the jobs that are enqueued, cancelled and made due; those that are enqueued."""
+        if enqueued := [job for job in self._jobs.values() if job]:
+            INSERT_JOBS.insert(self.connection, enqueued)
+        if cancelled := [{"unique_key": key} for key, job in self._jobs.items() if not job]:
+            DELETE_JOB.executemany(self.connection, cancelled)
+        if self._run_now:
+            rows = [{"unique_key": key, "now": self.now} for key in sorted(self._run_now)]
+            RUN_NOW.executemany(self.connection, rows)
+        return enqueued
 
 
 LAST_EVENT = Statement("SELECT coalesce(max(id), 0) FROM event")
 
 
 def last_event(connection: Connection) -> int:
-    """The id of the newest event, 0 when there is none."""
+    """The id of the newest event; 0 when there is none."""
     return int(LAST_EVENT.scalar(connection))
 
 
 @functools.cache
-def _update_task(names: tuple[str, ...]) -> Statement:
+def _update_statement(names: tuple[str, ...]) -> Statement[Row]:
     values = ", ".join(f"{name} = :{name}" for name in names)
-    return Statement(f"UPDATE task SET {values} WHERE id = :row_id")  # noqa: S608  # ours
+    return Statement(f"UPDATE task SET {values} WHERE id = :row_id")  # names of columns
 
 
 TASK_DEFAULTS: Row = {

@@ -1,35 +1,41 @@
-"""Proven callbacks are taken in: each kept or counted, and what it says applied. None is refused here."""
+"""Store authenticated callbacks: keep or count each body, and apply what it says. None is refused here."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
-from kling_receiver.states import FINAL, transition
-from kling_receiver.store.sql import Row, Statement
+from kling_receiver.states import FINAL, FinalStatus, transition
+from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import transitions
 
 MAX_KEPT_CALLBACKS = 200
 MAX_KEPT_BYTES = 1_000_000
-"""Callbacks of one task that are kept; past either they are only counted. A body has 1 MB at most."""
+"""Callbacks of one task in the event log; past either limit they are only counted. A body has 1 MB at most."""
 
 CREATE_ANSWER_GRACE_MS = 2_000
-"""For how long a question waits for the create's answer: it may name the id that Kling is to be asked by."""
+"""How long a query waits for the create's answer, which may name the id by which Kling is to be queried."""
 
 UNCOUNTED_ASK_DELAY_MS = 60_000
-"""For how long a question waits that a task's uncounted callbacks give cause to."""
+"""How long a query waits when only a callback past the limits gives cause to it."""
 
-KNOWN_DIGESTS = Statement(
-    "SELECT task, digest FROM event WHERE digest IS NOT NULL AND (task, digest) IN :pairs"
-)
-OTHER_TASK = Statement(
-    "SELECT id FROM task WHERE (id = :external_id OR task_id = :task_id) AND id <> :id LIMIT 1"
-)
+KNOWN_DIGESTS = Statement("""
+    SELECT task_id, body_sha256 FROM event
+    WHERE body_sha256 IS NOT NULL AND (task_id, body_sha256) IN :pairs
+""")
+OTHER_TASK = Statement("""
+    SELECT id FROM task WHERE (id = :external_task_id OR kling_id = :kling_id) AND id <> :id LIMIT 1
+""")
 
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A proven callback. `body` is what is kept of it; `trouble` says why it could not be read as it should."""
+    """An authenticated callback. `body`: as much of it as is kept; `size`: bytes that were sent.
+
+    `signed`: Kling's own signature holds. `problem`: why the body could not be read as it should.
+    """
 
     task_id: str
     family: str
@@ -42,30 +48,30 @@ class Callback:
 
 
 def ingest(tx: Transaction, callbacks: list[Callback]) -> None:
-    """Take in proven callbacks, in the order in which they arrived."""
+    """Store callbacks, in the order in which they arrived. A callback of an unknown task creates the task."""
     families = {callback.task_id: callback.family for callback in callbacks}
     tx.load(families)
-    new = [{"id": task, "family": families[task]} for task in sorted(families.keys() - tx.tasks.keys())]
+    new = [{"id": id_, "family": families[id_]} for id_ in sorted(families.keys() - tx.tasks.keys())]
     tx.add_tasks(new)
     for row in new:
         tx.add_event(row["id"], "task.created", {"by": "callback"})
         enqueue.overdue(tx, row["id"], row["family"])
-    seen = _known_digests(tx, callbacks)
+    known = _known_digests(tx, callbacks)
     for callback in callbacks:
         task = tx.tasks[callback.task_id]
-        tx.update_task(task, callbacks=task["callbacks"] + 1)
-        if (callback.task_id, callback.body_sha256) in seen:
+        tx.update_task(task, callback_count=task["callback_count"] + 1)
+        if (callback.task_id, callback.body_sha256) in known:
             tx.count_repeat(callback.task_id, callback.body_sha256)
             _reapply_if_signed(tx, task, callback)
             continue
         if kept := _has_room(task):
-            seen.add((callback.task_id, callback.body_sha256))
+            known.add((callback.task_id, callback.body_sha256))
             _store_event(tx, task, callback)
         _apply(tx, task, callback, kept)
 
 
-def _reapply_if_signed(tx: Transaction, task: Row, callback: Callback) -> None:
-    """A repeat says nothing new, unless Kling signed what was not (rightly) signed before."""
+def _reapply_if_signed(tx: Transaction, task: TaskRow, callback: Callback) -> None:
+    """A repeat changes nothing, unless Kling signed it and the first one had no valid signature."""
     report = callback.report
     if not (report and report.status and callback.signed):
         return
@@ -74,32 +80,37 @@ def _reapply_if_signed(tx: Transaction, task: Row, callback: Callback) -> None:
 
 
 def _known_digests(tx: Transaction, callbacks: list[Callback]) -> set[tuple[str, str]]:
-    pairs = {(each.task_id, each.body_sha256) for each in callbacks if tx.tasks[each.task_id]["kept"]}
+    with_events = [each for each in callbacks if tx.tasks[each.task_id]["kept_callbacks"]]
+    pairs = sorted({(each.task_id, each.body_sha256) for each in with_events})
     if not pairs:
         return set()
-    return {(row["task"], row["digest"]) for row in KNOWN_DIGESTS.all(tx.connection, pairs=sorted(pairs))}
+    rows = KNOWN_DIGESTS.all(tx.connection, pairs=pairs)
+    return {(row["task_id"], row["body_sha256"]) for row in rows}
 
 
-def _has_room(task: Row) -> bool:
-    return bool(task["kept"] < MAX_KEPT_CALLBACKS and task["kept_bytes"] < MAX_KEPT_BYTES)
+def _has_room(task: TaskRow) -> bool:
+    return task["kept_callbacks"] < MAX_KEPT_CALLBACKS and task["kept_bytes"] < MAX_KEPT_BYTES
 
 
-def _store_event(tx: Transaction, task: Row, callback: Callback) -> None:
-    tx.update_task(task, kept=task["kept"] + 1, kept_bytes=task["kept_bytes"] + len(callback.body))
-    report = callback.report
-    said = {
-        "status": report.status if report else None,
+def _store_event(tx: Transaction, task: TaskRow, callback: Callback) -> None:
+    tx.update_task(
+        task,
+        kept_callbacks=task["kept_callbacks"] + 1,
+        kept_bytes=task["kept_bytes"] + len(callback.body),
+    )
+    data = {
+        "status": callback.report.status if callback.report else None,
         "signed": callback.signed,
         "size": callback.size,
         **({"trouble": callback.problem} if callback.problem else {}),
     }
-    tx.add_event(task["id"], "callback.received", said, digest=callback.body_sha256, body=callback.body)
+    tx.add_event(task["id"], "callback.received", data, body=callback.body, body_sha256=callback.body_sha256)
 
 
-def _apply(tx: Transaction, task: Row, callback: Callback, kept: bool) -> None:
+def _apply(tx: Transaction, task: TaskRow, callback: Callback, kept: bool) -> None:
     report = callback.report
     if report and report.kling_id and report.external_task_id != task["id"]:
-        tx.update_task(task, callback_id=report.kling_id)
+        tx.update_task(task, callback_kling_id=report.kling_id)
     if report and report.status and callback.signed and not _belongs_to_another_task(tx, task, report):
         transitions.apply_report(tx, task, report, log=kept)
         if report.status == "succeed" and not report.outputs:
@@ -110,39 +121,41 @@ def _apply(tx: Transaction, task: Row, callback: Callback, kept: bool) -> None:
         _record_hint(tx, task, report, kept)
 
 
-def _belongs_to_another_task(tx: Transaction, task: Row, report: Report) -> bool:
-    """Whether a record that Kling signed is of another task: then it was not Kling who sent it here."""
+def _belongs_to_another_task(tx: Transaction, task: TaskRow, report: Report) -> bool:
+    """Whether a record that Kling signed is of another task: then somebody else sent it to this address."""
     if report.external_task_id == task["id"]:
         return False
     if report.external_task_id and task["outcome"] != "none":
         return True  # our create named our id
-    if task["task_id"] and report.kling_id:
-        return bool(report.kling_id != task["task_id"])
-    named = {"external_id": report.external_task_id or "", "task_id": report.kling_id or ""}
-    return OTHER_TASK.scalar(tx.connection, id=task["id"], **named) is not None
+    if task["kling_id"] and report.kling_id:
+        return report.kling_id != task["kling_id"]
+    ids = {"external_task_id": report.external_task_id or "", "kling_id": report.kling_id or ""}
+    return OTHER_TASK.scalar(tx.connection, id=task["id"], **ids) is not None
 
 
-def _apply_progress(tx: Transaction, task: Row, report: Report, kept: bool) -> None:
-    """`submitted` and `processing` are taken from any proven callback."""
-    moved = transition(task["status"], task["origin"], str(report.status), "callback")
-    if moved == "applied":
-        transitions.set_status(tx, task, report, "callback")
+def _apply_progress(tx: Transaction, task: TaskRow, report: Report, kept: bool) -> None:
+    """Apply `submitted` or `processing`, which any authenticated callback may report."""
+    assert report.status
+    outcome = transition(task["status"], task["origin"], report.status, "callback")
+    if outcome == "applied":
+        transitions.set_status(tx, task, report.status, report.message, "callback")
     elif task["status"] in FINAL and task["origin"] != "kling":
-        _record_hint(tx, task, None, kept)  # it lives, although we thought it had ended
-    elif moved == "late" and kept:
-        transitions.log_ignored(tx, task, report, "late")
+        _record_hint(tx, task, None, kept)  # the task goes on at Kling, although we thought it had ended
+    elif outcome == "late" and kept:
+        transitions.log_ignored(tx, task, report.status, "late")
 
 
-def _record_hint(tx: Transaction, task: Row, report: Report | None, kept: bool) -> None:
-    """Something happened that only Kling can tell us of: ask, unless its final word is known."""
+def _record_hint(tx: Transaction, task: TaskRow, report: Report | None, kept: bool) -> None:
+    """Enqueue a query, because only Kling can say what happened, unless its final status is known already."""
+    status = cast(FinalStatus | None, report.status) if report else None
     if task["status"] in FINAL and task["origin"] == "kling":
-        if kept and report and report.status != task["status"]:
-            transitions.log_ignored(tx, task, report, "contradictory")
+        if kept and report and status != task["status"]:
+            transitions.log_ignored(tx, task, str(status), "contradictory")
         return
     if report:
-        tx.update_task(task, hint=report.status, hint_msg=report.message)
-    if kept:  # what is only counted hastens nothing
-        tx.update_task(task, hints=task["hints"] + 1)
-    is_answered = task["outcome"] != "pending" or task["task_id"]
-    wait = (0 if is_answered else CREATE_ANSWER_GRACE_MS) if kept else UNCOUNTED_ASK_DELAY_MS
-    enqueue.ask(tx, task["id"], tx.now + wait)
+        tx.update_task(task, hint=status, hint_msg=report.message)
+    if kept:  # a callback that is only counted speeds up nothing
+        tx.update_task(task, hint_count=task["hint_count"] + 1)
+    create_answered = task["outcome"] != "pending" or task["kling_id"]
+    delay_ms = (0 if create_answered else CREATE_ANSWER_GRACE_MS) if kept else UNCOUNTED_ASK_DELAY_MS
+    enqueue.ask(tx, task["id"], tx.now + delay_ms)

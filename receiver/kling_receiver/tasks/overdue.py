@@ -13,7 +13,7 @@ from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.queue import ClaimedJob, Done, Outcome, RetryAt, Settle, settle_as
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
@@ -68,19 +68,19 @@ class OverdueTasks:
             return settle_as(Done())  # its deadline stands
         return functools.partial(_settle_sweep, task_id=job.task_id, report=report)
 
-    async def _warn_never_called_back(self, task: Row) -> None:
+    async def _warn_never_called_back(self, task: TaskRow) -> None:
         """Say once, loudly, that this gateway seems never to call back."""
-        if not self._warned and not task["callbacks"] and not await self._reader.any_recent_callback():
+        if not self._warned and not task["callback_count"] and not await self._reader.any_recent_callback():
             self._warned = True
             log.error(NEVER_CALLED_BACK)
 
 
 def apply_answer(
-    tx: Transaction, task: Row, report: Report, by: Literal["deadline", "startup", "operator"]
+    tx: Transaction, task: TaskRow, report: Report, by: Literal["deadline", "startup", "operator"]
 ) -> None:
     """Believe what Kling said when it was asked without a callback's cause."""
     open_until_now = task["status"] not in FINAL
-    if report.kling_id and not task["task_id"]:
+    if report.kling_id and not task["kling_id"]:
         task_registration.set_kling_id(tx, task, report.kling_id)
     if report.status:
         transitions.apply_report(tx, task, report)
@@ -111,8 +111,8 @@ def _settle_answer(tx: Transaction, job: ClaimedJob, report: Report | None) -> O
         apply_answer(tx, task, report, "deadline")
     if report and report.final:
         return Done()
-    if report is None and _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callbacks"]:
-        why = NOT_FOUND_REASON[task["task_id"] is not None]
+    if report is None and _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callback_count"]:
+        why = NOT_FOUND_REASON[task["kling_id"] is not None]
         transitions.fail_locally(tx, task, f"Kling does not know this task{why}.")
         return Done()
     return _retry(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
@@ -132,7 +132,7 @@ def _log_overdue(tx: Transaction, job: ClaimedJob) -> None:
 
 def _query_count(job: ClaimedJob) -> int:
     """How often Kling was asked, this time included; a look that was cut off does not count."""
-    return int((job.args or {}).get("looks", 0)) + 1
+    return int((job.args or {}).get("queries", 0)) + 1
 
 
 def _retry(tx: Transaction, job: ClaimedJob, error: str) -> Outcome:
@@ -142,4 +142,4 @@ def _retry(tx: Transaction, job: ClaimedJob, error: str) -> Outcome:
         transitions.fail_locally(tx, task, f"The task did not end, and was asked about {looks} times: {error}")
         return Done()
     wait = tx.policy.overdue_ms(task["family"]) * 2 ** (looks - 1)
-    return RetryAt(tx.now + wait, error, args={"looks": looks})
+    return RetryAt(tx.now + wait, error, args={"queries": looks})

@@ -14,7 +14,7 @@ from kling_receiver.results import records as result_records
 from kling_receiver.results.download import log
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
@@ -48,16 +48,16 @@ class Reconciler:
         except GatewayError as error:
             log.warning("task %s: %s", job.task_id, error)
             return functools.partial(_retry_or_accept_hint, job=job, error=error)
-        return functools.partial(_apply_answer, job=job, report=report, hint_count=task["hints"])
+        return functools.partial(_apply_answer, job=job, report=report, hint_count=task["hint_count"])
 
-    async def _is_settled(self, task: Row) -> bool:
+    async def _is_settled(self, task: TaskRow) -> bool:
         """Whether Kling's final word is known, and the files that go with it."""
         if task["status"] not in FINAL or task["origin"] != "kling":
             return False
         named = [each["source_url"] for each in await self._reader.results(task["id"])]
         return task["status"] == "failed" or any(named)
 
-    async def query(self, task: Row) -> Report | None:
+    async def query(self, task: TaskRow) -> Report | None:
         """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.
 
         The last only for a task that no other of ours is, and when the record names no other task of ours:
@@ -72,11 +72,11 @@ class Reconciler:
             self._metrics.questions.labels(outcome).inc()
         return report
 
-    async def _query_by_known_id(self, task: Row) -> Report | None:
-        if task["task_id"]:
-            return await self._kling_api.query(task["family"], task_id=task["task_id"])
+    async def _query_by_known_id(self, task: TaskRow) -> Report | None:
+        if task["kling_id"]:
+            return await self._kling_api.query(task["family"], task_id=task["kling_id"])
         ways = [self._query_by_our_id, self._query_by_callback_id]
-        if task["outcome"] == "none" and task["callback_id"]:
+        if task["outcome"] == "none" and task["callback_kling_id"]:
             ways.reverse()  # nobody registered it: its create may not have named our id
         refused = None
         for way in ways:
@@ -91,15 +91,12 @@ class Reconciler:
             raise refused
         return None
 
-    async def _query_by_our_id(self, task: Row) -> Report | None:
+    async def _query_by_our_id(self, task: TaskRow) -> Report | None:
         return await self._kling_api.query(task["family"], external_id=task["id"])
 
-    async def _query_by_callback_id(self, task: Row) -> Report | None:
-        theirs = task["callback_id"]
-        untold = (
-            task["outcome"] == "pending"
-            and self._clock() * 1000 < task["updated_at"] + CREATE_REPORT_TIMEOUT_MS
-        )
+    async def _query_by_callback_id(self, task: TaskRow) -> Report | None:
+        theirs = task["callback_kling_id"]
+        untold = task["outcome"] == "pending" and self._clock() * 1000 < task["updated_at"] + CREATE_REPORT_TIMEOUT_MS
         if not theirs or untold or await self._reader.find_by_kling_id(theirs):
             return None
         report = await self._kling_api.query(task["family"], task_id=theirs)
@@ -114,7 +111,7 @@ class Reconciler:
 def _apply_answer(tx: Transaction, job: ClaimedJob, report: Report | None, hint_count: int) -> Outcome:
     """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
     task = tx.require_task(job.task_id)
-    if report and report.kling_id and not task["task_id"]:
+    if report and report.kling_id and not task["kling_id"]:
         task_registration.set_kling_id(tx, task, report.kling_id)
     if report and report.status:
         transitions.apply_report(tx, task, report)
@@ -131,12 +128,12 @@ def _apply_answer(tx: Transaction, job: ClaimedJob, report: Report | None, hint_
 
 
 def _retry_or_reject_hint(
-    tx: Transaction, job: ClaimedJob, task: Row, report: Report | None, hint_count: int
+    tx: Transaction, job: ClaimedJob, task: TaskRow, report: Report | None, hint_count: int
 ) -> Outcome:
     """Kling does not (yet) say what the callback said."""
     if report is None:
         return _retry_or_accept_hint(tx, job, GatewayError("Kling does not know the task."))
-    if task["hints"] != hint_count:
+    if task["hint_count"] != hint_count:
         return RetryAt(tx.now + OVERTAKEN_RETRY_MS, "Another callback came while Kling was asked.", args={})
     if again := _next_retry(tx, job, "undecided", f"Kling says {report.status}."):
         return again

@@ -5,12 +5,14 @@ from typing import Any, Literal
 
 from sqlalchemy import func, select
 
-from kling_callback.protocol.reports import Report
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.jobs import enqueue
+from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.states import transition
-from kling_receiver.store.sql import Row, Statement
-from kling_receiver.store.transaction import EVENT, Transaction
+from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.sql import Statement
+from kling_receiver.store.tables import EVENT
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import transitions
 
 MAX_TAGS = 100
@@ -19,8 +21,8 @@ MAX_TAGS = 100
 MAX_CREATES = 100
 """Creates of one task that were not taken."""
 INSERT_TAG = Statement("""
-    INSERT INTO tag (tag, task) SELECT :tag, :task
-    WHERE (SELECT count(*) FROM tag WHERE task = :task) < :most ON CONFLICT DO NOTHING
+    INSERT INTO tag (tag, task_id) SELECT :tag, :task_id
+    WHERE (SELECT count(*) FROM tag WHERE task_id = :task_id) < :max_tags ON CONFLICT DO NOTHING
 """)
 
 
@@ -67,20 +69,20 @@ def register(tx: Transaction, registration: Registration) -> RegistrationResult:
     if registration.outcome:
         _record_outcome(tx, task, registration)
         return RegistrationResult(new)
-    if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callbacks"]:
+    if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]:
         if _too_many_creates(tx, task):
             return RegistrationResult(conflict=f"Task {registration.task_id} was tried {MAX_CREATES} times.")
         _reopen(tx, task, registration.create_token)
     return RegistrationResult(new, may_create=_may_create(task, registration.create_token))
 
 
-def _may_create(task: Row, create_token: str) -> bool:
+def _may_create(task: TaskRow, create_token: str) -> bool:
     """Whether this attempt may send the create: nothing has shown yet that Kling knows the task."""
-    unknown = task["outcome"] == "pending" and task["status"] == "created" and not task["callbacks"]
-    return unknown and bool(create_token) and bool(task["attempt"] == create_token)
+    unknown = task["outcome"] == "pending" and task["status"] == "created" and not task["callback_count"]
+    return unknown and bool(create_token) and bool(task["create_token"] == create_token)
 
 
-def _add(tx: Transaction, registration: Registration) -> Row:
+def _add(tx: Transaction, registration: Registration) -> TaskRow:
     tx.add_tasks(
         [
             {
@@ -89,7 +91,7 @@ def _add(tx: Transaction, registration: Registration) -> Row:
                 "model": registration.model,
                 "request": registration.request,
                 "outcome": "pending",
-                "attempt": registration.create_token,
+                "create_token": registration.create_token,
             }
         ]
     )
@@ -100,25 +102,32 @@ def _add(tx: Transaction, registration: Registration) -> Row:
     return task
 
 
-def _too_many_creates(tx: Transaction, task: Row) -> bool:
+def _too_many_creates(tx: Transaction, task: TaskRow) -> bool:
     """Whether there were so many attempts at its create that whoever makes them only makes events."""
-    tries = select(func.count()).where(EVENT.c.task == task["id"], EVENT.c.type == "task.created")
+    tries = select(func.count()).where(EVENT.c.task_id == task["id"], EVENT.c.type == "task.created")
     return bool(tx.connection.execute(tries).scalar_one() >= MAX_CREATES)
 
 
-def _reopen(tx: Transaction, task: Row, create_token: str) -> None:
+def _reopen(tx: Transaction, task: TaskRow, create_token: str) -> None:
     """A create that was not taken is tried again, by another attempt: our own word that it failed is void."""
     tx.update_task(
-        task, outcome="pending", attempt=create_token, status="created", status_msg="", origin=None, done=False
+        task,
+        outcome="pending",
+        create_token=create_token,
+        status="created",
+        status_msg="",
+        origin=None,
+        done=False,
     )
     tx.add_event(task["id"], "task.created", {"by": "client"})
     enqueue.overdue(tx, task["id"], task["family"])
 
 
-def _fill_gaps(tx: Transaction, task: Row, registration: Registration) -> None:
-    gaps = {"model": registration.model, "request": registration.request}
-    if filled := {name: value for name, value in gaps.items() if value and not task[name]}:
-        tx.update_task(task, **filled)
+def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> None:
+    if registration.model and not task["model"]:
+        tx.update_task(task, model=registration.model)
+    if registration.request and not task["request"]:
+        tx.update_task(task, request=registration.request)
     _tag(tx, registration)
 
 
@@ -126,39 +135,39 @@ def _tag(tx: Transaction, registration: Registration) -> None:
     if registration.tags:
         tx.flush_new_tasks()
         rows = [
-            {"tag": tag, "task": registration.task_id, "most": MAX_TAGS}
+            {"tag": tag, "task_id": registration.task_id, "max_tags": MAX_TAGS}
             for tag in sorted(set(registration.tags))
         ]
         INSERT_TAG.executemany(tx.connection, rows)
 
 
-def _record_outcome(tx: Transaction, task: Row, registration: Registration) -> None:
+def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -> None:
     if registration.outcome == "created":
         _record_created(tx, task, registration)
-    elif registration.create_token not in ("", task["attempt"]):
+    elif registration.create_token not in ("", task["create_token"]):
         return  # another attempt has the word
-    elif registration.outcome == "not_created" and task["status"] == "created" and not task["callbacks"]:
+    elif registration.outcome == "not_created" and task["status"] == "created" and not task["callback_count"]:
         tx.update_task(task, outcome="not_created")
         transitions.fail_locally(tx, task, registration.reason or "The create was not taken.")
     elif task["outcome"] == "pending":  # also when Kling has shown meanwhile that it knows the task
         tx.update_task(task, outcome="unknown")
-        tx.run_now(f"ask/{task['id']}")
+        tx.run_now(ask_key(task["id"]))
 
 
-def _record_created(tx: Transaction, task: Row, registration: Registration) -> None:
+def _record_created(tx: Transaction, task: TaskRow, registration: Registration) -> None:
     """The create's own answer has Kling's id: it goes before one that a question brought, until it is said."""
     first = task["outcome"] != "created"
-    named = first and registration.create_token == task["attempt"]
+    named = first and registration.create_token == task["create_token"]
     tx.update_task(task, outcome="created")
-    if first or not task["task_id"]:
-        set_kling_id(tx, task, registration.kling_id if named else task["task_id"] or registration.kling_id)
+    if first or not task["kling_id"]:
+        set_kling_id(tx, task, registration.kling_id if named else task["kling_id"] or registration.kling_id)
 
 
-def set_kling_id(tx: Transaction, task: Row, kling_id: str | None) -> None:
+def set_kling_id(tx: Transaction, task: TaskRow, kling_id: str | None) -> None:
     """Kling knows the task, by this id of its own; let a question that waited for it go."""
-    tx.update_task(task, task_id=kling_id)
+    tx.update_task(task, kling_id=kling_id)
     if task["origin"] == "callback":
         enqueue.ask(tx, task["id"])  # now by an id that Kling knows
     elif transition(task["status"], task["origin"], "submitted", "kling") == "applied":
-        transitions.set_status(tx, task, Report("submitted"), "kling")
-    tx.run_now(f"ask/{task['id']}")
+        transitions.set_status(tx, task, "submitted", "", "kling")
+    tx.run_now(ask_key(task["id"]))

@@ -1,84 +1,79 @@
-"""What a task's status becomes, and by whose word. Nothing here takes back Kling's own.
+"""Status changes of a task, by their source. Nothing here replaces Kling's own final status.
 
-Whom to believe: a proven callback moves a task to `submitted` or `processing`; its final status is a hint,
-until Kling says so itself (in the answer to our question, or in a body that it signed).
+A callback with a valid token moves a task to `submitted` or `processing`. Its final status is only a hint, until Kling
+itself confirms it: in the answer to a query, or in a body that Kling signed.
 """
 
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
+from kling_receiver.jobs.kinds import overdue_key
 from kling_receiver.results import records as result_records
-from kling_receiver.states import FINAL, Origin, transition
-from kling_receiver.store.sql import Row
+from kling_receiver.states import FINAL, Origin, Status, transition
+from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.transaction import Transaction
 
 
-def apply_report(tx: Transaction, task: Row, report: Report, *, log: bool = True) -> None:
-    """Take Kling's own word, and owe the download of the files that it names.
+def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True) -> None:
+    """Apply a status that Kling itself reports, and enqueue the downloads of the files that it names.
 
-    `noted`: False for what is only counted, so that no event says that it was ignored.
+    `log`: False for a callback that is only counted, so that no event says that it was ignored.
     """
-    moved = transition(task["status"], task["origin"], str(report.status), "kling")
-    if moved in ("late", "contradictory"):
+    assert report.status
+    outcome = transition(task["status"], task["origin"], report.status, "kling")
+    if outcome in ("late", "contradictory"):
         if log:
-            log_ignored(tx, task, report, moved)
+            log_ignored(tx, task, report.status, outcome)
         return
     if report.cost is not None:
         tx.update_task(task, cost=report.cost)
-    if moved == "applied":
-        set_status(tx, task, report, "kling")
+    if outcome == "applied":
+        set_status(tx, task, report.status, report.message, "kling")
     if report.status == "failed":
         result_records.finish_task(tx, task)
     elif report.status == "succeed":
         result_records.enqueue_downloads(tx, task, report.outputs)
 
 
-def accept_hint(tx: Transaction, task: Row) -> None:
-    """Kling could not be asked: the callback's status stands, and what it named is not to be trusted."""
+def accept_hint(tx: Transaction, task: TaskRow) -> None:
+    """Accept the callback's final status, because Kling could not be queried; not the files that it names."""
     if task["hint"] and task["status"] not in FINAL:
-        set_status(tx, task, Report(task["hint"], message=task["hint_msg"]), "callback")
+        set_status(tx, task, task["hint"], task["hint_msg"], "callback")
     if task["status"] == "succeed":
-        result_records.mark_missing(
-            tx, task, "Kling could not be asked, and addresses are taken from nobody else."
-        )
+        reason = "Kling could not be queried, and file addresses are accepted from Kling only."
+        result_records.mark_missing(tx, task, reason)
     elif task["status"] == "failed":
         result_records.finish_task(tx, task)
 
 
-def reject_hint(tx: Transaction, task: Row, kling_says: str) -> None:
-    """Kling, asked again and again, says otherwise than the callback: Kling is believed."""
+def reject_hint(tx: Transaction, task: TaskRow, kling_says: str) -> None:
+    """Discard the callback's final status, because Kling repeatedly answered with another one."""
     if task["hint"]:
-        log_ignored(tx, task, Report(task["hint"]), f"Kling says {kling_says}")
+        log_ignored(tx, task, task["hint"], f"Kling says {kling_says}")
         tx.update_task(task, hint=None, hint_msg="")
 
 
-def fail_locally(tx: Transaction, task: Row, reason: str) -> None:
-    """End a task by our own judgement; Kling's word, whenever it comes, goes before it."""
+def fail_locally(tx: Transaction, task: TaskRow, reason: str) -> None:
+    """Fail a task by the receiver's own decision. A status from Kling replaces it whenever it arrives."""
     if task["status"] not in FINAL:
-        set_status(tx, task, Report("failed", message=reason), "local")
+        set_status(tx, task, "failed", reason, "local")
         result_records.finish_task(tx, task)
 
 
-def set_status(tx: Transaction, task: Row, report: Report, by: Origin) -> None:
-    """Set the status that a report names, by whose word; what watches the task follows it."""
-    final = report.final
-    revived = task["status"] in FINAL and not final
-    tx.update_task(
-        task,
-        status=report.status,
-        status_msg=report.message,
-        origin=by if final else None,
-        done=False,
-    )
+def set_status(tx: Transaction, task: TaskRow, status: Status, message: str, by: Origin) -> None:
+    """Set a status, and start or end the task's deadline with it."""
+    final = status in FINAL
+    reopened = task["status"] in FINAL and not final
+    tx.update_task(task, status=status, status_msg=message, origin=by if final else None, done=False)
     if final:
-        tx.cancel_job(f"overdue/{task['id']}")
-    if revived:
+        tx.cancel_job(overdue_key(task["id"]))
+    if reopened:
         enqueue.overdue(tx, task["id"], task["family"])
         if task["hint"]:
             enqueue.ask(tx, task["id"])
-    tx.add_event(task["id"], f"task.{report.status}", {"by": by, "message": report.message})
+    tx.add_event(task["id"], f"task.{status}", {"by": by, "message": message})
 
 
-def log_ignored(tx: Transaction, task: Row, report: Report, reason: str) -> None:
-    """Log what does not count, and why."""
-    said = {"reason": reason, "status": report.status, "stands": task["status"]}
-    tx.add_event(task["id"], "callback.ignored", said)
+def log_ignored(tx: Transaction, task: TaskRow, status: str, reason: str) -> None:
+    """Log a callback's status that does not change the task, and why."""
+    data = {"reason": reason, "status": status, "stands": task["status"]}
+    tx.add_event(task["id"], "callback.ignored", data)

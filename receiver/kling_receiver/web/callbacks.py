@@ -20,7 +20,7 @@ from kling_receiver.metrics import Metrics
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks.ingest import Callback
 from kling_receiver.web.body import Body, BodyLimiter, Reservation, UnauthenticatedReservation, read_body
@@ -64,9 +64,7 @@ class CallbackRoutes:
         try:
             token = self._signer.verify(given, self._settings.callback_max_age)
         except TokenError as error:
-            return self._reject(
-                "bad_token", str(error), "Use the callback_url exactly as the receiver gave it."
-            )
+            return self._reject("bad_token", str(error), "Use the callback_url exactly as the receiver gave it.")
         return await self._counted(self._handle_token(request, token))
 
     async def _handle_token(self, request: Request, token: CallbackToken) -> Response:
@@ -76,9 +74,7 @@ class CallbackRoutes:
                 await self._writer.probe()
                 return JSONResponse(doctor_answer(token.task_id))
             if not (is_id(token.task_id) and is_family(token.family)):
-                return self._reject(
-                    "bad_token", "The callback token names an impossible task.", "Sign another id."
-                )
+                return self._reject("bad_token", "The callback token names an impossible task.", "Sign another id.")
             body = await read_body(request, share)
             signature = self._signature(request, body)
             if self._settings.webhook_signature == "required" and signature != "good":
@@ -95,9 +91,7 @@ class CallbackRoutes:
 
     async def _handle_signed(self, request: Request) -> Response:
         with UnauthenticatedReservation(self._bodies) as share:
-            body = await read_body(
-                request, share, max_dropped=0
-            )  # what is too long has no signature that holds
+            body = await read_body(request, share, max_dropped=0)  # what is too long has no signature that holds
             if self._signature(request, body) != "good":
                 return self._reject(*BAD_SIGNATURE)
             task = await self._find_task(parse_callback(body.content))
@@ -118,16 +112,12 @@ class CallbackRoutes:
         secrets = self._settings.webhook_secrets
         return verify(secrets, request.headers, body.content, self._clock()) if secrets else "absent"
 
-    async def _find_task(self, report: Report | None) -> Row | None:
+    async def _find_task(self, report: Report | None) -> TaskRow | None:
         """Our task that a signed report is of: by the id that we sent, else by Kling's."""
         if report is None:
             return None
         task = await self._reader.task(report.external_task_id) if report.external_task_id else None
-        if (
-            task is None
-            and report.kling_id
-            and (holder := await self._reader.find_by_kling_id(report.kling_id))
-        ):
+        if task is None and report.kling_id and (holder := await self._reader.find_by_kling_id(report.kling_id)):
             task = await self._reader.task(holder)
         return task
 

@@ -25,9 +25,7 @@ def parse(model: type[M], document: Any) -> M:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise ApiError(
-            422, "bad_order", " ".join(describe_errors(error)), "Mend it and send it again."
-        ) from None
+        raise ApiError(422, "bad_request", " ".join(describe_errors(error)), "Fix it and send it again.") from None
 
 
 async def read_json(request: Request, bodies: BodyLimiter, *, empty: Any = None) -> Any:

@@ -33,9 +33,7 @@ def waiting(tasks: int) -> None:
 
 
 @main.command()
-@click.option(
-    "--tasks", default=100_000, show_default=True, help="Open tasks; the deadline of half has passed."
-)
+@click.option("--tasks", default=100_000, show_default=True, help="Open tasks; the deadline of half has passed.")
 @click.option("--seconds", default=10.0, show_default=True, help="For which the questions are counted.")
 def starting(tasks: int, seconds: float) -> None:
     """A start with many open tasks: until ready, questions a second, callbacks meanwhile; both databases."""

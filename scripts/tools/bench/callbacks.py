@@ -52,6 +52,4 @@ def _print(seen: dict[str, list[dict[str, Any]]], rounds: int, requests: int, co
     for name, runs in seen.items():
         ratio = median(run["rate"] / rate for run, rate in zip(runs, rates, strict=True))
         middle = {key: median(run[key] for run in runs) for key in ("rate", "median_ms", "p99_ms")}
-        print(
-            f"{name:12} {middle['rate']:11.0f} {ratio:6.2f} {middle['median_ms']:10.1f} {middle['p99_ms']:7.1f}"
-        )
+        print(f"{name:12} {middle['rate']:11.0f} {ratio:6.2f} {middle['median_ms']:10.1f} {middle['p99_ms']:7.1f}")

@@ -89,9 +89,7 @@ def _load(url: str, rate: float, seconds: float) -> dict[str, Any]:
         file.writelines(f"{task} {signer.url(url, task, FAMILY)}\n" for task in ids)
         file.flush()
         command = [sys.executable, "-m", "tools.bench.steady", file.name, str(rate)]
-        out = subprocess.run(
-            command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=seconds + 60
-        )
+        out = subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
     loaded: dict[str, Any] = json.loads(out.stdout)
     return loaded
 

@@ -40,9 +40,7 @@ def run(seconds: float) -> None:
 def _proc(command: str) -> Path:
     """What the kernel says of our child that runs this command."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return next(
-        Path("/proc", child) for child in children if command in Path("/proc", child, "cmdline").read_text()
-    )
+    return next(Path("/proc", child) for child in children if command in Path("/proc", child, "cmdline").read_text())
 
 
 def _cpu(proc: Path) -> float:

@@ -45,8 +45,4 @@ async def run(lines: list[str], rate: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(
-            uvloop.run(run(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines(), float(sys.argv[2])))
-        )
-    )
+    print(json.dumps(uvloop.run(run(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines(), float(sys.argv[2])))))

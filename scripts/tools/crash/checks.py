@@ -27,7 +27,7 @@ class Kept:
     hooks: list[Row]
 
 
-def kept(stage: Stage, events: str = "SELECT id, task, type, digest FROM event") -> Kept:
+def kept(stage: Stage, events: str = "SELECT id, task_id, type, body_sha256 FROM event") -> Kept:
     """What the database holds now."""
     queries = ("SELECT * FROM task", events, "SELECT * FROM result", "SELECT * FROM job", "SELECT * FROM hook")
     with stage.opened() as database, database.read() as connection:

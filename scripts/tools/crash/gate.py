@@ -53,9 +53,7 @@ class Gate:
         self._counting = threading.Lock()
         self._seccomp = ctypes.CDLL(find_library("seccomp"))
         self._seccomp.seccomp_init.restype = ctypes.c_void_p
-        self._names = {
-            self._seccomp.seccomp_syscall_resolve_name(name.encode()): name for name in calls.split(",")
-        }
+        self._names = {self._seccomp.seccomp_syscall_resolve_name(name.encode()): name for name in calls.split(",")}
 
     def launch(self, start: Callable[[], None]) -> None:
         """Start a process behind the gate."""
@@ -74,9 +72,7 @@ class Gate:
         """Put this thread behind the gate: the descriptor on which its calls, and its children's, are told."""
         program = self._program()
         code = ctypes.create_string_buffer(program, len(program))
-        described = ctypes.create_string_buffer(
-            PROGRAM.pack(len(program) // INSTRUCTION, ctypes.addressof(code))
-        )
+        described = ctypes.create_string_buffer(PROGRAM.pack(len(program) // INSTRUCTION, ctypes.addressof(code)))
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
         number = self._seccomp.seccomp_syscall_resolve_name(b"seccomp")

@@ -11,9 +11,7 @@ from tools.fuzz import interface, parsers, wire
 
 
 @click.command()
-@click.option(
-    "--seed", type=int, help="The same seed, the same inputs. By default a new one, which is printed."
-)
+@click.option("--seed", type=int, help="The same seed, the same inputs. By default a new one, which is printed.")
 @click.option("--direct", default=1_000_000, show_default=True, help="Inputs for the parsers themselves.")
 @click.option("--http", default=20_000, show_default=True, help="Requests to a receiver of its own.")
 @click.option("--described", default=200, show_default=True, help="Requests of each kind that it describes.")
@@ -24,9 +22,7 @@ def main(seed: int | None, direct: int, http: int, described: int) -> None:
     random = Random(seed)
     began = time.perf_counter()
     parsers.run(direct, random)
-    click.echo(
-        f"{direct} inputs to the parsers, {direct / (time.perf_counter() - began):,.0f} a second: all is well"
-    )
+    click.echo(f"{direct} inputs to the parsers, {direct / (time.perf_counter() - began):,.0f} a second: all is well")
     settings = {
         "KLING_SIGNING_SECRETS": ",".join(parsers.SECRETS),
         "KLING_WEBHOOK_SECRETS": parsers.WEBHOOK_SECRET,

@@ -26,9 +26,7 @@ LEGACY = {
             {"index": 0, "url": "https://files.invalid/0.png"},
             {"index": 1, "url": "https://files.invalid/1"},
         ],
-        "audios": [
-            {"id": "a", "url_mp3": "https://files.invalid/a.mp3", "url_wav": "https://files.invalid/a.wav"}
-        ],
+        "audios": [{"id": "a", "url_mp3": "https://files.invalid/a.mp3", "url_wav": "https://files.invalid/a.wav"}],
     },
 }
 NEW = {
@@ -205,9 +203,7 @@ def broken(raw: bytes, random: Random) -> bytes:
     for _ in range(random.choice((1, 1, 2, 5))):
         at = random.randrange(len(raw) + 1)
         to = min(len(raw), at + random.choice((0, 1, 1, 2, 8, 64)))
-        new = random.choice(
-            (b"", random.randbytes(1), random.randbytes(4), random.choice(TOKENS), raw[at:to] * 2)
-        )
+        new = random.choice((b"", random.randbytes(1), random.randbytes(4), random.choice(TOKENS), raw[at:to] * 2))
         raw = raw[:at] + new + raw[to:]
     return raw
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -12,8 +13,8 @@ from kling_receiver.events.payloads import Payloads
 from kling_receiver.results import records as result_records
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.reader import Reader, in_thread
-from kling_receiver.store.sql import Row
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import ResultRow, TaskRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks.overdue import apply_answer
@@ -22,7 +23,7 @@ from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.errors import ApiError
 
-Action = Callable[[Row], Awaitable[Report]]
+Action = Callable[[TaskRow], Awaitable[Report]]
 
 
 class TaskActions:
@@ -57,14 +58,14 @@ class TaskActions:
 
         return require_role(self._settings.signing_secrets, "admin", ordered)
 
-    async def _ask(self, task: Row) -> Report:
+    async def _ask(self, task: TaskRow) -> Report:
         report = await self._query(task)
         await self._writer.run(lambda tx: apply_answer(tx, tx.require_task(task["id"]), report, "operator"))
         return report
 
-    async def _fetch(self, task: Row) -> Report:
+    async def _fetch(self, task: TaskRow) -> Report:
         report = await self._query(task)
-        lost = [result["n"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
+        lost = [result["position"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
 
         def change(tx: Transaction) -> bool:
             row = tx.require_task(task["id"])
@@ -81,12 +82,12 @@ class TaskActions:
             raise ApiError(409, "no_files", said, "There is nothing to fetch.")
         return report
 
-    async def _is_lost(self, result: Row) -> bool:
-        if result["status"] != "stored":
+    async def _is_lost(self, result: ResultRow) -> bool:
+        if result["status"] != "stored" or not result["path"]:
             return False
-        return bool(await in_thread(self._storage.sha256, result["name"]) != result["sha256"])
+        return bool(await run_in_threadpool(self._storage.sha256, result["path"]) != result["sha256"])
 
-    async def _query(self, task: Row) -> Report:
+    async def _query(self, task: TaskRow) -> Report:
         try:
             report = await self._reconciler.query(task)
         except GatewayError as error:

@@ -73,9 +73,7 @@ class Retry(RequestModel):
 class DeliveryRoutes:
     """The routes of deliveries."""
 
-    def __init__(
-        self, settings: ReceiverSettings, *, reader: Reader, writer: Writer, bodies: BodyLimiter
-    ) -> None:
+    def __init__(self, settings: ReceiverSettings, *, reader: Reader, writer: Writer, bodies: BodyLimiter) -> None:
         self._settings, self._reader, self._writer, self._bodies = settings, reader, writer, bodies
 
     def routes(self) -> list[Route]:
@@ -119,7 +117,7 @@ class DeliveryRoutes:
         known = await self._reader.event(event)
         if known is None:
             raise delivery_not_found()
-        await self._writer.run(lambda tx: deliveries.redeliver(tx, event, row, known["task"]))
+        await self._writer.run(lambda tx: deliveries.redeliver(tx, event, row, known["task_id"]))
         return await self._delivery(request)
 
     async def _replay(self, request: Request) -> Response:

@@ -8,24 +8,24 @@ from kling_receiver.hooks.config import WEB_SCHEMES
 from kling_receiver.hooks.delivery_list import Delivery
 from kling_receiver.jobs.queue import NEVER
 from kling_receiver.sinks import scheme_of
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import AttemptRow, HookRow
 
 USERINFO = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
 """Of an address: its scheme, a user's name where a password follows, and what else stands before the host."""
 
 
-def hook_payload(row: Row, counts: dict[str, int], last_event: int) -> dict[str, Any]:
+def hook_payload(row: HookRow, counts: dict[str, int], last_event: int) -> dict[str, Any]:
     """A hook. `behind`: events of the log that it was not yet offered, wanted or not."""
     state = "paused" if row["paused_at"] else "failing" if row["failing_since"] else "active"
     return {
         "name": row["name"],
         "address": masked_address(row["address"]),
         "source": row["source"],
-        "task": row["task"],
+        "task": row["task_id"],
         **row["filter"],
-        "schedule": row["schedule"],
+        "retry_schedule": row["retry_schedule"],
         "concurrency": row["concurrency"],
-        "rate": row["rate"],
+        "rate_limit": row["rate_limit"],
         "timeout": row["timeout"],
         "state": state,
         "paused_at": iso(row["paused_at"]),
@@ -54,28 +54,41 @@ def delivery_payload(delivery: Delivery, *, attempts: bool = False) -> dict[str,
         "event": delivery.event["id"],
         "hook": delivery.hook_name,
         "type": delivery.event["type"],
-        "task": delivery.event["task"],
+        "task": delivery.event["task_id"],
         "state": _state(delivery),
         "attempts": made if attempts else len(made),
-        "last": made[-1] if made else None,
-        "due_at": iso(due) if due and due < NEVER else None,
+        "last_attempt": made[-1] if made else None,
+        "next_attempt_at": iso(due) if due and due < NEVER else None,
     }
 
 
 def _state(delivery: Delivery) -> str:
     if delivery.job:
-        return "dead" if delivery.job["state"] == "dead" else "waiting"
-    if any(each["taken"] for each in delivery.attempts):
+        return "dead" if delivery.job["state"] == "dead" else "pending"
+    if any(each["delivered"] for each in delivery.attempts):
         return "delivered"
-    return "dropped" if delivery.attempts else "waiting"  # with its hook; or not tried yet
+    return "dropped" if delivery.attempts else "pending"  # with its hook; or not tried yet
 
 
-def _attempt(row: Row) -> dict[str, Any]:
+def outcome_payload(
+    delivered: bool, duration_ms: int, *, status: int | None = None, body: str = "", error: str = ""
+) -> dict[str, Any]:
+    """The outcome of one attempt."""
     return {
-        "at": iso(row["at"]),
-        "ms": row["ms"],
-        "taken": bool(row["taken"]),
-        "status": row["status"],
-        "answer": row["answer"] or None,
-        "error": row["error"] or None,
+        "delivered": delivered,
+        "duration_ms": duration_ms,
+        "response_status": status,
+        "response_body": body or None,
+        "error": error or None,
     }
+
+
+def _attempt(row: AttemptRow) -> dict[str, Any]:
+    outcome = outcome_payload(
+        bool(row["delivered"]),
+        row["duration_ms"],
+        status=row["response_status"],
+        body=row["response_body"],
+        error=row["error"],
+    )
+    return {"attempted_at": iso(row["attempted_at"]), **outcome}

@@ -5,7 +5,7 @@ Web addresses only: commands and brokers are set on the machine itself.
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from starlette.requests import Request
@@ -21,10 +21,10 @@ from kling_receiver.hooks.sender import Sender
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import scheme_of
 from kling_receiver.store.reader import Reader, TaskDetail
-from kling_receiver.store.sql import Row
+from kling_receiver.store.rows import EventRow, HookRow, TaskRow
 from kling_receiver.store.transaction import TASK_DEFAULTS, last_event
 from kling_receiver.store.writer import Writer
-from kling_receiver.web.api.hook_payloads import hook_payload
+from kling_receiver.web.api.hook_payloads import hook_payload, outcome_payload
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
@@ -38,9 +38,7 @@ class Rotation(RequestModel):
     """What `rotate` may be told: a secret of the caller's own, and for how long (seconds) the old one signs."""
 
     secret: HookSecret = Field("", repr=False)
-    overlap: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = (
-        hook_records.SECRET_OVERLAP_SECONDS
-    )
+    overlap: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = hook_records.SECRET_OVERLAP_SECONDS
 
 
 class HookRoutes:
@@ -125,22 +123,23 @@ class HookRoutes:
 
     async def _test(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
-        event, full = _test_event(self._settings)
+        event, detail = _test_event(self._settings)
         try:
             async with asyncio.timeout(TEST_SECONDS):
-                turn = await self._sender.acquire_slot(row)
-                attempt = await self._sender.attempt(turn, row, event, full)
+                slot = await self._sender.acquire_slot(row)
+                attempt = await self._sender.attempt(slot, row, event, detail)
         except TimeoutError:
-            why = f"It was not its turn, or it did not answer, within {TEST_SECONDS:g} s."
-            return JSONResponse(
-                {"taken": False, "ms": int(TEST_SECONDS * 1000), "status": None, "answer": None, "error": why}
+            error = f"The hook had no free slot, or did not answer, within {TEST_SECONDS:g} s."
+            return JSONResponse(outcome_payload(False, int(TEST_SECONDS * 1000), error=error))
+        return JSONResponse(
+            outcome_payload(
+                attempt.delivered,
+                attempt.duration_ms,
+                status=attempt.response_status,
+                body=attempt.response_body,
+                error=attempt.error,
             )
-        said = {
-            "status": attempt.response_status,
-            "answer": attempt.response_body or None,
-            "error": attempt.error or None,
-        }
-        return JSONResponse({"taken": attempt.delivered, "ms": attempt.duration_ms, **said})
+        )
 
     async def _pause(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
@@ -161,11 +160,7 @@ class HookRoutes:
             lambda tx: hook_records.rotate(tx, row["name"], given.secret, overlap=given.overlap)
         )
         if secret is None:
-            hint = (
-                "KLING_HOOK_SECRET signs for hooks of single tasks."
-                if row["task"]
-                else "Web addresses have one."
-            )
+            hint = "KLING_HOOK_SECRET signs for hooks of single tasks." if row["task_id"] else "Web addresses have one."
             raise ApiError(409, "no_secret", "This hook has no secret of its own.", hint)
         return JSONResponse({"hook": await self._view(row["name"]), "secret": secret})
 
@@ -174,29 +169,25 @@ def _name(request: Request) -> str:
     return sanitize(request.path_params["name"])
 
 
-def _test_event(settings: ReceiverSettings) -> tuple[Row, TaskDetail]:
+def _test_event(settings: ReceiverSettings) -> tuple[EventRow, TaskDetail]:
     """An event that says that it is a test, of a task that there is not."""
     now = int(datetime.now(UTC).timestamp() * 1000)
-    task = {**TASK_DEFAULTS, "id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
-    event = {
-        "id": 0,
-        "task": "test",
-        "type": "hook.test",
-        "at": now,
-        "data": {"receiver": settings.receiver_url},
-    }
-    return event, TaskDetail({**task, "request": None, "cost": None}, [], [])
+    known = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
+    task = cast(TaskRow, {**TASK_DEFAULTS, **known})
+    data = {"receiver": settings.receiver_url}
+    event = EventRow(id=0, task_id="test", type="hook.test", created_at=now, data=data)
+    return event, TaskDetail(task, [], [])
 
 
 MANAGED_BY = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL and KLING_HOOK_SECRET"}
 
 
-def _reject_managed(row: Row) -> None:
+def _reject_managed(row: HookRow) -> None:
     if where := MANAGED_BY.get(row["source"]):
         raise ApiError(409, "kept_elsewhere", f"This hook is kept in {where}.", "Change it there.")
 
 
-async def get_hook_or_404(reader: Reader, name: str) -> Row:
+async def get_hook_or_404(reader: Reader, name: str) -> HookRow:
     """A hook's row. Raises ApiError for a name that no hook has."""
     if row := await reader.read(lambda connection: hook_records.hook(connection, name)):
         return row

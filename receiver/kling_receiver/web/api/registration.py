@@ -77,11 +77,7 @@ def check_account(given: RegistrationBody, settings: ReceiverSettings) -> None:
     """Refuse a client of another base or key: one receiver asks one Kling account. Raises ApiError."""
     if given.base and given.base.rstrip("/").removesuffix("/v1") != settings.api_base:
         raise _conflict(f"This receiver serves {settings.api_base}, not {given.base}.")
-    if (
-        given.key_fingerprint
-        and settings.key_fingerprints
-        and given.key_fingerprint not in settings.key_fingerprints
-    ):
+    if given.key_fingerprint and settings.key_fingerprints and given.key_fingerprint not in settings.key_fingerprints:
         raise _conflict("This receiver serves another Kling key.")
 
 
@@ -95,7 +91,7 @@ def check_hook(given: RegistrationBody, settings: ReceiverSettings) -> None:
     if not given.hook:
         return
     if not settings.hook_secret:
-        hint = f"Set KLING_HOOK_SECRET for the receiver, and start it anew, or leave the hook out. {MAKE_WEBHOOK_SECRET_HINT}"
+        hint = f"Set KLING_HOOK_SECRET and restart the receiver, or remove the hook. {MAKE_WEBHOOK_SECRET_HINT}"
         raise ApiError(422, "bad_hook", "This receiver has no secret to sign with.", hint)
     try:
         check_web_address(given.hook, settings.hook_hosts)

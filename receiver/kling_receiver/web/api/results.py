@@ -4,7 +4,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from kling_callback.protocol.signing import verify_link
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import ResultRow
 from kling_receiver.web.auth import check_role
 from kling_receiver.web.errors import ApiError
 
@@ -55,11 +55,12 @@ class ResultRoutes:
             raise ApiError(409, f"result_{result['status']}", why, "Wait for the task's `result.stored` event.")
         return await self._file(request, task, result)
 
-    async def _file(self, request: Request, task_id: str, result: dict[str, Any]) -> Response:
-        path = self._storage.path(result["name"])
-        found = await to_thread.run_sync(self._storage.sha256, result["name"], limiter=self._checking)
+    async def _file(self, request: Request, task_id: str, result: ResultRow) -> Response:
+        assert result["path"]
+        path = self._storage.path(result["path"])
+        found = await to_thread.run_sync(self._storage.sha256, result["path"], limiter=self._checking)
         if found != result["sha256"]:
-            log.error("task %s, result %d: the file %s is gone, or was altered", task_id, result["n"], path)
+            log.error("task %s, result %d: the file %s is gone, or was altered", task_id, result["position"], path)
             why = "The file is no longer in the storage as it was stored."
             raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")
         headers = {
@@ -70,12 +71,12 @@ class ResultRoutes:
         }
         if _not_modified(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-        _check_range(request, headers["ETag"], result["size"])
+        _check_range(request, headers["ETag"], result["size"] or 0)
         return FileResponse(
             path,
             headers=headers,
             media_type=result["content_type"],
-            filename=f"{task_id}-{result['n']}{path.suffix}",
+            filename=f"{task_id}-{result['position']}{path.suffix}",
             content_disposition_type="inline",
         )
 

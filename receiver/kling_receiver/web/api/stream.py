@@ -20,9 +20,7 @@ from kling_receiver.web.errors import ApiError
 class StreamRoutes:
     """The routes of event streams: past events from a cursor, then live ones."""
 
-    def __init__(
-        self, settings: ReceiverSettings, *, reader: Reader, bus: EventBus, payloads: Payloads
-    ) -> None:
+    def __init__(self, settings: ReceiverSettings, *, reader: Reader, bus: EventBus, payloads: Payloads) -> None:
         self._settings, self._reader, self._bus, self._payloads = settings, reader, bus, payloads
 
     def routes(self) -> list[Route]:
@@ -54,9 +52,7 @@ class StreamRoutes:
         if request.method == "HEAD":  # has no body to wait for
             return Response(media_type="text/event-stream", headers=headers)
         if self._bus.is_full:
-            raise ApiError(
-                503, "too_many_streams", "Too many streams are open.", "Close some.", Retry_After="30"
-            )
+            raise ApiError(503, "too_many_streams", "Too many streams are open.", "Close some.", Retry_After="30")
         return StreamingResponse(self._frames(task_id, after), media_type="text/event-stream", headers=headers)
 
     async def _frames(self, task_id: str | None, after: int) -> AsyncIterator[bytes]:

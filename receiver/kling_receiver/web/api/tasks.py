@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -14,7 +15,7 @@ from kling_callback.protocol.signing import CallbackSigner, Role
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import STATUSES
-from kling_receiver.store.reader import Reader, TaskDetail, TaskFilter, in_thread
+from kling_receiver.store.reader import Reader, TaskDetail, TaskFilter
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
@@ -63,12 +64,10 @@ class TaskRoutes:
         with Reservation(self._bodies) as share:
             body = await read_body(request, share)
             if body.problem or body.size > len(body.content):
-                raise ApiError(
-                    413, "too_large", "The registration is too long.", "Leave image bytes out of `request`."
-                )
+                raise ApiError(413, "too_large", "The registration is too long.", "Leave image bytes out of `request`.")
             large = body.size > LARGE_BYTES  # looked through beside the event loop
             given = (
-                await in_thread(read_registration, body.content) if large else read_registration(body.content)
+                await run_in_threadpool(read_registration, body.content) if large else read_registration(body.content)
             )
             check_account(given, self._settings)
             check_hook(given, self._settings)

@@ -53,9 +53,7 @@ TASK = record(
         "updated_at": TIME,
     }
 )
-EVENT = record(
-    {"id": NUMBER, "type": TEXT, "at": TIME, "data": {}, "task": {"$ref": "#/components/schemas/Task"}}
-)
+EVENT = record({"id": NUMBER, "type": TEXT, "at": TIME, "data": {}, "task": {"$ref": "#/components/schemas/Task"}})
 ERROR = record({"error": record({"code": TEXT, "message": TEXT, "hint": TEXT})})
 
 
@@ -124,9 +122,7 @@ FILTERS = [
     parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": 200}),
     parameter("query", "cursor", TEXT, "a `next` of an earlier answer"),
 ]
-LIST = record(
-    {"tasks": {"type": "array", "items": {"$ref": "#/components/schemas/Task"}}, "next": or_null(TEXT)}
-)
+LIST = record({"tasks": {"type": "array", "items": {"$ref": "#/components/schemas/Task"}}, "next": or_null(TEXT)})
 ORDERED = record({"kling": or_null(TEXT), "task": {"$ref": "#/components/schemas/Task"}})
 TASK_ANSWER = answer("the task", {"$ref": "#/components/schemas/Task"})
 REGISTRATION_BODY = {

@@ -35,11 +35,9 @@ FILTER: Json = {
     "tags": many(text(100, shortest=1), description="of tasks with any of these", maxItems=100),
 }
 PACE: Json = {
-    "schedule": many({**SECONDS, "maximum": 30 * 86_400}, description="seconds between attempts", maxItems=30),
+    "retry_schedule": many({**SECONDS, "maximum": 30 * 86_400}, description="seconds between attempts", maxItems=30),
     "concurrency": {**NUMBER, "minimum": 1, "maximum": 256, "description": "attempts at once"},
-    "rate": or_null(
-        {"type": "number", "minimum": 0.01, "maximum": 100_000, "description": "attempts a second"}
-    ),
+    "rate_limit": or_null({"type": "number", "minimum": 0.01, "maximum": 100_000, "description": "attempts a second"}),
     "timeout": {**SECONDS, "maximum": 300, "description": "seconds for one attempt"},
 }
 NEW_HOOK = {
@@ -67,7 +65,7 @@ HOOK = record(
         "paused_at": or_null(TIME),
         "paused_because": or_null(TEXT),
         "failing_since": or_null(TIME),
-        "waiting": {**NUMBER, "description": "deliveries that were tried, and will be again"},
+        "pending": {**NUMBER, "description": "deliveries that were tried, and will be again"},
         "dead": {**NUMBER, "description": "deliveries that were given up"},
         "behind": {**NUMBER, "description": "events that it was not yet offered, wanted or not"},
         "created_at": TIME,
@@ -76,15 +74,20 @@ HOOK = record(
 WITH_SECRET = record({"hook": reference("Hook"), "secret": {**TEXT, "description": "shown this once"}})
 ATTEMPT = record(
     {
-        "at": TIME,
-        "ms": {**NUMBER, "description": "milliseconds that it took"},
-        "taken": YES_OR_NO,
-        "status": {**or_null(NUMBER), "description": "an HTTP status, or a command's exit code"},
-        "answer": {**or_null(TEXT), "description": "its first bytes; the last of a command's output"},
+        "attempted_at": TIME,
+        "duration_ms": {**NUMBER, "description": "milliseconds that it took"},
+        "delivered": YES_OR_NO,
+        "response_status": {**or_null(NUMBER), "description": "an HTTP status, or a command's exit code"},
+        "response_body": {**or_null(TEXT), "description": "its first bytes; the last of a command's output"},
         "error": or_null(TEXT),
     }
 )
-TESTED = record({name: ATTEMPT["properties"][name] for name in ("taken", "ms", "status", "answer", "error")})
+TESTED = record(
+    {
+        name: ATTEMPT["properties"][name]
+        for name in ("delivered", "duration_ms", "response_status", "response_body", "error")
+    }
+)
 ROTATION = {
     **record(
         {
@@ -112,8 +115,8 @@ def _delivery(attempts: Json) -> Json:
             "task": TEXT,
             "state": {"enum": [*STATES, "dropped"], "description": "dropped: with its hook"},
             "attempts": attempts,
-            "last": or_null(reference("Attempt")),
-            "due_at": {**or_null(TIME), "description": "when it is tried again"},
+            "last_attempt": or_null(reference("Attempt")),
+            "next_attempt_at": {**or_null(TIME), "description": "when it is tried again"},
         }
     )
 
@@ -198,13 +201,9 @@ PATHS: Json = {
         )
     },
     "/api/deliveries": {
-        "get": _operation(
-            "What became of events", answer("a page, newest first", LISTED), 404, 422, parameters=FILTERS
-        )
+        "get": _operation("What became of events", answer("a page, newest first", LISTED), 404, 422, parameters=FILTERS)
     },
-    "/api/deliveries/{event}/{name}": {
-        "get": _operation("One event and one hook", A_DELIVERY, 404, parameters=PAIR)
-    },
+    "/api/deliveries/{event}/{name}": {"get": _operation("One event and one hook", A_DELIVERY, 404, parameters=PAIR)},
     "/api/deliveries/{event}/{name}/retry": {
         "post": _operation("Send it again, now", A_DELIVERY, 404, 503, parameters=PAIR)
     },

@@ -61,12 +61,8 @@ def upgrade() -> None:
             name="origin",
         ),
         sa.CheckConstraint("NOT done OR status IN ('failed', 'succeed')", name="done"),
-        sa.CheckConstraint(
-            "outcome IN ('created', 'none', 'not_created', 'pending', 'unknown')", name="outcome"
-        ),
-        sa.CheckConstraint(
-            "status IN ('created', 'failed', 'processing', 'submitted', 'succeed')", name="status"
-        ),
+        sa.CheckConstraint("outcome IN ('created', 'none', 'not_created', 'pending', 'unknown')", name="outcome"),
+        sa.CheckConstraint("status IN ('created', 'failed', 'processing', 'submitted', 'succeed')", name="status"),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("task_newest", "task", ["created_at", "id"])

@@ -1,0 +1,88 @@
+"""The kinds of jobs, their unique keys, and the pools whose limits they share. Imports nothing of ours."""
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a job does; the worker has one handler for each."""
+
+    ASK = "ask"
+    """Query Kling about a task, because a callback hinted at a final status."""
+    DOWNLOAD = "download"
+    """Download one result file."""
+    OVERDUE = "overdue"
+    """Check a task at its deadline."""
+    SWEEP = "sweep"
+    """Query Kling about an open task once after a start."""
+    DISPATCH = "dispatch"
+    """Send the events behind a hook's cursor."""
+    REPLAY = "replay"
+    """Send a range of past events to a hook again."""
+    DELIVERY = "delivery"
+    """Retry one delivery of one event to one hook."""
+
+
+class Pool(StrEnum):
+    """Jobs that share one limit on how many run at once."""
+
+    KLING = "kling"
+    DOWNLOADS = "downloads"
+    HOOK_RUNS = "hook-runs"
+    HOOK_REPLAYS = "hook-replays"
+    HOOK_RETRIES = "hook-retries"
+    TASK_HOOKS = "task-hooks"
+    """Everything for hooks of single tasks. Clients choose them, so they never take places of the operator's."""
+
+
+MAX_PER_POOL: dict[str, int] = {
+    Pool.KLING: 48,
+    Pool.DOWNLOADS: 48,
+    Pool.HOOK_RUNS: 512,
+    Pool.HOOK_REPLAYS: 48,
+    Pool.HOOK_RETRIES: 256,
+    Pool.TASK_HOOKS: 64,
+}
+"""Jobs that run at once. Slow download hosts leave room for queries and hooks; hook jobs mostly wait for others."""
+MAX_PER_UNKNOWN_POOL = 16
+"""The same for a pool of another version of this program: its jobs must not stop the queue."""
+
+HOOK_POOLS = {
+    Kind.DISPATCH: Pool.HOOK_RUNS,
+    Kind.REPLAY: Pool.HOOK_REPLAYS,
+    Kind.DELIVERY: Pool.HOOK_RETRIES,
+}
+
+
+def hook_pool(kind: Kind, task_id: str | None) -> Pool:
+    """The pool of a hook's job. `task_id`: the only task whose events the hook receives, if there is one."""
+    return HOOK_POOLS[kind] if task_id is None else Pool.TASK_HOOKS
+
+
+def ask_key(task_id: str) -> str:
+    """One query job a task."""
+    return f"{Kind.ASK}/{task_id}"
+
+
+def overdue_key(task_id: str) -> str:
+    """One deadline a task."""
+    return f"{Kind.OVERDUE}/{task_id}"
+
+
+def download_key(task_id: str, index: int) -> str:
+    """One download a result file."""
+    return f"{Kind.DOWNLOAD}/{task_id}/{index}"
+
+
+def dispatch_key(hook_name: str) -> str:
+    """One dispatch a hook: two would send its events twice."""
+    return f"{Kind.DISPATCH}/{hook_name}"
+
+
+def delivery_key(event_id: int, hook_name: str) -> str:
+    """One retry for each event and hook."""
+    return f"{Kind.DELIVERY}/{event_id}/{hook_name}"
+
+
+def replay_key(hook_name: str, after: int, until: int, task_id: str | None) -> str:
+    """One replay for each hook and range of events."""
+    return f"{Kind.REPLAY}/{hook_name}/{after}/{until}/{task_id or ''}"
