@@ -4,31 +4,21 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from kling_callback.protocol.signing import CallbackSigner, Role, api_token
-from kling_receiver.app import Receiver
-from kling_receiver.server import Server, bind
-from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
+from kling_sandbox.receiver import start_receiver
+from tests.support.receiver import ABSENT, Running, Start
 
-SECRET = "a-signing-secret-for-tests-0123456789"
-KEY = "sandbox-key"
+pytest_plugins = ["tests.support.rivals"]
 
-pytest_plugins = ["tests.rivals"]
-
-
-ABSENT = "absent: "
-"""How a test's reason to be skipped begins when something optional is missing on this machine."""
 
 absent: set[str] = set()
 
@@ -141,60 +131,15 @@ def gateway() -> Iterator[Sandbox]:
         yield gateway
 
 
-class Running:
-    """A real receiver on loopback, in a thread of this process; `url` is its public address."""
-
-    def __init__(self, settings: ReceiverSettings, listening: Any) -> None:
-        self.settings, self.url = settings, settings.receiver_url
-        self.receiver = Receiver(settings)
-        self.receiver.prepare()
-        self._server = Server(self.receiver)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
-        self._thread.start()
-        assert httpx.get(f"{self.url}/readyz", timeout=20).status_code == 200
-
-    def stop(self) -> None:
-        """End in order; a second time does nothing."""
-        self._server.stop()
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "the receiver did not end"
-
-    def headers(self, role: Role = "client") -> dict[str, str]:
-        """The headers of a request by someone with this role."""
-        return {"Authorization": f"Bearer {api_token(self.settings.signing_secrets, role, 300)}"}
-
-    def callback_url(self, task: str, family: str = "images/generations") -> str:
-        """A signed callback address of this receiver."""
-        return CallbackSigner(self.settings.signing_secrets).url(self.url, task, family)
-
-
-Start = Callable[..., Running]
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start real receivers: `start(api_base=..., **settings)`; `path=` puts one under a prefix."""
+    """Start real receivers: `start(api_base=..., **settings)`; `path=` serves one under a prefix."""
     running: list[Running] = []
 
-    def start(*, path: str = "", port: int = 0, **given: Any) -> Running:
-        listening = bind("127.0.0.1", port)
-        settings = make_settings(tmp_path, receiver_url=f"http://127.0.0.1:{listening.getsockname()[1]}{path}", **given)
-        running.append(Running(settings, listening))
+    def start(**settings: Any) -> Running:
+        running.append(start_receiver(**{"data_dir": tmp_path / "data", **settings}))
         return running[-1]
 
     yield start
     for each in running:
         each.stop()
-
-
-def make_settings(tmp_path: Path, **given: Any) -> ReceiverSettings:
-    """Settings of a receiver for tests: loopback may be reached, data lie under `tmp_path`."""
-    usual = {
-        "api_key": KEY,
-        "signing_secrets": (SECRET,),
-        "receiver_url": "http://127.0.0.1:8000",
-        "data_dir": tmp_path / "data",
-        "private_result_hosts": ("127.0.0.1",),
-        "private_hook_hosts": ("127.0.0.1",),
-    }
-    return ReceiverSettings.load(**{**usual, **given})

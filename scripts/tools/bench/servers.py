@@ -12,7 +12,7 @@ from pathlib import Path
 from tools.harness import loopback
 
 SECRET = "a-signing-secret-for-benches-0123456789"
-SCRIPTS = Path(__file__).parent.parent
+SCRIPTS = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 pids: dict[str, int] = {}

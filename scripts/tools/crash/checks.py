@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, text
-from tests.submitting import register
 
 from kling_receiver.states import RANK
 from tools.crash.script import Stage
+from tools.harness.submitting import register
 
 Row = dict[str, Any]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, text
-from tests.processes import Process
-from tests.submitting import post
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver.store.locks import NODE_LOCK
 from tools.crash import link
+from tools.harness.process import Process
+from tools.harness.submitting import post
 
 PATIENCE = 300
 HELD = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = :lock AND granted")

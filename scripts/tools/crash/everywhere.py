@@ -12,12 +12,12 @@ from itertools import count, islice
 from pathlib import Path
 
 import httpx
-from tests.processes import Ended
 
 from tools.crash.checks import broken, may_pay_twice, unscheduled
 from tools.crash.gate import Gate
 from tools.crash.script import Stage, stage, three
 from tools.crash.waiting import Unfinished, all_done
+from tools.harness.process import Ended
 
 LONGEST_END = 60
 """Seconds that a receiver may take to end: a disk that is busy keeps even a killed one."""

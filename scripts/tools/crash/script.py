@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes import Process
-from tests.submitting import create, register
-
 from kling_callback.protocol.ids import new_id
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
 from tools.crash.hook import SECRET, Hook
+from tools.harness.process import Process
+from tools.harness.submitting import create, register
 
 OVERDUE_SECONDS = 1
 """A callback that was cut off by a kill is never sent again; the deadline finds its task."""

@@ -21,7 +21,7 @@ import httpx
 from kling_callback.protocol.signing import api_token
 from tools.harness.loopback import answers, environment, free_port
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 PICTURES = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT / "data" / "demo"
 
@@ -129,7 +129,7 @@ def main() -> None:
             KLING_DATA_DIR=str(folder),
             KLING_PRIVATE_RESULT_HOSTS="127.0.0.1",
         )
-        sandbox = [str(ROOT / "scripts" / "sandbox"), "--port", gateway.rpartition(":")[2]]
+        sandbox = [str(BIN / "kling-sandbox"), "--port", gateway.rpartition(":")[2]]
         pace = ["--image-seconds", "1", "--video-seconds", "3"]
         stack.enter_context(running([*sandbox, *pace], environment(), folder / "sandbox.log"))
         serve = [str(BIN / "kling-receiver"), "serve", "--port", receiver.rpartition(":")[2]]

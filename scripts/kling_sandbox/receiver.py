@@ -1,0 +1,65 @@
+"""A real receiver on loopback, in a thread of the calling process. Needs the extra `receiver`."""
+
+import threading
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import httpx
+
+from kling_callback.protocol.signing import CallbackSigner, Role, api_token
+from kling_receiver.app import Receiver
+from kling_receiver.server import Server, bind
+from kling_receiver.settings import ReceiverSettings
+
+API_KEY = "sandbox-key"
+SIGNING_SECRET = "a-signing-secret-for-tests-0123456789"
+START_SECONDS = 20
+
+
+class RunningReceiver:
+    """A receiver that serves until `stop`. `url`: its public address; `receiver`: its parts."""
+
+    def __init__(self, settings: ReceiverSettings, listening: socket) -> None:
+        """Returns once the receiver is ready; `listening` is the socket that it serves."""
+        self.settings, self.url = settings, settings.receiver_url
+        self.receiver = Receiver(settings)
+        self.receiver.prepare()
+        self._server = Server(self.receiver)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
+        self._thread.start()
+        assert httpx.get(f"{self.url}/readyz", timeout=START_SECONDS).status_code == 200
+
+    def stop(self) -> None:
+        """Shut down in order; a second call does nothing."""
+        self._server.stop()
+        self._thread.join(START_SECONDS)
+        assert not self._thread.is_alive(), "the receiver did not stop"
+
+    def headers(self, role: Role = "client") -> dict[str, str]:
+        """The headers of a request with this role."""
+        return {"Authorization": f"Bearer {api_token(self.settings.signing_secrets, role, 300)}"}
+
+    def callback_url(self, task_id: str, family: str = "images/generations") -> str:
+        """A signed callback address of this receiver."""
+        return CallbackSigner(self.settings.signing_secrets).url(self.url, task_id, family)
+
+
+def start_receiver(data_dir: Path, *, path: str = "", port: int = 0, **settings: Any) -> RunningReceiver:
+    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`."""
+    listening = bind("127.0.0.1", port)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
+    return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening)
+
+
+def sandbox_settings(data_dir: Path, **settings: Any) -> ReceiverSettings:
+    """Settings of a receiver for tests: its data lie in `data_dir`, and it may reach loopback."""
+    defaults = {
+        "api_key": API_KEY,
+        "signing_secrets": (SIGNING_SECRET,),
+        "receiver_url": "http://127.0.0.1:8000",
+        "data_dir": data_dir,
+        "private_result_hosts": ("127.0.0.1",),
+        "private_hook_hosts": ("127.0.0.1",),
+    }
+    return ReceiverSettings.load(**{**defaults, **settings})

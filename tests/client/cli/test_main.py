@@ -1,0 +1,592 @@
+"""The command `kling`: its exit codes, what goes to stdout and what to stderr, and that no secret does."""
+
+import json
+import logging
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from kling_callback.base import BaseTask
+from kling_callback.cli.main import kling as command
+from kling_callback.cli.main import main, report_error
+from kling_callback.cli.terminal import escape, live_progress, print_json, print_tasks
+from kling_callback.jobs.catalog import JOBS
+from kling_callback.protocol.events import Event
+from kling_callback.protocol.ids import is_id
+from kling_sandbox import Sandbox
+from tests.client.jobs.test_catalog import picture
+from tests.support.receiver import KEY, SECRET, Running, Start
+from tests.support.web import host
+from tests.support.wire import Wire
+
+KLING = str(Path(sys.executable).with_name("kling"))
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def receiver(start: Start, gateway: Sandbox) -> Running:
+    return start(api_base=gateway.url)
+
+
+@pytest.fixture
+def settings(receiver: Running, gateway: Sandbox) -> dict[str, str]:
+    return {
+        "KLING_API_BASE": gateway.url,
+        "KLING_API_KEY": KEY,
+        "KLING_SIGNING_SECRETS": SECRET,
+        "KLING_RECEIVER_URL": receiver.url,
+    }
+
+
+@pytest.fixture
+def bare(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process, with whatever settings there are."""
+
+    def run(*arguments: str) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        captured = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def run(bare: Run, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process, set up for the receiver and the sandbox."""
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return bare
+
+
+@dataclass
+class Terminal:
+    """The command in a process of its own whose stderr is a terminal."""
+
+    process: subprocess.Popen[bytes]
+    screen: int
+    seen: bytes = b""
+
+    def until(self, text: str) -> None:
+        while text.encode() not in self.seen:
+            self.seen += os.read(self.screen, 10_000)
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def terminal(settings: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    begun: list[Terminal] = []
+
+    def begin(*arguments: str, **changed: str) -> Terminal:
+        master, slave = pty.openpty()
+        environment = {**os.environ, **settings, "TERM": "xterm", "COLUMNS": "120", **changed}
+        process = subprocess.Popen(
+            [KLING, *arguments], stdout=subprocess.PIPE, stderr=slave, stdin=slave, env=environment
+        )
+        os.close(slave)
+        begun.append(Terminal(process, master))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.process.kill()
+        each.process.communicate()
+        os.close(each.screen)
+
+
+def piped(settings: dict[str, str], *arguments: str, **changed: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, **settings, **changed}
+    return subprocess.run([KLING, *arguments], capture_output=True, env=environment, timeout=60, check=False)
+
+
+def test_a_picture_is_one_link_a_line(run: Run, gateway: Sandbox) -> None:
+    """Without --output: the links, and nothing else, on stdout; nothing on stderr in a pipe."""
+    ran = run("text-to-image", "a kangaroo", "--n", "2", "--model-name", "kling-v1-5", "--aspect-ratio", "16:9")
+    lines = ran.out.splitlines()
+    assert (ran.code, len(lines), ran.err) == (0, 2, "")
+    assert all("/results/" in line and "signature=" in line for line in lines)
+    assert gateway.creates[0]["n"] == 2
+    assert gateway.creates[0]["aspect_ratio"] == "16:9"
+
+
+def test_with_output_the_files_are_written_and_named(run: Run, tmp_path: Path) -> None:
+    """The folder is made, the paths are printed, each ID-N.EXT."""
+    ran = run("text-to-image", "x", "--n", "2", "--output", "new/folder", "--external-task-id", "order-42")
+    assert ran.out.splitlines() == ["new/folder/order-42-0.png", "new/folder/order-42-1.png"]
+    assert all((tmp_path / line).read_bytes().startswith(b"\x89PNG") for line in ran.out.splitlines())
+
+
+def test_json_is_the_task_on_one_line(run: Run) -> None:
+    """One document, the task at its end; with --output the files are written as well."""
+    ran = run("text-to-video", "x", "--duration", "5", "--json", "--tag", "a", "--tag", "b", "--output", "out")
+    assert (ran.code, ran.out.count("\n")) == (0, 1)
+    assert (ran.json["status"], ran.json["done"], sorted(ran.json["tags"])) == ("succeed", True, ["a", "b"])
+    assert Path("out", f"{ran.json['id']}-0.mp4").exists()
+
+
+def test_no_wait_prints_the_id(run: Run) -> None:
+    """The id alone, or the task as it is now; `wait` takes it from there."""
+    ran = run("text-to-image", "x", "--no-wait")
+    assert (ran.code, is_id(ran.out.strip())) == (0, True)
+    assert run("wait", ran.out.strip(), "--json").json["done"]
+    assert run("text-to-image", "x", "--no-wait", "--json").json["done"] is False
+
+
+def test_a_picture_to_start_from(run: Run, tmp_path: Path) -> None:
+    """A file's name, beside the options of this job."""
+    (tmp_path / "in.png").write_bytes(picture())
+    ran = run("image-to-image", "x", "--image", "in.png", "--image-reference", "face", "--image-fidelity", "0.7")
+    assert ran.code == 0
+
+
+def test_parameters_that_only_kling_knows(run: Run, gateway: Sandbox) -> None:
+    """--set takes JSON, and text where it is none."""
+    ran = run("text-to-image", "x", "--set", 'a={"b": [1]}', "--set", "c=plain text", "--set", "d=5", "--no-wait")
+    assert ran.code == 0
+    sent = gateway.creates[0]
+    assert (sent["a"], sent["c"], sent["d"]) == ({"b": [1]}, "plain text", 5)
+
+
+def test_a_camera_is_json(run: Run, gateway: Sandbox) -> None:
+    """As Kling wants it."""
+    camera = {"type": "simple", "config": {"zoom": 5}}
+    assert run("text-to-video", "x", "--camera-control", json.dumps(camera), "--no-wait").code == 0
+    assert gateway.creates[0]["camera_control"] == camera
+
+
+def test_any_other_job(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
+    """A body on the command line, or in a file; the new standard by its path."""
+    (tmp_path / "body.json").write_text('{"prompt": "袋鼠"}', encoding="utf-8")
+    assert run("create", "/text-to-video/kling-3.0-turbo", "--body", "@body.json").code == 0
+    assert run("create", "images/generations", "--body", '{"prompt": "x"}').code == 0
+    assert gateway.creates[0]["prompt"] == "袋鼠"
+
+
+def test_the_same_id_again_continues(run: Run, gateway: Sandbox) -> None:
+    """Run twice, paid once, the same result."""
+    first, second = (run("text-to-image", "x", "--external-task-id", "order-42", "--json") for _ in range(2))
+    assert first.json["task_id"] == second.json["task_id"]
+    assert len(gateway.creates) == 1
+
+
+def test_a_file_that_cannot_be_had_is_1_and_the_others_are_saved(run: Run, receiver: Running, tmp_path: Path) -> None:
+    """One file of two is lost at the receiver: the other is written and named."""
+    run("text-to-image", "x", "--n", "2", "--external-task-id", "order-42")
+    stored = sorted((tmp_path / "data" / "results").rglob("*.png"))
+    assert len(stored) == 2
+    run("wait", "order-42", "--output", "before")
+    next(each for each in stored if each.read_bytes() == Path("before/order-42-1.png").read_bytes()).unlink()
+    ran = run("wait", "order-42", "--output", "out")
+    assert (ran.code, ran.out) == (1, "out/order-42-0.png\n")
+    assert "File 1 of task order-42 cannot be had" in ran.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_failed_generation_is_1(run: Run, as_json: bool) -> None:
+    """Kling's reason on stderr; with --json the failed task on stdout all the same."""
+    ran = run("text-to-image", "x [sandbox: failed]", *(["--json"] if as_json else []))
+    assert (ran.code, "asked to fail" in ran.err) == (1, True)
+    assert (ran.json["status"] == "failed") if as_json else (ran.out == "")
+
+
+def test_an_id_in_the_body_is_the_task_s(run: Run) -> None:
+    """However it is given, an external_task_id becomes the task's id."""
+    assert run("text-to-image", "x", "--set", "external_task_id=order-1", "--no-wait").out == "order-1\n"
+    body = '{"prompt": "x", "external_task_id": "order-2"}'
+    assert run("create", "images/generations", "--body", body, "--no-wait").out == "order-2\n"
+    assert run("create", "images/generations", "--body", body, "--external-task-id", "x").code == 2
+
+
+def test_a_refused_request_is_1_with_what_to_do(run: Run) -> None:
+    """Kling's message, its request id, the hint."""
+    ran = run("text-to-image", "x [sandbox: arrears]")
+    assert (ran.code, ran.out) == (1, "")
+    assert "1101" in ran.err
+    assert "request " in ran.err
+    assert "top it up" in ran.err
+
+
+def test_a_result_that_could_not_be_stored_is_1(run: Run) -> None:
+    """The task succeeded, its file did not come: loudly."""
+    ran = run("text-to-image", "x [sandbox: file-html]")
+    assert (ran.code, ran.out) == (1, "")
+    assert "could not be stored" in ran.err
+
+
+def test_an_unknown_outcome_is_said(run: Run, gateway: Sandbox) -> None:
+    """Found or not: it is not sent again, and the result comes by callback."""
+    ran = run("text-to-image", "x [sandbox: create-garbage]")
+    assert (ran.code, len(gateway.creates)) == (0, 1)
+
+
+def test_waiting_too_long_is_3(run: Run, gateway: Sandbox) -> None:
+    """The task goes on; how to wait again is on stderr."""
+    gateway.hold()
+    ran = run("text-to-image", "x", "--timeout", "0.05", "--external-task-id", "order-42")
+    assert (ran.code, ran.out) == (3, "")
+    assert "kling wait order-42" in ran.err
+    gateway.release()
+    assert run("wait", "order-42").code == 0
+
+
+def test_waiting_too_long_with_json_is_the_task_as_it_stands(run: Run, gateway: Sandbox) -> None:
+    """One document, not done; the talk stays on stderr."""
+    gateway.hold()
+    ran = run("text-to-image", "x", "--timeout", "1", "--json", "--external-task-id", "order-42")
+    assert (ran.code, ran.out.count("\n"), ran.json["id"], ran.json["done"]) == (3, 1, "order-42", False)
+    assert "kling wait order-42" in ran.err
+    gateway.release()
+
+
+def test_tags_that_the_receiver_would_refuse_are_2(run: Run, gateway: Sandbox) -> None:
+    """All problems of them, before anything is sent."""
+    tags = [word for number in range(21) for word in ("--tag", f"{number}" * 100)]
+    ran = run("text-to-image", "x", *tags)
+    assert (ran.code, ran.out, gateway.creates) == (2, "", [])
+    assert ran.err.splitlines() == [
+        "tags: each must be text, not empty, on one line, at most 100 characters.",
+        "tags: there are 21, at most 20.",
+    ]
+    assert run("list", "--json").out == ""
+
+
+def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
+    """Nothing was sent."""
+    ran = run("text-to-image", "x", "--n", "11", "--aspect-ratio", "5:4")
+    assert ran.code == 2
+    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["n", "aspect_ratio"]
+    assert gateway.creates == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["text-to-image"],
+        ["text-to-image", "x", "--callback-url", "https://x"],
+        ["text-to-image", "x", "--n", "many"],
+        ["text-to-image", "x", "--timeout", "0"],
+        ["text-to-image", "x", "--timeout", "soon"],
+        ["text-to-image", "x", "--timeout", "nan"],
+        ["text-to-image", "x", "--set", "nonsense"],
+        ["text-to-image", "x", "--set", "=1"],
+        ["text-to-image", "x", "--set", "callback_url=https://x"],
+        ["text-to-image", "x", "--external-task-id", "a/b"],
+        ["text-to-image", "x", "--output", "a-file"],
+        ["text-to-video", "x", "--camera-control", "{"],
+        ["text-to-video", "x", "--camera-control", "NaN"],
+        ["image-to-image", "x"],
+        ["image-to-image", "x", "--image", "missing.png"],
+        ["create", "videos/effects"],
+        ["create", "videos/effects", "--body", "@missing.json"],
+        ["create", "videos/effects", "--body", "[]"],
+        ["create", "effects", "--body", "{}"],
+        ["wait"],
+        ["wait", "a/b"],
+        ["show", "a/b"],
+        ["list", "--status", "lost"],
+        ["list", "--limit", "0"],
+        ["dance"],
+        [],
+    ],
+)
+def test_wrong_usage_is_2(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    """One clear message on stderr, no traceback, nothing on stdout."""
+    (tmp_path / "a-file").touch()
+    ran = run(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_wrong_settings_are_2_all_at_once(bare: Run) -> None:
+    """Every missing variable is named."""
+    ran = bare("text-to-image", "x")
+    assert ran.code == 2
+    assert all(name in ran.err for name in ("KLING_API_KEY", "KLING_RECEIVER_URL", "KLING_RECEIVER_TOKEN"))
+
+
+def test_waiting_needs_no_kling_key(run: Run, receiver: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wait, show and list talk to the receiver only."""
+    task_id = run("text-to-image", "x", "--no-wait").out.strip()
+    monkeypatch.delenv("KLING_API_KEY")
+    assert [run("wait", task_id).code, run("show", task_id).code, run("list").code] == [0, 0, 0]
+    assert run("text-to-image", "x").code == 2
+
+
+@pytest.mark.parametrize("name", ["wait", "show"])
+def test_an_unknown_task_is_1(run: Run, name: str) -> None:
+    """The receiver's message and hint."""
+    ran = run(name, "nobody")
+    assert (ran.code, ran.out) == (1, "")
+    assert "no such task" in ran.err
+
+
+def test_show_is_readable_json(run: Run) -> None:
+    """Nicely by default, on one line with --json, the same document."""
+    run("text-to-image", "x", "--external-task-id", "order-42")
+    nicely, line = run("show", "order-42"), run("show", "order-42", "--json")
+    assert nicely.out.count("\n") > 10
+    assert line.out.count("\n") == 1
+    assert {**nicely.json, "results": []} == {**line.json, "results": []}
+
+
+def test_list_is_a_table_or_json(run: Run) -> None:
+    """A line per task under a heading; --json a document per line; filters narrow both."""
+    for number in range(3):
+        run("text-to-image", "x", "--external-task-id", f"order-{number}", "--tag", f"tag-{number}")
+    lines = run("list").out.splitlines()
+    assert lines[0].split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
+    assert [line.split()[0] for line in lines[1:]] == ["order-2", "order-1", "order-0"]
+    assert [json.loads(line)["id"] for line in run("list", "--tag", "tag-1", "--json").out.splitlines()] == ["order-1"]
+    assert len(run("list", "--limit", "2", "--status", "succeed").out.splitlines()) == 3
+    assert len(run("list", "--family", "videos/text2video").out.splitlines()) == 1
+
+
+def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are there to be copied, letters of every width in line; what went wrong stands in the status."""
+    usual = {
+        "family": "images/generations",
+        "created_at": "2026-11-21T02:44:05.504Z",
+        "model": "",
+        "done": True,
+    }
+    failed = {"results": [{"status": "failed"}, {"status": "stored"}, None]}
+    print_tasks(
+        [
+            BaseTask({"id": "x" * 128, "status": "processing", **usual, "tags": ["袋鼠", "b\x1b"]}),
+            BaseTask({"id": "b", "status": "succeed", **usual, **failed}),
+            BaseTask({"id": "c", "status": "succeed", **usual, "done": False}),
+        ]
+    )
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
+    assert lines[0] == f"{'x' * 128}  processing                    2026-11-21 02:44Z  images/generations  袋鼠, b\\x1b"
+    assert lines[1].split(maxsplit=1)[1] == "succeed, 1 of 2 files failed  2026-11-21 02:44Z  images/generations"
+    assert "succeed, fetching " in lines[2]
+    print_tasks([])
+    assert capsys.readouterr().out == "ID  STATUS\n"
+
+
+def test_an_output_that_cannot_be_written_is_1(run: Run, tmp_path: Path) -> None:
+    """The system's reason; the task is there and can be waited for again."""
+    (tmp_path / "a-file").touch()
+    ran = run("text-to-image", "x", "--output", "a-file/out")
+    assert (ran.code, "cannot be written" in ran.err) == (1, True)
+
+
+def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver refuses this client: exit 1, nothing paid."""
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret-of-at-least-32-characters")
+    ran = run("text-to-image", "x")
+    assert (ran.code, gateway.creates) == (1, [])
+    assert "KLING_" in ran.err or "token" in ran.err
+
+
+def test_help_and_version(bare: Run) -> None:
+    """Every command, every parameter of the table with its help; the package's version."""
+    assert all(job.name.replace("_", "-") in bare("--help").out for job in JOBS)
+    for job in JOBS:
+        said = " ".join(bare(job.name.replace("_", "-"), "--help").out.split())
+        for parameter in job.parameters[1:]:
+            assert f"--{parameter.name.replace('_', '-')} " in said
+            assert parameter.help.split(".")[0].split()[0] in said
+    assert bare("--version").out == f"kling, version {version('kling-callback')}\n"
+    assert bare("-h").code == 0
+    assert sorted(command.commands) == [
+        "create",
+        "image-to-image",
+        "list",
+        "listen",
+        "show",
+        "text-to-image",
+        "text-to-video",
+        "wait",
+    ]
+
+
+def test_what_kling_says_cannot_steer_a_terminal() -> None:
+    """Control characters are shown, not sent; line ends become blanks."""
+    assert escape("a\x1b[31mb\nc\x9bd\u202e") == "a\\x1b[31mb c\\x9bd\\x202e"
+    assert escape("袋鼠\u3000👩\u200d🚀") == "袋鼠\u3000👩\u200d🚀"
+
+
+@given(st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_json_stays_the_same_document_whatever_is_in_it(document: Any) -> None:
+    """Steering letters go out as JSON's own escapes; without --json's niceness it is one line."""
+    for nicely in (False, True):
+        with StringIO() as out, redirect_stdout(out):
+            print_json(document, nicely=nicely)
+            text = out.getvalue()
+        assert json.loads(text) == document
+        assert "\x1b" not in text
+        text.encode()
+
+
+def test_progress_says_what_there_is() -> None:
+    """The status, and how many files are here, in place; nothing stays on the screen."""
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
+    with live_progress("a", console) as heard:
+        heard(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
+        heard(Event(2, "result.stored", "", {}, task))
+    assert "a succeed, 1 of 2 files here" in out.getvalue()
+    with live_progress("a", Console(file=StringIO())) as heard:
+        heard(Event(1, "task.processing", "", {}, task))
+
+
+def test_what_is_tried_again_is_told_while_it_waits(bare: Run) -> None:
+    """A receiver that does not answer shows on the line of progress, and not after it."""
+    out = StringIO()
+    with live_progress("a", Console(file=out, force_terminal=True, width=100)):
+        logging.getLogger("client").info("The receiver cannot be reached. Trying again.")
+    assert "a The receiver cannot be reached. Trying again." in out.getvalue()
+    logging.getLogger("client").info("Nobody hears this.")
+    assert "Nobody" not in out.getvalue()
+
+
+def test_ctrl_c_before_the_receiver_answers_says_that_nothing_was_sent(
+    terminal: Callable[..., Terminal],
+) -> None:
+    """No task is registered, none created: there is nothing to wait for."""
+    with Wire(b"", hold=1) as silent:
+        seen = terminal("text-to-image", "x", KLING_RECEIVER_URL=silent.url)
+        assert silent.came.wait(60)
+        assert seen.interrupt() == 130
+        seen.until("nothing was sent to Kling")
+    assert b"kling wait" not in seen.seen
+
+
+def test_a_misspelt_setting_is_pointed_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, and the work goes on."""
+    monkeypatch.setenv("KLING_API_BAES", "https://example.com")
+    ran = run("list")
+    assert (ran.code, ran.err) == (
+        0,
+        "KLING_API_BAES is no setting: nobody reads it. Is KLING_API_BASE meant?\n",
+    )
+
+
+def test_other_secrets_than_the_receivers_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that this client made itself holds nowhere else: the secrets differ."""
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret-of-enough-letters-0123456789")
+    ran = run("list")
+    assert ran.code == 1
+    assert "KLING_SIGNING_SECRETS that the receiver has" in ran.err
+
+
+def test_something_else_at_the_receivers_address_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that passes on callbacks only: the client wants another way."""
+    with host(lambda visit: visit.answer(404, b"<html>nginx</html>")) as proxy:
+        monkeypatch.setenv("KLING_RECEIVER_URL", proxy.url)
+        ran = run("list")
+    assert ran.code == 1
+    assert "KLING_RECEIVER_INTERNAL_URL" in ran.err
+
+
+def test_an_error_of_ours_is_not_hidden() -> None:
+    """What is no error of the user's or the world's comes out with its traceback, to be mended."""
+    with pytest.raises(ZeroDivisionError):
+        report_error(ZeroDivisionError())
+
+
+def test_no_secret_is_printed(run: Run) -> None:
+    """Whatever goes well or wrong, keys, secrets and tokens stay inside."""
+    for arguments in (["x"], ["x [sandbox: arrears]"], ["x [sandbox: failed]"], ["x", "--json"]):
+        ran = run("text-to-image", *arguments)
+        assert not any(secret in ran.out + ran.err for secret in (KEY, SECRET, "/callbacks/", "Bearer"))
+
+
+def test_a_pipe_gets_utf_8_whatever_the_locale(settings: dict[str, str]) -> None:
+    """An ASCII terminal elsewhere does not break the text of a task."""
+    prompt = "袋鼠 🦘"
+    ran = piped(settings, "text-to-image", prompt, "--json", PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert ran.returncode == 0
+    assert json.loads(ran.stdout.decode("utf-8"))["request"]["prompt"] == prompt
+    assert ran.stderr == b""
+
+
+def test_a_reader_that_has_enough_is_no_error_message(settings: dict[str, str]) -> None:
+    """`kling list | head` ends without a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, **settings}
+    ran = subprocess.run(
+        [KLING, "list"], stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60, check=False
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+
+
+def test_a_terminal_sees_what_is_going_on(terminal: Callable[..., Terminal], gateway: Sandbox) -> None:
+    """Live progress on stderr while it waits; stdout is still only the link."""
+    gateway.hold()
+    seen = terminal("text-to-image", "x", "--external-task-id", "order-42")
+    seen.until("order-42 submitted")
+    gateway.release()
+    out, _ = seen.process.communicate(timeout=60)
+    assert seen.process.returncode == 0
+    assert out.count(b"\n") == 1
+    assert b"/results/0?" in out
+
+
+def test_ctrl_c_while_waiting_is_130(terminal: Callable[..., Terminal], gateway: Sandbox) -> None:
+    """The task goes on; how to wait for it is on stderr."""
+    gateway.hold()
+    seen = terminal("text-to-image", "x", "--external-task-id", "order-42")
+    seen.until("order-42 submitted")
+    assert seen.interrupt() == 130
+    seen.until("kling wait order-42")
+    assert b"Traceback" not in seen.seen
+
+
+def test_ctrl_c_while_creating_is_130_and_unknown(
+    terminal: Callable[..., Terminal],
+    settings: dict[str, str],
+    start: Start,
+    tmp_path: Path,
+) -> None:
+    """Kling has the request and does not answer: the id is named, and the same again sends no second one."""
+    with Wire(b"", hold=1) as silent:
+        other = start(api_base=silent.url, data_dir=tmp_path / "other")
+        changed = {"KLING_API_BASE": silent.url, "KLING_RECEIVER_URL": other.url}
+        again = ["text-to-image", "x", "--external-task-id", "order-42"]
+        seen = terminal(*again, **changed)
+        assert silent.came.wait(60)
+        assert seen.interrupt() == 130
+        seen.until("kling wait order-42")
+        ran = piped(settings, *again, "--no-wait", **changed)
+    assert b"Traceback" not in seen.seen
+    assert (ran.returncode, ran.stdout) == (0, b"order-42\n")
+    assert b"Nobody knows yet whether Kling took task order-42" in ran.stderr
+    assert [request.split()[0] for request in silent.requests] == [b"POST", b"GET"]

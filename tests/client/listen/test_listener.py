@@ -1,0 +1,268 @@
+"""The parts of `kling listen`: where it begins, the cursor, the POST until there is an answer, the command."""
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kling_callback import AsyncKling, KlingError, ReceiverError, verify_hook
+from kling_callback.listen.cursor import Cursor
+from kling_callback.listen.exec import ExecHandler
+from kling_callback.listen.forward import ForwardHandler
+from kling_callback.listen.listener import EventFilter, HandlerResult, listen, position_cursor, print_only
+from kling_callback.protocol.events import Event
+from tests.support.kling import QUICK, Stage, Step, event, refusal, stream, task_json
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
+NOW = 1_800_000_000
+HAPPENED = Event(17, "task.done", "2027-01-15T08:00:00.123Z", {"status": "succeed"}, task_json("mine", "succeed"))
+
+
+@pytest.fixture
+def cursor(tmp_path: Path) -> Cursor:
+    return Cursor(tmp_path, "https://receiver.test", "")
+
+
+def latest(number: int) -> httpx.Response:
+    """The beginning of a stream behind this event."""
+    return stream(f": hello\nid: {number}\n\n")
+
+
+@pytest.mark.parametrize(
+    ("kept", "first", "begins"),
+    [(None, None, 40), (None, 0, 40), (None, 1, 0), (30, None, 30), (30, 0, 40), (30, 17, 16), (40, None, 40)],
+)
+async def test_where_it_begins(cursor: Cursor, kept: int | None, first: int | None, begins: int) -> None:
+    """Behind the newest event at the first time, then where it was, or where it is told to."""
+    if kept is not None:
+        cursor.advance(kept)
+    said: list[str] = []
+    async with Stage(all=[latest(40)]).kling() as kling:
+        await position_cursor(kling, cursor, first, said.append)
+    assert (cursor.after, said) == (begins, [])
+
+
+async def test_a_database_with_fewer_events_is_another(cursor: Cursor) -> None:
+    """It is heard from its first event, and that is said."""
+    cursor.advance(41)
+    said: list[str] = []
+    async with Stage(all=[latest(40)]).kling() as kling:
+        await position_cursor(kling, cursor, None, said.append)
+    assert (cursor.after, len(said)) == (0, 1)
+
+
+@pytest.mark.parametrize("trouble", [[], [refusal(503)], [httpx.ConnectError("restarting")]])
+async def test_the_newest_event_s_id(trouble: list[Step]) -> None:
+    """Asked again while the receiver is busy; the stream is not kept."""
+    stage = Stage(all=[*trouble, latest(40)])
+    async with stage.kling() as kling:
+        assert await kling.last_event() == 40
+    assert {request.url.query for request in stage.requests["all"]} == {b"after=latest"}
+
+
+async def test_all_events_are_taken_up_where_the_stream_broke(cursor: Cursor) -> None:
+    """Also behind a task that is done; nothing comes twice, and a stream that closes is no end."""
+    ended = task_json("mine", "succeed", done=True)
+    stage = Stage(
+        all=[
+            stream(event(5, "task.created", task_json("other")), event(6, "task.done", ended)),
+            stream(event(6, "task.done", ended), httpx.ReadError("cut")),
+            httpx.ConnectError("restarting"),
+            stream(event(7, "task.created", task_json("third"))),
+            refusal(401),
+        ]
+    )
+    cursor.advance(4)
+    async with stage.kling() as kling:
+        assert [number for number, _ in await listened(kling, cursor, print_only, EventFilter())] == [5, 6, 7]
+    asked = [request.headers["Last-Event-ID"] for request in stage.requests["all"]]
+    assert asked == ["4", "6", "6", "6", "7"]
+
+
+async def listened(
+    kling: AsyncKling, cursor: Cursor, handle: Any, wanted: EventFilter
+) -> list[tuple[int, HandlerResult]]:
+    """What is told, until the receiver refuses."""
+    told: list[tuple[int, HandlerResult]] = []
+    with pytest.raises(ReceiverError):
+        await listen(kling, cursor, handle, event_filter=wanted, report=lambda each, how: told.append((each.id, how)))
+    return told
+
+
+async def test_an_event_is_behind_us_once_it_is_handled(cursor: Cursor) -> None:
+    """Or is not wanted; what fails on the way is where it goes on."""
+    tagged = task_json("mine", tags=["spring"])
+    happened = [
+        event(5, "task.created", tagged),
+        event(6, "task.created", task_json()),
+        event(7, "task.created", task_json("odd", tags="spring")),
+    ]
+    cursor.advance(4)
+    async with Stage(all=[stream(*happened), refusal(401)]).kling() as kling:
+        assert await listened(kling, cursor, print_only, EventFilter(["task.created"], "spring")) == [
+            (5, HandlerResult())
+        ]
+    assert cursor.after == 7
+
+    async def fails(_: Event) -> HandlerResult:
+        raise KlingError("no")
+
+    async with Stage(all=[stream(event(8, "task.done", tagged))]).kling() as kling:
+        with pytest.raises(KlingError):
+            await listen(kling, cursor, fails, event_filter=EventFilter(), report=lambda *_: None)
+    assert cursor.after == 7
+
+
+def test_a_cursor_is_kept(tmp_path: Path) -> None:
+    """By receiver and target; with its secret, if it has one."""
+    one, other = (Cursor(tmp_path, "https://receiver.test", to) for to in ("", "http://localhost:3000"))
+    assert (one.after, one.secret(lambda: "first"), one.secret(lambda: "second")) == (None, "first", "first")
+    one.advance(17)
+    again = Cursor(tmp_path, "https://receiver.test", "")
+    assert (again.after, again.secret(lambda: "second")) == (17, "first")
+    assert (other.after, other.secret(lambda: "other")) == (None, "other")
+    assert Cursor(tmp_path, "https://another.test", "").after is None
+    assert not [path for path in one.path.parent.iterdir() if path.suffix != ".json"]
+    assert one.path.parent.stat().st_mode & 0o077 == one.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
+    """Who listens for others has missed none of them; the order in which they are named does not matter."""
+
+    def path(*types: str, tag: str | None = None) -> Path:
+        return Cursor(tmp_path, "https://receiver.test", "", only=EventFilter(types, tag).key).path
+
+    assert path("task.done", "task.created") == path("task.created", "task.done", "task.done")
+    assert path() == Cursor(tmp_path, "https://receiver.test", "").path
+    different = [path(), path("task.done"), path(tag="task.done"), path("task.done", tag="x"), path(tag="")]
+    assert len(set(different)) == len(different)
+
+
+def test_a_cursor_has_one_listener(tmp_path: Path) -> None:
+    """The other is told; once the first has ended, it goes on from there."""
+    one, other = (Cursor(tmp_path, "https://receiver.test", "") for _ in range(2))
+    with one.lock():
+        one.advance(17)
+        with pytest.raises(KlingError, match="--state") as refused, other.lock():
+            pass
+    assert refused.value.code == "held"
+    with other.lock():
+        assert other.after == 17
+
+
+@pytest.mark.parametrize("kept", [b"", b"\xff", b"[]", b'{"after": "17"}', b'{"after": null}', b"[" * 100_000])
+def test_a_cursor_that_cannot_be_read_is_told(cursor: Cursor, tmp_path: Path, kept: bytes) -> None:
+    """Beginning somewhere else by ourselves would miss events."""
+    cursor.path.write_bytes(kept)
+    with pytest.raises(KlingError, match="--from") as error:
+        Cursor(tmp_path, "https://receiver.test", "")
+    assert str(cursor.path) in error.value.message
+
+
+class Target:
+    """An application by script; the last answer from then on."""
+
+    def __init__(self, *steps: int | Exception) -> None:
+        self._steps = list(steps)
+        self.requests: list[httpx.Request] = []
+        self.said: list[str] = []
+        self.now = NOW
+
+    def forward(self) -> Callable[[Event], Any]:
+        """What POSTs to it."""
+        http = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
+        return ForwardHandler(
+            http, "http://a.test/in", SECRET, report=self.said.append, retry=QUICK, clock=lambda: self.now
+        )
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.now += 60
+        step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return httpx.Response(step, headers={"Location": "/elsewhere"})
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+async def test_what_is_forwarded(status: int) -> None:
+    """The event, signed now; any 2xx is well."""
+    target = Target(status)
+    assert await target.forward()(HAPPENED) == HandlerResult(str(status))
+    (request,) = target.requests
+    taken = verify_hook(request.content, request.headers, SECRET, clock=lambda: NOW)
+    assert (taken.document, taken.webhook_id) == (HAPPENED.document, "default_17_1800000000123")
+
+
+@pytest.mark.parametrize("status", [100, 301, 308, 404, 410, 503])
+async def test_any_other_answer_is_trouble_and_ends_the_event(status: int) -> None:
+    """It is sent once; a redirect is not followed."""
+    target = Target(status)
+    handled = await target.forward()(HAPPENED)
+    assert (handled.word, str(status) in handled.trouble, len(target.requests)) == (str(status), True, 1)
+
+
+async def test_no_answer_is_tried_again() -> None:
+    """However often, by the same name, each signed anew; it is said once."""
+    broken = (httpx.ConnectError("refused."), httpx.ConnectTimeout(""), httpx.RemoteProtocolError("x"))
+    target = Target(*broken * 10, 200)
+    assert await target.forward()(HAPPENED) == HandlerResult("200")
+    assert target.said == ["No answer from http://a.test/in: refused. Event 17 waits for it."]
+    assert len(target.requests) == 31
+    assert len({request.headers["webhook-id"] for request in target.requests}) == 1
+    stamps = [int(request.headers["webhook-timestamp"]) for request in target.requests]
+    assert stamps == [NOW + 60 * number for number in range(31)]
+
+
+async def test_an_application_that_thinks_too_long_is_told_once() -> None:
+    """It has the event: at a breakpoint, say, where the same one again and again is no help."""
+    target = Target(httpx.ReadTimeout(""), 200)
+    handled = await target.forward()(HAPPENED)
+    assert handled == HandlerResult("no answer", "http://a.test/in did not answer within 15 seconds")
+    assert (len(target.requests), target.said) == (1, [])
+
+
+@pytest.mark.parametrize("at", ["", "None", "yesterday", "2027-01-15T08:00:00", "9" * 5000])
+async def test_an_event_without_a_time_is_none_of_a_receiver(at: str) -> None:
+    """Without one it has no name."""
+    target = Target(200)
+    with pytest.raises(ReceiverError):
+        await target.forward()(Event(17, "task.done", at, {}, task_json()))
+    assert target.requests == []
+
+
+async def test_a_command_that_is_gone_is_told() -> None:
+    """It was there when this began."""
+    with pytest.raises(KlingError, match="no-such-command cannot be run"):
+        await ExecHandler(["no-such-command"])(HAPPENED)
+
+
+async def test_a_command_may_get_anything(tmp_path: Path) -> None:
+    """What no environment can hold is left out of it, and is in the event; ours is there as well."""
+    odd: dict[str, Any] = {"index": 0, "status": "stored", "href": "a\0b\ud800c", "source_url": "https://x/y?z"}
+    results: list[Any] = [odd, {**odd, "index": 1, "href": None}, None, {"index": 2}]
+    happened = Event(1, "x\0", "", {}, task_json("mine", "succeed", results=results))
+    out = tmp_path / "out"
+    script = (
+        "import json, os, sys; from pathlib import Path; about = {**os.environ}; event = json.load(sys.stdin);"
+        f"Path({str(out)!r}).write_text(json.dumps([event, about])); sys.exit(4)"
+    )
+    handled = await ExecHandler([sys.executable, "-c", script])(happened)
+    assert (handled.label, "exit code 4" in handled.problem) == ("exit code 4", True)
+    got, about = json.loads(out.read_text())
+    assert about.keys() >= os.environ.keys()
+    assert (about["KLING_TASK_ID"], about["KLING_EVENT"], about["KLING_FILES"]) == ("mine", "x", "ab?c\n")
+    assert got["type"] == "x\0"
+    assert got["task"]["results"] == [
+        {**odd, "source_url": "https://x/y"},
+        {**results[1], "source_url": "https://x/y"},
+        *results[2:],
+    ]

@@ -1,0 +1,471 @@
+"""One create: what is registered, sent and reported, and that nothing is ever paid twice."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from anyio import wait_all_tasks_blocked
+
+from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
+from kling_callback.protocol.signing import verify_api_token
+from kling_callback.settings import ReceiverAccessSettings
+from kling_callback.tasks import AsyncTask
+from tests.support.kling import QUICK, SECRET, Stage, answer, forever, kling_says, refusal, taken, task_json
+
+pytestmark = pytest.mark.anyio
+
+FAMILY = "images/generations"
+PROMPT = "a very private kangaroo"
+NO_CONNECTION = httpx.ConnectError("refused")
+CUT = httpx.ReadError("cut")
+
+
+async def create(stage: Stage, **more: Any) -> AsyncTask:
+    async with stage.kling() as kling:
+        return await kling.create(FAMILY, {"prompt": PROMPT}, external_task_id="mine", **more)
+
+
+async def refused(stage: Stage, **more: Any) -> KlingError:
+    with pytest.raises(KlingError) as error:
+        await create(stage, **more)
+    return error.value
+
+
+async def test_register_create_report() -> None:
+    """In this order: the receiver knows the task before Kling does, and hears Kling's id after."""
+    stage = Stage()
+    task = await create(stage, tags=["a", "b", "a"])
+    assert stage.order == ["register", "create", "report"]
+    registered, reported = stage.bodies("register")[0], stage.bodies("report")[0]
+    assert reported == {**registered, "outcome": "created", "task_id": "kling-1"}
+    assert registered["tags"] == ["a", "b"]
+    assert registered["family"] == FAMILY
+    assert registered["base"] == "https://kling.test"
+    assert registered["request"] == {"prompt": PROMPT}
+    assert (task.id, task.task_id, task.outcome, task.unreported) == ("mine", "kling-1", "created", None)
+
+
+async def test_our_id_is_sent_and_the_callback_address_is_the_receiver_s() -> None:
+    """Kling gets our id as external_task_id, and the address that the receiver signed."""
+    stage = Stage()
+    await create(stage)
+    assert stage.bodies("create") == [
+        {
+            "prompt": PROMPT,
+            "external_task_id": "mine",
+            "callback_url": "https://receiver.test/callbacks/mine",
+        }
+    ]
+
+
+async def test_an_id_is_made_when_none_is_given() -> None:
+    """Each create has an id of its own, and each create call a nonce of its own."""
+    stage = Stage()
+    async with stage.kling() as kling:
+        made = [await kling.text_to_image("x") for _ in range(2)]
+    assert made[0].id != made[1].id
+    assert [body["external_task_id"] for body in stage.bodies("create")] == [task.id for task in made]
+    nonces = [body["attempt"] for body in stage.bodies("register")]
+    assert nonces[0] != nonces[1]
+
+
+async def test_each_side_gets_its_own_proof() -> None:
+    """Kling the key, the receiver a fresh token of role client, neither the other's."""
+    stage = Stage()
+    await create(stage)
+    assert stage.requests["create"][0].headers["Authorization"] == "Bearer the-kling-key"
+    token = stage.requests["register"][0].headers["Authorization"].removeprefix("Bearer ")
+    assert verify_api_token([SECRET], token) == "client"
+
+
+async def test_a_given_receiver_token_is_used() -> None:
+    """KLING_RECEIVER_TOKEN goes before the secrets."""
+    stage = Stage()
+    async with stage.kling(receiver_token="the-token") as kling:
+        await kling.text_to_image("x")
+    assert stage.requests["register"][0].headers["Authorization"] == "Bearer the-token"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 422])
+async def test_no_registration_no_create(status: int) -> None:
+    """A receiver that refuses: nothing is sent to Kling, and the error says not created."""
+    stage = Stage(register=[refusal(status, "conflict")])
+    error = await refused(stage)
+    assert isinstance(error, ReceiverError)
+    assert (error.outcome, error.http_status, error.code, error.hint) == (
+        "not_created",
+        status,
+        "conflict",
+        "Do this.",
+    )
+    assert stage.order == ["register"]
+
+
+async def test_an_unreachable_receiver_is_tried_a_few_times_and_nothing_is_paid() -> None:
+    """No receiver, no create."""
+    stage = Stage(register=[NO_CONNECTION] * 9)
+    error = await refused(stage)
+    assert (error.outcome, error.code, error.retryable) == ("not_created", "unreachable", True)
+    assert stage.order == ["register"] * 4
+
+
+@pytest.mark.parametrize(
+    "body", [None, [], {}, {"task": {}}, {"task": task_json("other"), "callback_url": "x", "create": True}]
+)
+async def test_an_unreadable_registration_is_no_registration(body: Any) -> None:
+    """What is no receiver's answer, or another task's, stops the create."""
+    stage = Stage(register=[answer(200, body)])
+    error = await refused(stage)
+    assert (error.code, error.outcome) == ("unreadable", "not_created")
+
+
+async def test_a_registration_is_repeated_with_the_same_nonce() -> None:
+    """Its answer was lost: the same attempt asks again, and creates once."""
+    stage = Stage(register=[CUT, refusal(503), httpx.ReadTimeout("late")])
+    await create(stage)
+    assert stage.order == ["register"] * 4 + ["create", "report"]
+    assert len({body["attempt"] for body in stage.bodies("register")}) == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        kling_says(1302, status=429),
+        kling_says(1303, status=429),
+        kling_says(1302, Retry_After="0"),
+        NO_CONNECTION,
+    ],
+)
+async def test_what_kling_surely_did_not_take_is_sent_again(step: Any) -> None:
+    """Too fast, too many, no connection: the same create goes out until it is taken."""
+    stage = Stage(create=[step, step])
+    task = await create(stage)
+    assert task.outcome == "created"
+    assert stage.order == ["register", "create", "create", "create", "report"]
+    assert len({request.content for request in stage.requests["create"]}) == 1
+
+
+async def test_a_long_message_of_kling_s_is_told_in_part() -> None:
+    """A reason too long for the receiver must not cost the report."""
+    stage = Stage(create=[kling_says(1301, "no " * 10_000)])
+    await refused(stage)
+    assert len(stage.bodies("report")[0]["reason"]) == 2000
+
+
+async def test_it_is_not_sent_again_forever() -> None:
+    """In the end the refusal is reported and raised."""
+    stage = Stage(create=[kling_says(1302, "too fast") for _ in range(9)])
+    error = await refused(stage)
+    assert isinstance(error, NotCreated)
+    assert len(stage.requests["create"]) == 4
+    assert stage.bodies("report")[0]["outcome"] == "not_created"
+    assert "too fast" in stage.bodies("report")[0]["reason"]
+
+
+async def test_a_kling_that_asks_for_too_much_patience_gets_none() -> None:
+    """A Retry-After beyond our time is not waited for, and not cut short either."""
+    stage = Stage(create=[kling_says(1303, Retry_After="86400")])
+    error = await refused(stage)
+    assert error.retry_after == 86400
+    assert len(stage.requests["create"]) == 1
+
+
+@pytest.mark.parametrize("code", [1001, 1101, 1103, 1203, 1301, 1304])
+async def test_a_refusal_is_final(code: int) -> None:
+    """Arrears, policy and the like: one create, reported as not created."""
+    stage = Stage(create=[kling_says(code)])
+    error = await refused(stage)
+    assert (type(error), error.code, error.request_id) == (NotCreated, code, "r")
+    assert stage.order == ["register", "create", "report"]
+
+
+async def test_a_bare_429_is_not_sent_again() -> None:
+    """Without Kling's code nobody knows whose refusal it is; the caller may try again."""
+    stage = Stage(create=[httpx.Response(429, content=b"slow down")])
+    error = await refused(stage)
+    assert isinstance(error, NotCreated)
+    assert error.retryable
+    assert len(stage.requests["create"]) == 1
+
+
+async def test_no_connection_is_given_less_time_than_a_busy_kling() -> None:
+    """A wrong address is told soon."""
+    stage = Stage(create=[NO_CONNECTION] * 9)
+    async with stage.kling(retry=replace(QUICK, connect_seconds=-1)) as kling:
+        with pytest.raises(NotCreated):
+            await kling.text_to_image("x")
+    assert len(stage.requests["create"]) == 1
+
+
+UNKNOWN: list[Callable[[], Any]] = [
+    lambda: CUT,
+    lambda: httpx.ReadTimeout("late"),
+    lambda: httpx.WriteError("cut"),
+    lambda: httpx.RemoteProtocolError("hung up"),
+    lambda: kling_says(5000, status=500),
+    lambda: kling_says(5002, status=504),
+    lambda: httpx.Response(504, content=b"<html>"),
+    lambda: httpx.Response(200, content=b"{"),
+]
+
+
+@pytest.mark.parametrize("step", UNKNOWN)
+async def test_an_unknown_outcome_is_looked_up_and_never_sent_again(step: Callable[[], Any]) -> None:
+    """Found by our id at the second look: created, and reported so."""
+    stage = Stage(create=[step()], query=[kling_says(1201), taken("kling-7", task_info={"external_task_id": "mine"})])
+    task = await create(stage)
+    assert stage.order == ["register", "create", "query", "query", "report"]
+    assert stage.bodies("report")[0]["task_id"] == "kling-7"
+    assert task.outcome == "created"
+
+
+@pytest.mark.parametrize("step", UNKNOWN)
+async def test_what_is_not_found_stays_unknown(step: Callable[[], Any]) -> None:
+    """Not finding it proves nothing: the task comes back, a callback or the deadline will tell."""
+    stage = Stage(create=[step()])
+    task = await create(stage)
+    assert stage.order == ["register", "create", "query", "query", "report"]
+    report = stage.bodies("report")[0]
+    assert (report["outcome"], "task_id" in report, bool(report["reason"])) == ("unknown", False, True)
+    assert (task.id, task.outcome) == ("mine", "unknown")
+
+
+async def test_a_look_that_fails_proves_nothing() -> None:
+    """Neither Kling's errors nor another's task change what is known."""
+    stage = Stage(
+        create=[CUT], query=[kling_says(5001, status=503), taken("x", task_info={"external_task_id": "other"})]
+    )
+    assert (await create(stage)).outcome == "unknown"
+    assert len(stage.requests["create"]) == 1
+
+
+async def test_an_id_that_exists_means_created() -> None:
+    """1201 on a create: Kling has it; the look says under which id."""
+    stage = Stage(create=[kling_says(1201, "external_task_id already exists")], query=[taken("kling-7")])
+    task = await create(stage)
+    assert (task.outcome, task.task_id) == ("created", "kling-7")
+
+
+@pytest.mark.parametrize("said", ["n must be at most 9", "voice_id 17 does not exist"])
+async def test_bad_parameters_are_not_taken_for_an_existing_task(said: str) -> None:
+    """1201 also means bad parameters: not found and no word of an id that is taken, so not created."""
+    stage = Stage(create=[kling_says(1201, said)])
+    assert isinstance(await refused(stage), NotCreated)
+    assert stage.bodies("report")[0]["outcome"] == "not_created"
+
+
+async def test_an_id_that_exists_but_is_not_found_is_unknown() -> None:
+    """Kling contradicts itself: then nobody knows, and nothing is sent again."""
+    stage = Stage(create=[kling_says(1201, "external_task_id already exists")])
+    assert (await create(stage)).outcome == "unknown"
+
+
+async def test_a_task_that_is_there_is_continued() -> None:
+    """The same external_task_id again: nothing is sent to Kling, the task comes back."""
+    there = task_json("mine", "processing", task_id="kling-1")
+    stage = Stage(register=[answer(200, {"task": there, "callback_url": "https://x", "create": False})])
+    task = await create(stage)
+    assert (task.status, stage.order) == ("processing", ["register"])
+
+
+async def test_a_task_of_unknown_outcome_is_looked_up_once() -> None:
+    """It is there, nobody knows whether Kling has it: one look, and what was found is reported."""
+    there = {"task": task_json(), "callback_url": "https://x", "create": False}
+    stage = Stage(register=[answer(200, there)], query=[taken("kling-7")])
+    assert (await create(stage)).task_id == "kling-7"
+    assert stage.order == ["register", "query", "report"]
+
+
+async def test_a_task_of_unknown_outcome_that_is_not_found_is_left_alone() -> None:
+    """Not found proves nothing, so nothing is reported and nothing sent."""
+    there = {"task": task_json(), "callback_url": "https://x", "create": False}
+    stage = Stage(register=[answer(200, there)])
+    assert (await create(stage)).outcome == "unknown"
+    assert stage.order == ["register", "query"]
+
+
+async def test_a_report_that_fails_does_not_lose_the_task() -> None:
+    """Kling's id is on the task, and in the log."""
+    stage = Stage(report=[refusal(503) for _ in range(9)])
+    task = await create(stage)
+    assert len(stage.requests["report"]) == 4
+    assert task.unreported is not None
+    assert "kling-1" in task.unreported
+    assert (task.outcome, task.task_id) == ("created", "kling-1")
+
+
+async def test_a_report_whose_answer_is_unreadable_counts_as_failed() -> None:
+    """The receiver must say whose report it took."""
+    stage = Stage(report=[answer(200, {"task": task_json("other")})])
+    assert (await create(stage)).unreported
+
+
+async def test_a_found_task_that_cannot_be_reported_is_still_returned() -> None:
+    """Continuing a task does not fail because of the receiver's trouble."""
+    there = {"task": task_json(), "callback_url": "https://x", "create": False}
+    stage = Stage(register=[answer(200, there)], query=[taken()], report=[refusal(422)])
+    assert (await create(stage)).unreported
+
+
+async def interrupted(stage: Stage, after: str, **retry: Any) -> None:
+    """Create, and cancel when a request of the kind `after` came and everybody waits."""
+    async with stage.kling(retry=replace(QUICK, **retry)) as kling, anyio.create_task_group() as group:
+        group.start_soon(kling.create, FAMILY, {"prompt": PROMPT, "external_task_id": "mine"})
+        await stage.came[after].wait()
+        await wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+
+
+async def test_a_create_interrupted_under_way_is_unknown() -> None:
+    """Ctrl-C while Kling has the request: that is reported before the end, once."""
+    stage = Stage(create=[forever])
+    await interrupted(stage, "create")
+    assert stage.order == ["register", "create", "report"]
+    assert stage.bodies("report")[0]["outcome"] == "unknown"
+
+
+async def test_a_create_interrupted_between_two_tries_is_not_created() -> None:
+    """Kling refused and nothing is under way: that much is sure."""
+    stage = Stage(create=[kling_says(1302)])
+    await interrupted(stage, "create", first=60, longest=60)
+    assert stage.bodies("report")[0]["outcome"] == "not_created"
+
+
+async def test_a_create_interrupted_while_it_is_looked_up_is_unknown() -> None:
+    """The looks end, the report says unknown."""
+    stage = Stage(create=[CUT], query=[forever])
+    await interrupted(stage, "query")
+    assert stage.bodies("report")[0]["outcome"] == "unknown"
+
+
+async def test_an_interrupted_report_is_sent_once_more() -> None:
+    """Kling's id is known and must not be lost."""
+    stage = Stage(report=[forever])
+    await interrupted(stage, "report")
+    assert [body["task_id"] for body in stage.bodies("report")] == ["kling-1", "kling-1"]
+
+
+async def test_an_interrupted_registration_sends_nothing() -> None:
+    """Nothing was begun, so there is nothing to report."""
+    stage = Stage(register=[forever])
+    await interrupted(stage, "register")
+    assert stage.order == ["register"]
+
+
+async def test_the_last_word_is_bounded_and_may_fail() -> None:
+    """A receiver that is away, or silent, does not hold up who wants to go."""
+    for step in (NO_CONNECTION, forever):
+        stage = Stage(create=[forever], report=[step])
+        await interrupted(stage, "create", last_word=0.01)
+        assert len(stage.requests["report"]) == 1
+
+
+async def test_asyncio_s_own_cancelling_is_reported_too() -> None:
+    """A task cancelled by asyncio, as Ctrl-C under asyncio.run does, has its last word as well."""
+    stage = Stage(create=[forever])
+    running = asyncio.create_task(create(stage))
+    await stage.came["create"].wait()
+    await wait_all_tasks_blocked()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert stage.bodies("report")[0]["outcome"] == "unknown"
+
+
+async def test_a_key_is_needed() -> None:
+    """A client that may only wait cannot create; nothing is registered."""
+    stage = Stage()
+    settings = ReceiverAccessSettings.load(receiver_url="https://receiver.test", receiver_token="t")
+    async with stage.kling(settings=settings) as kling:
+        with pytest.raises(SettingsError, match="KLING_API_KEY"):
+            await kling.create(FAMILY, {})
+    assert stage.order == []
+
+
+async def test_the_new_standard_takes_the_key_of_the_two() -> None:
+    """Its creates and its queries; a JWT is for legacy calls."""
+    stage = Stage(create=[CUT, CUT], query=[taken(), taken()])
+    async with stage.kling(access_key="access", secret_key="secret") as kling:
+        for family in (FAMILY, "/text-to-video/kling-3.0-turbo"):
+            await kling.create(family, {"prompt": PROMPT})
+    for kind in ("create", "query"):
+        legacy, new = (request.headers["Authorization"] for request in stage.requests[kind])
+        assert legacy.count(".") == 2
+        assert new == "Bearer the-kling-key"
+    assert stage.requests["query"][1].url.path == "/tasks"
+
+
+async def test_the_new_standard_needs_the_key() -> None:
+    """With access keys only it is refused before anything is registered; legacy goes on."""
+    stage = Stage()
+    async with stage.kling(api_key="", access_key="access", secret_key="secret") as kling:
+        with pytest.raises(ParameterError, match="Set KLING_API_KEY"):
+            await kling.create("/text-to-video/kling-3.0-turbo", {"prompt": PROMPT})
+        assert stage.order == []
+        await kling.create(FAMILY, {"prompt": PROMPT})
+
+
+@pytest.mark.parametrize(
+    ("family", "body", "more"),
+    [
+        ("effects", {}, {}),
+        (FAMILY, {}, {"tags": ["x" * 101]}),
+        (FAMILY, {}, {"tags": [str(number) for number in range(21)]}),
+        (FAMILY, {"callback_url": "https://x"}, {}),
+        (FAMILY, {}, {"external_task_id": "a/b"}),
+        (FAMILY, {}, {"tags": ["a", ""]}),
+        (FAMILY, {}, {"tags": "a\nb"}),
+    ],
+)
+async def test_wrong_parameters_are_not_even_registered(family: str, body: Any, more: Any) -> None:
+    """They are told before anything leaves this machine."""
+    stage = Stage()
+    async with stage.kling() as kling:
+        with pytest.raises(ParameterError):
+            await kling.create(family, body, **more)
+    assert stage.order == []
+
+
+async def test_as_many_and_as_long_tags_as_the_receiver_takes() -> None:
+    """Repeats do not count."""
+    stage = Stage()
+    tags = [f"{number:0100}" for number in range(20)]
+    await create(stage, tags=tags * 2)
+    assert stage.bodies("register")[0]["tags"] == tags
+
+
+async def test_one_tag_may_be_a_string() -> None:
+    """A string is one tag, not its letters."""
+    stage = Stage()
+    await create(stage, tags="holiday")
+    assert stage.bodies("register")[0]["tags"] == ["holiday"]
+
+
+async def test_neither_prompt_nor_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever goes wrong, the log has the task's id and no more of it."""
+    caplog.set_level(logging.DEBUG, "client")
+    for script in (
+        {"create": [CUT], "report": [refusal(503) for _ in range(9)]},
+        {"create": [kling_says(1302)] * 2},
+        {"register": [NO_CONNECTION]},
+    ):
+        await create(Stage(**script))
+    logged = " ".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
+    assert "mine" in logged
+    assert not any(secret in logged for secret in (PROMPT, SECRET, "the-kling-key", "/callbacks/"))
+
+
+@pytest.mark.parametrize("task_id", [".", "..", "a/b", ".\0"])
+async def test_an_id_that_is_none_is_no_answer_to_a_create(task_id: str) -> None:
+    """It would ask for something else: whether the create was taken is not known, and none is sent again."""
+    stage = Stage(create=[taken(task_id)])
+    async with stage.kling() as kling:
+        task = await kling.text_to_image("x")
+    assert task.outcome == "unknown"
+    assert len(stage.requests["create"]) == 1
+    assert [report["outcome"] for report in stage.bodies("report")] == ["unknown"]

@@ -1,0 +1,171 @@
+"""Following a task: one stream, taken up again where it broke, refused when it is no stream of ours."""
+
+import anyio
+import httpx
+import pytest
+
+from kling_callback import AsyncKling, RetryPolicy
+from kling_callback.errors import ReceiverError
+from kling_callback.protocol.events import MAX_EVENT_CHARS, Event
+from tests.support.kling import Stage, Step, event, refusal, stream, task_json
+from tests.support.wire import Wire, reply
+
+pytestmark = pytest.mark.anyio
+
+RUNNING = task_json("mine", "processing")
+DONE = task_json("mine", "succeed", done=True)
+BEGIN = event(1, "task.created", RUNNING)
+MIDDLE = event(5, "task.processing", RUNNING)
+END = event(9, "task.done", DONE)
+CUT = httpx.ReadError("cut")
+
+
+async def heard(stage: Stage) -> list[Event]:
+    async with stage.kling() as kling:
+        return [each async for each in kling.attach("mine").events()]
+
+
+async def test_the_history_comes_first_then_what_happens_until_the_end() -> None:
+    """All events in order; the stream ends with the one that ends the task, whatever follows."""
+    stage = Stage(events=[stream(BEGIN, ": heartbeat\n\n", MIDDLE, END, event(10, "more", DONE))])
+    events = await heard(stage)
+    assert [(each.id, each.type, each.ends) for each in events] == [
+        (1, "task.created", False),
+        (5, "task.processing", False),
+        (9, "task.done", True),
+    ]
+    assert (events[0].at, events[0].data, events[0].task) == ("2026-01-01T00:00:00Z", {}, RUNNING)
+    assert stage.order == ["events"]
+
+
+async def test_events_may_come_in_any_pieces() -> None:
+    """Cut anywhere by the network, an event is the same."""
+    text = (BEGIN + END).encode()
+    stage = Stage(events=[stream(*(text[place : place + 7] for place in range(0, len(text), 7)))])
+    assert len(await heard(stage)) == 2
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        [],
+        [httpx.ConnectError("restarting")],
+        [httpx.ReadTimeout("silent"), refusal(503), httpx.Response(502, content=b"<html>")],
+        [stream(), stream(": only a heartbeat\n\n")],
+    ],
+)
+async def test_a_broken_stream_is_taken_up_where_it_broke(trouble: list[Step]) -> None:
+    """Whatever breaks it, the next one begins behind the last event, and nothing comes twice."""
+    stage = Stage(events=[stream(BEGIN, MIDDLE, CUT), *trouble, stream(MIDDLE, END)])
+    assert [each.id for each in await heard(stage)] == [1, 5, 9]
+    asked = [request.headers.get("Last-Event-ID") for request in stage.requests["events"]]
+    assert asked == [None, *["5"] * (1 + len(trouble))]
+    assert set(stage.order) == {"events"}
+
+
+async def test_an_early_end_is_not_the_end() -> None:
+    """A `task.done` that gave way to Kling's later word: we go on listening."""
+    stage = Stage(events=[stream(event(3, "task.done", RUNNING)), stream(END)])
+    assert [each.id for each in await heard(stage)] == [3, 9]
+
+
+async def test_a_stream_that_closes_over_a_task_that_is_done_has_ended() -> None:
+    """Even if the event that says so is missing, nobody waits forever."""
+    stage = Stage(events=[stream(event(3, "result.stored", DONE))])
+    assert [each.id for each in await heard(stage)] == [3]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 422])
+async def test_a_refusal_is_told_at_once(status: int) -> None:
+    """No second try: the token or the id is wrong; the receiver's hint comes along."""
+    stage = Stage(events=[refusal(status, "nope", "Look there.")])
+    with pytest.raises(ReceiverError) as error:
+        await heard(stage)
+    assert (error.value.http_status, error.value.code, error.value.hint) == (status, "nope", "Look there.")
+    assert stage.order == ["events"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+async def test_a_refusal_by_something_else_has_a_hint_too(status: int) -> None:
+    """A proxy's page, or none: the message still says what to check."""
+    stage = Stage(events=[httpx.Response(status, content=b"<html>", headers={"Location": "https://other.test/x"})])
+    with pytest.raises(ReceiverError) as error:
+        await heard(stage)
+    assert "KLING_RECEIVER_INTERNAL_URL" in (error.value.hint or "")
+    assert ("other.test" in error.value.message) == (status == 302)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "data: no json\n\n",
+        "data: []\n\n",
+        "data: {}\n\n",
+        'id: x\ndata: {"task": {"id": "mine", "status": "created"}}\n\n',
+        event(1, "task.created", task_json("other")),
+        event(1, "task.created", {"id": "mine"}),
+        event(1, "task.created", {"id": "mine", "status": "failed", "results": "x"}),
+        "data: " + "[" * 100_000 + "\n\n",
+    ],
+)
+async def test_what_is_no_event_of_ours_is_told(said: str) -> None:
+    """Another task's event, or no JSON: this is no receiver, and trying again will not help."""
+    stage = Stage(events=[stream(said)])
+    with pytest.raises(ReceiverError) as error:
+        await heard(stage)
+    assert error.value.code == "unreadable"
+
+
+async def test_what_is_no_stream_is_told() -> None:
+    """A web page under the address: check KLING_RECEIVER_URL."""
+    with pytest.raises(ReceiverError, match="KLING_RECEIVER_URL"):
+        await heard(Stage(events=[httpx.Response(200, content=b"<html>")]))
+
+
+async def test_an_endless_event_is_cut_off() -> None:
+    """Who never ends an event does not fill our memory."""
+    piece = b"x" * (MAX_EVENT_CHARS // 8)
+    with pytest.raises(ReceiverError) as error:
+        await heard(Stage(events=[stream("data: ", *[piece] * 9)]))
+    assert error.value.code == "unreadable"
+
+
+async def test_many_events_are_not_an_endless_one() -> None:
+    """The limit is on one event, not on the stream."""
+    padded = task_json("mine", "processing", request={"prompt": "x" * (MAX_EVENT_CHARS // 4)})
+    stage = Stage(events=[stream(*(event(number, "task.processing", padded) for number in range(1, 7)), END)])
+    assert len(await heard(stage)) == 7
+
+
+async def test_a_receiver_that_was_never_there_is_given_up() -> None:
+    """Nothing else bounds this wait: an address that never answered is told."""
+    stage = Stage(events=[httpx.ConnectError("refused")] * 2)
+    with pytest.raises(ReceiverError, match="cannot be reached"):
+        await heard(stage)
+
+
+async def test_a_receiver_that_was_there_is_waited_for() -> None:
+    """One that answered once, be it to another request, is only away."""
+    stage = Stage(events=[*[httpx.ConnectError("refused")] * 20, stream(END)])
+    async with stage.kling() as kling:
+        task = await kling.task("mine")
+        assert [each.id async for each in task.events()] == [9]
+
+
+async def test_silence_breaks_a_stream() -> None:
+    """Not even a heartbeat: the connection is dead though nobody closed it; another one is opened."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    whole = reply(200, END.encode(), Content_Type="text/event-stream")
+    with Wire(head + BEGIN.encode(), whole, hold=1) as wire:
+        retry = RetryPolicy(initial_wait=0, max_wait=0, stream_timeout=0.05)
+        async with AsyncKling(api_key="k", receiver_token="t", receiver_url=wire.url, retry=retry) as kling:
+            with anyio.fail_after(10):
+                assert [each.id async for each in kling.attach("mine").events()] == [1, 9]
+    assert b"last-event-id: 1" in wire.requests[1].lower()
+
+
+async def test_each_connection_has_a_fresh_token() -> None:
+    """A token lives for minutes, a wait for hours."""
+    stage = Stage(events=[stream(BEGIN), stream(END)])
+    await heard(stage)
+    assert all(request.headers["Authorization"] for request in stage.requests["events"])

@@ -1,0 +1,461 @@
+"""Kling and AsyncKling as people use them, against a real receiver and the sandbox."""
+
+import ast
+import base64
+import inspect
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import kling_callback
+from kling_callback import (
+    AsyncKling,
+    Kling,
+    KlingError,
+    NotCreated,
+    ParameterError,
+    ReceiverError,
+    ResultFailed,
+    RetryPolicy,
+    TaskFailed,
+    WaitTimeout,
+)
+from kling_callback.http import create_client
+from kling_callback.settings import ClientSettings
+from kling_callback.sync import KlingArguments, Task
+from kling_sandbox import Sandbox
+from tests.client.jobs.test_catalog import picture
+from tests.client.test_tasks import CONTENT, done, file_json
+from tests.support.kling import QUICK, SETTINGS, Stage, answer, event, forever, stream, task_json
+from tests.support.receiver import KEY, SECRET, Running, Start
+
+
+@pytest.fixture
+def receiver(start: Start, gateway: Sandbox) -> Running:
+    return start(api_base=gateway.url)
+
+
+@pytest.fixture
+def settings(receiver: Running, gateway: Sandbox) -> dict[str, Any]:
+    return {
+        "retry": RetryPolicy(initial_wait=0.05, lookup_waits=(0.05, 0.05)),
+        "api_base": gateway.url,
+        "api_key": KEY,
+        "signing_secrets": SECRET,
+        "receiver_url": receiver.url,
+    }
+
+
+@pytest.fixture
+def kling(settings: dict[str, Any]) -> Iterator[Kling]:
+    with Kling(**settings) as kling:
+        yield kling
+
+
+def test_a_picture_from_a_prompt(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
+    """The README's example: create, wait, save; two files, each as the sandbox made it."""
+    task = kling.text_to_image("a kangaroo holding a sign", model_name="kling-v1-5", n=2, tags=["demo"])
+    result = task.wait(timeout=60)
+    assert (task.status, task.done, len(result.images)) == ("succeed", True, 2)
+    path = result.images[0].save(tmp_path / "kangaroo.png")
+    assert path.read_bytes() == result.images[0].read()
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert len(gateway.creates) == 1
+
+
+def test_a_picture_from_a_picture(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
+    """The file goes to Kling whole; the receiver has a note in its place."""
+    (tmp_path / "in.png").write_bytes(picture())
+    task = kling.image_to_image("same, but blue", tmp_path / "in.png", image_reference="subject")
+    assert task.wait(60).images
+    assert base64.b64decode(gateway.creates[0]["image"]) == picture()
+    assert task.data["request"]["image"].endswith(" characters, left out)")
+
+
+def test_a_video_from_a_prompt(kling: Kling) -> None:
+    """Duration as a number is fine; the video has its seconds."""
+    (video,) = kling.text_to_video("a kangaroo jumps", duration=5, mode="std").wait(60).videos
+    assert (video.content_type, video.duration) == ("video/mp4", 5.0)
+
+
+def test_any_other_job(kling: Kling) -> None:
+    """By its path, in the new standard too."""
+    assert kling.create("/text-to-video/kling-3.0-turbo", {"prompt": "x"}).wait(60).videos
+
+
+def test_kling_s_failure_is_raised(kling: Kling) -> None:
+    """With Kling's reason, and the task up to date."""
+    task = kling.text_to_image("x [sandbox: failed]")
+    with pytest.raises(TaskFailed, match="asked to fail"):
+        task.wait(60)
+    assert task.status == "failed"
+
+
+def test_a_refused_create_is_raised(kling: Kling) -> None:
+    """Nothing was created, and the same id may be used again."""
+    with pytest.raises(NotCreated) as error:
+        kling.text_to_image("x [sandbox: arrears]", external_task_id="order-1")
+    assert error.value.code == 1101
+    assert kling.text_to_image("x", external_task_id="order-1").wait(60).images
+
+
+@pytest.mark.parametrize("switch", ["drop-after-create", "create-5002", "create-504", "create-garbage"])
+def test_an_unknown_outcome_is_paid_once(kling: Kling, gateway: Sandbox, switch: str) -> None:
+    """No clear answer to the create: it is sent once, found, and its result is there."""
+    assert kling.text_to_image(f"x [sandbox: {switch}]").wait(60).images
+    assert len(gateway.creates) == len(gateway.tasks) == 1
+
+
+def test_a_relay_without_external_ids_is_paid_once(kling: Kling, gateway: Sandbox) -> None:
+    """The task cannot be found by our id; the callback tells, and nothing is sent again."""
+    task = kling.text_to_image("x [sandbox: create-504, drop-external-id]")
+    assert task.wait(60).images
+    assert len(gateway.creates) == 1
+
+
+def test_a_busy_kling_is_tried_again(kling: Kling, gateway: Sandbox) -> None:
+    """Too fast once: the second try is taken."""
+    assert kling.text_to_image("x [sandbox: busy-once]").wait(60).images
+    assert (len(gateway.creates), len(gateway.tasks)) == (2, 1)
+
+
+def test_the_same_id_again_continues(kling: Kling, gateway: Sandbox) -> None:
+    """Run twice, paid once: the second call finds the first one's task."""
+    first = kling.text_to_image("x", external_task_id="order-42")
+    second = kling.text_to_image("x", external_task_id="order-42")
+    assert (first.id, second.id, second.task_id) == ("order-42", "order-42", first.task_id)
+    assert second.wait(60).images
+    assert len(gateway.creates) == 1
+
+
+def test_another_family_under_the_same_id_is_a_conflict(kling: Kling) -> None:
+    """An id has one meaning."""
+    kling.text_to_image("x", external_task_id="order-42")
+    with pytest.raises(ReceiverError) as error:
+        kling.text_to_video("x", external_task_id="order-42")
+    assert (error.value.http_status, error.value.outcome) == (409, "not_created")
+
+
+def test_another_key_is_a_conflict(settings: dict[str, Any], gateway: Sandbox) -> None:
+    """One receiver serves one account; nothing is sent."""
+    with Kling(**{**settings, "api_key": "another"}) as kling, pytest.raises(ReceiverError) as error:
+        kling.text_to_image("x")
+    assert error.value.http_status == 409
+    assert gateway.creates == []
+
+
+def test_on_event_is_heard_in_this_thread(kling: Kling) -> None:
+    """What happened is told in order, where the caller is, and may use Kling itself."""
+    heard: list[tuple[str, int, str]] = []
+    task = kling.text_to_image("x")
+    task.wait(60, on_event=lambda each: heard.append((each.type, threading.get_ident(), kling.task(task.id).id)))
+    assert heard[0][0] == "task.created"
+    assert heard[-1][0] == "task.done"
+    assert {thread for _, thread, _ in heard} == {threading.get_ident()}
+
+
+def test_an_error_in_on_event_ends_the_wait(kling: Kling) -> None:
+    """The caller's own error comes out as it is."""
+    with pytest.raises(ZeroDivisionError):
+        kling.text_to_image("x").wait(60, on_event=lambda each: 1 / 0)
+
+
+def test_a_wait_may_time_out_and_be_done_again(kling: Kling, gateway: Sandbox) -> None:
+    """The task goes on, and another wait, by another handle, has the result."""
+    gateway.hold()
+    task = kling.text_to_image("x")
+    with pytest.raises(WaitTimeout):
+        task.wait(0.05)
+    gateway.release()
+    assert kling.task(task.id).wait(60).images
+
+
+def test_a_wait_survives_a_restart_of_the_receiver(
+    kling: Kling, gateway: Sandbox, receiver: Running, start: Start
+) -> None:
+    """The stream breaks, the next receiver tells the rest, nothing is told twice."""
+    gateway.hold()
+    task = kling.text_to_image("x")
+    port = int(receiver.url.rpartition(":")[2])
+    types: list[str] = []
+
+    def restart(event: kling_callback.Event) -> None:
+        types.append(event.type)
+        if len(types) == 1:
+            receiver.stop()
+            start(api_base=gateway.url, port=port)
+            gateway.release()
+
+    assert task.wait(60, on_event=restart).images
+    assert types.count("task.created") == types.count("task.done") == 1
+
+
+def test_tasks_are_listed_by_status_family_and_tag(kling: Kling) -> None:
+    """Newest first, as many as asked for."""
+    for number in range(3):
+        kling.text_to_image("x", tags=[f"tag-{number}"]).wait(60)
+    kling.text_to_video("x").wait(60)
+    assert len(kling.tasks()) == 4
+    assert [task.family for task in kling.tasks(limit=1)] == ["videos/text2video"]
+    assert [task.tags for task in kling.tasks(tag="tag-1")] == [("tag-1",)]
+    assert len(kling.tasks(status="succeed", family="images/generations")) == 3
+    assert kling.tasks(status="failed") == []
+
+
+def test_a_task_can_be_looked_at(kling: Kling) -> None:
+    """By its id; refresh brings it up to date; one that nobody knows is an error."""
+    task = kling.text_to_image("x")
+    seen = kling.task(task.id)
+    task.wait(60)
+    assert (seen.refresh().done, repr(seen)) == (True, f"<Task {task.id} succeed>")
+    with pytest.raises(ReceiverError) as error:
+        kling.task("nobody")
+    assert error.value.http_status == 404
+    with pytest.raises(ParameterError):
+        kling.task("../x")
+
+
+def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
+    """Half a result was paid for; without `await` too."""
+    task = done(file_json(), {"index": 1, "status": "failed"})
+    stage = Stage(
+        task=[answer(200, task)],
+        events=[stream(event(9, "task.done", task))],
+        file=[httpx.Response(200, content=CONTENT)],
+    )
+    with Kling(http=stage.http(), retry=QUICK, **SETTINGS) as kling:
+        waiting = kling.task("mine")
+        with pytest.raises(ResultFailed):
+            waiting.wait()
+        (file,) = waiting.stored().files
+        assert file.read() == CONTENT
+
+
+def test_threads_may_share_a_kling(kling: Kling) -> None:
+    """Four threads, four tasks, one Kling."""
+    tasks: list[Task] = []
+
+    def create() -> None:
+        task = kling.text_to_image("x")
+        task.wait(60)
+        tasks.append(task)
+
+    threads = [threading.Thread(target=create) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len({task.id for task in tasks}) == 4
+
+
+def test_ctrl_c_ends_a_blocking_wait_and_the_task_goes_on(kling: Kling, gateway: Sandbox) -> None:
+    """KeyboardInterrupt comes through at once; Kling can still be used."""
+    gateway.hold()
+    task = kling.text_to_image("x")
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            task.wait(60, on_event=lambda each: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    gateway.release()
+    assert task.wait(60).images
+
+
+def test_ctrl_c_in_a_blocking_create_has_its_last_word() -> None:
+    """The receiver hears that the outcome is unknown before the interrupt comes through."""
+    main = threading.main_thread().ident
+    assert main is not None
+
+    async def interrupting(request: httpx.Request) -> httpx.Response:
+        signal.pthread_kill(main, signal.SIGINT)
+        return await forever(request)
+
+    stage = Stage(create=[interrupting])
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Kling(http=stage.http(), retry=QUICK, **SETTINGS) as kling, pytest.raises(KeyboardInterrupt):
+            kling.text_to_image("x")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [body["outcome"] for body in stage.bodies("report")] == ["unknown"]
+
+
+def test_a_kling_that_was_never_used_closes() -> None:
+    """Leaving the block is always possible."""
+    with Kling(api_key="k", receiver_token="t", receiver_url="https://receiver.test"):
+        pass
+
+
+def test_the_public_names() -> None:
+    """What `from client import ...` offers is this, and all of it is there."""
+    assert sorted(kling_callback.__all__) == kling_callback.__all__
+    assert all(hasattr(kling_callback, name) for name in kling_callback.__all__)
+    wanted = {
+        "AsyncKling",
+        "CallbackSigner",
+        "CreateUnknown",
+        "Kling",
+        "KlingError",
+        "NotCreated",
+        "TaskFailed",
+    }
+    assert wanted <= set(kling_callback.__all__)
+
+
+def test_both_faces_have_the_same_arguments() -> None:
+    """Every setting is an argument of both, by the same name."""
+    assert list(KlingArguments.__annotations__) == list(inspect.signature(AsyncKling).parameters)
+    fields = set(ClientSettings.model_fields)
+    assert fields == set(KlingArguments.__annotations__) - {"settings", "retry", "http"}
+
+
+def test_both_faces_have_the_same_methods() -> None:
+    """What AsyncKling can do, Kling can, with the same parameters."""
+    for name in ("text_to_image", "image_to_image", "text_to_video", "run", "create", "task", "tasks"):
+        blocking, asynchronous = getattr(Kling, name), getattr(AsyncKling, name)
+        assert list(inspect.signature(blocking).parameters) == list(inspect.signature(asynchronous).parameters)
+        assert not inspect.iscoroutinefunction(blocking)
+        assert blocking.__qualname__ == f"Kling.{name}"
+
+
+@pytest.mark.anyio
+async def test_every_public_thing_works_awaited(settings: dict[str, Any], tmp_path: Path) -> None:
+    """AsyncKling has the same methods, awaited."""
+    async with AsyncKling(**settings) as kling:
+        task = await kling.text_to_video("x")
+        result = await task.wait(60)
+        assert await result.videos[0].read() == (await result.videos[0].save(tmp_path)).read_bytes()
+        assert [each.id for each in await kling.tasks()] == [task.id]
+
+
+@pytest.mark.anyio
+async def test_a_list_follows_its_cursor_and_ends() -> None:
+    """Page by page until there are enough; an empty page ends it whatever its cursor says."""
+    pages = [
+        answer(200, {"tasks": [task_json(f"{page}-{number}") for number in range(100)], "next": "more"})
+        for page in range(3)
+    ]
+    stage = Stage(list=[*pages, answer(200, {"tasks": [], "next": "more"})])
+    async with stage.kling() as kling:
+        assert len(await kling.tasks(limit=1000)) == 300
+    asked = [dict(request.url.params) for request in stage.requests["list"]]
+    assert asked == [{"limit": "100"}, *[{"limit": "100", "cursor": "more"}] * 3]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "body", [{"tasks": "x", "next": None}, {"tasks": [{}]}, {"tasks": [{"id": 1, "status": "x"}]}, []]
+)
+async def test_a_strange_list_is_told(body: Any) -> None:
+    """What is no list of tasks is no receiver's answer."""
+    async with Stage(list=[answer(200, body)]).kling() as kling:
+        with pytest.raises(ReceiverError) as error:
+            await kling.tasks()
+    assert error.value.code == "unreadable"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "step", [lambda: answer(200, task_json("other")), lambda: httpx.Response(200, content=b"x" * 33_000_000)]
+)
+async def test_a_strange_task_is_told(step: Callable[[], httpx.Response]) -> None:
+    """Another task than asked for, or one without end."""
+    async with Stage(task=[step()]).kling() as kling:
+        with pytest.raises(ReceiverError) as error:
+            await kling.task("mine")
+    assert error.value.code == "unreadable"
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_never_ends_does_not_hold_up() -> None:
+    """One call to the receiver has its time, however slowly it drips; then it is tried again."""
+    stage = Stage(task=[forever, forever])
+    async with stage.kling(retry=replace(QUICK, call_seconds=0.01)) as kling:
+        assert (await kling.task("mine")).id == "mine"
+    assert len(stage.requests["task"]) == 3
+
+
+@pytest.mark.anyio
+async def test_an_internal_address_is_used_for_the_receiver() -> None:
+    """KLING_RECEIVER_INTERNAL_URL is where this client goes; Kling gets the public one."""
+    stage = Stage()
+    async with stage.kling(receiver_internal_url="http://internal.test:81/deep") as kling:
+        await kling.text_to_image("x", external_task_id="mine")
+    assert str(stage.requests["register"][0].url) == "http://internal.test:81/deep/api/tasks/mine"
+    assert stage.bodies("create")[0]["callback_url"].startswith("https://receiver.test/")
+
+
+def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy from the environment is for Kling; a loopback receiver is called directly."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
+    for receiver in ("http://127.0.0.1:8000", "http://[::1]:8000"):
+        http = create_client(receiver)
+        direct = http._transport_for_url(httpx.URL(receiver))
+        assert direct is http._transport
+        assert http._transport_for_url(httpx.URL("https://kling.test")) is not direct
+
+
+def test_client_imports_nothing_of_the_receiver() -> None:
+    """The direction holds: no module of `client` imports `receiver`, nor what only the receiver needs."""
+    assert kling_callback.__file__ is not None
+    imported: set[str] = set()
+    for module in Path(kling_callback.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {each.name.partition(".")[0] for each in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    assert not imported & {"receiver", "sqlalchemy", "sqlmodel", "starlette", "uvicorn", "alembic", "aiohttp"}
+
+
+UNCLOSED = """
+from client import Kling
+kling = Kling(api_key="k", signing_secrets="a-signing-secret-for-tests-0123456789", receiver_url="{url}")
+task = kling.task("mine")
+{end}
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1)])
+def test_a_program_that_closes_nothing_ends(receiver: Running, end: str, code: int) -> None:
+    """Also one that fails: the network's thread holds nobody back."""
+    httpx.put(
+        f"{receiver.url}/api/tasks/mine",
+        json={"family": "images/generations", "attempt": "x"},
+        headers=receiver.headers(),
+    ).raise_for_status()
+    program = [sys.executable, "-c", UNCLOSED.format(url=receiver.url, end=end)]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == code, ran.stderr
+
+
+def test_a_closed_kling_says_so(settings: dict[str, Any]) -> None:
+    """Whatever is asked of it, or of what came from it; closing it again does nothing."""
+    with Kling(**settings) as kling:
+        task = kling.text_to_image("x")
+    for use in (task.refresh, lambda: kling.task("x"), lambda: task.wait(5)):
+        with pytest.raises(KlingError, match="This Kling is closed") as raised:
+            use()
+        assert raised.value.code == "closed"
+    kling.close()
+
+
+@pytest.mark.anyio
+async def test_a_closed_async_kling_says_so(settings: dict[str, Any]) -> None:
+    """The same, awaited."""
+    async with AsyncKling(**settings) as kling:
+        task = await kling.text_to_image("x")
+    with pytest.raises(KlingError, match="This Kling is closed"):
+        await task.wait(5)

@@ -1,0 +1,372 @@
+"""Any sequence of callbacks, answers, registrations and endings leads where a model of a few lines says."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kling_callback.errors import GatewayError
+from kling_callback.protocol.reports import Report, parse_answer
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import HookConfig
+from kling_receiver.jobs import queue
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt
+from kling_receiver.results import records as result_records
+from kling_receiver.results.records import StoredFile
+from kling_receiver.states import FINAL, RANK
+from kling_receiver.store.database import Database
+from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.tables import EVENT, JOB, RESULT, TASK
+from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import overdue, reconcile, startup
+from tests.support.database import FILE, SPELLINGS, Ledger, callback, spelled
+
+TASKS = st.sampled_from(["t", "u"])
+ATTEMPTS = st.sampled_from(["a", "b"])
+STATUSES = st.sampled_from(["submitted", "processing", "succeed", "failed", None])
+SPELLED = st.sampled_from(list(SPELLINGS))
+CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), st.booleans(), SPELLED)
+
+
+def answered(spelling: str, said: tuple[str, int]) -> Report:
+    """Kling's answer to a question, read as it comes."""
+    answer = parse_answer(spelled(spelling, said[0], files=[FILE] * said[1]))
+    assert answer is not None
+    return answer.reports[0]
+
+
+SAID = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("succeed", 0), ("failed", 0)])
+SURE = st.builds(answered, SPELLED, SAID)
+ANSWERS = st.none() | SURE
+FAR_FUTURE = 1 << 62
+
+
+@dataclass
+class Model:
+    """What should become of a task."""
+
+    status: str = "created"
+    origin: str | None = None
+    outcome: str = "none"
+    attempt: str = ""
+    files: bool = False
+    bodies: Counter[str] = field(default_factory=Counter)
+
+    def kling(self, status: str, files: bool = False) -> None:
+        """Kling's first final word stands; before it, its word goes before ours, and forward."""
+        if self.origin != "kling" and (self.status in FINAL or RANK[status] >= RANK[self.status]):
+            self.status, self.origin = status, "kling" if status in FINAL else None
+        if self.status == status == "succeed":
+            self.files = self.files or files
+
+    def callback(self, status: str | None) -> None:
+        """A callback moves an open task forward, and ends none."""
+        if status and status not in FINAL and self.status not in FINAL:
+            self.status = max(self.status, status, key=RANK.__getitem__)
+
+    def ours(self, status: str, origin: str) -> None:
+        """Our own word ends an open task."""
+        if self.status not in FINAL:
+            self.status, self.origin = status, origin
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing shows that Kling knows the task."""
+        return self.status == "created" and not self.bodies
+
+    def register(self, attempt: str, outcome: str | None) -> bool:
+        """A client's word; whether it may send the create."""
+        if outcome == "created":
+            first, self.outcome = self.outcome != "created", "created"
+            if first and self.origin not in ("callback", "kling") and self.status in ("created", "failed"):
+                self.kling("submitted")
+        elif outcome and attempt == self.attempt:
+            if outcome == "not_created" and self.untouched:
+                self.outcome = "not_created"
+                self.ours("failed", "local")
+            elif self.outcome == "pending":
+                self.outcome = "unknown"
+        elif not outcome and self.outcome == "not_created" and self.origin == "local" and not self.bodies:
+            self.status, self.origin, self.outcome, self.attempt = "created", None, "pending", attempt
+        may = self.outcome == "pending" and self.untouched and attempt == self.attempt
+        return may and outcome is None
+
+
+@dataclass
+class Run:
+    """A job that a worker has, and the task as the worker read it."""
+
+    job: ClaimedJob
+    task: TaskRow
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The store and the outbox on a real database, with a worker whose jobs end when hypothesis says so."""
+
+    template: Path
+
+    @initialize()
+    def begin(self) -> None:
+        """A database with its tables and no rows."""
+        self.folder = Path(tempfile.mkdtemp())
+        shutil.copy(self.template, self.folder / "kling.db")
+        self.database = Database(f"sqlite:///{self.folder / 'kling.db'}")
+        self.ledger = Ledger(self.database)
+        self.models: dict[str, Model] = {}
+        self.running: list[Run] = []
+        self.last_event = 0
+        self.ledger.change(lambda tx: hook_records.add(tx, HookConfig(address="https://example.com/events")))
+
+    def teardown(self) -> None:
+        """Take the database away."""
+        if hasattr(self, "database"):
+            self.database.close()
+            shutil.rmtree(self.folder)
+
+    @rule(batch=st.lists(CALLBACKS, min_size=1, max_size=5))
+    def callbacks_come(self, batch: list[tuple[str, str | None, bool, int, bool, str]]) -> None:
+        """Repeated, reordered, contradictory, false, signed or not, in any spelling or none; in one commit."""
+        made = []
+        for task, status, signed, variant, named, spelling in batch:
+            one = callback(task, status, signed=signed, n=variant, files=[FILE] * named, spelling=spelling)
+            made.append(one)
+            model = self.models.setdefault(task, Model())
+            model.bodies[one.body_sha256] += 1
+            if model.bodies[one.body_sha256] > 1 and not (one.signed and status and model.origin != "kling"):
+                continue
+            if one.signed and status:
+                model.kling(status, named)
+            else:
+                model.callback(status)
+        self.ledger.record(*made)
+
+    @rule(task=TASKS, attempt=ATTEMPTS, outcome=st.sampled_from([None, None, "created", "not_created", "unknown"]))
+    def a_client_says(self, task: str, attempt: str, outcome: Any) -> None:
+        """Before its create, or after it."""
+        if task not in self.models:
+            self.models[task] = Model(outcome="pending", attempt=attempt)
+        expected = self.models[task].register(attempt, outcome)
+        answer = self.ledger.register(task, attempt=attempt, outcome=outcome, task_id=f"k{task}")
+        assert answer.may_create == expected
+
+    @rule(wait=st.sampled_from([1, 2_000, 60_000, 200_000]))
+    def time_passes(self, wait: int) -> None:
+        """And a worker claims what is due."""
+        self.ledger.now += wait
+        self.claim()
+
+    def claim(self) -> None:
+        """Hooks are nobody's here."""
+
+        def claim(tx: Transaction) -> list[ClaimedJob]:
+            busy = Capacity(1, {"hook-runs": 0})
+            return queue.claim_due(tx, busy, claim_id=token_hex(8), lease_ms=10**9)
+
+        for job in self.ledger.change(claim):
+            self.running.append(Run(job, self.ledger.task(job.task_id)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), answer=ANSWERS, reached=st.booleans(), last=st.booleans())
+    def a_job_ends(self, data: st.DataObject, answer: Report | None, reached: bool, last: bool) -> None:
+        """A question is answered or not, a file comes or does not; perhaps it was the last attempt."""
+        run = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        many = {"unanswered": 99, "undecided": 99, "queries": 99}
+        job = dataclasses.replace(run.job, attempts=99, args=(run.job.args or {}) | many) if last else run.job
+        verdict = getattr(self, f"_{job.kind}")
+        settled = self.ledger.change(
+            lambda tx: queue.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
+        )
+        assert settled
+
+    @precondition(lambda self: self.running)
+    @rule(answer=ANSWERS)
+    def the_process_dies(self, answer: Report | None) -> None:
+        """What ran is owed again; what a dead worker's job comes to is nothing."""
+        self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
+        before = self.everything()
+        for run in self.running:
+            job = run.job
+            verdict = getattr(self, f"_{job.kind}")
+            lost = self.ledger.change(
+                lambda tx, job=job, run=run, verdict=verdict: queue.settle(  # type: ignore[misc]
+                    tx, job, lambda tx: verdict(tx, job, run.task, answer, True)
+                )
+            )
+            assert not lost
+        self.running.clear()
+        assert self.everything() == before
+        self.claim()
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), answer=SURE)
+    def an_operator_asks(self, data: st.DataObject, answer: Report) -> None:
+        """Kling's answer is believed, whenever it was asked."""
+        task = data.draw(st.sampled_from(sorted(self.models)))
+        self.models[task].kling(str(answer.status), bool(answer.outputs))
+        self.ledger.change(lambda tx: overdue.apply_answer(tx, tx.require_task(task), answer, "operator"))
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), answer=SURE, lost=st.sets(st.integers(0, 1)))
+    def an_operator_fetches(self, data: st.DataObject, answer: Report, lost: set[int]) -> None:
+        """Files that were stored are gone, and fetched again if Kling still names them."""
+        task = data.draw(st.sampled_from(sorted(self.models)))
+        self.models[task].kling(str(answer.status), bool(answer.outputs))
+        gone = [
+            file["position"]
+            for file in self.ledger.results(task)
+            if file["status"] == "stored" and file["position"] in lost
+        ]
+
+        def fetch(tx: Transaction) -> bool:
+            row = tx.require_task(task)
+            for n in gone:
+                result_records.mark_lost(tx, row, n, "gone")
+            overdue.apply_answer(tx, row, answer, "operator")
+            again = row["status"] == answer.status == "succeed" and bool(answer.outputs)
+            if again:
+                result_records.refresh_downloads(tx, row, answer.outputs)
+            return again
+
+        if self.ledger.change(fetch):
+            assert {file["status"] for file in self.ledger.results(task)} <= {"pending", "stored"}
+
+    @rule(times=st.integers(1, 2))
+    def it_starts(self, times: int) -> None:
+        """Once, or again before anything was done: nothing was forgotten, and turns go with deadlines."""
+        self.running.clear()
+        self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
+        for _ in range(times):
+            assert self.ledger.change(startup.repair) == 0
+            self.ledger.change(lambda tx: startup.schedule_sweep(tx, self.ledger.now))
+        turns = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
+        assert {f"overdue/{task}" for task in turns} <= self.ledger.jobs().keys()
+
+    def everything(self) -> list[list[Any]]:
+        """Every row there is."""
+        return [self.ledger.rows(table) for table in (TASK, EVENT, RESULT, JOB)]
+
+    def _ask(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
+        model = self.models[job.task_id]
+        named = any(file["source_url"] for file in self.ledger.results(job.task_id))
+        if task["origin"] == "kling" and (task["status"] == "failed" or named):
+            return Done()
+        if reached:
+            if answer:
+                model.kling(str(answer.status), bool(answer.outputs))
+            outcome = reconcile._apply_answer(tx, job, answer, task["hint_count"])
+        else:
+            outcome = reconcile._retry_or_accept_hint(tx, job, GatewayError("no answer"))
+        if isinstance(outcome, GiveUp) and (hint := tx.require_task(job.task_id)["hint"] or self._stood(tx, job)):
+            model.ours(hint, "callback")
+        return outcome
+
+    def _stood(self, tx: Transaction, job: ClaimedJob) -> str | None:
+        task = tx.require_task(job.task_id)
+        return str(task["status"]) if task["origin"] == "callback" else None
+
+    def _overdue(
+        self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool
+    ) -> Outcome:
+        model = self.models[job.task_id]
+        if task["status"] in FINAL:
+            return overdue._settle_final(tx, job)
+        hint = tx.require_task(job.task_id)["hint"]
+        if not reached:
+            outcome = overdue._settle_unanswered(tx, job, GatewayError("no answer"))
+        else:
+            if answer and model.status not in FINAL:
+                model.kling(str(answer.status), bool(answer.outputs))
+            outcome = overdue._settle_answer(tx, job, answer)
+        if isinstance(outcome, Done):
+            model.ours(hint or "failed", "callback" if hint else "local")
+        return outcome
+
+    def _sweep(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
+        if task["status"] in FINAL or not reached:
+            return Done()
+        if answer:
+            self.models[job.task_id].kling(str(answer.status), bool(answer.outputs))
+        return overdue._settle_sweep(tx, job.task_id, answer)
+
+    def _download(
+        self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool
+    ) -> Outcome:
+        n = job.args["n"]
+        if reached:
+            stored = StoredFile(f"{job.task_id}/{n}", "image/png", 1, "0" * 64)
+            result_records.mark_stored(tx, tx.require_task(job.task_id), n, stored)
+            return Done()
+        if job.attempts < 99:
+            return RetryAt(tx.now + 5, "cut")
+        result_records.mark_failed(tx, tx.require_task(job.task_id), n, "gone")
+        return GiveUp("gone")
+
+    @invariant()
+    def the_model_is_right(self) -> None:
+        """Status and origin are those of the model; each distinct callback is one event."""
+        for task, model in getattr(self, "models", {}).items():
+            row = self.ledger.task(task)
+            assert (row["status"], row["origin"], row["outcome"]) == (model.status, model.origin, model.outcome)
+            events = self.ledger.rows(EVENT, task=task, type="callback.received")
+            assert {event["digest"]: event["repeats"] + 1 for event in events} == dict(model.bodies)
+            assert row["callback_count"] == sum(model.bodies.values())
+
+    @invariant()
+    def nothing_owed_is_forgotten(self) -> None:
+        """A live job for each pending file, hint, unnamed file, open task; done when nothing is owed."""
+        jobs = self.ledger.jobs() if hasattr(self, "ledger") else {}
+        live = {key for key, job in jobs.items() if job["state"] != "dead"}
+        for task, model in getattr(self, "models", {}).items():
+            row, named = self.ledger.task(task), self.ledger.results(task)
+            pending = {f"download/{task}/{file['n']}" for file in named if file["status"] == "pending"}
+            unnamed = model.status == "succeed" and not any(file["source_url"] for file in named)
+            assert pending <= live
+            if unnamed:
+                assert [file["status"] for file in named] == ["failed"] if row["done"] else f"ask/{task}" in live
+            else:
+                assert row["done"] == (model.status in FINAL and not pending)
+            if model.status not in FINAL:
+                assert f"overdue/{task}" in live
+                assert row["hint"] is None or f"ask/{task}" in live
+            if model.files:
+                assert [file["source_url"] != "" for file in named] == [True] * len(named) != []
+
+    @invariant()
+    def every_event_is_offered(self) -> None:
+        """Ids grow, and the hook is owed a look at them."""
+        if not hasattr(self, "ledger"):
+            return
+        ids = [event["id"] for event in self.ledger.rows(EVENT)]
+        assert not ids or self.ledger.jobs()["dispatch/hook-1"]["state"] == "ready"
+        assert max(ids, default=0) >= self.last_event
+        self.last_event = max(ids, default=0)
+
+
+def test_any_sequence_ends_as_the_model_says(tmp_path: Path) -> None:
+    """Hypothesis looks for one that does not."""
+    template = Database(f"sqlite:///{tmp_path / 'template.db'}")
+    template.migrate()
+    template.close()
+
+    class Machine(StoreMachine):
+        """On copies of this template."""
+
+        template = tmp_path / "template.db"
+
+    quick = settings(max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(Machine, settings=quick)

@@ -1,0 +1,260 @@
+"""Streams of events: everything once, in order, from where the reader was, and no longer than it should be."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import chain
+
+import pytest
+from starlette.concurrency import run_in_threadpool
+
+from kling_receiver.events.bus import EventBus
+from kling_receiver.store import reader
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import EventRow
+from tests.support.database import Ledger, callback, statements
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 20
+
+
+class Follower:
+    """Somebody who follows a task, or all tasks."""
+
+    def __init__(self, feed: EventBus, task: str | None, after: int = 0) -> None:
+        self._stream = feed.follow(task, after)
+
+    async def next(self) -> list[str]:
+        """The types in the next batch."""
+        return [row["type"] for row in await self.rows()]
+
+    async def rows(self) -> list[EventRow]:
+        """The next batch."""
+        async with asyncio.timeout(PATIENCE):
+            return await anext(self._stream)
+
+    async def ended(self) -> bool:
+        """Whether the stream ends here."""
+        try:
+            await self.rows()
+        except StopAsyncIteration:
+            return True
+        return False
+
+
+class Scene:
+    """A database, a feed of it, and commits that it is told of."""
+
+    def __init__(self, database: Database, *, heartbeat: float = PATIENCE) -> None:
+        self.ledger, self.feed = Ledger(database), EventBus(Reader(database), heartbeat=heartbeat)
+
+    def tell(self) -> None:
+        """What the writer does after a commit."""
+        self.feed.notify(self.ledger.committed.task_ids)
+
+    def say(self, task: str, status: str = "processing", **given: object) -> None:
+        """A callback comes."""
+        self.ledger.record(callback(task, status, **given))
+        self.tell()
+
+
+@asynccontextmanager
+async def following(scene: Scene, task: str | None, after: int = 0) -> AsyncIterator[Follower]:
+    """A follower, gone at the end."""
+    follower = Follower(scene.feed, task, after)
+    try:
+        yield follower
+    finally:
+        await follower._stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+    assert scene.feed._waiters == {}
+
+
+FIRST = ["task.created", "callback.received", "task.processing"]
+
+
+async def test_first_what_there_is_then_what_comes(database: Database) -> None:
+    """Nothing is left out, nothing comes twice."""
+    scene = Scene(database)
+    scene.say("t")
+    async with following(scene, "t") as follower:
+        assert await follower.next() == FIRST
+        coming = asyncio.ensure_future(follower.next())
+        await _waiting(scene)
+        scene.say("t", "submitted")
+        assert await coming == ["callback.received", "callback.ignored"]
+
+
+async def _waiting(scene: Scene) -> None:
+    """Until there is a follower, and every follower sleeps: each has read all that there is."""
+    async with asyncio.timeout(PATIENCE):
+        while not (scene.feed._waiters and all(map(_asleep, chain(*scene.feed._waiters.values())))):
+            await run_in_threadpool(int)
+
+
+def _asleep(event: asyncio.Event) -> bool:
+    return bool(event._waiters) and not event.is_set()
+
+
+async def test_a_stream_ends_with_its_task(database: Database) -> None:
+    """After `task.done` was sent; also for who comes later, and from any place."""
+    scene = Scene(database)
+    scene.say("t", "failed", signed=True)
+    for after, count in ((0, 4), (2, 2), (99, 0)):
+        async with following(scene, "t", after) as follower:
+            if count:
+                assert len(await follower.next()) == count
+            assert await follower.ended()
+
+
+async def test_the_end_may_come_while_one_reads(database: Database) -> None:
+    """What was committed after the look at the task is sent before the stream ends."""
+    scene = Scene(database)
+    scene.say("t")
+    async with following(scene, "t") as follower:
+        await follower.next()
+        scene.say("t", "failed", signed=True)
+        assert (await follower.next())[-1] == "task.done"
+        assert await follower.ended()
+
+
+async def test_a_task_that_does_not_exist_has_no_events(database: Database) -> None:
+    """Nor a stream that hangs."""
+    async with following(Scene(database), "nobody") as follower:
+        assert await follower.ended()
+
+
+async def test_the_stream_of_all_has_no_end(database: Database) -> None:
+    """It goes on over tasks that are done."""
+    scene = Scene(database)
+    scene.say("t", "failed", signed=True)
+    async with following(scene, None) as follower:
+        assert len(await follower.next()) == 4
+        coming = asyncio.ensure_future(follower.next())
+        await _waiting(scene)
+        scene.say("u")
+        assert await coming == FIRST
+
+
+async def test_only_those_concerned_wake(database: Database) -> None:
+    """A commit for other tasks makes no query for this one."""
+    scene = Scene(database)
+    scene.say("t")
+    async with following(scene, "t") as follower:
+        await follower.next()
+        coming = asyncio.ensure_future(follower.next())
+        await _waiting(scene)
+        scene.ledger.record(callback("u"))
+        with statements(database) as seen:
+            scene.tell()
+            await _waiting(scene)
+            assert seen == []
+        scene.say("t", "submitted")
+        await coming
+
+
+async def test_every_follower_hears(database: Database) -> None:
+    """Of one task as well as of all."""
+    scene = Scene(database)
+    scene.say("t")
+    followers = [Follower(scene.feed, task) for task in ("t", "t", None)]
+    for follower in followers:
+        assert await follower.next() == FIRST
+    coming = [asyncio.ensure_future(follower.next()) for follower in followers]
+    await _waiting(scene)
+    scene.say("t", "submitted")
+    assert await asyncio.gather(*coming) == [["callback.received", "callback.ignored"]] * 3
+    for follower in followers:
+        await follower._stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+async def test_a_reader_goes_on_where_it_was(database: Database) -> None:
+    """By the id of the last event that it has."""
+    scene = Scene(database)
+    scene.say("t")
+    async with following(scene, "t") as follower:
+        rows = await follower.rows()
+    async with following(scene, "t", rows[0]["id"]) as follower:
+        assert await follower.next() == FIRST[1:]
+
+
+async def test_many_events_come_in_batches(database: Database) -> None:
+    """All of them, in order."""
+    scene = Scene(database)
+    scene.say("t")
+    scene.ledger.log(*(f"type {n}" for n in range(reader.EVENTS_AT_ONCE)))
+    async with following(scene, "t") as follower:
+        first, second = await follower.next(), await follower.next()
+    assert len(first) == reader.EVENTS_AT_ONCE
+    assert [*first, *second] == scene.ledger.types()
+
+
+async def test_a_silent_stream_shows_that_it_lives(database: Database) -> None:
+    """By an empty batch now and then; events come all the same."""
+    scene = Scene(database, heartbeat=0.01)
+    scene.say("t")
+    async with following(scene, "t") as follower:
+        assert await follower.next() == FIRST
+        assert await follower.next() == []
+        assert await follower.next() == []
+        scene.say("t", "submitted")
+        assert await follower.next() == ["callback.received", "callback.ignored"]
+
+
+async def test_no_wake_is_lost(database: Database) -> None:
+    """A commit between reading and falling asleep, at any turn of the loop, is heard of."""
+    scene = Scene(database)
+    scene.say("t")
+    for turns in range(25):
+        async with following(scene, "t", scene.ledger.events()[-1]["id"]) as follower:
+            coming = asyncio.ensure_future(follower.next())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            scene.ledger.log(f"turn {turns}")
+            scene.tell()
+            assert await coming == [f"turn {turns}"]
+
+
+async def test_closing_ends_every_stream(database: Database) -> None:
+    """Those that sleep, those of all tasks, and those that come too late."""
+    scene = Scene(database)
+    scene.say("t")
+    followers = [Follower(scene.feed, task) for task in ("t", None)]
+    for follower in followers:
+        await follower.next()
+    endings = [asyncio.ensure_future(follower.ended()) for follower in followers]
+    await _waiting(scene)
+    scene.feed.close()
+    assert await asyncio.gather(*endings) == [True, True]
+    assert await Follower(scene.feed, "t").ended()
+    assert scene.feed._waiters == {}
+
+
+async def test_perhaps_any_task_wakes_everybody(database: Database) -> None:
+    """After a commit of which nobody knows whether it took effect."""
+    scene = Scene(database)
+    scene.ledger.record(callback("t"))
+    one, every = Follower(scene.feed, "t"), Follower(scene.feed, None)
+    for each in (one, every):
+        await each.next()
+    waiting = [asyncio.ensure_future(each.next()) for each in (one, every)]
+    await asyncio.sleep(0.05)
+    scene.ledger.record(callback("t", "succeed"))
+    scene.feed.notify(None)
+    assert await asyncio.gather(*waiting) == [["callback.received"]] * 2
+
+
+async def test_a_feed_is_full_while_so_many_follow(database: Database) -> None:
+    """And has room again when one of them goes."""
+    scene = Scene(database)
+    scene.say("t")
+    feed = EventBus(Reader(database), max_streams=2)
+    one, other = feed.follow("t", 0), feed.follow(None, 0)
+    await anext(one)
+    assert not feed.is_full
+    await anext(other)
+    assert feed.is_full
+    await one.aclose()
+    assert not feed.is_full
+    await other.aclose()

@@ -1,0 +1,139 @@
+"""Tasks and events as they are shown: the JSON of the contract."""
+
+import json
+from typing import Any
+
+import pytest
+
+from kling_callback.protocol.signing import verify_link
+from kling_receiver.events.payloads import LINK_SECONDS, Payloads, iso
+from kling_receiver.results import records as result_records
+from kling_receiver.results.records import StoredFile
+from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Reader, TaskDetail
+from kling_receiver.tasks import transitions
+from tests.support.database import FAMILY, FILE, NOW, Ledger, callback, says
+from tests.support.receiver import SECRET
+
+pytestmark = pytest.mark.anyio
+
+URL = "https://receiver.example/kling"
+VIEWS = Payloads((SECRET,), URL, clock=lambda: NOW / 1000)
+AT = iso(NOW)
+
+
+async def shown(ledger: Ledger, task: str = "t") -> dict[str, Any]:
+    """A task as it is shown, fit for JSON."""
+    full = (await Reader(ledger.database).details([task]))[task]
+    view = VIEWS.task(full)
+    assert json.loads(json.dumps(view, allow_nan=False)) == view
+    return view
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (None, None),
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1_764_235_825_029, "2025-11-27T09:30:25.029Z"),
+        (1_764_235_825_999, "2025-11-27T09:30:25.999Z"),
+    ],
+)
+def test_times_are_iso_8601_in_utc(milliseconds: int | None, text: str | None) -> None:
+    """With their milliseconds, and `Z`."""
+    assert iso(milliseconds) == text
+
+
+async def test_a_new_task(database: Database) -> None:
+    """Every field of the contract is there from the beginning."""
+    ledger = Ledger(database)
+    ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("b", "a"))
+    assert await shown(ledger) == {
+        "id": "t",
+        "task_id": None,
+        "family": FAMILY,
+        "model": "kling-v3",
+        "tags": ["a", "b"],
+        "status": "created",
+        "status_msg": "",
+        "origin": None,
+        "request": {"prompt": "x"},
+        "results": [],
+        "cost": None,
+        "done": False,
+        "created_at": AT,
+        "updated_at": AT,
+    }
+
+
+async def test_a_task_with_files(database: Database) -> None:
+    """One on disk, with a link that opens it; one on its way; one lost."""
+    ledger = Ledger(database)
+    ledger.register(outcome="created", task_id="k1")
+    ledger.believe("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
+    stored = StoredFile("t/0.png", "image/png", 5, "ab" * 32)
+    ledger.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, stored))
+    ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 2, "gone"))
+    view = await shown(ledger)
+    assert (view["status"], view["origin"], view["task_id"]) == ("succeed", "kling", "k1")
+    assert (view["cost"], view["status_msg"], view["done"]) == ("3.5", "m", False)
+    first, second, third = view["results"]
+    href = first.pop("href")
+    assert first == {
+        "index": 0,
+        "kind": "image",
+        "id": None,
+        "duration": None,
+        "status": "stored",
+        "content_type": "image/png",
+        "size": 5,
+        "sha256": "ab" * 32,
+        "source_url": f"{FILE}?ksTime=6a9b5d00",
+        "expires_at": iso(0x6A9B5D00 * 1000),
+        "error": None,
+    }
+    assert (second["status"], second["href"], second["expires_at"], second["sha256"]) == (
+        "pending",
+        None,
+        None,
+        None,
+    )
+    assert (third["status"], third["href"], third["error"]) == ("failed", None, "gone")
+    _assert_opens(href)
+
+
+def _assert_opens(href: str) -> None:
+    """A link holds for a day, for this file only."""
+    address, _, query = href.partition("?")
+    assert address == f"{URL}/api/tasks/t/results/0"
+    given = dict(pair.split("=") for pair in query.split("&"))
+    assert int(given["expires"]) == NOW // 1000 + LINK_SECONDS
+    verify_link([SECRET], "t", 0, given["expires"], given["signature"], now=NOW / 1000)
+
+
+async def test_a_success_of_which_nobody_named_a_file(database: Database) -> None:
+    """The lost result has no address."""
+    ledger = Ledger(database)
+    ledger.record(callback(status="succeed"))
+    ledger.change(lambda tx: transitions.accept_hint(tx, tx.require_task("t")))
+    view = await shown(ledger)
+    assert (view["status"], view["origin"], view["done"]) == ("succeed", "callback", True)
+    (result,) = view["results"]
+    assert (result["status"], result["kind"], result["source_url"]) == ("failed", "file", None)
+    assert result["error"].startswith("Kling could not be asked")
+
+
+async def test_an_event_shows_its_task_as_it_is_now(database: Database) -> None:
+    """With its id, type, time and data."""
+    ledger = Ledger(database)
+    ledger.record(callback(task_id="k1", message="a\0b"))
+    reader = Reader(database)
+    full: TaskDetail = (await reader.details(["t"]))["t"]
+    *_, last = await reader.events(0)
+    assert VIEWS.event(last, full) == {
+        "id": last["id"],
+        "type": "task.processing",
+        "at": AT,
+        "data": {"by": "callback", "message": "ab"},
+        "task": VIEWS.task(full),
+    }

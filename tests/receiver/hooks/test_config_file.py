@@ -1,0 +1,236 @@
+"""The file of hooks: what it says is what there is, from one start to the next."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from kling_callback.errors import SettingsError
+from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import HookConfig, InvalidHook
+from kling_receiver.hooks.config_file import load_hooks
+from kling_receiver.hooks.records import SECRET_OVERLAP_SECONDS
+from kling_receiver.hooks.sync import detach, sync
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.store.database import Database
+from kling_receiver.store.tables import HOOK
+from tests.support.database import Ledger
+from tests.support.receiver import Running, Start, make_settings
+from tests.support.web import host
+
+SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
+SHORT = "whsec_" + base64.b64encode(b"short").decode()
+NEXT = "whsec_" + base64.b64encode(b"the-next-secret-for-these-tests.").decode()
+
+WHOLE = """
+[hooks.studio]
+address = "https://studio.example/in"
+secret_env = "STUDIO_SECRET"
+events = ["task.done"]
+families = ["videos/effects"]
+tags = ["night"]
+schedule = [5, 60.5]
+concurrency = 4
+rate = 10
+timeout = 5
+
+[hooks.archive]
+address = 'command:["true", "a b"]'
+
+[hooks.stream]
+address = "redis://127.0.0.1/events"
+"""
+
+
+def written(tmp_path: Path, content: str) -> Path:
+    """A file of hooks."""
+    file = tmp_path / "hooks.toml"
+    file.write_text(content)
+    return file
+
+
+def problems(tmp_path: Path, content: str, **environ: str) -> list[str]:
+    """What is wrong with a file."""
+    with pytest.raises(InvalidHook) as raised:
+        load_hooks(written(tmp_path, content), Allowlist(), environ)
+    return raised.value.problems
+
+
+def test_a_file(tmp_path: Path) -> None:
+    """All that a command could say of hooks; secrets come from the environment."""
+    found = load_hooks(written(tmp_path, WHOLE), Allowlist(), {"studio_secret": SECRET})
+    studio, archive, stream = found
+    assert [each.name for each in found] == ["studio", "archive", "stream"]
+    assert (studio.secret, studio.events, studio.families) == (SECRET, ["task.done"], ["videos/effects"])
+    assert (studio.retry_schedule, studio.concurrency, studio.rate_limit, studio.timeout) == (
+        [5, 60.5],
+        4,
+        10,
+        5,
+    )
+    assert archive.address.endswith('/true", "a b"]')
+    assert stream.address == "redis://127.0.0.1/events"
+    assert load_hooks(written(tmp_path, ""), Allowlist(), {}) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[hooks.a", "is no TOML"),
+        ("name = 1", "write a table [hooks.NAME] for each hook, and nothing else."),
+        ("hooks = 1", "write a table [hooks.NAME]"),
+        ("[hooks]\na = 1", "hooks.a: this is no table."),
+        ('[hooks.""]\naddress = "command:true"', "hooks.: it has no name."),
+        ("[hooks.a]", "hooks.a: address: Field required."),
+        ('[hooks.a]\naddress = "https://x.example"', "hooks.a: secret_env, or secret, is needed"),
+        ('[hooks.a]\naddress = "https://x.example"\nsecret_env = "NONE"', "the environment has no NONE."),
+        ('[hooks.default]\naddress = "command:true"', "this one is KLING_HOOK_URL's."),
+        ('[hooks.A]\naddress = "command:true"', "hooks.A: name: must be small letters"),
+        ('[hooks.a]\naddress = "command:no-such-thing"', "there is no command no-such-thing"),
+        ('[hooks.a]\naddress = "command:true"\nconcurrency = "4"', "concurrency: "),
+    ],
+)
+def test_a_file_that_cannot_be(tmp_path: Path, content: str, said: str) -> None:
+    """Each problem with its place."""
+    [found] = problems(tmp_path, content)
+    assert found.startswith(str(tmp_path / "hooks.toml"))
+    assert said in found
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """Nor one that is no text."""
+    with pytest.raises(InvalidHook, match="cannot be read: No such file"):
+        load_hooks(tmp_path / "none.toml", Allowlist(), {})
+    (tmp_path / "hooks.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidHook, match="is no TOML"):
+        load_hooks(tmp_path / "hooks.toml", Allowlist(), {})
+
+
+def test_all_problems_of_a_file_stop_the_start_at_once(tmp_path: Path) -> None:
+    """With those of other settings; no secret among them."""
+    content = f"""
+[hooks.one]
+address = "http://10.0.0.1/"
+secret = "{SHORT}"
+colour = "blue"
+[hooks.two]
+address = "kafka://x/y"
+"""
+    with pytest.raises(SettingsError) as raised:
+        make_settings(tmp_path, hooks_file=str(written(tmp_path, content)), overdue_seconds=-1)
+    [about_time] = [each for each in raised.value.problems if "OVERDUE" in each]
+    [about_hooks] = [each for each in raised.value.problems if each.startswith("KLING_HOOKS_FILE")]
+    for said in ("one: address: 10.0.0.1", "one: secret: is too short", "one: colour", "two: address"):
+        assert f"hooks.{said}" in about_hooks
+    assert SHORT not in about_hooks + about_time
+
+
+def made(name: str, address: str = "https://x.example/", **given: Any) -> HookConfig:
+    """A hook as the file has it."""
+    return HookConfig(name=name, address=address, secret=given.pop("secret", SECRET), **given)
+
+
+def hooks(ledger: Ledger) -> dict[str, Any]:
+    """The hooks' rows, by name."""
+    return {row["name"]: row for row in ledger.rows(HOOK)}
+
+
+def test_what_the_file_says_is_what_there_is(database: Database) -> None:
+    """Added, changed and removed by it, those that commands added too; a changed one keeps its place."""
+    ledger = Ledger(database)
+    ledger.put_task()
+    ledger.change(lambda tx: sync(tx, "settings", [made("default")]))
+    ledger.change(lambda tx: sync(tx, "file", [made("one"), made("two")], also="added"))
+    ledger.put_hook("by-command")
+    ledger.change(lambda tx: hook_records.add_for_task(tx, "t", "https://x.example"))
+    ledger.change(lambda tx: hook_records.pause(tx, "two", "for a test"))
+    ledger.log("one")
+    before = hooks(ledger)["two"]
+    changed = made("two", "https://y.example/", events=["task.done"], secret=NEXT, concurrency=1)
+    ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
+    after = hooks(ledger)
+    assert sorted(after) == ["default", "task:t", "three", "two"]
+    assert sorted(ledger.committed.messages) == [
+        "hook by-command is removed: KLING_HOOKS_FILE names it no more",
+        "hook one is removed: KLING_HOOKS_FILE names it no more",
+    ]
+    two = after["two"]
+    assert (two["address"], two["concurrency"]) == ("https://y.example/", 1)
+    assert two["filter"]["events"] == ["task.done"]
+    assert two["secrets"] == [[NEXT, None], [SECRET, ledger.now + int(SECRET_OVERLAP_SECONDS * 1000)]]
+    for kept in ("cursor", "paused_at", "paused_because", "created_at"):
+        assert two[kept] == before[kept], kept
+    assert after["three"]["cursor"] == 1
+    ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
+    assert hooks(ledger)["two"] == two
+    ledger.change(lambda tx: sync(tx, "settings", []))
+    assert ledger.committed.messages == ("hook default is removed: KLING_HOOK_URL names it no more",)
+
+
+def test_without_a_file_its_hooks_stay(database: Database) -> None:
+    """A variable that was forgotten drops no events; commands may remove them then, and a file again."""
+    ledger = Ledger(database)
+    ledger.change(lambda tx: sync(tx, "settings", [made("default")]))
+    ledger.change(lambda tx: sync(tx, "file", [made("one")], also="added"))
+    ledger.change(detach)
+    assert ledger.committed.messages == (
+        "hook one came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed",
+    )
+    assert {name: row["source"] for name, row in hooks(ledger).items()} == {
+        "default": "settings",
+        "one": "added",
+    }
+    ledger.change(detach)
+    assert not ledger.committed.messages
+    ledger.change(lambda tx: sync(tx, "file", [made("two")], also="added"))
+    assert sorted(hooks(ledger)) == ["default", "two"]
+
+
+def test_a_hook_changes_its_kind(database: Database) -> None:
+    """A command has no secret, and what became a web address has one again."""
+    ledger = Ledger(database)
+    for address, secret in (("https://x.example/", SECRET), ("command:true", ""), ("https://x.example/", NEXT)):
+        wanted = HookConfig(name="one", address=address, secret=secret)
+        ledger.change(lambda tx, wanted=wanted: sync(tx, "file", [wanted]))  # type: ignore[misc]
+        assert hooks(ledger)["one"]["secrets"] == ([[secret, None]] if secret else [])
+
+
+def get(running: Running, path: str) -> Any:
+    """What an admin is told."""
+    return httpx.get(f"{running.url}/api/{path}", headers=running.headers("admin")).json()
+
+
+def test_from_start_to_start(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file is changed while the receiver is down; with a file, nothing is added or changed by commands."""
+    with host(lambda visit: visit.answer(204)) as there:
+        content = f'[hooks.one]\naddress = "{there.url}"\nsecret_env = "ONE_SECRET"\n'
+        monkeypatch.setenv("ONE_SECRET", SECRET)
+        without = start(api_base="http://127.0.0.1:9")
+        admin = without.headers("admin")
+        httpx.post(f"{without.url}/api/hooks", headers=admin, json={"name": "x", "address": there.url})
+        without.stop()
+        first = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
+        assert [hook["name"] for hook in get(first, "hooks")["hooks"]] == ["one"]
+        assert "hook x is removed: KLING_HOOKS_FILE names it no more" in caplog.text
+        more = httpx.post(f"{first.url}/api/hooks", headers=admin, json={"address": there.url})
+        turned = httpx.post(f"{first.url}/api/hooks/one/rotate", headers=admin)
+        gone = httpx.delete(f"{first.url}/api/hooks/one", headers=admin)
+        assert [each.json()["error"]["code"] for each in (more, turned, gone)] == [
+            *("kept_in_file", "kept_elsewhere", "kept_elsewhere"),
+        ]
+        first.stop()
+        monkeypatch.setenv("ONE_SECRET", NEXT)
+        second = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
+        httpx.post(f"{second.url}/api/hooks/one/test", headers=admin)
+        [visit] = there.wait_for(1)
+    for secret in (NEXT, SECRET):
+        Webhook(secret).verify(visit.body, dict(visit.headers))
+    second.stop()
+    third = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, "")))
+    told = get(third, "hooks")
+    assert (told["hooks"], told["kept_in_file"]) == ([], True)

@@ -1,0 +1,412 @@
+"""Work that is owed: what each loser of a race must not do."""
+
+import itertools
+import statistics
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+
+from kling_receiver.jobs import enqueue, queue
+from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.jobs.kinds import Pool
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt, settle_as
+from kling_receiver.store.database import Database
+from kling_receiver.store.tables import JOB
+from kling_receiver.store.transaction import Transaction
+from tests.support.database import NOW, Ledger
+
+LEASE = 1000
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A ledger with one task, and no jobs yet."""
+    ledger = Ledger(database)
+    ledger.put_task()
+    return ledger
+
+
+NAMES = itertools.count()
+
+
+def claim(ledger: Ledger, busy: Capacity | None = None, *, room: int = 9) -> list[ClaimedJob]:
+    """Claim what is due; `room`: jobs of one lane, unless `busy` says more."""
+    return ledger.change(
+        lambda tx: queue.claim_due(tx, busy or Capacity(room), claim_id=f"claim {next(NAMES)}", lease_ms=LEASE)
+    )
+
+
+def settle(ledger: Ledger, job: ClaimedJob, outcome: Outcome) -> bool:
+    """Settle with a verdict that also leaves a mark on the task."""
+
+    def decide(tx: Transaction) -> Outcome:
+        tx.update_task(tx.require_task("t"), status_msg="marked")
+        tx.add_event("t", "marked")
+        return outcome
+
+    return ledger.change(lambda tx: queue.settle(tx, job, decide))
+
+
+def rescue(ledger: Ledger, until: int | None = None) -> int:
+    """Give back what nobody works at any more."""
+    return ledger.change(lambda tx: queue.rescue(tx, ledger.now if until is None else until))
+
+
+def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:
+    """In the row itself, before anything is done: a worker that dies leaves its trace."""
+    ledger.put_job(data={"n": 1})
+    (job,) = claim(ledger)
+    row = ledger.jobs()["ask/t"]
+    assert (row["state"], row["attempts"], row["lease_expires_at"]) == ("running", 1, NOW + LEASE)
+    assert row["claim_id"] == job.claim_id
+    assert (job.unique_key, job.kind, job.task_id, job.concurrency_key, job.args, job.attempts) == (
+        *("ask/t", "ask", "t", "kling"),
+        *({"n": 1}, 1),
+    )
+
+
+def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
+    """Nor what runs already, nor what is dead."""
+    ledger.put_job("later", due_at=NOW + 1)
+    ledger.put_job("now", due_at=NOW)
+    ledger.put_job("dead", state="dead")
+    assert [job.unique_key for job in claim(ledger)] == ["now"]
+    assert claim(ledger) == []
+    ledger.now += 1
+    assert [job.unique_key for job in claim(ledger)] == ["later"]
+
+
+def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
+    """As if it had not been made; other claims stand."""
+    ledger.put_job("first")
+    [first] = claim(ledger)
+    ledger.put_job("second")
+    before = ledger.jobs()
+    [second] = claim(ledger)
+    ledger.change(lambda tx: queue.release_claim(tx, second.claim_id))
+    assert ledger.jobs() == before
+    assert not settle(ledger, second, Done())
+    assert settle(ledger, first, Done())
+
+
+def test_the_longest_due_goes_first(ledger: Ledger) -> None:
+    """As many as there is room for."""
+    for n in (3, 1, 2):
+        ledger.put_job(f"j{n}", due_at=NOW - 10 + n)
+    assert [job.unique_key for job in claim(ledger, room=2)] == ["j1", "j2"]
+    assert [job.unique_key for job in claim(ledger, room=2)] == ["j3"]
+
+
+def test_of_what_is_due_together_the_oldest_goes_first(ledger: Ledger) -> None:
+    """By the order in which it came to be owed, not by where the database happens to keep it."""
+    for n in range(3):
+        ledger.put_job(f"j{n}", due_at=NOW - (n > 0))
+    with ledger.database.write() as connection:  # PostgreSQL puts a changed row behind the others
+        connection.execute(JOB.update().where(JOB.c.key == "j0").values(due_at=NOW - 1))
+    assert [job.unique_key for job in claim(ledger)] == ["j0", "j1", "j2"]
+
+
+def test_two_claims_of_a_job_have_different_names(ledger: Ledger) -> None:
+    """Else the loser of one could pass for the winner of the next."""
+    ledger.put_job()
+    (first,) = claim(ledger)
+    rescue(ledger, NOW + LEASE)
+    (second,) = claim(ledger)
+    assert first.claim_id != second.claim_id
+    assert second.attempts == 1
+
+
+def test_done_is_gone(ledger: Ledger) -> None:
+    """And the verdict's change is made."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert settle(ledger, job, Done())
+    assert ledger.jobs() == {}
+    assert (ledger.task()["status_msg"], ledger.types()) == ("marked", ["marked"])
+
+
+def test_what_is_tried_again_waits(ledger: Ledger) -> None:
+    """Until its time, with the reason, with what it knew, and with its attempts counted."""
+    ledger.put_job(data={"n": 1})
+    (job,) = claim(ledger)
+    assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
+    row = ledger.jobs()["ask/t"]
+    assert (row["state"], row["due_at"], row["attempts"], row["claim_id"]) == ("ready", NOW + 7, 1, None)
+    assert row["error"] == "x" * queue.MAX_ERROR_CHARS
+    ledger.now += 7
+    (job,) = claim(ledger)
+    assert (job.attempts, job.args) == (2, {"n": 1})
+
+
+def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
+    """Dead, with the reason; owing it again gives it all its attempts."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert settle(ledger, job, GiveUp("no use"))
+    row = ledger.jobs()["ask/t"]
+    assert (row["state"], row["error"], row["claim_id"]) == ("dead", "no use", None)
+    assert claim(ledger) == []
+    ledger.change(lambda tx: enqueue.ask(tx, "t"))
+    assert claim(ledger)[0].attempts == 1
+
+
+@pytest.mark.parametrize("outcome", [Done(), RetryAt(NOW, "again"), GiveUp("no use")])
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_worker_that_lost_its_claim_settles_nothing(ledger: Ledger, outcome: Outcome, taken_over: bool) -> None:
+    """And its verdict changes nothing: neither the job nor the task."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.now += LEASE
+    assert rescue(ledger) == 1
+    if taken_over:
+        claim(ledger)
+    before = ledger.jobs()
+    assert not settle(ledger, job, outcome)
+    assert ledger.jobs() == before
+    assert (ledger.task()["status_msg"], ledger.types()) == ("", [])
+
+
+def test_a_job_is_settled_once(ledger: Ledger) -> None:
+    """Saying it again changes nothing."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert ledger.change(lambda tx: queue.settle(tx, job, settle_as(RetryAt(NOW, ""))))
+    assert not settle(ledger, job, Done())
+    assert ledger.jobs()["ask/t"]["state"] == "ready"
+
+
+def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
+    """The job is still the worker's."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+
+    def fail(tx: Transaction) -> Outcome:
+        tx.add_event("t", "marked")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ledger.change(lambda tx: queue.settle(tx, job, fail))
+    assert ledger.types() == []
+    assert settle(ledger, job, Done())
+
+
+def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
+    """Its lane is full, and the others' jobs are claimed although they were due later."""
+    for n in range(queue.MAX_SCANNED + 50):
+        ledger.put_job(f"dead/{n}", concurrency_key="dead host", due_at=NOW - 1000 + n)
+    ledger.put_job("good", concurrency_key="good host", due_at=NOW)
+    busy = Capacity(per_key=16)
+    assert Counter(job.concurrency_key for job in claim(ledger, busy)) == {"dead host": 16}
+    assert [job.unique_key for job in claim(ledger, busy)] == ["good"]
+
+
+def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
+    """Downloads have all the room that downloads have, and a question is claimed although it was due later."""
+    for n in range(queue.MAX_SCANNED + 50):
+        ledger.put_job(
+            f"dead/{n}",
+            kind="download",
+            pool="downloads",
+            concurrency_key=f"dead host {n}",
+            due_at=NOW - 1000 + n,
+        )
+    ledger.put_job("good", kind="ask", due_at=NOW)
+    busy = Capacity(per_key=16)
+    assert Counter(job.kind for job in claim(ledger, busy)) == {"download": 48}
+    assert [job.unique_key for job in claim(ledger, busy)] == ["good"]
+
+
+def test_a_lane_has_room_for_what_is_not_running(ledger: Ledger) -> None:
+    """What runs counts; within one claim too."""
+    for n in range(5):
+        ledger.put_job(f"j{n}", concurrency_key="a")
+    [first] = claim(ledger, room=1)
+    busy = Capacity.of([first, replace(first, concurrency_key="b")], per_key=3)
+    assert len(claim(ledger, busy)) == 2
+
+
+def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
+    """Or when a lease ends; a lane or kind that is full is looked at when one of its jobs ends."""
+
+    def next_due(*full: str, pools: tuple[str, ...] = ()) -> int | None:
+        one: dict[str, int] = dict.fromkeys(Pool, 1)
+        busy = Capacity(1, one, keys=Counter(full), pools=Counter(pools))
+        return ledger.change(lambda tx: queue.next_due(tx, busy))
+
+    assert next_due() is None
+    ledger.put_job("dead", state="dead")
+    assert next_due() is None
+    ledger.put_job("a", concurrency_key="a", due_at=NOW + 5)
+    ledger.put_job("b", concurrency_key="b", due_at=NOW + 3)
+    assert (next_due(), next_due("b"), next_due("a", "b")) == (NOW + 3, NOW + 5, None)
+    assert (next_due(pools=("kling",)), next_due(pools=("hook-runs",))) == (None, NOW + 3)
+    ledger.now += 3
+    claim(ledger)
+    assert (next_due("a"), next_due()) == (NOW + 3 + LEASE, NOW + 5)
+
+
+def test_the_order_is_asked_for(ledger: Ledger) -> None:
+    """No index gives it by chance: without any, the longest due is still the first."""
+    with ledger.transaction() as tx:
+        tx.connection.execute(text("DROP INDEX job_due"))
+    for n in (7, 5, 6, 4):
+        ledger.put_job(f"j{n}", due_at=NOW + n)
+    busy = Capacity(1)
+    assert ledger.change(lambda tx: queue.next_due(tx, busy)) == NOW + 4
+    ledger.now += 9
+    assert [job.unique_key for _ in range(4) for job in claim(ledger, Capacity(1))] == [
+        "j4",
+        "j5",
+        "j6",
+        "j7",
+    ]
+
+
+def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
+    """When its lease ends, not before; due at once, and the attempt that was cut off does not count."""
+    ledger.put_job("a")
+    ledger.put_job("later", due_at=NOW + 10**9)
+    claim(ledger)
+    ledger.now += LEASE - 1
+    assert rescue(ledger) == 0
+    ledger.now += 1
+    assert rescue(ledger) == 1
+    row = ledger.jobs()["a"]
+    assert (row["state"], row["due_at"], row["attempts"], row["lease_expires_at"]) == (
+        "ready",
+        ledger.now,
+        0,
+        None,
+    )
+    assert ledger.jobs()["later"]["due_at"] == NOW + 10**9
+
+
+def test_after_a_start_all_leases_are_void(ledger: Ledger) -> None:
+    """One receiver serves a database: whoever held them is gone."""
+    ledger.put_job()
+    claim(ledger)
+    assert rescue(ledger, 1 << 62) == 1
+    assert len(claim(ledger)) == 1
+
+
+def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
+    """The worker settles it; what came meanwhile is for its verdict to see."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.change(lambda tx: enqueue.ask(tx, "t"))
+    assert settle(ledger, job, Done())
+    assert ledger.jobs() == {}
+
+
+def test_a_key_keeps_the_earlier_time(ledger: Ledger) -> None:
+    """However often it is owed."""
+    for due in (NOW + 5, NOW + 3, NOW + 8):
+        ledger.change(lambda tx, due=due: enqueue.ask(tx, "t", due))  # type: ignore[misc]
+    assert [job["due_at"] for job in ledger.jobs().values()] == [NOW + 3]
+
+
+def test_dropping_a_job_leaves_one_that_runs(ledger: Ledger) -> None:
+    """Its worker settles it."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.change(lambda tx: tx.cancel_job("ask/t"))
+    assert settle(ledger, job, Done())
+
+
+def test_two_workers_never_have_the_same_job(database: Database, database_url: str) -> None:
+    """Claiming at the same time from two places, each job goes to one of them."""
+    ledger, other = Ledger(database), Ledger(Database(database_url))
+    for n in range(40):
+        ledger.put_job(f"j{n}")
+    taken: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def work(mine: Ledger) -> None:
+        barrier.wait(20)
+        while jobs := claim(mine, room=3):
+            taken.extend(job.unique_key for job in jobs)
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in (ledger, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    other.database.close()
+    left = [job for job in ledger.jobs().values() if job["state"] == "ready"]
+    assert (len(taken), len(set(taken)), left) == (40, 40, [])
+
+
+def test_what_runs_counts_by_lane_and_by_kind(ledger: Ledger) -> None:
+    """However many hosts it is spread over, one kind of work leaves room for the others."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    busy = Capacity.of([job, replace(job, concurrency_key="b")], per_key=2, per_pool={"kling": 2})
+    assert busy.exhausted == {"keys": [], "pools": ["kling"]}
+    assert not busy.reserve("c", job.pool)
+    assert busy.reserve(job.concurrency_key, "downloads")
+    assert busy.exhausted == {"keys": ["kling"], "pools": ["kling"]}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
+    """The second worker takes what the first, not yet committed, does not look at; it waits for nobody."""
+    first, second = Ledger(Database(database_url)), Ledger(Database(database_url))
+    first.put_task()
+    for n in range(queue.MAX_SCANNED + 1):
+        first.put_job(f"j{n}")
+    with first.transaction() as tx:
+        (mine,) = queue.claim_due(tx, Capacity(1), claim_id="mine", lease_ms=LEASE)
+        with second.transaction() as other:
+            other.connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+            (theirs,) = queue.claim_due(other, Capacity(9), claim_id="theirs", lease_ms=LEASE)
+    assert (mine.unique_key, theirs.unique_key) == ("j0", f"j{queue.MAX_SCANNED}")
+    for each in (first, second):
+        each.database.close()
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+def test_waits_are_drawn_from_the_upper_half_of_each_step(draw: float) -> None:
+    """A retry is never at once, and never later than its step."""
+    backoff = Backoff((10, 100), lambda: draw)
+    for attempt, step in ((1, 10), (2, 100)):
+        assert backoff.next_at(attempt, NOW) == NOW + int(step * (0.5 + draw / 2) * 1000)
+    assert Backoff((0.1,), lambda: draw).next_at(1, 0) == int(0.1 * (0.5 + draw / 2) * 1000)
+
+
+def test_waits_spread_out() -> None:
+    """So that those who failed together do not come back together."""
+    waits = [wait for _ in range(500) if (wait := Backoff((10,)).next_at(1, 0)) is not None]
+    assert 5000 <= min(waits) < 5200
+    assert 9800 < max(waits) <= 10_000
+    assert statistics.stdev(waits) > 1000
+
+
+def test_after_the_last_step_nothing_is_tried() -> None:
+    """Whatever the other side asked for."""
+    backoff = Backoff((1, 2))
+    assert backoff.next_at(2, NOW) is not None
+    assert backoff.next_at(3, NOW) is None
+    assert backoff.next_at(3, NOW, at_least=5) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait"), [(None, 5), (0, 5), (3, 5), (7, 7), (600, 600), (10_000, 3600), (float("inf"), 3600)]
+)
+def test_retry_after_is_respected_up_to_an_hour(asked: float | None, wait: float) -> None:
+    """It makes a wait longer, never shorter."""
+    assert Backoff((10,), lambda: 0.0).next_at(1, NOW, at_least=asked) == NOW + wait * 1000
+
+
+def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
+    """The next one is the same attempt, and knows what it was left."""
+    ledger.put_job()
+    for _ in range(2):
+        [job] = claim(ledger)
+        assert job.attempts == 1
+        again = RetryAt(NOW, "cut off", args={"seen": 1}, counts=False)
+        assert ledger.change(lambda tx: queue.settle(tx, job, queue.settle_as(again)))  # noqa: B023
+    row = ledger.jobs()["ask/t"]
+    assert (row["attempts"], row["args"], row["error"]) == (0, {"seen": 1}, "cut off")

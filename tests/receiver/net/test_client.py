@@ -1,0 +1,482 @@
+"""The guarded client: public addresses only, refused before one connection is opened."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.guard import Allowlist, Refused, check_url, is_public
+from tests.support.web import Host, Visit, host
+
+NOBODY = Allowlist()
+
+FORBIDDEN = [
+    "127.0.0.1",
+    "127.255.255.254",
+    "0.0.0.0",
+    "10.0.0.1",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "100.100.100.200",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "168.63.129.16",
+    "224.0.0.1",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::7f00:1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:8.8.8.8",
+    "64:ff9b::7f00:1",
+    "64:ff9b::808:808",
+    "64:ff9b:1::1",
+    "2002:7f00:1::1",
+    "2002:808:808::1",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "2001:db8::1",
+    "fe80::1",
+    "fe80::1%25eth0",
+    "fec0::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "100::1",
+    "4000::1",
+    "5f00::1",
+]
+PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "172.32.0.1", "100.128.0.1", "2606:4700:4700::1111", "2a00::1"]
+
+SPELLINGS = [
+    "127.1",
+    "127.0.1",
+    "2130706433",
+    "0x7f000001",
+    "0x7f.1",
+    "0x7f.0x0.0x0.0x1",
+    "017700000001",
+    "0177.1",
+    "127.0.0.1.",
+    "2852039166",
+    "0xA9FEA9FE",
+    "169.254.43518",
+    "0",
+    "0x0",
+    "10.1",
+    "3232235777",
+]
+"""Loopback, metadata and private addresses, as only a resolver reads them."""
+
+
+def written(address: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{address}]" if ":" in address else address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost/x",
+        "https://a.localhost:1/",
+        "http://LOCALHOST./",
+        "http://example.com:0/",
+        "http://.../",
+        "http://a..b/",
+        "http://xn--/",
+    ],
+)
+def test_hosts_that_are_none_are_refused_as_written(url: str) -> None:
+    """This machine by its name, a port that is none, a name with nothing between its dots."""
+    with pytest.raises(Refused):
+        check_url(url, NOBODY)
+    with pytest.raises(Refused):
+        check_url(url, Allowlist.parse(["files.example"]))
+
+
+def test_this_machine_by_name_may_be_allowed() -> None:
+    """By its name, with or without the port; or by a network, by which its address is checked then."""
+    for entry in ("localhost", "localhost:8080", "127.0.0.0/8"):
+        check_url("http://localhost:8080/x", Allowlist.parse([entry]))
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+def test_forbidden_addresses_are_refused_as_written(address: str) -> None:
+    """Private, loopback, link-local, shared, metadata, multicast, and what carries IPv4 inside IPv6."""
+    assert not is_public(ipaddress.ip_address(address.partition("%")[0]))
+    for url in (f"http://{written(address)}/x", f"https://{written(address)}:8443/"):
+        with pytest.raises(Refused):
+            check_url(url, NOBODY)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_pass(address: str) -> None:
+    """What is of the open Internet is reached."""
+    assert is_public(ipaddress.ip_address(address))
+    assert httpx.URL(check_url(f"https://{written(address)}/x?y=1", NOBODY)).host == address
+
+
+@pytest.mark.parametrize("host_name", SPELLINGS)
+def test_other_spellings_of_an_address_are_that_address(host_name: str) -> None:
+    """Decimal, octal, hexadecimal and shortened IPv4 is refused like the address that it means."""
+    with pytest.raises(Refused):
+        check_url(f"http://{host_name}/", NOBODY)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "gopher://example.com/",
+        "data:text/plain,x",
+        "javascript:alert(1)",
+        "//example.com/",
+        "example.com",
+        "",
+        "http://",
+        "http:///path",
+        "http://user@example.com/",
+        "http://user:password@example.com/",
+        "http://:password@example.com/",
+        "http://example.com@127.0.0.1/",
+        "http://example.com:99999/",
+        "http://example.com:-1/",
+        "http://[::1",
+        "http://[fe80::1%eth0]/",
+        "http://exa mple.com/",
+        "http://example.com\\@127.0.0.1/",
+        "http://\x00/",
+        "http://example.com/\n",
+        "http://" + "a" * 70_000,
+        "HTTP://127.0.0.1/",
+        "http://\u2460\u2461\u2466.0.0.1/",
+        "http://\uff11\uff12\uff17.0.0.1/",
+        "http://127\u30020\u30020\u30021/",
+    ],
+)
+def test_what_is_no_web_address_is_refused(url: str) -> None:
+    """Other schemes, users, ports and letters never get as far as a resolver."""
+    with pytest.raises(Refused):
+        check_url(url, NOBODY)
+
+
+@given(st.ip_addresses(v=4))
+def test_every_ipv4_address_in_every_spelling(address: ipaddress.IPv4Address) -> None:
+    """An address that is not public is refused, also mapped, translated, in 6to4, as a number, in hex."""
+    number = int(address)
+    inside = [
+        f"[::ffff:{address}]",
+        f"[64:ff9b::{address}]",
+        f"[{ipaddress.IPv6Address(0x2002 << 112 | number << 80)}]",
+        f"[::{address}]",
+    ]
+    for spelled in inside:
+        with pytest.raises(Refused):
+            check_url(f"http://{spelled}/", NOBODY)
+    for spelled in (str(address), str(number), hex(number), oct(number).replace("o", "")):
+        if is_public(address):
+            check_url(f"http://{spelled}/", NOBODY)
+        else:
+            with pytest.raises(Refused):
+                check_url(f"http://{spelled}/", NOBODY)
+
+
+@given(st.ip_addresses(v=6))
+def test_every_ipv6_address(address: ipaddress.IPv6Address) -> None:
+    """Only what the standard library calls global, inside the range that is given out, is public."""
+    if is_public(address):
+        assert address.is_global
+        assert str(address)[0] in "23"
+        assert (address.teredo, address.sixtofour, address.ipv4_mapped) == (None, None, None)
+
+
+@given(st.text(max_size=40))
+def test_no_text_breaks_the_check(text: str) -> None:
+    """Whatever stands where an address should, it is taken or refused."""
+    for url in (text, f"http://{text}", f"http://{text}/x", f"https://a:{text}/", f"http://[{text}]/"):
+        with contextlib.suppress(Refused):
+            assert check_url(url, NOBODY)
+
+
+# --- names, and real connections ---------------------------------------------------------------------------
+
+
+class Names(AbstractResolver):
+    """A resolver whose answers the test chooses."""
+
+    def __init__(self, answers: dict[str, list[str]]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        if host not in self.answers:
+            raise OSError(f"no such name: {host}")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self.answers[host]
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def trap() -> Iterator[socket.socket]:
+    """A listening socket on loopback that must see no connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        yield listening
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+def guarded(allowed: Allowlist = NOBODY, **answers: list[str]) -> GuardedClient:
+    """A client whose names resolve to `answers`."""
+    return GuardedClient(
+        allowed, resolver=lambda: Names({name.replace("_", "."): each for name, each in answers.items()})
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["8.8.8.8", "127.0.0.1"],
+        ["127.0.0.1", "8.8.8.8"],
+        ["::1"],
+        ["::ffff:127.0.0.1"],
+        ["fe80::1%eth0"],
+        ["169.254.169.254"],
+        ["2606:4700:4700::1111", "10.0.0.1"],
+    ],
+)
+async def test_a_name_with_one_forbidden_address_is_refused(trap: socket.socket, addresses: list[str]) -> None:
+    """Among however many good ones; no connection is opened, neither to the one nor to the others."""
+    client = guarded(rebound_example=addresses)
+    with pytest.raises(Refused, match="not a public address"):
+        await client.send("GET", f"http://rebound.example:{trap.getsockname()[1]}/")
+    await client.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "localhost.", "ip6-localhost", "127.1", "2130706433", "0"])
+async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str) -> None:
+    """By the machine's own resolver, however they are written."""
+    client = GuardedClient(NOBODY)
+    with pytest.raises((Refused, httpx.TransportError)):
+        await client.send("GET", f"http://{name}:{trap.getsockname()[1]}/")
+    await client.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]"])
+async def test_literal_addresses_are_refused_without_a_connection(trap: socket.socket, address: str) -> None:
+    """An address needs no resolver, and is refused all the same."""
+    client = GuardedClient(NOBODY)
+    with pytest.raises(Refused):
+        await client.send("GET", f"http://{address}:{trap.getsockname()[1]}/")
+    await client.close()
+
+
+@pytest.mark.anyio
+async def test_the_checked_address_is_the_one_connected_to() -> None:
+    """A name is resolved once: a resolver that answers otherwise the second time is not asked again."""
+
+    class Rebinding(Names):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            found = await super().resolve(host, port, family)
+            self.answers[host] = ["10.0.0.1"]
+            return found
+
+    names = Rebinding({"files.example": ["127.0.0.1"]})
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: names)
+    with host(lambda visit: visit.answer(200, b"here")) as there:
+        port = there.url.rpartition(":")[2]
+        response = await client.send("GET", f"http://files.example:{port}/")
+        assert await response.aread() == b"here"
+        await response.aclose()
+        assert names.asked == ["files.example"]
+        assert there.visits[0].headers["Host"] == f"files.example:{port}"
+        with pytest.raises(Refused):
+            await client.send("GET", f"http://files.example:{port}/")
+    await client.close()
+
+
+@pytest.fixture
+def there() -> Iterator[Host]:
+    """A host on loopback that answers, or redirects."""
+
+    def respond(visit: Visit) -> None:
+        visit.answer(302 if visit.path == "/away" else 200, b"here", Location="http://10.0.0.1/", Set_Cookie="a=b")
+
+    with host(respond) as there:
+        yield there
+
+
+@pytest.fixture
+async def reached() -> AsyncIterator[asyncio.Queue[GuardedClient]]:
+    """Clients of a test, closed at its end."""
+    clients: asyncio.Queue[GuardedClient] = asyncio.Queue()
+    yield clients
+    while not clients.empty():
+        await clients.get_nowait().close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("entry", "opens"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.0/8", True),
+        ("127.0.0.1:{port}", True),
+        ("127.0.0.1:1", False),
+        ("10.0.0.0/8", False),
+        ("localhost", False),
+        ("::/0", False),
+        ("files.example", False),
+    ],
+)
+async def test_what_is_allowed_is_reached(there: Host, entry: str, opens: bool) -> None:
+    """A host, a network or one port of a host, by the purpose's own setting."""
+    port = there.url.rpartition(":")[2]
+    client = GuardedClient(Allowlist.parse([entry.format(port=port)]))
+    if opens:
+        response = await client.send("GET", there.url)
+        assert await response.aread() == b"here"
+        await response.aclose()
+    else:
+        with pytest.raises(Refused):
+            await client.send("GET", there.url)
+        assert there.visits == []
+    await client.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("entry", ["files.example", "FILES.example:{port}", "127.0.0.0/8"])
+async def test_an_allowed_name_may_be_private(there: Host, entry: str) -> None:
+    """By its name whatever it resolves to, or by the network that it resolves into."""
+    port = there.url.rpartition(":")[2]
+    client = guarded(Allowlist.parse([entry.format(port=port)]), files_example=["127.0.0.1"])
+    response = await client.send("GET", f"http://files.example:{port}/")
+    assert response.status_code == 200
+    await response.aclose()
+    await client.close()
+
+
+@pytest.mark.anyio
+async def test_redirects_and_cookies_are_left_alone(there: Host) -> None:
+    """A redirect is handed back for the caller to check; a cookie is forgotten."""
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
+    for path in ("/away", "/"):
+        response = await client.send("GET", there.url + path)
+        await response.aclose()
+    assert [visit.path for visit in there.visits] == ["/away", "/"]
+    assert "Cookie" not in there.visits[1].headers
+    await client.close()
+
+
+@pytest.mark.anyio
+async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would connect for us, to addresses that nobody checked."""
+    with host(lambda visit: visit.answer(500)) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
+        response = await client.send("GET", there.url)
+        assert response.status_code == 200
+        await response.aclose()
+        await client.close()
+        assert proxy.visits == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["unknown.example", "a..example", "a" * 64 + ".example", ".", "-"])
+async def test_names_that_do_not_resolve(name: str) -> None:
+    """An unknown name may be known later; what cannot be a name is refused."""
+    client = GuardedClient(NOBODY, resolver=lambda: Names({}))
+    with pytest.raises((httpx.TransportError, Refused)):
+        await client.send("GET", f"http://{name}/")
+    await client.close()
+    client = GuardedClient(NOBODY)
+    if name != "unknown.example":
+        with pytest.raises((httpx.TransportError, Refused)):
+            await client.send("GET", f"http://{name}/")
+    await client.close()
+
+
+@pytest.mark.anyio
+async def test_a_closed_port_is_an_ordinary_error() -> None:
+    """What may be reached and is not there is tried again by the caller."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
+    with pytest.raises(httpx.TransportError):
+        await client.send("GET", f"http://127.0.0.1:{port}/")
+    await client.close()
+
+
+# --- the setting -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["", "http://host", "host/path", "user@host", "*", "host:port", "a b", ":80", "host?x", "[::1]:x", "h:-1"],
+)
+def test_entries_that_are_none_of_the_three(entry: str) -> None:
+    """A setting that allows nothing that anybody could mean is told at start."""
+    with pytest.raises(ValueError, match="neither a host, nor a network, nor host:port"):
+        Allowlist.parse([entry])
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "port"),
+    [
+        ("Host.Example", "host.example", 1),
+        ("host.example:80", "HOST.example", 80),
+        ("[::1]:8080", "::1", 8080),
+    ],
+)
+def test_entries_name_hosts(entry: str, name: str, port: int) -> None:
+    """In any letters, with or without a port; another port is another entry."""
+    assert Allowlist.parse([entry]).permits(name, port)
+    assert Allowlist.parse([entry]).permits(name, port + 1) == (entry == "Host.Example")
+
+
+def test_entries_name_networks() -> None:
+    """Both kinds of address, with or without brackets."""
+    allowed = Allowlist.parse(["10.0.0.0/8", "fd00::/8", "[::1]"])
+    for address in ("10.1.2.3", "fd00::5", "::1"):
+        assert allowed.permits("name", 80, ipaddress.ip_address(address))
+    assert not allowed.permits("name", 80, ipaddress.ip_address("11.0.0.1"))
+    assert not allowed.permits("name", 80)

@@ -1,0 +1,116 @@
+"""The files of a task: named, owed, stored or lost, each said once."""
+
+import itertools
+
+import pytest
+
+from kling_receiver.jobs import enqueue
+from kling_receiver.results import records as result_records
+from kling_receiver.results.records import StoredFile
+from kling_receiver.store.database import Database
+from tests.support.database import FILE, Ledger, callback, says, view
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A ledger of no tasks."""
+    return Ledger(database)
+
+
+def test_files_that_are_named_after_all_are_fetched(ledger: Ledger) -> None:
+    """After the loud end of a success of which nobody had named any: the task is open again until they came."""
+    ledger.record(callback(status="succeed", signed=True))
+    ledger.stand()
+    assert ledger.task()["done"]
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    assert view(ledger.task()) == ("succeed", "kling", False)
+    assert "download/t/0" in ledger.jobs()
+    ledger.store()
+    assert view(ledger.task()) == ("succeed", "kling", True)
+
+
+def test_a_file_on_disk_is_said_once(ledger: Ledger) -> None:
+    """With its type, size and digest; the last file makes the task done."""
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    ledger.store()
+    ledger.store()
+    (result,) = ledger.results()
+    assert (result["status"], result["size"], result["sha256"], result["path"]) == (
+        "stored",
+        5,
+        "ab" * 32,
+        "t/0.png",
+    )
+    assert ledger.types()[-3:] == ["task.succeed", "result.stored", "task.done"]
+    assert ledger.events()[-2]["data"] == {
+        "index": 0,
+        "name": "t/0.png",
+        "content_type": "image/png",
+        "size": 5,
+        "sha256": "ab" * 32,
+    }
+
+
+def test_a_file_that_cannot_be_had_is_said_once(ledger: Ledger) -> None:
+    """Loudly; and the task is done nevertheless. A file that came after all is stored."""
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    ledger.fail()
+    ledger.fail()
+    assert view(ledger.task()) == ("succeed", "kling", True)
+    assert ledger.types()[-2:] == ["result.failed", "task.done"]
+    assert ledger.events()[-2]["data"] == {"index": 0, "reason": "gone"}
+    ledger.store()
+    assert (ledger.results()[0]["status"], ledger.results()[0]["error"]) == ("stored", "")
+    ledger.fail()
+    assert ledger.results()[0]["status"] == "stored"
+    assert ledger.types()[-2:] == ["task.done", "result.stored"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_a_task_is_done_with_its_last_file(ledger: Ledger, order: tuple[int, ...]) -> None:
+    """In whatever order they come, stored or lost; not before."""
+    ledger.record(callback(status="succeed", files=[FILE, f"{FILE}1", f"{FILE}2"], signed=True))
+    for place, n in enumerate(order):
+        assert not ledger.task()["done"]
+        (ledger.store if place % 2 else ledger.fail)(n)
+    assert ledger.task()["done"]
+    assert ledger.types().count("task.done") == 1
+
+
+def test_files_are_named_once(ledger: Ledger) -> None:
+    """A second answer of Kling, with other addresses, changes none and owes no second download."""
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    ledger.believe("t", says("succeed", "https://other/1.png", "https://other/2.png"))
+    assert [result["source_url"] for result in ledger.results()] == [FILE]
+    assert list(ledger.jobs()) == ["download/t/0"]
+
+
+@pytest.mark.parametrize(
+    ("url", "lane"),
+    [
+        ("https://User:secret@CDN.example:8443/a", "download cdn.example:8443"),
+        ("https://[::1/broken", "download "),
+        ("nonsense", "download "),
+    ],
+)
+def test_files_of_one_host_share_a_lane(ledger: Ledger, url: str, lane: str) -> None:
+    """The host as it is written, without who asks; an address that is none has a lane too."""
+    ledger.register()
+    ledger.change(lambda tx: enqueue.download(tx, "t", 0, url))
+    assert ledger.jobs()["download/t/0"]["concurrency_key"] == lane
+
+
+def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
+    """What Kling named last counts for each file that is not stored; one that is stays as it is."""
+    ledger.record(callback(status="succeed", files=[FILE, FILE, FILE], signed=True))
+    ledger.change(
+        lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, StoredFile("t/0.png", "image/png", 1, "s"))
+    )
+    ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 1, "gone"))
+    ledger.kill_job("download/t/1")
+    now = says("succeed", *(f"{FILE}?new={n}" for n in range(3)))
+    ledger.change(lambda tx: result_records.refresh_downloads(tx, tx.require_task("t"), now.outputs))
+    found = [(row["status"], row["source_url"]) for row in ledger.results()]
+    assert found == [("stored", FILE), ("pending", f"{FILE}?new=1"), ("pending", f"{FILE}?new=2")]
+    job = ledger.jobs()["download/t/1"]
+    assert (job["state"], job["attempts"], job["args"]) == ("ready", 0, {"n": 1})

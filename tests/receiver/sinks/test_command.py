@@ -1,0 +1,331 @@
+"""Commands as hooks: an argument list and no shell, the event on stdin, limits that hold."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from kling_receiver.hooks.config import InvalidHook, parse_hook
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.results import records as result_records
+from kling_receiver.sinks import Message, NotDelivered
+from kling_receiver.sinks.command import CommandSink, parse_command, to_address
+from kling_receiver.tasks import transitions
+from tests.support.database import FILE, STORED, says
+from tests.support.outgoing import PATIENCE, Outgoing, outgoing
+from tests.support.receiver import make_settings
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """On Python's own event loop, and on the receiver's: they differ in how pipes and processes end."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
+def command(*argv: str) -> str:
+    """The address of a command."""
+    return to_address(parse_command(f"command:{json.dumps(argv)}"))
+
+
+def python(program: str, *argv: str) -> str:
+    """The address of a Python program."""
+    return command(sys.executable, "-c", program, *argv)
+
+
+def message(files: tuple[Path, ...] = (), body: bytes = b'{"id":7}') -> Message:
+    """An event on its way."""
+    event = {"id": 7, "type": "task.done", "task": {"id": "a-task"}}
+    return Message("hook_7_1", event, body, "https://receiver.test", files)
+
+
+SHOW = """
+import os, sys
+shown = {name: value for name, value in os.environ.items() if "KLING" in name.upper() or name == "NOT_OURS"}
+print(shown, sys.stdin.read())
+"""
+
+
+async def run(address: str, sent: Message | None = None) -> str:
+    """What a command that takes the event says."""
+    taken = await CommandSink(address).send(sent or message())
+    assert taken.status == 0
+    return taken.response
+
+
+@pytest.mark.parametrize(
+    "awkward", ["two words", "a'b\"c", "; touch pwned", "$(touch pwned)", "`id`", "*", "", "--", "\n", "é\\"]
+)
+async def test_arguments_come_as_they_are(tmp_path: Path, awkward: str) -> None:
+    """No shell looks at them."""
+    answer = await run(python("import json, sys; json.dump(sys.argv[1:], sys.stdout)", awkward, "last"))
+    assert json.loads(answer) == [awkward, "last"]
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "argv"),
+    [
+        ("command:true", ["true"]),
+        ("command: true  a 'b c' \"d e\"", ["true", "a", "b c", "d e"]),
+        ('command:["true", "a b", ";"]', ["true", "a b", ";"]),
+        ("command:true ; rm -rf /", ["true", ";", "rm", "-rf", "/"]),
+    ],
+)
+def test_how_a_command_is_written(said: str, argv: list[str]) -> None:
+    """As in a shell, or as JSON; kept as JSON, its program with its whole path."""
+    found = parse_command(said)
+    assert found[1:] == argv[1:]
+    assert Path(found[0]).is_absolute()
+    assert os.access(found[0], os.X_OK)
+    assert parse_command(to_address(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("command:", "the command is empty"),
+        ("command:[]", "the command is empty"),
+        ('command:["true", 1]', "the command is empty"),
+        ('command:["true", "a\\u0000b"]', "the command is empty"),
+        ("command:'", "cannot be read"),
+        ("command:[", "cannot be read"),
+        ("command:no-such-program-here x", "there is no command no-such-program-here"),
+        ("command:/etc/passwd", "there is no command /etc/passwd that may be run"),
+        ("command:/", "there is no command /"),
+    ],
+)
+def test_a_command_that_cannot_be(said: str, reason: str) -> None:
+    """Is refused when it is added."""
+    with pytest.raises(InvalidHook, match=reason):
+        parse_hook({"address": said}, Allowlist())
+
+
+async def test_what_a_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event on stdin, what it is about in the environment, and none of the receiver's settings."""
+    monkeypatch.setenv("KLING_API_KEY", "a-secret")
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret")
+    monkeypatch.setenv("kling_webhook_secrets", "a-secret-in-small-letters")
+    monkeypatch.setenv("NOT_OURS", "kept")
+    answer = await run(
+        python(SHOW),
+        message((Path("/results/a/0.png"), Path("/results/a/1.png"))),
+    )
+    assert "secret" not in answer
+    for each in (
+        "'KLING_TASK_ID': 'a-task'",
+        "'KLING_EVENT': 'task.done'",
+        "'KLING_FILES': '/results/a/0.png\\n/results/a/1.png'",
+        "'NOT_OURS': 'kept'",
+        '{"id":7}',
+    ):
+        assert each in answer
+    assert answer.count("KLING_") == 3
+
+
+async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
+    """Those that are stored, by their paths on this machine."""
+    async with outgoing(make_settings(tmp_path)) as way:
+        name = await way.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
+        await way.happen("task.created")
+        await way.change(lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE)))
+        await way.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, STORED))
+        await way.until(lambda: way.attempts(hook=name))
+        [attempt] = way.attempts(hook=name)
+        assert (attempt["delivered"], attempt["response_status"]) == (True, 0)
+        assert attempt["response_body"].strip() == str(way.receiver.storage.path(STORED.path))
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        ("import sys; print('no disk'); sys.exit(3)", 3, "it ended with code 3"),
+        ("import os, signal; print('no disk', flush=True); os.kill(os.getpid(), 9)", -9, "ended by signal 9"),
+    ],
+)
+async def test_a_command_that_fails(program: str, status: int, reason: str) -> None:
+    """Its code, or signal, and the end of what it said."""
+    with pytest.raises(NotDelivered, match=reason) as failed:
+        await CommandSink(python(program)).send(message())
+    assert (failed.value.status, failed.value.response.strip()) == (status, "no disk")
+
+
+async def test_the_end_of_a_long_output_is_kept() -> None:
+    """Of both of its streams; the event need not be read, however large it is."""
+    program = "import sys; print('x' * 9_000_000); print('the last words', file=sys.stderr)"
+    answer = await run(python(program), message(body=b"y" * 1_000_000))
+    assert len(answer) == 1000
+    assert answer.endswith("the last words\n")
+
+
+async def test_commands_that_read_nothing_are_well() -> None:
+    """However fast they end: many at once, each taken the first time."""
+    sink = CommandSink(command("true"))
+    for size in (10, 1_000_000):
+        taken = await asyncio.gather(*[sink.send(message(body=b"x" * size)) for _ in range(16)])
+        assert {each.status for each in taken} == {0}
+
+
+async def test_what_a_command_says_may_be_anything() -> None:
+    """What is no text is shown as such."""
+    answer = await run(python(r"import sys; sys.stdout.buffer.write(b'\xff\x00ok')"))
+    assert answer == "\ufffd\0ok"
+
+
+@pytest.fixture
+async def way(tmp_path: Path, database_url: str) -> AsyncIterator[Outgoing]:
+    """A receiver that works."""
+    async with outgoing(make_settings(tmp_path, database_url=database_url)) as way:
+        yield way
+
+
+FAMILY_OF_PROCESSES = """
+import os, subprocess, sys, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+stay = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", stay])
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and more than a corpse."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what processes do, of which nobody tells us."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.to_thread(time.sleep, 0.01)
+
+
+async def test_a_command_that_takes_too_long_ends_with_all_its_children(tmp_path: Path) -> None:
+    """Also when none of them wants to."""
+    pids = tmp_path / "pids"
+    sending = asyncio.create_task(CommandSink(python(FAMILY_OF_PROCESSES, str(pids))).send(message()))
+    await until(lambda: pids.exists() and " " in pids.read_text())
+    numbers = [int(each) for each in pids.read_text().split()]
+    assert all(map(runs, numbers))
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    await until(lambda: not any(map(runs, numbers)))
+
+
+async def test_the_time_limit_of_a_command(way: Outgoing) -> None:
+    """Is the hook's own; the attempt is on record, and made again."""
+    await way.add(python("import time; time.sleep(600)"), timeout=0.2)
+    await way.happen("one")
+    await way.until(way.attempts)
+    [attempt] = way.attempts()
+    assert (attempt["delivered"], attempt["error"]) == (False, "it did not answer within 0.2 s")
+    assert len(way.jobs("hook")) == 1
+
+
+LEAVES_A_CHILD = """
+import subprocess, sys
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], **quiet)
+with open(sys.argv[1], "w") as file:
+    file.write(str(child.pid))
+"""
+
+
+async def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> None:
+    """A child that outlives it is no way round the limits."""
+    pid = tmp_path / "pid"
+    await run(python(LEAVES_A_CHILD, str(pid)))
+    await until(lambda: not runs(int(pid.read_text())))
+
+
+HOLDS_THE_OUTPUT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+with open(sys.argv[1], "w") as file:
+    file.write(str(child.pid))
+print("done")
+"""
+
+
+async def test_a_child_that_holds_the_output_is_not_waited_for(tmp_path: Path) -> None:
+    """The command's own end says whether it took the event; the child ends with it."""
+    pid = tmp_path / "pid"
+    async with asyncio.timeout(PATIENCE):
+        assert await run(python(HOLDS_THE_OUTPUT, str(pid))) == "done\n"
+    await until(lambda: not runs(int(pid.read_text())))
+
+
+def held() -> int:
+    """How many files, pipes and sockets this process holds open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_command_holds_nothing_of_ours_open() -> None:
+    """Neither while it runs nor afterwards, whether it could be run or not."""
+    sink = CommandSink('command:["/no/such/program"]')
+    await run(command("true"))
+    before = held()
+    for _ in range(3):
+        await run(command("true"))
+        with pytest.raises(NotDelivered, match="cannot be run"):
+            await sink.send(message())
+    await asyncio.sleep(0)
+    assert held() <= before
+
+
+COUNTS_ITS_LIKE = """
+import os, sys, time
+mine = f"{sys.argv[1]}/{os.getpid()}"
+open(mine, "x").close()
+time.sleep(0.05)
+print(len(os.listdir(sys.argv[1])))
+os.unlink(mine)
+"""
+
+
+async def test_no_more_commands_at_once_than_allowed(way: Outgoing, tmp_path: Path) -> None:
+    """Two, unless the hook says otherwise: each run notes how many there are."""
+    folder = tmp_path / "running"
+    folder.mkdir()
+    await way.add(python(COUNTS_ITS_LIKE, str(folder)))
+    ids = await way.happen(*["event"] * 8)
+    await way.until(lambda: len(way.attempts()) == len(ids))
+    assert {int(each["response_body"]) for each in way.attempts()} <= {1, 2}
+
+
+async def test_a_command_that_is_removed_from_the_machine(way: Outgoing, tmp_path: Path) -> None:
+    """Fails like one that is down, and goes on when it is there again."""
+    script = tmp_path / "hook.sh"
+
+    def write() -> None:
+        script.write_text("#!/bin/sh\ncat > /dev/null\necho taken\n")
+        script.chmod(0o755)
+
+    write()
+    await way.add(command(str(script)), name="script")
+    await way.happen("one")
+    await way.until(lambda: len(way.attempts()) == 1)
+    script.unlink()
+    await way.happen("two")
+    await way.until(lambda: len(way.attempts()) == 2)
+    assert way.attempts()[1]["error"] == "the command cannot be run: No such file or directory"
+    write()
+    await way.pass_(5)
+    await way.until(lambda: len(way.attempts()) == 3)
+    assert [(each["delivered"], each["response_body"]) for each in way.attempts()] == [
+        (True, "taken\n"),
+        (False, ""),
+        (True, "taken\n"),
+    ]

@@ -1,0 +1,325 @@
+"""The two engines: durability, who may hold a database, and that readers are left alone."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, text
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
+
+from kling_receiver.store.database import OUTAGE_LOG_INTERVAL, Database
+from kling_receiver.store.errors import DatabaseError, Unavailable
+from kling_receiver.store.tables import TASK
+from tests.receiver.store.test_tables import TASK_ROW
+from tests.support.database import Ledger
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Database:
+    """A fresh SQLite database with its tables; closed by whoever needs it."""
+    database = Database(f"sqlite:///{tmp_path / 'data' / 'kling.db'}")
+    database.migrate()
+    return database
+
+
+def pragma(database: Database, name: str, *, write: bool) -> object:
+    """What a connection of one door is set to."""
+    with database.write() if write else database.read() as connection:
+        return connection.execute(text(f"PRAGMA {name}")).scalar()
+
+
+def test_a_commit_is_on_the_disk(sqlite: Database) -> None:
+    """The writing door syncs each commit to a write-ahead log, and keeps references whole."""
+    assert pragma(sqlite, "journal_mode", write=True) == "wal"
+    assert pragma(sqlite, "synchronous", write=True) == 2
+    assert pragma(sqlite, "foreign_keys", write=True) == 1
+    sqlite.close()
+
+
+def test_what_need_not_be_durable_is_so_with_the_next_commit(sqlite: Database) -> None:
+    """It waits for no disk, and those after it do."""
+    seen = []
+    for durable in (True, False, False, True):
+        with sqlite.write(durable=durable) as connection:
+            seen.append(connection.execute(text("PRAGMA synchronous")).scalar())
+    assert seen == [2, 1, 1, 2]
+    sqlite.close()
+
+
+def test_a_database_is_told_from_others(database: Database, database_url: str, tmp_path: Path) -> None:
+    """By what it is, not by its address; from any process."""
+    other = Database(f"sqlite:///{tmp_path}/other/kling.db")
+    other.migrate()
+    again = Database(database_url)
+    found = []
+    for each in (database, again, other):
+        with each.read() as connection:
+            found.append(each.identity(connection))
+    again.close()
+    other.close()
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_reading_door_cannot_write(sqlite: Database) -> None:
+    """Only one door leads to changes."""
+    with pytest.raises(OperationalError, match="readonly"), sqlite.read() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+    sqlite.close()
+
+
+def test_the_file_is_private(sqlite: Database) -> None:
+    """Nobody else may read the database, its log, or its folder."""
+    assert sqlite.path is not None
+    with sqlite.write() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+        modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in sqlite.path.parent.iterdir()}
+    assert modes == {"kling.db": 0o600, "kling.db-wal": 0o600, "kling.db-shm": 0o600}
+    assert stat.S_IMODE(sqlite.path.parent.stat().st_mode) == 0o700
+    sqlite.close()
+
+
+def test_a_file_that_was_there_becomes_private(tmp_path: Path) -> None:
+    """Whatever made it, and however openly."""
+    path = tmp_path / "kling.db"
+    path.touch(0o644)
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    database.close()
+
+
+def test_a_second_holder_is_refused(database: Database, database_url: str) -> None:
+    """One receiver serves a database; the other is told which, and takes over once that has ended."""
+    database.acquire_lock()
+    second = Database(database_url)
+    with pytest.raises(DatabaseError, match=rf"is served by process {os.getpid()} on .+ Stop it first"):
+        second.acquire_lock()
+    database.close()
+    second.acquire_lock()
+    second.close()
+
+
+def test_an_ended_holder_holds_nothing(tmp_path: Path) -> None:
+    """A lock file that a killed process left behind keeps nobody away."""
+    (tmp_path / "kling.db.lock").write_text("process 1 on a machine that is gone, and some more text")
+    first = Database(f"sqlite:///{tmp_path / 'kling.db'}")
+    first.acquire_lock()
+    assert (tmp_path / "kling.db.lock").read_text().startswith(f"process {os.getpid()} on ")
+    first.close()
+
+
+def test_a_holder_that_has_not_said_its_name(tmp_path: Path) -> None:
+    """The refusal says so."""
+    url = f"sqlite:///{tmp_path / 'kling.db'}"
+    first, second = Database(url), Database(url)
+    first.acquire_lock()
+    (tmp_path / "kling.db.lock").write_text("")
+    with pytest.raises(DatabaseError, match="an unknown process"):
+        second.acquire_lock()
+    first.close()
+    second.close()
+
+
+def test_two_databases_of_one_server_are_held_apart(postgresql: str, database: Database) -> None:
+    """A lock is of one database, not of the server."""
+    other = Database(postgresql)
+    other.acquire_lock()
+    database.acquire_lock()
+    other.close()
+
+
+def test_readers_neither_wait_nor_see_what_is_not_committed(database: Database) -> None:
+    """While one writes, others read what was there before."""
+    ledger = Ledger(database)
+    with database.write() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+        assert ledger.rows(TASK) == []
+    assert len(ledger.rows(TASK)) == 1
+
+
+def test_a_view_does_not_change(database: Database) -> None:
+    """All that one reader asks is answered from the same moment."""
+    count = text("SELECT count(*) FROM task")
+    with database.read() as reading:
+        assert reading.execute(count).scalar() == 0
+        with database.write() as connection:
+            connection.execute(insert(TASK), TASK_ROW)
+        assert reading.execute(count).scalar() == 0
+
+
+def test_what_raises_is_rolled_back(database: Database) -> None:
+    """Of a transaction that fails nothing is kept."""
+
+    def fail() -> None:
+        with database.write() as connection:
+            connection.execute(insert(TASK), TASK_ROW)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert Ledger(database).rows(TASK) == []
+
+
+@pytest.mark.parametrize("in_its_place", [False, True])
+def test_a_file_that_was_moved_is_written_no_more(sqlite: Database, in_its_place: bool) -> None:
+    """What is written there would be gone after the next start; put back, it is written again."""
+    assert sqlite.path is not None
+    away = sqlite.path.with_name("away")
+    sqlite.path.rename(away)
+    if in_its_place:
+        sqlite.path.write_bytes(away.read_bytes())
+    with pytest.raises(Unavailable, match="moved or replaced"), sqlite.write():
+        pass
+    away.replace(sqlite.path)
+    with sqlite.write() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+    assert len(Ledger(sqlite).rows(TASK)) == 1
+    sqlite.close()
+
+
+def test_a_new_folder_outlasts_a_power_cut(tmp_path: Path) -> None:
+    """Each folder above the database is made, for its owner only; those that were there stay as they were."""
+    tmp_path.chmod(0o755)
+    Database(f"sqlite:///{tmp_path}/a/b/kling.db").close()
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")]
+    assert modes == [0o755, 0o700, 0o700]
+
+
+def test_writers_of_sqlite_wait_for_each_other(sqlite: Database) -> None:
+    """A second writer is not refused: it begins when the first has ended."""
+    other = Database(str(sqlite.url))
+    order: list[str] = []
+
+    def write() -> None:
+        with other.write():
+            order.append("second")
+
+    thread = threading.Thread(target=write)
+    with sqlite.write():
+        thread.start()
+        order.append("first")
+    thread.join(20)
+    assert order == ["first", "second"]
+    sqlite.close()
+    other.close()
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg2", "postgresql+nothing"])
+def test_a_missing_driver_is_explained(driver: str) -> None:
+    """The message says what to install."""
+    with pytest.raises(DatabaseError, match=r"No driver for .+ pip install 'kling-callback\[postgres\]'"):
+        Database(f"{driver}://localhost/kling")
+
+
+@pytest.mark.parametrize("use", ["hold", "migrate"])
+def test_a_server_that_is_not_there_is_explained(use: str) -> None:
+    """In one line, with what to do, and without the password."""
+    database = Database("postgresql://kling:opensesame@127.0.0.1:9/kling?connect_timeout=5")
+    with pytest.raises(DatabaseError, match=r"127\.0\.0\.1.+cannot be used: .+ Check KLING_DATABASE_URL") as info:
+        getattr(database, use)()
+    assert "opensesame" not in str(info.value)
+    assert len(str(info.value).splitlines()) == 1
+    database.close()
+
+
+def test_a_file_that_is_no_database_is_explained(tmp_path: Path) -> None:
+    """And is left as it is."""
+    path = tmp_path / "notes.txt"
+    path.write_text("these are my notes\n" * 100)
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(DatabaseError, match=r"notes\.txt cannot be used: file is not a database"):
+        database.migrate()
+    assert path.read_text().startswith("these are my notes")
+    database.close()
+
+
+def test_a_change_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    """Also when the file is no longer there: who typed the command gets a line."""
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
+    database.migrate()
+    (tmp_path / "kling.db").rename(tmp_path / "moved.db")
+    with pytest.raises(DatabaseError, match="moved or replaced"), database.operator_errors(), database.write():
+        pass
+    database.close()
+
+
+def test_a_database_is_named_without_its_password() -> None:
+    """As an operator may read it, in a log or at start."""
+    database = Database("postgresql://kling:opensesame@db/kling")
+    assert str(database) == "postgresql://kling:***@db/kling"
+    database.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: str) -> None:
+    """With the writer's next connection; by another's meanwhile it is an outage, until that one ends."""
+    database.acquire_lock()
+    second = Database(database_url)
+    _cut(database)
+    with database.write() as connection:
+        connection.execute(text("SELECT 1"))
+    with pytest.raises(DatabaseError, match="is served by"):
+        second.acquire_lock()
+    _cut(database)
+    second.acquire_lock()
+    with pytest.raises(Unavailable, match="is served by"), database.write():
+        pass
+    second.close()
+    with database.write():
+        pass
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_holder_that_is_just_going_is_waited_for(database: Database, database_url: str) -> None:
+    """A killed process holds the database until its server finds out."""
+    database.acquire_lock()
+    second = Database(database_url)
+    leaving = threading.Timer(0.5, database.close)
+    leaving.start()
+    second.acquire_lock()
+    leaving.join()
+    second.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_probe_of_a_server_that_only_reads(database: Database) -> None:
+    """Fails: it writes as any change does."""
+    with database.write() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        with pytest.raises(InternalError, match="read-only"):
+            database.probe(connection, 1)
+
+
+def _cut(database: Database) -> None:
+    with database.write() as connection:
+        own = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+    with database.read() as other:
+        other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
+
+
+def test_a_file_that_was_moved_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody may make us look at it."""
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: 0.0)
+    database.migrate()
+    caplog.clear()
+    (tmp_path / "kling.db").rename(tmp_path / "moved.db")
+    for _ in range(5):
+        with pytest.raises(Unavailable, match="moved or replaced"), database.write():
+            pass
+    database.close()
+    assert len(caplog.messages) == 1
+
+
+def test_an_outage_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is met, it is told once a second; whoever met it is told each time."""
+    now = 0.0
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: now)
+    error = DBAPIError("SELECT 1", None, Exception("disk full"))
+    for _ in range(5):
+        assert str(database.to_unavailable(error)) == "The database cannot be used: disk full."
+    now += OUTAGE_LOG_INTERVAL
+    database.to_unavailable(error)
+    database.close()
+    assert caplog.messages == ["the database cannot be used: disk full"] * 2

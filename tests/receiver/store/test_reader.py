@@ -1,0 +1,210 @@
+"""Questions that change nothing: what is found, in which order, and what is not."""
+
+import asyncio
+import threading
+from math import ceil
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.reader import (
+    BATCH_BYTES,
+    EVENTS_AT_ONCE,
+    PAGE_BYTES,
+    Reader,
+    TaskDetail,
+    TaskFilter,
+)
+from kling_receiver.tasks import transitions
+from tests.support.database import FAMILY, FILE, NOW, Ledger, callback
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A ledger with one task that has two files and two tags."""
+    ledger = Ledger(database)
+    ledger.register(outcome="created", task_id="k1", tags=("red", "blue"))
+    ledger.record(callback(status="succeed", files=[FILE, f"{FILE}2"], signed=True))
+    return ledger
+
+
+@pytest.fixture
+def reader(database: Database) -> Reader:
+    """A reader of the same database."""
+    return Reader(database)
+
+
+async def test_what_blocks_runs_beside_the_loop() -> None:
+    """In a thread of its own."""
+    assert await run_in_threadpool(threading.get_ident) != threading.get_ident()
+
+
+async def test_a_task_is_found_by_its_ids(ledger: Ledger, reader: Reader) -> None:
+    """By ours and by Kling's; or not at all."""
+    row = await reader.task("t")
+    assert row is not None
+    assert (row["id"], row["kling_id"], row["status"]) == ("t", "k1", "succeed")
+    assert await reader.task("k1") is None
+    assert (await reader.find_by_kling_id("k1"), await reader.find_by_kling_id("t")) == ("t", None)
+
+
+async def test_results_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
+    """All of a task, or its n-th."""
+    assert [result["position"] for result in await reader.results("t")] == [0, 1]
+    assert await reader.results("nobody") == []
+    second = await reader.result("t", 1)
+    assert second is not None
+    assert second["source_url"] == f"{FILE}2"
+    assert await reader.result("t", 2) is None
+
+
+async def test_a_full_task_has_its_results_and_tags(ledger: Ledger, reader: Reader) -> None:
+    """Each its own; what does not exist is left out."""
+    ledger.register("u", tags=("green",))
+    found = await reader.details(["u", "nobody", "t"])
+    assert sorted(found) == ["t", "u"]
+    assert (found["t"].tags, [result["position"] for result in found["t"].results]) == (["blue", "red"], [0, 1])
+    assert (found["u"].tags, found["u"].results) == (["green"], [])
+    assert await reader.details([]) == {}
+
+
+async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None:
+    """Above an id, of one task or of all, without their bodies."""
+    ledger.record(callback("u"))
+    of_all = await reader.events(0)
+    assert [event["id"] for event in of_all] == sorted(event["id"] for event in of_all)
+    assert len(of_all) == len(ledger.events("t")) + len(ledger.events("u"))
+    assert {event["task_id"] for event in await reader.events(0, "t")} == {"t"}
+    middle = of_all[2]["id"]
+    assert (await reader.events(middle))[0]["id"] > middle
+    assert await reader.events(of_all[-1]["id"]) == []
+    assert set(of_all[0]) == {"id", "task", "type", "at", "data"}
+
+
+async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:
+    """However many there are."""
+    ledger.log(*["x"] * (EVENTS_AT_ONCE + 1))
+    assert len(await reader.events(0)) == EVENTS_AT_ONCE
+
+
+async def test_one_event_is_found_by_its_id(ledger: Ledger, reader: Reader) -> None:
+    """And the newest id is known; 0 where there is none."""
+    last = await reader.last_event()
+    event = await reader.event(last)
+    assert event is not None
+    assert event["type"] == "task.succeed"
+    assert await reader.event(last + 1) is None
+
+
+async def test_without_events_the_last_is_zero(reader: Reader) -> None:
+    """A stream may begin there."""
+    assert await reader.last_event() == 0
+
+
+@pytest.fixture
+def many(database: Database) -> Ledger:
+    """Six tasks, two of each moment, of several kinds."""
+    ledger = Ledger(database)
+    for n in range(6):
+        ledger.now = NOW + n // 2
+        ledger.register(f"t{n}", family=FAMILY if n % 2 else "videos/effects", tags=("even",) if n % 2 == 0 else ())
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t3"), "late"))
+    return ledger
+
+
+def name(full: TaskDetail) -> bytes:
+    """What is shown of a task."""
+    return str(full.row["id"]).encode()
+
+
+async def listed(reader: Reader, wanted: TaskFilter) -> list[str]:
+    """The ids of a page; the last one says whether there are more."""
+    page = await reader.render_page(wanted, name)
+    return [each.decode() for each in page.items] + ["..."] * bool(page.last)
+
+
+async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> None:
+    """Those of one moment by their ids; a page says whether there are more."""
+    everything = ["t5", "t4", "t3", "t2", "t1", "t0"]
+    assert await listed(reader, TaskFilter()) == await listed(reader, TaskFilter(limit=6)) == everything
+    assert await listed(reader, TaskFilter(limit=2)) == ["t5", "t4", "..."]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (TaskFilter(status="failed"), ["t3"]),
+        (TaskFilter(family="videos/effects"), ["t4", "t2", "t0"]),
+        (TaskFilter(tag="even", limit=2), ["t4", "t2", "..."]),
+        (TaskFilter(tag="even", family=FAMILY), []),
+        (TaskFilter(status="created", family=FAMILY), ["t5", "t1"]),
+        (TaskFilter(tag="nothing"), []),
+        (TaskFilter(before=(NOW + 1, "t3")), ["t2", "t1", "t0"]),
+        (TaskFilter(before=(NOW + 1, "t2"), status="created", family="videos/effects"), ["t0"]),
+        (TaskFilter(before=(NOW, "t0")), []),
+    ],
+)
+async def test_a_list_can_be_narrowed(many: Ledger, reader: Reader, wanted: TaskFilter, expected: list[str]) -> None:
+    """By status, family, tag, and by where the last page ended."""
+    assert await listed(reader, wanted) == expected
+
+
+LENGTHS = [(limit, size) for limit in (1, 2, 4, 6) for size in (1, PAGE_BYTES // 2, PAGE_BYTES + 1)]
+
+
+@pytest.mark.parametrize(("limit", "size"), LENGTHS)
+async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: int, size: int) -> None:
+    """Whatever their length, in tasks or in bytes."""
+    seen, before, pages = [], None, 0
+    while pages == 0 or before:
+        page = await reader.render_page(TaskFilter(limit=limit, before=before), lambda full: name(full).ljust(size))
+        seen += [each.decode().strip() for each in page.items]
+        before, pages = page.last, pages + 1
+    assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
+    assert pages == ceil(6 / min(limit, {1: 6, PAGE_BYTES // 2: 3, PAGE_BYTES + 1: 1}[size]))
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 8), (BATCH_BYTES // 3, 4), (BATCH_BYTES + 1, 1)])
+async def test_a_batch_ends_where_it_is_large(many: Ledger, reader: Reader, size: int, count: int) -> None:
+    """With one event at least; the others come in the next."""
+    events = await reader.events(0)
+    shown = await reader.render_events(events, lambda event, full: name(full).ljust(size))
+    assert [each.decode().strip() for each in shown] == [each["task_id"] for each in events[:count]]
+    assert len(events) == 8
+
+
+async def test_who_is_reading_is_waited_for(database: Database) -> None:
+    """Also when whoever asked has gone: its connection is given back before the database is closed."""
+    reader = Reader(database)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> None:
+        begun.set()
+        go.wait(20)
+
+    asked = asyncio.create_task(reader.read(slow))
+    await asyncio.to_thread(begun.wait, 20)
+    asked.cancel()
+    closing = asyncio.create_task(reader.close())
+    await asyncio.gather(asked, return_exceptions=True)
+    assert database._readers.pool.checkedout() == 1  # type: ignore[attr-defined]
+    assert not closing.done()
+    go.set()
+    await closing
+    assert database._readers.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_a_database_that_cannot_be_read_is_an_outage(tmp_path: Path) -> None:
+    """Whoever asks is told to come again."""
+    path = tmp_path / "kling.db"
+    path.write_bytes(b"no database" * 1000)
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(Unavailable, match="The database cannot be used"):
+        await Reader(database).task("t")
+    database.close()

@@ -1,0 +1,478 @@
+"""Group commit: who shares a transaction, and who is harmed by what."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from kling_callback.protocol.reports import Report
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.tables import TASK
+from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
+from kling_receiver.store.writer import MAX_BATCH, MAX_PENDING, MAX_PENDING_BYTES, Writer
+from kling_receiver.tasks.ingest import Callback
+from tests.support.database import FAMILY, NOW, Ledger, callback, statements
+
+pytestmark = pytest.mark.anyio
+
+Change = Callable[[Transaction], Any]
+
+
+@asynccontextmanager
+async def writing(database: Database, **given: Any) -> AsyncIterator[Writer]:
+    """A writer that runs; closed at the end."""
+    writer = Writer(database, clock=lambda: NOW / 1000, **given)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.close()
+
+
+class Gate:
+    """A change that holds the writer's thread until it is opened; what comes meanwhile waits together."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._entered, self._open = threading.Event(), threading.Event()
+        self._task = asyncio.ensure_future(writer.run(self._hold))
+
+    def _hold(self, tx: Transaction) -> None:
+        self._entered.set()
+        assert self._open.wait(20)
+
+    async def closed(self) -> None:
+        """Until the writer is held."""
+        assert await asyncio.to_thread(self._entered.wait, 20)
+
+    async def open(self) -> None:
+        """Let the writer go."""
+        self._open.set()
+        await self._task
+
+
+async def together(writer: Writer, *changes: Change | Callback) -> list[Any]:
+    """What becomes of changes that arrive while the writer is busy: results and errors."""
+    gate = Gate(writer)
+    await gate.closed()
+    waiting = [
+        asyncio.ensure_future(writer.record(each) if isinstance(each, Callback) else writer.run(each))
+        for each in changes
+    ]
+    await asyncio.sleep(0)  # one turn of the loop: all of them are in the queue
+    await gate.open()
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def add(task: str) -> Change:
+    """A change that makes a task, and names it."""
+
+    def change(tx: Transaction) -> str:
+        tx.add_tasks([{"id": task, "family": FAMILY}])
+        return task
+
+    return change
+
+
+def ids(database: Database) -> list[str]:
+    """The tasks there are."""
+    return [task["id"] for task in Ledger(database).rows(TASK)]
+
+
+@asynccontextmanager
+async def counting_commits(database: Database) -> AsyncIterator[list[int]]:
+    """Commits of the writing door."""
+    seen: list[int] = []
+
+    def note(connection: Any) -> None:
+        seen.append(1)
+
+    event.listen(database._writer, "commit", note)
+    yield seen
+    event.remove(database._writer, "commit", note)
+
+
+async def test_a_change_returns_what_it_returned(database: Database) -> None:
+    """After its commit, made at the writer's time."""
+    async with writing(database) as writer:
+        assert await writer.run(lambda tx: tx.now) == NOW
+        assert await writer.run(add("t")) == "t"
+        assert ids(database) == ["t"]
+
+
+async def test_alone_a_change_waits_for_nobody(database: Database) -> None:
+    """One change, one commit."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        for n in range(3):
+            await writer.record(callback(f"t{n}"))
+        assert len(commits) == 3
+
+
+async def test_what_arrives_meanwhile_shares_a_commit(database: Database) -> None:
+    """Callbacks and other changes, of the same task and of others."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        answers = await together(
+            writer, callback("t"), add("u"), callback("t", "submitted"), callback("v", "succeed"), add("w")
+        )
+        assert answers == [None, "u", None, None, "w"]
+        assert len(commits) == 2
+    assert ids(database) == ["t", "u", "v", "w"]
+    assert Ledger(database).task()["callback_count"] == 2
+
+
+async def test_a_batch_has_a_largest_size(database: Database) -> None:
+    """More wait for the next one."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        await together(writer, *[lambda tx: None] * (MAX_BATCH + 1))
+        assert len(commits) == 3
+
+
+async def test_order_is_kept(database: Database) -> None:
+    """Changes are made in the order in which they came, and so are callbacks, within a batch and between."""
+    order: list[int] = []
+    numbered = [(lambda tx, n=n: order.append(n)) for n in range(MAX_BATCH + 50)]
+    async with writing(database) as writer:
+        await together(writer, *numbered)
+        await together(writer, *(callback(n=n) for n in range(20)))
+    assert order == list(range(MAX_BATCH + 50))
+    bodies = [event["body"] for event in Ledger(database).events() if event["type"] == "callback.received"]
+    assert bodies == [callback(n=n).body for n in range(20)]
+
+
+def poison(tx: Transaction) -> None:
+    """A change that fails after it changed something."""
+    tx.add_tasks([{"id": "poisoned", "family": FAMILY}])
+    raise ZeroDivisionError("poison")
+
+
+def break_rule(tx: Transaction) -> None:
+    """A change that the database refuses."""
+    tx.add_tasks([{"id": "impossible", "family": FAMILY, "status": "cancelled"}])
+
+
+@pytest.mark.parametrize("bad", [poison, break_rule])
+async def test_a_poisonous_change_harms_only_itself(database: Database, bad: Change) -> None:
+    """Those that shared its transaction are kept, and get their answers."""
+    async with writing(database) as writer:
+        answers = await together(writer, callback("t"), bad, add("u"), callback("t", "submitted"))
+        assert (answers[0], answers[2], answers[3]) == (None, "u", None)
+        assert type(answers[1]).__name__ == ("ZeroDivisionError" if bad is poison else "IntegrityError")
+    assert ids(database) == ["t", "u"]
+    assert Ledger(database).task()["callback_count"] == 2
+
+
+async def test_a_poisonous_callback_harms_only_itself(database: Database) -> None:
+    """Even where what is to be written cannot be."""
+    bad = Callback("bad", FAMILY, "digest", b"", 0, Report("processing", cost=object()), signed=True)
+    async with writing(database) as writer:
+        answers = await together(writer, callback("t"), bad, callback("u"))
+        assert (answers[0], answers[2]) == (None, None)
+        assert isinstance(answers[1], Exception)
+        assert not isinstance(answers[1], Unavailable)
+    assert ids(database) == ["t", "u"]
+
+
+async def test_a_poisonous_change_alone_raises_what_it_raised(database: Database) -> None:
+    """And the writer goes on."""
+    async with writing(database) as writer:
+        with pytest.raises(ZeroDivisionError):
+            await writer.run(poison)
+        assert await writer.run(add("t")) == "t"
+    assert ids(database) == ["t"]
+
+
+async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Path) -> None:
+    """Nothing of what was refused is kept; once the database can be written, all is as before."""
+    url = f"sqlite:///{tmp_path / 'kling.db'}"
+    database = Database(url)
+    database.migrate()
+    blocker = Database(f"{url}?timeout=0.05")
+    async with writing(blocker) as writer:
+        _impatient(blocker)
+        with database.write():
+            answers = await together_locked(writer, callback("t"), add("u"))
+        assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
+        assert str(answers[0]) == "The database cannot be used: database is locked."
+        assert ids(database) == []
+        await writer.record(callback("t"))
+    assert ids(database) == ["t"]
+    blocker.close()
+    database.close()
+
+
+def _impatient(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("PRAGMA busy_timeout = 20"))
+
+
+async def together_locked(writer: Writer, *changes: Change | Callback) -> list[Any]:
+    """The same while nobody can write."""
+    waiting = [writer.record(each) if isinstance(each, Callback) else writer.run(each) for each in changes]
+    return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+
+async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
+    """A commit may have taken effect although its answer was lost."""
+    database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
+    database.migrate()
+    _impatient(database)
+    blocker = Database(str(database.url))
+    heard: list[CommitResult] = []
+    async with writing(database, on_commit=heard.append) as writer:
+        with blocker.write(), pytest.raises(Unavailable):
+            await writer.run(add("t"))
+        await writer.run(lambda tx: None)
+    assert heard[0] == UNKNOWN_RESULT
+    blocker.close()
+    database.close()
+
+
+async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for its answer for ever."""
+    monkeypatch.setattr("kling_receiver.store.writer.LONGEST_WAIT", 0.05)
+    async with writing(database) as writer:
+        hanging = threading.Event()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await writer.run(lambda tx: hanging.wait(20))
+        hanging.set()
+
+
+async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Database) -> None:
+    """From when it is asked for until it is told; what gathers is not urgent."""
+    async with writing(database, no_hurry=0.05) as writer:
+        hanging, calm = threading.Event(), writer.foreground
+        urgent = asyncio.ensure_future(writer.run(lambda tx: hanging.wait(20)))
+        await asyncio.sleep(0)
+        assert not calm._idle.is_set()
+        hanging.set()
+        assert await urgent
+        assert calm._idle.is_set()
+        gathering = asyncio.ensure_future(writer.run_batched(lambda tx, items: None, 1, urgent=False))
+        await asyncio.sleep(0)
+        assert calm._idle.is_set()
+        await gathering
+
+
+async def test_the_probe_writes(database: Database) -> None:
+    """A transaction that is empty would show nothing; this one has a write of no meaning."""
+    async with writing(database) as writer:
+        with statements(database) as seen:
+            await writer.probe()
+    assert any("user_version =" in each or "UPDATE alembic_version" in each for each in seen)
+
+
+async def test_a_damaged_database_is_an_outage(tmp_path: Path) -> None:
+    """Nothing can be made durable in it, whatever the change."""
+    path = tmp_path / "kling.db"
+    first = Database(f"sqlite:///{path}")
+    first.migrate()
+    first.close()
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (path.stat().st_size - 4096))
+    database = Database(f"sqlite:///{path}")
+    async with writing(database) as writer:
+        with pytest.raises(Unavailable, match="malformed"):
+            await writer.record(callback())
+    database.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_lost_connection_is_an_outage(database: Database, early: bool) -> None:
+    """Lost while rows go in, or at the commit: the change is refused, the next one has a new connection."""
+
+    def cut(tx: Transaction) -> None:
+        own = tx.connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        with database.read() as other:
+            other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
+        if early:
+            tx.add_tasks([{"id": "t", "family": FAMILY}])
+
+    async with writing(database) as writer:
+        with pytest.raises(Unavailable, match=r"^The database cannot be used\.$"):
+            await writer.run(cut)
+        await writer.run(add("u"))
+    assert ids(database) == ["u"]
+
+
+async def test_a_full_queue_refuses(database: Database) -> None:
+    """So that memory is bounded, and callers hear of it; what waited is written."""
+    count = 0
+
+    def change(tx: Transaction) -> None:
+        nonlocal count
+        count += 1
+
+    async with writing(database) as writer:
+        gate = Gate(writer)
+        await gate.closed()
+        waiting = [asyncio.ensure_future(writer.run(change)) for _ in range(MAX_PENDING)]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="Too many changes wait"):
+            await writer.run(change)
+        await gate.open()
+        await asyncio.gather(*waiting)
+    assert count == MAX_PENDING
+
+
+async def test_close_writes_what_waits(database: Database) -> None:
+    """Nobody is left without an answer."""
+    writer = Writer(database)
+    writer.start()
+    gate = Gate(writer)
+    await gate.closed()
+    waiting = [asyncio.ensure_future(writer.run(add(f"t{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(writer.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="not running"):
+        await writer.run(add("late"))
+    await gate.open()
+    await closing
+    assert await asyncio.gather(*waiting) == [f"t{n}" for n in range(5)]
+    assert len(ids(database)) == 5
+
+
+async def test_a_writer_that_does_not_run_refuses(database: Database) -> None:
+    """Before its start and after its end; it may be closed twice, or without a start."""
+    writer = Writer(database)
+    with pytest.raises(Unavailable, match="not running"):
+        await writer.record(callback())
+    await writer.close()
+    writer.start()
+    await writer.close()
+    await writer.close()
+    with pytest.raises(Unavailable, match="not running"):
+        await writer.run(add("t"))
+
+
+async def test_a_waiter_that_goes_harms_nobody(database: Database) -> None:
+    """Its change is made all the same, and those beside it get their answers."""
+    async with writing(database) as writer:
+        gate = Gate(writer)
+        await gate.closed()
+        gone, stays = (asyncio.ensure_future(writer.run(add(task))) for task in "tu")
+        await asyncio.sleep(0)
+        gone.cancel()
+        await gate.open()
+        assert await stays == "u"
+        assert gone.cancelled()
+    assert ids(database) == ["t", "u"]
+
+
+async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
+    """In the event loop, when readers can see it; a failed one is not told."""
+    told: list[tuple[CommitResult, int, threading.Thread]] = []
+
+    def on_commit(committed: CommitResult) -> None:
+        told.append((committed, len(ids(database)), threading.current_thread()))
+
+    async with writing(database, on_commit=on_commit) as writer:
+        await writer.record(callback())
+        with pytest.raises(ZeroDivisionError):
+            await writer.run(poison)
+    happened = dict.fromkeys(("task.created", "callback.received", "task.processing"), 1)
+    assert told == [(CommitResult(frozenset({"t"}), NOW + 180_000, happened), 1, threading.current_thread())]
+
+
+async def test_many_at_once_all_are_kept(database: Database) -> None:
+    """Hundreds of callbacks and changes of the same few tasks, each answered, none lost, few commits."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        callbacks = [callback(f"t{n % 7}", n=n) for n in range(400)]
+        counts = [writer.run(lambda tx: _count(tx)) for _ in range(100)]
+        await asyncio.gather(*(writer.record(each) for each in callbacks), *counts)
+        assert len(commits) < 100
+    tasks = {task["id"]: task for task in Ledger(database).rows(TASK)}
+    assert sum(tasks[f"t{n}"]["callbacks"] for n in range(7)) == 400
+    assert tasks["counter"]["callbacks"] == 100
+
+
+def _count(tx: Transaction) -> None:
+    task = tx.task("counter")
+    if task is None:
+        tx.add_tasks([{"id": "counter", "family": FAMILY, "callbacks": 1}])
+    else:
+        tx.update_task(task, callback_count=task["callback_count"] + 1)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_two_writers_on_one_database_end(database: Database, database_url: str) -> None:
+    """With batches of the same tasks in opposite orders: all are kept, none waits for ever."""
+    other = Database(database_url)
+    names = [f"t{n}" for n in range(12)]
+    Ledger(database).record(*(callback(name) for name in names))
+    async with writing(database) as one, writing(other) as two:
+        here = [one.record(callback(name, n=n)) for n in range(15) for name in names]
+        there = [two.record(callback(name, n=n + 50)) for n in range(15) for name in reversed(names)]
+        async with asyncio.timeout(60):
+            await asyncio.gather(*here, *there)
+    other.close()
+    assert {task["callbacks"] for task in Ledger(database).rows(TASK)} == {31}
+
+
+async def test_so_many_bytes_may_wait(database: Database) -> None:
+    """More are refused, whoever holds them; what holds none goes on, and what was written makes room."""
+    async with writing(database) as writer:
+        gate = Gate(writer)
+        await gate.closed()
+        first = asyncio.ensure_future(writer.run(add("t"), size=MAX_PENDING_BYTES))
+        await asyncio.sleep(0)
+        for refused in (writer.record(callback("u")), writer.run(add("u"), size=1)):
+            with pytest.raises(Unavailable, match="Too many changes wait"):
+                await refused
+        second = asyncio.ensure_future(writer.run(add("v")))
+        await asyncio.sleep(0)
+        await gate.open()
+        assert (await first, await second) == ("t", "v")
+        await writer.record(callback("u"))
+        assert sorted(ids(database)) == ["t", "u", "v"]
+
+
+def made(tx: Transaction, tasks: list[str]) -> None:
+    """Tasks made together; how many there were stands in each one's model."""
+    tx.add_tasks([{"id": task, "family": FAMILY, "model": str(len(tasks))} for task in tasks])
+
+
+async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
+    """Of its own, when nothing else comes: one for all that came meanwhile, in one call."""
+    async with writing(database) as writer, counting_commits(database) as commits:
+        await asyncio.gather(*(writer.run_batched(made, f"t{n}", urgent=False) for n in range(5)))
+        assert len(commits) == 1
+        assert {task["model"] for task in Ledger(database).rows(TASK)} == {"5"}
+        await writer.run_batched(made, "later", urgent=False)
+        assert len(commits) == 2
+
+
+def level(tx: Transaction) -> Any:
+    """How a SQLite commit goes to the disk: 2 at once, 1 with the next that does."""
+    return tx.connection.execute(text("PRAGMA synchronous")).scalar()
+
+
+async def test_a_commit_is_durable_when_anything_in_it_must_be(tmp_path: Path) -> None:
+    """What need not be shares the commit of what must."""
+    database = Database(f"sqlite:///{tmp_path / 'own.db'}")
+    database.migrate()
+    async with writing(database) as writer:
+        assert await writer.run(level, durable=False) == 1
+        gate = Gate(writer)
+        await gate.closed()
+        asked = asyncio.gather(writer.run(level, durable=False), writer.run(add("u")))
+        await asyncio.sleep(0)
+        await gate.open()
+        assert tuple(await asked) == (2, "u")
+    database.close()
+
+
+async def test_who_is_in_no_hurry_makes_nobody_wait(database: Database) -> None:
+    """A change that is goes before; when the writer is closed, all is written."""
+    async with writing(database, no_hurry=1000.0) as writer:
+        waiting = [asyncio.ensure_future(writer.run_batched(made, task, urgent=False)) for task in "tv"]
+        await asyncio.sleep(0)
+        await writer.run(add("u"))
+        assert ids(database) == ["u"]
+    await asyncio.gather(*waiting)
+    assert ids(database) == ["t", "u", "v"]

@@ -1,0 +1,280 @@
+"""What a client says of a create, before it and after it."""
+
+import pytest
+
+from kling_receiver.store.database import Database
+from kling_receiver.store.tables import TAG
+from kling_receiver.tasks import registration as task_registration
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.registration import MAX_TAGS
+from tests.support.database import NOW, OVERDUE, Ledger, callback, says, view
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """A ledger of no tasks."""
+    return Ledger(database)
+
+
+def test_a_first_callback_before_the_registration(ledger: Ledger) -> None:
+    """Whoever registers afterwards may not send the create: Kling knows the task; gaps are filled."""
+    ledger.record(callback())
+    answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("red",))
+    assert (answer.created, answer.may_create, answer.conflict) == (False, False, None)
+    task = ledger.task()
+    assert (task["status"], task["model"], task["request"]) == ("processing", "kling-v3", {"prompt": "x"})
+    ledger.register(outcome="created", kling_id="k1")
+    assert (ledger.task()["kling_id"], ledger.task()["status"]) == ("k1", "processing")
+
+
+def test_the_creates_answer_lets_a_waiting_question_go(ledger: Ledger) -> None:
+    """It is due as soon as the id is known."""
+    ledger.register()
+    ledger.record(callback(status="succeed"))
+    ledger.now += 10
+    ledger.register(outcome="created", kling_id="k1")
+    assert ledger.jobs()["ask/t"]["due_at"] == NOW + 10
+    assert ledger.committed.next_due_at == NOW + 10
+
+
+def test_a_registration_makes_the_task_known(ledger: Ledger) -> None:
+    """Before its create: this attempt may send it, and the deadline runs."""
+    answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("b", "a", "b"))
+    assert (answer.created, answer.may_create, answer.conflict) == (True, True, None)
+    task = ledger.task()
+    assert view(task) == ("created", None, False)
+    assert (task["outcome"], task["model"], task["request"]) == ("pending", "kling-v3", {"prompt": "x"})
+    assert [row["tag"] for row in ledger.rows(TAG)] == ["a", "b"]
+    assert (ledger.types(), ledger.events()[0]["data"]) == (["task.created"], {"by": "client"})
+    assert ledger.jobs()[OVERDUE]["due_at"] == NOW + 180_000
+
+
+@pytest.mark.parametrize(("attempt", "may"), [("a", True), ("b", False), ("", False)])
+def test_only_one_attempt_may_send_the_create(ledger: Ledger, attempt: str, may: bool) -> None:
+    """The one whose nonce came first, as often as it asks; nothing is logged twice."""
+    ledger.register()
+    answer = ledger.register(create_token=attempt)
+    assert (answer.created, answer.may_create) == (False, may)
+    assert ledger.types() == ["task.created"]
+
+
+def test_a_registration_without_a_nonce_may_not_send(ledger: Ledger) -> None:
+    """Nobody could tell two such attempts apart."""
+    assert not ledger.register(create_token="").may_create
+
+
+def test_gaps_are_filled_and_nothing_is_reset(ledger: Ledger) -> None:
+    """Model, request, tags and Kling's id stay as they were said first."""
+    ledger.register(tags=("a",))
+    ledger.register(model="m1", request={"n": 1}, tags=("a", "b"))
+    ledger.register(model="m2", request={"n": 2}, outcome="created", kling_id="k1")
+    ledger.register(outcome="created", kling_id="k2", request=None)
+    task = ledger.task()
+    assert (task["model"], task["request"], task["kling_id"]) == ("m1", {"n": 1}, "k1")
+    assert [row["tag"] for row in ledger.rows(TAG)] == ["a", "b"]
+
+
+def test_a_task_has_so_many_tags(ledger: Ledger) -> None:
+    """However often it is registered."""
+    for n in range(7):
+        ledger.register(tags=tuple(f"{n} {each}" for each in range(20)))
+    assert len(ledger.rows(TAG)) == MAX_TAGS
+
+
+def test_another_family_is_a_conflict(ledger: Ledger) -> None:
+    """The refused registration changes nothing."""
+    ledger.register()
+    answer = ledger.register(family="videos/text2video", model="m", outcome="created", kling_id="k")
+    assert answer.conflict == "Task t is of the family images/generations, not videos/text2video."
+    assert not answer.may_create
+    assert (ledger.task()["model"], ledger.task()["outcome"]) == ("", "pending")
+
+
+def test_a_create_that_was_taken_moves_the_task(ledger: Ledger) -> None:
+    """To `submitted`, by Kling's word; said again, it says nothing new."""
+    ledger.register()
+    for _ in range(2):
+        answer = ledger.register(outcome="created", kling_id="k1")
+        assert not answer.may_create
+    assert (ledger.task()["status"], ledger.task()["outcome"], ledger.task()["kling_id"]) == (
+        "submitted",
+        "created",
+        "k1",
+    )
+    assert ledger.types() == ["task.created", "task.submitted"]
+    assert not ledger.register().may_create
+
+
+def test_an_outcome_may_be_the_first_that_is_heard(ledger: Ledger) -> None:
+    """Of a task that the receiver does not know."""
+    assert ledger.register(outcome="created", kling_id="k1").created
+    assert ledger.task()["status"] == "submitted"
+    ledger.register("u", outcome="not_created", reason="no")
+    assert view(ledger.task("u")) == ("failed", "local", True)
+
+
+def test_the_creates_answer_after_the_end_takes_nothing_back(ledger: Ledger) -> None:
+    """Its id is learnt; a callback that stands is asked about once more, now by that id."""
+    ledger.register()
+    ledger.record(callback(status="succeed"))
+    ledger.stand()
+    ledger.kill_job("ask/t")
+    ledger.register(outcome="created", kling_id="k1")
+    assert view(ledger.task()) == ("succeed", "callback", True)
+    assert ledger.task()["kling_id"] == "k1"
+    assert ledger.jobs()["ask/t"]["state"] == "ready"
+    ledger.kill_job("ask/t")
+    ledger.register(outcome="created", kling_id="k1")
+    assert ledger.jobs()["ask/t"]["state"] == "dead"
+
+
+@pytest.mark.parametrize("origin", ["kling", "local"])
+def test_created_said_again_after_the_end_takes_nothing_back(ledger: Ledger, origin: str) -> None:
+    """A client may repeat its report at any time."""
+    ledger.register()
+    ledger.register(outcome="created", kling_id="k1")
+    if origin == "kling":
+        ledger.believe("t", says("failed"))
+    else:
+        ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "too late"))
+    ledger.register(outcome="created", kling_id="k1")
+    assert view(ledger.task()) == ("failed", origin, True)
+
+
+def test_a_task_that_we_gave_up_lives_when_its_create_is_reported(ledger: Ledger) -> None:
+    """The report came after the deadline: Kling has it, and it is watched again."""
+    ledger.register()
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "its create did not arrive"))
+    ledger.register(outcome="created", kling_id="k1")
+    assert view(ledger.task()) == ("submitted", None, False)
+    assert OVERDUE in ledger.jobs()
+
+
+def test_a_create_that_was_not_taken_ends_the_task(ledger: Ledger) -> None:
+    """By our own judgement, with the reason; nothing is owed."""
+    ledger.register()
+    ledger.register(outcome="not_created", reason="model is not supported")
+    assert view(ledger.task()) == ("failed", "local", True)
+    assert ledger.task()["status_msg"] == "model is not supported"
+    assert ledger.jobs() == {}
+    ledger.register("u")
+    ledger.register("u", outcome="not_created")
+    assert ledger.task("u")["status_msg"] == "The create was not taken."
+
+
+def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
+    """As often as it is refused: each time one attempt may send, and the task is open and watched."""
+    for attempt in "abc":
+        assert ledger.register(create_token=attempt).may_create
+        assert view(ledger.task()) == ("created", None, False)
+        assert OVERDUE in ledger.jobs()
+        assert not ledger.register(create_token="other").may_create
+        ledger.register(create_token=attempt, outcome="not_created")
+        assert view(ledger.task()) == ("failed", "local", True)
+    assert ledger.register(create_token="d").may_create
+    ledger.register(create_token="d", outcome="created", kling_id="k1")
+    assert view(ledger.task()) == ("submitted", None, False)
+    assert ledger.types().count("task.created") == 4
+
+
+def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
+    """Whoever only makes events, by one task without end, is stopped."""
+    for n in range(task_registration.MAX_CREATES):
+        assert ledger.register(create_token=f"{n}").may_create
+        ledger.register(create_token=f"{n}", outcome="not_created", reason="no")
+    answer = ledger.register(create_token="last")
+    assert not answer.may_create
+    assert answer.conflict == f"Task t was tried {task_registration.MAX_CREATES} times."
+
+
+def test_an_attempt_that_was_overtaken_has_no_word(ledger: Ledger) -> None:
+    """Its late report does not end the attempt that came after it; that Kling took it counts from anybody."""
+    ledger.register(create_token="a")
+    ledger.register(create_token="a", outcome="not_created")
+    ledger.register(create_token="b")
+    ledger.register(create_token="a", outcome="not_created")
+    ledger.register(create_token="a", outcome="unknown")
+    assert (ledger.task()["status"], ledger.task()["outcome"]) == ("created", "pending")
+    ledger.register(create_token="a", outcome="created", kling_id="k1")
+    assert ledger.task()["status"] == "submitted"
+
+
+def test_after_an_unknown_outcome_no_create_is_sent(ledger: Ledger) -> None:
+    """One intent, one paid task; what turns out later is noted."""
+    ledger.register()
+    ledger.register(outcome="unknown")
+    assert (ledger.task()["status"], ledger.task()["outcome"]) == ("created", "unknown")
+    assert not ledger.register().may_create
+    assert not ledger.register(create_token="b").may_create
+    assert OVERDUE in ledger.jobs()
+    ledger.register(outcome="unknown")
+    ledger.register(outcome="not_created")
+    assert view(ledger.task()) == ("failed", "local", True)
+
+
+@pytest.mark.parametrize("status", ["submitted", "succeed", None])
+@pytest.mark.parametrize("outcome", ["not_created", "unknown"])
+def test_a_callback_refutes_that_nothing_was_created(ledger: Ledger, status: str | None, outcome: str) -> None:
+    """Kling has shown that it knows the task: it does not end, and no other create is sent."""
+    ledger.register()
+    ledger.record(callback(status=status))
+    ledger.now += 1
+    ledger.register(outcome=outcome)
+    assert ledger.task()["status"] != "failed"
+    assert ledger.task()["outcome"] == "unknown"
+    assert status == "submitted" or ledger.jobs()["ask/t"]["due_at"] == ledger.now
+    assert not ledger.register(create_token="b").may_create
+
+
+def test_a_callback_after_the_refusal_forbids_another_create(ledger: Ledger) -> None:
+    """Perhaps it was taken after all: Kling is asked instead."""
+    ledger.register()
+    ledger.register(outcome="not_created")
+    ledger.record(callback(status="processing"))
+    assert not ledger.register(create_token="b").may_create
+    assert "ask/t" in ledger.jobs()
+
+
+def test_klings_word_after_the_refusal_forbids_another_create(ledger: Ledger) -> None:
+    """It was taken after all."""
+    ledger.register()
+    ledger.register(outcome="not_created")
+    ledger.believe("t", says("processing"))
+    assert not ledger.register(create_token="b").may_create
+    assert ledger.task()["status"] == "processing"
+
+
+def test_an_outcome_after_the_creation_is_known_changes_nothing(ledger: Ledger) -> None:
+    """Created is created."""
+    ledger.register(outcome="created", kling_id="k1")
+    ledger.register(outcome="not_created")
+    ledger.register(outcome="unknown")
+    assert (ledger.task()["status"], ledger.task()["outcome"]) == ("submitted", "created")
+
+
+def learn(ledger: Ledger, task_id: str) -> None:
+    """Kling's answer to a question named its id for the task `t`."""
+    ledger.change(lambda tx: task_registration.set_kling_id(tx, tx.require_task("t"), task_id))
+
+
+@pytest.mark.parametrize(("attempt", "stands"), [("a", "k1"), ("b", "k2")])
+def test_the_creates_own_answer_goes_before_what_a_question_brought(ledger: Ledger, attempt: str, stands: str) -> None:
+    """From whoever sent that create, and once."""
+    ledger.register(create_token="a")
+    learn(ledger, "k2")
+    assert (ledger.task()["status"], ledger.task()["kling_id"]) == ("submitted", "k2")
+    ledger.register(create_token=attempt, outcome="created", kling_id="k1")
+    assert (ledger.task()["outcome"], ledger.task()["kling_id"]) == ("created", stands)
+    ledger.register(create_token=attempt, outcome="created", kling_id="k3")
+    assert ledger.task()["kling_id"] == stands
+
+
+@pytest.mark.parametrize("outcome", ["not_created", "unknown"])
+def test_a_task_that_kling_knows_was_created(ledger: Ledger, outcome: str) -> None:
+    """Whatever its client says, and no other create is sent."""
+    ledger.register()
+    learn(ledger, "k1")
+    ledger.register(outcome=outcome)
+    assert view(ledger.task()) == ("submitted", None, False)
+    assert not ledger.register().may_create
+    assert not ledger.register(create_token="b").may_create

@@ -1,0 +1,142 @@
+"""A disk in trouble: callbacks are answered 503, files are tried again, and once it is mended all goes on."""
+
+import errno
+import resource
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kling_callback.protocol.ids import new_id
+from kling_sandbox import Sandbox
+from tests.support.receiver import ABSENT
+from tools.harness.process import Process
+from tools.harness.submitting import counted, events, finished, looked, post, show, submit
+
+SIZE = 8 << 20
+"""Bytes of the small disk."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, small enough to be filled."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", path], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"{ABSENT}a file system to fill")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@contextmanager
+def filled(disk: Path) -> Iterator[None]:
+    """While it lasts, there is no byte left."""
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        try:
+            while filler.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017  # anything else would be no full disk
+    yield
+    (disk / "filler").unlink()
+
+
+@contextmanager
+def limited(receiver: Process) -> Iterator[None]:
+    """While it lasts, the receiver may not write to any file."""
+    before = resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, (0, before[1]))
+    yield
+    resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, before)
+
+
+def not_ready(receiver: Process) -> str:
+    """Why the receiver says that it is not ready."""
+    answer = httpx.get(f"{receiver.url}/readyz", timeout=30)
+    assert answer.status_code == 503
+    message: str = answer.json()["error"]["message"]
+    return message
+
+
+def refused_then_taken(receiver: Process, trouble: Callable[[], AbstractContextManager[None]], reason: str) -> None:
+    """In trouble callbacks are refused and nothing is kept of them; afterwards they are taken."""
+    task, first = new_id(), new_id()
+    assert post(receiver, first, {"task_status": "submitted"}).status_code == 200
+    with trouble():
+        answer = post(receiver, task, {"task_status": "processing"})
+        assert answer.status_code == 503, answer.text
+        assert int(answer.headers["Retry-After"]) > 0
+        assert reason in not_ready(receiver)
+        assert httpx.get(f"{receiver.url}/healthz").status_code == 200
+        assert show(receiver, first)["status"] == "submitted"
+    assert httpx.get(f"{receiver.url}/readyz").status_code == 200
+    assert "error" in show(receiver, task)
+    assert post(receiver, task, {"task_status": "processing"}).status_code == 200
+    assert show(receiver, task)["status"] == "processing"
+
+
+def test_a_database_on_a_full_disk(disk: Path) -> None:
+    """Is an outage, named as it is; it passes when there is room again."""
+    with Process(disk / "data") as receiver:
+        refused_then_taken(receiver, lambda: filled(disk), "database or disk is full")
+
+
+def test_a_database_that_is_slow(tmp_path: Path) -> None:
+    """While another process writes, a callback waits; it is answered once it is kept."""
+    task, data = new_id(), tmp_path / "data"
+    with Process(data) as receiver, closing(sqlite3.connect(data / "kling.db")) as other:
+        with ThreadPoolExecutor(1) as sender:
+            other.execute("BEGIN IMMEDIATE")
+            answer = sender.submit(post, receiver, task, {"task_status": "processing"})
+            assert "error" in show(receiver, task)
+            assert not answer.done()
+            other.rollback()
+            assert answer.result().status_code == 200
+        assert show(receiver, task)["status"] == "processing"
+
+
+def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
+    """Likewise, whatever the reason: a quota, a limit. That the log cannot be written either harms nothing."""
+    with Process(tmp_path / "data") as receiver:
+        refused_then_taken(receiver, lambda: limited(receiver), "disk I/O error")
+
+
+def test_files_on_a_full_disk(disk: Path, tmp_path: Path, gateway: Sandbox) -> None:
+    """Callbacks are taken, and the file is fetched again until there is room for it."""
+    results = disk / "results"
+    storage = {"KLING_API_BASE": gateway.url, "KLING_STORAGE_URL": results.as_uri()}
+    with Process(tmp_path / "data", **storage) as receiver:
+        with filled(disk):
+            task, _ = submit(receiver, gateway)
+            events(receiver, task, "task.succeed")
+            looked(lambda: counted(receiver, 'kling_downloads_total{outcome="failed"}'))
+            assert "No space left on device" in not_ready(receiver)
+            assert show(receiver, task)["results"][0]["status"] == "pending"
+        assert finished(receiver, task)["results"][0]["status"] == "stored"
+        assert [path.name for path in (results / task).iterdir()] == ["0.png"]
+
+
+def test_a_storage_whose_volume_is_gone(tmp_path: Path, gateway: Sandbox) -> None:
+    """Nothing is written beneath it; when it is back, the file is fetched as if nothing had been."""
+    results, away = tmp_path / "results", tmp_path / "away"
+    storage = {"KLING_API_BASE": gateway.url, "KLING_STORAGE_URL": results.as_uri()}
+    with Process(tmp_path / "data", **storage) as receiver:
+        results.rename(away)
+        results.mkdir()
+        task, _ = submit(receiver, gateway)
+        events(receiver, task, "task.succeed")
+        looked(lambda: counted(receiver, 'kling_downloads_total{outcome="failed"}'))
+        assert "Mount its volume again" in not_ready(receiver)
+        assert list(results.iterdir()) == []
+        results.rmdir()
+        away.rename(results)
+        assert finished(receiver, task)["results"][0]["status"] == "stored"
+        assert httpx.get(f"{receiver.url}/readyz").status_code == 200

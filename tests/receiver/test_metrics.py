@@ -1,0 +1,55 @@
+"""What is counted: every outcome under its own name, and no label that an outsider chooses."""
+
+import re
+
+import httpx
+
+from kling_callback.protocol.ids import new_id
+from kling_receiver.metrics import CONTENT_TYPE, Metrics
+from kling_sandbox import Sandbox
+from tests.support.receiver import Start
+from tools.harness.submitting import counted, finished, post, submit
+
+
+def test_a_run_is_counted(start: Start, gateway: Sandbox) -> None:
+    """Callbacks, the time of their commits, questions and downloads."""
+    running = start(api_base=gateway.url)
+    finished(running, submit(running, gateway, n=2)[0])
+    assert counted(running, 'kling_callbacks_total{outcome="accepted"}') == 3
+    assert counted(running, "kling_callback_seconds_count") == 3
+    assert counted(running, 'kling_questions_total{outcome="answered"}') == 1
+    assert counted(running, 'kling_downloads_total{outcome="stored"}') == 2
+    post(running, new_id(), {"task_status": "failed"})
+    gateway.wait_for(lambda: len(gateway.queries) == 2)
+    answer = httpx.get(f"{running.url}/metrics", headers=running.headers("read"))
+    assert answer.headers["Content-Type"] == CONTENT_TYPE
+
+
+def test_names_of_outsiders_are_no_labels(start: Start) -> None:
+    """However many tasks and families there are, the series stay the same."""
+    running = start()
+
+    def series() -> set[str]:
+        text = httpx.get(f"{running.url}/metrics", headers=running.headers("read")).text
+        return {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+
+    post(running, new_id(), {"task_status": "processing"})
+    before = series()
+    for n in range(5):
+        post(running, new_id(), {"task_status": "processing"}, f"videos/family{n}")
+    assert series() == before
+
+
+def test_every_receiver_counts_for_itself() -> None:
+    """Two in one process share no registry, and every counter is described."""
+    one, other = Metrics(), Metrics()
+    one.callbacks.labels("accepted").inc()
+    assert b'kling_callbacks_total{outcome="accepted"} 1.0' in one.text()
+    assert b"accepted" not in other.text()
+    names = set(re.findall(r"# HELP (\S+) \S", other.text().decode()))
+    assert names >= {
+        "kling_callbacks_total",
+        "kling_questions_total",
+        "kling_downloads_total",
+        "kling_deliveries_total",
+    }

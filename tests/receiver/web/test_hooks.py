@@ -1,0 +1,310 @@
+"""Hooks over the API, by an admin: what may be added, and what becomes of it."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from kling_callback.protocol.ids import new_id
+from kling_receiver.hooks.config import InvalidHook, parse_hook
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.web.api.hook_payloads import masked_address
+from tests.support.receiver import Running, Start
+from tests.support.web import Host, host
+from tools.harness.submitting import Json, register
+
+SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
+SHORT = "whsec_" + base64.b64encode(b"short").decode()
+GOOD = "https://hooks.example/in"
+
+
+@pytest.fixture
+def running(start: Start, database_url: str) -> Running:
+    """A receiver on each kind of database; where Kling should be, nobody is."""
+    return start(api_base="http://127.0.0.1:9", database_url=database_url)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Host]:
+    """A hook that takes everything."""
+    with host(lambda visit: visit.answer(200, b"thank you")) as there:
+        yield there
+
+
+def call(running: Running, method: str, path: str, body: Any = None, *, status: int = 200) -> Json:
+    """One request by an admin."""
+    given: dict[str, Any] = {} if body is None else {"json": body}
+    headers = running.headers("admin")
+    answer = httpx.request(method, f"{running.url}/api/{path}", headers=headers, timeout=40, **given)
+    assert answer.status_code == status, answer.text
+    document: Json = answer.json()
+    return document
+
+
+def refused(running: Running, path: str, body: Any, status: int = 422) -> str:
+    """What is said of a request that is refused."""
+    return str(call(running, "POST", path, body, status=status)["error"]["message"])
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no address": ({"address": ""}, "address: "),
+    "loopback": ({"address": "https://127.0.0.1/"}, "127.0.0.1 is not a public address"),
+    "loopback as a number": ({"address": "http://2130706433/"}, "is not a public address (127.0.0.1)"),
+    "loopback in hex": ({"address": "http://0x7f.1/"}, "is not a public address (127.0.0.1)"),
+    "loopback of IPv6": ({"address": "http://[::1]/"}, "is not a public address"),
+    "loopback of both": ({"address": "http://[::ffff:127.0.0.1]/"}, "is not a public address"),
+    "a private network": ({"address": "https://10.1.2.3/"}, "allow it with KLING_PRIVATE_HOOK_HOSTS"),
+    "the cloud's own": ({"address": "http://169.254.169.254/latest"}, "is not a public address"),
+    "a password": ({"address": "https://user:word@hooks.example/"}, "user or password"),
+    "no host": ({"address": "https:///path"}, "its host is no name"),
+    "an unknown scheme": (
+        {"address": "kafka://host/topic"},
+        "nothing delivers to kafka: addresses. There",
+    ),
+    "no scheme": ({"address": "hooks.example/in"}, "nothing delivers to"),
+    "a file": ({"address": "file:///etc/passwd"}, "nothing delivers to file:"),
+    "no such command": (
+        {"address": "command:no-such-command-here"},
+        "there is no command no-such",
+    ),
+    "a short secret": ({"address": GOOD, "secret": SHORT}, "secret: is too short"),
+    "no secret": ({"address": GOOD, "secret": "hush!"}, "whsec_<base64>"),
+    "a command's secret": (
+        {"address": "command:true", "secret": SECRET},
+        "secret signs what goes to a web address",
+    ),
+    "another's event": ({"address": GOOD, "events": ["task.exploded"]}, "no event is called task.exploded"),
+    "no family": ({"address": GOOD, "families": ["../x"]}, "a family must be"),
+    "no status": ({"address": GOOD, "statuses": ["happy"]}, "statuses.0: "),
+    "a filter of nothing": (
+        {"address": GOOD, "events": ["task.failed"], "statuses": ["succeed"]},
+        "The filter matches nothing: at task.failed a task is never succeed",
+    ),
+    "an empty tag": ({"address": GOOD, "tags": [""]}, "tags.0: "),
+    "a bad name": ({"address": GOOD, "name": "My Hook"}, "name: must be small letters, digits"),
+    "a name like a task's": ({"address": GOOD, "name": "task:1"}, "name: must be small letters, digits"),
+    "no schedule": ({"address": GOOD, "schedule": [0]}, "schedule.0: "),
+    "an endless schedule": ({"address": GOOD, "schedule": [1.0] * 31}, "schedule: "),
+    "no concurrency": ({"address": GOOD, "concurrency": 0}, "concurrency: "),
+    "no rate": ({"address": GOOD, "rate": 0}, "rate: "),
+    "too much time": ({"address": GOOD, "timeout": 601}, "timeout: "),
+    "something else": ({"address": GOOD, "colour": "blue"}, "colour: "),
+}
+"""What no hook may be, and what is said of it."""
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_hook_may_be(kind: str) -> None:
+    """Is refused with the reason, before anything is kept; no secret is in it."""
+    given, said = REFUSED[kind]
+    with pytest.raises(InvalidHook) as raised:
+        parse_hook(given, Allowlist.parse((), "KLING_PRIVATE_HOOK_HOSTS"))
+    assert said in str(raised.value)
+    assert not any(secret in str(raised.value) for secret in (SECRET, SHORT, "hush"))
+
+
+def test_the_api_refuses_the_same(start: Start) -> None:
+    """By 422, with the same reasons; of what is no web address it does not even say whether it could be."""
+    running = start(api_base="http://127.0.0.1:9", private_hook_hosts=())
+    for kind, (given, said) in REFUSED.items():
+        web = given["address"].startswith("http")
+        assert (said if web else "Only https addresses") in refused(running, "hooks", given), kind
+    documents: list[Any] = [None, [], "x", 1, {}, {"address": 1}, {"address": None}]
+    for document in documents:
+        refused(running, "hooks", document)
+    assert call(running, "GET", "hooks")["hooks"] == []
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """One look is enough to mend them."""
+    given = {"address": "http://10.0.0.1/", "secret": SHORT, "name": "A", "rate": -1, "colour": 1, "tags": [""]}
+    with pytest.raises(InvalidHook) as raised:
+        parse_hook(given, Allowlist())
+    assert [each.partition(":")[0] for each in raised.value.problems] == [
+        "tags.0",
+        "name",
+        "address",
+        "secret",
+        "rate",
+        "colour",
+    ]
+
+
+@pytest.mark.parametrize("address", ["command:true", "COMMAND:true", "nats://127.0.0.1/x", "redis://h/x", "lines:/x"])
+def test_what_runs_or_reaches_inside_never_comes_over_the_network(start: Start, address: str) -> None:
+    """Neither commands nor brokers, however they are spelled."""
+    running = start(api_base="http://127.0.0.1:9")
+    said = call(running, "POST", "hooks", {"address": address}, status=422)["error"]
+    assert (said["code"], "kling-receiver hooks add" in said["hint"]) == ("bad_hook", True)
+
+
+def test_the_life_of_a_hook(running: Running, endpoint: Host) -> None:
+    """Added, listed, shown, tested, told of an event, paused, resumed, removed."""
+    made = call(running, "POST", "hooks", {"address": endpoint.url, "events": ["task.created"]}, status=201)
+    assert made["hook"]["name"] == "hook-1"
+    [listed] = call(running, "GET", "hooks")["hooks"]
+    shown = call(running, "GET", "hooks/hook-1")
+    assert shown == listed == made["hook"]
+    assert (shown["state"], shown["events"], shown["behind"], shown["source"]) == (
+        "active",
+        ["task.created"],
+        0,
+        "added",
+    )
+    tested = call(running, "POST", "hooks/hook-1/test")
+    assert (tested["taken"], tested["status"], tested["answer"], tested["error"]) == (
+        True,
+        200,
+        "thank you",
+        None,
+    )
+    [visit] = endpoint.wait_for(1)
+    told = Webhook(made["secret"]).verify(visit.body, dict(visit.headers))
+    assert (told["type"], told["task"]["id"]) == ("hook.test", "test")
+    register(running, new_id())
+    endpoint.wait_for(2)
+    assert call(running, "POST", "hooks/hook-1/pause")["state"] == "paused"
+    register(running, new_id())
+    paused = call(running, "GET", "hooks/hook-1")
+    assert (paused["state"], paused["paused_because"]) == ("paused", "an operator paused it")
+    assert paused["behind"] in (1, 2)  # a run that waits for more keeps its place when it ends
+    assert call(running, "POST", "hooks/hook-1/resume")["state"] == "active"
+    endpoint.wait_for(3)
+    assert call(running, "DELETE", "hooks/hook-1") == {"removed": "hook-1"}
+    assert call(running, "GET", "hooks")["hooks"] == []
+
+
+def test_no_secret_is_shown_again(running: Running) -> None:
+    """Neither by lists nor by errors; only when it is made."""
+    made = call(running, "POST", "hooks", {"name": "one", "address": GOOD, "secret": SECRET}, status=201)
+    assert made["secret"] == SECRET
+    turned = call(running, "POST", "hooks/one/rotate", {})["secret"]
+    assert turned.startswith("whsec_")
+    assert turned != SECRET
+    everything = json.dumps([call(running, "GET", path) for path in ("hooks", "hooks/one")])
+    assert SECRET not in everything + json.dumps(made["hook"])
+    assert turned not in everything
+
+
+def test_two_secrets_sign_while_one_follows_the_other(running: Running, endpoint: Host) -> None:
+    """And one when no overlap is wanted."""
+    old = call(running, "POST", "hooks", {"name": "one", "address": endpoint.url}, status=201)["secret"]
+    call(running, "POST", "hooks/one/rotate", {"secret": SECRET})
+    call(running, "POST", "hooks/one/test")
+    new = call(running, "POST", "hooks/one/rotate", {"overlap": 0})["secret"]
+    call(running, "POST", "hooks/one/test")
+    both, alone = endpoint.wait_for(2)
+    for secret in (old, SECRET):
+        Webhook(secret).verify(both.body, dict(both.headers))
+    Webhook(new).verify(alone.body, dict(alone.headers))
+    assert alone.headers["webhook-signature"].count(",") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"secret": "x"}, {"secret": SHORT}, {"overlap": -1}, {"overlap": 1e9}, {"overlap": "x"}, {"more": 1}, []],
+)
+def test_a_rotation_that_cannot_be(start: Start, body: Any) -> None:
+    """Is refused, and nothing is rotated."""
+    running = start(api_base="http://127.0.0.1:9")
+    call(running, "POST", "hooks", {"name": "one", "address": GOOD, "secret": SECRET}, status=201)
+    assert SHORT not in refused(running, "hooks/one/rotate", body)
+    with running.receiver.database.read() as connection:
+        assert SECRET in connection.exec_driver_sql("SELECT secrets FROM hook").scalar_one()
+
+
+def test_names(running: Running) -> None:
+    """Two hooks have two; a free one is found; a name that nobody has is unknown, whatever it is."""
+    for name in ("one", "hook-1"):
+        call(running, "POST", "hooks", {"name": name, "address": GOOD}, status=201)
+    assert call(running, "POST", "hooks", {"address": GOOD}, status=201)["hook"]["name"] == "hook-2"
+    assert "There is a hook one" in refused(running, "hooks", {"name": "one", "address": GOOD}, 409)
+    for name in ("nobody", "One", "%00", "%ff", "task:1", "%F0%9F%98%80", "x" * 300):
+        call(running, "GET", f"hooks/{name}", status=404)
+        call(running, "DELETE", f"hooks/{name}", status=404)
+        for order in ("test", "pause", "resume", "rotate"):
+            call(running, "POST", f"hooks/{name}/{order}", status=404)
+
+
+@pytest.mark.parametrize("odd", ["\0", "\ud800", "\U0001f600"])
+def test_odd_letters_are_harmless(running: Running, odd: str) -> None:
+    """In whatever part of a document they stand: kept or refused, never a failure."""
+    filtered = {"name": "one", "address": GOOD, "tags": [f"a{odd}b"]}
+    headers = running.headers("admin") | {"Content-Type": "application/json"}
+    for path, body in (
+        ("hooks", filtered),
+        ("hooks", {"address": f"{GOOD}{odd}"}),
+        ("hooks", {"address": GOOD, "name": odd}),
+        ("hooks", {"address": GOOD, "secret": odd}),
+        ("hooks", {"address": GOOD, "events": [odd], "families": [odd], "statuses": [odd], odd: 1}),
+        ("hooks/one/rotate", {"secret": odd}),
+        ("deliveries/retry", {"hook": odd}),
+        ("deliveries/replay", {"from": 1, "hook": odd}),
+        ("deliveries/replay", {"task": odd}),
+        ("deliveries/replay", {"since": odd}),
+    ):
+        answer = httpx.post(f"{running.url}/api/{path}", headers=headers, content=json.dumps(body), timeout=40)
+        assert answer.status_code < 500, (path, body, answer.text)
+    assert httpx.get(f"{running.url}/api/hooks", headers=headers).status_code == 200
+
+
+def test_hooks_of_the_settings_are_changed_there(start: Start, endpoint: Host) -> None:
+    """They can be paused and tested like any; and gone from the settings, they are gone."""
+    running = start(api_base="http://127.0.0.1:9", hook_url=endpoint.url, hook_secret=SECRET)
+    for method, path in (("DELETE", "hooks/default"), ("POST", "hooks/default/rotate")):
+        assert call(running, method, path, status=409)["error"]["code"] == "kept_elsewhere"
+    assert call(running, "POST", "hooks/default/pause")["source"] == "settings"
+    assert call(running, "POST", "hooks/default/test")["taken"]
+    running.stop()
+    again = start(api_base="http://127.0.0.1:9", hook_url=endpoint.url, hook_secret=SECRET)
+    assert call(again, "GET", "hooks/default")["state"] == "paused"
+    again.stop()
+    without = start(api_base="http://127.0.0.1:9")
+    assert call(without, "GET", "hooks")["hooks"] == []
+
+
+def test_a_test_that_fails_says_why(running: Running) -> None:
+    """The answer, or the reason why there is none; nothing is owed for it."""
+    with host(lambda visit: visit.answer(403, b"who are you?")) as there:
+        call(running, "POST", "hooks", {"name": "one", "address": there.url}, status=201)
+        said = call(running, "POST", "hooks/one/test")
+    assert (said["taken"], said["status"], said["answer"]) == (False, 403, "who are you?")
+    gone = call(running, "POST", "hooks/one/test")
+    assert (gone["taken"], gone["status"]) == (False, None)
+    assert gone["error"]
+    assert call(running, "GET", "deliveries")["deliveries"] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        ("nats://token@host:4222/x", "nats://***@host:4222/x"),
+        ("nats://token:@host/x", "nats://***@host/x"),
+        ("nats://user:word@host/x", "nats://user:***@host/x"),
+        ("redis://:word@host/x?db=1", "redis://:***@host/x?db=1"),
+        ("kafka://user:a@b:c@one:1,two:2/x", "kafka://user:***@one:1,two:2/x"),
+        ("nats://host/a@b", "nats://host/a@b"),
+        ('command:["/bin/mail", "a://b@c"]', 'command:["/bin/mail", "a://b@c"]'),
+        ("https://host/in?key=word", "https://host/in?***"),
+    ],
+)
+def test_what_is_shown_of_an_address(address: str, seen: str) -> None:
+    """A user's name, if a password follows; neither password nor token."""
+    assert masked_address(address) == seen
+
+
+def test_an_address_hides_its_password(start: Start, tmp_path: Path) -> None:
+    """As far as brokers need one in it."""
+    file = tmp_path / "hooks.toml"
+    file.write_text('[hooks.stream]\naddress = "redis://user:hidden@127.0.0.1:1/events"\n')
+    running = start(api_base="http://127.0.0.1:9", hooks_file=str(file))
+    shown = call(running, "GET", "hooks/stream")
+    assert shown["address"] == "redis://user:***@127.0.0.1:1/events"
+    tested = call(running, "POST", "hooks/stream/test")
+    assert not tested["taken"]
+    assert "hidden" not in json.dumps(tested)

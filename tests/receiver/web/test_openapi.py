@@ -1,0 +1,116 @@
+"""The description of the interface: it names every route, and real answers are as it says."""
+
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import Route
+
+from kling_callback.protocol.ids import new_id
+from kling_receiver.app import Receiver, create_app
+from kling_receiver.web.openapi import document as document_module
+from kling_sandbox import Sandbox
+from tests.support.receiver import Running, Start
+from tools.harness.submitting import Json, events, finished, register, submit
+
+SCHEMAS = document_module.document("http://x")["components"]["schemas"]
+PYTHON: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+}
+
+
+def problems(value: Any, schema: Json, place: str = "") -> list[str]:
+    """In what a value differs from a schema, of the few words that this document uses."""
+    if "$ref" in schema:
+        return problems(value, SCHEMAS[schema["$ref"].rpartition("/")[2]], place)
+    if "anyOf" in schema:
+        tried = [problems(value, each, place) for each in schema["anyOf"]]
+        return [] if [] in tried else tried[0]
+    if "enum" in schema:
+        return [] if value in schema["enum"] else [f"{place}: {value!r} is none of {schema['enum']}"]
+    kind = schema.get("type")
+    if kind == "null":
+        return [] if value is None else [f"{place}: {value!r} is not null"]
+    if kind and (not isinstance(value, PYTHON[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return [f"{place}: {value!r} is no {kind}"]
+    if kind == "array":
+        return [each for n, item in enumerate(value) for each in problems(item, schema["items"], f"{place}[{n}]")]
+    if kind == "object" and "properties" in schema:
+        found = [f"{place}: lacks {name}" for name in schema.get("required", ()) if name not in value]
+        found += [f"{place}: {name} is not described" for name in value if name not in schema["properties"]]
+        return found + [
+            each
+            for name, item in value.items()
+            if name in schema["properties"]
+            for each in problems(item, schema["properties"][name], f"{place}.{name}")
+        ]
+    return []
+
+
+@pytest.fixture
+def running(start: Start, gateway: Sandbox) -> Running:
+    """A receiver whose Kling is the sandbox."""
+    return start(api_base=gateway.url)
+
+
+def test_the_checker_checks() -> None:
+    """What is wrong is found."""
+    assert problems({"error": {"code": 1, "message": "x"}}, SCHEMAS["Error"]) == [
+        ".error: lacks hint",
+        ".error.code: 1 is no string",
+    ]
+    assert problems({"more": 1}, SCHEMAS["Error"]) == [": lacks error", ": more is not described"]
+    assert problems("x", {"enum": ["y"]})
+    assert problems(1, {"anyOf": [{"type": "string"}, {"type": "null"}]})
+
+
+def test_every_route_is_described(running: Running) -> None:
+    """Path by path and method by method, no more and no fewer."""
+    described = {(path, method.upper()) for path, methods in document_module.PATHS.items() for method in methods}
+    receiver: Receiver = running.receiver
+    routes = [route for route in create_app(receiver).routes if isinstance(route, Route)]
+    real = {
+        (route.path.replace(":path}", "}").replace(":int}", "}"), method)
+        for route in routes
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert described == real
+
+
+def test_real_answers_are_as_described(running: Running, gateway: Sandbox) -> None:
+    """Tasks open, done and failed, registrations, lists, events and errors."""
+    done = finished(running, submit(running, gateway, n=2)[0])
+    failed = finished(running, submit(running, gateway, "failed")[0])
+    lost, _ = submit(running, gateway, "redirect-private", "videos/text2video")
+    for task in (done, failed, finished(running, lost)):
+        assert problems(task, SCHEMAS["Task"]) == []
+    for event in events(running, lost):
+        assert problems(event, SCHEMAS["Event"]) == []
+    registered = register(running, new_id(), model="m", tags=["a"], request={"n": 1}).json()
+    assert problems(registered, SCHEMAS["Registered"]) == []
+    page = httpx.get(f"{running.url}/api/tasks?limit=2", headers=running.headers()).json()
+    assert problems(page, document_module.LIST) == []
+    assert problems(httpx.get(f"{running.url}/api/tasks").json(), SCHEMAS["Error"]) == []
+
+
+def test_the_document_is_one(running: Running) -> None:
+    """Served as it stands, with this receiver's address; each reference leads somewhere."""
+    document = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
+    assert document == document_module.document(running.url)
+    assert document["servers"] == [{"url": running.url}]
+
+    def references(part: Any) -> set[str]:
+        if isinstance(part, dict):
+            return {part["$ref"]} if "$ref" in part else set().union(*map(references, part.values()))
+        return set().union(*map(references, part)) if isinstance(part, list) else set()
+
+    assert references(document) <= {f"#/components/schemas/{name}" for name in SCHEMAS}
+    for methods in document["paths"].values():
+        for described in methods.values():
+            assert described["summary"]
+            assert described["responses"]
