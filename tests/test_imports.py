@@ -1,4 +1,4 @@
-"""Which module may know which: the direction of the packages, and the few doors to what is outside."""
+"""The import boundaries: a folder imports only folders above it in the table, and few modules know the outside."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,53 @@ import pytest
 import kling_callback
 import kling_receiver
 
-PACKAGES = {package.__name__: Path(str(package.__file__)).parent for package in (kling_callback, kling_receiver)}
+CLIENT, RECEIVER = (Path(str(package.__file__)).parent for package in (kling_callback, kling_receiver))
+
+RECEIVER_ORDER = (
+    "states",
+    "jobs/kinds",  # the store writes jobs in the transaction of the events that cause them
+    "policy",
+    "validation",
+    "metrics",
+    "filesystem",
+    "store",
+    "jobs",
+    "net",
+    "events",
+    "sinks",
+    "results",
+    "hooks",
+    "tasks",
+    "settings",
+    "web",
+    "app",
+    "server",
+    "cli",
+)
+"""The folders and modules of the receiver, lowest first."""
+
+CLIENT_ORDER = (
+    "errors",
+    "protocol",
+    "auth",
+    "retry",
+    "http",
+    "atomic_file",
+    "settings",
+    "kling_api",
+    "receiver_api",
+    "jobs",
+    "base",
+    "events",
+    "tasks",
+    "creation",
+    "kling",
+    "sync",
+    "hooks",
+    "listen",
+    "cli",
+)
+"""The same of the client."""
 
 
 def imports(path: Path) -> set[str]:
@@ -23,9 +69,8 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def importers(package: str, name: str) -> set[str]:
+def importers(folder: Path, name: str) -> set[str]:
     """The modules of a package that import `name` or something in it, migrations apart."""
-    folder = PACKAGES[package]
     return {
         path.relative_to(folder).with_suffix("").as_posix()
         for path in folder.rglob("*.py")
@@ -33,74 +78,72 @@ def importers(package: str, name: str) -> set[str]:
     }
 
 
+def level(module: str, order: tuple[str, ...]) -> int | None:
+    """The place of a module (`store/sql`) in an order; None for the package itself."""
+    places = [n for n, entry in enumerate(order) if module == entry or module.startswith(f"{entry}/")]
+    return min(places, default=None)
+
+
+@pytest.mark.parametrize(("folder", "order"), [(RECEIVER, RECEIVER_ORDER), (CLIENT, CLIENT_ORDER)])
+def test_a_module_imports_only_what_is_below_it(folder: Path, order: tuple[str, ...]) -> None:
+    """Nobody reads a module to find that it depends on what is built upon it."""
+    wrong = []
+    for path in folder.rglob("*.py"):
+        module = path.relative_to(folder).with_suffix("").as_posix().removesuffix("/__init__")
+        if path.name == "__main__.py" or module == "__init__" or "migrations" in path.parts:
+            continue
+        own = level(module, order)
+        assert own is not None, f"{module} is in no folder of the table"
+        for name in imports(path):
+            package, _, rest = name.partition(".")
+            target = level(rest.replace(".", "/"), order) if package == folder.name else None
+            if target is not None and target > own:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
+
+
+def test_no_folder_is_crowded() -> None:
+    """About a dozen modules: more than that, nobody keeps in mind."""
+    for root in (CLIENT, RECEIVER):
+        for folder in {path.parent for path in root.rglob("*.py") if "migrations" not in path.parts}:
+            modules = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+            assert len(modules) <= (18 if folder == CLIENT else 13), folder
+
+
 @pytest.mark.parametrize(
     "name",
-    ["receiver", "sqlalchemy", "sqlmodel", "alembic", "starlette", "uvicorn", "aiohttp", "prometheus_client"],
+    ["kling_receiver", "sqlalchemy", "sqlmodel", "alembic", "starlette", "uvicorn", "aiohttp", "prometheus_client"],
 )
 def test_the_client_needs_nothing_of_the_receiver(name: str) -> None:
     """Neither the package nor what only it uses."""
-    assert importers("client", name) == set()
+    assert importers(CLIENT, name) == set()
 
 
-def test_few_modules_know_the_database() -> None:
-    """Settings and the command only tell what is wrong with an address or a server."""
-    knowing = {
-        "bulk",
-        "creates",
-        "database",
-        "deliveries",
-        "delivery_list",
-        "dispatch",
-        "files",
-        "hook_rows",
-        "outbox",
-        "reading",
-        "recording",
-        "run",
-        "settings",
-        "sql",
-        "tables",
-        "transaction",
-        "writer",
-        "cli",
-    }
-    assert importers("receiver", "sqlalchemy") <= knowing
-    assert importers("receiver", "sqlmodel") == {"tables"}
-    assert importers("receiver", "alembic") == {"database"}
-
-
-def test_only_the_guard_opens_connections_to_addresses_of_others() -> None:
-    """aiohttp is behind one module; what httpx is used for elsewhere is Kling's address and our own."""
-    assert importers("receiver", "httpx_aiohttp") == {"outbound"}
-    assert importers("receiver", "aiohttp") == {"names", "outbound"}
-    assert importers("receiver", "httpx") == {
-        "app",
-        "commands/deliveries",
-        "doctor",
-        "outbound",
-        "reach",
-        "results",
-        "sinks/http",
-    }
+def test_only_some_folders_know_the_database() -> None:
+    """Those whose functions run in a transaction; settings and the commands only check an address."""
+    knowing = {module.partition("/")[0] for module in importers(RECEIVER, "sqlalchemy")}
+    assert knowing <= {"store", "jobs", "tasks", "results", "hooks", "settings", "cli"}
+    assert importers(RECEIVER, "sqlmodel") == {"store/tables"}
+    assert importers(RECEIVER, "alembic") == {"store/database"}
 
 
 @pytest.mark.parametrize("broker", ["nats", "redis"])
 def test_a_broker_is_known_by_its_sink_alone(broker: str) -> None:
     """Which is found by an entry point: its package is an extra."""
-    assert importers("receiver", broker) == {f"sinks/{broker}"}
-    assert importers("receiver", f"receiver.sinks.{broker}") == set()
+    assert importers(RECEIVER, broker) == {f"sinks/{broker}"}
+    assert importers(RECEIVER, f"kling_receiver.sinks.{broker}") == set()
 
 
-def test_the_states_import_nothing_of_ours() -> None:
+@pytest.mark.parametrize("module", ["states", "jobs/kinds"])
+def test_the_states_and_kinds_import_nothing_of_ours(module: str) -> None:
     """The state machine is pure."""
-    found = imports(PACKAGES["receiver"] / "states.py")
-    assert not [name for name in found if name.split(".")[0] in PACKAGES]
+    found = imports(RECEIVER / f"{module}.py")
+    assert not [name for name in found if name.partition(".")[0] in (CLIENT.name, RECEIVER.name)]
 
 
-def test_nobody_reads_the_environment() -> None:
-    """But the settings, through their library; a command inherits it."""
-    reading = {"commands.py", "command.py"}
-    for package, folder in PACKAGES.items():
-        for path in folder.rglob("*.py"):
-            assert "os.environ" not in path.read_text() or path.name in reading, f"{package}: {path}"
-            assert "getenv" not in path.read_text(), f"{package}: {path}"
+def test_only_settings_read_the_environment() -> None:
+    """Through their library; a command inherits it."""
+    inheriting = {RECEIVER / "sinks/command.py", CLIENT / "listen/exec.py"}
+    for path in [*CLIENT.rglob("*.py"), *RECEIVER.rglob("*.py")]:
+        assert "os.environ" not in path.read_text() or path in inheriting, path
+        assert "getenv" not in path.read_text(), path

@@ -19,7 +19,6 @@ from kling_receiver.store.database import Database
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.priority import ForegroundGate
 from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
-from kling_receiver.tasks.ingest import Callback, ingest
 
 T = TypeVar("T")
 Change = Callable[[Transaction], Any]
@@ -100,10 +99,6 @@ class Writer:
         """
         result: T = await self._submit(change, size, durable=durable)
         return result
-
-    async def record(self, callback: Callback) -> None:
-        """Make one callback durable. Raises Unavailable."""
-        await self.run_batched(ingest, callback, size=len(callback.body))
 
     async def run_batched(
         self, apply: Callable[[Transaction, list[T]], None], item: T, *, size: int = 0, urgent: bool = True

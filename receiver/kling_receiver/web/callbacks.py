@@ -22,7 +22,7 @@ from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.writer import Writer
-from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.ingest import Callback, ingest
 from kling_receiver.web.body import Body, BodyLimiter, Reservation, UnauthenticatedReservation, read_body
 from kling_receiver.web.errors import error_response
 
@@ -123,7 +123,7 @@ class CallbackRoutes:
 
     async def _record(self, callback: Callback) -> Response:
         began = time.perf_counter()
-        await self._writer.record(callback)
+        await self._writer.run_batched(ingest, callback, size=len(callback.body))
         self._accepted.inc()
         self._metrics.commit_seconds.observe(time.perf_counter() - began)
         return ACCEPTED

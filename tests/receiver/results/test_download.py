@@ -28,7 +28,7 @@ from kling_receiver.store.rows import ResultRow
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
-from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.ingest import Callback, ingest
 from kling_receiver.tasks.reconcile import BACKOFFS, CREATE_REPORT_TIMEOUT_MS, QUERY_BACKOFF, Reconciler
 from kling_receiver.tasks.registration import Registration
 from kling_sandbox import Sandbox
@@ -292,7 +292,7 @@ class Parts:
         task = new_id()
         outputs = tuple(Output(kind, url) for url in urls)
         report = Report("succeed", outputs=outputs)
-        await self.writer.record(Callback(task, IMAGES, "digest", b"", 0, report, signed=True))
+        await self.writer.run_batched(ingest, Callback(task, IMAGES, "digest", b"", 0, report, signed=True))
         return task
 
     async def hinted(self, theirs: str | None, status: str = "succeed") -> str:
@@ -302,7 +302,7 @@ class Parts:
             known = Registration(task, IMAGES, create_token="one", outcome="created", kling_id=theirs)
             await self.writer.run(lambda tx: task_registration.register(tx, known))
         report = Report(status, message="as the callback says")  # type: ignore[arg-type]
-        await self.writer.record(Callback(task, IMAGES, "digest", b"", 0, report))
+        await self.writer.run_batched(ingest, Callback(task, IMAGES, "digest", b"", 0, report))
         return task
 
     async def do(self, handler: Callable[[ClaimedJob], Any], task: str, attempts: int = 1, n: int = 0) -> Outcome:
@@ -629,7 +629,7 @@ async def accused(parts: Parts, theirs: str) -> str:
     """A task whose create has no answer yet, of which an unsigned callback names another's id."""
     task = new_id()
     await parts.writer.run(lambda tx: task_registration.register(tx, Registration(task, IMAGES, create_token="one")))
-    await parts.writer.record(Callback(task, IMAGES, "digest", b"", 0, Report("succeed", kling_id=theirs)))
+    await parts.writer.run_batched(ingest, Callback(task, IMAGES, "digest", b"", 0, Report("succeed", kling_id=theirs)))
     return task
 
 
@@ -762,7 +762,7 @@ async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(par
     job = ClaimedJob(1, "ask", "ask", "kling", task, "kling", {"undecided": 6}, 7, "claim")
     decide = await parts.asker.reconcile(job)
     late = Callback(task, IMAGES, "another digest", b"", 0, Report("succeed"))
-    await parts.writer.record(late)
+    await parts.writer.run_batched(ingest, late)
     outcome = await parts.writer.run(lambda tx: decide(tx))
     assert isinstance(outcome, RetryAt)
     assert "while Kling was asked" in outcome.error
