@@ -78,8 +78,8 @@ class Ledger:
 
     def register(self, task: str = "t", **given: Any) -> RegistrationResult:
         """A client's word."""
-        registration = Registration(task, **{"family": FAMILY, "create_token": "a", **given})
-        return self.change(lambda tx: task_registration.register(tx, registration))
+        registration = Registration.model_construct(**{"family": FAMILY, "create_token": "a", **given})  # not validated
+        return self.change(lambda tx: task_registration.register(tx, task, registration))
 
     def stand(self) -> None:
         """Kling could not be asked about the task `t`, to the end of the retries."""

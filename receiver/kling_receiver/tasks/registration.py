@@ -1,10 +1,15 @@
 """What a client says of a create: one is about to be sent, and how it went. Fills gaps, never resets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from sqlalchemy import func, select
 
+from kling_callback.protocol import families
+from kling_callback.protocol.redact import redacted
+from kling_callback.protocol.reports import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
@@ -26,20 +31,82 @@ INSERT_TAG = Statement("""
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What a client says of a task. `outcome` None: a create is about to be sent; else how it ended."""
+MAX_REPORTED_TAGS = 20
+"""Tags in one registration."""
 
-    task_id: str
-    family: str
-    create_token: str = ""
-    model: str = ""
-    request: Any = None
-    tags: tuple[str, ...] = ()
-    hook: str = ""
-    outcome: Literal["created", "not_created", "unknown"] | None = None
-    kling_id: str | None = None
-    reason: str = ""
+Label = Annotated[str, Field(min_length=1, max_length=100)]
+ShortText = Annotated[str, Field(max_length=256), AfterValidator(sanitize)]
+FAMILY_SCHEMA: dict[str, Any] = {
+    "maxLength": families.MAX_CHARS,
+    "pattern": f"^{families.PATTERN.pattern}$",
+    "examples": ["videos/text2video"],
+}
+KLING_ID_SCHEMA: dict[str, Any] = {"maxLength": MAX_ID_CHARS, "pattern": f"^{IDENTIFIER.pattern}$"}
+ONE_OF_THREE: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["attempt"], "properties": {"outcome": {"const": None}, "attempt": {"minLength": 1}}},
+        {
+            "required": ["outcome", "task_id"],
+            "properties": {"outcome": {"const": "created"}, "task_id": {"type": "string", "minLength": 1}},
+        },
+        {"required": ["outcome"], "properties": {"outcome": {"enum": ["not_created", "unknown"]}}},
+    ]
+}
+"""What a registration needs before a create, after one that succeeded, and after any other."""
+
+
+class Registration(BaseModel):
+    """What a client reports about a task: before its create, or after it, with the outcome."""
+
+    model_config = ConfigDict(
+        frozen=True, validate_by_name=True, hide_input_in_errors=True, json_schema_extra=ONE_OF_THREE
+    )
+
+    family: Annotated[str, Field(json_schema_extra=FAMILY_SCHEMA)]
+    model: ShortText = ""
+    request: Any = Field(None, description="the create's parameters; image bytes and secrets are not stored")
+    base: str = Field("", max_length=2000, description="the client's KLING_API_BASE: another account is refused")
+    key_fingerprint: str = Field("", max_length=256, description="of the client's Kling key")
+    tags: tuple[Label, ...] = Field((), max_length=MAX_REPORTED_TAGS)
+    create_token: ShortText = Field("", alias="attempt", description="before a create: the name of this one attempt")
+    outcome: Literal["created", "not_created", "unknown"] | None = Field(None, description="after the create")
+    kling_id: Annotated[str, Field(json_schema_extra=KLING_ID_SCHEMA)] | None = Field(
+        None, alias="task_id", description="Kling's id, with the outcome `created`"
+    )
+    reason: Annotated[str, AfterValidator(sanitize)] = Field("", max_length=4000)
+    hook: str = Field("", max_length=2000, description="a web address to which the events of this task are sent")
+
+    @field_validator("family")
+    @classmethod
+    def _family(cls, value: str) -> str:
+        if not families.is_family(value):
+            raise ValueError(f"must be {families.DESCRIPTION}.")
+        return value
+
+    @field_validator("kling_id")
+    @classmethod
+    def _kling_id(cls, value: str | None) -> str | None:
+        if value and not IDENTIFIER.fullmatch(value):
+            raise ValueError(f"must be 1 to {MAX_ID_CHARS} characters that may stand in a path, not . or ..")
+        return value or None
+
+    @field_validator("request")
+    @classmethod
+    def _request(cls, value: Any) -> Any:
+        return redacted(value)
+
+    @field_validator("tags")
+    @classmethod
+    def _tags(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(filter(None, map(sanitize, values)))
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.outcome == "created" and not self.kling_id:
+            raise ValueError("`task_id` is needed with the outcome `created`.")
+        if self.outcome is None and not self.create_token:
+            raise ValueError("`attempt` is needed before a create: any text that no other create call has.")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +118,27 @@ class RegistrationResult:
     conflict: str | None = None
 
 
-def register(tx: Transaction, registration: Registration) -> RegistrationResult:
+def register(tx: Transaction, task_id: str, registration: Registration) -> RegistrationResult:
     """Make a task known before its create, and note after it how it went. Fills gaps, never resets."""
-    task = tx.task(registration.task_id)
+    task = tx.task(task_id)
     if task is None:
-        task = _add(tx, registration)
+        task = _add(tx, task_id, registration)
         new = True
     else:
         new = False
         if task["family"] != registration.family:
             return RegistrationResult(
-                conflict=f"Task {registration.task_id} is of the family {task['family']}, not {registration.family}."
+                conflict=f"Task {task_id} is of the family {task['family']}, not {registration.family}."
             )
         _fill_gaps(tx, task, registration)
     if registration.hook:
-        hook_records.add_for_task(tx, registration.task_id, registration.hook)
+        hook_records.add_for_task(tx, task_id, registration.hook)
     if registration.outcome:
         _record_outcome(tx, task, registration)
         return RegistrationResult(new)
     if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]:
         if _too_many_creates(tx, task):
-            return RegistrationResult(conflict=f"Task {registration.task_id} was tried {MAX_CREATES} times.")
+            return RegistrationResult(conflict=f"Task {task_id} was tried {MAX_CREATES} times.")
         _reopen(tx, task, registration.create_token)
     return RegistrationResult(new, may_create=_may_create(task, registration.create_token))
 
@@ -82,11 +149,11 @@ def _may_create(task: TaskRow, create_token: str) -> bool:
     return unknown and bool(create_token) and bool(task["create_token"] == create_token)
 
 
-def _add(tx: Transaction, registration: Registration) -> TaskRow:
+def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     tx.add_tasks(
         [
             {
-                "id": registration.task_id,
+                "id": task_id,
                 "family": registration.family,
                 "model": registration.model,
                 "request": registration.request,
@@ -95,10 +162,10 @@ def _add(tx: Transaction, registration: Registration) -> TaskRow:
             }
         ]
     )
-    task = tx.tasks[registration.task_id]
-    tx.add_event(registration.task_id, "task.created", {"by": "client"})
-    _tag(tx, registration)
-    enqueue.overdue(tx, registration.task_id, registration.family)
+    task = tx.tasks[task_id]
+    tx.add_event(task_id, "task.created", {"by": "client"})
+    _tag(tx, task_id, registration.tags)
+    enqueue.overdue(tx, task_id, registration.family)
     return task
 
 
@@ -128,16 +195,13 @@ def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> No
         tx.update_task(task, model=registration.model)
     if registration.request and not task["request"]:
         tx.update_task(task, request=registration.request)
-    _tag(tx, registration)
+    _tag(tx, task["id"], registration.tags)
 
 
-def _tag(tx: Transaction, registration: Registration) -> None:
-    if registration.tags:
+def _tag(tx: Transaction, task_id: str, tags: Sequence[str]) -> None:
+    if tags:
         tx.flush_new_tasks()
-        rows = [
-            {"tag": tag, "task_id": registration.task_id, "max_tags": MAX_TAGS}
-            for tag in sorted(set(registration.tags))
-        ]
+        rows = [{"tag": tag, "task_id": task_id, "max_tags": MAX_TAGS} for tag in sorted(set(tags))]
         INSERT_TAG.executemany(tx.connection, rows)
 
 

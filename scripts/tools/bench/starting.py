@@ -47,7 +47,7 @@ def fill(url: str, tasks: int) -> None:
             at = now - first // PAGE % 2 * 2 * HOUR_MS
             tx = Transaction(connection, database, at, Policy())
             for _ in range(min(PAGE, tasks - first)):
-                register(tx, Registration(new_id(), FAMILY, create_token="bench"))
+                register(tx, new_id(), Registration(family=FAMILY, create_token="bench"))
             tx.flush()
     database.close()
 

@@ -14,7 +14,7 @@ from kling_callback.protocol.reports import Report, parse_answer, parse_callback
 from kling_callback.protocol.signing import CallbackSigner, api_token, sign_link, verify_api_token, verify_link
 from kling_callback.protocol.webhooks import sign, verify
 from kling_receiver.web.api import results, tasks
-from kling_receiver.web.api.registration import read_registration, to_registration
+from kling_receiver.web.api.registration import read_registration
 from kling_receiver.web.errors import ApiError
 from tools.fuzz.bodies import HOSTILE, TOKENS, broken, mutated, registered
 
@@ -57,7 +57,7 @@ def client(random: Random) -> None:
     body = registered(random)
     if _refused(lambda: read_registration(body)):
         return
-    known = to_registration("t", read_registration(body))
+    known = read_registration(body)
     _check_text(known.family, known.model, known.create_token, known.kling_id, known.reason, *known.tags)
     _check_text(json.dumps(known.request, ensure_ascii=False, allow_nan=False))
 

@@ -299,8 +299,8 @@ class Parts:
         """A task of which a callback said that it ended."""
         task = new_id()
         if theirs:
-            known = Registration(task, IMAGES, create_token="one", outcome="created", kling_id=theirs)
-            await self.writer.run(lambda tx: task_registration.register(tx, known))
+            known = Registration(family=IMAGES, create_token="one", outcome="created", kling_id=theirs)
+            await self.writer.run(lambda tx: task_registration.register(tx, task, known))
         report = Report(status, message="as the callback says")  # type: ignore[arg-type]
         await self.writer.run_batched(ingest, Callback(task, IMAGES, "digest", b"", 0, report))
         return task
@@ -628,7 +628,8 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(parts: Parts, gate
 async def accused(parts: Parts, theirs: str) -> str:
     """A task whose create has no answer yet, of which an unsigned callback names another's id."""
     task = new_id()
-    await parts.writer.run(lambda tx: task_registration.register(tx, Registration(task, IMAGES, create_token="one")))
+    registration = Registration(family=IMAGES, create_token="one")
+    await parts.writer.run(lambda tx: task_registration.register(tx, task, registration))
     await parts.writer.run_batched(ingest, Callback(task, IMAGES, "digest", b"", 0, Report("succeed", kling_id=theirs)))
     return task
 
@@ -644,8 +645,8 @@ async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
     gateway.wait_for(lambda: gateway.tasks[mine].finished_at and gateway.tasks[others].finished_at)
     task = await accused(parts, others)
     assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
-    told = Registration(task, IMAGES, create_token="one", outcome="created", kling_id=mine)
-    await parts.writer.run(lambda tx: task_registration.register(tx, told))
+    told = Registration(family=IMAGES, create_token="one", outcome="created", kling_id=mine)
+    await parts.writer.run(lambda tx: task_registration.register(tx, task, told))
     assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
     assert row

@@ -77,8 +77,8 @@ async def look(parts: Parts, task: str, attempts: int = 1) -> Outcome:  # noqa: 
 async def known(parts: Parts, theirs: str | None) -> str:  # noqa: F811
     """A task that was created, or may have been."""
     task = new_id()
-    given = Registration(task, IMAGES, create_token="one", outcome="created" if theirs else "unknown", kling_id=theirs)
-    await parts.writer.run(lambda tx: register(tx, given))
+    given = Registration(family=IMAGES, create_token="one", outcome="created" if theirs else "unknown", kling_id=theirs)
+    await parts.writer.run(lambda tx: register(tx, task, given))
     return task
 
 

@@ -283,7 +283,7 @@ def test_a_change_of_many_kinds_is_one_commit(ledger: Ledger) -> None:
 
     def change(tx: Transaction) -> None:
         ingest.ingest(tx, [callback(status="succeed")])
-        task_registration.register(tx, Registration("t", FAMILY, create_token="a", tags=("x",)))
+        task_registration.register(tx, "t", Registration(family=FAMILY, create_token="a", tags=("x",)))
         transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE))
         result_records.mark_stored(tx, tx.require_task("t"), 0, STORED)
 

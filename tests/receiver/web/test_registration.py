@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kling_callback.protocol.redact import redacted
-from kling_receiver.web.api.registration import check_account, read_registration, to_registration
+from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.errors import ApiError
 from tests.support.receiver import make_settings
 
@@ -32,7 +32,7 @@ def test_a_request_is_kept_as_the_client_keeps_it() -> None:
 
 def test_what_the_store_gets_is_clean() -> None:
     """NUL is gone from every text; a tag of nothing is none."""
-    given = to_registration("t", read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k", reason="r\0"))
+    given = read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k", reason="r\0")
     assert (given.model, given.tags, given.kling_id, given.reason) == ("m", ("a",), "k", "r")
 
 

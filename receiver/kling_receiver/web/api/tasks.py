@@ -19,7 +19,7 @@ from kling_receiver.store.reader import Reader, TaskDetail, TaskFilter
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
-from kling_receiver.web.api.registration import check_account, check_hook, read_registration, to_registration
+from kling_receiver.web.api.registration import check_account, check_hook, read_registration
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
@@ -66,13 +66,13 @@ class TaskRoutes:
             if body.problem or body.size > len(body.content):
                 raise ApiError(413, "too_large", "The registration is too long.", "Leave image bytes out of `request`.")
             large = body.size > LARGE_BYTES  # looked through beside the event loop
-            given = (
-                await run_in_threadpool(read_registration, body.content) if large else read_registration(body.content)
-            )
-            check_account(given, self._settings)
-            check_hook(given, self._settings)
-            known = to_registration(task, given)
-            done = await self._writer.run(lambda tx: task_registration.register(tx, known), size=body.size)
+            if large:
+                registration = await run_in_threadpool(read_registration, body.content)
+            else:
+                registration = read_registration(body.content)
+            check_account(registration, self._settings)
+            check_hook(registration, self._settings)
+            done = await self._writer.run(lambda tx: task_registration.register(tx, task, registration), size=body.size)
         if done.conflict:
             raise ApiError(409, "conflict", done.conflict, "Use another external_task_id.")
         full = await get_task_or_404(self._reader, task)
