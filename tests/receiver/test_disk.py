@@ -16,7 +16,7 @@ from kling_callback.protocol.ids import new_id
 from kling_sandbox import Sandbox
 from tests.support.receiver import ABSENT
 from tools.harness.process import Process
-from tools.harness.submitting import counted, events, finished, looked, post, show, submit
+from tools.harness.submitting import events, finished, metric, poll_until, post, show, submit
 
 SIZE = 8 << 20
 """Bytes of the small disk."""
@@ -117,7 +117,7 @@ def test_files_on_a_full_disk(disk: Path, tmp_path: Path, gateway: Sandbox) -> N
         with filled(disk):
             task, _ = submit(receiver, gateway)
             events(receiver, task, "task.succeed")
-            looked(lambda: counted(receiver, 'kling_downloads_total{outcome="failed"}'))
+            poll_until(lambda: metric(receiver, 'kling_downloads_total{outcome="failed"}'))
             assert "No space left on device" in not_ready(receiver)
             assert show(receiver, task)["results"][0]["status"] == "pending"
         assert finished(receiver, task)["results"][0]["status"] == "stored"
@@ -133,7 +133,7 @@ def test_a_storage_whose_volume_is_gone(tmp_path: Path, gateway: Sandbox) -> Non
         results.mkdir()
         task, _ = submit(receiver, gateway)
         events(receiver, task, "task.succeed")
-        looked(lambda: counted(receiver, 'kling_downloads_total{outcome="failed"}'))
+        poll_until(lambda: metric(receiver, 'kling_downloads_total{outcome="failed"}'))
         assert "Mount its volume again" in not_ready(receiver)
         assert list(results.iterdir()) == []
         results.rmdir()

@@ -8,17 +8,17 @@ from kling_callback.protocol.ids import new_id
 from kling_receiver.metrics import CONTENT_TYPE, Metrics
 from kling_sandbox import Sandbox
 from tests.support.receiver import Start
-from tools.harness.submitting import counted, finished, post, submit
+from tools.harness.submitting import finished, metric, post, submit
 
 
 def test_a_run_is_counted(start: Start, gateway: Sandbox) -> None:
     """Callbacks, the time of their commits, questions and downloads."""
     running = start(api_base=gateway.url)
     finished(running, submit(running, gateway, n=2)[0])
-    assert counted(running, 'kling_callbacks_total{outcome="accepted"}') == 3
-    assert counted(running, "kling_callback_seconds_count") == 3
-    assert counted(running, 'kling_questions_total{outcome="answered"}') == 1
-    assert counted(running, 'kling_downloads_total{outcome="stored"}') == 2
+    assert metric(running, 'kling_callbacks_total{outcome="accepted"}') == 3
+    assert metric(running, "kling_callback_seconds_count") == 3
+    assert metric(running, 'kling_questions_total{outcome="answered"}') == 1
+    assert metric(running, 'kling_downloads_total{outcome="stored"}') == 2
     post(running, new_id(), {"task_status": "failed"})
     gateway.wait_for(lambda: len(gateway.queries) == 2)
     answer = httpx.get(f"{running.url}/metrics", headers=running.headers("read"))

@@ -9,11 +9,11 @@ from kling_callback.protocol.ids import new_id
 from kling_sandbox import Sandbox
 from tests.support.receiver import Running, Start
 from tools.harness.submitting import (
-    counted,
     create,
     events,
     eventually,
     finished,
+    metric,
     post,
     register,
     rows,
@@ -39,7 +39,7 @@ def test_the_normal_course(running: Running, gateway: Sandbox) -> None:
     for result in happened[-1]["task"]["results"]:
         content = httpx.get(result["href"]).content
         assert hashlib.sha256(content).hexdigest() == result["sha256"]
-    assert counted(running, 'kling_callbacks_total{outcome="accepted"}') == 3
+    assert metric(running, 'kling_callbacks_total{outcome="accepted"}') == 3
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_bodies_that_no_text_column_takes(running: Running) -> None:
     ):
         task = new_id()
         assert post(running, task, body).status_code == 200
-        [kept] = rows(running, "SELECT body FROM event WHERE body_sha256 IS NOT NULL AND task = :t", t=task)
+        [kept] = rows(running, "SELECT body FROM event WHERE body_sha256 IS NOT NULL AND task_id = :t", t=task)
         assert bytes(kept["body"]) == body
     assert register(running, new_id(), model="\0", tags=["\0a"], request={"\0": "\0"}).status_code in (
         201,

@@ -28,7 +28,7 @@ def test_it_ends_in_order_with_streams_open(tmp_path: Path, number: signal.Signa
             receiver.signal(number)
             assert list(coming) == []
         code, seconds = receiver.wait()
-        assert (code, seconds < 5) == (0, True), receiver.said()
+        assert (code, seconds < 5) == (0, True), receiver.log_text()
         receiver.start()
         assert httpx.get(f"{receiver.url}/healthz").json() == {"ok": True}
 
@@ -44,7 +44,7 @@ def test_who_comes_while_it_ends_comes_too_late(start: Start) -> None:
 def test_it_says_where_it_is_and_where_its_data_lie(tmp_path: Path) -> None:
     """The address, the public address, the absolute paths of database and results."""
     with Process(tmp_path / "data") as receiver:
-        said = receiver.said()
+        said = receiver.log_text()
         for part in (receiver.url, f"{tmp_path}/data", "kling.db", "results"):
             assert part in said
         assert (tmp_path / "data" / "kling.db").stat().st_mode & 0o077 == 0

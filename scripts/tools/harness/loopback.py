@@ -1,4 +1,4 @@
-"""Servers on this machine, for demo, benches and tests: a port, an environment, the first answer."""
+"""Servers on loopback for demo, benches and tests: a free port, an environment, readiness."""
 
 import os
 import socket
@@ -9,25 +9,26 @@ from contextlib import closing
 import httpx
 
 START_SECONDS = 30
+"""Seconds until a server answers its first request, on a busy machine."""
 
 web = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
-"""For requests to such servers, from any thread. A client for each would read all certificates each time."""
+"""The client for requests to such servers, from any thread. A new client would load all CA certificates each time."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as bound:
-        port: int = bound.getsockname()[1]
+    """A TCP port on which no socket listens now; another process may take the port before its use."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port: int = listener.getsockname()[1]
         return port
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment, with these settings and no other."""
+    """The environment of this process with all `KLING_*` variables replaced by `settings`."""
     return {name: value for name, value in os.environ.items() if not name.startswith("KLING_")} | settings
 
 
 def answers(url: str, seconds: float = START_SECONDS, *, alive: Callable[[], bool] = lambda: True) -> bool:
-    """Wait until `url` is answered, other than by a 5xx; whether it was, in time and `alive`."""
+    """Wait until `url` answers with a status below 500. False after `seconds`, or once `alive` is false."""
     end = time.monotonic() + seconds
     while alive() and time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""The receiver as an operator runs it: `kling-receiver` in a process of its own, ended by signals only."""
+"""`kling-receiver` in a process of its own, as an operator runs the command; ended by signals only."""
 
 import signal
 import subprocess
@@ -17,32 +17,32 @@ CLIENT = COMMAND.with_name("kling")
 
 
 def environment(data: Path, **settings: str) -> dict[str, str]:
-    """What the command's environment is: this process's without settings, then those given."""
-    usual = {
+    """The command's environment: defaults for loopback and the folder `data`, overridden by `settings`."""
+    defaults = {
         "KLING_API_KEY": KEY,
         "KLING_SIGNING_SECRETS": SECRET,
         "KLING_DATA_DIR": str(data),
         "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
         "KLING_PRIVATE_HOOK_HOSTS": "127.0.0.1",
     }
-    return loopback.environment(**{**usual, **settings})
+    return loopback.environment(**{**defaults, **settings})
 
 
 def run(
     *arguments: str, env: dict[str, str], command: Path = COMMAND, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The command, or the other one, to its end."""
+    """Run `kling-receiver`, or another command, until the process exits. Raises TimeoutExpired after 60 s."""
     return subprocess.run(
         [command, *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
     )
 
 
 class Ended(Exception):
-    """The process ended before it was ready, or never was; what it wrote."""
+    """The process exited before it was ready, or was not ready in time; the message is its log."""
 
 
 class Process:
-    """`kling-receiver serve`; it may be started, killed and started again on the same data."""
+    """A process `kling-receiver serve`, which may be killed and started again on the same data."""
 
     def __init__(self, data: Path, **settings: str) -> None:
         self.port = loopback.free_port()
@@ -60,36 +60,36 @@ class Process:
         if self._process:
             self.kill()
 
-    def launch(self, *before: str) -> None:
-        """Start it, by the command that stands `before` it, if any; it is not ready yet."""
+    def launch(self, *prefix: str) -> None:
+        """Start the process without waiting. `prefix`: a command that runs the receiver, such as strace."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*before, *self.command], env=self.env, cwd=self.log.parent, stderr=log, stdout=log
+                [*prefix, *self.command], env=self.env, cwd=self.log.parent, stderr=log, stdout=log
             )
 
-    def start(self, *before: str) -> None:
-        """Start it, and wait until it is ready. Raises Ended."""
-        self.launch(*before)
+    def start(self, *prefix: str) -> None:
+        """Start the process and wait until the receiver is ready. Raises Ended."""
+        self.launch(*prefix)
         self.await_ready()
 
     def await_ready(self) -> None:
-        """Wait until it is ready. Raises Ended."""
+        """Wait until the receiver is ready. Raises Ended."""
         if not loopback.answers(f"{self.url}/readyz", 60, alive=lambda: not self.ended):
-            raise Ended(self.said())
+            raise Ended(self.log_text())
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         assert self._process
         return self._process.pid
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether the process has exited, or was never started."""
         return self._process is None or self._process.poll() is not None
 
     def kill(self) -> None:
-        """kill -9: nothing is tidied up."""
+        """End the process by SIGKILL: no shutdown code runs."""
         assert self._process
         self._process.kill()
         self._process.wait(20)
@@ -101,21 +101,21 @@ class Process:
         self._process.send_signal(number)
 
     def wait(self, timeout: float = 20) -> tuple[int, float]:
-        """Wait for its end: the exit code, and the seconds that it took."""
+        """Wait until the process exits: its exit code, and the seconds of waiting."""
         assert self._process
-        began = time.monotonic()
+        started = time.monotonic()
         code = self._process.wait(timeout)
         self._process = None
-        return code, time.monotonic() - began
+        return code, time.monotonic() - started
 
-    def said(self) -> str:
-        """All that it wrote."""
+    def log_text(self) -> str:
+        """The output of the process, all starts included."""
         return self.log.read_text()
 
     def headers(self, role: Role = "client") -> dict[str, str]:
-        """The headers of a request by someone with this role."""
+        """The headers of a request with this role."""
         return {"Authorization": f"Bearer {api_token((SECRET,), role, 300)}"}
 
-    def callback_url(self, task: str, family: str = "images/generations") -> str:
-        """A signed callback address."""
-        return CallbackSigner([SECRET]).url(self.url, task, family)
+    def callback_url(self, task_id: str, family: str = "images/generations") -> str:
+        """A signed callback address of this receiver."""
+        return CallbackSigner([SECRET]).url(self.url, task_id, family)

@@ -28,7 +28,7 @@ from kling_sandbox import Sandbox
 from tests.support.outgoing import PATIENCE, Outgoing, outgoing
 from tests.support.receiver import Start, make_settings
 from tests.support.web import Host, Visit, host
-from tools.harness.submitting import counted, events, register, submit
+from tools.harness.submitting import events, metric, register, submit
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 NEXT_SECRET = "whsec_" + base64.b64encode(b"the-next-secret-for-these-tests.").decode()
@@ -59,7 +59,7 @@ def test_every_event_reaches_the_hook(start: Start, gateway: Sandbox, endpoint: 
         assert visit.headers["User-Agent"] == f"kling-callback/{version('kling-callback')}"
         assert (visit.method, visit.path) == ("POST", "/in?token=1")
         assert visit.headers["Content-Type"] == "application/json"
-    assert counted(running, 'kling_deliveries_total{outcome="delivered"}') >= len(happened) - 1
+    assert metric(running, 'kling_deliveries_total{outcome="delivered"}') >= len(happened) - 1
 
 
 def test_an_event_that_was_not_taken_comes_again(start: Start, gateway: Sandbox) -> None:

@@ -36,11 +36,11 @@ from tests.support.receiver import KEY, Running, Start
 from tests.support.web import Visit, host
 from tools.harness.submitting import (
     Json,
-    counted,
     create,
     events,
     eventually,
     finished,
+    metric,
     post,
     register,
     show,
@@ -91,8 +91,8 @@ def test_the_normal_course_takes_one_question(running: Running, gateway: Sandbox
     for index in range(3):
         Image.open(io.BytesIO(stored_bytes(running, done, index))).verify()
     assert len({result["sha256"] for result in done["results"]}) == 3
-    assert counted(running, 'kling_questions_total{outcome="answered"}') == 1
-    assert counted(running, 'kling_downloads_total{outcome="stored"}') == 3
+    assert metric(running, 'kling_questions_total{outcome="answered"}') == 1
+    assert metric(running, 'kling_downloads_total{outcome="stored"}') == 3
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_file_that_cannot_be_had_fails_loudly(
     assert len(gateway.downloads) == downloads
     assert "ksTime" not in result["error"]
     assert list((running.settings.results / ".parts").iterdir()) == []
-    assert counted(running, 'kling_downloads_total{outcome="failed"}') == downloads
+    assert metric(running, 'kling_downloads_total{outcome="failed"}') == downloads
 
 
 class Parts:

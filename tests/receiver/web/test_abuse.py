@@ -24,7 +24,7 @@ from tests.support.database import statements
 from tests.support.receiver import Start, make_settings
 from tests.support.web import host
 from tools.harness.process import Process
-from tools.harness.submitting import counted, eventually, post, raw, rows, show
+from tools.harness.submitting import eventually, metric, post, raw, rows, show
 
 WEBHOOK = "whsec_" + base64.b64encode(b"a-webhook-secret-for-these-tests").decode()
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -109,11 +109,11 @@ ABUSES = {
 @pytest.mark.parametrize(("sent", "right"), ABUSES.values(), ids=ABUSES.keys())
 def test_what_proves_nothing_is_refused_and_leaves_nothing(receiver: Process, sent: bytes, right: bytes) -> None:
     """No failure, no line in the log, nothing to look at later; and the next callback is taken as ever."""
-    before = receiver.said()
+    before = receiver.log_text()
     answer = raw(receiver.url, sent, end=not sent)
     assert answer[9:12] in right.split() or not (answer or right), answer
     assert post(receiver, new_id(), {"task_status": "processing"}).status_code == 200
-    assert receiver.said() == before
+    assert receiver.log_text() == before
 
 
 def document(**given: object) -> bytes:
@@ -146,7 +146,7 @@ def test_a_proven_body_may_hold_anything(receiver: Process, body: bytes) -> None
     assert answer.status_code in (201, 422), answer.text
     assert show(receiver, task)["status"] == "created"
     assert httpx.get(f"{receiver.url}/api/tasks", headers=receiver.headers("read")).status_code == 200
-    assert "Traceback" not in receiver.said()
+    assert "Traceback" not in receiver.log_text()
 
 
 def test_nothing_that_outsiders_choose_becomes_a_name_in_the_metrics(receiver: Process) -> None:
@@ -180,7 +180,7 @@ def test_idle_connections_make_room(tmp_path: Path) -> None:
             assert post(receiver, new_id(), {"task_status": "processing"}).status_code == 200
             with pytest.raises(ConnectionError):
                 _answer(idle[0])
-        assert len(receiver.said().splitlines()) == 2  # where it is, and where its data lie
+        assert len(receiver.log_text().splitlines()) == 2  # where it is, and where its data lie
 
 
 def _answer(connection: socket.socket) -> bytes:
@@ -213,7 +213,7 @@ def test_few_large_bodies_are_read_of_whom_nothing_is_known(start: Start) -> Non
         assert post(running, new_id(), {"task_status": "processing"}).status_code == 200
         first.sendall(bytes(LARGE_BYTES - 1))
         assert _answer(first).startswith(b"HTTP/1.1 401 ")
-    assert counted(running, 'kling_callbacks_total{outcome="unavailable"}') == 1
+    assert metric(running, 'kling_callbacks_total{outcome="unavailable"}') == 1
 
 
 @pytest.mark.parametrize("late", [-TOLERANCE_SECONDS - 5, TOLERANCE_SECONDS + 60])

@@ -25,11 +25,11 @@ from tests.support.receiver import SECRET, Running, Start, make_settings
 from tools.harness.submitting import (
     IMAGES,
     Json,
-    counted,
     create,
     events,
     eventually,
     finished,
+    metric,
     post,
     raw,
     register,
@@ -91,7 +91,7 @@ def test_a_proven_callback_is_on_disk_when_200_is_answered(running: Running) -> 
     assert found == "processing"
     assert bytes(kept.body) == body
     assert kept.digest == hashlib.sha256(body).hexdigest()
-    assert counted(running, 'kling_callbacks_total{outcome="accepted"}') == 1
+    assert metric(running, 'kling_callbacks_total{outcome="accepted"}') == 1
 
 
 def forgeries(running: Running) -> list[str]:
@@ -129,7 +129,7 @@ def test_a_token_that_does_not_hold_leaves_no_trace_but_a_counter(running: Runni
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "bad_token"), token[:60]
         assert answer.json()["error"]["hint"]
     assert set(tables(running).values()) == {0}
-    assert counted(running, 'kling_callbacks_total{outcome="bad_token"}') == len(tokens)
+    assert metric(running, 'kling_callbacks_total{outcome="bad_token"}') == len(tokens)
 
 
 def test_the_clock_may_be_a_minute_off(running: Running) -> None:
@@ -362,7 +362,7 @@ def test_a_database_that_cannot_be_written_is_answered_503(running: Running) -> 
     answer = post(running, task, record("processing"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
     assert int(answer.headers["Retry-After"]) > 0
-    assert counted(running, 'kling_callbacks_total{outcome="unavailable"}') == 1
+    assert metric(running, 'kling_callbacks_total{outcome="unavailable"}') == 1
     with engine.begin() as connection:
         connection.execute(sql("ALTER TABLE gone RENAME TO event"))
     engine.dispose()
@@ -424,7 +424,7 @@ def test_a_signed_test_callback_of_an_unknown_task_is_answered_and_not_kept(star
         answer = httpx.post(f"{running.url}/callbacks", content=content, headers=signed(content))
         assert answer.status_code == 200, content
     assert set(tables(running).values()) == {0}
-    assert counted(running, 'kling_callbacks_total{outcome="unknown_task"}') == 5
+    assert metric(running, 'kling_callbacks_total{outcome="unknown_task"}') == 5
 
 
 @pytest.mark.parametrize("by", ["external_id", "task_id"])
