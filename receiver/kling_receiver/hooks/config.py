@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +26,7 @@ from kling_receiver.sinks import scheme_of
 from kling_receiver.sinks.command import parse_command, to_address
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.sinks.registry import open_sink
-from kling_receiver.states import FINAL, STATUSES
+from kling_receiver.states import FINAL, STATUSES, Status
 from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.validation import describe_errors
 
@@ -71,22 +71,41 @@ def _any_name(value: str) -> str:
     return value if is_id(value.removeprefix(TASK_HOOK_PREFIX)) and value.startswith(TASK_HOOK_PREFIX) else _name(value)
 
 
-WholeNumber = Annotated[int, BeforeValidator(_whole)]
-HookName = Annotated[str, AfterValidator(_any_name)]
+WHOLE = BeforeValidator(_whole)
+"""Lets an integer also be written as 1.0. Stands after the limits in an annotation."""
+HookName = Annotated[str, AfterValidator(_any_name), Field(json_schema_extra={"pattern": NAME})]
 """The name of a hook, that of one task alone too."""
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
+EventType = Annotated[str, Field(json_schema_extra={"enum": list(EVENT_STATUSES)})]
+Family = Annotated[str, Field(json_schema_extra={"examples": ["videos/effects"]})]
+EventTypes = Annotated[
+    list[EventType], Field(max_length=len(EVENT_STATUSES), description="empty means any, as in the other filters")
+]
+Families = Annotated[list[Family], Field(max_length=100)]
+Statuses = Annotated[list[Status], Field(max_length=len(STATUSES))]
+Tags = Annotated[list[Label], Field(max_length=100, description="tasks with any of these tags")]
+RetrySchedule = Annotated[list[Step], Field(max_length=30, description="seconds between attempts")]
+Concurrency = Annotated[int, Field(ge=1, le=256, description="attempts at once"), WHOLE]
+RateLimit = Annotated[float, Field(ge=0.01, le=100_000, allow_inf_nan=False, description="attempts a second")]
+Timeout = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False, description="seconds for one attempt")]
+Secret = Annotated[
+    HookSecret,
+    Field(
+        repr=False,
+        description="a secret of Standard Webhooks; if it is missing, one is generated",
+        json_schema_extra={"maxLength": 200, "examples": ["whsec_..."]},
+    ),
+]
 
 
 class HookFilter(BaseModel):
     """What a hook wants to hear of; what is empty wants all."""
 
-    events: list[str] = Field(default_factory=list, max_length=len(EVENT_STATUSES))
-    families: list[str] = Field(default_factory=list, max_length=100)
-    statuses: list[Literal["created", "submitted", "processing", "succeed", "failed"]] = Field(
-        default_factory=list, max_length=len(STATUSES)
-    )
-    tags: list[Label] = Field(default_factory=list, max_length=100)
+    events: EventTypes = Field(default_factory=list)
+    families: Families = Field(default_factory=list)
+    statuses: Statuses = Field(default_factory=list)
+    tags: Tags = Field(default_factory=list)
 
     @field_validator("events")
     @classmethod
@@ -118,13 +137,17 @@ class HookConfig(HookFilter):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    name: Annotated[str, AfterValidator(_new_name)] = ""
-    address: str = Field(min_length=1, max_length=2000)
-    secret: HookSecret = Field("", repr=False)
-    retry_schedule: list[Step] = Field(default_factory=lambda: list(DEFAULT_SCHEDULE), max_length=30)
-    concurrency: Annotated[WholeNumber, Field(ge=1, le=256)] | None = None
-    rate_limit: float | None = Field(None, ge=0.01, le=100_000, allow_inf_nan=False)
-    timeout: float | None = Field(None, gt=0, le=300, allow_inf_nan=False)
+    name: Annotated[str, AfterValidator(_new_name)] = Field(
+        "", description="if it is missing, one is chosen", json_schema_extra={"pattern": NAME}
+    )
+    address: str = Field(
+        min_length=1, max_length=2000, description="https://...", examples=["https://hooks.example/in"]
+    )
+    secret: Secret = ""
+    retry_schedule: RetrySchedule = Field(default_factory=lambda: list(DEFAULT_SCHEDULE))
+    concurrency: Concurrency | None = None
+    rate_limit: RateLimit | None = None
+    timeout: Timeout | None = None
 
     @field_validator("address")
     @classmethod

@@ -11,6 +11,7 @@ from kling_callback.protocol import families
 from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.reports import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.config import Label
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.states import transition
@@ -34,7 +35,6 @@ INSERT_TAG = Statement("""
 MAX_REPORTED_TAGS = 20
 """Tags in one registration."""
 
-Label = Annotated[str, Field(min_length=1, max_length=100)]
 ShortText = Annotated[str, Field(max_length=256), AfterValidator(sanitize)]
 FAMILY_SCHEMA: dict[str, Any] = {
     "maxLength": families.MAX_CHARS,

@@ -13,7 +13,7 @@ from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.reports import sanitize
 from kling_receiver.hooks import deliveries, delivery_list
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import HookName, WholeNumber
+from kling_receiver.hooks.config import WHOLE, HookName
 from kling_receiver.hooks.delivery_list import STATES, DeliveryFilter
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
@@ -45,7 +45,7 @@ Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
 class Replay(RequestModel):
     """What is to be sent again: all from an event on, or since a time, or what happened to a task."""
 
-    from_: Annotated[WholeNumber, Field(ge=1, lt=1 << 62)] | None = Field(None, alias="from")
+    from_: Annotated[int, Field(ge=1, lt=1 << 62), WHOLE] | None = Field(None, alias="from")
     since: Timestamp | None = None
     task: str | None = None
     hook: HookName | None = None
