@@ -1,4 +1,4 @@
-"""The sandbox gateway: a Kling stand-in on loopback for the demo and the tests, never for real work."""
+"""A stand-in for Kling on this machine, for tests and demos: it speaks Kling's protocol and generates nothing."""
 
 from kling_sandbox.sandbox import Sandbox
 

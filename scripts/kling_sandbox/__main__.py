@@ -1,4 +1,4 @@
-"""The command line of the sandbox gateway."""
+"""The command `kling-sandbox`."""
 
 import signal
 from pathlib import Path
@@ -10,53 +10,56 @@ from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
 TABLE = "\n".join(f"{name:20} {meaning}" for name, meaning in SWITCHES.items())
-DEFAULTS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-sandbox")
+DEFAULT_KEYS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-sandbox")
+"""API key, access key and secret key of a sandbox that is started without any."""
+
+SETTINGS = """Settings for client and receiver on this machine:
+  export KLING_API_BASE={url} KLING_API_KEY={key}
+  export KLING_PRIVATE_RESULT_HOSTS=127.0.0.1 KLING_PRIVATE_HOOK_HOSTS=127.0.0.1
+  export KLING_RECEIVER_URL=http://127.0.0.1:8000"""
 
 
 class Command(click.Command):
-    """Click, with the sentence that matters in the very first line of the help."""
+    """A command whose help begins with the warning that this is not Kling, and ends with the switches."""
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write("This is a sandbox (not Kling): it speaks Kling's protocol on loopback and makes nothing.\n\n")
+        """Write the help."""
+        formatter.write("This is a sandbox (not Kling): it speaks Kling's protocol on loopback, generates nothing.\n\n")
         super().format_help(context, formatter)
         formatter.write("\nMisbehaviours, also for one task by a mark in its prompt: [sandbox: NAME, NAME]\n\n")
         formatter.write("".join(f"  {line}\n" for line in TABLE.splitlines()))
 
 
-def write_whole(path: Path, content: str) -> None:
+def write_ready_file(path: Path, content: str) -> None:
+    """Write a file that never exists half written."""
     draft = path.with_name(path.name + ".part")
     draft.write_text(content)
     draft.replace(path)
 
 
 def list_switches(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Print the switches if `list` is among the names."""
     if "list" in names:
         click.echo(TABLE)
         context.exit()
     return names
 
 
-TRY_IT = """To try client and receiver by hand with it, on this machine:
-  export KLING_API_BASE={url} KLING_API_KEY={key}
-  export KLING_PRIVATE_RESULT_HOSTS=127.0.0.1 KLING_PRIVATE_HOOK_HOSTS=127.0.0.1
-  export KLING_RECEIVER_URL=http://127.0.0.1:8000"""
-
-
 @click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: a free one.")
-@click.option("--base-path", default="", help="Serve all under a prefix, as relays do: /kling")
-@click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULTS[0]}")
-@click.option("--access-key", default="", help=f"Default, without any key: {DEFAULTS[1]}")
-@click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULTS[2]}")
+@click.option("--base-path", default="", help="Serve all routes below a prefix, as relays do: /kling")
+@click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
+@click.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
+@click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
 @click.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
 @click.option("--image-seconds", default=0.5, show_default=True)
 @click.option("--video-seconds", default=1.5, show_default=True)
-@click.option("--result-seconds", default=30 * 86400.0, help="How long result files last. Default: 30 days.")
+@click.option("--result-seconds", default=30 * 86400.0, help="Lifetime of file URLs. Default: 30 days.")
 @click.option("--image-bytes", default=0, help="Pad images to at least this size.")
 @click.option("--video-bytes", default=0, help="Pad videos to at least this size.")
 @click.option("--webhook-secret", help="Sign callbacks with this whsec_... secret.")
-@click.option("--concurrency", type=click.IntRange(1), help="Refuse more work at a time (1303).")
+@click.option("--concurrency", type=click.IntRange(1), help="Refuse creates above this limit (1303).")
 @click.option(
     "--misbehave",
     type=click.Choice([*SWITCHES, "list"]),
@@ -64,20 +67,21 @@ TRY_IT = """To try client and receiver by hand with it, on this machine:
     multiple=True,
     callback=list_switches,
     is_eager=True,
-    help="Repeatable; `list` or the end of this help says which.",
+    help="Repeatable. The names are at the end of this help, or printed by `list`.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the base address there when listening.")
 def main(ready_file: Path | None, **options: Any) -> None:
+    """Serve until SIGINT or SIGTERM."""
     if not options["keys"] and not options["access_key"]:
-        options |= {"keys": DEFAULTS[:1], "access_key": DEFAULTS[1], "secret_key": DEFAULTS[2]}
+        options |= {"keys": DEFAULT_KEYS[:1], "access_key": DEFAULT_KEYS[1], "secret_key": DEFAULT_KEYS[2]}
     signals = {signal.SIGINT, signal.SIGTERM}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        with Sandbox(**options) as gateway:
-            click.echo(f"sandbox gateway (not Kling) on {gateway.url}")
-            click.echo(TRY_IT.format(url=gateway.url, key=(*options["keys"], "...")[0]), err=True)
+        with Sandbox(**options) as sandbox:
+            click.echo(f"sandbox gateway (not Kling) on {sandbox.url}")
+            click.echo(SETTINGS.format(url=sandbox.url, key=(*options["keys"], "...")[0]), err=True)
             if ready_file:
-                write_whole(ready_file, gateway.url)
+                write_ready_file(ready_file, sandbox.url)
             signal.sigwait(signals)
     except OSError as error:
         raise click.ClickException(str(error)) from None
@@ -86,4 +90,4 @@ def main(ready_file: Path | None, **options: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="scripts/sandbox")
+    main(prog_name="kling-sandbox")

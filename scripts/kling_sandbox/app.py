@@ -1,55 +1,49 @@
-"""The routes: Kling's two standards, the result files, and the account of what happened here."""
+"""The routes: both of Kling's standards, the result files, and the record of what happened here."""
 
-import asyncio
-import contextlib
-from typing import Any, cast
-
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+import re
+from collections.abc import Awaitable, Callable
 
 from kling_sandbox.creates import Creates
 from kling_sandbox.files import Files
-from kling_sandbox.ledger import Ledger
-from kling_sandbox.life import Life
+from kling_sandbox.http import Request, Response, json_response
+from kling_sandbox.lifecycle import Lifecycle
 from kling_sandbox.queries import Queries
-from kling_sandbox.replies import Refused
+from kling_sandbox.replies import ApiError
+from kling_sandbox.state import State
+
+Handler = Callable[..., Awaitable[Response]]
 
 
-def application(ledger: Ledger, life: Life) -> ASGIApp:
-    creates, queries, files = Creates(ledger, life), Queries(ledger), Files(ledger)
+class App:
+    """Find the handler of a request; the groups of its path are the handler's arguments."""
 
-    async def account(request: Request) -> Response:
-        return JSONResponse(ledger.account())
+    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+        self._state = state
+        creates, queries, files = Creates(state, lifecycle), Queries(state), Files(state)
+        self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
+            ("POST", re.compile(r"/v1/(?P<path>.*)"), creates.post),
+            ("GET", re.compile(r"/v1/(?P<path>.*)"), queries.one),
+            ("GET", re.compile(r"/tasks"), queries.batch),
+            ("GET", re.compile(r"/sandbox/account"), self._account),
+            ("GET", re.compile(r"/files/(?P<task_id>[^/]+)/(?P<name>[^/]+)"), files.get),
+            ("POST", re.compile(r"/(?P<path>[^/]+)/(?P<model>[^/]+)"), creates.post),
+        ]
 
-    routes = [
-        Route("/v1/{path:path}", creates.post, methods=["POST"]),
-        Route("/v1/{path:path}", queries.one, methods=["GET"]),
-        Route("/{path}/{model}", creates.post, methods=["POST"]),
-        Route("/tasks", queries.batch),
-        Route("/files/{number}/{name}", files.get),
-        Route("/sandbox/account", account),
-    ]
-    handlers: Any = {Refused: refused, 404: nowhere, 405: nowhere}
-    return with_transport(Starlette(routes=[Mount(ledger.base_path, routes=routes)], exception_handlers=handlers))
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request."""
+        try:
+            return await self._route(request)
+        except ApiError as error:
+            return error.response()
 
+    async def _route(self, request: Request) -> Response:
+        base_path, method = self._state.base_path, "GET" if request.method == "HEAD" else request.method
+        if request.path.startswith(base_path):
+            path = request.path.removeprefix(base_path)
+            for allowed, pattern, handler in self._routes:
+                if allowed == method and (match := pattern.fullmatch(path)):
+                    return await handler(request, **match.groupdict())
+        raise ApiError(1202, f"{request.method} {request.path} does not exist")
 
-async def refused(request: Request, error: Refused) -> Response:
-    return error.reply()
-
-
-async def nowhere(request: Request, error: Exception) -> Response:
-    return Refused(1202, f"{request.method} {request.url.path} does not exist").reply()
-
-
-def with_transport(app: ASGIApp) -> ASGIApp:
-    """Show the connection to the replies that close it, and end quietly when the sandbox does."""
-
-    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["transport"] = cast("Any", send).__self__.transport
-        with contextlib.suppress(asyncio.CancelledError):
-            await app(scope, receive, send)
-
-    return wrapped
+    async def _account(self, request: Request) -> Response:
+        return json_response(self._state.account())

@@ -1,131 +1,132 @@
-"""Create calls: what is refused, what is taken, and the many ways in which the answer may get lost."""
+"""Create calls: which are refused, which create a task, and the ways in which the answer is lost."""
 
+import functools
 import json
 from typing import Any
 
-from starlette.background import BackgroundTask
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-
+from kling_sandbox.auth import authenticate
 from kling_sandbox.families import FAMILIES, Family, check
-from kling_sandbox.keys import admit
-from kling_sandbox.ledger import Ledger
-from kling_sandbox.life import Life
-from kling_sandbox.misbehaviour import Has, marked
-from kling_sandbox.replies import Hangup, Refused, garbage
-from kling_sandbox.tasks import Task, dressed, record
+from kling_sandbox.http import Hangup, Request, Response, html_response, json_response
+from kling_sandbox.lifecycle import Lifecycle
+from kling_sandbox.misbehaviour import Has, parse_marks
+from kling_sandbox.replies import ApiError, broken_json
+from kling_sandbox.state import State
+from kling_sandbox.tasks import Task, task_record, wrap
 
-UNTIL_KNOWN = ("task_status_msg", "task_result")  # a create's answer has no such fields yet
+NOT_IN_CREATE = ("task_status_msg", "task_result")
+"""Fields of a task that the answer to a create does not have."""
+
 REFUSALS = {
     "busy": (1302, "Too many requests"),
     "full": (1303, "Concurrency over the resource pack"),
     "arrears": (1101, "Account in arrears"),
     "not-allowed": (1304, "This address is not on the allow-list"),
 }
+"""Switches that refuse a create, with code and message."""
 
 
 class Creates:
-    def __init__(self, ledger: Ledger, life: Life) -> None:
-        self.ledger = ledger
-        self.life = life
+    """The route that creates tasks, for both standards."""
 
-    async def post(self, request: Request) -> Response:
-        raw = await request.body()
-        body = parsed(raw)
-        self.ledger.note(self.ledger.creates, body)
-        path, family = family_of(request)
-        has = self.ledger.switches(marks(raw))
-        admit(request, self.ledger, has, new=family.new)
+    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+        self._state, self._lifecycle = state, lifecycle
+
+    async def post(self, request: Request, path: str, model: str = "") -> Response:
+        """Create a task. `path`: below /v1; or the first part of a new-standard path, in front of `model`."""
+        body = _parse(request.body)
+        self._state.record(self._state.creates, body)
+        path, family = _family(request, path, model)
+        has = self._state.switches(_marks(request.body))
+        authenticate(request, self._state, has, new=family.new)
         if has("drop-before-create"):
             return Hangup()
         check(family, body)
-        task = self.task(request, path, family, body, has)
-        self.refuse(task)
-        self.ledger.add(task)
-        return await self.answer(task)
+        task = self._task(request, path, family, body, has)
+        self._refuse(task)
+        self._state.add(task)
+        return await self._answer(task)
 
-    def task(self, request: Request, path: str, family: Family, body: dict[str, Any], has: Has) -> Task:
-        ledger = self.ledger
+    def _task(self, request: Request, path: str, family: Family, body: dict[str, Any], has: Has) -> Task:
+        state = self._state
         return Task(
-            id=ledger.number(),
-            alias=ledger.number(),
-            result_id=ledger.number(),
-            variant=ledger.random.randrange(100),
+            id=state.new_id(),
+            alias=state.new_id(),
+            result_id=state.new_id(),
+            variant=state.random.randrange(100),
             path=path,
             family=family,
             body=body,
             has=has,
-            base_url=f"http://{request.url.netloc}{ledger.base_path}",
-            lasts=ledger.result_seconds,
+            base_url=f"{request.origin}{state.base_path}",
+            result_seconds=state.result_seconds,
         )
 
-    def refuse(self, task: Task) -> None:
+    def _refuse(self, task: Task) -> None:
+        """Raise ApiError if a switch, an external id in use or the concurrency limit refuses the task."""
         for name, (code, message) in REFUSALS.items():
             if task.has(name):
-                raise Refused(code, message)
-        if task.has("busy-once") and self.ledger.first("busy-once", task.external_id or ""):
-            raise Refused(*REFUSALS["busy"])
-        if task.external_id in self.ledger.external and not task.has("drop-external-id"):
-            raise Refused(1201, f"external_task_id {task.external_id} already exists")
-        if self.ledger.concurrency and self.ledger.busy() + task.slots > self.ledger.concurrency:
-            raise Refused(*REFUSALS["full"])
+                raise ApiError(code, message)
+        if task.has("busy-once") and self._state.is_first("busy-once", task.external_id or ""):
+            raise ApiError(*REFUSALS["busy"])
+        if task.external_id in self._state.external and not task.has("drop-external-id"):
+            raise ApiError(1201, f"external_task_id {task.external_id} already exists")
+        if self._state.concurrency and self._state.slots_in_use() + task.slots > self._state.concurrency:
+            raise ApiError(*REFUSALS["full"])
 
-    async def answer(self, task: Task) -> Response:
+    async def _answer(self, task: Task) -> Response:
         if task.path == "audio/tts":
-            self.ledger.turn(task, task.ending)
-            return JSONResponse(dressed(task, record(task, new=False), "create"))
-        begun = task.has("early-callback") or task.has("early-final")
-        if begun:
-            await self.life.begin(task)
+            self._state.set_status(task, task.final_status)
+            return json_response(wrap(task, task_record(task, new=False), "create"))
+        submitted = task.has("early-callback") or task.has("early-final")
+        if submitted:
+            await self._lifecycle.submit(task)
         if task.has("early-final"):
-            await self.life.finish(task)
-            return lost(task) or created(task)
-        reply = lost(task) or created(task)
-        reply.background = BackgroundTask(self.life.start, task, begun=begun)
-        return reply
+            await self._lifecycle.finish(task)
+            return _lost(task) or _created(task)
+        response = _lost(task) or _created(task)
+        response.background = functools.partial(self._lifecycle.start, task, submitted=submitted)
+        return response
 
 
-def lost(task: Task) -> Response | None:
+def _lost(task: Task) -> Response | None:
+    """The response of a switch that hides that the task was created."""
     if task.has("drop-after-create"):
         return Hangup()
     if task.has("create-5002"):
-        return Refused(5002, "Service timed out").reply()
+        return ApiError(5002, "Service timed out").response()
     if task.has("create-504"):
-        return HTMLResponse("<h1>504 Gateway Time-out</h1>", 504)
-    return garbage() if task.has("create-garbage") else None
+        return html_response("<h1>504 Gateway Time-out</h1>", 504)
+    return broken_json() if task.has("create-garbage") else None
 
 
-def created(task: Task) -> Response:
-    fields = record(task, "submitted", new=task.family.new)
-    fields = {name: value for name, value in fields.items() if name not in UNTIL_KNOWN}
-    return JSONResponse(dressed(task, fields, "create"))
+def _created(task: Task) -> Response:
+    fields = task_record(task, "submitted", new=task.family.new)
+    fields = {name: value for name, value in fields.items() if name not in NOT_IN_CREATE}
+    return json_response(wrap(task, fields, "create"))
 
 
-def parsed(raw: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw)
+        body = json.loads(content)
     except ValueError:
         body = None
     if not isinstance(body, dict) or not isinstance(body.get("options", {}), dict):
-        raise Refused(1200, "The body must be a JSON object")
+        raise ApiError(1200, "The body must be a JSON object")
     return body
 
 
-def marks(raw: bytes) -> frozenset[str]:
+def _marks(content: bytes) -> frozenset[str]:
     try:
-        return marked(raw.decode())
+        return parse_marks(content.decode())
     except ValueError as error:
-        raise Refused(1201, str(error)) from None
+        raise ApiError(1201, str(error)) from None
 
 
-def family_of(request: Request) -> tuple[str, Family]:
+def _family(request: Request, path: str, model: str) -> tuple[str, Family]:
     """Find the family by `images/generations`, or by `/text-to-video` in front of a model."""
-    path = name = request.path_params["path"]
-    if model := request.path_params.get("model"):
-        name = f"/{path}"
-        path = f"{name}/{model}"
+    name = f"/{path}" if model else path
     if name not in FAMILIES:
-        raise Refused(1202, f"Nothing is made at {request.url.path}")
+        raise ApiError(1202, f"Nothing is made at {request.path}")
     if model and not model.startswith("kling-"):
-        raise Refused(1203, f"Model {model} does not exist")
-    return path, FAMILIES[name]
+        raise ApiError(1203, f"Model {model} does not exist")
+    return (f"{name}/{model}" if model else path), FAMILIES[name]

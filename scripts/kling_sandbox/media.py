@@ -1,4 +1,4 @@
-"""Small real result files, each copy stamped so that no two are alike and all still open."""
+"""Small real result files: every copy has a stamp inside, so that no two are equal and all are valid."""
 
 import struct
 import zlib
@@ -15,39 +15,39 @@ TYPES = {
 }
 
 
-def content(ending: str, variant: int, stamp: str, size: int = 0) -> bytes:
-    """Read one variant, with a comment inside that brings it to at least `size` bytes."""
-    plain = (MEDIA / f"{variant % VARIANTS[ending]}.{ending}").read_bytes()
+def render(extension: str, variant: int, stamp: str, size: int = 0) -> bytes:
+    """A file with the stamp in a comment that pads the file to at least `size` bytes."""
+    plain = (MEDIA / f"{variant % VARIANTS[extension]}.{extension}").read_bytes()
     comment = stamp.encode().ljust(size - len(plain), b" ")
-    return STAMPS[ending](plain, comment)
+    return STAMPS[extension](plain, comment)
 
 
-def png(plain: bytes, comment: bytes) -> bytes:
+def _png(plain: bytes, comment: bytes) -> bytes:
     chunk = b"tEXtComment\0" + comment
     end = len(plain) - 12  # the empty IEND chunk comes last
     return plain[:end] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + plain[end:]
 
 
-def jpg(plain: bytes, comment: bytes) -> bytes:
+def _jpg(plain: bytes, comment: bytes) -> bytes:
     parts = [comment[at : at + 65000] for at in range(0, len(comment), 65000)]
     segments = b"".join(b"\xff\xfe" + struct.pack(">H", len(part) + 2) + part for part in parts)
     return plain[:2] + segments + plain[2:]
 
 
-def mp4(plain: bytes, comment: bytes) -> bytes:
+def _mp4(plain: bytes, comment: bytes) -> bytes:
     return plain + struct.pack(">I", len(comment) + 8) + b"free" + comment
 
 
-def mp3(plain: bytes, comment: bytes) -> bytes:
+def _mp3(plain: bytes, comment: bytes) -> bytes:
     frame = b"PRIV" + struct.pack(">IH", len(comment) + 8, 0) + b"sandbox\0" + comment
     sizes = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
     return b"ID3\3\0\0" + sizes + frame + plain
 
 
-def wav(plain: bytes, comment: bytes) -> bytes:
+def _wav(plain: bytes, comment: bytes) -> bytes:
     comment += b" " * (len(comment) % 2)
     longer = plain[8:] + b"junk" + struct.pack("<I", len(comment)) + comment
     return b"RIFF" + struct.pack("<I", len(longer)) + longer
 
 
-STAMPS = {"png": png, "jpg": jpg, "mp4": mp4, "mp3": mp3, "wav": wav}
+STAMPS = {"png": _png, "jpg": _jpg, "mp4": _mp4, "mp3": _mp3, "wav": _wav}

@@ -1,6 +1,6 @@
-"""The table of everything that may go wrong on request; what a switch does is done where it belongs.
+"""The table of misbehaviours; each is implemented in the module of what misbehaves.
 
-A switch is on for all (`--misbehave`, `Sandbox.misbehave`), or for one task by a mark in its prompt:
+A switch is on for all tasks (`--misbehave`, `Sandbox.misbehave`), or for one task by a mark in its prompt:
 `a kangaroo [sandbox: repeat, reorder]`.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Set
 from typing import TypeVar
 
 Has = Callable[[str], bool]
+"""Whether a switch is on."""
+
 Names = TypeVar("Names", bound=Set[str])
 
 SWITCHES = {
@@ -16,61 +18,63 @@ SWITCHES = {
     "failed": "the task ends failed, with a reason",
     "slow": "the task takes ten times as long",
     # callbacks
-    "wrap-once": "one more envelope around callbacks and queries",
-    "wrap-twice": "create, query and callback wrapped twice, code and status in other words",
-    "outer-failure": "wrapped twice; ends with an outer FAILURE and no record inside",
-    "relay-id": "callbacks carry another task id, and no external id",
+    "wrap-once": "callbacks and answers to queries have one more envelope",
+    "wrap-twice": "create, query and callback are wrapped twice, with other words for code and status",
+    "outer-failure": "as wrap-twice; the task ends with an outer FAILURE and no record inside",
+    "relay-id": "callbacks have another task id, and no external id",
     "drop-external-id": "external_task_id is ignored: not unique, not queryable, not in answers",
-    "early-callback": "the submitted callback is answered before the create is",
-    "early-final": "all callbacks are answered before the create is",
-    "repeat": "each callback comes twice",
-    "reorder": "callbacks come at the end, the last one first",
-    "final-only": "only the final callback comes",
-    "no-callback": "no callback comes",
-    "no-results": "callbacks say succeed without any result",
-    "other-spelling": "callbacks are spelled as the other standard does",
+    "early-callback": "the submitted callback is sent before the create is answered",
+    "early-final": "all callbacks are sent before the create is answered",
+    "repeat": "each callback is sent twice",
+    "reorder": "callbacks are sent at the end, the last one first",
+    "final-only": "only the final callback is sent",
+    "no-callback": "no callback is sent",
+    "no-results": "callbacks have the status succeed and no result",
+    "other-spelling": "callbacks have the field names of the other standard",
     "unreadable": "the final callback is not JSON",
-    "oversized": "the final callback is 2 MB long",
-    "nul": "the status message holds a NUL character",
-    "false-succeed": "a succeed callback with a foreign address comes while the task is processing",
-    "contradict": "after succeed comes a failed callback",
+    "oversized": "the final callback is 2 MB large",
+    "nul": "the status message contains a NUL character",
+    "false-succeed": "a succeed callback with foreign file URLs is sent while the task is processing",
+    "contradict": "a failed callback is sent after succeed",
     # create
-    "drop-after-create": "takes the task, then closes the connection without an answer",
-    "drop-before-create": "closes the connection without taking the task",
-    "create-5002": "takes the task, answers code 5002",
-    "create-504": "takes the task, answers HTTP 504 with HTML",
-    "create-garbage": "takes the task, answers 200 with broken JSON",
-    "busy-once": "the first create of an external_task_id is too fast (1302)",
-    "busy": "every create is too fast (1302)",
-    "full": "the pack's concurrency is always used up (1303)",
-    "arrears": "the account is in arrears (1101)",
-    "not-allowed": "this address is not on the allow-list (1304)",
-    "expired-token-once": "the first call of each key or access key is told its token expired (1004)",
+    "drop-after-create": "creates the task, then closes the connection without an answer",
+    "drop-before-create": "closes the connection without creating the task",
+    "create-5002": "creates the task, answers code 5002",
+    "create-504": "creates the task, answers HTTP 504 with HTML",
+    "create-garbage": "creates the task, answers 200 with broken JSON",
+    "busy-once": "the first create of each external_task_id is refused: too many requests (1302)",
+    "busy": "every create is refused: too many requests (1302)",
+    "full": "every create is refused: concurrency exceeded (1303)",
+    "arrears": "every create is refused: account in arrears (1101)",
+    "not-allowed": "every create is refused: address not on the allow-list (1304)",
+    "expired-token-once": "the first call with each key or access key is refused: token expired (1004)",
     # query
-    "query-5xx-once": "the first query of a task answers 5001",
+    "query-5xx-once": "the first query of each task answers 5001",
     "query-5xx": "every query answers 5001",
     "query-garbage": "queries answer 200 with broken JSON",
-    "query-lag": "the first query after the end still says processing",
+    "query-lag": "the first query after the end still answers processing",
     # files
-    "cut-once": "the first download of a file is cut in the middle",
+    "cut-once": "the first download of each file ends in the middle",
     "file-403": "files answer 403",
     "file-html": "files answer 200 with an HTML page",
-    "file-500-once": "the first download of a file answers 500",
-    "wrong-type": "files come as text/plain",
-    "no-length": "files come without Content-Length",
+    "file-500-once": "the first download of each file answers 500",
+    "wrong-type": "files have the content type text/plain",
+    "no-length": "files have no Content-Length",
     "redirect-file": "files redirect once to themselves",
     "redirect-private": "files redirect to a private address",
-    "gzip-file": "files come with Content-Encoding: gzip",
+    "gzip-file": "files have Content-Encoding: gzip",
 }
 
 MARK = re.compile(r"\[sandbox:([^\]]*)\]")
 
 
-def marked(text: str) -> frozenset[str]:
-    return known(frozenset(name.strip() for mark in MARK.findall(text) for name in mark.split(",")))
+def parse_marks(text: str) -> frozenset[str]:
+    """The switches that the marks in a text name. Raises ValueError."""
+    return check_names(frozenset(name.strip() for mark in MARK.findall(text) for name in mark.split(",")))
 
 
-def known(names: Names) -> Names:
-    if strangers := names - SWITCHES.keys():
-        raise ValueError(f"no such misbehaviour: {', '.join(strangers)}; `scripts/sandbox --help` lists them")
+def check_names(names: Names) -> Names:
+    """Return `names` if each is a switch. Raises ValueError."""
+    if unknown := names - SWITCHES.keys():
+        raise ValueError(f"unknown misbehaviour: {', '.join(sorted(unknown))}. `kling-sandbox --help` lists them.")
     return names

@@ -1,6 +1,7 @@
 """A real receiver on loopback, in a thread of the calling process. Needs the extra `receiver`."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token
 from kling_receiver.app import Receiver
-from kling_receiver.server import Server, bind
+from kling_receiver.server import bind, create_server
 from kling_receiver.settings import ReceiverSettings
 
 API_KEY = "sandbox-key"
@@ -20,12 +21,12 @@ START_SECONDS = 20
 class RunningReceiver:
     """A receiver that serves until `stop`. `url`: its public address; `receiver`: its parts."""
 
-    def __init__(self, settings: ReceiverSettings, listening: socket) -> None:
-        """Returns once the receiver is ready; `listening` is the socket that it serves."""
+    def __init__(self, settings: ReceiverSettings, listening: socket, **options: Any) -> None:
+        """Returns once the receiver is ready; `listening` is the socket that it serves; `options`: of `Receiver`."""
         self.settings, self.url = settings, settings.receiver_url
-        self.receiver = Receiver(settings)
+        self.receiver = Receiver(settings, **options)
         self.receiver.prepare()
-        self._server = Server(self.receiver)
+        self._server = create_server(self.receiver)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
         self._thread.start()
         assert httpx.get(f"{self.url}/readyz", timeout=START_SECONDS).status_code == 200
@@ -45,11 +46,16 @@ class RunningReceiver:
         return CallbackSigner(self.settings.signing_secrets).url(self.url, task_id, family)
 
 
-def start_receiver(data_dir: Path, *, path: str = "", port: int = 0, **settings: Any) -> RunningReceiver:
-    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`."""
+def start_receiver(
+    data_dir: Path, *, path: str = "", port: int = 0, options: Mapping[str, Any] | None = None, **settings: Any
+) -> RunningReceiver:
+    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`.
+
+    `options`: of `Receiver`, a shorter backoff, say.
+    """
     listening = bind("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
-    return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening)
+    return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening, **(options or {}))
 
 
 def sandbox_settings(data_dir: Path, **settings: Any) -> ReceiverSettings:

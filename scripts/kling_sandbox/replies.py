@@ -1,11 +1,9 @@
-"""What goes back over the wire: the envelope, the error codes, and the two ways to hang up."""
+"""Kling's response envelope and error codes."""
 
-import gzip
 from typing import Any
 from uuid import uuid4
 
-from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from kling_sandbox.http import Response, json_response
 
 HTTP_STATUS = {
     **dict.fromkeys((1000, 1001, 1002, 1003, 1004), 401),
@@ -17,49 +15,28 @@ HTTP_STATUS = {
     5001: 503,
     5002: 504,
 }
+"""The HTTP status of each of Kling's codes."""
 
 
-class Refused(Exception):
-    """An error answer, by Kling's business code."""
+class ApiError(Exception):
+    """An error response, by Kling's code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
 
-    def reply(self) -> Response:
+    def response(self) -> Response:
+        """The error as Kling sends it."""
         body = {"code": self.code, "message": self.message, "request_id": uuid4().hex}
-        return JSONResponse(body, HTTP_STATUS[self.code])
+        return json_response(body, HTTP_STATUS[self.code])
 
 
 def envelope(data: Any) -> dict[str, Any]:
+    """Wrap the data of a successful response."""
     return {"code": 0, "message": "SUCCEED", "request_id": uuid4().hex, "data": data}
 
 
-def garbage() -> Response:
-    return Response('{"code": 0, "message": "SUCC', media_type="application/json")
-
-
-class Hangup(Response):
-    """No answer at all: the connection closes."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["transport"].close()
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if self.background:
-            await self.background()
-
-
-class CutShort(Hangup):
-    """All the headers and half of the body; then the connection closes."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        half = bytes(self.body)[: len(self.body) // 2]
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": half, "more_body": True})
-        await super().__call__(scope, receive, send)
-
-
-def zipped(body: bytes, media_type: str) -> Response:
-    return Response(gzip.compress(body, 1), headers={"content-encoding": "gzip"}, media_type=media_type)
+def broken_json() -> Response:
+    """A 200 whose JSON ends too early."""
+    return Response(b'{"code": 0, "message": "SUCC', content_type="application/json")

@@ -1,4 +1,4 @@
-"""One task, and how the two standards and the relays spell it."""
+"""One task, and its JSON in both standards and in those of relays."""
 
 import asyncio
 import time
@@ -9,19 +9,25 @@ from kling_sandbox.families import Family
 from kling_sandbox.misbehaviour import Has
 from kling_sandbox.replies import envelope
 
-ENDINGS = {"videos": ["mp4"], "audios": ["mp3", "wav"]}
+EXTENSIONS = {"videos": ["mp4"], "audios": ["mp3", "wav"]}
+"""The files of each result, by kind; images have one file of the requested format."""
+
 Occasion = Literal["create", "query", "callback"]
-WORDS = {"submitted": "SUBMITTED", "processing": "IN_PROGRESS", "failed": "FAILURE"}
+RELAY_STATUSES = {"submitted": "SUBMITTED", "processing": "IN_PROGRESS", "failed": "FAILURE"}
+"""The words of relays that wrap twice; every other status is SUCCESS."""
 
 
 def now() -> int:
+    """The time in unix ms."""
     return time.time_ns() // 1_000_000
 
 
 @dataclass(eq=False)
 class Task:
+    """A created task. `alias`: the id in a relay's callbacks; `steps`: released once for each step of a held task."""
+
     id: str
-    alias: str  # the id by which a relay's callbacks call it
+    alias: str
     result_id: str
     variant: int
     path: str
@@ -29,73 +35,85 @@ class Task:
     body: dict[str, Any]
     has: Has
     base_url: str
-    lasts: float  # seconds for which its result files can be fetched
+    result_seconds: float
     status: str = "submitted"
     created_at: int = field(default_factory=now)
     updated_at: int = field(default_factory=now)
     finished_at: int | None = None
     queries: int = 0
     posted: list[dict[str, Any]] = field(default_factory=list)
-    outbox: list[Any] = field(default_factory=list)
+    unsent: list[Any] = field(default_factory=list)
     held: bool = False
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    steps: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     @property
     def external_id(self) -> str | None:
+        """The client's id."""
         return self.family.options(self.body).get("external_task_id")
 
     @property
     def callback_url(self) -> str | None:
+        """The address of the callbacks."""
         return self.family.options(self.body).get("callback_url")
 
     @property
-    def ending(self) -> str:
+    def final_status(self) -> str:
+        """The status at its end."""
         return "failed" if self.has("failed") or self.has("outer-failure") else "succeed"
 
     @property
-    def series(self) -> bool:
+    def is_series(self) -> bool:
+        """Whether the images form a series."""
         return self.path == "images/omni-image" and self.body.get("result_type") == "series"
 
     @property
     def slots(self) -> int:
-        count: int = self.body.get("series_amount" if self.series else "n", 1)
+        """The concurrency that it uses: one for each image."""
+        count: int = self.body.get("series_amount" if self.is_series else "n", 1)
         return count if self.family.kind == "images" else 1
 
     @property
     def cost(self) -> str:
+        """The units that it costs."""
         return str(self.slots) if self.family.kind == "images" else "3.5"
 
     @property
     def files(self) -> list[str]:
-        endings = ENDINGS.get(self.family.kind) or [self.body.get("output_format", "png")]
-        return [f"{index}.{ending}" for index in range(self.slots) for ending in endings]
+        """The names of its files."""
+        extensions = EXTENSIONS.get(self.family.kind) or [self.body.get("output_format", "png")]
+        return [f"{index}.{extension}" for index in range(self.slots) for extension in extensions]
 
-    def address(self, name: str) -> str:
-        if self.finished_at is None:  # then only a false callback speaks of results
+    def file_url(self, name: str) -> str:
+        """The address of a file."""
+        if self.finished_at is None:  # only a false callback has results before the end
             return f"{self.base_url.replace('127.0.0.1', 'localhost')}/files/forged/{name}"
-        expiry = int(self.finished_at / 1000 + self.lasts)
+        expiry = int(self.finished_at / 1000 + self.result_seconds)
         return f"{self.base_url}/files/{self.id}/{name}?ksTime={expiry:x}"
 
     def message(self, status: str) -> str:
+        """The text beside a status."""
         reason = "The sandbox was asked to fail this task" if status == "failed" else ""
         return reason + "\0" * self.has("nul")
 
     def summary(self) -> dict[str, Any]:
-        kept = ("status", "created_at", "finished_at", "queries")
-        known = {"task_id": self.id, "external_task_id": self.external_id, "family": self.path}
-        return known | {name: getattr(self, name) for name in kept} | {"callbacks": list(self.posted)}
+        """The task in the account."""
+        names = ("status", "created_at", "finished_at", "queries")
+        ids = {"task_id": self.id, "external_task_id": self.external_id, "family": self.path}
+        return ids | {name: getattr(self, name) for name in names} | {"callbacks": list(self.posted)}
 
 
-def record(task: Task, status: str = "", *, new: bool, relayed: bool = False, bare: bool = False) -> dict[str, Any]:
-    """Spell the task as of a status; `relayed` hides whose it is, `bare` leaves the results out."""
+def task_record(
+    task: Task, status: str = "", *, new: bool, relayed: bool = False, bare: bool = False
+) -> dict[str, Any]:
+    """The task's JSON at a status. `relayed` hides its ids; `bare` leaves the results out."""
     status = status or task.status
     external_id = None if relayed or task.has("drop-external-id") else task.external_id
-    urls = [task.address(name) for name in task.files] if status == "succeed" and not bare else []
-    fields = (new_record if new else legacy_record)(task, status, external_id, urls)
+    urls = [task.file_url(name) for name in task.files] if status == "succeed" and not bare else []
+    fields = (_new_record if new else _legacy_record)(task, status, external_id, urls)
     return fields | {"id" if new else "task_id": task.alias if relayed else task.id}
 
 
-def legacy_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
+def _legacy_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
     info: dict[str, Any] = {"external_task_id": external_id} if external_id else {}
     if task.path == "videos/video-extend" and status == "succeed":
         info["parent_video"] = {"id": task.body.get("video_id")}
@@ -104,16 +122,16 @@ def legacy_record(task: Task, status: str, external_id: str | None, urls: list[s
         "task_status": status,
         "task_status_msg": task.message(status),
         "task_info": info,
-        "task_result": legacy_results(task, urls) if urls else {},
+        "task_result": _legacy_results(task, urls) if urls else {},
         "created_at": task.created_at,
         "updated_at": task.updated_at,
     }
     return fields | ({"final_unit_deduction": task.cost} if status == "succeed" else {})
 
 
-def legacy_results(task: Task, urls: list[str]) -> dict[str, Any]:
+def _legacy_results(task: Task, urls: list[str]) -> dict[str, Any]:
     if task.family.kind == "images":
-        name = "series_images" if task.series else "images"
+        name = "series_images" if task.is_series else "images"
         return {name: [{"index": index, "url": url} for index, url in enumerate(urls)]}
     if task.family.kind == "audios":
         mp3, wav = urls
@@ -123,7 +141,7 @@ def legacy_results(task: Task, urls: list[str]) -> dict[str, Any]:
     return {"videos": [{"id": task.result_id, "url": urls[0], **length}]}
 
 
-def new_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
+def _new_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
     fields = {
         "id": task.id,
         "status": "succeeded" if status == "succeed" else status,
@@ -131,11 +149,11 @@ def new_record(task: Task, status: str, external_id: str | None, urls: list[str]
         "create_time": task.created_at,
         "update_time": task.updated_at,
     }
-    results = {"outputs": outputs(task, urls), "billing": [{"amount": task.cost}]} if urls else {}
+    results = {"outputs": _outputs(task, urls), "billing": [{"amount": task.cost}]} if urls else {}
     return fields | results | ({"external_id": external_id} if external_id else {})
 
 
-def outputs(task: Task, urls: list[str]) -> list[dict[str, Any]]:
+def _outputs(task: Task, urls: list[str]) -> list[dict[str, Any]]:
     if task.family.kind == "images":
         return [{"type": "image", "url": url, "group_id": task.result_id} for url in urls]
     if task.family.kind == "audios":
@@ -144,24 +162,24 @@ def outputs(task: Task, urls: list[str]) -> list[dict[str, Any]]:
     return [{"type": "video", "id": task.result_id, "url": urls[0], "duration": "5.0"}]
 
 
-def dressed(task: Task, fields: dict[str, Any], occasion: Occasion) -> dict[str, Any]:
+def wrap(task: Task, fields: dict[str, Any], occasion: Occasion) -> dict[str, Any]:
     """Wrap a record as Kling does (answers once, callbacks not), or as a relay does."""
     if task.has("wrap-twice") or task.has("outer-failure"):
-        return wrapped_twice(task, fields)
-    again = task.has("wrap-once") and occasion != "create"
-    for _ in range((occasion != "callback") + again):
+        return _wrap_twice(task, fields)
+    once_more = task.has("wrap-once") and occasion != "create"
+    for _ in range((occasion != "callback") + once_more):
         fields = envelope(fields)
     return fields
 
 
-def wrapped_twice(task: Task, fields: dict[str, Any]) -> dict[str, Any]:
-    word = WORDS.get(fields.get("task_status") or fields["status"], "SUCCESS")
-    failed = word == "FAILURE"
+def _wrap_twice(task: Task, fields: dict[str, Any]) -> dict[str, Any]:
+    status = RELAY_STATUSES.get(fields.get("task_status") or fields["status"], "SUCCESS")
+    failed = status == "FAILURE"
     outer = {
         "task_id": fields.get("task_id") or fields["id"],
-        "status": word,
+        "status": status,
         "fail_reason": task.message("failed") if failed else "",
-        "progress": "100%" if failed or word == "SUCCESS" else "30%",
+        "progress": "100%" if failed or status == "SUCCESS" else "30%",
         "data": None if failed and task.has("outer-failure") else envelope(fields),
     }
     return {"code": "success", "message": "", "data": outer}

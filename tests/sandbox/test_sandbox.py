@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from standardwebhooks import Webhook
 
 from kling_sandbox import Sandbox
 from kling_sandbox.__main__ import main
-from kling_sandbox.callbacks import signed
+from kling_sandbox.callbacks import webhook_headers
 from kling_sandbox.families import FAMILIES
 from kling_sandbox.misbehaviour import SWITCHES
 
@@ -289,7 +290,7 @@ def test_official_signature_vector() -> None:
     body = (
         b'{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}'
     )
-    headers = signed(SECRET, "9876543210", body, 1781080794)
+    headers = webhook_headers(SECRET, "9876543210", body, 1781080794)
     assert headers["webhook-signature"] == "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
 
 
@@ -470,7 +471,7 @@ def test_files_come_in_ranges(gateway: Sandbox, api: httpx.Client) -> None:
 
 
 def test_every_switch_is_done_somewhere_and_tested() -> None:
-    sources = [path for path in (ROOT / "scripts/gateway").glob("*.py") if path.stem != "misbehaviour"]
+    sources = [path for path in (ROOT / "scripts/kling_sandbox").glob("*.py") if path.stem != "misbehaviour"]
     done = set(re.findall(r'"([a-z0-9-]+)"', "".join(path.read_text() for path in sources)))
     tested = set(re.findall(r"[a-z0-9-]+", Path(__file__).read_text()))
     assert SWITCHES.keys() <= done
@@ -772,7 +773,7 @@ def test_misbehave_lists_and_knows_its_names() -> None:
 def test_the_command_serves_until_it_is_ended(tmp_path: Path, end: signal.Signals) -> None:
     ready = tmp_path / "ready"
     command = [
-        str(ROOT / "scripts/sandbox"),
+        str(Path(sys.executable).with_name("kling-sandbox")),
         "--ready-file",
         ready.name,
         "--key",

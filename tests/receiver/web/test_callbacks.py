@@ -436,7 +436,7 @@ def test_a_signed_callback_of_a_known_task_is_believed_unasked(start: Start, gat
     said: Json = {
         "id": theirs if by == "task_id" else "another",
         "status": "succeeded",
-        "outputs": [{"type": "image", "url": gateway.tasks[theirs].address("0.png")}],
+        "outputs": [{"type": "image", "url": gateway.tasks[theirs].file_url("0.png")}],
         **({"external_id": task} if by == "external_id" else {}),
     }
     body = json.dumps(said).encode()

@@ -1,4 +1,4 @@
-"""What the sandbox is set to and what happened so far; its thread writes here while tests read."""
+"""The sandbox's settings and everything that happened in it. Its thread writes here while tests read."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from kling_sandbox.misbehaviour import Has, known
+from kling_sandbox.misbehaviour import Has, check_names
 from kling_sandbox.tasks import Task, now
 
 T = TypeVar("T")
@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Query:
+    """A query by a client: `ids` as the client sent them, `at` in unix ms."""
+
     path: str
     ids: list[str]
     at: int
@@ -21,23 +23,29 @@ class Query:
 
 @dataclass(frozen=True)
 class Callback:
+    """A callback that was sent; `answered`: the response's HTTP status, or the name of the error."""
+
     task_id: str
     status: str
     url: str
     headers: dict[str, str]
     body: bytes
     at: int
-    answered: int | str  # the HTTP status, or the name of the error
+    answered: int | str
 
 
 @dataclass(frozen=True)
 class Download:
+    """A request for a result file, at `at` (unix ms)."""
+
     task_id: str
     name: str
     at: int
 
 
-class Ledger:
+class State:
+    """Settings, tasks, and the requests in the order of their arrival."""
+
     def __init__(
         self,
         *,
@@ -57,12 +65,20 @@ class Ledger:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
+        """Set the sandbox up.
+
+        `seed`: makes ids and the choice of pictures repeatable. `image_seconds`, `video_seconds`: duration of a task.
+        `result_seconds`: lifetime of file URLs. `keys`: accepted API keys. `webhook_secret`: signs callbacks.
+        `misbehave`: switches that are on for all tasks. `concurrency`: maximum results in the making; unlimited if
+        None. `image_bytes`, `video_bytes`: minimum sizes of files. `base_path`: prefix of all routes. `port`: 0
+        chooses a free one.
+        """
         self.random = Random(seed)
         self.seconds = {"images": image_seconds, "videos": video_seconds, "audios": image_seconds}
         self.result_seconds = result_seconds
         self.keys, self.access_key, self.secret_key = keys, access_key, secret_key
         self.webhook_secret = webhook_secret
-        self.misbehave = known(set(misbehave))
+        self.misbehave = check_names(set(misbehave))
         self.concurrency = concurrency
         self.sizes = {"images": image_bytes, "videos": video_bytes, "audios": 0}
         self.base_path, self.host, self.port = base_path, host, port
@@ -78,48 +94,55 @@ class Ledger:
         self._happened: set[tuple[str, ...]] = set()
 
     def wait_for(self, predicate: Callable[[], T], timeout: float = 10) -> T:
-        """Wait until what happens here makes the predicate true; TimeoutError if nothing does."""
+        """Wait until the predicate is true, and return its value. Raises TimeoutError after `timeout` seconds."""
         with self.changed:
-            found = self.changed.wait_for(predicate, timeout)
-            if not found:
+            value = self.changed.wait_for(predicate, timeout)
+            if not value:
                 raise TimeoutError(f"not true after {timeout} s; the account: {self.account()}")
-            return found
+            return value
 
-    def note(self, entries: list[T], entry: T) -> None:
+    def record(self, entries: list[T], entry: T) -> None:
+        """Append an entry to one of the lists."""
         with self.changed:
             entries.append(entry)
             self.changed.notify_all()
 
     def add(self, task: Task) -> None:
+        """Add a task, under both of its ids."""
         with self.changed:
             self.tasks[task.id] = task
             if task.external_id and not task.has("drop-external-id"):
                 self.external[task.external_id] = task
             self.changed.notify_all()
 
-    def turn(self, task: Task, status: str) -> None:
+    def set_status(self, task: Task, status: str) -> None:
+        """Change a task's status."""
         with self.changed:
             task.status, task.updated_at = status, now()
-            if status == task.ending:
+            if status == task.final_status:
                 task.finished_at = task.updated_at
             self.changed.notify_all()
 
-    def busy(self) -> int:
+    def slots_in_use(self) -> int:
+        """The number of results in the making."""
         return sum(task.slots for task in self.tasks.values() if task.finished_at is None)
 
-    def number(self) -> str:
+    def new_id(self) -> str:
+        """An id of 18 digits."""
         return str(self.random.randrange(10**17, 10**18))
 
-    def first(self, *event: str) -> bool:
-        """Say whether this happens for the first time, and remember it."""
-        new = event not in self._happened
+    def is_first(self, *event: str) -> bool:
+        """Whether this happens for the first time."""
+        first = event not in self._happened
         self._happened.add(event)
-        return new
+        return first
 
     def switches(self, marks: frozenset[str] = frozenset()) -> Has:
+        """The switches of a request: those that are on for all, and those in its marks."""
         return lambda name: name in self.misbehave or name in marks
 
     def account(self) -> dict[str, Any]:
+        """A summary of every task, and totals; served at /sandbox/account."""
         with self.changed:
             totals = {
                 "creates": len(self.creates),
