@@ -34,8 +34,11 @@ class AnyReceiver(Protocol):
         """A signed callback address."""
 
 
-def register(running: AnyReceiver, task_id: str, family: str = IMAGES, **fields: Any) -> httpx.Response:
-    """Send one `PUT /api/tasks/{id}`; without an `outcome`, the registration that precedes a create."""
+def register(running: AnyReceiver, task_id: str, /, family: str = IMAGES, **fields: Any) -> httpx.Response:
+    """Send one `PUT /api/tasks/{id}`; without an `outcome`, the registration that precedes a create.
+
+    `task_id` is positional only: a field of that name is Kling's id.
+    """
     if "outcome" not in fields:
         fields = {"attempt": "one", **fields}
     return web.put(f"{running.url}/api/tasks/{task_id}", json={"family": family, **fields}, headers=running.headers())
