@@ -1,7 +1,4 @@
-"""Brings events to hooks: runs along the event log, one for each hook, and tries again what was not taken.
-
-A run begins when events were committed, and ends when no more came for a while.
-"""
+"""Job handlers of hooks: dispatch the events behind a hook's cursor, replay past events, retry one delivery."""
 
 import asyncio
 import functools
@@ -11,7 +8,6 @@ from sqlalchemy import Connection
 from kling_receiver.events.bus import EventBus
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.deliveries import DeliveryAttempt
 from kling_receiver.hooks.limiter import SLOT_TIMEOUT_SECONDS
 from kling_receiver.hooks.runner import EventRange, HookRun, RunResult
 from kling_receiver.hooks.sender import Sender
@@ -24,64 +20,93 @@ from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 
 IDLE_SECONDS = 2.0
-"""Seconds that a run waits for more events: the first event of a new run waits for a claim, a few ms."""
+"""Seconds that a run waits for more events before it ends: the first event of a new run waits some ms for a claim."""
 MAX_UNRECORDED = 1_000
-"""Attempts of all runs that may wait for their record: the writer has room for callbacks besides."""
+"""Attempts of all runs whose record is not committed yet; the rest of the writer's queue is for callbacks."""
+BACKING_OFF = "The hook is backing off."
 
 
 class Dispatcher:
-    """The handlers of `dispatch`, `replay` and `hook`."""
+    """The handlers of `dispatch`, `replay` and `delivery`. `idle_seconds`: how long a run waits for more events."""
 
-    def __init__(self, sender: Sender, *, reader: Reader, writer: Writer, bus: EventBus) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        reader: Reader,
+        writer: Writer,
+        bus: EventBus,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
         self._sender, self._reader, self._writer = sender, reader, writer
-        self._bus = bus
+        self._bus, self._idle_seconds = bus, idle_seconds
         self._unrecorded = asyncio.Semaphore(MAX_UNRECORDED)
 
     async def dispatch(self, job: ClaimedJob) -> Settle:
-        """The handler of `dispatch`: all since the hook's cursor."""
+        """Send the events behind a hook's cursor, then those that are committed meanwhile."""
         name = job.unique_key.removeprefix(f"{Kind.DISPATCH}/")
-        hook, seen = await self._reader.read(functools.partial(_load_hook, name=name))
-        if hook is None or hook["paused_at"]:
-            return functools.partial(_settle_dispatch, name=name, result=NOT_RUN)
-        linger = 0 if hook["task_id"] else IDLE_SECONDS
-        ran = await self._run(
-            hook, EventRange(hook["cursor"], task_id=hook["task_id"], attempted=seen, idle_seconds=linger)
-        )
-        if hook["task_id"]:
-            await self._sender.close_hook(name)
-        return functools.partial(_settle_dispatch, name=name, result=ran)
+        hook, attempted = await self._reader.read(functools.partial(_load_hook, name=name))
+        result = RunResult(0)
+        if hook and not hook["paused_at"]:
+            idle_seconds = 0 if hook["task_id"] else self._idle_seconds
+            events = EventRange(hook["cursor"], task_id=hook["task_id"], attempted=attempted, idle_seconds=idle_seconds)
+            result = await self._run(hook, events)
+            if hook["task_id"]:
+                await self._sender.close_hook(name)
+
+        def settle(tx: Transaction) -> Outcome:
+            if not deliveries.advance_cursor(tx, name, result.cursor):
+                return Done()
+            error = BACKING_OFF if result.retry_in else ""
+            return RetryAt(tx.now + int(result.retry_in * 1000), error, counts=False)
+
+        return settle
 
     async def replay(self, job: ClaimedJob) -> Settle:
-        """The handler of `replay`: a part of the log once more."""
+        """Send a range of the event log to a hook again."""
         hook = await self._hook(job.args["hook"])
         if hook is None:
             return settle_as(Done())
         if hook["paused_at"]:
-            return functools.partial(_hook_paused, name=hook["name"])
-        ran = await self._run(hook, EventRange(*[job.args[key] for key in ("after", "until", "task")]))
-        return functools.partial(_settle_replay, job=job, result=ran)
+            return _retry_once_resumed(hook["name"])
+        result = await self._run(hook, EventRange(*[job.args[key] for key in ("after", "until", "task")]))
+
+        def settle(tx: Transaction) -> Outcome:
+            if result.complete:
+                return Done()
+            rest = {**job.args, "after": result.cursor}
+            return RetryAt(tx.now + int(result.retry_in * 1000), BACKING_OFF, args=rest, counts=False)
+
+        return settle
 
     async def retry(self, job: ClaimedJob) -> Settle:
-        """The handler of `hook`: one delivery once more."""
+        """Make the next attempt at one delivery."""
         hook, event = await self._hook(job.args["hook"]), await self._reader.event(int(job.args["event"]))
         if hook is None or event is None:
             return settle_as(Done())
         if hook["paused_at"]:
-            return functools.partial(_hook_paused, name=hook["name"])
-        full = (await self._reader.details([event["task_id"]])).get(event["task_id"])
-        if full is None:
+            return _retry_once_resumed(hook["name"])
+        detail = (await self._reader.details([event["task_id"]])).get(event["task_id"])
+        if detail is None:
             return settle_as(Done())
         try:
-            turn = await self._sender.acquire_slot(hook)
-        except TimeoutError:  # it is dead or slow, and others are before us
-            return _no_slot
-        if wait := turn.limiter.retry_after:
-            turn.release()
-            return functools.partial(_hook_retry_after, wait=wait)
-        attempt = await self._sender.attempt(turn, hook, event, full, count=job.attempts)
+            slot = await self._sender.acquire_slot(hook)
+        except TimeoutError:  # the hook is dead or slow, and other attempts wait before this one
+            return _retry_in(SLOT_TIMEOUT_SECONDS, "The hook had no free slot.")
+        if wait := slot.limiter.retry_after:
+            slot.release()
+            return _retry_in(wait, "The hook answered with Retry-After.")
+        attempt = await self._sender.attempt(slot, hook, event, detail, count=job.attempts)
         if hook["task_id"]:
             await self._sender.close_hook(hook["name"])
-        return functools.partial(_settle_retry, attempt=attempt)
+
+        def settle(tx: Transaction) -> Outcome:
+            deliveries.save_attempts(tx, [attempt])
+            if attempt.delivered or hook_records.hook(tx.connection, hook["name"]) is None:
+                return Done()
+            return GiveUp(attempt.error) if attempt.retry_at is None else RetryAt(attempt.retry_at, attempt.error)
+
+        return settle
 
     async def _hook(self, name: str) -> HookRow | None:
         return await self._reader.read(lambda connection: hook_records.hook(connection, name))
@@ -104,45 +129,21 @@ class Dispatcher:
 
 
 def _load_hook(connection: Connection, name: str) -> tuple[HookRow | None, set[int]]:
-    """A hook, and the events after its cursor that were tried already."""
+    """A hook, and the events behind its cursor that were attempted already."""
     hook = hook_records.hook(connection, name)
     return hook, deliveries.attempted_events(connection, name, hook["cursor"]) if hook else set()
 
 
-BACKING_OFF = "It takes nothing just now."
-NOT_RUN = RunResult(0)
+def _retry_in(seconds: float, reason: str) -> Settle:
+    return lambda tx: RetryAt(tx.now + int(seconds * 1000), reason, counts=False)
 
 
-def _settle_dispatch(tx: Transaction, name: str, result: RunResult) -> Outcome:
-    if not deliveries.advance_cursor(tx, name, result.cursor):
-        return Done()
-    return RetryAt(tx.now + int(result.retry_in * 1000), BACKING_OFF if result.retry_in else "", counts=False)
+def _retry_once_resumed(name: str) -> Settle:
+    """Suspend the job of a paused hook; if the hook was resumed since it was read, the job is due now."""
 
+    def settle(tx: Transaction) -> Outcome:
+        hook = hook_records.hook(tx.connection, name)
+        due_at = NEVER if hook and hook["paused_at"] else tx.now
+        return RetryAt(due_at, "The hook is paused.", counts=False)
 
-def _settle_replay(tx: Transaction, job: ClaimedJob, result: RunResult) -> Outcome:
-    if result.complete:
-        return Done()
-    due = tx.now + int(result.retry_in * 1000)
-    return RetryAt(due, BACKING_OFF, args={**job.args, "after": result.cursor}, counts=False)
-
-
-def _hook_paused(tx: Transaction, name: str) -> Outcome:
-    """A paused hook keeps what it is owed; one that was resumed while we looked does not."""
-    hook = hook_records.hook(tx.connection, name)
-    due = NEVER if hook and hook["paused_at"] else tx.now
-    return RetryAt(due, "The hook is paused.", counts=False)
-
-
-def _hook_retry_after(tx: Transaction, wait: float) -> Outcome:
-    return RetryAt(tx.now + int(wait * 1000), "The hook asked for a rest.", counts=False)
-
-
-def _no_slot(tx: Transaction) -> Outcome:
-    return RetryAt(tx.now + int(SLOT_TIMEOUT_SECONDS * 1000), "Others of this hook are before it.", counts=False)
-
-
-def _settle_retry(tx: Transaction, attempt: DeliveryAttempt) -> Outcome:
-    deliveries.save_attempts(tx, [attempt])
-    if attempt.delivered or hook_records.hook(tx.connection, attempt.hook["name"]) is None:
-        return Done()
-    return GiveUp(attempt.error) if attempt.retry_at is None else RetryAt(attempt.retry_at, attempt.error)
+    return settle

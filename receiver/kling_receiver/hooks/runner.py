@@ -1,6 +1,6 @@
-"""One run of one hook along the event log: what it wants is sent in order, several at once, at the hook's pace.
+"""One run of one hook along the event log: matching events are sent in order, several at once, within its limits.
 
-It keeps nobody else waiting, however slow its hook is; of a hook that is dead it leaves the events in the log.
+A slow hook delays only itself. While its circuit is open, its events stay in the log.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from kling_receiver.store.rows import EventRow, HookRow
 from kling_receiver.store.writer import Writer
 
 MAX_RUN_SECONDS = 240.0
-"""Seconds; with the longest turn and attempt less than the worker gives a job."""
+"""Seconds; with the longest wait for a slot and the longest attempt still less than the worker gives a job."""
 MAX_EVENTS = 5_000
-"""Events that one run looks at; at its end the cursor is kept."""
+"""Events that one run reads; at its end the cursor is saved."""
 BATCH_EVENTS = 200
 MIN_READ_INTERVAL = 0.02
-"""Seconds from one look at the log to the next."""
+"""Seconds between two reads of the log."""
 RECHECK_SECONDS = 1.0
-"""Seconds after which a run looks at its hook anew: it may have been paused, or removed."""
+"""Seconds after which a run reads its hook again, because it may have been paused or removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventRange:
-    """A part of the log that a hook is to hear of: the events after `after`, up to `until` (None: no end).
+    """The part of the log that a run sends: the events after `after`, up to `until` (None: no end).
 
-    `task`: whose events alone. `seen`: events that were tried already. `linger`: seconds to wait for more.
+    `task_id`: of this task only. `attempted`: events to skip. `idle_seconds`: how long to wait for more events.
     """
 
     after: int
@@ -48,7 +48,10 @@ class EventRange:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """All up to `cursor` was tried. `whole`: no more was there. `wait`: seconds to leave the hook alone."""
+    """Every event up to `cursor` was attempted or did not match. `complete`: the range ended there.
+
+    `retry_in`: seconds to wait before the next run, because the hook is backing off.
+    """
 
     cursor: int
     complete: bool = False
@@ -56,7 +59,7 @@ class RunResult:
 
 
 class HookRun:
-    """One run of one hook along a stretch of the log."""
+    """One run of one hook along a range of the log."""
 
     def __init__(
         self,
@@ -78,60 +81,60 @@ class HookRun:
         self._urgent = hook["task_id"] is not None  # such a run ends with its record
 
     async def run(self, group: asyncio.TaskGroup) -> RunResult:
-        """Begin an attempt at each event that the hook wants; `group` has those under way."""
+        """Start an attempt at each matching event. The attempts run in `group`, which waits for them."""
         try:
             return await self._loop(group)
-        finally:  # the next run waits for what is recorded of this one
+        finally:  # the hook's next run waits until this one's attempts are recorded
             if self._active and not self._urgent:
                 self._writer.flush_lazy()
             self._urgent = True
 
     async def _loop(self, group: asyncio.TaskGroup) -> RunResult:
-        looked = 0
+        read = 0
         self._end = asyncio.get_running_loop().time() + MAX_RUN_SECONDS
         with self._bus.subscribe(self._range.task_id) as self._woken:
-            while looked < MAX_EVENTS and not self._out_of_time():
+            while read < MAX_EVENTS and not self._out_of_time():
                 await self._throttle()
                 self._woken.clear()
-                hook, events, full = await self._reader.read(self._read_batch)
+                hook, events, details = await self._reader.read(self._read_batch)
                 if not self._is_same_hook(hook):
                     break
                 self._hook, self._checked_at = hook, asyncio.get_running_loop().time()
                 if not events and not await self._wait_for_more():
                     return RunResult(self._cursor, complete=True)
-                looked += len(events)
-                if ended := await self._send_batch(group, events, full):
-                    return ended
+                read += len(events)
+                if result := await self._send_batch(group, events, details):
+                    return result
                 if len(events) < BATCH_EVENTS and not self._range.idle_seconds:
                     return RunResult(self._cursor, complete=True)
         return RunResult(self._cursor)
 
     async def _send_batch(
-        self, group: asyncio.TaskGroup, events: list[EventRow], full: dict[str, TaskDetail]
+        self, group: asyncio.TaskGroup, events: list[EventRow], details: dict[str, TaskDetail]
     ) -> RunResult | None:
-        """Begin an attempt at each that is wanted; how the run ends, if it does."""
+        """Start an attempt at each matching event. Returns the run's result when the run must end."""
         for event in events:
             if self._out_of_time():
                 return RunResult(self._cursor)
-            wanted = self._is_wanted(event, full)
-            if wanted and (ended := await self._start_attempt(group, event, full[event["task_id"]])):
-                return ended
+            wanted = self._is_wanted(event, details)
+            if wanted and (result := await self._start_attempt(group, event, details[event["task_id"]])):
+                return result
             self._cursor = event["id"]
         return None
 
     async def _wait_for_more(self) -> bool:
-        """Whether to look again: something came, or the last attempt under way has ended meanwhile."""
+        """Wait for a commit, or for the end of the last running attempt. Returns whether to read the log again."""
         if not self._active:
             return await _woken_within(self._woken, self._range.idle_seconds)
         await _woken_within(self._woken, self._end - asyncio.get_running_loop().time())
         return True
 
     def _is_same_hook(self, hook: HookRow | None) -> TypeGuard[HookRow]:
-        """Whether the hook is there still, not paused, and not another one of its name."""
+        """Whether the hook still exists and is not paused. Another hook may have its name meanwhile."""
         return bool(hook and not hook["paused_at"] and hook["created_at"] == self._hook["created_at"])
 
     async def _throttle(self) -> None:
-        """Under load, let some commits gather before the next look; a look after a quiet time is at once."""
+        """Under load, let several commits gather before the next read; after an idle time, read at once."""
         now = asyncio.get_running_loop().time()
         await asyncio.sleep(max(self._read_at + MIN_READ_INTERVAL - now, 0))
         self._read_at = asyncio.get_running_loop().time()
@@ -143,56 +146,56 @@ class HookRun:
         hook = hook_records.hook(connection, self._hook["name"])
         if hook is None:
             return None, [], {}
-        task, until = self._range.task_id, self._range.until
-        events = events_after(connection, self._cursor, task, limit=BATCH_EVENTS, until=until)
-        tasks = {event["task_id"] for event in events if wants_type(hook, event)}
-        return hook, events, load_details(connection, sorted(tasks))
+        task_id, until = self._range.task_id, self._range.until
+        events = events_after(connection, self._cursor, task_id, limit=BATCH_EVENTS, until=until)
+        task_ids = {event["task_id"] for event in events if wants_type(hook, event)}
+        return hook, events, load_details(connection, sorted(task_ids))
 
-    def _is_wanted(self, event: EventRow, full: dict[str, TaskDetail]) -> bool:
-        if event["id"] in self._range.attempted or event["task_id"] not in full:
+    def _is_wanted(self, event: EventRow, details: dict[str, TaskDetail]) -> bool:
+        if event["id"] in self._range.attempted or event["task_id"] not in details:
             return False
-        return matches(self._hook, event, full[event["task_id"]])
+        return matches(self._hook, event, details[event["task_id"]])
 
-    async def _start_attempt(self, group: asyncio.TaskGroup, event: EventRow, full: TaskDetail) -> RunResult | None:
-        """Begin an attempt when it is its turn; else how the run ends. One attempt a run shows a hook dead."""
+    async def _start_attempt(self, group: asyncio.TaskGroup, event: EventRow, detail: TaskDetail) -> RunResult | None:
+        """Start an attempt once there is a slot. Returns the run's result when the run must end instead."""
         await self._writer.foreground.wait_idle()
         try:
-            turn = await self._sender.acquire_slot(self._hook)
+            slot = await self._sender.acquire_slot(self._hook)
         except TimeoutError:
             return RunResult(self._cursor)
         try:
-            ended = await self._should_stop(turn)
-            if ended is None:
+            result = await self._should_stop(slot)
+            if result is None:
                 await self._unrecorded.acquire()
         except BaseException:
-            turn.release()
+            slot.release()
             raise
-        if ended:
-            turn.release()
-            return ended
+        if result:
+            slot.release()
+            return result
         self._started += 1
         self._active += 1
-        attempt = group.create_task(self._attempt(turn, event, full))
-        attempt.add_done_callback(functools.partial(self._attempt_finished, turn))
-        await asyncio.sleep(0)  # callbacks come in between
+        attempt = group.create_task(self._attempt(slot, event, detail))
+        attempt.add_done_callback(functools.partial(self._attempt_finished, slot))
+        await asyncio.sleep(0)  # let the event loop handle callbacks between two attempts
         return None
 
-    async def _should_stop(self, turn: Slot) -> RunResult | None:
-        """How the run ends, when the turn that it waited for is of no use."""
-        if turn.limiter.retry_after or (turn.limiter.is_open and self._started):
-            return RunResult(self._cursor, retry_in=turn.limiter.next_probe_delay())
+    async def _should_stop(self, slot: Slot) -> RunResult | None:
+        """The run's result if the slot must not be used. While the circuit is open, a run makes one attempt."""
+        if slot.limiter.retry_after or (slot.limiter.is_open and self._started):
+            return RunResult(self._cursor, retry_in=slot.limiter.next_probe_delay())
         return None if await self._still_active() else RunResult(self._cursor)
 
-    def _attempt_finished(self, turn: Slot, attempt: asyncio.Task[None]) -> None:
-        """However it ended: one that was cancelled before its first step too."""
-        turn.release()
+    def _attempt_finished(self, slot: Slot, attempt: asyncio.Task[None]) -> None:
+        """Release what an attempt holds, also one that was cancelled before its first step."""
+        slot.release()
         self._unrecorded.release()
         self._active -= 1
         if not self._active:
             self._woken.set()
 
     async def _still_active(self) -> bool:
-        """Whether the hook is still there, and not paused."""
+        """Whether the hook still exists and is not paused; read at most once per RECHECK_SECONDS."""
         now = asyncio.get_running_loop().time()
         if now - self._checked_at < RECHECK_SECONDS:
             return True
@@ -203,15 +206,15 @@ class HookRun:
         self._hook, self._checked_at = hook, now
         return True
 
-    async def _attempt(self, turn: Slot, event: EventRow, full: TaskDetail) -> None:
-        attempt = await self._sender.attempt(turn, self._hook, event, full)
+    async def _attempt(self, slot: Slot, event: EventRow, detail: TaskDetail) -> None:
+        attempt = await self._sender.attempt(slot, self._hook, event, detail)
         await self._writer.run_batched(
             deliveries.record_attempts, attempt, urgent=self._urgent or not attempt.delivered
         )
 
 
 async def _woken_within(woken: asyncio.Event, seconds: float) -> bool:
-    """Whether something was committed within so many seconds."""
+    """Whether the event was set within so many seconds."""
     try:
         async with asyncio.timeout(seconds):
             return await woken.wait()

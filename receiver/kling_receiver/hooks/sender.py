@@ -1,11 +1,10 @@
-"""One attempt to deliver one event to one hook: its message made, its turn waited for, its outcome told."""
+"""Attempts to deliver one event to one hook: build the message, wait for a slot, send, classify the outcome."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from kling_callback.protocol.webhooks import encode, redact_event, webhook_id
 from kling_receiver.events.payloads import Payloads
@@ -26,10 +25,13 @@ from kling_receiver.store.rows import EventRow, HookRow
 
 log = logging.getLogger("kling_receiver.hooks")
 
+CLOSE_TIMEOUT_SECONDS = 10.0
+"""Seconds that a sink may take to close."""
+
 
 @dataclass(slots=True)
 class _OpenHook:
-    """What is kept of a hook from one attempt to the next: made anew for another address."""
+    """A hook's sink and limiter, kept between attempts; a changed address replaces both."""
 
     row: HookRow
     sink: Sink
@@ -37,7 +39,7 @@ class _OpenHook:
 
 
 class Sender:
-    """Makes attempts. `clock`: unix seconds."""
+    """Makes delivery attempts, and keeps one sink and one limiter per hook. `clock`: unix seconds."""
 
     def __init__(
         self,
@@ -50,42 +52,45 @@ class Sender:
         source: str,
         secret: str,
         clock: Callable[[], float] = time.time,
+        close_timeout: float = CLOSE_TIMEOUT_SECONDS,
     ) -> None:
-        """`for_tasks`, `secret`: for the hooks of single tasks, which clients name. `source`: the receiver's
-        public address.
+        """`task_client`, `secret`: for the hooks of single tasks, which clients name.
+
+        `source`: the receiver's public address. `close_timeout`: seconds.
         """
         self._client, self._task_client = client, task_client
         self._storage, self._payloads = storage, payloads
         self._source, self._secret, self._clock = source, secret, clock
+        self._close_timeout = close_timeout
         self._open_hooks: dict[str, _OpenHook] = {}
         self._delivered, self._failed = (metrics.deliveries.labels(each) for each in ("delivered", "failed"))
 
     async def close(self) -> None:
-        """End the connections to brokers."""
+        """Close every sink."""
         for name in list(self._open_hooks):
             await self.close_hook(name)
 
     async def close_hook(self, name: str) -> None:
-        """Let go of what is kept of a hook."""
-        if each := self._open_hooks.pop(name, None):
-            await _close(each)
+        """Close a hook's sink and drop its limiter; the next attempt opens both again."""
+        if opened := self._open_hooks.pop(name, None):
+            await self._close(opened)
 
     def reset(self, name: str) -> None:
-        """Try a hook again that was dead, or asked for a rest."""
-        if each := self._open_hooks.get(name):
-            each.limiter.reset()
+        """Close a hook's circuit, and forget its `Retry-After`."""
+        if opened := self._open_hooks.get(name):
+            opened.limiter.reset()
 
     async def acquire_slot(self, hook: HookRow) -> Slot:
-        """Wait for the right to one attempt at this hook. Raises TimeoutError."""
+        """Wait for the right to one attempt at this hook. Raises TimeoutError after SLOT_TIMEOUT_SECONDS."""
         return await (await self._open_hook(hook)).limiter.acquire()
 
     async def attempt(
         self, slot: Slot, hook: HookRow, event: EventRow, detail: TaskDetail, *, count: int = 1
     ) -> DeliveryAttempt:
-        """Make the `count`-th attempt at a delivery, and give back the turn."""
+        """Make the `count`-th attempt at a delivery, and release the slot."""
         try:
             opened = await self._open_hook(hook)
-            at, began = int(self._clock() * 1000), time.monotonic()
+            attempted_at, started = int(self._clock() * 1000), time.monotonic()
             outcome = await self._send(opened, self._message(hook, event, detail))
             if isinstance(outcome, Delivered):
                 slot.limiter.record(True)
@@ -93,8 +98,8 @@ class Sender:
                 slot.limiter.record(False, gone=outcome.gone, retry_after=outcome.retry_after)
         finally:
             slot.release()
-        ms = int((time.monotonic() - began) * 1000)
-        return self._to_attempt(hook, event, at, ms, count, outcome)
+        duration_ms = int((time.monotonic() - started) * 1000)
+        return self._to_attempt(hook, event, attempted_at, duration_ms, count, outcome)
 
     async def _send(self, opened: _OpenHook, message: Message) -> Delivered | NotDelivered:
         timeout = opened.row["timeout"]
@@ -102,53 +107,69 @@ class Sender:
             async with asyncio.timeout(timeout):
                 return await opened.sink.send(message)
         except TimeoutError:
-            return NotDelivered(f"it did not answer within {timeout:g} s")
+            return NotDelivered(f"no answer within {timeout:g} s")
         except NotDelivered as outcome:
             return outcome
-        except Exception as error:  # a sink of somebody else's
-            log.exception("hook %s failed in an unforeseen way", opened.row["name"])
-            return NotDelivered(f"its sink failed: {type(error).__name__}")
+        except Exception as error:  # a plugin's bug
+            log.exception("hook %s: the sink raised an unexpected error", opened.row["name"])
+            return NotDelivered(f"the sink raised {type(error).__name__}")
 
     def _to_attempt(
-        self, hook: HookRow, event: EventRow, at: int, ms: int, count: int, outcome: Delivered | NotDelivered
+        self,
+        hook: HookRow,
+        event: EventRow,
+        attempted_at: int,
+        duration_ms: int,
+        count: int,
+        outcome: Delivered | NotDelivered,
     ) -> DeliveryAttempt:
-        known: dict[str, Any] = {"hook": hook, "event": event["id"], "task": event["task_id"], "count": count}
-        known |= {"at": at, "ms": ms, "status": outcome.status, "answer": outcome.response[:MAX_RESPONSE_BYTES]}
+        attempt = DeliveryAttempt(
+            hook=hook,
+            event_id=event["id"],
+            task_id=event["task_id"],
+            attempted_at=attempted_at,
+            duration_ms=duration_ms,
+            count=count,
+            delivered=isinstance(outcome, Delivered),
+            response_status=outcome.status,
+            response_body=outcome.response[:MAX_RESPONSE_BYTES],
+        )
         if isinstance(outcome, Delivered):
             self._delivered.inc()
-            return DeliveryAttempt(**known, delivered=True)
+            return attempt
         self._failed.inc()
-        level = logging.DEBUG if hook["task_id"] else logging.WARNING  # a client's hooks fill no log
-        log.log(level, "hook %s: event %d was not taken: %s", hook["name"], event["id"], outcome)
-        due = at if outcome.gone else None  # of one that is paused, nothing is due
+        level = logging.DEBUG if hook["task_id"] else logging.WARNING  # clients' hooks must not fill the log
+        log.log(level, "hook %s: event %d was not delivered: %s", hook["name"], event["id"], outcome)
+        retry_at = attempted_at if outcome.gone else None  # the hook is being paused: its jobs are suspended
         if not (outcome.gone or outcome.final):
-            due = Backoff(tuple(hook["retry_schedule"])).next_at(count, at + ms, at_least=outcome.retry_after)
-        return DeliveryAttempt(**known, delivered=False, error=str(outcome), retry_at=due, gone=outcome.gone)
+            backoff = Backoff(tuple(hook["retry_schedule"]))
+            retry_at = backoff.next_at(count, attempted_at + duration_ms, at_least=outcome.retry_after)
+        return replace(attempt, error=str(outcome), retry_at=retry_at, gone=outcome.gone)
 
     def _message(self, hook: HookRow, event: EventRow, detail: TaskDetail) -> Message:
-        shown = redact_event(self._payloads.event(event, detail))
+        document = redact_event(self._payloads.event(event, detail))
         stored = [result["path"] for result in detail.results if result["path"] and result["status"] == "stored"]
         return Message(
             id=webhook_id(event["id"], event["created_at"], hook["name"].partition(":")[0]),
-            event=shown,
-            body=encode(shown),
+            event=document,
+            body=encode(document),
             source=self._source,
-            files=tuple(self._storage.path(name) for name in stored),
+            files=tuple(self._storage.path(path) for path in stored),
         )
 
     async def _open_hook(self, hook: HookRow) -> _OpenHook:
         name = hook["name"]
-        known = self._open_hooks.get(name)
-        if known and known.row["address"] == hook["address"]:
-            if known.row is not hook:
-                known.row = hook
-                known.limiter.set_limits(hook["concurrency"], hook["rate_limit"])
-            return known
+        current = self._open_hooks.get(name)
+        if current and current.row["address"] == hook["address"]:
+            if current.row is not hook:
+                current.row = hook
+                current.limiter.set_limits(hook["concurrency"], hook["rate_limit"])
+            return current
         opened = _OpenHook(hook, _BrokenSink(), HookLimiter(hook["concurrency"], hook["rate_limit"]))
         opened.sink = self._sink(opened)
-        self._open_hooks[name] = opened  # before anything is waited for: there is one pace
-        if known:
-            await _close(known)
+        self._open_hooks[name] = opened  # before the await below: concurrent attempts must share one limiter
+        if current:
+            await self._close(current)
         return opened
 
     def _sink(self, opened: _OpenHook) -> Sink:
@@ -167,37 +188,32 @@ class Sender:
         try:
             return open_sink(address)
         except ValueError as error:
-            log.error("hook %s cannot be used: %s", opened.row["name"], error)
+            log.error("hook %s has no usable sink: %s", opened.row["name"], error)
             return _BrokenSink(str(error))
 
     def _secrets(self, opened: _OpenHook) -> list[str]:
         if opened.row["task_id"]:
             if not self._secret:
-                raise NotDelivered("the receiver has no KLING_HOOK_SECRET to sign with")
+                raise NotDelivered("KLING_HOOK_SECRET is not set: there is no secret to sign with")
             return [self._secret]
         return hook_records.active_secrets(opened.row, int(self._clock() * 1000))
 
-
-CLOSE_TIMEOUT_SECONDS = 10.0
-"""Seconds for a sink to close."""
-
-
-async def _close(opened: _OpenHook) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-            await opened.sink.close()
-    except Exception:  # of a sink of somebody else's
-        log.exception("hook %s: its sink failed when it was closed", opened.row["name"])
+    async def _close(self, opened: _OpenHook) -> None:
+        try:
+            async with asyncio.timeout(self._close_timeout):
+                await opened.sink.close()
+        except Exception:  # a plugin's bug, or a sink that hangs
+            log.exception("hook %s: the sink failed to close", opened.row["name"])
 
 
 class _BrokenSink:
-    """A hook whose package is no longer installed, say."""
+    """Fails every attempt with the reason why the hook's sink cannot be opened: its package was removed, say."""
 
-    def __init__(self, why: str = "") -> None:
-        self._why = why
+    def __init__(self, reason: str = "") -> None:
+        self._reason = reason
 
     async def send(self, message: Message) -> Delivered:
-        raise NotDelivered(self._why)
+        raise NotDelivered(self._reason)
 
     async def close(self) -> None:
         """Nothing is open."""
