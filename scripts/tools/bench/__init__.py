@@ -1,1 +1,1 @@
-"""What the receiver is worth, measured: side by side in one run, as ratios and medians."""
+"""Benches of the receiver: alternatives measured side by side in one run, reported as ratios and medians."""

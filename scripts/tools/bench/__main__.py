@@ -1,9 +1,10 @@
-"""`scripts/bench`: what to measure, and how much of it."""
+"""The command `scripts/bench`: what to measure, and for how long."""
 
 import click
 
 from tools.bench import abuse as abuse_bench
 from tools.bench import callbacks as callback_bench
+from tools.bench import gate as gate_bench
 from tools.bench import hooks as hooks_bench
 from tools.bench import idle as idle_bench
 from tools.bench import starting as starting_bench
@@ -12,45 +13,45 @@ from tools.bench import waiting as waiting_bench
 
 @click.group()
 def main() -> None:
-    """Measure on this machine. Quote ratios and medians: absolute figures are the machine's own."""
+    """Measure on this machine. Quote ratios and medians: absolute figures depend on the machine."""
 
 
 @main.command()
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--requests", default=8000, show_default=True, help="Callbacks a round, each of a new task.")
 @click.option("--connections", default=128, show_default=True)
-@click.option("--library", is_flag=True, help="Load by an HTTP library instead of bare sockets.")
+@click.option("--library", is_flag=True, help="Send the load by an HTTP library instead of bare sockets.")
 def callbacks(rounds: int, requests: int, connections: int, library: bool) -> None:
     """Callbacks accepted a second, durable before the 200, as a ratio to a bare route; both databases."""
-    callback_bench.run(rounds, requests, connections, "library" if library else "load")
+    callback_bench.run(rounds, requests, connections, "load_library" if library else "load_sockets")
 
 
 @main.command()
 @click.option("--tasks", default=40, show_default=True)
 def waiting(tasks: int) -> None:
-    """From "gateway finished" to "file in hand", and requests per task: called back, against polling."""
+    """Seconds from "Kling finished" to "file saved", and requests per task: with callbacks, and with polling."""
     waiting_bench.run(tasks)
 
 
 @main.command()
 @click.option("--tasks", default=100_000, show_default=True, help="Open tasks; the deadline of half has passed.")
-@click.option("--seconds", default=10.0, show_default=True, help="For which the questions are counted.")
+@click.option("--seconds", default=10.0, show_default=True, help="Duration of the measurement.")
 def starting(tasks: int, seconds: float) -> None:
-    """A start with many open tasks: until ready, questions a second, callbacks meanwhile; both databases."""
+    """A start with many open tasks: until ready, queries a second, callbacks meanwhile; both databases."""
     starting_bench.run(tasks, seconds)
 
 
 @main.command()
 @click.option("--connections", default=5000, show_default=True)
 def abuse(connections: int) -> None:
-    """The receiver's memory before and after floods, and callbacks meanwhile."""
+    """The receiver's memory before and after floods, and the duration of callbacks meanwhile."""
     abuse_bench.run(connections)
 
 
 @main.command()
 @click.option("--seconds", default=10.0, show_default=True)
 def idle(seconds: float) -> None:
-    """A receiver with open tasks and nothing to do: CPU, times awake, questions to Kling."""
+    """An idle receiver with open tasks: CPU, wakeups, queries to Kling."""
     idle_bench.run(seconds)
 
 
@@ -58,10 +59,19 @@ def idle(seconds: float) -> None:
 @click.option("--rate", default=50.0, show_default=True, help="Finished tasks a second.")
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--backlog", default=20_000, show_default=True, help="Events that wait for the hook.")
-@click.option("--rounds", default=3, show_default=True, help="Of draining it.")
+@click.option("--rounds", default=3, show_default=True, help="How often the backlog is drained.")
 def hooks(rate: float, seconds: float, backlog: int, rounds: int) -> None:
-    """Events to a hook: how soon they come, what that costs callbacks, how fast a backlog drains."""
+    """Delivery of events to a hook: latency, its cost for callbacks, and the rate at which a backlog drains."""
     hooks_bench.run(rate, seconds, backlog, rounds)
+
+
+@main.command()
+@click.option("--pairs", default=10, show_default=True)
+@click.option("--rate", default=25.0, show_default=True, help="Finished tasks a second.")
+@click.option("--seconds", default=12.0, show_default=True, help="Duration of one run.")
+def gate(pairs: int, rate: float, seconds: float) -> None:
+    """Callback latency under hook traffic with and without the foreground gate, in alternating runs."""
+    gate_bench.run(pairs, rate, seconds)
 
 
 main(prog_name="scripts/bench")

@@ -1,60 +1,55 @@
-"""What floods cost a receiver: its memory before and after, and how long callbacks take meanwhile."""
+"""The cost of floods: the receiver's memory before and after, and the duration of callbacks meanwhile."""
 
 import resource
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token
-from tools.bench import servers
+from tools.harness import servers
 
 FAMILY = "videos/text2video"
-MOST_SENT = 300_000_000
+MAX_SENT_BYTES = 300_000_000
+"""Bytes after which an endless flood stops by itself."""
 CALLBACKS = 100
 READERS = 200
 ROLES: tuple[Role, Role] = ("client", "read")
 
 Flood = Callable[[str, ExitStack, int], int]
-"""Floods an address; what it opens stays open until the stack closes. How many bytes were sent."""
+"""Floods an address and returns the bytes sent; its connections stay open until the stack closes."""
 
 
 def run(connections: int) -> None:
-    """Every flood, each against a fresh receiver. `connections`: of those that open many."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Run every flood against a fresh receiver. `connections`: how many some floods open."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     print(f"{'':44} {'sent MB':>8} {'RSS before':>10} {'after':>6} {'callback ms, median':>20} {'worst':>6}")
     for name, flood in FLOODS.items():
         with servers.receiver() as url, ExitStack() as stack:
             _callbacks(url)
-            before = _rss(url)
+            before = servers.rss_mb(servers.pids[url])
             sent = flood(url, stack, connections)
-            seconds = sorted(_callbacks(url))
-            middle, worst = (1000 * seconds[place] for place in (len(seconds) // 2, -1))
-            print(f"{name:44} {sent / 1e6:8.1f} {before:10} {_rss(url):6} {middle:20.1f} {worst:6.1f}")
-
-
-def _rss(url: str) -> int:
-    """Megabytes that the receiver has in memory."""
-    status = Path(f"/proc/{servers.pids[url]}/status").read_text(encoding="utf-8")
-    return int(status.partition("VmRSS:")[2].split()[0]) // 1000
+            durations = sorted(_callbacks(url))
+            middle, worst = (1000 * durations[place] for place in (len(durations) // 2, -1))
+            after = servers.rss_mb(servers.pids[url])
+            print(f"{name:44} {sent / 1e6:8.1f} {before:10} {after:6} {middle:20.1f} {worst:6.1f}", flush=True)
 
 
 def _callbacks(url: str) -> list[float]:
-    """Callbacks of new tasks, one after the other: seconds that each took."""
-    took = []
+    """Post callbacks of new tasks one after the other. Returns the seconds of each."""
+    durations = []
     with httpx.Client(timeout=20) as http:
         for _ in range(CALLBACKS):
             address = CallbackSigner([servers.SECRET]).url(url, new_id(), FAMILY)
-            began = time.perf_counter()
+            started = time.perf_counter()
             http.post(address, json={"task_status": "processing"}).raise_for_status()
-            took.append(time.perf_counter() - began)
-    return took
+            durations.append(time.perf_counter() - started)
+    return durations
 
 
 def _connect(url: str, stack: ExitStack) -> socket.socket:
@@ -63,11 +58,11 @@ def _connect(url: str, stack: ExitStack) -> socket.socket:
 
 
 def _pour(connection: socket.socket, begin: bytes, piece: bytes) -> int:
-    """Send until the other side has enough."""
+    """Send `begin`, then `piece` again and again until the receiver closes the connection."""
     sent = 0
     try:
         connection.sendall(begin)
-        while sent < MOST_SENT:
+        while sent < MAX_SENT_BYTES:
             sent += connection.send(piece)
     except OSError:
         pass
@@ -88,17 +83,17 @@ def _pipeline(url: str, stack: ExitStack, connections: int) -> int:
 
 
 def _bodies(url: str, stack: ExitStack, connections: int) -> int:
-    """One leaked address, a thousand connections: a megabyte each, of which the last byte does not come."""
+    """One leaked address, a thousand connections: a megabyte on each, without its last byte."""
     path = urlsplit(CallbackSigner([servers.SECRET]).url(url, new_id(), FAMILY)).path
-    opened = [_connect(url, stack) for _ in range(1000)]
+    sockets = [_connect(url, stack) for _ in range(1000)]
     return sum(
         _once(each, f"POST {path} HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n".encode() + bytes(999_999))
-        for each in opened
+        for each in sockets
     )
 
 
 def _once(connection: socket.socket, data: bytes) -> int:
-    """Send it, unless the other side has had enough."""
+    """Send the data once. Returns the bytes sent: 0 if the receiver closed the connection."""
     with suppress(OSError):
         connection.sendall(data)
         return len(data)
@@ -117,7 +112,7 @@ def _slow(url: str, stack: ExitStack, connections: int) -> int:
 
 
 def _slow_readers(url: str, stack: ExitStack, path: str) -> int:
-    """Whoever may register and read makes the largest tasks there are, and asks for them to take none."""
+    """With tokens to register and read: create tasks of maximum size, request them, read no answer."""
     client, read = (api_token([servers.SECRET], role, 3600) for role in ROLES)
     body = {"family": FAMILY, "attempt": "one", "request": [[]] * 4900, "tags": [str(n) * 90 for n in range(9)]}
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {client}"}) as http:
@@ -142,12 +137,12 @@ def _streams(url: str, stack: ExitStack, connections: int) -> int:
 
 
 FLOODS: dict[str, Flood] = {
-    "a head without an end": _head,
-    "trailers without an end": _trailers,
-    "requests that wait for no answer": _pipeline,
-    "1,000 unfinished bodies of 1 MB, proven": _bodies,
-    "connections that are silent": _silent,
-    "connections with half a head": _slow,
-    "200 pages of large tasks that nobody takes": _pages,
-    "200 streams of large tasks, likewise": _streams,
+    "endless head": _head,
+    "endless trailers": _trailers,
+    "pipelined requests": _pipeline,
+    "1,000 unfinished bodies of 1 MB, good token": _bodies,
+    "silent connections": _silent,
+    "connections with an unfinished head": _slow,
+    "200 unread pages of large tasks": _pages,
+    "200 unread streams of large tasks": _streams,
 }

@@ -1,4 +1,4 @@
-"""A hook for benches: takes every POST, and tells on GET when each came: `[[unix seconds, body], ...]`.
+"""A hook for benches: accepts every POST; GET returns and forgets them as `[[unix seconds, body], ...]`.
 
 Run as a process of its own: `python -m tools.bench.hook PORT`.
 """
@@ -11,13 +11,13 @@ from typing import cast
 
 import uvloop
 
-TAKEN = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
+ACCEPTED = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
 
-came: list[tuple[float, bytes]] = []
+deliveries: list[tuple[float, bytes]] = []
 
 
 class Connection(asyncio.Protocol):
-    """Reads requests one after the other; a GET hands over what came, and forgets it. HEAD says how many."""
+    """Answers one request after the other. The header `X-Received` of GET and HEAD counts the deliveries."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -26,8 +26,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while True:
-            head, found, rest = self._buffer.partition(b"\r\n\r\n")
-            if not found:
+            head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+            if not separator:
                 return
             length = int((head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]) or 0)
             if len(rest) < length:
@@ -37,15 +37,15 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, method: bytes, body: bytes) -> None:
         if method == b"POST":
-            came.append((time.time(), body))
-            self._transport.write(TAKEN)
+            deliveries.append((time.time(), body))
+            self._transport.write(ACCEPTED)
             return
-        told = str(len(came)).encode()
+        count, content = len(deliveries), b""
         if method == b"GET ":
-            told = json.dumps([(at, text.decode()) for at, text in came]).encode()
-            came.clear()
-        size = f"HTTP/1.1 200 OK\r\nX-Came: {len(came)}\r\nContent-Length: {len(told)}\r\n\r\n"
-        self._transport.write(size.encode() + (told if method == b"GET " else b""))
+            content = json.dumps([(at, text.decode()) for at, text in deliveries]).encode()
+            deliveries.clear()
+        head = f"HTTP/1.1 200 OK\r\nX-Received: {count}\r\nContent-Length: {len(content)}\r\n\r\n"
+        self._transport.write(head.encode() + content)
 
 
 async def main(port: int) -> None:

@@ -1,8 +1,7 @@
-"""From "gateway finished" to "file in hand", and what it cost in requests: called back, against polling."""
+"""Seconds from "Kling finished" to "file saved", and requests per task: with callbacks, and with polling."""
 
 import asyncio
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -15,78 +14,75 @@ import httpx
 
 from kling_callback import AsyncKling
 from kling_callback.protocol.ids import new_id
-from tools.bench import servers
-from tools.harness.loopback import free_port
+from kling_sandbox.receiver import API_KEY
+from tools.harness import servers
 
-PACE = 4.0
+VIDEO_SECONDS = 4.0
 """Seconds that the sandbox takes for a video."""
-SPREAD = 3.0
-"""Seconds over which creates are spread, so that no poller is in step with the gateway."""
+SPREAD_SECONDS = 3.0
+"""Seconds over which creates are spread, so that no poller is in phase with the sandbox."""
 
-Way = Callable[[str], Awaitable[float]]
-"""Makes one task of the id it is given; unix seconds at which its file was in hand."""
+Method = Callable[[str], Awaitable[float]]
+"""Makes one task of this id; returns the unix seconds at which its file was saved."""
 
 
 def run(tasks: int) -> None:
-    """Each way makes the same number of tasks, one way after the other."""
+    """Make the same number of tasks by each method, one method after the other."""
     with ExitStack() as stack:
-        port = free_port()
-        command = [sys.executable, "-m", "gateway", "--port", str(port), "--video-seconds", str(PACE)]
-        gateway = stack.enter_context(servers.process(command, f"http://127.0.0.1:{port}"))
-        receiver = stack.enter_context(servers.receiver(api_base=gateway))
+        sandbox = stack.enter_context(servers.sandbox("--video-seconds", str(VIDEO_SECONDS)))
+        receiver = stack.enter_context(servers.receiver(api_base=sandbox))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        print(f"{tasks} videos of {PACE:g} s each way\n")
-        print(f"{'':16} {'median s':>9} {'p95 s':>7} {'requests to the gateway per task':>34}")
-        for name, seconds in (("called back", None), ("polled each 1 s", 1.0), ("polled each 5 s", 5.0)):
-            before = _totals(gateway)
-            delays = asyncio.run(_way(gateway, receiver, folder, tasks, seconds))
-            after = _totals(gateway)
+        print(f"{tasks} videos of {VIDEO_SECONDS:g} s by each method\n")
+        print(f"{'':16} {'median s':>9} {'p95 s':>7} {'requests to Kling per task':>28}")
+        for name, interval in (("called back", None), ("polled each 1 s", 1.0), ("polled each 5 s", 5.0)):
+            before = _totals(sandbox)
+            delays = asyncio.run(_delays(sandbox, receiver, folder, tasks, interval))
+            after = _totals(sandbox)
             requests = sum(after[key] - before[key] for key in ("creates", "queries", "downloads")) / tasks
-            print(f"{name:16} {median(delays):9.3f} {quantiles(delays, n=20)[-1]:7.3f} {requests:34.1f}")
+            print(f"{name:16} {median(delays):9.3f} {quantiles(delays, n=20)[-1]:7.3f} {requests:28.1f}")
 
 
-def _totals(gateway: str) -> dict[str, int]:
-    totals: dict[str, int] = httpx.get(f"{gateway}/sandbox/account").json()["totals"]
+def _totals(sandbox: str) -> dict[str, int]:
+    totals: dict[str, int] = httpx.get(f"{sandbox}/sandbox/account").json()["totals"]
     return totals
 
 
-async def _way(gateway: str, receiver: str, folder: Path, tasks: int, poll: float | None) -> list[float]:
-    ids = [new_id() for _ in range(tasks)]
+async def _delays(sandbox: str, receiver: str, folder: Path, tasks: int, interval: float | None) -> list[float]:
+    """Seconds from finished to saved, for each task. `interval`: seconds between polls; None: callbacks."""
+    task_ids = [new_id() for _ in range(tasks)]
     async with (
-        httpx.AsyncClient(headers={"Authorization": "Bearer sandbox-key"}) as http,
-        AsyncKling(
-            api_base=gateway, api_key="sandbox-key", signing_secrets=servers.SECRET, receiver_url=receiver
-        ) as kling,
+        httpx.AsyncClient(headers={"Authorization": f"Bearer {API_KEY}"}) as http,
+        AsyncKling(api_base=sandbox, api_key=API_KEY, signing_secrets=servers.SECRET, receiver_url=receiver) as kling,
     ):
 
-        async def called_back(task: str) -> float:
-            handle = await kling.text_to_video("a bench", external_task_id=task)
-            result = await handle.wait(timeout=60)
-            await result.videos[0].save(folder / f"{task}.mp4")
+        async def called_back(task_id: str) -> float:
+            task = await kling.text_to_video("a bench", external_task_id=task_id)
+            result = await task.wait(timeout=60)
+            await result.videos[0].save(folder / f"{task_id}.mp4")
             return time.time()
 
-        async def polled(task: str) -> float:
-            assert poll is not None
-            url = f"{gateway}/v1/videos/text2video"
-            await http.post(url, json={"prompt": "a bench", "external_task_id": task})
-            pause = random.uniform(0, poll)  # a poller is in step with nobody
+        async def polled(task_id: str) -> float:
+            assert interval is not None
+            url = f"{sandbox}/v1/videos/text2video"
+            await http.post(url, json={"prompt": "a bench", "external_task_id": task_id})
+            pause = random.uniform(0, interval)  # the first poll is at a random phase
             while True:
                 await asyncio.sleep(pause)
-                pause = poll
-                data = (await http.get(f"{url}/{task}")).json()["data"]
+                pause = interval
+                data = (await http.get(f"{url}/{task_id}")).json()["data"]
                 if data["task_status"] == "succeed":
                     break
-            answer = await http.get(data["task_result"]["videos"][0]["url"])
-            (folder / f"{task}.mp4").write_bytes(answer.content)
+            response = await http.get(data["task_result"]["videos"][0]["url"])
+            (folder / f"{task_id}.mp4").write_bytes(response.content)
             return time.time()
 
-        way: Way = called_back if poll is None else polled
-        in_hand = await asyncio.gather(*(_soon(way, task) for task in ids))
-        seen: dict[str, Any] = (await http.get(f"{gateway}/sandbox/account")).json()
-    finished = {task["external_task_id"]: task["finished_at"] / 1000 for task in seen["tasks"]}
-    return [at - finished[task] for task, at in zip(ids, in_hand, strict=True)]
+        method: Method = called_back if interval is None else polled
+        saved_at = await asyncio.gather(*(_spread(method, task_id) for task_id in task_ids))
+        account: dict[str, Any] = (await http.get(f"{sandbox}/sandbox/account")).json()
+    finished_at = {task["external_task_id"]: task["finished_at"] / 1000 for task in account["tasks"]}
+    return [at - finished_at[task_id] for task_id, at in zip(task_ids, saved_at, strict=True)]
 
 
-async def _soon(way: Way, task: str) -> float:
-    await asyncio.sleep(random.uniform(0, SPREAD))
-    return await way(task)
+async def _spread(method: Method, task_id: str) -> float:
+    await asyncio.sleep(random.uniform(0, SPREAD_SECONDS))
+    return await method(task_id)

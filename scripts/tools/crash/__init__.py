@@ -1,1 +1,1 @@
-"""What a receiver keeps of its promises when it is killed: from outside, at every call that matters."""
+"""Kill a receiver from outside at every relevant call, restart it, and check the README's promises."""

@@ -1,4 +1,4 @@
-"""The promises, as questions to what is left after a crash: the database, the files, the gateway, the hook."""
+"""Check the README's promises after a crash, by their numbers: in database, files, sandbox and hook."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -7,18 +7,21 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from kling_receiver.states import RANK
-from tools.crash.script import Stage
+from kling_receiver.jobs.kinds import ask_key, delivery_key, dispatch_key, download_key, overdue_key
+from kling_receiver.states import FINAL, RANK
+from tools.crash.scenario import Stage
 from tools.harness.submitting import register
 
 Row = dict[str, Any]
 
 RANKS = {f"task.{status}": rank for status, rank in RANK.items()}
+REPAIRED = "lacked a job"
+"""In the receiver's log: a start found work without a job (`tasks/startup.py`)."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The rows, all of one moment."""
+class Rows:
+    """The rows of one moment."""
 
     tasks: list[Row]
     events: list[Row]
@@ -27,99 +30,104 @@ class Kept:
     hooks: list[Row]
 
 
-def kept(stage: Stage, events: str = "SELECT id, task_id, type, body_sha256 FROM event") -> Kept:
-    """What the database holds now."""
+def read_rows(stage: Stage, events: str = "SELECT id, task_id, type, body_sha256 FROM event") -> Rows:
+    """The rows of the receiver's database, in one read transaction."""
     queries = ("SELECT * FROM task", events, "SELECT * FROM result", "SELECT * FROM job", "SELECT * FROM hook")
-    with stage.opened() as database, database.read() as connection:
-        return Kept(*[_rows(connection, query) for query in queries])
+    with stage.open_database() as database, database.read() as connection:
+        return Rows(*[_select(connection, query) for query in queries])
 
 
-def _rows(connection: Connection, query: str) -> list[Row]:
+def _select(connection: Connection, query: str) -> list[Row]:
     return [dict(row) for row in connection.execute(text(query)).mappings()]
 
 
 def unscheduled(stage: Stage) -> list[str]:
-    """What is open and has no job (promise 7): nobody would ever do it."""
-    rows = kept(stage, "SELECT id FROM event")
-    taken = set(stage.hook.taken)  # read later than the jobs: one that is gone was taken before
-    keys = {job["key"] for job in rows.jobs if job["state"] != "dead"}
-    open_tasks = [task for task in rows.tasks if task["status"] not in ("succeed", "failed")]
-    owed = {f"overdue/{task['id']}" for task in open_tasks}
-    owed |= {f"ask/{task['id']}" for task in open_tasks if task["hint"]}
-    owed |= {f"download/{each['task']}/{each['n']}" for each in rows.results if each["status"] == "pending"}
-    untaken = [event["id"] for event in rows.events if event["id"] not in taken]
+    """Open work without a job (promise 7), which no worker would ever do."""
+    rows = read_rows(stage, "SELECT id FROM event")
+    # Read after the jobs: an event whose job is gone was delivered before.
+    delivered = set(stage.hook.deliveries)
+    keys = {job["unique_key"] for job in rows.jobs if job["state"] != "dead"}
+    open_tasks = [task for task in rows.tasks if task["status"] not in FINAL]
+    expected = {overdue_key(task["id"]) for task in open_tasks}
+    expected |= {ask_key(task["id"]) for task in open_tasks if task["hint"]}
+    expected |= {download_key(row["task_id"], row["position"]) for row in rows.results if row["status"] == "pending"}
+    undelivered = [event["id"] for event in rows.events if event["id"] not in delivered]
     for hook in rows.hooks:
-        behind = any(event > hook["cursor"] for event in untaken)
-        owed |= {f"dispatch/{hook['name']}"} if behind else set()
-        owed |= {f"hook/{event}/{hook['name']}" for event in untaken if event <= hook["cursor"]}
-    return [f"7: nobody owes {key}" for key in sorted(owed - keys)]
+        behind = any(event_id > hook["cursor"] for event_id in undelivered)
+        expected |= {dispatch_key(hook["name"])} if behind else set()
+        expected |= {delivery_key(event_id, hook["name"]) for event_id in undelivered if event_id <= hook["cursor"]}
+    return [f"7: no job {key}" for key in sorted(expected - keys)]
 
 
-def broken(stage: Stage) -> list[str]:
-    """Every promise that is broken, now that all should be done; empty when none is."""
-    rows = kept(stage)
+def broken_promises(stage: Stage) -> list[str]:
+    """Every broken promise at the end of a run, when all work should be done; empty if there is none."""
+    rows = read_rows(stage)
     return [
-        *_unheard(stage, rows),
-        *_repeated(rows),
-        *_backward(rows),
-        *_fileless(stage, rows),
-        *_undelivered(stage, rows),
-        *_paid_twice(stage),
-        *[f"7: {line}" for line in stage.receiver.said().splitlines() if "that was not owed" in line],
-        *[f"7: still owed: {job['key']} {job['error']}" for job in rows.jobs if job["kind"] != "dispatch"],
+        *_lost_callbacks(stage, rows),
+        *_repeated_callbacks(rows),
+        *_status_backward(rows),
+        *_missing_files(stage, rows),
+        *_undelivered_events(stage, rows),
+        *_created_twice(stage),
+        *[f"7: {line}" for line in stage.receiver.log_text().splitlines() if REPAIRED in line],
+        *[f"7: job left: {job['unique_key']} {job['error']}" for job in rows.jobs if job["kind"] != "dispatch"],
     ]
 
 
-def _unheard(stage: Stage, rows: Kept) -> list[str]:
-    log = {(event["task"], event["digest"]) for event in rows.events}
+def _lost_callbacks(stage: Stage, rows: Rows) -> list[str]:
+    logged = {(event["task_id"], event["body_sha256"]) for event in rows.events}
     answered = {
-        (stage.gateway.tasks[each.task_id].external_id, hashlib.sha256(each.body).hexdigest())
-        for each in stage.gateway.callbacks
-        if each.answered == 200
+        (stage.gateway.tasks[callback.task_id].external_id, hashlib.sha256(callback.body).hexdigest())
+        for callback in stage.gateway.callbacks
+        if callback.answered == 200
     }
-    return [f"1: answered 200, and not in the log: {task} {digest}" for task, digest in answered - log]
+    return [f"1: answered 200, but not in the event log: {task_id} {sha256}" for task_id, sha256 in answered - logged]
 
 
-def _repeated(rows: Kept) -> list[str]:
-    times = Counter((event["task"], event["digest"]) for event in rows.events if event["digest"])
-    return [f"2: in the log {count} times: {task}" for (task, _), count in times.items() if count > 1]
+def _repeated_callbacks(rows: Rows) -> list[str]:
+    times = Counter((event["task_id"], event["body_sha256"]) for event in rows.events if event["body_sha256"])
+    return [f"2: in the event log {count} times: {task_id}" for (task_id, _), count in times.items() if count > 1]
 
 
-def _backward(rows: Kept) -> list[str]:
+def _status_backward(rows: Rows) -> list[str]:
     ranks = defaultdict(list)
     for event in sorted(rows.events, key=lambda event: int(event["id"])):
         if event["type"] in RANKS:
-            ranks[event["task"]].append(RANKS[event["type"]])
-    return [f"3: went back: {task} {went}" for task, went in ranks.items() if went != sorted(set(went))]
+            ranks[event["task_id"]].append(RANKS[event["type"]])
+    return [
+        f"3: status went back: {task_id} {order}" for task_id, order in ranks.items() if order != sorted(set(order))
+    ]
 
 
-def _fileless(stage: Stage, rows: Kept) -> list[str]:
-    ended = {task["id"]: (task["status"], task["origin"], bool(task["done"])) for task in rows.tasks}
+def _missing_files(stage: Stage, rows: Rows) -> list[str]:
+    ends = {task["id"]: (task["status"], task["origin"], bool(task["done"])) for task in rows.tasks}
     good = ("succeed", "kling", True)
-    wrong = [f"4: {job.id} ended {ended.get(job.id)}" for job in stage.jobs if ended.get(job.id) != good]
-    results = stage.data / "results"
+    problems = [
+        f"4: {job.task_id} ended {ends.get(job.task_id)}" for job in stage.jobs if ends.get(job.task_id) != good
+    ]
+    folder = stage.data / "results"
     files = {
-        str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in results.rglob("*")
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
         if path.is_file()
     }
-    said = {each["name"]: each["sha256"] for each in rows.results}
-    wrong += [f"4: not as it was stored: {name}" for name in files | said if files.get(name) != said.get(name)]
-    wanted = sum(job.body.get("n", 1) for job in stage.jobs)
-    return wrong + [f"4: {len(said)} files of {wanted}"] * (len(said) != wanted)
+    stored = {result["path"]: result["sha256"] for result in rows.results}
+    problems += [f"4: not as stored: {path}" for path in files | stored if files.get(path) != stored.get(path)]
+    expected = sum(job.body.get("n", 1) for job in stage.jobs)
+    return problems + [f"4: {len(stored)} files of {expected}"] * (len(stored) != expected)
 
 
-def _undelivered(stage: Stage, rows: Kept) -> list[str]:
-    missing = {event["id"] for event in rows.events} - set(stage.hook.taken)
-    return [f"5: never delivered: event {event}" for event in missing] + ["5: forged"] * stage.hook.forged
+def _undelivered_events(stage: Stage, rows: Rows) -> list[str]:
+    missing = {event["id"] for event in rows.events} - set(stage.hook.deliveries)
+    return [f"5: not delivered: event {event_id}" for event_id in missing] + ["5: bad signature"] * stage.hook.forged
 
 
-def _paid_twice(stage: Stage) -> list[str]:
+def _created_twice(stage: Stage) -> list[str]:
     times = Counter(body["external_task_id"] for body in stage.gateway.creates)
-    return [f"6: created {count} times: {task}" for task, count in times.items() if count > 1]
+    return [f"6: created {count} times: {task_id}" for task_id, count in times.items() if count > 1]
 
 
-def may_pay_twice(stage: Stage) -> list[str]:
-    """Tasks whose create the receiver would let another attempt send (promise 6); it must run."""
-    answers = {job.id: register(stage.receiver, job.id, job.family, attempt="another") for job in stage.jobs}
-    return [f"6: may be created again: {task}" for task, answer in answers.items() if answer.json()["create"]]
+def may_be_created_twice(stage: Stage) -> list[str]:
+    """Tasks that the receiver would let a second create call send (promise 6); the receiver must be running."""
+    answers = {job.task_id: register(stage.receiver, job.task_id, job.family, attempt="another") for job in stage.jobs}
+    return [f"6: may be created again: {task_id}" for task_id, answer in answers.items() if answer.json()["create"]]

@@ -1,4 +1,4 @@
-"""One scripted run, repeated: each time the receiver is killed at another of its calls, and started again."""
+"""Repeat one scenario, killing the receiver at another of its calls each time, and restart it."""
 
 import os
 import signal
@@ -13,32 +13,32 @@ from pathlib import Path
 
 import httpx
 
-from tools.crash.checks import broken, may_pay_twice, unscheduled
+from tools.crash.checks import broken_promises, may_be_created_twice, unscheduled
+from tools.crash.completion import Unfinished, wait_until_done
 from tools.crash.gate import Gate
-from tools.crash.script import Stage, stage, three
-from tools.crash.waiting import Unfinished, all_done
+from tools.crash.scenario import Stage, stage, three_jobs
 from tools.harness.process import Ended
 
-LONGEST_END = 60
-"""Seconds that a receiver may take to end: a disk that is busy keeps even a killed one."""
-PATIENCE = 60
-"""Seconds for all to be done; how long it really took is measured."""
-AT_ONCE = os.cpu_count() or 1
-"""Runs side by side, each with a gateway, a hook, a receiver and data of its own."""
+EXIT_SECONDS = 60
+"""Seconds until a receiver has exited: a busy disk delays even a killed process."""
+DONE_SECONDS = 60
+"""Seconds until all work must be done; the real duration is measured."""
+PARALLEL_RUNS = os.cpu_count() or 1
+"""Runs at a time, each with a sandbox, a hook, a receiver and data of its own."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of call. `fresh`: those of the very first start, else those of the run itself."""
+    """A kind of system call. `first_start`: count those of the very first start, else those of the scenario."""
 
     name: str
     calls: str
-    fresh: bool = False
+    first_start: bool = False
 
 
 KINDS = (
-    Kind("first start: sync", "fsync,fdatasync", fresh=True),
-    Kind("first start: write", "write,pwrite64", fresh=True),
+    Kind("first start: sync", "fsync,fdatasync", first_start=True),
+    Kind("first start: write", "write,pwrite64", first_start=True),
     Kind("commit (fdatasync)", "fdatasync"),
     Kind("fsync of file or folder", "fsync"),
     Kind("rename", "rename,renameat,renameat2"),
@@ -49,9 +49,9 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `calls`: how many it had, to the kill or to its end; `place`: the call that was never made.
+    """One run. `calls`: its calls, up to the kill or its end; `place`: the call before which it was killed.
 
-    `seconds`: from ready after the restart until all is done, what was left to submit included.
+    `seconds`: from ready after the restart until all work was done, submissions that were left included.
     """
 
     calls: int
@@ -62,60 +62,60 @@ class Run:
 
 
 def run(kind: Kind, n: int) -> Run:
-    """The scripted run, killed as it enters its n-th call of a kind, in whichever thread, and gone on with."""
+    """Run the scenario, kill the receiver as any thread enters its n-th call of a kind, restart and check."""
     with tempfile.TemporaryDirectory(prefix="kling-crash-") as name, stage(Path(name)) as scene:
-        scene.jobs = three()
+        scene.jobs = three_jobs()
         gate = Gate(kind.calls)
-        killed = _first(scene, kind, gate, n)
+        killed = _run_until_killed(scene, kind, gate, n)
         assert killed == gate.killed
-        seconds, problems = restarted(scene)
+        seconds, problems = restart_and_check(scene)
         return Run(gate.count, killed, gate.place, seconds, problems)
 
 
 def runs(kind: Kind, *, step: int = 1) -> Iterator[Run]:
-    """Killed at every call of a kind (or each `step`-th), until a run has no such call left."""
+    """One run for every call of a kind (or each `step`-th), until a run ends without that many calls."""
     numbers = count(1, step)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
         while True:
-            done = list(pool.map(partial(run, kind), islice(numbers, AT_ONCE)))
+            done = list(pool.map(partial(run, kind), islice(numbers, PARALLEL_RUNS)))
             yield from done
             if not all(each.killed for each in done):
                 return
 
 
-def _first(scene: Stage, kind: Kind, gate: Gate, n: int) -> bool:
-    """Up to the kill, or to an orderly end; whether it was killed."""
+def _run_until_killed(scene: Stage, kind: Kind, gate: Gate, n: int) -> bool:
+    """Run up to the kill, or to an orderly end. Returns whether the receiver was killed."""
     receiver = scene.receiver
     try:
-        if kind.fresh:
+        if kind.first_start:
             gate.begin(n)
         gate.launch(receiver.launch)
         receiver.await_ready()
-        if not kind.fresh:
+        if not kind.first_start:
             gate.begin(n)
-            submitted(scene)
-            all_done(scene, PATIENCE)
+            submit_all(scene)
+            wait_until_done(scene, DONE_SECONDS)
         receiver.signal(signal.SIGTERM)
-        return receiver.wait(LONGEST_END)[0] == -signal.SIGKILL
+        return receiver.wait(EXIT_SECONDS)[0] == -signal.SIGKILL
     except (Ended, Unfinished, httpx.TransportError):
-        return receiver.wait(LONGEST_END)[0] == -signal.SIGKILL
+        return receiver.wait(EXIT_SECONDS)[0] == -signal.SIGKILL
 
 
-def submitted(scene: Stage) -> None:
-    """Do what is left of every job. Raises httpx.TransportError when the receiver dies."""
+def submit_all(scene: Stage) -> None:
+    """Do the remaining steps of every job. Raises httpx.TransportError when the receiver is down."""
     for job in scene.jobs:
-        scene.go_on(job)
+        scene.resume(job)
 
 
-def restarted(scene: Stage) -> tuple[float, list[str]]:
-    """Start again, and see that nothing was lost: seconds from ready until all is done, broken promises."""
+def restart_and_check(scene: Stage) -> tuple[float, list[str]]:
+    """Restart the receiver, finish the run. Returns the seconds from ready to done, and broken promises."""
     scene.receiver.start()
-    began = time.monotonic()
+    started = time.monotonic()
     problems = unscheduled(scene)
-    submitted(scene)
+    submit_all(scene)
     try:
-        all_done(scene, PATIENCE)
+        wait_until_done(scene, DONE_SECONDS)
     except Unfinished as error:
         problems.append(f"7: {error}")
-    seconds = time.monotonic() - began
-    return seconds, problems + may_pay_twice(scene) + broken(scene)
+    seconds = time.monotonic() - started
+    return seconds, problems + may_be_created_twice(scene) + broken_promises(scene)

@@ -1,6 +1,7 @@
-"""A gate before some calls of a process: counts them over all threads, kills at the N-th, and changes none.
+"""Intercept some system calls of a process: count them over all threads, and kill the process at the N-th.
 
-Each such call waits in the kernel (seccomp's user notification) until it is let through: none goes uncounted.
+Each such call waits in the kernel (seccomp's user notification) until it is allowed, so every call is counted.
+No call is changed.
 """
 
 import ctypes
@@ -20,14 +21,14 @@ ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
 CONTINUE = 1
 NO_NEW_PRIVILEGES, SET_FILTER, NEW_LISTENER = 38, 1, 8
 INSTRUCTION = 8
-"""Bytes of one."""
+"""Bytes of one BPF instruction."""
 PROGRAM = struct.Struct("@HP")
-"""The kernel's `sock_fprog`: instructions, and where they are."""
+"""The kernel's `sock_fprog`: how many instructions, and their address."""
 REQUEST = struct.Struct("=QIIiIQ6Q")
-"""The kernel's `seccomp_notif`: id, thread, flags, number of the call, architecture, place, arguments."""
+"""The kernel's `seccomp_notif`: id, thread, flags, number of the call, architecture, instruction pointer, arguments."""
 RESPONSE = struct.Struct("=QqiI")
 """The kernel's `seccomp_notif_resp`: id, value, error, flags."""
-OFFERED = Path("/proc/sys/kernel/seccomp/actions_avail")
+ACTIONS = Path("/proc/sys/kernel/seccomp/actions_avail")
 
 PLACES = (
     (r"socket:.*", "socket"),
@@ -37,51 +38,51 @@ PLACES = (
 )
 
 
-def present() -> bool:
-    """Whether this machine has it, and lets us use it."""
-    return bool(find_library("seccomp")) and OFFERED.exists() and "user_notif" in OFFERED.read_text().split()
+def available() -> bool:
+    """Whether libseccomp is installed and the kernel has user notification."""
+    return bool(find_library("seccomp")) and ACTIONS.exists() and "user_notif" in ACTIONS.read_text().split()
 
 
 class Gate:
-    """`count`: calls since `begin`; `place`: the call that was never made, and on what, once `killed`."""
+    """`count`: calls since `begin`; `place`: once `killed`, the call that was prevented, and its file."""
 
     def __init__(self, calls: str) -> None:
         self.count = 0
         self.killed = False
         self.place = ""
-        self._at: int | None = None
-        self._counting = threading.Lock()
+        self._kill_at: int | None = None
+        self._lock = threading.Lock()
         self._seccomp = ctypes.CDLL(find_library("seccomp"))
         self._seccomp.seccomp_init.restype = ctypes.c_void_p
         self._names = {self._seccomp.seccomp_syscall_resolve_name(name.encode()): name for name in calls.split(",")}
 
     def launch(self, start: Callable[[], None]) -> None:
-        """Start a process behind the gate."""
-        # The filter holds for one thread and for what it starts, so that we ourselves stay outside.
-        with ThreadPoolExecutor(1) as behind:
-            listener = behind.submit(self._filter).result()
+        """Call `start`, which starts the process, in a thread whose children are filtered."""
+        # The filter applies to one thread and to what that thread starts; this process stays unfiltered.
+        with ThreadPoolExecutor(1) as filtered:
+            listener = filtered.submit(self._install_filter).result()
             threading.Thread(target=self._watch, args=(listener,), daemon=True).start()
-            behind.submit(start).result()
+            filtered.submit(start).result()
 
     def begin(self, n: int) -> None:
-        """From now on, count; at the n-th call, kill."""
-        with self._counting:
-            self.count, self._at = 0, n
+        """Count calls from now on, and kill the process at the n-th."""
+        with self._lock:
+            self.count, self._kill_at = 0, n
 
-    def _filter(self) -> int:
-        """Put this thread behind the gate: the descriptor on which its calls, and its children's, are told."""
+    def _install_filter(self) -> int:
+        """Filter this thread and its children. Returns the descriptor on which the kernel reports their calls."""
         program = self._program()
         code = ctypes.create_string_buffer(program, len(program))
-        described = ctypes.create_string_buffer(PROGRAM.pack(len(program) // INSTRUCTION, ctypes.addressof(code)))
+        pointer = ctypes.create_string_buffer(PROGRAM.pack(len(program) // INSTRUCTION, ctypes.addressof(code)))
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
         number = self._seccomp.seccomp_syscall_resolve_name(b"seccomp")
-        listener: int = libc.syscall(number, SET_FILTER, NEW_LISTENER, described)
+        listener: int = libc.syscall(number, SET_FILTER, NEW_LISTENER, pointer)
         assert listener >= 0, os.strerror(ctypes.get_errno())
         return listener
 
     def _program(self) -> bytes:
-        """The filter as the kernel wants it: these calls are told, all others go on."""
+        """The BPF program of the filter: these calls are reported, all others allowed."""
         rules = ctypes.c_void_p(self._seccomp.seccomp_init(ALLOW))
         for number in self._names:
             assert self._seccomp.seccomp_rule_add_array(rules, NOTIFY, number, 0, None) == 0
@@ -92,29 +93,30 @@ class Gate:
             return file.read()
 
     def _watch(self, listener: int) -> None:
-        """Until nobody is behind the gate any more."""
+        """Decide about each reported call, until no filtered process is left."""
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while poll.poll()[0][1] & select.POLLIN:
-            asked = ctypes.create_string_buffer(REQUEST.size)
-            if self._seccomp.seccomp_notify_receive(listener, asked) == 0:
-                self._decide(listener, *REQUEST.unpack(asked.raw))
+            notification = ctypes.create_string_buffer(REQUEST.size)
+            if self._seccomp.seccomp_notify_receive(listener, notification) == 0:
+                self._decide(listener, *REQUEST.unpack(notification.raw))
         os.close(listener)
 
-    def _decide(self, listener: int, call: int, thread: int, _flags: int, number: int, *rest: int) -> None:
-        with self._counting:
+    def _decide(self, listener: int, request_id: int, thread: int, _flags: int, number: int, *rest: int) -> None:
+        """Allow the call, or kill its process. After the kill no call is allowed."""
+        with self._lock:
             self.count += 1
-            last = self.count == self._at
-        if last:
+            is_last = self.count == self._kill_at
+        if is_last:
             self.place = f"{self._names[number]} {_place(thread, rest[2])}".strip()
             self.killed = True
-            os.kill(thread, signal.SIGKILL)  # a thread's number stands for its process
+            os.kill(thread, signal.SIGKILL)  # a signal to a thread id reaches its process
         elif not self.killed:
-            self._seccomp.seccomp_notify_respond(listener, RESPONSE.pack(call, 0, 0, CONTINUE))
+            self._seccomp.seccomp_notify_respond(listener, RESPONSE.pack(request_id, 0, 0, CONTINUE))
 
 
 def _place(thread: int, descriptor: int) -> str:
-    """What a descriptor is open on, in a few words; nothing for what is none."""
+    """A short name of the file that a descriptor is open on; empty if there is none."""
     try:
         place = Path(f"/proc/{thread}/fd/{descriptor}").readlink().name
     except OSError:

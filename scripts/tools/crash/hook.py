@@ -1,4 +1,4 @@
-"""A hook that takes every event, checks who signed it, and remembers which came."""
+"""A hook that accepts every event, verifies its signature, and counts the deliveries of each."""
 
 import json
 import threading
@@ -12,10 +12,10 @@ SECRET = "whsec_YS1zZWNyZXQtb2YtYS1ob29rLTAxMjM0NTY3ODk="
 
 
 class Hook:
-    """A server on loopback. `taken`: how often each event was delivered; `forged`: what was not signed."""
+    """A server on loopback. `deliveries`: how often each event was received; `forged`: those with a bad signature."""
 
     def __init__(self) -> None:
-        self.taken: dict[int, int] = {}
+        self.deliveries: dict[int, int] = {}
         self.forged = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -29,13 +29,13 @@ class Hook:
         self._server.shutdown()
         self._server.server_close()
 
-    def take(self, headers: dict[str, str], body: bytes) -> None:
-        """Remember one delivery."""
+    def record(self, headers: dict[str, str], body: bytes) -> None:
+        """Count one delivery."""
         good = verify([SECRET], headers, body, time.time()) == "good"
-        event = json.loads(body)["id"] if good else 0
+        event_id = json.loads(body)["id"] if good else 0
         with self._lock:
             self.forged += not good
-            self.taken[event] = self.taken.get(event, 0) + 1
+            self.deliveries[event_id] = self.deliveries.get(event_id, 0) + 1
 
 
 class _Server(ThreadingHTTPServer):
@@ -43,7 +43,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 512
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """The receiver was killed while it spoke; that is what we are here for."""
+        """Ignore connections that break: the receiver is killed in the middle of requests."""
 
 
 def _handler(hook: Hook) -> type[BaseHTTPRequestHandler]:
@@ -53,13 +53,13 @@ def _handler(hook: Hook) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             size = int(self.headers["Content-Length"])
             body = self.rfile.read(size)
-            if len(body) == size:  # else the sender died in the middle
-                hook.take({name.lower(): value for name, value in self.headers.items()}, body)
+            if len(body) == size:  # shorter: the sender was killed
+                hook.record({name.lower(): value for name, value in self.headers.items()}, body)
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the library's name
-            """Not of interest."""
+            """Write no access log."""
 
     return Handler

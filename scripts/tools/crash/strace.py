@@ -1,17 +1,17 @@
-"""strace around a receiver: it writes down every call, and changes none."""
+"""strace around a receiver: records system calls and changes none."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
 
-def present() -> bool:
-    """Whether this machine has it, and lets us use it."""
-    found = shutil.which("strace")
-    tried = [found or "false", "-qq", "-e", "trace=none", "true"]
-    return subprocess.run(tried, capture_output=True, check=False).returncode == 0
+def available() -> bool:
+    """Whether strace is installed and may trace here."""
+    program = shutil.which("strace")
+    probe = [program or "false", "-qq", "-e", "trace=none", "true"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def command(out: Path, calls: str, *more: str) -> list[str]:
-    """strace of these calls into a file; put it before a command."""
-    return ["strace", "-f", "-qq", "-y", "-o", str(out), "-e", f"trace={calls}", *more]
+def command(out: Path, calls: str, *options: str) -> list[str]:
+    """The command prefix that traces these calls into a file."""
+    return ["strace", "-f", "-qq", "-y", "-o", str(out), "-e", f"trace={calls}", *options]

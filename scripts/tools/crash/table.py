@@ -1,17 +1,17 @@
-"""The figures, as a table: for people, or as Markdown for the docs."""
+"""Tables of the results: plain text, or Markdown for the docs."""
 
 from collections.abc import Sequence
 
 EVERYWHERE = ("killed at", "calls in a run", "kills", "lost", "worst s")
-"""Seconds from ready until all is done."""
-RANDOMLY = ("killed at", "kills", "lost", "worst s")
-"""Seconds from ready until all is seen to be scheduled."""
-CUT = ("link cut while", "hold given up after s")
+"""Seconds from ready until all work is done."""
+RANDOM = ("killed at", "kills", "lost", "worst s")
+"""Seconds from ready until all open work has a job."""
+CUT = ("link cut while", "lock released after s")
 TRACED = ("in a trace", "times", "wrong")
 
 
-def show(head: Sequence[str], rows: Sequence[Sequence[object]], *, markdown: bool) -> str:
-    """A table of rows below its head."""
+def render(head: Sequence[str], rows: Sequence[Sequence[object]], *, markdown: bool) -> str:
+    """A table: its head, then its rows."""
     lines = [[str(cell) for cell in row] for row in (head, *rows)]
     if markdown:
         lines.insert(1, ["---"] * len(head))

@@ -6,8 +6,8 @@ from random import Random, SystemRandom
 import click
 
 from kling_sandbox import Sandbox
-from tools.bench.servers import receiver
 from tools.fuzz import interface, parsers, wire
+from tools.harness.servers import receiver
 
 
 @click.command()

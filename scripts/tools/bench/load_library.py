@@ -1,4 +1,7 @@
-"""The same load as `load`, from an HTTP library as programs use one: aiohttp, kept-alive connections."""
+"""The load of `load_sockets`, sent by an HTTP library as programs use one: aiohttp with kept-alive connections.
+
+Run as a process of its own: `python -m tools.bench.load_library URL_FILE CONNECTIONS STATUS`.
+"""
 
 import asyncio
 import json
@@ -10,29 +13,29 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from tools.bench.load import BODY
+from tools.bench.load_sockets import BODY
 
 
 async def run(urls: list[str], connections: int, status: str) -> dict[str, object]:
-    """Send one POST to each address; how many answers a second, and how long each took (ms)."""
-    left = iter(enumerate(urls))
+    """Send one POST to each address: answers a second, durations (ms), HTTP statuses."""
+    remaining = iter(enumerate(urls))
     statuses: Counter[int] = Counter()
-    seconds = []
+    durations = []
 
     async def post(http: aiohttp.ClientSession) -> None:
-        for number, url in left:
-            began = time.perf_counter()
+        for number, url in remaining:
+            started = time.perf_counter()
             async with http.post(url, data=BODY % (number, status.encode())) as response:
                 await response.read()
-            seconds.append(time.perf_counter() - began)
+            durations.append(time.perf_counter() - started)
             statuses[response.status] += 1
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections)) as http:
         await asyncio.gather(*(post(http) for _ in range(connections)))
-    rate = len(urls) / (time.perf_counter() - began)
-    seconds.sort()
-    median, p99 = (seconds[len(seconds) * part // 100] * 1000 for part in (50, 99))
+    rate = len(urls) / (time.perf_counter() - started)
+    durations.sort()
+    median, p99 = (durations[len(durations) * percent // 100] * 1000 for percent in (50, 99))
     return {"rate": rate, "median_ms": median, "p99_ms": p99, "statuses": statuses}
 
 

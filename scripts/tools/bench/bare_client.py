@@ -1,6 +1,6 @@
-"""The bare HTTP client: posts bodies to one address, so many at once, and prints how many a second.
+"""The bare HTTP client: posts bodies to one address concurrently, prints the rate.
 
-Run as a process of its own: `python -m tools.bench.posting FILE URL CONCURRENCY`, one body a line.
+Run as a process of its own: `python -m tools.bench.bare_client FILE URL CONCURRENCY`, one body a line.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ from httpx_aiohttp import AiohttpTransport
 
 async def run(bodies: list[bytes], url: str, concurrency: int) -> float:
     """Posts a second."""
-    left = iter(bodies)
+    remaining = iter(bodies)
 
     async def post(http: httpx.AsyncClient) -> None:
-        for body in left:
+        for body in remaining:
             response = await http.post(url, content=body, headers={"Content-Type": "application/json"})
             assert response.status_code == 204
 
     async with httpx.AsyncClient(transport=AiohttpTransport(), trust_env=False) as http:
-        began = time.perf_counter()
+        started = time.perf_counter()
         await asyncio.gather(*(post(http) for _ in range(concurrency)))
-        return len(bodies) / (time.perf_counter() - began)
+        return len(bodies) / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A load of POSTs over kept-alive connections, each with one request under way; prints what it saw as JSON.
+"""A load of POSTs over kept-alive bare sockets, each with one request in flight; prints rate and durations as JSON.
 
-Run as a process of its own: `python -m tools.bench.load URL_FILE CONNECTIONS`, one path a line in the file.
+Run as a process of its own: `python -m tools.bench.load_sockets URL_FILE CONNECTIONS STATUS`, one address a line.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ BODY = (
 
 
 class Connection(asyncio.Protocol):
-    """Sends the next request as soon as the last is answered."""
+    """Sends the next request when the last one is answered."""
 
     def __init__(self, load: "Load") -> None:
         self._load = load
         self._buffer = b""
-        self._began = 0.0
+        self._started = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
         self._send()
 
     def _send(self) -> None:
@@ -36,18 +36,18 @@ class Connection(asyncio.Protocol):
         if request is None:
             self._transport.close()
             return
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
             return
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         if len(rest) >= length:
             self._buffer = b""
-            self._load.answered(int(head[9:12]), time.perf_counter() - self._began)
+            self._load.answered(int(head[9:12]), time.perf_counter() - self._started)
             self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
 
 
 class Load:
-    """All requests of one run, and what became of them."""
+    """The requests of one run, the statuses and durations of their answers."""
 
     def __init__(self, requests: list[bytes], connections: int) -> None:
         self._requests = iter(requests)
@@ -85,22 +85,22 @@ def request(host: str, path: str, number: int, status: str) -> bytes:
 
 
 async def run(urls: list[str], connections: int, status: str) -> dict[str, object]:
-    """Send one POST to each address; how many answers a second, and how long each took (ms)."""
+    """Send one POST to each address: answers a second, durations (ms), HTTP statuses."""
     parts = urlsplit(urls[0])
     assert parts.hostname is not None
     assert parts.port is not None
     requests = [request(parts.netloc, urlsplit(url).path, number, status) for number, url in enumerate(urls)]
     load = Load(requests, connections)
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(connections):
         await asyncio.get_running_loop().create_connection(lambda: Connection(load), parts.hostname, parts.port)
     await load.done.wait()
-    seconds = time.perf_counter() - began
-    times = sorted(load.seconds)
+    seconds = time.perf_counter() - started
+    durations = sorted(load.seconds)
     return {
-        "rate": len(times) / seconds,
-        "median_ms": times[len(times) // 2] * 1000,
-        "p99_ms": times[len(times) * 99 // 100] * 1000,
+        "rate": len(durations) / seconds,
+        "median_ms": durations[len(durations) // 2] * 1000,
+        "p99_ms": durations[len(durations) * 99 // 100] * 1000,
         "statuses": load.statuses,
     }
 

@@ -1,0 +1,19 @@
+"""`kling-receiver` with the foreground gate `on` or `off`.
+
+Run as a process of its own: `python -m tools.bench.gate_switch off serve --port 8000`.
+"""
+
+import sys
+
+from kling_receiver.cli.main import main
+from kling_receiver.store.priority import ForegroundGate
+
+
+async def no_wait(gate: ForegroundGate) -> None:
+    """Let background work start at once."""
+
+
+if __name__ == "__main__":
+    if sys.argv.pop(1) == "off":
+        ForegroundGate.wait_idle = no_wait  # type: ignore[method-assign]
+    main()

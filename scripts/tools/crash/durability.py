@@ -1,0 +1,164 @@
+"""Check in a trace that data is synced before it is acknowledged. A SIGKILL cannot show it: the page cache survives."""
+
+import ast
+import hashlib
+import re
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools.crash import strace
+from tools.crash.checks import Rows, read_rows
+from tools.crash.completion import wait_until_done
+from tools.crash.everywhere import DONE_SECONDS, submit_all
+from tools.crash.scenario import stage, three_jobs
+
+READS = ("read", "recvfrom", "recvmsg")
+WRITES = ("write", "writev", "sendto", "sendmsg")
+CALLS = "recvfrom,recvmsg,read,write,writev,sendto,sendmsg,pwrite64,fsync,fdatasync,rename,renameat,renameat2"
+MAX_ARGUMENT_BYTES = "5000"
+"""Bytes of an argument that strace prints: more than a page of the database."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call. `started` and `ended`: line numbers of the trace, which order calls across threads."""
+
+    name: str
+    arguments: str
+    started: int
+    ended: int
+
+
+@dataclass
+class Row:
+    """How often an order was checked, and where it was wrong."""
+
+    what: str
+    checked: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def note(self, good: bool, where: str) -> None:
+        """Count one check."""
+        self.checked += 1
+        if not good:
+            self.wrong.append(where)
+
+
+LINE = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)$", re.DOTALL)
+
+
+def parse_calls(trace: str) -> list[Call]:
+    """The calls of a trace in order of their start; calls that strace printed in two parts are joined."""
+    calls: list[Call] = []
+    unfinished: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(trace.splitlines()):
+        if not (match := LINE.match(line)):
+            continue
+        thread, resumed, name, arguments = match.groups()
+        if resumed:
+            started, first_part = unfinished.pop(thread, (number, ""))
+            calls.append(Call(resumed, first_part + arguments, started, number))
+        elif arguments.endswith("<unfinished ...>"):
+            unfinished[thread] = number, arguments.removesuffix("<unfinished ...>")
+        else:
+            calls.append(Call(name, arguments, number, number))
+    return sorted(calls, key=lambda call: call.started)
+
+
+def trace_run() -> list[Row]:
+    """Run the scenario under strace, from its first start on, and check the order of its calls."""
+    with tempfile.TemporaryDirectory(prefix="kling-crash-") as name, stage(Path(name)) as scene:
+        scene.jobs = three_jobs()
+        trace = Path(name, "trace")
+        scene.receiver.start(*strace.command(trace, CALLS, "-s", MAX_ARGUMENT_BYTES, "-D"))
+        submit_all(scene)
+        wait_until_done(scene, DONE_SECONDS)
+        rows = read_rows(scene)
+        scene.receiver.signal(signal.SIGTERM)
+        scene.receiver.wait()
+        calls = parse_calls(trace.read_text(errors="replace"))
+        return [check_callbacks(calls), *check_files(calls, rows)]
+
+
+def check_callbacks(calls: list[Call]) -> Row:
+    """For each callback: its row was written to the WAL, then the WAL was synced, then its 200 was sent."""
+    row = Row("200 after the callback's row was written and synced")
+    for number, call in enumerate(calls):
+        if call.name in READS and '"POST /callbacks/' in call.arguments:
+            row.note(_synced_before_200(calls[number:]), f"line {call.started + 1}")
+    return row
+
+
+def _synced_before_200(calls: list[Call]) -> bool:
+    """`calls` begins with the read of a callback."""
+    socket, request = _file(calls[0]), b""
+    for call in calls:
+        if _file(call) != socket or '"' not in call.arguments:
+            continue
+        if call.name in WRITES:
+            synced = _sync_of_row(calls, hashlib.sha256(request.partition(b"\r\n\r\n")[2]).hexdigest())
+            return "HTTP/1.1 200 " in call.arguments and synced is not None and synced.ended < call.started
+        request += _data(call)
+    return False
+
+
+def _sync_of_row(calls: list[Call], body_sha256: str) -> Call | None:
+    """The sync after the row with this digest was written."""
+    written = _first(calls, lambda call: _is_wal(call, "pwrite64") and body_sha256 in call.arguments, calls[0].ended)
+    return written and _first(calls, lambda call: _is_wal(call, "fdatasync"), written.ended)
+
+
+def check_files(calls: list[Call], rows: Rows) -> list[Row]:
+    """For each file: synced before its rename; its name and its folder's synced before `result.stored`."""
+    file = Row("file synced before it was renamed")
+    folder = Row("renamed, its folder and the folder above synced before `result.stored` was written")
+    for result in rows.results:
+        path, position = f"/results/{result['path']}", result["position"]
+        renamed = _first(calls, lambda call: call.name.startswith("rename") and path in call.arguments)  # noqa: B023
+        event = re.compile(rf'{result["task_id"]}result\.stored.{{0,60}}?{{\\"index\\":{position},', re.DOTALL)
+        logged = _first(calls, lambda call: _is_wal(call, "pwrite64") and bool(event.search(call.arguments)))  # noqa: B023
+        assert renamed, path
+        assert logged, path
+        file.note(_is_synced(calls, _part_file(renamed), 0, renamed), path)
+        parent = path.rpartition("/")[0]
+        folder.note(all(_is_synced(calls, each, renamed.ended, logged) for each in (parent, "/results")), path)
+    return [file, folder]
+
+
+def _is_synced(calls: list[Call], path: str, after: int, before: Call) -> bool:
+    """Whether a file was synced between two calls, after everything that was written to it before the second."""
+    own = [call for call in calls if _file(call).endswith(path) and after < call.started < before.started]
+    synced = [call.ended for call in own if call.name == "fsync"]
+    written = [call.ended for call in own if call.name == "write"]
+    return bool(synced) and max(written, default=0) < synced[-1] < before.started
+
+
+def _first(calls: list[Call], matches: Callable[[Call], bool], after: int = -1) -> Call | None:
+    return next((call for call in calls if call.started > after and matches(call)), None)
+
+
+def _is_wal(call: Call, name: str) -> bool:
+    return call.name == name and _file(call).endswith("-wal")
+
+
+def _file(call: Call) -> str:
+    """The file of the call's first argument: a path, or `socket:[number]`."""
+    match = re.match(r"\d+<([^>]*)>", call.arguments)
+    return match[1] if match else ""
+
+
+def _part_file(renamed: Call) -> str:
+    """The end of the path that a file had before its rename."""
+    match = re.search(r"/\.parts/part-\w+", renamed.arguments)
+    assert match, renamed.arguments
+    return match[0]
+
+
+def _data(call: Call) -> bytes:
+    """The bytes that were read, from strace's quoted form."""
+    quoted = call.arguments[call.arguments.index('"') : call.arguments.rindex('"') + 1]
+    data: bytes = ast.literal_eval(f"b{quoted}")
+    return data
