@@ -1,4 +1,4 @@
-"""A sink of one's own: `lines:/path/to/file` has each event as a line. It never loses one that it took."""
+"""An example of a sink: `lines:/path/to/file` appends each event as a line, and returns once it is on disk."""
 
 import asyncio
 import os
@@ -8,22 +8,22 @@ from kling_receiver.sinks import Delivered, Message, NotDelivered
 
 
 class LinesSink:
-    """One file. Made once for each hook; `send` is called by many attempts at once."""
+    """One file. There is one sink for each hook, and its attempts call `send` concurrently."""
 
     def __init__(self, address: str) -> None:
-        """Raises ValueError: `hooks add` says it to whoever adds the hook."""
+        """Open a sink. Raises ValueError for an invalid address; `hooks add` shows its message."""
         self._path = Path(address.removeprefix("lines:"))
         if not self._path.is_absolute():
-            raise ValueError("must be lines:/path/to/file, the path from the root on.")
-        self._writing = asyncio.Lock()
+            raise ValueError("must be lines:/path/to/file, with an absolute path.")
+        self._lock = asyncio.Lock()
 
     async def send(self, message: Message) -> Delivered:
-        """Return once the event is safe; raise NotTaken when it is not, and it comes again."""
-        async with self._writing:
+        """Deliver one event; return once it is safe. After NotDelivered, the event is sent again later."""
+        async with self._lock:
             try:
                 await asyncio.to_thread(self._append, message.body)
             except OSError as error:
-                raise NotDelivered(f"the file cannot be written: {error.strerror}") from error
+                raise NotDelivered(f"cannot write the file: {error.strerror}") from error
         return Delivered()
 
     def _append(self, line: bytes) -> None:
@@ -33,4 +33,4 @@ class LinesSink:
             os.fsync(file.fileno())
 
     async def close(self) -> None:
-        """Nothing is held between events."""
+        """Do nothing: the file is open during `send` only."""

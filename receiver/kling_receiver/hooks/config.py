@@ -1,4 +1,4 @@
-"""What a hook is: an address, what it wants to hear of, and how it is treated. Checked before it is kept."""
+"""The configuration of a hook: address, filter, retry schedule and limits, validated before it is stored."""
 
 import re
 from collections.abc import Mapping
@@ -32,9 +32,11 @@ from kling_receiver.validation import describe_errors
 
 WEB_SCHEMES = ("https", "http")
 DEFAULT_SCHEDULE = (5.0, 30.0, 120.0, 900.0, 3600.0, 10_800.0, 28_800.0, 86_400.0)
-"""Seconds between attempts, each drawn from the upper half of its step; after the last the event is dead."""
+"""Seconds between attempts, each drawn from the upper half of its step; after the last, a dead letter."""
 DEFAULT_TIMEOUT = {"web": 15.0, "command": 60.0, "other": 15.0}
+"""Seconds for one attempt, by kind of address."""
 DEFAULT_CONCURRENCY = {"web": 8, "command": 2, "other": 8}
+"""Attempts at once, by kind of address: a command is a process of its own."""
 
 ALL_STATUSES = frozenset(STATUSES)
 STATUSES_AT: Mapping[str, frozenset[str]] = {
@@ -48,11 +50,11 @@ EVENT_STATUSES = {type_: STATUSES_AT.get(type_, ALL_STATUSES) for type_ in TYPES
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TASK_HOOK_PREFIX = "task:"
-"""What the name of a hook of one task alone begins with."""
+"""Prefix of the name of a hook of a single task."""
 
 
 def _whole(value: Any) -> Any:
-    """JSON does not tell 1 from 1.0."""
+    """Accept 1.0 for 1: JSON has only one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -63,7 +65,7 @@ def _name(value: str) -> str:
 
 
 def _new_name(value: str) -> str:
-    """Nothing has a name made for it."""
+    """Check a new hook's name; an empty one is replaced by a generated name."""
     return value and _name(value)
 
 
@@ -74,7 +76,7 @@ def _any_name(value: str) -> str:
 WHOLE = BeforeValidator(_whole)
 """Lets an integer also be written as 1.0. Stands after the limits in an annotation."""
 HookName = Annotated[str, AfterValidator(_any_name), Field(json_schema_extra={"pattern": NAME})]
-"""The name of a hook, that of one task alone too."""
+"""The name of any hook, also that of a single task."""
 Label = Annotated[str, Field(min_length=1, max_length=100)]
 Step = Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)]
 EventType = Annotated[str, Field(json_schema_extra={"enum": list(EVENT_STATUSES)})]
@@ -100,7 +102,7 @@ Secret = Annotated[
 
 
 class HookFilter(BaseModel):
-    """What a hook wants to hear of; what is empty wants all."""
+    """Which events a hook receives. An empty list matches everything; all four lists must match."""
 
     events: EventTypes = Field(default_factory=list)
     families: Families = Field(default_factory=list)
@@ -111,7 +113,7 @@ class HookFilter(BaseModel):
     @classmethod
     def _events(cls, values: list[str]) -> list[str]:
         if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
-            raise ValueError(f"no event is called {', '.join(unknown)}. There are: {', '.join(EVENT_STATUSES)}.")
+            raise ValueError(f"no event is called {', '.join(unknown)}. Set some of: {', '.join(EVENT_STATUSES)}.")
         return sorted(set(values))
 
     @field_validator("families")
@@ -127,13 +129,13 @@ class HookFilter(BaseModel):
         if self.statuses and not possible & set(self.statuses):
             raise ValueError(
                 f"the filter matches nothing: at {' or '.join(self.events)} a task is never "
-                f"{' or '.join(self.statuses)}. Leave out one of both."
+                f"{' or '.join(self.statuses)}. Remove one of the two."
             )
         return self
 
 
 class HookConfig(HookFilter):
-    """A hook as somebody wants it."""
+    """A hook as an operator or a client configures it. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -164,16 +166,16 @@ class HookConfig(HookFilter):
     @model_validator(mode="after")
     def _signed(self) -> "HookConfig":
         if self.secret and not self.is_signed:
-            raise ValueError("a secret signs what goes to a web address; leave it out.")
+            raise ValueError("a secret is for web addresses only. Remove it.")
         return self
 
     @property
     def is_signed(self) -> bool:
-        """Whether what is sent there is signed."""
+        """Whether its deliveries are signed: those to web addresses are."""
         return scheme_of(self.address) in WEB_SCHEMES
 
     def columns(self) -> Row:
-        """The columns that say where events go, which, and how."""
+        """The columns that the configuration determines."""
         kind = "web" if self.is_signed else "command" if scheme_of(self.address) == "command" else "other"
         return {
             "address": self.address,
@@ -190,7 +192,7 @@ class HookConfig(HookFilter):
         }
 
     def row(self, name: str, source: str, *, cursor: int, now: int) -> HookRow:
-        """The row of it, with a new secret where one is needed and none is given."""
+        """The row of a new hook. A signed hook without a secret gets a generated one. `now`: unix ms."""
         row = {
             **self.columns(),
             "name": name,
@@ -208,23 +210,23 @@ class HookConfig(HookFilter):
 
 
 DEFAULT_HOOK = "default"
-"""The name of the hook that KLING_HOOK_URL is."""
+"""The name of the hook of KLING_HOOK_URL."""
 
 
 class InvalidHook(Exception):
-    """A hook that cannot be; `problems` names all that is wrong with it."""
+    """The configuration of a hook is invalid; `problems` lists every reason."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(" ".join(problems))
         self.problems = problems
 
 
-def parse_hook(given: Any, allowed: Allowlist) -> HookConfig:
-    """A hook as it is described by a document. Raises BadHook, naming every problem."""
+def parse_hook(document: Any, allowed: Allowlist) -> HookConfig:
+    """Validate a hook's configuration. Raises InvalidHook naming every problem."""
     try:
-        hook = HookConfig.model_validate(given, context=allowed)
+        config = HookConfig.model_validate(document, context=allowed)
     except ValidationError as error:
         raise InvalidHook(describe_errors(error)) from None
-    if hook.name == DEFAULT_HOOK:
-        raise InvalidHook(["name: this one is KLING_HOOK_URL's. Choose another."])
-    return hook
+    if config.name == DEFAULT_HOOK:
+        raise InvalidHook([f"name: {DEFAULT_HOOK} is the hook of KLING_HOOK_URL. Set another name."])
+    return config

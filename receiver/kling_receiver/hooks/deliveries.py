@@ -91,7 +91,7 @@ FAILING_SINCE = Statement("SELECT failing_since FROM hook WHERE name = :name AND
 def _update_health(tx: Transaction, name: str, attempts: Sequence[DeliveryAttempt]) -> None:
     """Update the hook's health: a success clears `failing_since`; failing too long, or HTTP 410, pauses it."""
     if any(each.gone for each in attempts):
-        pause(tx, name, "it answered 410: it wants no more events")
+        pause(tx, name, "the hook answered 410: it wants no more events")
     elif any(each.delivered for each in attempts):
         if MARK_HEALTHY.execute(tx.connection, name=name):
             tx.run_now(dispatch_key(name))
@@ -183,17 +183,17 @@ def counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, 
         .where(JOB.c.hook_name.in_(list(names)), JOB.c.kind == Kind.DELIVERY)
         .group_by(JOB.c.hook_name, JOB.c.state)
     )
-    found = {name: {"pending": 0, "dead": 0} for name in names}
+    by_hook = {name: {"pending": 0, "dead": 0} for name in names}
     for name, state, count in connection.execute(query):
-        found[name]["dead" if state == "dead" else "pending"] += count
-    return found
+        by_hook[name]["dead" if state == "dead" else "pending"] += count
+    return by_hook
 
 
 ATTEMPTED = Statement("SELECT event_id FROM delivery_attempt WHERE hook_name = :name AND event_id > :after")
 
 
 def attempted_events(connection: Connection, name: str, after: int) -> set[int]:
-    """The ids above `after` of which an attempt is on record: a run that was killed had made it."""
+    """The ids above `after` that already have an attempt on record: a run was killed before it saved its cursor."""
     return set(ATTEMPTED.scalars(connection, name=name, after=after))
 
 

@@ -44,7 +44,7 @@ class Delivery:
 
 
 def list_deliveries(connection: Connection, delivery_filter: DeliveryFilter) -> list[Delivery]:
-    """Deliveries, one more than the limit when there are more."""
+    """List deliveries, newest event first; one more than the limit if there are more."""
     keys: set[Key] = set()
     if delivery_filter.state in (None, "delivered"):
         keys |= _attempted(connection, delivery_filter)
@@ -63,14 +63,14 @@ HOOK_EXISTS = Statement("""
 
 
 def hook_exists(connection: Connection, hook_name: str) -> bool:
-    """Whether there is a hook of this name, or was one to which something was sent."""
+    """Whether a hook of this name exists, or delivery attempts of a removed one are on record."""
     return HOOK_EXISTS.scalar(connection, hook_name=hook_name) is not None
 
 
 def get_delivery(connection: Connection, event_id: int, hook_name: str) -> Delivery | None:
-    """One delivery, if anything is on record of it."""
-    found = _deliveries(connection, [(event_id, hook_name)])
-    return next((each for each in found if each.job or each.attempts), None)
+    """One delivery; None unless it has a job or an attempt."""
+    deliveries = _deliveries(connection, [(event_id, hook_name)])
+    return next((each for each in deliveries if each.job or each.attempts), None)
 
 
 NOT_QUEUED = text(f"""
@@ -123,7 +123,7 @@ def _past_cursor(keys: set[Key], delivery_filter: DeliveryFilter) -> set[Key]:
 
 
 def _not_attempted(connection: Connection, delivery_filter: DeliveryFilter) -> set[Key]:
-    """The events behind the hooks' cursors that match and were not attempted."""
+    """The matching events behind the hooks' cursors that have no attempt yet."""
     name = delivery_filter.hook_name
     rows = hooks(connection) if name is None else [hook(connection, name)]
     keys: set[Key] = set()

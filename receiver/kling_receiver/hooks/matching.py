@@ -6,23 +6,23 @@ from kling_receiver.store.rows import EventRow, HookRow
 
 
 def wants_type(hook: HookRow, event: EventRow) -> bool:
-    """Whether a hook wants to hear of events of this type at all."""
+    """Whether a hook's filter lets events of this type pass, whatever their task."""
     types = hook["filter"]["events"]
     return not types or event["type"] in types
 
 
 def matches(hook: HookRow, event: EventRow, detail: TaskDetail) -> bool:
-    """Whether a hook wants to hear of an event; one of a status happened at that status."""
-    wanted = hook["filter"]
+    """Whether a hook's filter matches an event. A `task.*` event has its own status, other events the task's."""
+    only = hook["filter"]
     return (
         wants_type(hook, event)
-        and (not wanted["families"] or detail.row["family"] in wanted["families"])
-        and (not wanted["tags"] or not set(wanted["tags"]).isdisjoint(detail.tags))
-        and (not wanted["statuses"] or _status(event, detail) in wanted["statuses"])
+        and (not only["families"] or detail.row["family"] in only["families"])
+        and (not only["tags"] or not set(only["tags"]).isdisjoint(detail.tags))
+        and (not only["statuses"] or _status(event, detail) in only["statuses"])
     )
 
 
 def _status(event: EventRow, detail: TaskDetail) -> str:
-    own = event["type"].removeprefix("task.")
-    said = event["data"].get("status") if event["type"] == "task.done" else own
-    return said if said in ALL_STATUSES else str(detail.row["status"])
+    in_type = event["type"].removeprefix("task.")
+    status = event["data"].get("status") if event["type"] == "task.done" else in_type
+    return status if status in ALL_STATUSES else str(detail.row["status"])

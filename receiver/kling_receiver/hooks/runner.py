@@ -116,8 +116,8 @@ class HookRun:
         for event in events:
             if self._out_of_time():
                 return RunResult(self._cursor)
-            wanted = self._is_wanted(event, details)
-            if wanted and (result := await self._start_attempt(group, event, details[event["task_id"]])):
+            send = self._should_send(event, details)
+            if send and (result := await self._start_attempt(group, event, details[event["task_id"]])):
                 return result
             self._cursor = event["id"]
         return None
@@ -151,7 +151,7 @@ class HookRun:
         task_ids = {event["task_id"] for event in events if wants_type(hook, event)}
         return hook, events, load_details(connection, sorted(task_ids))
 
-    def _is_wanted(self, event: EventRow, details: dict[str, TaskDetail]) -> bool:
+    def _should_send(self, event: EventRow, details: dict[str, TaskDetail]) -> bool:
         if event["id"] in self._range.attempted or event["task_id"] not in details:
             return False
         return matches(self._hook, event, details[event["task_id"]])

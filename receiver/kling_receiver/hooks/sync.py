@@ -1,4 +1,4 @@
-"""Make the hooks in the database equal to those of the settings and the hooks file."""
+"""Make the hooks in the database equal to those of the settings and of the hooks file."""
 
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
@@ -8,28 +8,32 @@ SOURCE_SETTINGS = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL"}
 
 
 def detach(tx: Transaction) -> None:
-    """Without a file nothing is said of hooks: those that came from one stay, as if commands had added them."""
+    """Keep the hooks of a file that is no longer set, as if commands had added them: no event is dropped."""
     for row in hook_records.hooks(tx.connection):
         if row["source"] == "file":
             name = row["name"]
             hook_records.update(tx, name, {"source": "added"})
             tx.log_after_commit(
-                f"hook {name} came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed"
+                f"hook {name} came from KLING_HOOKS_FILE, which is not set any more; "
+                f"the hook stays until a command removes it"
             )
 
 
-def sync(tx: Transaction, source: str, wanted: list[HookConfig], *, also: str = "") -> None:
-    """Let the hooks of this source (and those that came by the source `also`) be the ones that are wanted."""
-    there = {row["name"]: row for row in hook_records.hooks(tx.connection)}
-    for new in wanted:
-        if known := there.get(new.name):
+def sync(tx: Transaction, source: str, configs: list[HookConfig], *, also: str = "") -> None:
+    """Make the hooks of `source`, and of the source `also`, equal to `configs`: add, update, remove.
+
+    An updated hook keeps its cursor and its health. A changed secret signs beside the old one for a while.
+    """
+    rows = {row["name"]: row for row in hook_records.hooks(tx.connection)}
+    for config in configs:
+        if row := rows.get(config.name):
             secrets = hook_records.rotated(
-                known["secrets"], new.secret, now=tx.now, overlap=hook_records.SECRET_OVERLAP_SECONDS
+                row["secrets"], config.secret, now=tx.now, overlap=hook_records.SECRET_OVERLAP_SECONDS
             )
-            hook_records.update(tx, new.name, {**new.columns(), "source": source, "secrets": secrets})
+            hook_records.update(tx, config.name, {**config.columns(), "source": source, "secrets": secrets})
         else:
-            hook_records.add(tx, new, source=source)
-    for name in there.keys() - {new.name for new in wanted}:
-        if there[name]["source"] in (source, also):
+            hook_records.add(tx, config, source=source)
+    for name in rows.keys() - {config.name for config in configs}:
+        if rows[name]["source"] in (source, also):
             hook_records.remove(tx, name)
-            tx.log_after_commit(f"hook {name} is removed: {SOURCE_SETTINGS[source]} names it no more")
+            tx.log_after_commit(f"hook {name} was removed: it is no longer in {SOURCE_SETTINGS[source]}")

@@ -1,7 +1,7 @@
-"""Where an event may go: one small file per kind of address, chosen by the address's scheme.
+"""The plugin interface of sinks: one sink for each scheme of a hook's address delivers its events.
 
-A sink of your own (Kafka, SQS, a chat) is a package with an entry point in the group `kling_callback.sinks`,
-named by its scheme: a callable that takes the address and returns a `Sink`.
+A sink of your own (Kafka, SQS, a chat) is a package with an entry point in the group `kling_callback.sinks`, named
+by its scheme: a callable that takes the hook's address and returns a `Sink`.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 MAX_RESPONSE_BYTES = 1_000
-"""How much of an answer is kept."""
+"""Bytes of a response that are kept on record; the rest is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event on its way to one hook.
+    """One event to deliver to one hook.
 
-    `id`: the same at each attempt. `event`: the event's JSON, `{"id", "type", "at", "data", "task"}`; `body`:
-    the same as bytes. `source`: the receiver's public address. `files`: where the task's files lie here.
+    `id`: the same at each attempt and replay. `event`: the event's JSON, `{"id", "type", "at", "data", "task"}`;
+    `body`: the same as bytes. `source`: the receiver's public address. `files`: paths of the task's stored files.
     """
 
     id: str
@@ -31,17 +31,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The event was taken. `status`: an HTTP status or exit code. `answer`: its first bytes, as text."""
+    """The event was delivered. `status`: an HTTP status or exit code. `response`: the start of the answer, as text."""
 
     status: int | None = None
     response: str = ""
 
 
 class NotDelivered(Exception):
-    """The event was not taken; the message says why, without secrets.
+    """The event was not delivered, and is retried by the hook's schedule. The reason must contain no secrets.
 
-    `retry_after`: seconds that the other side asks for. `final`: trying again would not help.
-    `gone`: the other side wants nothing any more.
+    `status`, `response`: as in `Delivered`. `retry_after`: seconds to pause the whole hook. `final`: no further
+    attempt, the delivery becomes a dead letter. `gone`: pause the hook, because it wants no more events.
     """
 
     def __init__(
@@ -60,45 +60,45 @@ class NotDelivered(Exception):
 
 
 class Sink(Protocol):
-    """Delivers to one address; used by many attempts at once, and cancelled when one takes too long."""
+    """Delivers events to one address. Attempts run concurrently; each is cancelled at the hook's time limit."""
 
     async def send(self, message: Message) -> Delivered:
-        """Deliver one event. Raises NotTaken; anything else counts as such, and is logged."""
+        """Deliver one event; return once it is safe. Raises NotDelivered; other exceptions are logged as failures."""
 
     async def close(self) -> None:
-        """Give back what it holds."""
+        """Release connections and other resources."""
 
 
 Factory = Callable[[str], Sink]
-"""Makes a sink for an address. Raises ValueError for an address that it cannot serve, saying what to do."""
+"""Opens a sink for an address. Raises ValueError for an invalid address, with what to write instead."""
 
 
 def parse_address(address: str) -> SplitResult | None:
-    """The parts of `scheme://host:port/name`; None for an address that has no host, or a port that is none."""
+    """Split `scheme://host:port/name`. Returns None without a host or with an invalid port."""
     try:
         parts = urlsplit(address)
-        named = bool(parts.hostname) and parts.port != 0
+        has_host = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return None
-    return parts if named else None
+    return parts if has_host else None
 
 
 def describe_error(error: BaseException) -> str:
-    """What went wrong, by an error that has no words for people."""
+    """Describe an exception for a delivery's `error`: its type and message, 300 characters at most."""
     return f"{type(error).__name__}: {error}".rstrip(": ")[:300]
 
 
 def scheme_of(address: str) -> str:
-    """What stands before the first colon."""
+    """The scheme of an address, in lower case; the whole address if it has none."""
     return address.partition(":")[0].lower()
 
 
 def to_cloudevent(message: Message) -> dict[str, Any]:
-    """The event as a CloudEvent (1.0, JSON): what brokers carry. `id` is the event's own; each test has one."""
+    """Convert an event to a CloudEvent (1.0, JSON), as brokers carry it. Its `id` is the event's, so repeats match."""
     event = message.event
     return {
         "specversion": "1.0",
-        "id": message.id if event["type"] == "hook.test" else str(event["id"]),
+        "id": message.id if event["type"] == "hook.test" else str(event["id"]),  # tests all have the event id 0
         "source": message.source,
         "type": f"kling.{event['type']}",
         "subject": event["task"]["id"],

@@ -1,6 +1,6 @@
-"""An event to a command of this machine: an argument list, never a shell; the event on its stdin.
+"""Deliver events to a local command: an argument list, never a shell, with the event on stdin.
 
-Its environment has KLING_TASK_ID, KLING_EVENT and KLING_FILES (a path a line), and none of our settings.
+Its environment has KLING_TASK_ID, KLING_EVENT and KLING_FILES (one path per line), and none of our settings.
 """
 
 import asyncio
@@ -19,44 +19,44 @@ from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDeli
 
 SCHEME = "command:"
 GRACE_SECONDS = 2.0
-"""Seconds that a command which took too long has to end by itself."""
+"""Seconds between SIGTERM and SIGKILL for a command that exceeded its time limit."""
 DRAIN_SECONDS = 1.0
-"""Seconds for which more is read of what it wrote, once it has ended and something that it left has not."""
+"""Seconds to read the rest of a command's output after its exit, while a child of it holds the pipe open."""
 
 
 def parse_command(address: str) -> list[str]:
-    """The argument list of `command:`, written as JSON or as in a shell; its program with its whole path.
+    """Parse the argument list of a `command:` address, written as JSON or as in a shell; resolve its program's path.
 
-    Raises ValueError when there is no such program.
+    Raises ValueError if it is malformed or the program does not exist.
     """
-    said = address.removeprefix(SCHEME).strip()
+    text = address.removeprefix(SCHEME).strip()
     try:
-        found = json.loads(said) if said.startswith("[") else shlex.split(said)
+        argv = json.loads(text) if text.startswith("[") else shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"the command cannot be read ({error}).") from None
-    if not (found and all(isinstance(each, str) and "\0" not in each for each in found)):
-        raise ValueError('the command is empty. Write command:["/path/to/program", "argument"].')
-    program = shutil.which(found[0])
+        raise ValueError(f"the command cannot be parsed ({error}).") from None
+    if not (argv and all(isinstance(each, str) and "\0" not in each for each in argv)):
+        raise ValueError('the command is empty or invalid. Write command:["/path/to/program", "argument"].')
+    program = shutil.which(argv[0])
     if program is None:
-        raise ValueError(f"there is no command {found[0]} that may be run here.")
-    return [str(Path(program).absolute()), *found[1:]]
+        raise ValueError(f"the command {argv[0]} does not exist here or is not executable. Check its path.")
+    return [str(Path(program).absolute()), *argv[1:]]
 
 
 def to_address(argv: list[str]) -> str:
-    """The one form in which an argument list is kept."""
+    """The normal form of a `command:` address, in which it is stored."""
     return SCHEME + json.dumps(argv)
 
 
 class CommandSink:
-    """One command."""
+    """Runs one command for each event; exit code 0 means delivered."""
 
     def __init__(self, address: str) -> None:
         self._argv: list[str] = json.loads(address.removeprefix(SCHEME))
 
     async def send(self, message: Message) -> Delivered:
-        """One run. When it is cancelled, all that the command started is ended."""
-        async with _output() as (output, writing):
-            process = await self._begin(message, writing)
+        """Run the command once. At the end, or if cancelled, kill every process that the command started."""
+        async with _output() as (output, write_fd):
+            process = await self._start(message, write_fd)
             try:
                 code = await process.wait()
                 await output.drain()
@@ -66,9 +66,9 @@ class CommandSink:
             raise NotDelivered(_exit_reason(code), status=code, response=output.text)
         return Delivered(code, output.text)
 
-    async def _begin(self, message: Message, output: int) -> Process:
+    async def _start(self, message: Message, output: int) -> Process:
         try:
-            with tempfile.TemporaryFile() as stdin:  # not a pipe: it need not read what it does not want
+            with tempfile.TemporaryFile() as stdin:  # not a pipe: the command need not read it
                 stdin.write(message.body)
                 stdin.seek(0)
                 return await asyncio.create_subprocess_exec(
@@ -80,19 +80,19 @@ class CommandSink:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise NotDelivered(f"the command cannot be run: {error.strerror or error}") from error
+            raise NotDelivered(f"cannot run the command: {error.strerror or error}") from error
         finally:
             os.close(output)
 
     async def close(self) -> None:
-        """Nothing is held between runs."""
+        """Do nothing: no process outlives its attempt."""
 
 
 def _environment(message: Message) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("KLING_")}
+    foreign = {name: value for name, value in os.environ.items() if not name.upper().startswith("KLING_")}
     event = message.event
     return {
-        **kept,
+        **foreign,
         "KLING_TASK_ID": event["task"]["id"],
         "KLING_EVENT": event["type"],
         "KLING_FILES": "\n".join(map(str, message.files)),
@@ -100,42 +100,42 @@ def _environment(message: Message) -> dict[str, str]:
 
 
 class _Output(asyncio.Protocol):
-    """The end of what a command writes."""
+    """The last MAX_RESPONSE_BYTES of a command's output."""
 
     def __init__(self) -> None:
-        self._read = b""
+        self._tail = b""
         self._closed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        self._read = (self._read + data)[-MAX_RESPONSE_BYTES:]
+        self._tail = (self._tail + data)[-MAX_RESPONSE_BYTES:]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed.set()
 
     async def drain(self) -> None:
-        """Wait for what is still to be read, but not for ever: a child of the command may hold it open."""
+        """Read to the end, for DRAIN_SECONDS at most: a child of the command may hold the pipe open."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await self._closed.wait()
 
     @property
     def text(self) -> str:
-        return self._read.decode("utf-8", "replace")
+        return self._tail.decode("utf-8", "replace")
 
 
 @contextlib.asynccontextmanager
 async def _output() -> AsyncIterator[tuple[_Output, int]]:
-    """A pipe of our own, and its end to write to: asyncio takes a process for ended only with its pipes."""
-    reading, writing = os.pipe()
-    pipe, output = await asyncio.get_running_loop().connect_read_pipe(_Output, os.fdopen(reading, "rb", 0))
+    """A pipe of our own and its write end: asyncio's `wait` would otherwise wait for the pipe's end, too."""
+    read_fd, write_fd = os.pipe()
+    pipe, output = await asyncio.get_running_loop().connect_read_pipe(_Output, os.fdopen(read_fd, "rb", 0))
     try:
-        yield output, writing
+        yield output, write_fd
     finally:
         pipe.close()
 
 
 async def _end_group(process: Process) -> None:
-    """End what is left of a command and all that it started: first with a word, then without."""
+    """Kill a command's process group: SIGTERM, then SIGKILL after GRACE_SECONDS."""
     if process.returncode is None:
         _signal(process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
@@ -151,4 +151,4 @@ def _signal(process: Process, number: signal.Signals) -> None:
 
 
 def _exit_reason(code: int) -> str:
-    return f"it was ended by signal {-code}" if code < 0 else f"it ended with code {code}"
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,4 +1,4 @@
-"""An event into a JetStream: `nats://host:4222/subject`. The stream drops what it has by `Nats-Msg-Id`."""
+"""Deliver events to a NATS JetStream: `nats://host:4222/subject`. The stream drops repeats by `Nats-Msg-Id`."""
 
 import asyncio
 import json
@@ -10,59 +10,61 @@ from nats.errors import Error
 from kling_receiver.sinks import Delivered, Message, NotDelivered, describe_error, parse_address, to_cloudevent
 
 CONNECT_SECONDS = 5
+"""Seconds for a connection, and for a publication's acknowledgement; shorter than a hook's time limit."""
 
 
 class NatsSink:
-    """One subject of one server, which a stream must listen to: else nobody says that the event was taken."""
+    """One subject of one server. A stream must subscribe to it, or publications are not acknowledged and fail."""
 
-    def __init__(self, address: str) -> None:
-        """Raises ValueError."""
+    def __init__(self, address: str, *, timeout: float = CONNECT_SECONDS) -> None:
+        """Open a sink. Raises ValueError for an address without a host or a valid subject. `timeout`: seconds."""
         parts = parse_address(address)
         self._subject = unquote(parts.path.removeprefix("/")) if parts else ""
         if not parts or not self._subject or set(self._subject) & set(" *>\t\r\n"):
-            raise ValueError("must be nats://host:port/subject, the subject without blanks, * and >.")
+            raise ValueError("must be nats://host:port/subject, with a subject without spaces, * and >.")
         self._server = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+        self._timeout = timeout
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
     async def send(self, message: Message) -> Delivered:
-        """One publication, taken once the stream says so."""
+        """Publish one event, and wait for the stream's acknowledgement."""
         event = to_cloudevent(message)
         headers = {"Nats-Msg-Id": event["id"], "Content-Type": "application/cloudevents+json"}
         try:
-            client = await self._connected()
-            stream = client.jetstream(timeout=CONNECT_SECONDS)
-            answer = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
+            client = await self._connection()
+            stream = client.jetstream(timeout=self._timeout)
+            ack = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
         except (Error, OSError) as error:
             raise NotDelivered(describe_error(error)) from error
-        known = "; the stream had it already" if answer.duplicate else ""
-        return Delivered(response=f"stream {answer.stream}, sequence {answer.seq}{known}")
+        repeat = "; a repeat, which the stream dropped" if ack.duplicate else ""
+        return Delivered(response=f"stream {ack.stream}, sequence {ack.seq}{repeat}")
 
-    async def _connected(self) -> Client:
+    async def _connection(self) -> Client:
         async with self._connecting:
             if self._client is None or not self._client.is_connected:
                 await self.close()
-                self._client = await _connect(self._server)
+                self._client = await _connect(self._server, self._timeout)
         return self._client
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         client, self._client = self._client, None
         if client:
             await client.close()
 
 
-async def _connect(server: str) -> Client:
-    """A connection; what fails is tried again by the hook's own schedule."""
+async def _connect(server: str, timeout: float) -> Client:
+    """Connect once: the hook's own schedule retries."""
     client = Client()
     try:
         await client.connect(
             server,
             allow_reconnect=False,
-            max_reconnect_attempts=1,  # which counts when there was no connection yet, and 0 is without end
+            max_reconnect_attempts=1,  # also limits the first connect, and 0 means no limit
             reconnect_time_wait=0,
-            connect_timeout=CONNECT_SECONDS,
-            error_cb=_quiet,
+            connect_timeout=timeout,
+            error_cb=_ignore,
         )
     except BaseException:
         await client.close()
@@ -70,5 +72,5 @@ async def _connect(server: str) -> Client:
     return client
 
 
-async def _quiet(error: Exception) -> None:
-    """Whoever sends is told."""
+async def _ignore(error: Exception) -> None:
+    """Do nothing: `send` raises the error."""

@@ -1,4 +1,4 @@
-"""An event into a Redis stream: `redis://host:6379/stream` (`?db=1`; rediss:// for TLS), by XADD."""
+"""Deliver events to a Redis stream by XADD: `redis://host:6379/stream` (`?db=1` for another database)."""
 
 import json
 from typing import Any
@@ -10,13 +10,14 @@ from redis.exceptions import RedisError
 from kling_receiver.sinks import Delivered, Message, NotDelivered, describe_error, parse_address, to_cloudevent
 
 CONNECT_SECONDS = 5
+"""Seconds for a connection; shorter than a hook's time limit, so that the reason is on record."""
 
 
 class RedisSink:
-    """One stream. Each entry has the `id` and `type` of the CloudEvent, and all of it as `event` (JSON)."""
+    """One stream. Each entry has the fields `id` and `type` of the CloudEvent, and the CloudEvent as `event` (JSON)."""
 
     def __init__(self, address: str) -> None:
-        """Raises ValueError."""
+        """Open a sink. Raises ValueError for an address without a host or a stream."""
         parts = parse_address(address)
         self._stream = unquote(parts.path.removeprefix("/")) if parts else ""
         db = parse_qs(parts.query).get("db", ["0"])[0] if parts else ""
@@ -29,15 +30,15 @@ class RedisSink:
         )
 
     async def send(self, message: Message) -> Delivered:
-        """One entry."""
+        """Add one entry."""
         event = to_cloudevent(message)
         entry: Any = {"id": event["id"], "type": event["type"], "event": json.dumps(event)}
         try:
-            added = await self._redis.xadd(self._stream, entry)
+            entry_id = await self._redis.xadd(self._stream, entry)
         except (RedisError, OSError) as error:
             raise NotDelivered(describe_error(error)) from error
-        return Delivered(response=f"entry {added!s}")
+        return Delivered(response=f"entry {entry_id!s}")
 
     async def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         await self._redis.aclose()

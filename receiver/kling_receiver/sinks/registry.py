@@ -1,4 +1,4 @@
-"""Finds the sink for an address that is neither the web's nor a command: by its scheme, among entry points."""
+"""Open the sink of a hook's address by its scheme, from the entry points of installed packages."""
 
 from importlib.metadata import EntryPoint, entry_points
 
@@ -8,34 +8,35 @@ GROUP = "kling_callback.sinks"
 
 
 def open_sink(address: str) -> Sink:
-    """A sink for this address; nothing is connected yet.
+    """Open a sink for this address, without connecting yet.
 
-    Raises ValueError, saying what to do, where no installed package serves its scheme or takes the address.
+    Raises ValueError, with what to do, if no installed package serves the scheme or the address is invalid.
     """
-    point = _found(scheme_of(address))
+    point = _entry_point(scheme_of(address))
     factory = _load(point)
     try:
         return factory(address)
     except ValueError:
         raise
-    except Exception as error:  # of somebody else's making
-        raise ValueError(f"{point.name}: its sink cannot be made ({describe_error(error)}).") from error
+    except Exception as error:  # a plugin's bug
+        raise ValueError(f"{point.name}: the sink cannot be opened ({describe_error(error)}).") from error
 
 
-def _found(scheme: str) -> EntryPoint:
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if scheme not in known:
-        schemes = ", ".join(["https", "http", "command", *sorted(known)])
-        raise ValueError(f"nothing delivers to {scheme or 'no scheme'}: addresses. There are: {schemes}.")
-    return known[scheme]
+def _entry_point(scheme: str) -> EntryPoint:
+    by_scheme = {point.name: point for point in entry_points(group=GROUP)}
+    if scheme not in by_scheme:
+        schemes = ", ".join(["https", "http", "command", *sorted(by_scheme)])
+        raise ValueError(f"no sink delivers to {scheme or 'no scheme'}: addresses. Use one of: {schemes}.")
+    return by_scheme[scheme]
 
 
 def _load(point: EntryPoint) -> Factory:
     try:
         factory: Factory = point.load()
     except (ImportError, AttributeError) as error:
-        extra = f"kling-callback[{point.name}]" if point.module.startswith("receiver.") else point.module
-        raise ValueError(f"{point.name}: needs a package that is not here ({error}). Install {extra}.") from None
-    except Exception as error:
-        raise ValueError(f"{point.name}: its package cannot be loaded ({describe_error(error)}).") from error
+        ours = point.module.startswith("kling_receiver.")
+        remedy = f"Run: pip install '.[{point.name}]'" if ours else f"Install {point.module}."
+        raise ValueError(f"{point.name}: a package is missing ({error}). {remedy}") from None
+    except Exception as error:  # a plugin's bug
+        raise ValueError(f"{point.name}: the sink's package cannot be loaded ({describe_error(error)}).") from error
     return factory
