@@ -168,8 +168,8 @@ def test_what_fails_is_found_and_sent_again(operator: Operator) -> None:
 
 WRONG: dict[str, tuple[list[str], int, str]] = {
     "a forbidden address": (["hooks", "add", "http://10.0.0.1/"], 1, "is not a public address"),
-    "an unknown scheme": (["hooks", "add", "kafka://host/topic"], 2, "nothing delivers to kafka"),
-    "no such command": (["hooks", "add", "command:no-such-command"], 2, "there is no command no-such-command"),
+    "an unknown scheme": (["hooks", "add", "kafka://host/topic"], 2, "no sink delivers to kafka"),
+    "no such command": (["hooks", "add", "command:no-such-command"], 2, "the command no-such-command does not exist"),
     "a short secret": (["hooks", "add", GOOD, "--secret", SHORT], 1, "is too short"),
     "a filter of nothing": (
         ["hooks", "add", GOOD, "--event", "task.failed", "--status", "succeed"],

@@ -64,13 +64,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no host": ({"address": "https:///path"}, "its host is no name"),
     "an unknown scheme": (
         {"address": "kafka://host/topic"},
-        "nothing delivers to kafka: addresses. There",
+        "no sink delivers to kafka: addresses. Use",
     ),
-    "no scheme": ({"address": "hooks.example/in"}, "nothing delivers to"),
-    "a file": ({"address": "file:///etc/passwd"}, "nothing delivers to file:"),
+    "no scheme": ({"address": "hooks.example/in"}, "no sink delivers to"),
+    "a file": ({"address": "file:///etc/passwd"}, "no sink delivers to file:"),
     "no such command": (
         {"address": "command:no-such-command-here"},
-        "there is no command no-such",
+        "the command no-such",
     ),
     "a short secret": ({"address": GOOD, "secret": SHORT}, "secret: is too short"),
     "no secret": ({"address": GOOD, "secret": "hush!"}, "whsec_<base64>"),
