@@ -4,13 +4,13 @@ from pydantic import ValidationError
 
 
 def describe_errors(error: ValidationError) -> list[str]:
-    """All that pydantic found wrong with a document, each with its place."""
-    found = []
-    for each in error.errors():
-        place = ".".join(str(part) for part in each["loc"])
-        said = each["msg"].removeprefix("Value error, ").rstrip(".")
-        if each["type"] == "extra_forbidden":
-            said = "there is nothing of this name"
-        stop = "" if said.endswith('"') else "."  # what is to be copied ends as it is
-        found.append(f"{place}: {said}{stop}" if place else f"{said[:1].upper()}{said[1:]}{stop}")
-    return found
+    """One sentence for each problem in a document, with the path of its field."""
+    sentences = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown field"
+        stop = "" if message.endswith('"') else "."  # a quoted example at the end can be copied as it is
+        sentences.append(f"{path}: {message}{stop}" if path else f"{message[:1].upper()}{message[1:]}{stop}")
+    return sentences

@@ -1,34 +1,93 @@
-"""How tasks and events look from outside: the JSON of the contract, the same in the API, SSE and hooks."""
+"""The JSON of tasks and events, the same in the API, in event streams and in hook deliveries."""
 
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, overload
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from kling_callback.protocol import signing
+from kling_receiver.states import Origin, Status
 from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.rows import EventRow, ResultRow
+from kling_receiver.store.tables import RESULT_STATUSES
 
 LINK_SECONDS = 86_400
-"""How long a result's `href` opens without a token."""
+"""Seconds for which a result's `href` opens the file without a token."""
+
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
+class ResultJson(TypedDict):
+    """A file of a task."""
+
+    index: int
+    kind: Annotated[str, Field(description="image, video, audio; watermark for a marked copy")]
+    id: str | None
+    duration: Annotated[float | None, Field(description="seconds")]
+    status: Annotated[str, Field(json_schema_extra={"enum": list(RESULT_STATUSES)})]
+    content_type: str | None
+    size: Annotated[int | None, Field(description="bytes")]
+    sha256: str | None
+    href: Annotated[str | None, Field(description="a link that opens the file for a limited time without a token")]
+    source_url: str | None
+    expires_at: Annotated[Timestamp | None, Field(description="when source_url expires, if the URL states it")]
+    error: Annotated[str | None, Field(description="why the file was not stored")]
+
+
+class TaskJson(TypedDict):
+    """A task."""
+
+    id: Annotated[str, Field(description="our id")]
+    task_id: Annotated[str | None, Field(description="Kling's id")]
+    family: str
+    model: str
+    tags: list[str]
+    status: Status
+    status_msg: str
+    origin: Annotated[Origin | None, Field(description="the source of the final status")]
+    request: Any
+    results: list[ResultJson]
+    cost: Annotated[Any, Field(description="as Kling reports it")]
+    done: Annotated[
+        bool, Field(description="the final status is accepted, not only a hint, and every result is stored or failed")
+    ]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class EventJson(TypedDict):
+    """An event, with its task as it is now."""
+
+    id: int
+    type: str
+    at: Timestamp
+    data: Any
+    task: TaskJson
+
+
+@overload
+def iso(milliseconds: int) -> str: ...
+@overload
+def iso(milliseconds: int | None) -> str | None: ...
 def iso(milliseconds: int | None) -> str | None:
-    """ISO 8601 in UTC, with milliseconds."""
+    """Unix milliseconds as ISO 8601 in UTC, with milliseconds."""
     if milliseconds is None:
         return None
-    at = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Payloads:
-    """Makes the JSON; `secrets` and `receiver_url` go into the links to files."""
+    """Renders tasks and events as JSON. `secrets` sign the links to files, which start with `receiver_url`."""
 
     def __init__(self, secrets: Sequence[str], receiver_url: str, *, clock: Callable[[], float] = time.time) -> None:
         self._secrets, self._url, self._clock = secrets, receiver_url, clock
 
-    def task(self, detail: TaskDetail) -> dict[str, Any]:
-        """A task."""
+    def task(self, detail: TaskDetail) -> TaskJson:
+        """Render a task, with a new link for each stored file."""
         row = detail.row
         return {
             "id": row["id"],
@@ -47,7 +106,7 @@ class Payloads:
             "updated_at": iso(row["updated_at"]),
         }
 
-    def _result(self, result: ResultRow) -> dict[str, Any]:
+    def _result(self, result: ResultRow) -> ResultJson:
         stored = result["status"] == "stored"
         return {
             "index": result["position"],
@@ -68,8 +127,8 @@ class Payloads:
         expires = int(self._clock()) + LINK_SECONDS
         return signing.sign_link(self._secrets, self._url, result["task_id"], result["position"], expires)
 
-    def event(self, event: EventRow, detail: TaskDetail) -> dict[str, Any]:
-        """An event, with its task as it is now."""
+    def event(self, event: EventRow, detail: TaskDetail) -> EventJson:
+        """Render an event, with its task as it is now."""
         return {
             "id": event["id"],
             "type": event["type"],

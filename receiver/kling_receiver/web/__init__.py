@@ -1,1 +1,1 @@
-"""Incoming HTTP: the callback route, the API, limits and authentication."""
+"""Incoming HTTP: the callback route, the API, authentication and limits."""

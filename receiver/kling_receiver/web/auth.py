@@ -1,4 +1,4 @@
-"""Who may do what under `/api`: a bearer token says its role, and a higher role may do what a lower one may."""
+"""Authorization under `/api`: a bearer token contains its role, and each role includes those of lower rank."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -12,24 +12,25 @@ from kling_receiver.web.errors import ApiError
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
+"""A role may do what the roles of lower rank may."""
 
 
 def check_role(request: Request, secrets: Sequence[str], role: Role) -> None:
-    """Raise ApiError unless the request bears a token of at least this role."""
+    """Raise ApiError unless the request has a bearer token of this role or a higher one."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise _unauthenticated("no_token", "A bearer token is needed.", "Make one with: kling-receiver token")
+        raise _unauthenticated("no_token", "A bearer token is needed.", "Create one with: kling-receiver token")
     try:
-        held = verify_api_token(secrets, token.strip())
+        token_role = verify_api_token(secrets, token.strip())
     except TokenError as error:
-        raise _unauthenticated("bad_token", str(error), "Make a new one with: kling-receiver token") from None
-    if RANK[held] < RANK[role]:
-        message = f"A {held} token may not do this."
-        raise ApiError(403, "forbidden", message, f"Make one that may with: kling-receiver token --role {role}")
+        raise _unauthenticated("bad_token", str(error), "Create a new one with: kling-receiver token") from None
+    if RANK[token_role] < RANK[role]:
+        message = f"A {token_role} token may not do this."
+        raise ApiError(403, "forbidden", message, f"Create a token with: kling-receiver token --role {role}")
 
 
 def require_role(secrets: Sequence[str], role: Role, endpoint: Endpoint) -> Endpoint:
-    """The endpoint, for those who bear a token of at least this role."""
+    """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one."""
 
     async def guarded(request: Request) -> Response:
         check_role(request, secrets, role)

@@ -1,4 +1,4 @@
-"""Requests' bodies, read under caps: on what is kept of one and of all, on what is read, and on time."""
+"""Read request bodies under limits: bytes kept, bytes read, time, and large bodies in memory at once."""
 
 import asyncio
 import hashlib
@@ -10,23 +10,27 @@ from starlette.requests import ClientDisconnect, Request
 from kling_receiver.store.errors import Unavailable
 
 MAX_KEPT_BYTES = 1_000_000
-"""Bytes of a body that are kept."""
+"""Bytes of a body that are kept in memory and stored."""
 MAX_DROPPED_BYTES = 16_000_000
-"""Bytes after those that are read and dropped, for the digest."""
+"""Bytes read after those only for the size and the digest, and dropped."""
 READ_SECONDS = 30
+"""Seconds in which a whole body must arrive."""
 LARGE_BYTES = 16_384
-"""Bytes beyond which a body is large. Kling's own have 1 to 5 KB, and so wait for nobody."""
+"""Bytes beyond which a body is large. Kling's callbacks have 1 to 5 KB, so they never wait for a reservation."""
 MAX_LARGE = 64
-"""Large bodies that are read or held at once: 64 MB at most."""
+"""Large bodies that are read or held at once: 64 MB of memory at most."""
 RESERVE_TIMEOUT_SECONDS = 10
-"""For which another one waits for room."""
+"""Seconds that another large body waits for a place."""
 MAX_UNAUTHENTICATED = 16
-"""Large bodies that are read at once from senders who have yet to prove who they are."""
+"""Large bodies read at once from senders that are not authenticated yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's body: its first KEPT bytes, the size and digest of all that was read."""
+    """A request's body: its first MAX_KEPT_BYTES, and the size and digest of all that was read.
+
+    `problem`: why it is incomplete.
+    """
 
     content: bytes
     size: int
@@ -35,7 +39,7 @@ class Body:
 
 
 class BodyLimiter:
-    """What one process has of bodies at once. `large`: how many of those; `seconds`: for which one waits."""
+    """Bounds the large bodies held in memory. `large`: how many at once; `timeout`: seconds to wait for a place."""
 
     def __init__(self, large: int = MAX_LARGE, timeout: float = RESERVE_TIMEOUT_SECONDS) -> None:
         self.large, self.timeout = asyncio.Semaphore(large), timeout
@@ -43,7 +47,7 @@ class BodyLimiter:
 
 
 class Reservation:
-    """One body's part of them; given back when the block ends."""
+    """A body's reservation in the limiter, released when the block ends."""
 
     def __init__(self, limiter: BodyLimiter) -> None:
         self._limiter, self._is_large = limiter, False
@@ -56,7 +60,7 @@ class Reservation:
             self._limiter.large.release()
 
     async def reserve_large(self) -> None:
-        """Wait for the room of a large body. Raises Unavailable when none comes free."""
+        """Wait for a place for a large body. Raises Unavailable after the limiter's timeout."""
         if self._is_large:
             return
         try:
@@ -68,10 +72,10 @@ class Reservation:
 
 
 class UnauthenticatedReservation(Reservation):
-    """The same for a sender who has yet to prove who it is: of those, few large bodies are read at once."""
+    """A reservation for a sender that is not authenticated yet: few of these exist at once, and none waits."""
 
     async def reserve_large(self) -> None:
-        """Take one of those few places. Raises Unavailable when none is free."""
+        """Take a place at once. Raises Unavailable when none is free."""
         if self._is_large:
             return
         if self._limiter.unauthenticated >= MAX_UNAUTHENTICATED:
@@ -90,11 +94,12 @@ async def read_body(
     max_dropped: int = MAX_DROPPED_BYTES,
     seconds: float = READ_SECONDS,
 ) -> Body:
-    """Read a body, at most `seconds` long; keep KEPT bytes, and read `dropped` more for size and digest.
+    """Read a body for at most `seconds`: keep MAX_KEPT_BYTES, and read `max_dropped` more for size and digest.
 
-    Raises Unavailable when there is no room for it, and nothing for what the sender does.
+    Raises Unavailable when a large body gets no place. A sender that stops or disconnects raises nothing: the body
+    then has a `problem`.
     """
-    kept, size, digest, trouble = bytearray(), 0, hashlib.sha256(), None
+    kept, size, digest, problem = bytearray(), 0, hashlib.sha256(), None
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
@@ -107,5 +112,5 @@ async def read_body(
                 if size > MAX_KEPT_BYTES + max_dropped:
                     break
     except (ClientDisconnect, TimeoutError):
-        trouble = "cut off"
-    return Body(bytes(kept), size, digest.hexdigest(), trouble)
+        problem = "cut off"
+    return Body(bytes(kept), size, digest.hexdigest(), problem)

@@ -1,6 +1,6 @@
-"""The inbound route: prove, read, hand to the writer, answer. It never asks, fetches or decides anything.
+"""The callback routes: authenticate, read, commit, answer. They never query Kling, and change no status themselves.
 
-Nothing with a good token is refused for its content: what cannot be read still says that something happened.
+With a valid token no body is refused for its content: an unreadable one still is a hint to query Kling.
 """
 
 import logging
@@ -30,16 +30,16 @@ log = logging.getLogger("kling_receiver.callbacks")
 
 
 DOCTOR_FAMILY = "(doctor)"
-"""The family of a callback token that asks for nothing but an echo: no task is made, and no task's is this."""
+"""The family in a callback token of `kling-receiver doctor`: the route only echoes its id. No task has this family."""
 
 
 def doctor_answer(nonce: str) -> dict[str, str]:
-    """What the callback route says to the doctor: the nonce proves that it was this receiver."""
+    """The callback route's response to `kling-receiver doctor`: the nonce proves that this receiver answered."""
     return {"doctor": nonce}
 
 
 class CallbackRoutes:
-    """`POST /callbacks/{token}`, and `POST /callbacks` for what Kling itself signed."""
+    """`POST /callbacks/{token}`, and `POST /callbacks` for callbacks that Kling itself signed."""
 
     def __init__(
         self,
@@ -57,32 +57,36 @@ class CallbackRoutes:
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
     async def receive(self, request: Request) -> Response:
-        """200 once durable; 401 for a bad token, before a byte of the body is read; 503 when not durable."""
-        given = request.path_params["token"].rstrip("/")
-        if not given:
+        """Answer 200 once the callback is durable, 401 for a bad token before the body is read, else 503."""
+        text = request.path_params["token"].rstrip("/")
+        if not text:
             return await self.receive_signed(request)
         try:
-            token = self._signer.verify(given, self._settings.callback_max_age)
+            token = self._signer.verify(text, self._settings.callback_max_age)
         except TokenError as error:
-            return self._reject("bad_token", str(error), "Use the callback_url exactly as the receiver gave it.")
+            return self._reject("bad_token", str(error), "Use the callback_url exactly as the receiver returned it.")
         return await self._counted(self._handle_token(request, token))
 
     async def _handle_token(self, request: Request, token: CallbackToken) -> Response:
-        with Reservation(self._bodies) as share:
+        with Reservation(self._bodies) as reservation:
             if token.family == DOCTOR_FAMILY:
-                await read_body(request, share)
+                await read_body(request, reservation)
                 await self._writer.probe()
                 return JSONResponse(doctor_answer(token.task_id))
             if not (is_id(token.task_id) and is_family(token.family)):
-                return self._reject("bad_token", "The callback token names an impossible task.", "Sign another id.")
-            body = await read_body(request, share)
+                message = "The task id or family in the callback token is not valid."
+                return self._reject("bad_token", message, "Sign a valid task id and family.")
+            body = await read_body(request, reservation)
             signature = self._signature(request, body)
             if self._settings.webhook_signature == "required" and signature != "good":
                 return self._reject(*BAD_SIGNATURE)
             return await self._record(_callback(token.task_id, token.family, body, signature))
 
     async def receive_signed(self, request: Request) -> Response:
-        """For Kling's console test, and addresses set elsewhere: 401 unless Kling's signature holds."""
+        """Receive a callback without a token: Kling's console test, or an address set elsewhere.
+
+        Answers 401 unless Kling's signature is valid, and 200 without storing it if no task matches.
+        """
         if not self._settings.webhook_secrets:
             return self._reject(*NO_SECRETS)
         if not is_plausible(request.headers, self._clock()):
@@ -90,21 +94,21 @@ class CallbackRoutes:
         return await self._counted(self._handle_signed(request))
 
     async def _handle_signed(self, request: Request) -> Response:
-        with UnauthenticatedReservation(self._bodies) as share:
-            body = await read_body(request, share, max_dropped=0)  # what is too long has no signature that holds
+        with UnauthenticatedReservation(self._bodies) as reservation:
+            body = await read_body(request, reservation, max_dropped=0)  # the signature of a longer body cannot match
             if self._signature(request, body) != "good":
                 return self._reject(*BAD_SIGNATURE)
             task = await self._find_task(parse_callback(body.content))
             if task is None:
                 self._metrics.callbacks.labels("unknown_task").inc()
-                log.info("a callback that Kling signed is of no task of ours; nothing was kept")
+                log.info("a callback signed by Kling belongs to no known task; it was not stored")
                 return JSONResponse({"ok": True})
             return await self._record(_callback(task["id"], task["family"], body, "good"))
 
-    async def _counted(self, answer: Awaitable[Response]) -> Response:
+    async def _counted(self, response: Awaitable[Response]) -> Response:
         try:
-            return await answer
-        except Unavailable:  # answered 503 by the application
+            return await response
+        except Unavailable:  # answered with 503 by the application
             self._metrics.callbacks.labels("unavailable").inc()
             raise
 
@@ -113,12 +117,12 @@ class CallbackRoutes:
         return verify(secrets, request.headers, body.content, self._clock()) if secrets else "absent"
 
     async def _find_task(self, report: Report | None) -> TaskRow | None:
-        """Our task that a signed report is of: by the id that we sent, else by Kling's."""
+        """Find the task of a signed report: by the id that our create sent, else by Kling's id."""
         if report is None:
             return None
         task = await self._reader.task(report.external_task_id) if report.external_task_id else None
-        if task is None and report.kling_id and (holder := await self._reader.find_by_kling_id(report.kling_id)):
-            task = await self._reader.task(holder)
+        if task is None and report.kling_id and (task_id := await self._reader.find_by_kling_id(report.kling_id)):
+            task = await self._reader.task(task_id)
         return task
 
     async def _record(self, callback: Callback) -> Response:
@@ -135,13 +139,13 @@ class CallbackRoutes:
 
 BAD_SIGNATURE = (
     "bad_signature",
-    "Kling's signature is missing or does not hold.",
+    "Kling's signature is missing or not valid.",
     "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console.",
 )
 NO_SECRETS = (
     "bad_signature",
-    "An address without a token takes only what Kling signed, and this receiver has none of Kling's secrets.",
-    "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console, or use a callback_url of the receiver's.",
+    "A callback without a token must be signed by Kling, and this receiver has none of Kling's secrets.",
+    "Set KLING_WEBHOOK_SECRETS to the secret from Kling's console, or use a callback_url from this receiver.",
 )
 ACCEPTED = JSONResponse({"ok": True})
 
@@ -149,10 +153,9 @@ ACCEPTED = JSONResponse({"ok": True})
 def _callback(task_id: str, family: str, body: Body, signature: SignatureState) -> Callback:
     oversized = body.size > len(body.content)
     report = None if oversized or body.problem else parse_callback(body.content)
-    trouble = body.problem or ("oversized" if oversized else None if report else "unreadable")
-    if signature == "bad":
-        # Whoever holds the address may have sent it, Kling did not: it proves that something happened, no more.
-        report, trouble = None, "wrongly signed"
+    problem = body.problem or ("oversized" if oversized else None if report else "unreadable")
+    if signature == "bad":  # sent by another holder of the address, not by Kling: only a hint to query Kling
+        report, problem = None, "wrongly signed"
     return Callback(
         task_id=task_id,
         family=family,
@@ -161,5 +164,5 @@ def _callback(task_id: str, family: str, body: Body, signature: SignatureState) 
         size=body.size,
         report=report,
         signed=signature == "good" and report is not None,
-        problem=trouble,
+        problem=problem,
     )

@@ -8,13 +8,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kling_receiver.web.errors import ApiError, error_response
 
 ROUTES = frozenset({"callbacks", "api", "healthz", "readyz", "metrics", "openapi.json"})
-"""What the path of each route begins with."""
+"""The first part of the path of each route."""
 
 
 class PathPrefix:
-    """Serves the path of KLING_RECEIVER_URL, whether or not the proxy in front takes it off.
+    """Removes the path of KLING_RECEIVER_URL from each request, unless a proxy has removed it already.
 
-    `/api/tasks` under the prefix `/api` was taken off already: what is left of it is no route of ours.
+    A path is shortened only if a route remains: with the prefix `/api`, a proxy may already have shortened
+    `/api/api/tasks` to `/api/tasks`.
     """
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
@@ -34,12 +35,12 @@ async def api_error(request: Request, error: Exception) -> Response:
 
 
 async def unavailable(request: Request, error: Exception) -> Response:
-    return error_response(503, "unavailable", str(error), "Send it again.", headers={"Retry-After": "5"})
+    return error_response(503, "unavailable", str(error), "Send the request again.", headers={"Retry-After": "5"})
 
 
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    hint = {404: "The routes are in /openapi.json.", 405: "Use one of the methods that Allow names."}
+    hint = {404: "Check the path: /openapi.json lists every route.", 405: "Use a method from the Allow header."}
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return error_response(
         error.status_code, code, f"{error.detail}.", hint.get(error.status_code, ""), headers=error.headers
@@ -47,4 +48,4 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 async def internal_error(request: Request, error: Exception) -> Response:
-    return error_response(500, "internal", "The receiver failed.", "Its log says why.")
+    return error_response(500, "internal", "The receiver failed.", "Check its log.")

@@ -1,4 +1,4 @@
-"""What an operator may order over `/api`, with a token of role admin: ask Kling now, fetch lost files again."""
+"""Actions on a task, for role admin: query Kling now, download lost files again."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,13 +6,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report
-from kling_receiver.events.payloads import Payloads
+from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.results import records as result_records
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
+from kling_receiver.states import Status
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow, TaskRow
 from kling_receiver.store.transaction import Transaction
@@ -26,8 +28,15 @@ from kling_receiver.web.errors import ApiError
 Action = Callable[[TaskRow], Awaitable[Report]]
 
 
+class ActionJson(TypedDict):
+    """Kling's status of a task, and the task after the action."""
+
+    kling: Status | None
+    task: TaskJson
+
+
 class TaskActions:
-    """The routes of orders about a task; each answers `{"kling": status, "task": {...}}`."""
+    """The routes of actions on a task. Each responds with Kling's status and the task after the action."""
 
     def __init__(
         self,
@@ -43,20 +52,20 @@ class TaskActions:
         self._writer, self._reader, self._payloads = writer, reader, payloads
 
     def routes(self) -> list[Route]:
-        """Every route."""
+        """The routes of this module."""
         return [
             Route("/api/tasks/{id}/ask", self._action(self._ask), methods=["POST"]),
             Route("/api/tasks/{id}/fetch", self._action(self._fetch), methods=["POST"]),
         ]
 
     def _action(self, action: Action) -> Endpoint:
-        async def ordered(request: Request) -> Response:
-            full = await get_task_or_404(self._reader, request.path_params["id"])
-            report = await action(full.row)
-            full = await get_task_or_404(self._reader, full.row["id"])
-            return JSONResponse({"kling": report.status, "task": self._payloads.task(full)})
+        async def endpoint(request: Request) -> Response:
+            detail = await get_task_or_404(self._reader, request.path_params["id"])
+            report = await action(detail.row)
+            detail = await get_task_or_404(self._reader, detail.row["id"])
+            return JSONResponse(ActionJson(kling=report.status, task=self._payloads.task(detail)))
 
-        return require_role(self._settings.signing_secrets, "admin", ordered)
+        return require_role(self._settings.signing_secrets, "admin", endpoint)
 
     async def _ask(self, task: TaskRow) -> Report:
         report = await self._query(task)
@@ -69,17 +78,17 @@ class TaskActions:
 
         def change(tx: Transaction) -> bool:
             row = tx.require_task(task["id"])
-            for n in lost:
-                result_records.mark_lost(tx, row, n, "It is no longer in the storage as it was stored.")
+            for position in lost:
+                result_records.mark_lost(tx, row, position, "It is no longer in the storage as it was stored.")
             apply_answer(tx, row, report, "operator")
-            found = row["status"] == report.status == "succeed" and bool(report.outputs)
-            if found:
+            has_files = row["status"] == report.status == "succeed" and bool(report.outputs)
+            if has_files:
                 result_records.refresh_downloads(tx, row, report.outputs)
-            return found
+            return has_files
 
         if not await self._writer.run(change):
-            said = f"The task is not one that succeeded with files: Kling says {report.status}."
-            raise ApiError(409, "no_files", said, "There is nothing to fetch.")
+            message = f"The task did not succeed with files. Kling's status is {report.status}."
+            raise ApiError(409, "no_files", message, "Check the task's status.")
         return report
 
     async def _is_lost(self, result: ResultRow) -> bool:
@@ -91,8 +100,8 @@ class TaskActions:
         try:
             report = await self._reconciler.query(task)
         except GatewayError as error:
-            raise ApiError(502, "kling_failed", error.message, error.hint or "Ask again later.") from None
+            raise ApiError(502, "kling_failed", error.message, error.hint or "Run it again later.") from None
         if report is None:
-            hint = "Its create did not arrive, or Kling has forgotten it."
+            hint = "Check that its create reached Kling, and that Kling still keeps the task."
             raise ApiError(409, "unknown_at_kling", "Kling does not know this task.", hint)
         return report

@@ -1,54 +1,191 @@
-"""How hooks and deliveries look from outside. No secret is shown, nor a password in an address."""
+"""The JSON of hooks and deliveries. It contains no secret, and no password of an address."""
 
 import re
-from typing import Any
+from typing import Annotated, Literal, cast
 
-from kling_receiver.events.payloads import iso
-from kling_receiver.hooks.config import WEB_SCHEMES
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from kling_receiver.events.payloads import Timestamp, iso
+from kling_receiver.hooks.config import (
+    WEB_SCHEMES,
+    Concurrency,
+    EventTypes,
+    Families,
+    RateLimit,
+    RetrySchedule,
+    Statuses,
+    Tags,
+    Timeout,
+)
 from kling_receiver.hooks.delivery_list import Delivery
 from kling_receiver.jobs.queue import NEVER
 from kling_receiver.sinks import scheme_of
+from kling_receiver.states import Status
 from kling_receiver.store.rows import AttemptRow, HookRow
+from kling_receiver.store.tables import HOOK_SOURCES
 
 USERINFO = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
-"""Of an address: its scheme, a user's name where a password follows, and what else stands before the host."""
+"""The start of an address: its scheme, a user name that a password follows, and the rest of the part before `@`."""
 
 
-def hook_payload(row: HookRow, counts: dict[str, int], last_event: int) -> dict[str, Any]:
-    """A hook. `behind`: events of the log that it was not yet offered, wanted or not."""
-    state = "paused" if row["paused_at"] else "failing" if row["failing_since"] else "active"
+class HookJson(TypedDict):
+    """A hook."""
+
+    name: str
+    address: Annotated[str, Field(description="without a password")]
+    source: Annotated[
+        str, Field(description="where the hook is defined", json_schema_extra={"enum": list(HOOK_SOURCES)})
+    ]
+    task: Annotated[str | None, Field(description="the only task whose events the hook receives")]
+    events: EventTypes
+    families: Families
+    statuses: Statuses
+    tags: Tags
+    retry_schedule: RetrySchedule
+    concurrency: Concurrency
+    rate_limit: RateLimit | None
+    timeout: Timeout
+    state: Literal["active", "failing", "paused"]
+    paused_at: Timestamp | None
+    paused_because: str | None
+    failing_since: Timestamp | None
+    pending: Annotated[int, Field(description="deliveries that were attempted and will be retried")]
+    dead: Annotated[int, Field(description="dead letters: deliveries that were given up")]
+    behind: Annotated[int, Field(description="events after the hook's cursor, whether they match its filter or not")]
+    created_at: Timestamp
+
+
+class HookListJson(TypedDict):
+    """All hooks. `database` identifies the database, so that a command can tell which receiver it reached."""
+
+    hooks: list[HookJson]
+    database: str
+    kept_in_file: bool
+
+
+class HookSecretJson(TypedDict):
+    """A hook and its new secret."""
+
+    hook: HookJson
+    secret: Annotated[str, Field(description="shown only this once")]
+
+
+class RemovedJson(TypedDict):
+    """The name of a hook that was removed."""
+
+    removed: str
+
+
+class OutcomeJson(TypedDict):
+    """The outcome of one request to a hook."""
+
+    delivered: bool
+    duration_ms: Annotated[int, Field(description="milliseconds")]
+    response_status: Annotated[int | None, Field(description="an HTTP status, or a command's exit code")]
+    response_body: Annotated[str | None, Field(description="its first bytes; the last of a command's output")]
+    error: str | None
+
+
+class AttemptJson(OutcomeJson):
+    """An attempt to deliver an event to a hook."""
+
+    attempted_at: Timestamp
+
+
+class _DeliveryFields(TypedDict):
+    id: Annotated[str, Field(description="EVENT/HOOK")]
+    event: int
+    hook: str
+    type: str
+    task: str
+    state: Annotated[
+        Literal["pending", "delivered", "dead", "dropped"], Field(description="dropped: removed with its hook")
+    ]
+    last_attempt: AttemptJson | None
+    next_attempt_at: Annotated[Timestamp | None, Field(description="when it is retried")]
+
+
+class DeliverySummaryJson(_DeliveryFields):
+    """A delivery of one event to one hook; `attempts` counts its attempts."""
+
+    attempts: int
+
+
+class DeliveryJson(_DeliveryFields):
+    """A delivery of one event to one hook, with all its attempts."""
+
+    attempts: list[AttemptJson]
+
+
+class DeliveryPageJson(TypedDict):
+    """A page of deliveries, newest event first."""
+
+    deliveries: list[DeliverySummaryJson]
+    next: str | None
+
+
+class RetriedJson(TypedDict):
+    """How many dead letters are delivered again."""
+
+    deliveries: int
+
+
+class ReplayedJson(TypedDict):
+    """The hooks that receive a replay, and how many events of the log it covers."""
+
+    hooks: list[str]
+    events: int
+
+
+def hook_payload(row: HookRow, counts: dict[str, int], last_event: int) -> HookJson:
+    """Render a hook. `counts`: its `pending` and `dead` deliveries; `last_event`: the newest id of the event log."""
+    rules = row["filter"]
     return {
         "name": row["name"],
         "address": masked_address(row["address"]),
         "source": row["source"],
         "task": row["task_id"],
-        **row["filter"],
+        "events": rules["events"],
+        "families": rules["families"],
+        "statuses": cast(list[Status], rules["statuses"]),
+        "tags": rules["tags"],
         "retry_schedule": row["retry_schedule"],
         "concurrency": row["concurrency"],
         "rate_limit": row["rate_limit"],
         "timeout": row["timeout"],
-        "state": state,
+        "state": "paused" if row["paused_at"] else "failing" if row["failing_since"] else "active",
         "paused_at": iso(row["paused_at"]),
         "paused_because": row["paused_because"] or None,
         "failing_since": iso(row["failing_since"]),
-        **counts,
+        "pending": counts["pending"],
+        "dead": counts["dead"],
         "behind": max(last_event - row["cursor"], 0),
         "created_at": iso(row["created_at"]),
     }
 
 
 def masked_address(address: str) -> str:
-    """An address without the password, or the token, in it; what a web address has after `?` is often one."""
+    """Hide the password or token in an address, and the whole query of a web address, which often is one."""
     if scheme_of(address) in WEB_SCHEMES:
         place, mark, _ = address.partition("?")
         return f"{place}?***" if mark else address
     return USERINFO.sub(r"\1\2***@", address)
 
 
-def delivery_payload(delivery: Delivery, *, attempts: bool = False) -> dict[str, Any]:
-    """A delivery, with its last attempt or with all of them."""
-    job, made = delivery.job, [_attempt(each) for each in delivery.attempts]
-    due = job["due_at"] if job and job["state"] == "ready" else None
+def delivery_payload(delivery: Delivery) -> DeliveryJson:
+    """Render a delivery with all its attempts."""
+    return {**_delivery_fields(delivery), "attempts": [_attempt(row) for row in delivery.attempts]}
+
+
+def delivery_summary(delivery: Delivery) -> DeliverySummaryJson:
+    """Render a delivery with its last attempt."""
+    return {**_delivery_fields(delivery), "attempts": len(delivery.attempts)}
+
+
+def _delivery_fields(delivery: Delivery) -> _DeliveryFields:
+    job = delivery.job
+    due_at = job["due_at"] if job and job["state"] == "ready" else NEVER
     return {
         "id": f"{delivery.event['id']}/{delivery.hook_name}",
         "event": delivery.event["id"],
@@ -56,24 +193,23 @@ def delivery_payload(delivery: Delivery, *, attempts: bool = False) -> dict[str,
         "type": delivery.event["type"],
         "task": delivery.event["task_id"],
         "state": _state(delivery),
-        "attempts": made if attempts else len(made),
-        "last_attempt": made[-1] if made else None,
-        "next_attempt_at": iso(due) if due and due < NEVER else None,
+        "last_attempt": _attempt(delivery.attempts[-1]) if delivery.attempts else None,
+        "next_attempt_at": iso(due_at) if due_at < NEVER else None,
     }
 
 
-def _state(delivery: Delivery) -> str:
+def _state(delivery: Delivery) -> Literal["pending", "delivered", "dead", "dropped"]:
     if delivery.job:
         return "dead" if delivery.job["state"] == "dead" else "pending"
-    if any(each["delivered"] for each in delivery.attempts):
+    if any(row["delivered"] for row in delivery.attempts):
         return "delivered"
-    return "dropped" if delivery.attempts else "pending"  # with its hook; or not tried yet
+    return "dropped" if delivery.attempts else "pending"  # removed with its hook; or not attempted yet
 
 
 def outcome_payload(
     delivered: bool, duration_ms: int, *, status: int | None = None, body: str = "", error: str = ""
-) -> dict[str, Any]:
-    """The outcome of one attempt."""
+) -> OutcomeJson:
+    """Render the outcome of one request to a hook."""
     return {
         "delivered": delivered,
         "duration_ms": duration_ms,
@@ -83,7 +219,7 @@ def outcome_payload(
     }
 
 
-def _attempt(row: AttemptRow) -> dict[str, Any]:
+def _attempt(row: AttemptRow) -> AttemptJson:
     outcome = outcome_payload(
         bool(row["delivered"]),
         row["duration_ms"],

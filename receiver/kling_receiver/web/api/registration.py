@@ -12,7 +12,7 @@ from kling_receiver.web.errors import ApiError
 
 
 def read_registration(body: bytes) -> Registration:
-    """The registration in a request's body. Raises ApiError naming every problem."""
+    """Parse the registration in a request's body. Raises ApiError naming every problem."""
     if is_too_complex(body):
         raise ApiError(422, "bad_registration", "The registration has too many parts.", "Remove data from `request`.")
     try:

@@ -23,11 +23,11 @@ from kling_receiver.web.errors import ApiError
 log = logging.getLogger("kling_receiver.results")
 
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-"""One range; more of them at a time, or in another unit, are answered with the whole file."""
+"""One range. Several ranges, or another unit, are answered with the whole file."""
 
 
 class ResultRoutes:
-    """The route of result files: open to a token, or to the signed link in `href`. `clock`: unix seconds."""
+    """The route of result files, authorized by a token or by the signed link in `href`. `clock`: unix seconds."""
 
     def __init__(
         self,
@@ -41,28 +41,31 @@ class ResultRoutes:
         self._checking = CapacityLimiter(1)  # concurrent requests for one large file compute its checksum once
 
     def routes(self) -> list[Route]:
-        """Every route."""
+        """The routes of this module."""
         return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET"])]
 
     async def _result(self, request: Request) -> Response:
-        task, n = request.path_params["id"], _parse_index(request.path_params["n"])
-        self._authorize(request, task, n)
-        result = await self._reader.result(task, n) if is_id(task) else None
+        task_id, index = request.path_params["id"], _parse_index(request.path_params["n"])
+        self._authorize(request, task_id, index)
+        result = await self._reader.result(task_id, index) if is_id(task_id) else None
         if result is None:
-            raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
+            raise result_not_found()
+        if result["status"] == "failed":
+            hint = "Check the result's `error`. Run: kling-receiver tasks fetch TASK"
+            raise ApiError(409, "result_failed", "The file could not be downloaded.", hint)
         if result["status"] != "stored":
-            why = "It could not be had." if result["status"] == "failed" else "It is not here yet."
-            raise ApiError(409, f"result_{result['status']}", why, "Wait for the task's `result.stored` event.")
-        return await self._file(request, task, result)
+            hint = "Wait for the task's `result.stored` event."
+            raise ApiError(409, f"result_{result['status']}", "The file is not stored yet.", hint)
+        return await self._file(request, task_id, result)
 
     async def _file(self, request: Request, task_id: str, result: ResultRow) -> Response:
         assert result["path"]
         path = self._storage.path(result["path"])
-        found = await to_thread.run_sync(self._storage.sha256, result["path"], limiter=self._checking)
-        if found != result["sha256"]:
-            log.error("task %s, result %d: the file %s is gone, or was altered", task_id, result["position"], path)
-            why = "The file is no longer in the storage as it was stored."
-            raise ApiError(410, "result_lost", why, "Look at the storage folder, and put the file back.")
+        sha256 = await to_thread.run_sync(self._storage.sha256, result["path"], limiter=self._checking)
+        if sha256 != result["sha256"]:
+            log.error("task %s, result %d: the file %s is missing or was altered", task_id, result["position"], path)
+            message = "The file is no longer in the storage as it was stored."
+            raise ApiError(410, "result_lost", message, "Check the storage folder, and restore the file.")
         headers = {
             "ETag": f'"{result["sha256"]}"',
             "Cache-Control": "private, max-age=31536000, immutable",
@@ -89,29 +92,34 @@ class ResultRoutes:
         try:
             verify_link(self._settings.signing_secrets, task_id, index, expires, signature, now=self._clock())
         except TokenError as error:
-            raise ApiError(401, "bad_link", str(error), "Ask GET /api/tasks/{id} for a new link.") from None
+            raise ApiError(401, "bad_link", str(error), "Get a new link from GET /api/tasks/{id}.") from None
 
 
 def _not_modified(request: Request, etag: str) -> bool:
-    """Whether the client has this file; a proxy that compresses marks its tag as weak."""
-    tags = [each.strip().removeprefix("W/") for each in request.headers.get("If-None-Match", "").split(",")]
+    """Whether the client has this file already. A proxy that compresses marks the tag as weak."""
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
     return etag in tags or "*" in tags
 
 
 def _check_range(request: Request, etag: str, size: int) -> None:
-    """Leave a `Range` in the request only if it is one that can be answered. ApiError for one past the end."""
-    found = RANGE.fullmatch(request.headers.get("Range", ""))
-    first, last = (found[1], found[2]) if found else ("", "")
-    turned = first and last and int(first) > int(last)
-    if not (first or last) or turned or request.headers.get("If-Range", etag) != etag:
-        request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+    """Remove a `Range` header that must be ignored from the request. Raises ApiError for a range past the end."""
+    match = RANGE.fullmatch(request.headers.get("Range", ""))
+    first, last = (match[1], match[2]) if match else ("", "")
+    reversed_ = first and last and int(first) > int(last)
+    if not (first or last) or reversed_ or request.headers.get("If-Range", etag) != etag:
+        request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
     elif int(first or 0) >= size or (not first and int(last) == 0):
-        whole = f"bytes */{size}"
-        raise ApiError(416, "bad_range", f"The file has {size} bytes.", "Ask for less.", Content_Range=whole)
+        message, hint = f"The range is past the end: the file has {size} bytes.", "Fix the Range header."
+        raise ApiError(416, "bad_range", message, hint, Content_Range=f"bytes */{size}")
 
 
 def _parse_index(text: str) -> int:
-    """A result's number. Raises ApiError."""
+    """The index of a result. Raises ApiError if it is not a number."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ApiError(404, "unknown_result", "There is no such result.", "Look at the task's `results`.")
+        raise result_not_found()
     return int(text)
+
+
+def result_not_found() -> ApiError:
+    """The error for an index that the task's results do not have."""
+    return ApiError(404, "unknown_result", "There is no such result.", "Check the task's `results`.")

@@ -1,15 +1,14 @@
-"""Server-Sent Events of one task or of all tasks."""
+"""GET /api/events and /api/tasks/{id}/events: event streams (Server-Sent Events) of all tasks or of one."""
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from kling_receiver.events.bus import EventBus
-from kling_receiver.events.payloads import Payloads
+from kling_receiver.events.payloads import EventJson, Payloads
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.web.api.tasks import get_task_or_404
@@ -18,13 +17,13 @@ from kling_receiver.web.errors import ApiError
 
 
 class StreamRoutes:
-    """The routes of event streams: past events from a cursor, then live ones."""
+    """The routes of event streams: past events from a cursor, then live events."""
 
     def __init__(self, settings: ReceiverSettings, *, reader: Reader, bus: EventBus, payloads: Payloads) -> None:
         self._settings, self._reader, self._bus, self._payloads = settings, reader, bus, payloads
 
     def routes(self) -> list[Route]:
-        """Every route."""
+        """The routes of this module."""
         secrets = self._settings.signing_secrets
         return [
             Route("/api/tasks/{id}/events", require_role(secrets, "read", self._task_events), methods=["GET"]),
@@ -32,45 +31,49 @@ class StreamRoutes:
         ]
 
     async def _task_events(self, request: Request) -> Response:
-        full = await get_task_or_404(self._reader, request.path_params["id"])
-        return self._stream(request, full.row["id"], await self._after(request))
+        detail = await get_task_or_404(self._reader, request.path_params["id"])
+        return self._stream(request, detail.row["id"], await self._after(request))
 
     async def _all_events(self, request: Request) -> Response:
         return self._stream(request, None, await self._after(request))
 
     async def _after(self, request: Request) -> int:
-        """Where a stream begins: after `Last-Event-ID`, or `?after=`, which may also be `latest`."""
-        said = request.headers.get("Last-Event-ID") or request.query_params.get("after") or "0"
-        if said == "latest":
+        """The event id after which a stream begins: `Last-Event-ID`, or `?after=`, which may also be `latest`."""
+        text = request.headers.get("Last-Event-ID") or request.query_params.get("after") or "0"
+        if text == "latest":
             return await self._reader.last_event()
-        if not (said.isascii() and said.isdigit() and len(said) < 19):
-            raise ApiError(422, "bad_event_id", "The event id is not a number.", "Send back an id that came.")
-        return int(said)
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise ApiError(
+                422, "bad_event_id", "The event id is not a number.", "Send the id of an event, or `latest`."
+            )
+        return int(text)
 
     def _stream(self, request: Request, task_id: str | None, after: int) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        if request.method == "HEAD":  # has no body to wait for
+        if request.method == "HEAD":  # a response without a body must end at once
             return Response(media_type="text/event-stream", headers=headers)
         if self._bus.is_full:
-            raise ApiError(503, "too_many_streams", "Too many streams are open.", "Close some.", Retry_After="30")
+            raise ApiError(
+                503, "too_many_streams", "Too many streams are open.", "Close unused streams.", Retry_After="30"
+            )
         return StreamingResponse(self._frames(task_id, after), media_type="text/event-stream", headers=headers)
 
     async def _frames(self, task_id: str | None, after: int) -> AsyncIterator[bytes]:
-        # The id is where it begins: who loses the stream before anything happens misses nothing.
-        yield f": this stream tells what happens, as it happens\nid: {after}\n\n".encode()
+        # The id is where the stream begins, so that a client which reconnects before any event misses none.
+        yield f": past events, then live events\nid: {after}\n\n".encode()
         async for rows in self._bus.follow(task_id, after):
-            if not rows:
+            if not rows:  # a comment keeps proxies from closing a silent connection
                 yield b":\n\n"
                 continue
             while rows:
                 frames = await self._reader.render_events(
-                    rows, lambda row, full: _frame(self._payloads.event(row, full))
+                    rows, lambda event, detail: _frame(self._payloads.event(event, detail))
                 )
                 rows = rows[len(frames) :]
                 for frame in frames:
                     yield frame
 
 
-def _frame(event: dict[str, Any]) -> bytes:
+def _frame(event: EventJson) -> bytes:
     data = json.dumps(event, separators=(",", ":"))
     return f"id: {event['id']}\nevent: {event['type']}\ndata: {data}\n\n".encode()

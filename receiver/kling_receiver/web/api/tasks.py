@@ -3,16 +3,19 @@
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
+from kling_callback.protocol import ids
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.signing import CallbackSigner, Role
-from kling_receiver.events.payloads import Payloads
+from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import STATUSES
 from kling_receiver.store.reader import Reader, TaskDetail, TaskFilter
@@ -23,6 +26,21 @@ from kling_receiver.web.api.registration import check_account, check_hook, read_
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
+
+
+class TaskPageJson(TypedDict):
+    """A page of tasks, newest first. `next`: the cursor of the next page, null on the last one."""
+
+    tasks: list[TaskJson]
+    next: str | None
+
+
+class RegisteredJson(TypedDict):
+    """A registered task."""
+
+    task: TaskJson
+    callback_url: str
+    create: Annotated[bool, Field(description="whether this attempt may send the create")]
 
 
 class TaskRoutes:
@@ -43,7 +61,7 @@ class TaskRoutes:
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
     def routes(self) -> list[Route]:
-        """Every route."""
+        """The routes of this module."""
         return [
             Route("/api/tasks", self._require("read", self._list), methods=["GET"]),
             Route("/api/tasks/{id}", self._task, methods=["GET", "PUT"]),
@@ -53,71 +71,74 @@ class TaskRoutes:
         return require_role(self._settings.signing_secrets, role, endpoint)
 
     async def _task(self, request: Request) -> Response:
-        register, show = self._require("client", self._register), self._require("read", self._show)
-        return await (register if request.method == "PUT" else show)(request)
+        if request.method == "PUT":
+            endpoint = self._require("client", self._register)
+        else:
+            endpoint = self._require("read", self._show)
+        return await endpoint(request)
 
     async def _register(self, request: Request) -> Response:
-        task = request.path_params["id"]
-        if not is_id(task):
-            hint = "Use 1 to 128 letters, digits and . _ - : @ =, beginning with a letter or digit."
-            raise ApiError(422, "bad_id", "This cannot be a task's id.", hint)
-        with Reservation(self._bodies) as share:
-            body = await read_body(request, share)
+        task_id = request.path_params["id"]
+        if not is_id(task_id):
+            raise ApiError(422, "bad_id", "The task id is not valid.", ids.DESCRIPTION)
+        with Reservation(self._bodies) as reservation:
+            body = await read_body(request, reservation)
             if body.problem or body.size > len(body.content):
-                raise ApiError(413, "too_large", "The registration is too long.", "Leave image bytes out of `request`.")
-            large = body.size > LARGE_BYTES  # looked through beside the event loop
-            if large:
+                raise ApiError(413, "too_large", "The registration is too long.", "Remove image bytes from `request`.")
+            if body.size > LARGE_BYTES:  # parsed beside the event loop
                 registration = await run_in_threadpool(read_registration, body.content)
             else:
                 registration = read_registration(body.content)
             check_account(registration, self._settings)
             check_hook(registration, self._settings)
-            done = await self._writer.run(lambda tx: task_registration.register(tx, task, registration), size=body.size)
-        if done.conflict:
-            raise ApiError(409, "conflict", done.conflict, "Use another external_task_id.")
-        full = await get_task_or_404(self._reader, task)
-        answer = {
-            "task": self._payloads.task(full),
-            "callback_url": self._signer.url(self._settings.receiver_url, task, full.row["family"]),
-            "create": done.may_create,
+            result = await self._writer.run(
+                lambda tx: task_registration.register(tx, task_id, registration), size=body.size
+            )
+        if result.conflict:
+            raise ApiError(409, "conflict", result.conflict, "Use another external_task_id.")
+        detail = await get_task_or_404(self._reader, task_id)
+        content: RegisteredJson = {
+            "task": self._payloads.task(detail),
+            "callback_url": self._signer.url(self._settings.receiver_url, task_id, detail.row["family"]),
+            "create": result.may_create,
         }
-        return JSONResponse(answer, 201 if done.created else 200)
+        return JSONResponse(content, 201 if result.created else 200)
 
     async def _show(self, request: Request) -> Response:
         return JSONResponse(self._payloads.task(await get_task_or_404(self._reader, request.path_params["id"])))
 
     async def _list(self, request: Request) -> Response:
-        page = await self._reader.render_page(_filter(request), lambda full: _json(self._payloads.task(full)))
+        page = await self._reader.render_page(_parse_filter(request), lambda detail: _json(self._payloads.task(detail)))
         cursor = _json(encode_cursor(page.last) if page.last else None)
-        body = b'{"tasks":[%s],"next":%s}' % (b",".join(page.items), cursor)
+        body = b'{"tasks":[%s],"next":%s}' % (b",".join(page.items), cursor)  # a TaskPageJson
         return Response(body, media_type="application/json")
 
 
 async def get_task_or_404(reader: Reader, task_id: str) -> TaskDetail:
-    """A task with all that is shown of it. Raises ApiError when there is none."""
-    found = await reader.details([task_id]) if is_id(task_id) else {}
-    if task_id not in found:
-        raise ApiError(404, "unknown_task", "There is no such task.", "Look at GET /api/tasks.")
-    return found[task_id]
+    """A task with its results and tags. Raises ApiError for an unknown id."""
+    details = await reader.details([task_id]) if is_id(task_id) else {}
+    if task_id not in details:
+        raise ApiError(404, "unknown_task", "There is no such task.", "Check the id with: kling-receiver tasks list")
+    return details[task_id]
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _filter(request: Request) -> TaskFilter:
-    """The filters of a list. Raises ApiError naming every problem."""
-    asked, problems = request.query_params, []
-    status, limit, cursor = asked.get("status"), asked.get("limit", "50"), asked.get("cursor")
+def _parse_filter(request: Request) -> TaskFilter:
+    """The filter of a list. Raises ApiError naming every problem."""
+    query, problems = request.query_params, []
+    status = query.get("status")
     if status and status not in STATUSES:
-        problems.append(f"`status` is one of {', '.join(STATUSES)}.")
-    most, before = parse_limit(limit, problems), decode_cursor(cursor, problems)
+        problems.append(f"`status` must be one of {', '.join(STATUSES)}.")
+    limit, before = parse_limit(query.get("limit", "50"), problems), decode_cursor(query.get("cursor"), problems)
     if problems:
-        raise ApiError(422, "bad_filter", " ".join(problems), "Mend the address and send it again.")
-    family, tag = (_text(asked.get(name)) for name in ("family", "tag"))
-    return TaskFilter(status=status, family=family, tag=tag, before=before, limit=most)
+        raise ApiError(422, "bad_filter", " ".join(problems), "Fix the query and send it again.")
+    family, tag = (_text(query.get(name)) for name in ("family", "tag"))
+    return TaskFilter(status=status, family=family, tag=tag, before=before, limit=limit)
 
 
 def _text(value: str | None) -> str | None:
-    """A filter's text; what no row can hold finds none."""
+    """A filter's text, made valid for the database. Characters that no row can contain match none."""
     return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if value else None
