@@ -1,4 +1,4 @@
-"""The first command of the README, as a newcomer runs it."""
+"""`scripts/demo`, the first command of the README, as a new user runs it."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_demo(folder: Path) -> subprocess.Popen[str]:
-    """Start it as from a terminal: in a process group of its own, which Ctrl-C reaches as a whole."""
+    """Start the demo as a terminal does: in a process group of its own, all of which Ctrl-C reaches."""
     return subprocess.Popen(
         [str(ROOT / "scripts" / "demo"), str(folder)],
         env={**os.environ, "VENV": str(Path(sys.executable).parent.parent)},
@@ -29,7 +29,7 @@ def run_demo(folder: Path) -> subprocess.Popen[str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a server listens there."""
+    """Whether a server answers at this address."""
     try:
         httpx.get(url)
     except httpx.TransportError:
@@ -37,8 +37,8 @@ def answers(url: str) -> bool:
     return True
 
 
-def open_as(kind: str, path: Path) -> Any:
-    """What a decoder makes of a file."""
+def decode(kind: str, path: Path) -> Any:
+    """Decode a file: the number of video frames, or the image format."""
     if kind == "mp4":
         with av.open(path) as video:
             return sum(1 for _ in video.decode(video=0))
@@ -48,28 +48,28 @@ def open_as(kind: str, path: Path) -> Any:
 
 
 def test_the_demo_ends_with_three_files_and_an_account(tmp_path: Path) -> None:
-    """A PNG, a JPEG and an MP4 that open; nine callbacks, three questions; nothing is left running."""
+    """A PNG, a JPEG and an MP4 that decode; nine callbacks, three queries; no process is left running."""
     process = run_demo(tmp_path)
-    said, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, said
-    files = {path.suffix: path for path in map(Path, re.findall(r"^ +(/.*)$", said, re.MULTILINE))}
-    assert open_as("png", files[".png"]) == "PNG"
-    assert open_as("jpg", files[".jpg"]) == "JPEG"
-    assert open_as("mp4", files[".mp4"]) > 10
-    assert "task.processing" in said
-    assert "callbacks received: 9, questions asked to the gateway: 3" in said.splitlines()[-1]
-    assert not any(answers(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", said))
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    files = {path.suffix: path for path in map(Path, re.findall(r"^ +(/.*)$", output, re.MULTILINE))}
+    assert decode("png", files[".png"]) == "PNG"
+    assert decode("jpg", files[".jpg"]) == "JPEG"
+    assert decode("mp4", files[".mp4"]) > 10
+    assert "task.processing" in output
+    assert "callbacks received: 9, queries to the gateway: 3" in output.splitlines()[-1]
+    assert not any(answers(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", output))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_interrupted_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C in the middle of a job ends the commands and both servers."""
+    """Ctrl-C or SIGTERM in the middle of a job ends the commands and both servers."""
     process = run_demo(tmp_path)
     assert process.stdout is not None
-    said = ""
-    while "task.submitted" not in said:
-        said += process.stdout.readline()
+    output = ""
+    while "task.submitted" not in output:
+        output += process.stdout.readline()
     os.killpg(process.pid, number)
-    said += process.communicate(timeout=60)[0]
+    output += process.communicate(timeout=60)[0]
     assert process.returncode == 130
-    assert not any(answers(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", said))
+    assert not any(answers(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", output))

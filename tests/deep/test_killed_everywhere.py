@@ -1,15 +1,15 @@
-"""`scripts/crash` in short: killed at some calls of each kind, at some moments, and traced once."""
+"""The short form of `scripts/crash`: kills at some calls of each kind and at random moments, and one trace."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.support.receiver import ABSENT
-from tools.crash import gate, randomly, strace
+from tools.crash import gate, random_kills, strace
+from tools.crash.durability import trace_run
 from tools.crash.everywhere import KINDS, run
-from tools.crash.order import witnessed
 
-NAMED = {kind.name: kind for kind in KINDS}
+KIND_BY_NAME = {kind.name: kind for kind in KINDS}
 
 
 @pytest.mark.parametrize(
@@ -22,25 +22,25 @@ NAMED = {kind.name: kind for kind in KINDS}
         ("send, or write to a file", 60),
     ],
 )
-@pytest.mark.skipif(not gate.present(), reason=f"{ABSENT}seccomp's user notification")
+@pytest.mark.skipif(not gate.available(), reason=f"{ABSENT}seccomp's user notification")
 def test_killed_at_a_call(kind: str, n: int) -> None:
-    """After the restart every promise is kept: what is open is scheduled at once, and then done."""
-    done = run(NAMED[kind], n)
+    """After the restart every promise is kept: open work has its job at once, and is then done."""
+    done = run(KIND_BY_NAME[kind], n)
     assert (done.killed, done.calls) == (True, n)
     assert done.problems == []
 
 
-@pytest.mark.skipif(not strace.present(), reason=f"{ABSENT}strace")
-def test_nothing_is_said_before_it_is_on_disk() -> None:
-    """In a trace of every call: each callback synced before its 200, each file and folder before its event."""
-    rows = witnessed()
+@pytest.mark.skipif(not strace.available(), reason=f"{ABSENT}strace")
+def test_nothing_is_acknowledged_before_it_is_on_disk() -> None:
+    """In a trace of all calls, each callback is synced before its 200, each file and folder before its event."""
+    rows = trace_run()
     assert [(row.what, row.wrong) for row in rows] == [(row.what, []) for row in rows]
-    assert [row.seen for row in rows] == [9, 4, 4]
+    assert [row.checked for row in rows] == [9, 4, 4]
 
 
-def test_killed_at_some_moments(tmp_path: Path, database_url: str) -> None:
-    """Again and again on the same data, on both databases: nothing is lost, and nobody is created twice."""
-    told: list[str] = []
-    done = randomly.run(tmp_path, database_url, kills=3, seed=4, tell=told.extend)
-    assert done.problems == told == []
+def test_killed_at_random_moments(tmp_path: Path, database_url: str) -> None:
+    """Killed again and again on the same data, on both databases: nothing is lost, no task is created twice."""
+    reported: list[str] = []
+    done = random_kills.run(tmp_path, database_url, kills=3, seed=4, report=reported.extend)
+    assert done.problems == reported == []
     assert done.tasks

@@ -1,4 +1,4 @@
-"""A PostgreSQL behind a link that is cut in silence: refused in time, and all goes on once it is back."""
+"""A link to PostgreSQL that drops packets silently: callbacks are refused in time, and it recovers by itself."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,33 +17,33 @@ from tools.harness.submitting import finished, post, submit
 
 
 @pytest.fixture
-def far() -> Iterator[link.Link]:
-    """A server behind a link of its own."""
-    if not link.present():
-        pytest.skip(f"{ABSENT}a network of our own")
-    with link.server() as far:
-        yield far
+def server() -> Iterator[link.Link]:
+    """A PostgreSQL server behind a link of its own."""
+    if not link.available():
+        pytest.skip(f"{ABSENT}network namespaces")
+    with link.server() as server:
+        yield server
 
 
 def ready(receiver: Process) -> httpx.Response:
-    """Whether it says that it is ready."""
+    """The answer of `/readyz`."""
     return web.get(f"{receiver.url}/readyz", timeout=40)
 
 
-def test_a_link_that_is_cut_in_silence(far: link.Link, gateway: Sandbox, tmp_path: Path) -> None:
-    """Callbacks are refused before their sender hangs up, readiness says so; afterwards nobody has to help."""
+def test_a_link_that_is_cut_in_silence(server: link.Link, gateway: Sandbox, tmp_path: Path) -> None:
+    """Callbacks get 503 before their sender times out, so does `/readyz`; the receiver recovers by itself."""
     with (
-        Process(tmp_path / "data", KLING_API_BASE=gateway.url, KLING_DATABASE_URL=far.url) as receiver,
-        ThreadPoolExecutor(2) as both,
+        Process(tmp_path / "data", KLING_API_BASE=gateway.url, KLING_DATABASE_URL=server.url) as receiver,
+        ThreadPoolExecutor(2) as pool,
     ):
         assert post(receiver, new_id(), {"task_status": "submitted"}).status_code == 200
-        far.cut()
-        asked = both.submit(ready, receiver)
-        refused = both.submit(post, receiver, new_id(), {"task_status": "processing"}, timeout=40).result()
+        server.cut()
+        readiness = pool.submit(ready, receiver)
+        refused = pool.submit(post, receiver, new_id(), {"task_status": "processing"}, timeout=40).result()
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) > 0
-        assert asked.result().status_code == 503
-        far.mend()
+        assert readiness.result().status_code == 503
+        server.restore()
         assert answers(f"{receiver.url}/readyz", 40)
-        task, _ = submit(receiver, gateway)
-        assert finished(receiver, task)["results"][0]["status"] == "stored"
+        task_id, _ = submit(receiver, gateway)
+        assert finished(receiver, task_id)["results"][0]["status"] == "stored"

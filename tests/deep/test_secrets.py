@@ -1,4 +1,4 @@
-"""No secret where it does not belong: not in logs, in what commands print, in answers, in any file."""
+"""No secret leaks into logs, the output of commands, HTTP answers, deliveries or files."""
 
 import base64
 import json
@@ -29,52 +29,52 @@ PASSWORD = "password-of-the-database"
 IN_BROKER = "password-of-a-broker"
 IN_HOOK, IN_FILE = "hidden-in-the-hooks-query", "hidden-in-a-files-query"
 SECRETS = (KEY, SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), ACCESS_SECRET, SHORT, PASSWORD)
-OF_HOOKS = (*(each.removeprefix("whsec_") for each in (HOOK_SECRET, OWN_SECRET)), IN_HOOK, IN_BROKER)
-"""What must be sent again: the database has it, and nothing else."""
+HOOK_SECRETS = (*(each.removeprefix("whsec_") for each in (HOOK_SECRET, OWN_SECRET)), IN_HOOK, IN_BROKER)
+"""Secrets that deliveries need: the database has them, and no other place."""
 
 
-class Run:
-    """A receiver in a process of its own, both commands, and all that is left of them."""
+class Session:
+    """A receiver process and both commands; collects their output and files."""
 
     def __init__(self, receiver: Process, gateway: Sandbox) -> None:
         self.receiver, self.gateway = receiver, gateway
-        self.said: list[str] = []
-        self.kept: list[bytes] = []
-        self.used: set[str] = set()
-        """Tokens that were sent."""
-        self.fresh = ""
-        """A hook's secret that the receiver made."""
+        self.output: list[str] = []
+        self.contents: list[bytes] = []
+        self.tokens: set[str] = set()
+        """Bearer tokens of the requests."""
+        self.new_secret = ""
+        """A hook's secret that the receiver created."""
 
     def command(self, *arguments: str, command: Path = CLIENT, **settings: str) -> str:
-        """Run one to its end; what it printed for programs."""
+        """Run a command to its end. Returns its stdout."""
         done = run(*arguments, command=command, env={**self.receiver.env, **settings})
-        self.said += [done.stdout, done.stderr]
+        self.output += [done.stdout, done.stderr]
         return done.stdout
 
     def answers(self, *answers: httpx.Response) -> None:
-        """Keep what was answered, and what it was asked with."""
+        """Collect answers, and the bearer tokens of their requests."""
         for answer in answers:
-            self.said += [answer.text, str(answer.headers)]
-            self.used.add(answer.request.headers.get("Authorization", "").rpartition(" ")[2])
+            self.output += [answer.text, str(answer.headers)]
+            self.tokens.add(answer.request.headers.get("Authorization", "").rpartition(" ")[2])
 
     def files(self, folder: Path) -> None:
-        """Keep what lies there now, databases apart."""
+        """Collect the files of a folder, except databases."""
         for path in folder.rglob("*"):
             if path.is_file() and ".db" not in path.name:
-                self.kept.append(path.read_bytes())
+                self.contents.append(path.read_bytes())
 
-    def good_and_bad_days(self) -> None:
-        """Tasks of all fates, of a client that tells too much."""
+    def tasks(self) -> None:
+        """Tasks with every outcome, of a client that sends a callback address in `request`."""
         for switches in ("", "failed", "file-403", "redirect-private", "query-5xx-once", "no-callback"):
             request = {"callback_url": self.receiver.callback_url("x")}
-            task, _ = submit(self.receiver, self.gateway, switches, request=request)
-            self.said.append(str(events(self.receiver, task)))
+            task_id, _ = submit(self.receiver, self.gateway, switches, request=request)
+            self.output.append(str(events(self.receiver, task_id)))
 
     def refusals(self) -> None:
-        """Every kind of error that is answered."""
-        url, reads = self.receiver.url, self.receiver.headers("read")
+        """Every kind of error answer."""
+        url, read_headers = self.receiver.url, self.receiver.headers("read")
         token = CallbackSigner([SECRET]).token("forged", IMAGES)[:-1]
-        self.used.add(token)
+        self.tokens.add(token)
         self.answers(
             httpx.post(f"{url}/callbacks/{token}", json={}),
             post(self.receiver, new_id(), b"{"),
@@ -82,20 +82,22 @@ class Run:
             httpx.get(f"{url}/nothing?token={token}", headers=self.receiver.headers("admin")),
             httpx.get(f"{url}/api/tasks", headers={"Authorization": f"Bearer {KEY}"}),
             httpx.get(f"{url}/api/tasks", headers={"Authorization": f"Basic {token}"}),
-            httpx.put(f"{url}/api/tasks/x", headers=reads, content=b"{}"),
-            httpx.get(f"{url}/api/tasks/x", headers=reads),
-            httpx.get(f"{url}/api/tasks?status={token}", headers=reads),
+            httpx.put(f"{url}/api/tasks/x", headers=read_headers, content=b"{}"),
+            httpx.get(f"{url}/api/tasks/x", headers=read_headers),
+            httpx.get(f"{url}/api/tasks?status={token}", headers=read_headers),
             httpx.get(f"{url}/api/tasks/x/results/0?expires=1&signature={token}"),
             httpx.get(f"{url}/healthz", headers={"x-token": token * 2000}),
             register(self.receiver, new_id(), key_fingerprint="other"),
             register(self.receiver, new_id(), family=f"{token}/"),
             register(self.receiver, new_id(), request="x" * 1_100_000),
         )
-        register(self.receiver, new_id(), request={"callback_url": "x", "api_key": KEY})  # its answer is an address
-        self.said.append(raw(url, f"GET /{token} {token} HTTP/1.1\r\n\r\n".encode()).decode())
+        register(
+            self.receiver, new_id(), request={"callback_url": "x", "api_key": KEY}
+        )  # the answer contains a callback address
+        self.output.append(raw(url, f"GET /{token} {token} HTTP/1.1\r\n\r\n".encode()).decode())
 
     def commands(self, output: Path) -> None:
-        """What people run, rightly and wrongly."""
+        """Both commands, with valid and invalid arguments and settings."""
         task = json.loads(self.command("text-to-image", "a cat", "--output", str(output), "--json"))["id"]
         for arguments in (("show", task), ("list",), ("wait", task), ("wait", "none")):
             self.command(*arguments)
@@ -114,25 +116,25 @@ class Run:
         self.command("migrate", command=COMMAND, KLING_DATABASE_URL=f"postgresql://x:{PASSWORD}@127.0.0.1:1/x")
 
     def hooks(self, url: str) -> None:
-        """Hooks of all kinds: added, looked at, tested, rotated, failing."""
+        """Hooks of all kinds: added, listed, tested, rotated, failing."""
         argv = json.dumps([sys.executable, "-c", "import os; print(sorted(os.environ.items()))"])
         broker = f"redis://user:{IN_BROKER}@127.0.0.1:1/events"
-        for words in (
+        for arguments in (
             ("add", url, "--name", "web", "--secret", OWN_SECRET),
             ("add", f"command:{argv}", "--name", "env"),
             ("add", broker, "--name", "broker"),
             ("add", url, "--secret", OWN_SECRET[:24]),
             ("add", f"{url}/?{OWN_SECRET}", "--name", "-"),
-            *((order, name) for order in ("show", "test") for name in ("web", "env", "broker")),
+            *((action, name) for action in ("show", "test") for name in ("web", "env", "broker")),
             ("list",),
             ("rotate", "web", "--secret", OWN_SECRET[:24]),
         ):
-            self.command("hooks", *words, command=COMMAND)
-        told = run("hooks", "rotate", "web", env=self.receiver.env).stdout.strip()
-        self.fresh = told.removeprefix("whsec_")
+            self.command("hooks", *arguments, command=COMMAND)
+        secret = run("hooks", "rotate", "web", env=self.receiver.env).stdout.strip()
+        self.new_secret = secret.removeprefix("whsec_")
 
     def hang(self, slow: socket.socket) -> None:
-        """A download that begins and does not go on."""
+        """Start a download that stalls."""
         url = f"http://127.0.0.1:{slow.getsockname()[1]}/x.png?signature={IN_FILE}"
         body = {"task_status": "succeed", "task_result": {"images": [{"index": 0, "url": url}]}}
         content, now = json.dumps(body).encode(), int(time.time())
@@ -144,8 +146,8 @@ class Run:
         slow.accept()[0].close()
 
 
-def test_a_whole_run_tells_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
-    """Good and bad days, refusals, commands used wrongly, a kill amid a download: nothing left tells one.
+def test_a_whole_run_leaks_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
+    """Tasks, refusals, wrong commands, a kill during a download: no output or file contains a secret.
 
     The database has what must be sent: secrets of hooks, the addresses of hooks and of files.
     """
@@ -159,39 +161,41 @@ def test_a_whole_run_tells_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
     with host(lambda visit: visit.answer(500)) as hook, socket.create_server(("127.0.0.1", 0)) as slow:
         settings["KLING_HOOK_URL"] = f"{hook.url}/?password={IN_HOOK}"
         with Process(data, **settings) as receiver:
-            seen = Run(receiver, gateway)
-            seen.good_and_bad_days()
-            seen.refusals()
-            seen.commands(tmp_path / "output")
-            seen.hooks(hook.url)
+            session = Session(receiver, gateway)
+            session.tasks()
+            session.refusals()
+            session.commands(tmp_path / "output")
+            session.hooks(hook.url)
             hook.wait_for(1)
-            seen.hang(slow)
+            session.hang(slow)
             receiver.kill()
-            seen.files(tmp_path)
+            session.files(tmp_path)
             receiver.start()
             done = finished(receiver, submit(receiver, gateway)[0])
-            reads = receiver.headers("read")
-            seen.answers(*(httpx.get(f"{receiver.url}/{at}", headers=reads) for at in ("metrics", "openapi.json")))
-            seen.files(tmp_path)
-            told = [visit.body for visit in hook.visits]
+            read_headers = receiver.headers("read")
+            session.answers(
+                *(httpx.get(f"{receiver.url}/{at}", headers=read_headers) for at in ("metrics", "openapi.json"))
+            )
+            session.files(tmp_path)
+            deliveries = [visit.body for visit in hook.visits]
     assert done["status"] == "succeed"
     database = b"".join(path.read_bytes() for path in data.glob("kling.db*"))
-    outside = b"\n".join(["\n".join(seen.said).encode(), *seen.kept, *told])
-    for secret in (*SECRETS, *filter(None, seen.used)):
+    outside = b"\n".join(["\n".join(session.output).encode(), *session.contents, *deliveries])
+    for secret in (*SECRETS, *filter(None, session.tokens)):
         assert secret.encode() not in outside + database, secret
-    for secret in (*OF_HOOKS, seen.fresh):
+    for secret in (*HOOK_SECRETS, session.new_secret):
         assert len(secret) > 10
         assert secret.encode() not in outside, secret
         assert secret.encode() in database, secret
     assert not re.search(rb"/callbacks/[A-Za-z0-9_-]{20}", outside + database)
     assert IN_FILE.encode() in database
     for hidden in (IN_FILE, "ksTime"):
-        assert hidden.encode() not in b"".join([receiver.log.read_bytes(), *told]), hidden
+        assert hidden.encode() not in b"".join([receiver.log.read_bytes(), *deliveries]), hidden
     assert b"signature=" not in receiver.log.read_bytes()
 
 
 def test_two_kinds_of_token_share_no_signature() -> None:
-    """One signed for one purpose says nothing to another."""
+    """A token that was signed for one purpose is invalid for another."""
     callback = CallbackSigner([SECRET]).token("x", IMAGES)
     bearer = api_token([SECRET], "admin", 300)
     assert callback.rpartition(".")[2] != bearer.rpartition(".")[2]

@@ -48,7 +48,7 @@ def fill(database_url: str, tasks: int) -> None:
             at = now - first // PAGE_TASKS % 2 * 2 * HOUR_MS
             tx = Transaction(connection, database, at, Policy())
             for _ in range(min(PAGE_TASKS, tasks - first)):
-                register(tx, Registration(new_id(), FAMILY, create_token="bench"))
+                register(tx, new_id(), Registration(family=FAMILY, create_token="bench"))
             tx.flush()
     database.close()
 

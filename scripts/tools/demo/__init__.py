@@ -1,1 +1,1 @@
-"""The demo: three jobs through the real commands against the sandbox."""
+"""The demo: three jobs by the real commands, against a sandbox."""

@@ -1,4 +1,4 @@
-"""The demo: a sandbox gateway, a receiver, and three jobs through the real `kling` command."""
+"""The command `scripts/demo`: a sandbox, a receiver, and three jobs by the real `kling` command."""
 
 import json
 import secrets
@@ -19,21 +19,22 @@ from typing import Any, NoReturn
 import httpx
 
 from kling_callback.protocol.signing import api_token
+from kling_sandbox.receiver import API_KEY
 from tools.harness.loopback import answers, environment, free_port
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-PICTURES = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT / "data" / "demo"
+OUTPUT = Path(sys.argv[1]).absolute() if sys.argv[1:] else ROOT / "data" / "demo"
 
 
 @contextmanager
 def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
-    """A server for as long as the block runs; a Ctrl-C reaches it through us, so that it ends in order."""
+    """Run a server until the block ends. Ctrl-C reaches this process alone, which then stops the server."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
             env=environment,
-            cwd=log.parent,  # where no .env of the user's lies
+            cwd=log.parent,  # a folder without a `.env` file of the user
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -49,39 +50,38 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
 
 
 def wait_for(url: str, log: Path) -> None:
-    """Wait until a server answers, or say what it said instead."""
+    """Wait until a server answers; exits with its log if it does not."""
     if not answers(url):
-        sys.exit(f"demo: {url} does not answer. Its log:\n{log.read_text()}")
+        sys.exit(f"demo: {url} does not answer. Check its log:\n{log.read_text()}")
 
 
 def show_events(receiver: str, token: str) -> None:
-    """Print what the receiver tells, as it tells it."""
-    names: dict[str, str] = {}
+    """Print the receiver's events as they arrive."""
     try:
         with httpx.stream(
             "GET", f"{receiver}/api/events", headers={"Authorization": f"Bearer {token}"}, timeout=None
-        ) as answer:
-            for line in answer.iter_lines():
+        ) as response:
+            for line in response.iter_lines():
                 if line.startswith("data: "):
-                    show(json.loads(line.removeprefix("data: ")), names)
+                    show(json.loads(line.removeprefix("data: ")))
     except httpx.TransportError:
         return  # the receiver has ended
 
 
-def show(event: dict[str, Any], names: dict[str, str]) -> None:
-    """One line for a status that a callback brought, or a file that has come."""
+def show(event: dict[str, Any]) -> None:
+    """Print one line for a new status or a stored file."""
     if event["type"].startswith("callback."):
         return
     at = datetime.fromisoformat(event["at"]).strftime("%H:%M:%S.%f")[:-3]
     data = event["data"] or {}
-    what = f"{data['size']:,} bytes, {data['content_type']}" if "size" in data else ""
-    print(f"    {at}  {event['type']:16} {what}".rstrip(), flush=True)
+    details = f"{data['size']:,} bytes, {data['content_type']}" if "size" in data else ""
+    print(f"    {at}  {event['type']:16} {details}".rstrip(), flush=True)
 
 
 def kling(*arguments: str, environment: dict[str, str], folder: Path) -> str:
-    """Run the real command, and give back the path of its first file."""
+    """Run the real command. Returns the path of its first file."""
     print(f"\n$ {shlex.join(['kling', *arguments])}", flush=True)
-    command = [str(BIN / "kling"), *arguments, "--output", str(PICTURES)]
+    command = [str(BIN / "kling"), *arguments, "--output", str(OUTPUT)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.stderr.write(done.stderr)
@@ -93,45 +93,45 @@ def kling(*arguments: str, environment: dict[str, str], folder: Path) -> str:
 
 
 def account(gateway: str, receiver: str, token: str) -> str:
-    """What it took: callbacks, questions, and how long after the gateway's own end the files were there."""
-    seen = httpx.get(f"{gateway}/sandbox/account").json()
-    finished = {task["external_task_id"]: task["finished_at"] for task in seen["tasks"]}
+    """A line with the callbacks, the queries, and the seconds from finished to stored."""
+    sandbox_account = httpx.get(f"{gateway}/sandbox/account").json()
+    finished = {task["external_task_id"]: task["finished_at"] for task in sandbox_account["tasks"]}
     headers = {"Authorization": f"Bearer {token}"}
-    waits = []
+    delays = []
     for task in httpx.get(f"{receiver}/api/tasks", headers=headers).json()["tasks"]:
-        done = datetime.fromisoformat(task["updated_at"]).timestamp()
-        waits.append(done - finished[task["id"]] / 1000)
-    totals = seen["totals"]
+        stored = datetime.fromisoformat(task["updated_at"]).timestamp()
+        delays.append(stored - finished[task["id"]] / 1000)
+    totals = sandbox_account["totals"]
     return (
-        f"callbacks received: {totals['callbacks']}, questions asked to the gateway: {totals['queries']}, "
-        f'from "gateway finished" to "file on disk": {median(waits):.3f} s'
+        f"callbacks received: {totals['callbacks']}, queries to the gateway: {totals['queries']}, "
+        f'from "gateway finished" to "file on disk": {median(delays):.3f} s'
     )
 
 
-def ended(number: int, frame: FrameType | None) -> NoReturn:
-    """A SIGTERM ends the demo as a Ctrl-C does: in order."""
+def on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    """Stop in order on SIGTERM, as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the demo."""
-    signal.signal(signal.SIGTERM, ended)
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-demo-")))
         gateway, receiver = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         secret = secrets.token_urlsafe(32)
         settings = environment(
             KLING_API_BASE=gateway,
-            KLING_API_KEY="sandbox-key",
+            KLING_API_KEY=API_KEY,
             KLING_SIGNING_SECRETS=secret,
             KLING_RECEIVER_URL=receiver,
             KLING_DATA_DIR=str(folder),
             KLING_PRIVATE_RESULT_HOSTS="127.0.0.1",
         )
         sandbox = [str(BIN / "kling-sandbox"), "--port", gateway.rpartition(":")[2]]
-        pace = ["--image-seconds", "1", "--video-seconds", "3"]
-        stack.enter_context(running([*sandbox, *pace], environment(), folder / "sandbox.log"))
+        durations = ["--image-seconds", "1", "--video-seconds", "3"]
+        stack.enter_context(running([*sandbox, *durations], environment(), folder / "sandbox.log"))
         serve = [str(BIN / "kling-receiver"), "serve", "--port", receiver.rpartition(":")[2]]
         stack.enter_context(running(serve, settings, folder / "receiver.log"))
         wait_for(f"{gateway}/sandbox/account", folder / "sandbox.log")

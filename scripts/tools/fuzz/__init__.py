@@ -1,1 +1,1 @@
-"""Inputs that no sender should send, by a seeded random: to the parsers themselves, and over HTTP."""
+"""Seeded fuzzing: invalid inputs to the parsers, and over HTTP to a receiver."""

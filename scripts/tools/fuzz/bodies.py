@@ -1,4 +1,7 @@
-"""Bodies of Kling and its relays, mutated: as documents, then as bytes. The same random, the same body."""
+"""Mutated bodies of Kling and of its relays: first as JSON documents, then as bytes.
+
+The same `Random` state gives the same body.
+"""
 
 import copy
 import json
@@ -66,20 +69,20 @@ REGISTRATION = {
     "task_id": "822953089408827433",
     "reason": "no credit",
 }
-"""What a client sends; the two above are what Kling does."""
+"""The body of a registration, from a client; the two above are callbacks, from Kling."""
 
 WRAPS: tuple[Callable[[Any], Any], ...] = (
-    lambda it: it,
-    lambda it: [it],
-    lambda it: {"code": 0, "message": "SUCCEED", "request_id": "r", "data": it},
-    lambda it: {"code": 0, "data": [it, it]},
-    lambda it: {
+    lambda report: report,
+    lambda report: [report],
+    lambda report: {"code": 0, "message": "SUCCEED", "request_id": "r", "data": report},
+    lambda report: {"code": 0, "data": [report, report]},
+    lambda report: {
         "code": "success",
-        "data": {"task_id": "t", "status": "SUCCESS", "progress": "100%", "data": it},
+        "data": {"task_id": "t", "status": "SUCCESS", "progress": "100%", "data": report},
     },
-    lambda it: {"code": "1302", "msg": "too fast", "error": {"message": "m"}, "data": it},
+    lambda report: {"code": "1302", "msg": "too fast", "error": {"message": "m"}, "data": report},
 )
-WORDS = (
+STATUS_WORDS = (
     "submitted",
     "processing",
     "succeed",
@@ -188,18 +191,18 @@ HOSTILE: tuple[Any, ...] = (
 
 
 def mutated(random: Random) -> bytes:
-    """One body: a real one, with some of its parts changed."""
+    """A valid callback body with some parts changed."""
     document = random.choice(WRAPS)(copy.deepcopy(random.choice((LEGACY, NEW))))
-    return _written(_changed(document, random), random)
+    return _encoded(_mutated_document(document, random), random)
 
 
 def registered(random: Random) -> bytes:
-    """One registration, with some of its parts changed."""
-    return _written(_changed(copy.deepcopy(REGISTRATION), random), random)
+    """A valid registration with some parts changed."""
+    return _encoded(_mutated_document(copy.deepcopy(REGISTRATION), random), random)
 
 
 def broken(raw: bytes, random: Random) -> bytes:
-    """The same with some of its bytes changed."""
+    """`raw` with some bytes changed."""
     for _ in range(random.choice((1, 1, 2, 5))):
         at = random.randrange(len(raw) + 1)
         to = min(len(raw), at + random.choice((0, 1, 1, 2, 8, 64)))
@@ -239,49 +242,49 @@ TOKENS = (
 )
 
 
-def _changed(document: Any, random: Random) -> Any:
+def _mutated_document(document: Any, random: Random) -> Any:
     for _ in range(random.choice((0, 1, 1, 2, 3, 6))):
         places = list(_places(document))
         if not places:
             return copy.deepcopy(random.choice(HOSTILE))
-        inside, key = random.choice(places)
-        random.choice(CHANGES)(inside, key, random)
+        container, key = random.choice(places)
+        random.choice(CHANGES)(container, key, random)
     return document
 
 
 def _places(part: Any) -> Any:
-    """Every place in a document, as what holds it and its key there."""
+    """Every value of a document, as its container and its key."""
     for key, value in list(part.items() if isinstance(part, dict) else enumerate(part)):
         yield part, key
         if isinstance(value, dict | list) and value and len(value) < 50:
             yield from _places(value)
 
 
-def _replace(inside: Any, key: Any, random: Random) -> None:
-    inside[key] = copy.deepcopy(random.choice(HOSTILE)) if random.random() < 0.8 else random.choice(WORDS)
+def _replace(container: Any, key: Any, random: Random) -> None:
+    container[key] = copy.deepcopy(random.choice(HOSTILE)) if random.random() < 0.8 else random.choice(STATUS_WORDS)
 
 
-def _remove(inside: Any, key: Any, random: Random) -> None:
-    del inside[key]
+def _remove(container: Any, key: Any, random: Random) -> None:
+    del container[key]
 
 
-def _rename(inside: Any, key: Any, random: Random) -> None:
-    if isinstance(inside, dict):
-        inside[random.choice(NAMES)] = inside.pop(key)
+def _rename(container: Any, key: Any, random: Random) -> None:
+    if isinstance(container, dict):
+        container[random.choice(NAMES)] = container.pop(key)
 
 
-def _wrap(inside: Any, key: Any, random: Random) -> None:
-    inside[key] = random.choice(([inside[key]], {random.choice(NAMES): inside[key]}, [inside[key]] * 2))
+def _wrap(container: Any, key: Any, random: Random) -> None:
+    container[key] = random.choice(([container[key]], {random.choice(NAMES): container[key]}, [container[key]] * 2))
 
 
-def _graft(inside: Any, key: Any, random: Random) -> None:
-    inside[key] = copy.deepcopy(random.choice((LEGACY, NEW, REGISTRATION)))
+def _graft(container: Any, key: Any, random: Random) -> None:
+    container[key] = copy.deepcopy(random.choice((LEGACY, NEW, REGISTRATION)))
 
 
 CHANGES = (_replace, _replace, _replace, _remove, _rename, _wrap, _graft)
 
 
-def _written(document: Any, random: Random) -> bytes:
+def _encoded(document: Any, random: Random) -> bytes:
     text = json.dumps(document, ensure_ascii=random.random() < 0.7)
     coding = random.choice(("utf-8", "utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig", "utf-32"))
     raw = text.encode(coding, "surrogatepass")

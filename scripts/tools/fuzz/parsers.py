@@ -1,4 +1,4 @@
-"""Each parser that meets bytes from outside, and what must hold of whatever it makes of them."""
+"""The parsers of untrusted bytes, and the invariants of their results."""
 
 import json
 import re
@@ -25,83 +25,83 @@ DAY = 86_400
 
 
 def run(count: int, random: Random) -> None:
-    """Give `count` inputs to the parsers. Raises what a parser raised, its seed in a note."""
+    """Give `count` inputs to the parsers in turn. A parser's exception is raised with its seed in a note."""
     for n in range(count):
         state = random.getrandbits(64)
         target = TARGETS[n % len(TARGETS)]
         try:
             target(Random(state))
         except Exception as error:
-            error.add_note(f"to see it again: tools.fuzz.parsers.{target.__name__}(Random({state}))")
+            error.add_note(f"repeat with: tools.fuzz.parsers.{target.__name__}(Random({state}))")
             raise
 
 
 def callback(random: Random) -> None:
-    """A callback's body is a report that any database holds, or None."""
+    """Parse a callback: a report that every database can store, or None."""
     if report := parse_callback(mutated(random)):
         assert report.status
         _check_report(report)
 
 
 def answer(random: Random) -> None:
-    """An answer of Kling's is an envelope and such reports, or None."""
-    if found := parse_answer(mutated(random)):
-        assert isinstance(found.ok, bool)
-        _check_text(found.message, str(found.code), found.request_id)
-        for report in found.reports:
+    """Parse an answer of Kling: an envelope and such reports, or None."""
+    if parsed := parse_answer(mutated(random)):
+        assert isinstance(parsed.ok, bool)
+        _check_text(parsed.message, str(parsed.code), parsed.request_id)
+        for report in parsed.reports:
             _check_report(report)
 
 
-def client(random: Random) -> None:
-    """A registration is one, fit for the database, or a refusal."""
+def registration(random: Random) -> None:
+    """Read a registration: texts that every database can store, or a refusal."""
     body = registered(random)
-    if _refused(lambda: read_registration(body)):
+    if _is_refused(lambda: read_registration(body)):
         return
-    known = read_registration(body)
-    _check_text(known.family, known.model, known.create_token, known.kling_id, known.reason, *known.tags)
-    _check_text(json.dumps(known.request, ensure_ascii=False, allow_nan=False))
+    parsed = read_registration(body)
+    _check_text(parsed.family, parsed.model, parsed.create_token, parsed.kling_id, parsed.reason, *parsed.tags)
+    _check_text(json.dumps(parsed.request, ensure_ascii=False, allow_nan=False))
 
 
 def signature(random: Random) -> None:
-    """Only what was signed just so is good."""
+    """Verify a signature whose headers were changed: good only with the unchanged headers."""
     body, at = mutated(random), random.choice((1_800_000_000, 0, 10**11 - 1))
     headers = {"webhook-id": "m", "webhook-timestamp": str(at)}
     headers["webhook-signature"] = sign(WEBHOOK_SECRET, "m", at, body)
-    said = {name: text(value, random) if random.random() < 0.5 else value for name, value in headers.items()}
-    verdict = verify([WEBHOOK_SECRET], said, body, at)
-    if said == headers:
-        assert verdict == "good"
-    # An honest signature among others, or at the end of what is not read, still is one.
-    elif headers["webhook-signature"] not in said["webhook-signature"]:
-        assert verdict != "good"
+    changed = {name: text(value, random) if random.random() < 0.5 else value for name, value in headers.items()}
+    state = verify([WEBHOOK_SECRET], changed, body, at)
+    if changed == headers:
+        assert state == "good"
+    # A valid signature among others, or after ignored bytes, is still valid.
+    elif headers["webhook-signature"] not in changed["webhook-signature"]:
+        assert state != "good"
 
 
 def token(random: Random) -> None:
-    """A token or a link that was changed is refused; one that was not holds."""
-    for made, read in (
-        (SIGNER.token("t", "videos/text2video"), lambda it: SIGNER.verify(it, DAY)),
-        (api_token(SECRETS, "admin", 300), lambda it: verify_api_token(SECRETS, it)),
+    """Verify tokens and links: unchanged ones are valid, changed ones are refused."""
+    for signed, verify_one in (
+        (SIGNER.token("t", "videos/text2video"), lambda token: SIGNER.verify(token, DAY)),
+        (api_token(SECRETS, "admin", 300), lambda token: verify_api_token(SECRETS, token)),
         (
-            sign_link(SECRETS, "", "t", 0, FAR).rpartition("=")[2],
-            lambda it: verify_link(SECRETS, "t", 0, str(FAR), it),
+            sign_link(SECRETS, "", "t", 0, EXPIRES).rpartition("=")[2],
+            lambda signature: verify_link(SECRETS, "t", 0, str(EXPIRES), signature),
         ),
     ):
-        read(made)
-        said = text(made, random)
+        verify_one(signed)
+        changed = text(signed, random)
         try:
-            read(said)
+            verify_one(changed)
         except TokenError:
             continue
-        # base64 passes over signs that are not its own, the last letter's spare bits, and what follows padding.
-        signs = re.sub("[^A-Za-z0-9_-]", "", said.replace("+", "-").replace("/", "_"))
-        assert signs.startswith(made[:-1].replace(".", "")), said
+        # A base64 decoder ignores foreign characters, the last character's spare bits, and bytes after the padding.
+        characters = re.sub("[^A-Za-z0-9_-]", "", changed.replace("+", "-").replace("/", "_"))
+        assert characters.startswith(signed[:-1].replace(".", "")), changed
 
 
-FAR = int(time.time()) + DAY
+EXPIRES = int(time.time()) + DAY
 
 
 def query(random: Random) -> None:
-    """A filter, a cursor, an event id, a file's number and a range are read, or refused."""
+    """Parse a filter, a cursor, an event id, a file's index and a range: accepted, or refused."""
     headers = [
         (b"range", text("bytes=0-5", random).encode("utf-8", "replace")),
         (b"if-none-match", text('W/"x", *', random).encode("utf-8", "replace")),
@@ -110,25 +110,25 @@ def query(random: Random) -> None:
     query_string = "&".join(pairs).encode("utf-8", "replace")
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "query_string": query_string}
     request = Request(scope)
-    for read in (
-        lambda: tasks._filter(request),
+    for parse in (
+        lambda: tasks._parse_filter(request),
         lambda: results._parse_index(text("0", random)),
         lambda: results._check_range(request, '"x"', random.choice((0, 1, 100))),
         lambda: results._not_modified(request, '"x"'),
     ):
-        _refused(read)
+        _is_refused(parse)
 
 
 PAIRS = (
     *(("status", "failed"), ("family", "images/generations"), ("tag", "a"), ("limit", "50")),
     *(("cursor", "WzE3OTAwMDAwMDAwMDAsInQiXQ"), ("after", "latest"), ("expires", "1"), ("signature", "x")),
 )
-TARGETS: tuple[Callable[[Random], None], ...] = (callback, answer, client, signature, token, query)
+TARGETS: tuple[Callable[[Random], None], ...] = (callback, answer, registration, signature, token, query)
 TEXTS = [each for each in HOSTILE if isinstance(each, str)]
 
 
 def text(like: str, random: Random) -> str:
-    """A text that was once `like`, or something else altogether."""
+    """A hostile text: `like` with some bytes changed, or an unrelated text."""
     kind = random.randrange(4)
     if kind == 0:
         return random.choice(TEXTS)
@@ -137,11 +137,12 @@ def text(like: str, random: Random) -> str:
     return broken(like.encode(), random).decode(random.choice(("latin-1", "utf-8")), "replace")
 
 
-def _refused(read: Callable[[], Any]) -> bool:
+def _is_refused(parse: Callable[[], Any]) -> bool:
+    """Whether the parser raises ApiError, with a 4xx status and a valid message."""
     try:
-        read()
-    except ApiError as refusal:
-        error = refusal
+        parse()
+    except ApiError as caught:
+        error = caught
     else:
         return False
     assert 400 <= error.status < 500
@@ -150,6 +151,7 @@ def _refused(read: Callable[[], Any]) -> bool:
 
 
 def _check_report(report: Report) -> None:
+    """Every text and number of a report can be stored."""
     outputs = [each for output in report.outputs for each in (output.kind, output.url, output.id)]
     _check_text(report.kling_id, report.external_task_id, report.message, *outputs)
     _check_text(json.dumps(report.cost, ensure_ascii=False, allow_nan=False))
@@ -159,6 +161,7 @@ def _check_report(report: Report) -> None:
 
 
 def _check_text(*texts: Any) -> None:
+    """No NUL, no lone surrogate."""
     for each in texts:
         if each is not None:
             assert "\0" not in each

@@ -1,4 +1,4 @@
-"""Requests over HTTP, as they stand on the wire: nobody between has made them decent."""
+"""Requests over bare sockets, which no HTTP library has made valid."""
 
 import base64
 import socket
@@ -15,32 +15,32 @@ from tools.fuzz.parsers import PAIRS, SECRETS, WEBHOOK_SECRET, text
 SIGNER = CallbackSigner(SECRETS)
 ROLES: tuple[Role, ...] = ("read", "client", "admin")
 TASKS = 50
-"""Tasks that all requests are of: what one leaves behind the next one finds."""
+"""Task ids that all requests share, so that each meets rows of earlier ones."""
 
 
 def run(url: str, count: int, random: Random) -> Counter[int]:
-    """Send `count` requests to a receiver with our secrets: how often each status came. 500 and more raise."""
+    """Send `count` requests to a receiver that has SECRETS. Returns the count of each status; 500 or more fails."""
     statuses: Counter[int] = Counter()
     for _ in range(count):
         state = random.getrandbits(64)
-        sent, whole = request(Random(state))
-        status = answered(url, sent, whole)
-        again = f"to see it again: tools.fuzz.wire.request(Random({state}))"
-        assert status < 500, f"{status} to {sent[:300]!r}; {again}"
+        raw, is_complete = request(Random(state))
+        status = send(url, raw, is_complete)
+        repeat = f"repeat with: tools.fuzz.wire.request(Random({state}))"
+        assert status < 500, f"{status} to {raw[:300]!r}; {repeat}"
         statuses[status] += 1
     return statuses
 
 
-def answered(url: str, sent: bytes, whole: bool) -> int:
-    """The status of one request's answer; 0 when the connection was closed without any.
+def send(url: str, raw: bytes, is_complete: bool) -> int:
+    """Send one request. Returns the status, or 0 if the connection was closed without an answer.
 
-    `whole`: it is answered although more might come; else the end of what is sent is its end.
+    `is_complete`: False shuts the sending side down, so that the receiver does not wait for more.
     """
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=30) as connection:
         try:
-            connection.sendall(sent)
-            if not whole:
+            connection.sendall(raw)
+            if not is_complete:
                 connection.shutdown(socket.SHUT_WR)
             first = connection.recv(65536)
         except (BrokenPipeError, ConnectionResetError):
@@ -49,18 +49,18 @@ def answered(url: str, sent: bytes, whole: bool) -> int:
 
 
 def request(random: Random) -> tuple[bytes, bool]:
-    """One request, and whether it is still one: its length that of its body, none of its lines cut in two."""
+    """One request, and whether its framing is intact: the right body length, no header line split."""
     method, path, headers, body = random.choice(KINDS)(random)
     if random.random() < 0.2:
         headers[random.choice(HEADERS)] = text("x", random)
-    whole = not any(BREAKING & set(name + value) or name in FRAMING for name, value in headers.items())
+    is_complete = not any(LINE_BREAKING & set(name + value) or name in FRAMING for name, value in headers.items())
     head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    sent = (head + lines).encode("latin-1", "replace") + b"\r\n" + body
-    return (broken(sent, random), False) if random.random() < 0.1 else (sent, whole)
+    raw = (head + lines).encode("latin-1", "replace") + b"\r\n" + body
+    return (broken(raw, random), False) if random.random() < 0.1 else (raw, is_complete)
 
 
-BREAKING = set("\r\n\0")
+LINE_BREAKING = set("\r\n\0")
 FRAMING = {"transfer-encoding", "expect"}
 
 
@@ -87,11 +87,11 @@ def _callback(random: Random) -> Parts:
     token = SIGNER.token(
         f"t{random.randrange(TASKS)}", random.choice(("images/generations", "/text-to-video/kling-3.0"))
     )
-    shown = token if random.random() < 0.8 else _path(token, random)
-    return "POST", f"/callbacks/{shown}", *_signed(mutated(random), random)
+    path = token if random.random() < 0.8 else _path(token, random)
+    return "POST", f"/callbacks/{path}", *_signed(mutated(random), random)
 
 
-def _unaddressed(random: Random) -> Parts:
+def _callback_without_token(random: Random) -> Parts:
     return "POST", "/callbacks", *_signed(mutated(random), random)
 
 
@@ -108,15 +108,15 @@ def _signed(body: bytes, random: Random) -> tuple[dict[str, str], bytes]:
 
 
 def _registration(random: Random) -> Parts:
-    return "PUT", f"/api/tasks/{_task(random)}", _bearer(random), registered(random)
+    return "PUT", f"/api/tasks/{_task_id(random)}", _bearer(random), registered(random)
 
 
-def _reading(random: Random) -> Parts:
-    task = _task(random)
+def _read_request(random: Random) -> Parts:
+    task_id = _task_id(random)
     path = random.choice(
         (
-            *("/api/tasks", f"/api/tasks/{task}", f"/api/tasks/{task}/results/{_number(random)}"),
-            *(f"/api/tasks/{task}/events", "/api/events", "/metrics", "/readyz", "/healthz", "/openapi.json"),
+            *("/api/tasks", f"/api/tasks/{task_id}", f"/api/tasks/{task_id}/results/{_index(random)}"),
+            *(f"/api/tasks/{task_id}/events", "/api/events", "/metrics", "/readyz", "/healthz", "/openapi.json"),
             f"/{_path('api', random)}",
         )
     )
@@ -125,11 +125,11 @@ def _reading(random: Random) -> Parts:
     return random.choice(("GET", "GET", "HEAD", "PUT", "DELETE")), f"{path}?{'&'.join(pairs)}", headers, b""
 
 
-def _task(random: Random) -> str:
+def _task_id(random: Random) -> str:
     return f"t{random.randrange(TASKS)}" if random.random() < 0.8 else _path("t", random)
 
 
-def _number(random: Random) -> str:
+def _index(random: Random) -> str:
     return str(random.randrange(3)) if random.random() < 0.7 else _path("0", random)
 
 
@@ -146,4 +146,13 @@ def _bearer(random: Random) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-KINDS = (_callback, _callback, _callback, _unaddressed, _registration, _registration, _reading, _reading)
+KINDS = (
+    _callback,
+    _callback,
+    _callback,
+    _callback_without_token,
+    _registration,
+    _registration,
+    _read_request,
+    _read_request,
+)
