@@ -16,4 +16,4 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
             [str(SETUP)], env={**os.environ, "VENV": str(named)}, capture_output=True, text=True, check=False
         )
         assert (ran.returncode, mine.read_text()) == (2, "dear")
-        assert f"{named} is there and is no Python environment" in ran.stderr
+        assert f"{named} exists and is no Python environment" in ran.stderr

