@@ -1,5 +1,6 @@
 """The one place where this package's HTTP client is made."""
 
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -22,13 +23,13 @@ def create_client(receiver: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(limits=limits, mounts=direct, headers={"User-Agent": AGENT})
 
 
-def retry_after_seconds(response: httpx.Response) -> float | None:
-    """Seconds to wait, from a `Retry-After` of either form."""
-    value = response.headers.get("Retry-After", "")
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from a `Retry-After` of either form. `headers`: found by name in any case."""
+    value = headers.get("Retry-After", "")
     if value.isascii() and value.isdecimal():
         return float(value[:9])
     try:
-        at, date = parsedate_to_datetime(value), parsedate_to_datetime(response.headers.get("Date", value))
+        at, date = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("Date", value))
         return max((at - date).total_seconds(), 0.0)
     except (ValueError, TypeError, OverflowError):
         return None

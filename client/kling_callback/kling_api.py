@@ -92,7 +92,7 @@ class KlingApi:
             ) from error
         except TRANSPORT_ERRORS as error:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
-        return _created(response.status_code, answer, retry_after_seconds(response))
+        return _created(response.status_code, answer, retry_after_seconds(response.headers))
 
     async def query(self, family: str, *, task_id: str | None = None, external_id: str | None = None) -> Report | None:
         """Ask Kling for one task, by its own id or by ours; None when it says that it knows no such task.
@@ -124,7 +124,7 @@ class KlingApi:
         if found and found.status and code not in RETRYABLE and code not in REFUSED_CODES:
             return found  # whatever word a relay has for success
         if answer is None or not answer.ok or status >= 300:
-            raise _refusal(GatewayError, status, answer, retry_after_seconds(response))
+            raise _refusal(GatewayError, status, answer, retry_after_seconds(response.headers))
         return found
 
     async def _call(self, family: str, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:

@@ -237,7 +237,7 @@ async def _refused(response: httpx.Response) -> ReceiverError:
         code=code or None,
         http_status=status,
         retryable=status in BUSY,
-        retry_after=retry_after_seconds(response),
+        retry_after=retry_after_seconds(response.headers),
         hint=HINTS.get(code) or _text(said.get("hint")) or (UNREACHABLE_HINT if status in BUSY else WRONG_SERVER_HINT),
     )
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-import httpx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,11 +25,13 @@ from kling_receiver.hooks.dispatcher import Dispatcher
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.hooks.sync import detach, sync
 from kling_receiver.jobs import queue
+from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.kinds import Kind
 from kling_receiver.jobs.worker import OUTAGE_RETRY_SECONDS, Handler, Worker
-from kling_receiver.net.client import AGENT, GuardedClient, Transport
+from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.policy import Policy
-from kling_receiver.results.download import Downloader
+from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
@@ -64,10 +65,16 @@ HOOK_CONNECTIONS = 1_000
 
 
 class Receiver:
-    """One receiver. `clock`: unix seconds."""
+    """One receiver. `clock`: unix seconds. `download_backoff`: between attempts at a result file."""
 
-    def __init__(self, settings: ReceiverSettings, *, clock: Callable[[], float] = time.time) -> None:
-        self.settings, self._clock = settings, clock
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        download_backoff: Backoff = DOWNLOAD_BACKOFF,
+    ) -> None:
+        self.settings, self._clock, self._download_backoff = settings, clock, download_backoff
         self.metrics = metrics.Metrics()
         self._at = "KLING_DATABASE_URL" if settings.database_url else "KLING_DATA_DIR"
         with blame_setting(self._at):
@@ -79,7 +86,7 @@ class Receiver:
         rules = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
         self.writer = Writer(self.database, policy=rules, on_commit=self._on_commit, clock=clock)
         self._readiness: asyncio.Task[str | None] | None = None
-        self._http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False, headers=AGENT)
+        self._http = create_kling_client()
         self._downloads = GuardedClient(settings.result_hosts)
         self._hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
         self._task_hooks = GuardedClient(settings.hook_hosts)
@@ -128,7 +135,12 @@ class Receiver:
         settings = self.settings
         overdue = OverdueTasks(self.reconciler, self.reader)
         downloader = Downloader(
-            self._downloads, self.storage, self.reader, self.metrics, max_bytes=settings.result_max_bytes
+            self._downloads,
+            self.storage,
+            self.reader,
+            self.metrics,
+            max_bytes=settings.result_max_bytes,
+            backoff=self._download_backoff,
         )
         dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, bus=self.bus)
         return {

@@ -312,7 +312,7 @@ def test_retry_after_comes_in_two_forms(header: str, seconds: float | None) -> N
     """Seconds, or a date as the server's clock has it; anything else is none."""
     headers = [("Retry-After", header.encode("latin-1")), ("Date", formatdate(10, usegmt=True).encode())]
     response = httpx.Response(429, headers=[(name.encode(), value) for name, value in headers])
-    assert retry_after_seconds(response) == seconds
+    assert retry_after_seconds(response.headers) == seconds
 
 
 async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:

@@ -15,7 +15,7 @@ from kling_receiver.cli.deliveries import deliveries, replay
 from kling_receiver.cli.doctor import run_checks
 from kling_receiver.cli.hooks import hooks
 from kling_receiver.cli.tasks import tasks
-from kling_receiver.server import Server, bind
+from kling_receiver.server import bind, create_server
 from kling_receiver.settings import PublicSettings, ReceiverSettings, ServeSettings, SigningSettings
 from kling_receiver.store.database import Database
 
@@ -74,7 +74,7 @@ def serve(host: str, port: int) -> None:
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
     try:
-        Server(receiver).run(sockets=[listening])
+        create_server(receiver).run(sockets=[listening])
     except SystemExit:  # uvicorn's own code for this means something else here
         exit_with(["The receiver could not start. The lines above say why."], FAILED)
 

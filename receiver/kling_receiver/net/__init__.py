@@ -1,1 +1,1 @@
-"""Requests to addresses that somebody else chose."""
+"""HTTP requests to addresses that others chose, guarded against private networks."""

@@ -1,60 +1,115 @@
-"""The one HTTP client for addresses that we did not choose: it connects to public addresses only.
+"""The HTTP client for addresses that others chose: it connects to public addresses only.
 
-Every address a name resolves to is checked, and the checked address is the one connected to. Nothing is
-sent to a private network, to this machine, or to a proxy of the environment, unless the operator allows it.
+Every address that a name resolves to is checked, and the checked address is the one connected to. Nothing is
+sent to a private network, to this machine, or through a proxy of the environment, unless the operator allows it.
 """
 
 import functools
+import os
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver
-from httpx_aiohttp.transport import AiohttpResponseStream, AiohttpTransport, map_aiohttp_exceptions
 
 from kling_receiver import __version__
 from kling_receiver.net.guard import Allowlist, Refused, check_url
 from kling_receiver.net.resolver import GuardedResolver, ThreadedResolver
 
 AGENT = {"User-Agent": f"kling-callback/{__version__}"}
-
-CONNECT_SECONDS = 15
-READ_SECONDS = 60
-MAX_CONNECTIONS = 64
 DEFAULT_HEADERS = {**AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 NO_HEADERS: Mapping[str, str] = {}
 
+CONNECT_SECONDS = 15
+"""Seconds for one connection to be made."""
+READ_SECONDS = 60
+"""Seconds without a byte from the host; also for a place among the connections of the client."""
+MAX_CONNECTIONS = 64
+CHUNK_BYTES = 1 << 14
+"""Bytes of a body that are handed on at once, at most."""
 
-class Transport(AiohttpTransport):
-    """aiohttp under httpx, with every error of the one as an error of the other."""
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        with _errors_of_httpx():
-            return await super().handle_async_request(request)
+class RequestFailed(Exception):
+    """The request or its response failed on the way; a later attempt may succeed. The message says why."""
 
 
-@contextmanager
-def _errors_of_httpx() -> Iterator[None]:
-    try:
-        with map_aiohttp_exceptions():
-            yield
-    except aiohttp.ClientError as error:  # an answer that is no HTTP, say
-        raise httpx.RemoteProtocolError(f"{type(error).__name__}: no HTTP came") from error
+CUT = "it closed the connection before its response was complete"
+FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.ConnectionTimeoutError, "it cannot be reached: Connection timed out"),
+    (TimeoutError, "it sent nothing for {:g} s"),
+    (aiohttp.ServerDisconnectedError, CUT),
+    (aiohttp.ClientPayloadError, CUT),
+    (aiohttp.ClientResponseError, "its response is not valid HTTP"),
+)
+"""The message of a `RequestFailed`, by the first class that the error is an instance of."""
+
+
+def request_failed(error: Exception, read_timeout: float) -> RequestFailed:
+    """The error as our own, with the system's text (Connection refused) where it has one."""
+    for kind, message in FAILURES:
+        if isinstance(error, kind):
+            return RequestFailed(message.format(read_timeout))
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and (reason := _system_text(cause)):
+        return RequestFailed(f"it cannot be reached: {reason}")
+    return RequestFailed(f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def _system_text(error: OSError) -> str | None:
+    if isinstance(error, ssl.SSLError):  # its number is OpenSSL's, not the system's
+        return getattr(error, "verify_message", None) or error.reason or error.strerror
+    return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+
+
+class Response:
+    """A response whose body is read in chunks, as it was sent; the caller closes it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, read_timeout: float) -> None:
+        self._response, self._read_timeout = response, read_timeout
+        self.status = response.status
+
+    @functools.cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, found by name in any case; the values of a repeated one are joined by a comma."""
+        return httpx.Headers(list(self._response.raw_headers))
+
+    @property
+    def is_redirect(self) -> bool:
+        """Whether the status is 3xx."""
+        return 300 <= self.status < 400
+
+    @property
+    def location(self) -> str | None:
+        """Where a redirect leads, as its host wrote it."""
+        return self.headers.get("Location") if self.status in (301, 302, 303, 307, 308) else None
+
+    async def iter_bytes(self) -> AsyncIterator[bytes]:
+        """The body, not decompressed. Raises RequestFailed."""
+        try:
+            async for chunk in self._response.content.iter_chunked(CHUNK_BYTES):
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise request_failed(error, self._read_timeout) from error
+
+    async def close(self) -> None:
+        """Give the connection back; one whose body was not read to its end is closed."""
+        self._response.release()
+        with suppress(aiohttp.ClientError, OSError):  # of the request's body, which no longer matters
+            await self._response.wait_for_close()
 
 
 @functools.cache
 def _ssl_context() -> ssl.SSLContext:
-    """Whose certificates are believed."""
+    """The TLS context with the usual CA certificates."""
     return httpx.create_ssl_context()
 
 
 class GuardedClient:
-    """A client for one purpose; `allowed` is that purpose's setting. Redirects are the caller's to check.
+    """A client for one purpose; `allowed` is the setting of that purpose. The caller checks redirects.
 
-    Answers and errors are httpx's, requests are not: its client would read a redirect's address before we can
-    refuse it, and building a request for it takes as long as sending one.
+    `connections`: how many at once.
     """
 
     def __init__(
@@ -64,10 +119,9 @@ class GuardedClient:
         resolver: Callable[[], AbstractResolver] = ThreadedResolver,
         connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """`connections`: at once."""
         self.allowed, self._connections = allowed, connections
         self._resolver = GuardedResolver(allowed, resolver())
-        self._ssl = _ssl_context()  # now: it takes the event loop a while
+        self._ssl = _ssl_context()  # here: loading the certificates blocks
         self._opened: aiohttp.ClientSession | None = None
 
     def _session(self) -> aiohttp.ClientSession:
@@ -91,32 +145,29 @@ class GuardedClient:
         headers: Mapping[str, str] = NO_HEADERS,
         content: bytes | None = None,
         read_timeout: float = READ_SECONDS,
-    ) -> httpx.Response:
-        """One request to a checked address; the caller reads and closes. Raises Refused, or httpx.HTTPError.
+    ) -> Response:
+        """Send one request to a checked address; the caller reads and closes. Raises Refused, RequestFailed.
 
-        `silence`: seconds for which nothing need come.
-        The answer is asked for as it is: what is compressed would be read in whole before its size is known.
+        `read_timeout`: seconds for which the host may send nothing.
+        No compression is requested: the size of a compressed body is known only after it was read.
         """
         address = check_url(url, self.allowed)
         try:
-            with _errors_of_httpx():
-                answer = await self._session().request(
-                    method,
-                    address,
-                    headers={**DEFAULT_HEADERS, **headers},
-                    data=content or None,
-                    allow_redirects=False,
-                    timeout=_timeout(read_timeout),
-                )
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            if refused := _find_refusal(error):
-                raise refused from error
-            if isinstance(error, (ValueError, httpx.UnsupportedProtocol)):  # no resolver, no socket takes it
-                raise Refused(f"not a web address ({error})") from error
-            if isinstance(error, OSError):
-                raise httpx.ConnectError(str(error)) from error
-            raise
-        return httpx.Response(answer.status, headers=answer.raw_headers, stream=AiohttpResponseStream(answer))
+            response = await self._session().request(
+                method,
+                address,
+                headers={**DEFAULT_HEADERS, **headers},
+                data=content or None,
+                allow_redirects=False,
+                timeout=_timeout(read_timeout),
+            )
+        except aiohttp.InvalidURL as error:
+            raise Refused(f"not a valid URL ({error})") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise request_failed(error, read_timeout) from error
+        except ValueError as error:  # no resolver and no socket takes it
+            raise Refused(f"not a valid URL ({error})") from error
+        return Response(response, read_timeout)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -128,12 +179,3 @@ class GuardedClient:
 @functools.lru_cache(64)
 def _timeout(read_timeout: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=read_timeout)
-
-
-def _find_refusal(error: BaseException | None) -> Refused | None:
-    """The guard's own word inside whatever the layers between made of it."""
-    while error is not None:
-        if isinstance(error, Refused):
-            return error
-        error = error.__cause__ or error.__context__
-    return None

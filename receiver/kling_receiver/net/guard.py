@@ -15,22 +15,22 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that is given out; NAT64, mapped and compatible IPv4, site and link local lie outside."""
+"""All of IPv6 that is allocated; NAT64, mapped and compatible IPv4, site-local and link-local lie outside."""
 BLOCKED_NETWORKS: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in ("2001::/32", "2002::/16", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
-"""Teredo, 6to4 and its relays carry IPv4 inside; the others have the insides of two clouds in them."""
+"""Teredo, 6to4 and its relays carry IPv4 inside; the others contain metadata services of two clouds."""
 HOST = re.compile(rb"[A-Za-z0-9._:-]+")
 
 
 class Refused(Exception):
-    """The address must not be reached; final, however often it is tried."""
+    """The address must not be reached. Final: a retry is refused too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowlist:
-    """What one purpose may reach although it is private: hosts, networks, `host:port`; by which `setting`."""
+    """Private hosts, networks and `host:port` that one purpose may reach. `setting`: its name, for messages."""
 
     hosts: frozenset[tuple[str, int | None]] = frozenset()
     networks: tuple[Network, ...] = ()
@@ -38,7 +38,7 @@ class Allowlist:
 
     @classmethod
     def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowlist":
-        """Read a setting's entries. Raises ValueError naming all that are none of the three."""
+        """Parse the entries of a setting. Raises ValueError, naming every entry that is not valid."""
         hosts, networks, wrong = set(), [], []
         for entry in entries:
             if network := _network(entry):
@@ -53,11 +53,11 @@ class Allowlist:
 
     @property
     def hint(self) -> str:
-        """What its owner can do, as the end of a sentence."""
+        """What the operator can do, as the end of a sentence."""
         return f"; if it is yours, allow it with {self.setting}" if self.setting else ""
 
     def permits(self, host: str, port: int, address: Address | None = None) -> bool:
-        """Whether `host` (as written in the address) or what it resolved to may be reached on `port`."""
+        """Whether `host` (as written in the URL) or the address that it resolved to may be reached on `port`."""
         name = host.lower().strip("[]")
         return (
             (name, None) in self.hosts
@@ -82,7 +82,7 @@ def _host_and_port(entry: str) -> tuple[str, int | None] | None:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open Internet, reached directly."""
+    """Whether an address belongs to the public Internet and is reached directly."""
     if any(address in network for network in BLOCKED_NETWORKS):
         return False
     if address.version == 6 and address not in GLOBAL_UNICAST:
@@ -91,28 +91,29 @@ def is_public(address: Address) -> bool:
 
 
 def is_private(host: str) -> bool:
-    """Whether a host, as it is written, is this machine or one of a private network."""
+    """Whether a host, as written, is this machine or one of a private network."""
     address = _ip_literal(host)
     return is_loopback(host) if address is None else not is_public(address)
 
 
 @functools.lru_cache(1024)
 def check_url(url: str, allowlist: Allowlist) -> str:
-    """The address as it is asked for. Refuses one by how it is written: before a name is resolved, before
-    anything is sent.
+    """Check a URL as written, before a name is resolved or a connection opened. Raises Refused.
+
+    Returns the URL in the form in which it is requested.
     """
     try:
         parsed = httpx.URL(url)
         host, raw_host = parsed.host, parsed.raw_host
         port = {"http": 80, "https": 443}.get(parsed.scheme, 0) if parsed.port is None else parsed.port
     except (httpx.InvalidURL, ValueError) as error:
-        raise Refused(f"not a web address ({error})") from error
+        raise Refused(f"not a valid URL ({error})") from error
     if parsed.scheme not in ("http", "https"):
-        raise Refused("only http and https addresses are reached")
+        raise Refused("only http and https addresses are allowed")
     if not HOST.fullmatch(raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
-        raise Refused("its host is no name, or its port none")
+        raise Refused("its host or port is not valid")
     if parsed.userinfo:
-        raise Refused("the address has a user or password in it")
+        raise Refused("the address contains a user or password")
     if (address := _ip_literal(host)) is not None:
         check_address(host, port, address, allowlist)
     elif is_loopback(host.rstrip(".")) and not (allowlist.permits(host, port) or allowlist.networks):
@@ -121,7 +122,7 @@ def check_url(url: str, allowlist: Allowlist) -> str:
 
 
 def _ip_literal(host: str) -> Address | None:
-    """The address that `host` is, however it is spelled: `127.1`, `0x7f000001` and `2130706433` are one too."""
+    """The IP address that `host` spells, if it does: `127.1`, `0x7f000001` and `2130706433` are addresses too."""
     try:
         return ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -133,7 +134,8 @@ def _ip_literal(host: str) -> Address | None:
 
 
 def check_address(host: str, port: int, address: Address, allowlist: Allowlist) -> None:
+    """Check an address that `host` resolved to. Raises Refused."""
     if not is_public(address) and not allowlist.permits(host, port, address):
-        which = "" if host.strip("[]") == str(address) else f" ({address})"
-        own = "" if address.is_link_local else allowlist.hint
-        raise Refused(f"{host} is not a public address{which}{own}")
+        resolved = "" if host.strip("[]") == str(address) else f" ({address})"
+        hint = "" if address.is_link_local else allowlist.hint  # among them the metadata services of clouds
+        raise Refused(f"{host} is not a public address{resolved}{hint}")

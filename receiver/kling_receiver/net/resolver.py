@@ -1,4 +1,4 @@
-"""Names to addresses, in threads of its own: a name server that is silent must never hold up other work."""
+"""DNS lookups in threads of their own, so that a silent name server never delays other work."""
 
 import asyncio
 import ipaddress
@@ -12,58 +12,63 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from kling_receiver.net.guard import Allowlist, check_address
 
 THREADS = 8
-"""Names that are looked up at once: so many may have a silent name server before another has to wait."""
+"""Lookups at once: so many names may have a silent name server before another name has to wait."""
 
 AddrInfo = Sequence[tuple[Any, ...]]
-"""As `socket.getaddrinfo` has it."""
+"""What `socket.getaddrinfo` returns."""
 Lookup = Callable[[str, socket.AddressFamily], AddrInfo]
 
 
 def getaddrinfo(host: str, family: socket.AddressFamily) -> AddrInfo:
-    """Ask the machine. Raises OSError, or UnicodeError for what cannot be a name."""
+    """Look a name up by the system. Raises OSError, or UnicodeError for text that cannot be a name."""
     return socket.getaddrinfo(host, None, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
 class ThreadedResolver(AbstractResolver):
-    """Looks up each name once at a time: who asks for it meanwhile waits for the same answer."""
+    """Looks up each name once at a time: concurrent requests for one name share one lookup.
+
+    Otherwise a few hooks with one silent name server would occupy all threads.
+    """
 
     def __init__(self, lookup: Lookup = getaddrinfo) -> None:
-        self._getaddrinfo = lookup
+        self._lookup = lookup
         self._threads = ThreadPoolExecutor(THREADS, "names")
-        self._under_way: dict[tuple[str, socket.AddressFamily], asyncio.Future[AddrInfo]] = {}
+        self._pending: dict[tuple[str, socket.AddressFamily], asyncio.Future[AddrInfo]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The addresses of a name. Raises as `look` does."""
-        found = await asyncio.shield(self._lookup(host, family))  # who gives up leaves it to the others
-        return [_result(host, port, each) for each in found]
+        """Resolve a name. Raises what the lookup raises."""
+        addresses = await asyncio.shield(
+            self._shared_lookup(host, family)
+        )  # cancelled for one caller alone
+        return [_result(host, port, address) for address in addresses]
 
-    def _lookup(self, host: str, family: socket.AddressFamily) -> "asyncio.Future[AddrInfo]":
+    def _shared_lookup(self, host: str, family: socket.AddressFamily) -> "asyncio.Future[AddrInfo]":
         key = host, family
-        if key not in self._under_way:
-            asked = asyncio.get_running_loop().run_in_executor(self._threads, self._getaddrinfo, host, family)
-            self._under_way[key] = asked
-            asked.add_done_callback(lambda _: self._under_way.pop(key))
-            asked.add_done_callback(_consume)
-        return self._under_way[key]
+        if key not in self._pending:
+            lookup = asyncio.get_running_loop().run_in_executor(self._threads, self._lookup, host, family)
+            self._pending[key] = lookup
+            lookup.add_done_callback(lambda _: self._pending.pop(key))
+            lookup.add_done_callback(_consume)
+        return self._pending[key]
 
     async def close(self) -> None:
-        """Look up nothing more; what is under way is not waited for."""
+        """Start no more lookups; pending ones are not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _consume(asked: "asyncio.Future[AddrInfo]") -> None:
-    """What failed when nobody waited any more is no trouble."""
-    if not asked.cancelled():
-        asked.exception()
+def _consume(lookup: "asyncio.Future[AddrInfo]") -> None:
+    """Retrieve the error of a lookup whose callers are all cancelled: asyncio would log it as never retrieved."""
+    if not lookup.cancelled():
+        lookup.exception()
 
 
-def _result(host: str, port: int, found: tuple[Any, ...]) -> ResolveResult:
-    family, _, proto, _, place = found
+def _result(host: str, port: int, address: tuple[Any, ...]) -> ResolveResult:
+    family, _, proto, _, socket_address = address
     return ResolveResult(
         hostname=host,
-        host=place[0],
+        host=socket_address[0],
         port=port,
         family=family,
         proto=proto,
@@ -72,7 +77,7 @@ def _result(host: str, port: int, found: tuple[Any, ...]) -> ResolveResult:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves a name, and refuses it when any of its addresses is forbidden."""
+    """Resolves a name, and refuses it if any of its addresses is forbidden."""
 
     def __init__(self, allowed: Allowlist, resolver: AbstractResolver) -> None:
         self._allowed, self._resolver = allowed, resolver
@@ -80,10 +85,12 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        for each in found:
-            check_address(host, port, ipaddress.ip_address(each["host"].partition("%")[0]), self._allowed)
-        return found
+        """Resolve a name. Raises Refused, or what the resolver raises."""
+        results = await self._resolver.resolve(host, port, family)
+        for result in results:
+            check_address(host, port, ipaddress.ip_address(result["host"].partition("%")[0]), self._allowed)
+        return results
 
     async def close(self) -> None:
+        """Close the resolver."""
         await self._resolver.close()

@@ -1,27 +1,24 @@
-"""An event as a POST, signed by Standard Webhooks. Redirects are not followed: one is a failure."""
+"""Deliver events by HTTP POST, signed by Standard Webhooks. A redirect is a failure; it is not followed."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 
-import httpx
-
 from kling_callback.http import retry_after_seconds
 from kling_callback.protocol.webhooks import signed_headers
-from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.client import GuardedClient, RequestFailed, Response
 from kling_receiver.net.guard import Allowlist, Refused, check_url
-from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDelivered, describe_error
+from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDelivered
 
 GONE = 410
 RESPONSE_SECONDS = 2.0
-"""How long the rest of an answer is waited for: its status has said all that counts."""
+"""Seconds to read the first bytes of a response's body: the status alone decides, the body is for people."""
 
 
 class HttpSink:
-    """One web address. `secrets`: newest first; each signs, so that one may be rotated out in peace.
+    """One web address. `secrets`: newest first; each of them signs, so that one can be rotated.
 
-    `timeout`: seconds for which it may be silent.
+    `timeout`: seconds for which the hook may send nothing. `response_seconds`: for the body of its response.
     """
 
     def __init__(
@@ -32,12 +29,13 @@ class HttpSink:
         *,
         timeout: Callable[[], float],
         clock: Callable[[], float] = time.time,
+        response_seconds: float = RESPONSE_SECONDS,
     ) -> None:
         self._address, self._secrets, self._client = address, secrets, client
-        self._timeout, self._clock = timeout, clock
+        self._timeout, self._clock, self._response_seconds = timeout, clock, response_seconds
 
     async def send(self, message: Message) -> Delivered:
-        """One POST."""
+        """Send one POST. Any status but 2xx raises NotDelivered."""
         headers = signed_headers(self._secrets(), message.id, int(self._clock()), message.body)
         try:
             response = await self._client.send(
@@ -45,52 +43,43 @@ class HttpSink:
             )
         except Refused as error:
             raise NotDelivered(f"refused: {error}", final=True) from error
-        except (httpx.HTTPError, OSError) as error:
-            raise NotDelivered(_describe(error)) from error
+        except RequestFailed as error:
+            raise NotDelivered(str(error)[:300]) from error
         try:
-            answer = await _response_head(response)
+            body = await self._read_start(response)
         finally:
-            await response.aclose()
-        status = response.status_code
-        if response.is_success:
-            return Delivered(status, answer)
-        after = retry_after_seconds(response)
-        said = f"it answered {status}" + (", and redirects are not followed" if response.is_redirect else "")
-        raise NotDelivered(said, status=status, response=answer, retry_after=after, gone=status == GONE)
+            await response.close()
+        status = response.status
+        if 200 <= status < 300:
+            return Delivered(status, body)
+        raise NotDelivered(
+            f"it answered {status}" + (", and redirects are not followed" if response.is_redirect else ""),
+            status=status,
+            response=body,
+            retry_after=retry_after_seconds(response.headers),
+            gone=status == GONE,
+        )
+
+    async def _read_start(self, response: Response) -> str:
+        """Read the first bytes of the body, as text. A body that is cut or slow is no failure."""
+        start = bytearray()
+        try:
+            async with asyncio.timeout(self._response_seconds):
+                async for chunk in response.iter_bytes():
+                    start += chunk
+                    if len(start) >= MAX_RESPONSE_BYTES:
+                        break
+        except (RequestFailed, TimeoutError):
+            pass
+        return bytes(start[:MAX_RESPONSE_BYTES]).decode("utf-8", "replace")
 
     async def close(self) -> None:
-        """The connections are all hooks' own."""
+        """Do nothing: all hooks share the connections of the client."""
 
 
 def check_web_address(address: str, allowed: Allowlist) -> None:
-    """Raises ValueError for an address that is not to be reached."""
+    """Check a hook's address. Raises ValueError for one that must not be reached."""
     try:
         check_url(address, allowed)
     except Refused as error:
         raise ValueError(f"{error}.") from None
-
-
-async def _response_head(response: httpx.Response) -> str:
-    """The first bytes of an answer; the status says all that counts, so that a cut is no failure."""
-    read = bytearray()
-    try:
-        async with asyncio.timeout(RESPONSE_SECONDS):
-            assert isinstance(response.stream, httpx.AsyncByteStream)
-            async for chunk in response.stream:
-                read += chunk
-                if len(read) >= MAX_RESPONSE_BYTES:
-                    break
-    except (httpx.HTTPError, OSError, TimeoutError):
-        pass
-    return bytes(read[:MAX_RESPONSE_BYTES]).decode("utf-8", "replace")
-
-
-def _describe(error: BaseException) -> str:
-    """What is wrong, in the system's own words where it has some."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno:
-            words = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
-            return f"it cannot be reached: {words}"[:300]
-        cause = cause.__cause__ or cause.__context__
-    return describe_error(error)

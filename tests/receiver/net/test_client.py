@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn
 
 import httpx
 import pytest
@@ -12,9 +14,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_receiver.net.client import GuardedClient
+from kling_receiver.net.client import GuardedClient, RequestFailed, Response, request_failed
 from kling_receiver.net.guard import Allowlist, Refused, check_url, is_public
 from tests.support.web import Host, Visit, host
+from tests.support.wire import Wire
 
 NOBODY = Allowlist()
 
@@ -258,6 +261,14 @@ def trap() -> Iterator[socket.socket]:
             listening.accept()
 
 
+async def body(response: Response) -> bytes:
+    """Read a response to its end, and close it."""
+    try:
+        return b"".join([chunk async for chunk in response.iter_bytes()])
+    finally:
+        await response.close()
+
+
 def guarded(allowed: Allowlist = NOBODY, **answers: list[str]) -> GuardedClient:
     """A client whose names resolve to `answers`."""
     return GuardedClient(
@@ -292,7 +303,7 @@ async def test_a_name_with_one_forbidden_address_is_refused(trap: socket.socket,
 async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str) -> None:
     """By the machine's own resolver, however they are written."""
     client = GuardedClient(NOBODY)
-    with pytest.raises((Refused, httpx.TransportError)):
+    with pytest.raises((Refused, RequestFailed)):
         await client.send("GET", f"http://{name}:{trap.getsockname()[1]}/")
     await client.close()
 
@@ -324,8 +335,7 @@ async def test_the_checked_address_is_the_one_connected_to() -> None:
     with host(lambda visit: visit.answer(200, b"here")) as there:
         port = there.url.rpartition(":")[2]
         response = await client.send("GET", f"http://files.example:{port}/")
-        assert await response.aread() == b"here"
-        await response.aclose()
+        assert await body(response) == b"here"
         assert names.asked == ["files.example"]
         assert there.visits[0].headers["Host"] == f"files.example:{port}"
         with pytest.raises(Refused):
@@ -373,8 +383,7 @@ async def test_what_is_allowed_is_reached(there: Host, entry: str, opens: bool) 
     client = GuardedClient(Allowlist.parse([entry.format(port=port)]))
     if opens:
         response = await client.send("GET", there.url)
-        assert await response.aread() == b"here"
-        await response.aclose()
+        assert await body(response) == b"here"
     else:
         with pytest.raises(Refused):
             await client.send("GET", there.url)
@@ -389,8 +398,8 @@ async def test_an_allowed_name_may_be_private(there: Host, entry: str) -> None:
     port = there.url.rpartition(":")[2]
     client = guarded(Allowlist.parse([entry.format(port=port)]), files_example=["127.0.0.1"])
     response = await client.send("GET", f"http://files.example:{port}/")
-    assert response.status_code == 200
-    await response.aclose()
+    assert response.status == 200
+    await response.close()
     await client.close()
 
 
@@ -400,7 +409,7 @@ async def test_redirects_and_cookies_are_left_alone(there: Host) -> None:
     client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
     for path in ("/away", "/"):
         response = await client.send("GET", there.url + path)
-        await response.aclose()
+        await response.close()
     assert [visit.path for visit in there.visits] == ["/away", "/"]
     assert "Cookie" not in there.visits[1].headers
     await client.close()
@@ -414,8 +423,8 @@ async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: 
             monkeypatch.setenv(name, proxy.url)
         client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
         response = await client.send("GET", there.url)
-        assert response.status_code == 200
-        await response.aclose()
+        assert response.status == 200
+        await response.close()
         await client.close()
         assert proxy.visits == []
 
@@ -425,25 +434,107 @@ async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: 
 async def test_names_that_do_not_resolve(name: str) -> None:
     """An unknown name may be known later; what cannot be a name is refused."""
     client = GuardedClient(NOBODY, resolver=lambda: Names({}))
-    with pytest.raises((httpx.TransportError, Refused)):
+    with pytest.raises((RequestFailed, Refused)):
         await client.send("GET", f"http://{name}/")
     await client.close()
     client = GuardedClient(NOBODY)
     if name != "unknown.example":
-        with pytest.raises((httpx.TransportError, Refused)):
+        with pytest.raises((RequestFailed, Refused)):
             await client.send("GET", f"http://{name}/")
     await client.close()
 
 
+# --- errors and responses ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[GuardedClient]:
+    """A client that may reach loopback."""
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
+    yield client
+    await client.close()
+
+
 @pytest.mark.anyio
-async def test_a_closed_port_is_an_ordinary_error() -> None:
-    """What may be reached and is not there is tried again by the caller."""
+async def test_a_closed_port_is_an_ordinary_error(client: GuardedClient) -> None:
+    """An allowed address that refuses connections is for the caller to retry; the system's text says why."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
-    with pytest.raises(httpx.TransportError):
+    with pytest.raises(RequestFailed, match=r"^it cannot be reached: Connection refused$"):
         await client.send("GET", f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.anyio
+async def test_an_unknown_name_is_told_in_the_system_s_words() -> None:
+    """The resolver's own text, without the number of its error."""
+
+    class Unknown(Names):
+        async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> NoReturn:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    client = GuardedClient(NOBODY, resolver=lambda: Unknown({}))
+    with pytest.raises(RequestFailed, match=r"^it cannot be reached: Name or service not known$"):
+        await client.send("GET", "http://files.example/")
     await client.close()
+
+
+@pytest.mark.anyio
+async def test_tls_errors_say_what_is_wrong(client: GuardedClient) -> None:
+    """A host without TLS, and a certificate that no CA has signed."""
+    with host(lambda visit: visit.answer(200)) as plain, pytest.raises(RequestFailed, match="WRONG_VERSION_NUMBER"):
+        await client.send("GET", plain.url.replace("http:", "https:"))
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed (_ssl.c:1000)")
+    error.verify_message = "self-signed certificate"
+    assert str(request_failed(error, 1)) == "it cannot be reached: self-signed certificate"
+
+
+HALF_A_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
+DISCONNECTED = "it closed the connection before its response was complete"
+NO_HTTP = "its response is not valid HTTP"
+BROKEN = {
+    "nothing": (b"", DISCONNECTED),
+    "half a head": (b"HTTP/1.1 200 OK\r\nX-Half: ", DISCONNECTED),
+    "half a body": (HALF_A_BODY, DISCONNECTED),
+    "garbage": (b"\0\1\2\r\n\r\n", NO_HTTP),
+    "garbage for a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", NO_HTTP),
+    "a huge header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", NO_HTTP),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("sent", "message"), BROKEN.values(), ids=BROKEN.keys())
+async def test_a_broken_response_is_one_kind_of_error(client: GuardedClient, sent: bytes, message: str) -> None:
+    """Whether the head or the body is broken, the caller sees `RequestFailed`."""
+    with Wire(sent) as wire, pytest.raises(RequestFailed, match=f"^{message}$"):
+        await body(await client.send("GET", wire.url))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("sent", [b"", HALF_A_BODY], ids=["no head", "half a body"])
+async def test_a_silent_host_is_given_up_after_the_read_timeout(client: GuardedClient, sent: bytes) -> None:
+    """Before the head of the response, and amid its body."""
+    with Wire(sent, hold=1) as wire, pytest.raises(RequestFailed, match=r"^it sent nothing for 0\.1 s$"):
+        await body(await client.send("GET", wire.url, read_timeout=0.1))
+
+
+@pytest.mark.anyio
+async def test_headers_are_found_in_any_case_and_encoding(client: GuardedClient) -> None:
+    """Bytes that are not UTF-8 are Latin-1; the values of a repeated header are joined."""
+    with Wire(b"HTTP/1.1 302 Found\r\netag: \xe9\r\nX-A: 1\r\nx-a: 2\r\nLOCATION: /x\r\n\r\n") as wire:
+        response = await client.send("GET", wire.url)
+        await response.close()
+    assert [response.headers.get(name) for name in ("ETag", "x-A", "None")] == ["\xe9", "1, 2", None]
+    assert (response.status, response.is_redirect, response.location) == (302, True, "/x")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("status", "is_redirect"), [(200, False), (300, True), (304, True), (404, False)])
+async def test_only_redirects_have_a_location(client: GuardedClient, status: int, is_redirect: bool) -> None:
+    """The header means something else, or nothing, with another status."""
+    with host(lambda visit: visit.answer(status, Location="http://10.0.0.1/")) as there:
+        response = await client.send("GET", there.url)
+        await response.close()
+    assert (response.is_redirect, response.location) == (is_redirect, None)
 
 
 # --- the setting -------------------------------------------------------------------------------------------

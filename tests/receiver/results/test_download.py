@@ -17,8 +17,9 @@ from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import Output, Report
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.metrics import Metrics
-from kling_receiver.net.client import GuardedClient, Transport
+from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Allowlist, Refused
+from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.results import download
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, MAX_RESUMES, Downloader
 from kling_receiver.results.storage import LocalStorage
@@ -29,7 +30,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
 from kling_receiver.tasks.ingest import Callback, ingest
-from kling_receiver.tasks.reconcile import BACKOFFS, CREATE_REPORT_TIMEOUT_MS, QUERY_BACKOFF, Reconciler
+from kling_receiver.tasks.reconcile import CREATE_REPORT_TIMEOUT_MS, MAX_UNDECIDED_RETRIES, QUERY_BACKOFF, Reconciler
 from kling_receiver.tasks.registration import Registration
 from kling_sandbox import Sandbox
 from tests.support.receiver import KEY, Running, Start
@@ -91,7 +92,7 @@ def test_the_normal_course_takes_one_question(running: Running, gateway: Sandbox
     for index in range(3):
         Image.open(io.BytesIO(stored_bytes(running, done, index))).verify()
     assert len({result["sha256"] for result in done["results"]}) == 3
-    assert metric(running, 'kling_questions_total{outcome="answered"}') == 1
+    assert metric(running, 'kling_queries_total{outcome="answered"}') == 1
     assert metric(running, 'kling_downloads_total{outcome="stored"}') == 3
 
 
@@ -241,7 +242,7 @@ def test_a_file_that_can_be_had_is_had(running: Running, gateway: Sandbox, famil
     ("switches", "downloads", "said"),
     [
         ("file-403", MAX_REFUSALS, "403"),
-        ("file-html", MAX_REFUSALS, "it is no image: it begins with b'<h1>"),
+        ("file-html", MAX_REFUSALS, "not a valid image file: it begins with b'<h1>"),
         ("gzip-file", MAX_REFUSALS, "compressed"),
         ("redirect-private", 1, "169.254.169.254 is not a public address"),
     ],
@@ -272,7 +273,7 @@ class Parts:
         self.folder.prepare()
         self.reader, self.writer, self.metrics = Reader(self.database), Writer(self.database), Metrics()
         self.outbound = GuardedClient(Allowlist.parse(["127.0.0.1"]))
-        self.http = httpx.AsyncClient(transport=Transport(trust_env=False), trust_env=False)
+        self.http = create_kling_client()
         self.later = 0.0  # seconds by which the asker's clock is ahead
         kling = KlingApi(base, BearerAuth(KEY), self.http)
         self.asker = Reconciler(kling, self.reader, self.metrics, clock=lambda: time.time() + self.later)
@@ -436,12 +437,12 @@ def answering(body: bytes, status: int = 200, **headers: str) -> Callable[[Visit
 
 
 WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
-    "empty": (answering(b""), "it is empty"),
-    "html": (answering(b"<html>" + b" " * 100), "it is no image"),
-    "a video where an image should be": (answering(b"\0\0\0\x20ftypisom" + b" " * 100), "it is no image"),
-    "cut, of no said length": (lambda visit: unmeasured(visit, picture()[:5000]), "the image/png is cut short"),
-    "too large by its own word": (answering(b"\x89PNG", Content_Length="99999999"), "it is larger than"),
-    "too large without a word": (lambda visit: endless(visit), "it is larger than"),
+    "empty": (answering(b""), "the file is empty"),
+    "html": (answering(b"<html>" + b" " * 100), "not a valid image file"),
+    "a video where an image should be": (answering(b"\0\0\0\x20ftypisom" + b" " * 100), "not a valid image file"),
+    "cut, of no said length": (lambda visit: unmeasured(visit, picture()[:5000]), "the image/png file is truncated"),
+    "too large by its own word": (answering(b"\x89PNG", Content_Length="99999999"), "the file is larger than 1000000 bytes"),
+    "too large without a word": (lambda visit: endless(visit), "the file is larger than 1000000 bytes"),
     "404": (answering(b"", 404), "the host answered 404"),
     "410": (answering(b"", 410), "the host answered 410"),
     "304 unasked": (answering(b"", 304), "the host answered 304"),
@@ -568,7 +569,7 @@ async def test_a_storage_that_breaks_is_never_the_files_end(parts: Parts) -> Non
             outcome = await parts.do(parts.fetcher.download, task, 99)
             assert isinstance(outcome, RetryAt)
             assert not outcome.counts
-            assert outcome.error.startswith("the storage fails: ")
+            assert outcome.error.startswith("the storage failed: ")
         assert isinstance(outcome, RetryAt)
         assert outcome.due_at - int(time.time() * 1000) > DOWNLOAD_BACKOFF.steps[-1] * 400
         assert (await parts.result(task))["status"] == "pending"
@@ -699,7 +700,7 @@ async def test_a_callback_that_kling_denies_is_called_false(parts: Parts, gatewa
     """Asked again and again Kling says `submitted`: it is believed, and the callback is logged as ignored."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
-    for _ in BACKOFFS["undecided"].steps:
+    for _ in range(MAX_UNDECIDED_RETRIES):
         assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
     assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     row = await parts.reader.task(task)
@@ -718,7 +719,7 @@ async def test_questions_are_counted_by_what_became_of_them(parts: Parts, gatewa
     first = await parts.do(parts.asker.reconcile, task, 99)
     assert isinstance(first, RetryAt)
     assert first.args == {"undecided": 1}
-    for times in range(1, len(BACKOFFS["undecided"].steps)):
+    for times in range(1, MAX_UNDECIDED_RETRIES):
         gateway.tasks[theirs].has = lambda switch: switch == "query-5xx"
         silent = await parts.do(parts.asker.reconcile, task)
         gateway.tasks[theirs].has = lambda switch: False
@@ -749,7 +750,7 @@ async def test_a_succeed_that_names_no_file_fails_loudly(parts: Parts, gateway: 
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     gateway.tasks[theirs].body["n"] = 0
     task = await parts.hinted(theirs)
-    for _ in BACKOFFS["undecided"].steps:
+    for _ in range(MAX_UNDECIDED_RETRIES):
         assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
     assert isinstance(await parts.do(parts.asker.reconcile, task), Done)
     assert (await parts.types(task))[-2:] == ["result.failed", "task.done"]
@@ -784,6 +785,7 @@ async def test_what_is_settled_is_not_asked_about(parts: Parts, gateway: Sandbox
 
 def test_a_reason_holds_no_address() -> None:
     """Neither the query nor the path of an address reaches a log, and one line is enough."""
-    error = httpx.ReadError("cannot read https://host/path?key=1 now\nmore")
-    assert download.describe(error) == "ReadError: cannot read (address) now"
+    text = "cannot read https://host/path?key=1 now\nmore"
+    assert download.describe(RequestFailed(text)) == "cannot read (address) now"
+    assert download.describe(RuntimeError(text)) == "RuntimeError: cannot read (address) now"
     assert download.describe(Refused()) == "Refused"

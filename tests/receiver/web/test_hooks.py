@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a private network": ({"address": "https://10.1.2.3/"}, "allow it with KLING_PRIVATE_HOOK_HOSTS"),
     "the cloud's own": ({"address": "http://169.254.169.254/latest"}, "is not a public address"),
     "a password": ({"address": "https://user:word@hooks.example/"}, "user or password"),
-    "no host": ({"address": "https:///path"}, "its host is no name"),
+    "no host": ({"address": "https:///path"}, "its host or port is not valid"),
     "an unknown scheme": (
         {"address": "kafka://host/topic"},
         "no sink delivers to kafka: addresses. Use",

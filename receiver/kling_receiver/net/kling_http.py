@@ -1,0 +1,22 @@
+"""The HTTP client for Kling's API, an address of the operator's own: httpx over aiohttp, which is faster."""
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from kling_receiver.net.client import AGENT
+
+
+class KlingTransport(AiohttpTransport):
+    """aiohttp under httpx; every error of aiohttp is raised as one of httpx."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except aiohttp.ClientError as error:  # those that httpx-aiohttp does not translate
+            raise httpx.RemoteProtocolError(f"{type(error).__name__}: the response is not HTTP") from error
+
+
+def create_kling_client() -> httpx.AsyncClient:
+    """A client without a proxy of the environment."""
+    return httpx.AsyncClient(transport=KlingTransport(trust_env=False), trust_env=False, headers=AGENT)
