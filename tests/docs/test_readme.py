@@ -1,4 +1,4 @@
-"""The README and the code say the same."""
+"""The README, the receiver's map and the code agree."""
 
 import ast
 import re
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic.fields import FieldInfo
 
+import kling_receiver
 from kling_callback.settings import ClientSettings
 from kling_receiver import states
 from kling_receiver.settings import ReceiverSettings
@@ -16,10 +17,12 @@ from tests.support.receiver import KEY, SECRET, Start
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAP = kling_receiver.__doc__ or ""
+RECEIVER = Path(str(kling_receiver.__file__)).parent
 
 
 def row(name: str) -> str:
-    """A line of the settings table, made from the code."""
+    """A line of the settings table, from the code."""
     fields: dict[str, FieldInfo] = {**ReceiverSettings.model_fields, **ClientSettings.model_fields}
     field = fields[name]
     sides = [side for side, model in SIDES.items() if name in model.model_fields]
@@ -35,29 +38,29 @@ def _default(value: Any) -> str:
 
 
 def test_the_settings_table_is_the_code_s() -> None:
-    """Each setting stands there with its meaning and default, in the code's order, and none besides."""
+    """The table has each setting with its meaning and default, in the code's order, and no other."""
     names = list(dict.fromkeys([*ClientSettings.model_fields, *ReceiverSettings.model_fields]))
     table = ["| name | used by | meaning | default |", "|---|---|---|---|", *map(row, names)]
-    written = README.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
-    assert written == "\n".join(table)
+    section = README.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
+    assert section == "\n".join(table)
 
 
-def test_a_page_that_a_setting_names_tells_of_it() -> None:
-    """Who follows the table finds the setting there."""
-    named = re.findall(r"^\| `(KLING_\w+)` .*\((docs/\w+\.md)\)", README, re.MULTILINE)
-    assert named
-    for setting, page in named:
+def test_a_page_that_a_setting_links_to_describes_it() -> None:
+    """The linked page contains the setting's name."""
+    links = re.findall(r"^\| `(KLING_\w+)` .*\((docs/\w+\.md)\)", README, re.MULTILINE)
+    assert links
+    for setting, page in links:
         assert setting in (ROOT / page).read_text()
 
 
 def test_running_code_stands_before_line_thirty() -> None:
-    """Whoever opens the README sees at once what to type."""
+    """The first screen of the README shows what to type."""
     assert "from kling_callback import Kling" in "\n".join(README.splitlines()[:35])
     assert "scripts/demo" in "\n".join(README.splitlines()[:10])
 
 
 def test_the_python_in_the_readme_is_python() -> None:
-    """Its examples parse, and name what the package has."""
+    """Its examples parse."""
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         ast.parse(code)
 
@@ -65,7 +68,7 @@ def test_the_python_in_the_readme_is_python() -> None:
 def test_the_python_in_the_readme_runs(
     start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As it stands there: the picture is saved, all four jobs are taken."""
+    """As printed: the image is saved, all four jobs are created."""
     settings = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
     for name, value in {**settings, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
         monkeypatch.setenv(f"KLING_{name}", value)
@@ -76,25 +79,42 @@ def test_the_python_in_the_readme_runs(
 
 
 def test_the_drawing_is_the_code_s() -> None:
-    """The states are drawn in the README as in their module."""
+    """The README draws the states as their module does."""
     moves, revival = (states.__doc__ or "").split("\n\n")[1:3]
     assert moves in README
     assert revival in README
 
 
-@pytest.mark.parametrize("package", ["client", "receiver"])
-def test_the_map_names_modules_that_exist(package: str) -> None:
-    """What the map lists by commas and arrows is there."""
-    described = re.search(rf"^{package}/ +(.*?)^\w", README, re.DOTALL | re.MULTILINE)
-    assert described is not None
-    modules = {path.stem for path in (ROOT / package).iterdir()}
-    plain = re.sub(r"\([^)]*\)", "", described[1]).partition(":")[2]
-    named = [word for word in re.split(r"[\s,;→]+", plain) if word and word not in ("jobs", "and", "their")]
-    assert set(named) - modules - {"parameters"} == set()
+def entries() -> tuple[set[str], set[str]]:
+    """The folders and modules directly inside the receiver's package."""
+    folders = {path.parent.name for path in RECEIVER.glob("*/__init__.py")}
+    return folders, {path.stem for path in RECEIVER.glob("*.py") if not path.stem.startswith("__")}
+
+
+def test_the_map_describes_every_folder_and_module() -> None:
+    """The docstring of the receiver has a line for each folder and names each module, and no others."""
+    folders, modules = entries()
+    described = re.findall(r"^(\w+)/ +\S", MAP, re.MULTILINE)
+    assert sorted(described) == sorted(folders)
+    assert set(re.findall(r"\b(\w+)\.py\b", MAP)) == modules
+
+
+def test_the_map_lists_the_import_order_of_every_folder_and_module() -> None:
+    """Its list, lowest first, has each folder and module once."""
+    folders, modules = entries()
+    (order,) = re.findall(r"^Lowest first: (.*?)\.$", MAP, re.DOTALL | re.MULTILINE)
+    assert sorted(re.split(r",\s+", order)) == sorted(folders | modules)
+
+
+def test_the_map_follows_a_callback_through_modules_that_exist() -> None:
+    """Every `folder/module` of the docstring is a file of the receiver."""
+    paths = re.findall(r"\b([a-z]+/[a-z_]+)", MAP)
+    assert paths
+    assert [path for path in paths if not (RECEIVER / f"{path}.py").is_file()] == []
 
 
 def test_the_top_level_stays_short() -> None:
-    """Only what was agreed lies at the root."""
+    """The root has the agreed files and folders only."""
     allowed = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
     allowed |= {"receiver", "client", "tests", "scripts", "docs", "data", "build", "dist"}
     assert {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} <= allowed
