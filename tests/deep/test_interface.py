@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
-from kling_receiver.web.openapi.document import PATHS
+from kling_receiver.web.openapi.paths import PATHS
 from kling_sandbox import Sandbox
 from tools.harness.process import Process
 from tools.harness.submitting import finished, submit

@@ -1,4 +1,4 @@
-"""The description of the interface: it names every route, and real answers are as it says."""
+"""The OpenAPI document: it names every route, and real responses match it."""
 
 from typing import Any
 
@@ -8,12 +8,13 @@ from starlette.routing import Route
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver.app import Receiver, create_app
-from kling_receiver.web.openapi import document as document_module
+from kling_receiver.web.openapi.document import document, schemas
+from kling_receiver.web.openapi.paths import PATHS
 from kling_sandbox import Sandbox
 from tests.support.receiver import Running, Start
 from tools.harness.submitting import Json, events, finished, register, submit
 
-SCHEMAS = document_module.document("http://x")["components"]["schemas"]
+SCHEMAS = schemas()
 PYTHON: dict[str, Any] = {
     "string": str,
     "integer": int,
@@ -25,19 +26,19 @@ PYTHON: dict[str, Any] = {
 
 
 def problems(value: Any, schema: Json, place: str = "") -> list[str]:
-    """In what a value differs from a schema, of the few words that this document uses."""
+    """Where a value differs from a schema, for the few keywords that this document uses."""
     if "$ref" in schema:
         return problems(value, SCHEMAS[schema["$ref"].rpartition("/")[2]], place)
     if "anyOf" in schema:
         tried = [problems(value, each, place) for each in schema["anyOf"]]
         return [] if [] in tried else tried[0]
     if "enum" in schema:
-        return [] if value in schema["enum"] else [f"{place}: {value!r} is none of {schema['enum']}"]
+        return [] if value in schema["enum"] else [f"{place}: {value!r} is not one of {schema['enum']}"]
     kind = schema.get("type")
     if kind == "null":
         return [] if value is None else [f"{place}: {value!r} is not null"]
     if kind and (not isinstance(value, PYTHON[kind]) or (isinstance(value, bool) and kind != "boolean")):
-        return [f"{place}: {value!r} is no {kind}"]
+        return [f"{place}: {value!r} is not of type {kind}"]
     if kind == "array":
         return [each for n, item in enumerate(value) for each in problems(item, schema["items"], f"{place}[{n}]")]
     if kind == "object" and "properties" in schema:
@@ -62,7 +63,7 @@ def test_the_checker_checks() -> None:
     """What is wrong is found."""
     assert problems({"error": {"code": 1, "message": "x"}}, SCHEMAS["Error"]) == [
         ".error: lacks hint",
-        ".error.code: 1 is no string",
+        ".error.code: 1 is not of type string",
     ]
     assert problems({"more": 1}, SCHEMAS["Error"]) == [": lacks error", ": more is not described"]
     assert problems("x", {"enum": ["y"]})
@@ -71,7 +72,7 @@ def test_the_checker_checks() -> None:
 
 def test_every_route_is_described(running: Running) -> None:
     """Path by path and method by method, no more and no fewer."""
-    described = {(path, method.upper()) for path, methods in document_module.PATHS.items() for method in methods}
+    described = {(path, method.upper()) for path, methods in PATHS.items() for method in methods}
     receiver: Receiver = running.receiver
     routes = [route for route in create_app(receiver).routes if isinstance(route, Route)]
     real = {
@@ -94,23 +95,23 @@ def test_real_answers_are_as_described(running: Running, gateway: Sandbox) -> No
     registered = register(running, new_id(), model="m", tags=["a"], request={"n": 1}).json()
     assert problems(registered, SCHEMAS["Registered"]) == []
     page = httpx.get(f"{running.url}/api/tasks?limit=2", headers=running.headers()).json()
-    assert problems(page, document_module.LIST) == []
+    assert problems(page, SCHEMAS["TaskPage"]) == []
     assert problems(httpx.get(f"{running.url}/api/tasks").json(), SCHEMAS["Error"]) == []
 
 
 def test_the_document_is_one(running: Running) -> None:
     """Served as it stands, with this receiver's address; each reference leads somewhere."""
-    document = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
-    assert document == document_module.document(running.url)
-    assert document["servers"] == [{"url": running.url}]
+    served = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
+    assert served == document(running.url)
+    assert served["servers"] == [{"url": running.url}]
 
     def references(part: Any) -> set[str]:
         if isinstance(part, dict):
             return {part["$ref"]} if "$ref" in part else set().union(*map(references, part.values()))
         return set().union(*map(references, part)) if isinstance(part, list) else set()
 
-    assert references(document) <= {f"#/components/schemas/{name}" for name in SCHEMAS}
-    for methods in document["paths"].values():
+    assert references(served) <= {f"#/components/schemas/{name}" for name in SCHEMAS}
+    for methods in served["paths"].values():
         for described in methods.values():
             assert described["summary"]
             assert described["responses"]

@@ -54,14 +54,14 @@ HOOK_SECRET = _response("the hook and its secret", _ref("HookSecret"))
 DELIVERY = _response("the delivery with all its attempts", _ref("Delivery"))
 DELIVERY_PAGE = _response("a page", _ref("DeliveryPage"))
 REGISTERED = {
-    200: _response("registered before", _ref("Registered")),
-    201: _response("new", _ref("Registered")),
+    "200": _response("registered before", _ref("Registered")),
+    "201": _response("new", _ref("Registered")),
 }
 FILE = {
-    200: _response("the file", STRING, "*/*"),
-    206: _response("a range of the file", STRING, "*/*"),
-    304: _response("not modified"),
-    416: _response("the range is past the end"),
+    "200": _response("the file", STRING, "*/*"),
+    "206": _response("a range of the file", STRING, "*/*"),
+    "304": _response("not modified"),
+    "416": _response("the range is past the end"),
 }
 LINK = (_parameter("query", "expires", STRING), _parameter("query", "signature", STRING))
 START = (
@@ -100,13 +100,13 @@ class Operation:
     def document(self, path: str) -> Json:
         """The operation as OpenAPI."""
         in_path = [_parameter("path", name, IN_PATH[name]) for name in re.findall(r"{(\w+)}", path)]
-        responses = {200: self.ok} if "description" in self.ok else self.ok
-        errors = dict.fromkeys([*ERRORS[self.role], *self.errors], _response("an error", _ref("Error")))
+        responses = {"200": self.ok} if "description" in self.ok else self.ok
+        errors = {str(status): _response("an error", _ref("Error")) for status in ERRORS[self.role] + self.errors}
         return {
             "summary": f"{self.summary} (role {self.role})" if self.role else self.summary,
             "parameters": [*in_path, *self.parameters],
             **({"requestBody": self.body} if self.body else {}),
-            "responses": {str(status): response for status, response in {**responses, **errors}.items()},
+            "responses": {**responses, **errors},
             **({} if self.role else {"security": []}),
         }
 
@@ -141,7 +141,7 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/hooks": Operation("List hooks", _response("all hooks", _ref("HookList"))),
     "POST /api/hooks": Operation(
         "Add a hook: from now on, events are sent to a web address",
-        {201: HOOK_SECRET},
+        {"201": HOOK_SECRET},
         (409, 413, 422, 503),
         body=_body(_ref("NewHook")),
     ),
