@@ -1,0 +1,142 @@
+"""Event streams of one task and of all tasks."""
+
+import asyncio
+import functools
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kling_callback.protocol.ids import new_id
+from kling_receiver.app import Receiver, create_app
+from kling_receiver.events.bus import EventBus
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import EventRow
+from kling_receiver.web.api.stream import StreamRoutes
+from kling_sandbox import Sandbox
+from tests.support.api import error_of, get
+from tests.support.receiver import Running, make_settings
+from tools.harness.submitting import events, post, register, stream, submit, types
+
+
+def test_a_stream_has_past_events_then_live_events_until_the_task_is_done(running: Running, gateway: Sandbox) -> None:
+    """Each event has an increasing id and its task, and the stream ends after `task.done`."""
+    gateway.hold()
+    task, kling_id = submit(running, gateway)
+    gateway.wait_for(lambda: gateway.tasks[kling_id].posted)
+    with stream(running, f"/api/tasks/{task}/events") as coming:
+        received = [next(coming) for _ in range(3)]
+        gateway.release()
+        received += list(coming)
+    assert types(received)[0] == "task.created"
+    assert types(received)[-1] == "task.done"
+    assert types(received).count("callback.received") == 3
+    ids = [event["id"] for event in received]
+    assert ids == sorted(set(ids))
+    assert {event["task"]["id"] for event in received} == {task}
+    assert received[-1].keys() == {"id", "type", "at", "data", "task"}
+
+
+def test_a_stream_resumes_after_an_event(running: Running, gateway: Sandbox) -> None:
+    """After `Last-Event-ID` or `?after=` it has every later event once, and no earlier one."""
+    task, _ = submit(running, gateway)
+    all_events = events(running, task)
+    for place in (0, 2, len(all_events) - 2):
+        last = all_events[place]["id"]
+        with stream(running, f"/api/tasks/{task}/events", last) as coming:
+            assert [event["id"] for event in coming] == [event["id"] for event in all_events[place + 1 :]]
+        with stream(running, f"/api/tasks/{task}/events?after={last}") as coming:
+            assert [event["id"] for event in coming] == [event["id"] for event in all_events[place + 1 :]]
+    with stream(running, f"/api/tasks/{task}/events", all_events[-1]["id"]) as coming:
+        assert list(coming) == []
+
+
+def test_the_stream_of_all_tasks_has_every_task(running: Running) -> None:
+    """Also tasks that are registered after its beginning; `latest` skips past events."""
+    old, new = new_id(), new_id()
+    register(running, old)
+    with stream(running, "/api/events") as all_, stream(running, "/api/events?after=latest") as latest:
+        assert next(all_)["task"]["id"] == old
+        register(running, new)
+        assert next(all_)["task"]["id"] == next(latest)["task"]["id"] == new
+
+
+def test_many_streams_of_one_task(running: Running) -> None:
+    """All are woken. The first id of a stream is where it begins, the others are those of its events."""
+
+    async def follow(http: httpx.AsyncClient, task: str, ready: asyncio.Semaphore) -> list[str]:
+        values: list[str] = []
+        url = f"{running.url}/api/tasks/{task}/events"
+        async with http.stream("GET", url, headers=running.headers()) as response:
+            async for line in response.aiter_lines():
+                values += re.findall(r"^(?:id|event): (.*)", line)
+                if len(values) == 3:
+                    ready.release()
+                if "task.processing" in line:
+                    break
+        return values
+
+    async def follow_all() -> list[list[str]]:
+        task, ready = new_id(), asyncio.Semaphore(0)
+        await asyncio.to_thread(register, running, task)
+        async with httpx.AsyncClient(timeout=20) as http:
+            streams = [asyncio.create_task(follow(http, task, ready)) for _ in range(40)]
+            for _ in streams:
+                await ready.acquire()
+            await asyncio.to_thread(post, running, task, {"task_status": "processing"})
+            return await asyncio.gather(*streams)
+
+    received = asyncio.run(follow_all())
+    assert all(values == received[0] for values in received)
+    assert received[0] == ["0", "1", "task.created", "2", "callback.received", "3", "task.processing"]
+
+
+@pytest.mark.parametrize("event_id", ["x", "-1", "1.5", "9" * 19, "\u0663".encode().decode("latin-1"), " 1 1 "])
+def test_an_event_id_that_is_no_number_is_refused(shared: Running, event_id: str) -> None:
+    """With 422, before a stream begins."""
+    assert error_of(get(shared, "/api/events", params={"after": event_id})) == (422, "bad_event_id")
+
+
+def test_head_of_a_stream_ends_at_once(shared: Running) -> None:
+    """The connection serves the next request."""
+    with httpx.Client(headers=shared.headers(), timeout=5) as http:
+        assert http.head(f"{shared.url}/api/events").headers["Content-Type"].startswith("text/event-stream")
+        assert http.get(f"{shared.url}/healthz").status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_silent_stream_sends_comments(tmp_path: Path) -> None:
+    """An empty batch is a comment line, which keeps proxies from closing the connection."""
+
+    class SilentBus(EventBus):
+        async def follow(self, task: str | None, after: int) -> AsyncIterator[list[EventRow]]:
+            yield []
+
+    response = await _follow(tmp_path, SilentBus)
+    assert response.text.endswith("\n\n:\n\n")
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.anyio
+async def test_a_stream_past_the_limit_is_refused(tmp_path: Path) -> None:
+    """With 503 and Retry-After."""
+    response = await _follow(tmp_path, functools.partial(EventBus, max_streams=0))
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "30")
+    assert response.json()["error"]["code"] == "too_many_streams"
+
+
+async def _follow(tmp_path: Path, new_bus: Callable[[Reader], EventBus]) -> httpx.Response:
+    """The response of `/api/events` by a receiver with this event bus."""
+    receiver = Receiver(make_settings(tmp_path))
+    receiver.prepare()
+    await receiver.start()
+    receiver.stream_routes = StreamRoutes(
+        receiver.settings, reader=receiver.reader, bus=new_bus(receiver.reader), payloads=receiver.payloads
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
+        headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]
+        response = await http.get("http://receiver/api/events", headers=headers)
+    await receiver.stop()
+    return response
