@@ -1,18 +1,23 @@
 """What tests share: databases of both kinds, a sandbox gateway, and real receivers on loopback."""
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
+from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
+from kling_receiver.store.tables import METADATA
+from kling_receiver.tasks.reconcile import QUERY_BACKOFF
 from kling_sandbox import Sandbox
 from kling_sandbox.receiver import start_receiver
 from tests.support.receiver import ABSENT, Running, Start
@@ -21,6 +26,11 @@ pytest_plugins = ["tests.support.rivals"]
 
 
 absent: set[str] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of a nightly run."""
+    parser.addoption("--every-engine", action="store_true", help="run tests of `any_database` on each engine, too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +44,29 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
         absent.add(reason.removeprefix(ABSENT))
+
+
+DEEP = Path(__file__).parent / "deep"
+MAX_CPU_SECONDS = 2.0
+"""Seconds of CPU that a test outside tests/deep may use in its call phase: this keeps the suite fast."""
+MAX_WALL_SECONDS = 5 * MAX_CPU_SECONDS
+"""Seconds of a clock: finds real waits, with a factor for a machine that runs other work."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a slow test outside tests/deep, once it has passed.
+
+    CPU time is that of this process and of the children that it waited for. Other work on the machine does not add
+    to it, so the check does not depend on the load.
+    """
+    started = os.times()
+    result = yield
+    ended = os.times()
+    cpu, wall = sum(ended[:4]) - sum(started[:4]), ended.elapsed - started.elapsed
+    if (cpu > MAX_CPU_SECONDS or wall > MAX_WALL_SECONDS) and DEEP not in item.path.parents:
+        pytest.fail(f"The test is slow: {cpu:.1f} s of CPU, {wall:.1f} s. Make it faster, or move it to tests/deep.")
+    return result
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -75,53 +108,109 @@ def postgresql() -> Iterator[str]:
         server.cleanup()
 
 
-@pytest.fixture(scope="session")
-def postgresql_template(postgresql: str) -> Iterator[tuple[str, str]]:
-    """The server, and the name of a database on it that has the tables and no rows."""
-    name = f"template_{os.getpid()}"
-    with _administering(postgresql, f"CREATE DATABASE {name}", f"DROP DATABASE {name} WITH (FORCE)"):
-        database = Database(_named(postgresql, name))
-        database.migrate()
-        database.close()
-        yield postgresql, name
-
-
 @contextmanager
-def _administering(server: str, before: str, after: str) -> Iterator[None]:
+def _created(server: str, name: str) -> Iterator[str]:
+    """The address of a new database on a server, which is dropped when the block ends."""
     engine = create_engine(server, isolation_level="AUTOCOMMIT")
     try:
         with engine.connect() as connection:
-            connection.execute(text(before))
-        yield
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
         with engine.connect() as connection:
-            connection.execute(text(after))
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     finally:
         engine.dispose()
 
 
-def _named(server: str, name: str) -> str:
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file that has the tables and no rows; copying it takes a tenth of the time of a migration."""
+    path = tmp_path_factory.mktemp("template") / "kling.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_database(postgresql: str) -> Iterator[tuple[str, Connection]]:
+    """The PostgreSQL database of this test process: its address, and a connection that empties it."""
+    with _created(postgresql, f"test_{os.getpid()}") as url:
+        _migrate(url)
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            yield url, connection
+        engine.dispose()
+
+
+def _migrate(url: str) -> None:
+    database = Database(url)
+    database.migrate()
+    database.close()
+
+
+END_SESSIONS = """
+    SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+"""For connections and locks that the test before left behind."""
+
+
+def _empty(connection: Connection) -> None:
+    """Delete all rows, and let ids begin at 1 again. (TRUNCATE takes twenty times as long, for it makes new files.)"""
+    connection.execute(text(END_SESSIONS))
+    sequences = connection.execute(text("SELECT sequence_name FROM information_schema.sequences")).scalars()
+    statements = [
+        *(f"DELETE FROM {table.name}" for table in reversed(METADATA.sorted_tables)),
+        *(f"SELECT setval('{sequence}', 1, false)" for sequence in sequences),
+    ]
+    connection.exec_driver_sql("; ".join(statements))
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database with its tables and no rows, of each engine in turn. Its schema must stay as it is."""
+    if request.param == "sqlite":
+        path = shutil.copyfile(request.getfixturevalue("sqlite_template"), tmp_path / "kling.db")
+        return f"sqlite:///{path}"
+    url: str
+    url, connection = request.getfixturevalue("postgresql_database")
+    _empty(connection)
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A fresh database's address, of each kind in turn."""
+def bare_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of a database of this test's own, without tables, of each engine in turn."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'kling.db'}"
+        yield f"sqlite:///{tmp_path / 'bare.db'}"
         return
-    server, template = request.getfixturevalue("postgresql_template")
-    name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid))}"
-    with _administering(server, f"CREATE DATABASE {name} TEMPLATE {template}", f"DROP DATABASE {name} WITH (FORCE)"):
-        yield _named(server, name)
+    with _created(request.getfixturevalue("postgresql"), f"bare_{os.getpid()}") as url:
+        yield url
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """A fresh database with its tables, of each kind in turn."""
+    """A database with its tables and no rows, of each engine in turn."""
     database = Database(database_url)
     database.migrate()
     yield database
     database.close()
+
+
+@pytest.fixture
+def any_database(database: Database) -> Database:
+    """A database for tests of logic that no SQL dialect can change: SQLite, or each engine with `--every-engine`."""
+    return database
+
+
+ENGINES = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of `database_url` on each engine, a test of `any_database` on SQLite only."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "database_url" in metafunc.fixturenames and not any(mark.args[0] == "database_url" for mark in marks):
+        one = "any_database" in metafunc.fixturenames and not metafunc.config.getoption("--every-engine")
+        metafunc.parametrize("database_url", ENGINES[:1] if one else ENGINES, indirect=True)
 
 
 @pytest.fixture
@@ -131,13 +220,24 @@ def gateway() -> Iterator[Sandbox]:
         yield gateway
 
 
+QUICK: dict[str, Any] = {
+    "download_backoff": Backoff(tuple(step / 10 for step in DOWNLOAD_BACKOFF.steps)),
+    "query_backoff": Backoff(tuple(step / 10 for step in QUERY_BACKOFF.steps)),
+}
+"""Receivers of tests retry ten times as fast as in production."""
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, sqlite_template: Path) -> Iterator[Start]:
     """Start real receivers: `start(api_base=..., **settings)`; `path=` serves one under a prefix."""
     running: list[Running] = []
 
-    def start(**settings: Any) -> Running:
-        running.append(start_receiver(**{"data_dir": tmp_path / "data", **settings}))
+    def start(*, options: Mapping[str, Any] | None = None, **settings: Any) -> Running:
+        data = tmp_path / "data"
+        if not (data.exists() or settings.keys() & {"data_dir", "database_url"}):
+            data.mkdir(mode=0o700)
+            shutil.copyfile(sqlite_template, data / "kling.db")
+        running.append(start_receiver(options={**QUICK, **(options or {})}, **{"data_dir": data, **settings}))
         return running[-1]
 
     yield start

@@ -21,7 +21,7 @@ from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
 from kling_receiver.hooks.config_file import default_hook
-from kling_receiver.hooks.dispatcher import Dispatcher
+from kling_receiver.hooks.dispatcher import IDLE_SECONDS, Dispatcher
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.hooks.sync import detach, sync
 from kling_receiver.jobs import queue
@@ -41,7 +41,7 @@ from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
 from kling_receiver.tasks.overdue import OverdueTasks
-from kling_receiver.tasks.reconcile import Reconciler
+from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
 from kling_receiver.web.api.actions import TaskActions
 from kling_receiver.web.api.deliveries import DeliveryRoutes
 from kling_receiver.web.api.hooks import HookRoutes
@@ -65,7 +65,10 @@ HOOK_CONNECTIONS = 1_000
 
 
 class Receiver:
-    """One receiver. `clock`: unix seconds. `download_backoff`: between attempts at a result file."""
+    """One receiver. `clock`: unix seconds. `download_backoff`: between attempts at a result file.
+
+    `query_backoff`: between queries to Kling about a callback. `hook_idle_seconds`: of the dispatcher.
+    """
 
     def __init__(
         self,
@@ -73,8 +76,11 @@ class Receiver:
         *,
         clock: Callable[[], float] = time.time,
         download_backoff: Backoff = DOWNLOAD_BACKOFF,
+        query_backoff: Backoff = QUERY_BACKOFF,
+        hook_idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self.settings, self._clock, self._download_backoff = settings, clock, download_backoff
+        self._hook_idle_seconds = hook_idle_seconds
         self.metrics = metrics.Metrics()
         self._at = "KLING_DATABASE_URL" if settings.database_url else "KLING_DATA_DIR"
         with blame_setting(self._at):
@@ -91,7 +97,7 @@ class Receiver:
         self._hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
         self._task_hooks = GuardedClient(settings.hook_hosts)
         gateway = KlingApi(settings.api_base, auth_from(settings), self._http)
-        self.reconciler = Reconciler(gateway, self.reader, self.metrics)
+        self.reconciler = Reconciler(gateway, self.reader, self.metrics, backoff=query_backoff)
         self.sender = Sender(
             self._hooks,
             self._task_hooks,
@@ -142,7 +148,13 @@ class Receiver:
             max_bytes=settings.result_max_bytes,
             backoff=self._download_backoff,
         )
-        dispatcher = Dispatcher(self.sender, reader=self.reader, writer=self.writer, bus=self.bus)
+        dispatcher = Dispatcher(
+            self.sender,
+            reader=self.reader,
+            writer=self.writer,
+            bus=self.bus,
+            idle_seconds=self._hook_idle_seconds,
+        )
         return {
             Kind.ASK: self.reconciler.reconcile,
             Kind.DOWNLOAD: downloader.download,
@@ -282,7 +294,7 @@ def _routes(receiver: Receiver) -> list[Route]:
         return Response(receiver.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     async def described(request: Request) -> Response:
-        return JSONResponse(document(receiver.settings.receiver_url))
+        return JSONResponse(await run_in_threadpool(document, receiver.settings.receiver_url))
 
     return [
         Route("/callbacks/{token:path}", receiver.callbacks.receive, methods=["POST"]),

@@ -1,21 +1,21 @@
-"""The life of a task: which status may follow which, and whose word moves it. Imports nothing of ours.
+"""The state machine of a task: which status may follow which, by the source of the new status. Imports nothing of ours.
 
               a              b               c
     created ────▶ submitted ────▶ processing ────▶ succeed
        │              │               │      └───▶ failed
        └──────────────┴───────────────┘  (d: steps may be skipped)
 
-    succeed, failed, not by Kling's own word
-       └────▶ any status that Kling names (e); created, by another attempt (f)
+    succeed, failed, when the source is not Kling
+       └────▶ any status that Kling reports (e); created, by another attempt (f)
 
-a  Kling took the create, or any proven callback says so.
-b  Kling began.
-c  Kling ended it; a callback alone is only a hint of that, until Kling itself says so.
+a  Kling accepted the create, or any authenticated callback says so.
+b  Kling started the job.
+c  Kling finished the job. In a callback this is only a hint, until Kling itself confirms it.
 d  Callbacks may be lost, late or out of order: a later status needs no earlier one.
-e  An end that Kling did not tell us (`origin` `local` or `callback`) gives way to Kling's word.
-f  A create that surely was not taken (`local`) is tried again by a registration with the same id.
+e  A final status that did not come from Kling (`origin` `local` or `callback`) is replaced by Kling's status.
+f  A create that was certainly not accepted (`local`) is retried by a registration with the same id.
 
-A status never goes back otherwise, and Kling's first final word stands.
+Otherwise a status never goes back, and Kling's first final status stands.
 """
 
 from typing import Literal
@@ -32,7 +32,7 @@ ORIGINS: tuple[str, ...] = ("kling", "callback", "local")
 
 
 def transition(status: str, origin: str | None, to: str, by: Origin) -> Transition:
-    """What becomes of a task in `status` (final by `origin`) when `by` says that it is `to`."""
+    """The effect of a new status `to` from the source `by` on a task with `status`, which is final by `origin`."""
     if status in FINAL and (origin == "kling" or by != "kling"):
         return _after_final(status, to)
     if status in FINAL:

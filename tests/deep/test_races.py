@@ -9,13 +9,14 @@ from typing import Any
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Outcome
+from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.tables import EVENT, JOB
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import overdue as overdue_module
 from kling_receiver.tasks import transitions
 from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.overdue import MAX_QUERIES_UNKNOWN
 from kling_sandbox import Sandbox
-from tests.support.database import FILE, Ledger, callback, says
+from tests.support.database import FILE, Ledger, callback, handle, says
 from tests.support.receiver import Start
 from tests.support.rivals import Rivals
 from tools.harness.submitting import finished, post, register, rows, submit
@@ -52,9 +53,9 @@ def settle(ledger: Ledger, job: ClaimedJob, verdict: Callable[[Transaction], Out
     return ledger.change(lambda tx: queue.settle(tx, job, verdict))
 
 
-def give_up(ledger: Ledger, job: ClaimedJob) -> bool:
-    """The deadline's verdict, when Kling knows nothing of the task; whether it counted."""
-    return settle(ledger, job, lambda tx: overdue_module._settle_answer(tx, job, None))
+def give_up(ledger: Ledger, job: ClaimedJob, task: TaskRow) -> bool:
+    """Fail a task, as it was read, at its deadline, because Kling does not know it. Returns whether the claim held."""
+    return settle(ledger, job, handle(job, task, None))
 
 
 def take(ledger: Ledger, word: Callback) -> None:
@@ -64,7 +65,7 @@ def take(ledger: Ledger, word: Callback) -> None:
 
 def report(ledger: Ledger, task: str) -> None:
     """The create's answer, as the client tells it."""
-    ledger.register(task, outcome="created", task_id=f"k{task}")
+    ledger.register(task, outcome="created", kling_id=f"k{task}")
 
 
 def mark(ledger: Ledger, job: ClaimedJob) -> bool:
@@ -95,7 +96,7 @@ def rescue(ledger: Ledger) -> int:
 def overdue(ledger: Ledger, task: str) -> ClaimedJob:
     """The claimed last look at a task of which Kling knows nothing."""
     ledger.put_task(task)
-    ledger.put_job(f"overdue/{task}", kind="overdue", task=task, data={"looks": overdue_module.MAX_QUERIES_UNKNOWN})
+    ledger.put_job(f"overdue/{task}", kind="overdue", task_id=task, args={"queries": MAX_QUERIES_UNKNOWN})
     [job] = [job for job in claim(ledger) if job.task_id == task]
     return job
 
@@ -103,7 +104,7 @@ def overdue(ledger: Ledger, task: str) -> ClaimedJob:
 def owed(ledger: Ledger, task: str) -> ClaimedJob:
     """A claimed job of a task."""
     ledger.put_task(task)
-    ledger.put_job(task=task)
+    ledger.put_job(task_id=task)
     (job,) = claim(ledger)
     return job
 
@@ -116,9 +117,9 @@ def test_a_repeat_that_comes_beside_the_first_is_counted(start: Start, gateway: 
         sent = at_once(*[lambda: post(running, task, {"task_status": "processing"})] * 16)
         assert [answer.status_code for answer in sent] == [200] * 16
         kept = rows(running, "SELECT repeat_count FROM event WHERE task_id = :t AND body_sha256 IS NOT NULL", t=task)
-        assert kept == [{"repeats": 15}]
+        assert kept == [{"repeat_count": 15}]
         [row] = rows(running, "SELECT status, callback_count FROM task WHERE id = :t", t=task)
-        assert row == {"status": "processing", "callbacks": 16}
+        assert row == {"status": "processing", "callback_count": 16}
 
     for task in ("a", "b", "c"):
         race(task)
@@ -142,8 +143,8 @@ def test_a_repeat_that_comes_at_once_adds_no_event(rivals: Rivals) -> None:
     def race(task: str) -> None:
         rivals.here.register(task)
         rivals.at_once(*[partial(take, word=callback(task, "processing"))] * 2)
-        [event] = [row for row in rivals.here.rows(EVENT, task=task) if row["digest"]]
-        assert event["repeats"] == 1
+        [event] = [row for row in rivals.here.rows(EVENT, task_id=task) if row["body_sha256"]]
+        assert event["repeat_count"] == 1
         row = rivals.here.task(task)
         assert (row["status"], row["callback_count"]) == ("processing", 2)
 
@@ -156,7 +157,10 @@ def test_a_deadline_that_loses_to_klings_word_ends_nothing(rivals: Rivals) -> No
     def race(task: str) -> None:
         job = overdue(rivals.here, task)
         word = callback(task, "succeed", files=[FILE], signed=True)
-        assert rivals.at_once(partial(give_up, job=job), partial(take, word=word)) == [True, None]
+        assert rivals.at_once(partial(give_up, job=job, task=rivals.here.task(task)), partial(take, word=word)) == [
+            True,
+            None,
+        ]
         row = rivals.here.task(task)
         assert (row["status"], row["origin"]) == ("succeed", "kling")
         assert f"overdue/{task}" not in rivals.here.jobs()
@@ -169,7 +173,9 @@ def test_a_callback_that_loses_to_the_deadline_is_asked_about(rivals: Rivals) ->
 
     def race(task: str) -> None:
         job = overdue(rivals.here, task)
-        rivals.at_once(partial(give_up, job=job), partial(take, word=callback(task, "processing")))
+        rivals.at_once(
+            partial(give_up, job=job, task=rivals.here.task(task)), partial(take, word=callback(task, "processing"))
+        )
         row, jobs = rivals.here.task(task), rivals.here.jobs()
         if row["origin"] == "local":
             assert (row["status"], jobs[f"ask/{task}"]["state"]) == ("failed", "ready")
@@ -206,7 +212,7 @@ def test_a_registration_that_loses_to_the_first_callback_may_not_create(
         assert called.status_code == 200
         assert registered.status_code in (200, 201)
         [row] = rows(running, "SELECT status, model, callback_count FROM task WHERE id = :t", t=task)
-        assert row == {"status": "submitted", "model": "m", "callbacks": 1}
+        assert row == {"status": "submitted", "model": "m", "callback_count": 1}
         first = rows(running, "SELECT data FROM event WHERE task_id = :t ORDER BY id LIMIT 1", t=task)[0]["data"]
         assert registered.json()["create"] == ("client" in str(first))
 
@@ -236,11 +242,11 @@ def test_a_worker_that_claims_second_gets_what_is_left(rivals: Rivals) -> None:
     def race(task: str) -> None:
         here.put_task(task)
         for n in range(due):
-            here.put_job(f"ask/{task}/{n}", task=task)
+            here.put_job(f"ask/{task}/{n}", task_id=task)
         one, other = rivals.at_once(claim, claim)
         claimed = [job.unique_key for job in one + other]
         assert sorted(claimed) == sorted(set(claimed)) == [f"ask/{task}/{n}" for n in range(due)]
-        assert {job.unique_key: job.claim for job in one + other} == {
+        assert {job.unique_key: job.claim_id for job in one + other} == {
             key: row["claim_id"] for key, row in here.jobs().items() if row["task_id"] == task
         }
 

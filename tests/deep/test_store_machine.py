@@ -33,8 +33,8 @@ from kling_receiver.store.database import Database
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.tables import EVENT, JOB, RESULT, TASK
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import overdue, reconcile, startup
-from tests.support.database import FILE, SPELLINGS, Ledger, callback, spelled
+from kling_receiver.tasks import overdue, startup
+from tests.support.database import FILE, SPELLINGS, Ledger, callback, handle, spelled
 
 TASKS = st.sampled_from(["t", "u"])
 ATTEMPTS = st.sampled_from(["a", "b"])
@@ -54,6 +54,7 @@ SAID = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("s
 SURE = st.builds(answered, SPELLED, SAID)
 ANSWERS = st.none() | SURE
 FAR_FUTURE = 1 << 62
+NO_ANSWER = GatewayError("no answer")
 
 
 @dataclass
@@ -161,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
         if task not in self.models:
             self.models[task] = Model(outcome="pending", attempt=attempt)
         expected = self.models[task].register(attempt, outcome)
-        answer = self.ledger.register(task, attempt=attempt, outcome=outcome, task_id=f"k{task}")
+        answer = self.ledger.register(task, create_token=attempt, outcome=outcome, kling_id=f"k{task}")
         assert answer.may_create == expected
 
     @rule(wait=st.sampled_from([1, 2_000, 60_000, 200_000]))
@@ -262,15 +263,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _ask(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
         model = self.models[job.task_id]
-        named = any(file["source_url"] for file in self.ledger.results(job.task_id))
-        if task["origin"] == "kling" and (task["status"] == "failed" or named):
-            return Done()
-        if reached:
-            if answer:
-                model.kling(str(answer.status), bool(answer.outputs))
-            outcome = reconcile._apply_answer(tx, job, answer, task["hint_count"])
-        else:
-            outcome = reconcile._retry_or_accept_hint(tx, job, GatewayError("no answer"))
+        results = self.ledger.results(job.task_id)
+        named = any(file["source_url"] for file in results)
+        settled = task["origin"] == "kling" and (task["status"] == "failed" or named)
+        if reached and answer and not settled:
+            model.kling(str(answer.status), bool(answer.outputs))
+        outcome = handle(job, task, answer if reached else NO_ANSWER, results)(tx)
+        if settled:
+            assert outcome == Done()
         if isinstance(outcome, GiveUp) and (hint := tx.require_task(job.task_id)["hint"] or self._stood(tx, job)):
             model.ours(hint, "callback")
         return outcome
@@ -283,30 +283,23 @@ class StoreMachine(RuleBasedStateMachine):
         self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool
     ) -> Outcome:
         model = self.models[job.task_id]
-        if task["status"] in FINAL:
-            return overdue._settle_final(tx, job)
         hint = tx.require_task(job.task_id)["hint"]
-        if not reached:
-            outcome = overdue._settle_unanswered(tx, job, GatewayError("no answer"))
-        else:
-            if answer and model.status not in FINAL:
-                model.kling(str(answer.status), bool(answer.outputs))
-            outcome = overdue._settle_answer(tx, job, answer)
-        if isinstance(outcome, Done):
+        if reached and answer and task["status"] not in FINAL and model.status not in FINAL:
+            model.kling(str(answer.status), bool(answer.outputs))
+        outcome = handle(job, task, answer if reached else NO_ANSWER)(tx)
+        if isinstance(outcome, Done) and task["status"] not in FINAL:
             model.ours(hint or "failed", "callback" if hint else "local")
         return outcome
 
     def _sweep(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
-        if task["status"] in FINAL or not reached:
-            return Done()
-        if answer:
+        if reached and answer and task["status"] not in FINAL:
             self.models[job.task_id].kling(str(answer.status), bool(answer.outputs))
-        return overdue._settle_sweep(tx, job.task_id, answer)
+        return handle(job, task, answer if reached else NO_ANSWER)(tx)
 
     def _download(
         self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool
     ) -> Outcome:
-        n = job.args["n"]
+        n = job.args["index"]
         if reached:
             stored = StoredFile(f"{job.task_id}/{n}", "image/png", 1, "0" * 64)
             result_records.mark_stored(tx, tx.require_task(job.task_id), n, stored)
@@ -322,8 +315,8 @@ class StoreMachine(RuleBasedStateMachine):
         for task, model in getattr(self, "models", {}).items():
             row = self.ledger.task(task)
             assert (row["status"], row["origin"], row["outcome"]) == (model.status, model.origin, model.outcome)
-            events = self.ledger.rows(EVENT, task=task, type="callback.received")
-            assert {event["digest"]: event["repeats"] + 1 for event in events} == dict(model.bodies)
+            events = self.ledger.rows(EVENT, task_id=task, type="callback.received")
+            assert {event["body_sha256"]: event["repeat_count"] + 1 for event in events} == dict(model.bodies)
             assert row["callback_count"] == sum(model.bodies.values())
 
     @invariant()
@@ -333,7 +326,7 @@ class StoreMachine(RuleBasedStateMachine):
         live = {key for key, job in jobs.items() if job["state"] != "dead"}
         for task, model in getattr(self, "models", {}).items():
             row, named = self.ledger.task(task), self.ledger.results(task)
-            pending = {f"download/{task}/{file['n']}" for file in named if file["status"] == "pending"}
+            pending = {f"download/{task}/{file['position']}" for file in named if file["status"] == "pending"}
             unnamed = model.status == "succeed" and not any(file["source_url"] for file in named)
             assert pending <= live
             if unnamed:

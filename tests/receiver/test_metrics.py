@@ -17,7 +17,7 @@ def test_a_run_is_counted(start: Start, gateway: Sandbox) -> None:
     finished(running, submit(running, gateway, n=2)[0])
     assert metric(running, 'kling_callbacks_total{outcome="accepted"}') == 3
     assert metric(running, "kling_callback_seconds_count") == 3
-    assert metric(running, 'kling_questions_total{outcome="answered"}') == 1
+    assert metric(running, 'kling_queries_total{outcome="answered"}') == 1
     assert metric(running, 'kling_downloads_total{outcome="stored"}') == 2
     post(running, new_id(), {"task_status": "failed"})
     gateway.wait_for(lambda: len(gateway.queries) == 2)
@@ -49,7 +49,7 @@ def test_every_receiver_counts_for_itself() -> None:
     names = set(re.findall(r"# HELP (\S+) \S", other.text().decode()))
     assert names >= {
         "kling_callbacks_total",
-        "kling_questions_total",
+        "kling_queries_total",
         "kling_downloads_total",
         "kling_deliveries_total",
     }

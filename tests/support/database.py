@@ -1,27 +1,36 @@
 """One database as the tests of the inner half see it: changes at a time of their own, and rows to look at."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 from sqlalchemy import event, insert, select
 
+from kling_callback.errors import GatewayError
+from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.reports import Output, Report, parse_callback
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
+from kling_receiver.jobs.kinds import Kind
+from kling_receiver.jobs.queue import ClaimedJob, Settle
+from kling_receiver.metrics import Metrics
 from kling_receiver.policy import Policy
 from kling_receiver.results import records as result_records
 from kling_receiver.results.records import StoredFile
 from kling_receiver.store.database import Database
+from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import EventRow, JobRow, ResultRow, Row, TaskRow
 from kling_receiver.store.tables import EVENT, JOB, RESULT, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS, CommitResult, Transaction
 from kling_receiver.tasks import ingest, transitions
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.overdue import OverdueTasks
+from kling_receiver.tasks.reconcile import Reconciler
 from kling_receiver.tasks.registration import Registration, RegistrationResult
 
 NOW = 1_790_000_000_000
@@ -154,6 +163,56 @@ class Ledger:
                 .where(JOB.c.unique_key == key)
                 .values(state="dead", claim_id=None, lease_expires_at=None, attempts=attempts)
             )
+
+
+METRICS = Metrics()
+
+
+class ReadEarlier(Reader):
+    """A reader that returns the rows of one task as they were read before."""
+
+    def __init__(self, task: TaskRow | None, results: Sequence[ResultRow]) -> None:
+        self._task, self._results = task, list(results)
+
+    async def task(self, task_id: str) -> TaskRow | None:
+        """The row of the task."""
+        return self._task
+
+    async def results(self, task_id: str) -> list[ResultRow]:
+        """The rows of its files."""
+        return self._results
+
+    async def any_recent_callback(self) -> bool:
+        """No warning is wanted."""
+        return True
+
+
+class Answered(Reconciler):
+    """A reconciler whose queries have one answer."""
+
+    def __init__(self, answer: Report | GatewayError | None, reader: Reader) -> None:
+        super().__init__(cast(KlingApi, None), reader, METRICS)
+        self._answer = answer
+
+    async def query(self, task: TaskRow) -> Report | None:
+        """The answer, or the error."""
+        if isinstance(self._answer, GatewayError):
+            raise self._answer
+        return self._answer
+
+
+def handle(
+    job: ClaimedJob,
+    task: TaskRow | None,
+    answer: Report | GatewayError | None,
+    results: Sequence[ResultRow] = (),
+) -> Settle:
+    """What the handler of a job about Kling returns, for a task as it was read and for Kling's answer."""
+    reader = ReadEarlier(task, results)
+    reconciler = Answered(answer, reader)
+    overdue = OverdueTasks(reconciler, reader)
+    handlers = {Kind.ASK: reconciler.reconcile, Kind.OVERDUE: overdue.check, Kind.SWEEP: overdue.check_after_start}
+    return asyncio.run(handlers[Kind(job.kind)](job))
 
 
 def callback(task: str = "t", status: str | None = "processing", **given: Any) -> Callback:

@@ -1,4 +1,4 @@
-"""Events to whoever waits: a commit wakes the waiters of its tasks, and each reads on from where it was."""
+"""Wake waiting streams after a commit; each stream then reads the event log from its own cursor."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -7,18 +7,16 @@ from contextlib import contextmanager
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import EventRow
 
-HEARTBEAT = 15.0
-"""Seconds after which a silent stream shows that it lives."""
-
-
+HEARTBEAT_SECONDS = 15.0
+"""Seconds without an event after which a stream sends a heartbeat."""
 MAX_STREAMS = 5_000
-"""Streams at once. They have no end, and hold half of the connections at most: the others are for callbacks."""
+"""Streams at once. Streams may never end; the other half of the connections stays free for callbacks."""
 
 
 class EventBus:
-    """The waiters of one process, `most` of them at once. `heartbeat`: seconds."""
+    """The waiting streams of one process, at most `max_streams` at once. `heartbeat`: seconds."""
 
-    def __init__(self, reader: Reader, *, heartbeat: float = HEARTBEAT, max_streams: int = MAX_STREAMS) -> None:
+    def __init__(self, reader: Reader, *, heartbeat: float = HEARTBEAT_SECONDS, max_streams: int = MAX_STREAMS) -> None:
         self._reader, self._heartbeat, self.max_streams = reader, heartbeat, max_streams
         self._streams = 0
         self._waiters: dict[str | None, set[asyncio.Event]] = {}
@@ -26,26 +24,26 @@ class EventBus:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many streams as there may be."""
+        """Whether `max_streams` is reached."""
         return self._streams >= self.max_streams
 
     def notify(self, task_ids: Collection[str] | None) -> None:
-        """Something was committed for these tasks; None: perhaps for any."""
+        """Wake the streams of these tasks, which have new events; None: any task may have some."""
         if not (self._waiters and (task_ids is None or task_ids)):
             return
-        for task in list(self._waiters) if task_ids is None else (*task_ids, None):
-            for waiter in self._waiters.get(task, ()):
+        for task_id in list(self._waiters) if task_ids is None else (*task_ids, None):
+            for waiter in self._waiters.get(task_id, ()):
                 waiter.set()
 
     def close(self) -> None:
-        """End every stream; their clients come back to the next process."""
+        """End every stream. Clients reconnect, to the next process."""
         self.closed = True
         self.notify(None)
 
     async def follow(self, task_id: str | None, after: int) -> AsyncIterator[list[EventRow]]:
-        """Events with ids above `after`, in batches: what there is, then what comes; empty as a heartbeat.
+        """Yield events with ids above `after` in batches: past events, then new ones; an empty batch is a heartbeat.
 
-        A task's stream ends once all of a task that is done was sent; the stream of all never does.
+        A task's stream ends after the last event of a task that is done. The stream of all tasks (None) never ends.
         """
         with self.subscribe(task_id) as woken, self._count_stream():
             while not self.closed:
@@ -76,7 +74,7 @@ class EventBus:
 
     @contextmanager
     def subscribe(self, task_id: str | None) -> Iterator[asyncio.Event]:
-        """Set whenever something was committed for this task (None: for any), or the feed is closed."""
+        """An event that is set after each commit with events of this task (None: of any), and by `close`."""
         woken = asyncio.Event()
         self._waiters.setdefault(task_id, set()).add(woken)
         try:

@@ -208,9 +208,8 @@ class HookRun:
 
     async def _attempt(self, slot: Slot, event: EventRow, detail: TaskDetail) -> None:
         attempt = await self._sender.attempt(slot, self._hook, event, detail)
-        await self._writer.run_batched(
-            deliveries.record_attempts, attempt, urgent=self._urgent or not attempt.delivered
-        )
+        lazy = attempt.delivered and not self._urgent
+        await self._writer.run_batched(deliveries.record_attempts, attempt, lazy=lazy)
 
 
 async def _woken_within(woken: asyncio.Event, seconds: float) -> bool:

@@ -1,24 +1,24 @@
-"""Delays between attempts, with jitter."""
+"""Retry delays: steps of seconds with jitter, lengthened by `Retry-After`."""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_RETRY_AFTER_SECONDS = 3600.0
-"""Seconds up to which a `Retry-After` is believed."""
+"""Seconds. A longer `Retry-After` is cut to this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits between attempts, seconds: drawn from the upper half of each step, so that retries spread out."""
+    """Delays between attempts, in seconds, each drawn from the upper half of its step, so that retries spread out."""
 
     steps: tuple[float, ...]
     draw: Callable[[], float] = random.random
 
     def next_at(self, attempts: int, now: int, *, at_least: float | None = None) -> int | None:
-        """Unix ms of the next attempt after so many; None when that was the last.
+        """Unix ms of the next attempt, after `attempts` failed ones; None after the last one.
 
-        `at_least`: the seconds that the other side asked for (`Retry-After`).
+        `at_least`: the seconds of a `Retry-After`.
         """
         if attempts > len(self.steps):
             return None

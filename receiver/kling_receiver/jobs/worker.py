@@ -1,4 +1,4 @@
-"""The loop that does what is owed: claim, run the handler, settle. It sleeps until a job is due, or woken."""
+"""The worker: claim due jobs, run their handlers, settle them. It sleeps until the next job is due, or until woken."""
 
 import asyncio
 import logging
@@ -19,23 +19,23 @@ log = logging.getLogger("kling_receiver.worker")
 Handler = Callable[[ClaimedJob], Awaitable[Settle]]
 
 MAX_PER_KEY = 16
-"""Jobs at once that may be held up by the same host."""
+"""Running jobs with one concurrency key, so that one slow host cannot take every place."""
 JOB_TIMEOUT_SECONDS = 900
-"""Seconds that one attempt may take."""
+"""Seconds. The longest attempt of a job."""
 LEASE_MS = (JOB_TIMEOUT_SECONDS + 60) * 1000
+"""Milliseconds. Longer than the longest attempt, so that no lease of a live worker expires."""
 LEASE_CHECK_SECONDS = 60.0
-"""Seconds between two looks for work of a dead process while work of our own goes on."""
-MIN_CLAIM_INTERVAL = 0.01
-"""Seconds from one claim to the next: under load one claim finds several jobs."""
+"""Seconds between two searches for expired leases while jobs are running."""
+MIN_CLAIM_INTERVAL_SECONDS = 0.01
+"""Seconds between two claims, so that under load one claim takes several jobs."""
 OUTAGE_RETRY_SECONDS = 2.0
-"""Seconds until the next look at a database that could not be written."""
-
+"""Seconds between two attempts to use a database that is unavailable."""
 UNEXPECTED_ERROR_BACKOFF = Backoff((1, 5, 30, 120, 600))
-"""For a handler that raised what it should not have: never given up, since that is no verdict on the task."""
+"""After an unexpected exception of a handler. The last step repeats: a bug must not make a job a dead letter."""
 
 
 class Worker:
-    """One worker. `clock`: unix seconds; `pause`: until the next look after an outage."""
+    """Runs the jobs of one process. `clock`: unix seconds; `outage_seconds`: between attempts during an outage."""
 
     def __init__(
         self,
@@ -45,34 +45,30 @@ class Worker:
         clock: Callable[[], float] = time.time,
         outage_seconds: float = OUTAGE_RETRY_SECONDS,
     ) -> None:
-        self._writer, self._handlers, self._clock, self._outage_seconds = (
-            writer,
-            handlers,
-            clock,
-            outage_seconds,
-        )
+        self._writer, self._handlers, self._clock = writer, handlers, clock
+        self._outage_seconds = outage_seconds
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], ClaimedJob] = {}
         self._unconfirmed_claim: str | None = None
-        """The name of claims that may have been made, although we were told of an outage."""
+        """Id of a claim whose commit may have succeeded although the database reported an error."""
         self._loop: asyncio.Task[None] | None = None
         self._sleeps_until: float | None = None
         self._leases_at = 0.0
         self._closing = False
 
     def start(self) -> None:
-        """Begin to claim."""
+        """Start to claim jobs."""
         self._loop = asyncio.create_task(self._run(), name="worker")
 
     def wake(self, due_at: int = 0) -> None:
-        """Look again: a job is due at `due_at` (unix ms), unless the loop looks again by then anyway."""
-        # In the loop's own time, since the wall's clock may jump while we sleep.
+        """Claim again by `due_at` (unix ms), when a job is due. No effect if the worker wakes earlier anyway."""
+        # In the event loop's time: the wall clock may jump while the worker sleeps.
         due = asyncio.get_running_loop().time() + due_at / 1000 - self._clock()
         if self._sleeps_until is None or due < self._sleeps_until:
             self._woken.set()
 
     async def close(self, grace_seconds: float) -> None:
-        """Stop claiming, give what runs `grace` seconds, then cancel it and give it back."""
+        """Stop claiming, let running jobs finish for `grace_seconds`, then cancel them and release their claims."""
         if self._loop is None:
             return
         self._closing = True
@@ -88,17 +84,17 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             claimed_at = loop.time()
-            self._woken.clear()  # before claiming: what comes from now on wakes the loop again
+            self._woken.clear()  # before the claim, so that a job enqueued during it wakes the loop again
             try:
                 wait = await self._claim()
             except Unavailable:
                 await asyncio.sleep(self._outage_seconds)
             except Exception:
-                log.exception("nothing could be claimed; looking again in %g s", self._outage_seconds)
+                log.exception("jobs could not be claimed; retrying in %g s", self._outage_seconds)
                 await asyncio.sleep(self._outage_seconds)
             else:
                 await self._sleep(wait)
-                await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL - loop.time())
+                await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL_SECONDS - loop.time())
 
     async def _sleep(self, seconds: float | None) -> None:
         self._sleeps_until = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
@@ -111,22 +107,22 @@ class Worker:
             self._sleeps_until = None
 
     async def _claim(self) -> float | None:
-        """Start what is due; seconds until the next job is, None when none waits."""
-        running, unheard = list(self._running.values()), self._unconfirmed_claim
+        """Claim and start the due jobs. Returns the seconds until the next claim; None: until woken."""
+        running, unconfirmed = list(self._running.values()), self._unconfirmed_claim
         loop = asyncio.get_running_loop()
         leases = not running or loop.time() >= self._leases_at
-        name = self._unconfirmed_claim = unheard or secrets.token_hex(8)
+        claim_id = self._unconfirmed_claim = unconfirmed or secrets.token_hex(8)
 
         def change(tx: Transaction) -> tuple[list[ClaimedJob], int | None]:
-            if unheard:
-                queue.release_claim(tx, unheard)
+            if unconfirmed:
+                queue.release_claim(tx, unconfirmed)
             if leases:
                 queue.rescue(tx, tx.now)
             capacity = Capacity.of(running, per_key=MAX_PER_KEY)
-            claimed = queue.claim_due(tx, capacity, claim_id=name, lease_ms=LEASE_MS)
+            claimed = queue.claim_due(tx, capacity, claim_id=claim_id, lease_ms=LEASE_MS)
             return claimed, queue.next_due(tx, capacity, leases=leases)
 
-        claimed, due = await self._writer.run(change, durable=False)  # one that is undone is made anew
+        claimed, due = await self._writer.run(change, durable=False)  # a claim lost by a power failure is claimed again
         self._unconfirmed_claim = None
         if leases:
             self._leases_at = loop.time() + LEASE_CHECK_SECONDS
@@ -143,12 +139,12 @@ class Worker:
         del self._running[task]
         self._woken.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("a job was not settled, its lease brings it back", exc_info=error)
+            log.error("a job could not be settled; it runs again when its lease expires", exc_info=error)
 
     async def _run_job(self, job: ClaimedJob) -> None:
-        decide = await self._handle(job)
+        effect = await self._handle(job)
         try:
-            await asyncio.shield(self._settle(job, decide))
+            await asyncio.shield(self._settle(job, effect))  # a stop must not lose the effect
         except Exception as error:
             await asyncio.shield(self._settle(job, self._unexpected_error(job, error)))
 
@@ -163,22 +159,22 @@ class Worker:
         except Exception as error:
             return self._unexpected_error(job, error)
 
-    def _interrupted(self, why: str, pause: float) -> Settle:
-        return queue.settle_as(RetryAt(int((self._clock() + pause) * 1000), why, counts=False))
+    def _interrupted(self, reason: str, delay_seconds: float) -> Settle:
+        return queue.settle_as(RetryAt(int((self._clock() + delay_seconds) * 1000), reason, counts=False))
 
     async def _settle(self, job: ClaimedJob, effect: Settle) -> None:
         while True:
             try:
                 if not await self._writer.run(lambda tx: queue.settle(tx, job, effect)):
-                    log.warning("job %s was taken over by another worker; nothing settled", job.unique_key)
+                    log.warning("job %s was claimed by another worker; its result is discarded", job.unique_key)
                 return
             except Unavailable:
-                if self._closing:  # its claim is taken back at the next start
+                if self._closing:  # the next start releases the claim
                     return
                 await asyncio.sleep(self._outage_seconds)
 
     def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Settle:
-        log.error("job %s failed in an unforeseen way", job.unique_key, exc_info=error)
+        log.error("job %s raised an unexpected error; it is retried", job.unique_key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         due = UNEXPECTED_ERROR_BACKOFF.next_at(
             min(job.attempts, len(UNEXPECTED_ERROR_BACKOFF.steps)), int(self._clock() * 1000)

@@ -1,4 +1,4 @@
-"""The rows of result files: pending, stored or failed. Each failure is an event and a line in the log."""
+"""The rows of result files: pending, stored or failed. Each failure adds an event and a line in the log."""
 
 from dataclasses import dataclass
 
@@ -53,13 +53,13 @@ class StoredFile:
 
 
 def enqueue_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...]) -> None:
-    """Enqueue the download of each file, unless the task's files are known already."""
+    """Enqueue the download of each file, unless the task's files are already known."""
     if outputs and not COUNT_NAMED.scalar(tx.connection, task_id=task["id"]):
         refresh_downloads(tx, task, outputs)
 
 
 def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...]) -> None:
-    """Enqueue the download of each file that is not stored, from the address that Kling names now."""
+    """Enqueue the download of each file that is not stored, from the address in Kling's latest report."""
     rows = [
         {
             "task_id": task["id"],
@@ -80,7 +80,7 @@ def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...
 
 
 def mark_stored(tx: Transaction, task: TaskRow, index: int, stored: StoredFile) -> None:
-    """Record that a file is on disk; once."""
+    """Record that a file is on disk. A repeat has no effect."""
     file = {"content_type": stored.content_type, "size": stored.size, "sha256": stored.sha256}
     if MARK_STORED.execute(tx.connection, **file, path=stored.path, task_id=task["id"], position=index):
         tx.add_event(task["id"], "result.stored", {"index": index, "name": stored.path, **file})
@@ -95,13 +95,13 @@ def mark_failed(tx: Transaction, task: TaskRow, index: int, reason: str) -> None
 
 
 def mark_lost(tx: Transaction, task: TaskRow, index: int, reason: str) -> None:
-    """Record that a stored file has vanished or changed, until it is downloaded again."""
+    """Record that a stored file is gone or was changed, until it is downloaded again."""
     MARK_LOST.execute(tx.connection, task_id=task["id"], position=index, error=reason)
     _add_failure(tx, task, index, reason)
 
 
 def mark_missing(tx: Transaction, task: TaskRow, reason: str) -> None:
-    """Record that a succeeded task names no file, unless its files are known."""
+    """Record that a succeeded task has no known file, unless its files are known."""
     tx.flush_new_tasks()
     if INSERT_MISSING.execute(tx.connection, task_id=task["id"], error=reason):
         _add_failure(tx, task, 0, reason)

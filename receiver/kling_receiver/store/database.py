@@ -1,6 +1,6 @@
-"""The two engines, and all in which they differ: how a transaction begins, and how rows are locked.
+"""The database, SQLite or PostgreSQL: transactions, locks, migration, and all in which the two engines differ.
 
-Writing and reading have their own doors: on SQLite a reader never blocks the writer.
+Writes and reads have separate connections: on SQLite a reader never blocks the writer.
 """
 
 import hashlib
@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
@@ -31,20 +29,21 @@ from kling_receiver.store.sql import driver_cursor
 log = logging.getLogger("kling_receiver.database")
 
 READERS = 4
+"""Connections for reading, and threads that use them."""
 OUTAGE_LOG_INTERVAL = 1.0
-"""Seconds between two lines about an outage: anybody can make us look, by asking whether we are ready."""
+"""Seconds between two log lines about an outage, because any request to `/readyz` meets it."""
 BUSY_MS = 10_000
+"""Milliseconds. SQLite: the longest wait for another process's write lock."""
 
-
-SERVER_HINT = "Check KLING_DATABASE_URL, and that its server runs."
-FILE_HINT = "Check its disk, whether it may be written to, and who else uses it."
+SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
+FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
 
 
 class Database:
-    """One database, `sqlite:///path` or `postgresql://...`."""
+    """One database, by its URL: `sqlite:///path` or `postgresql://...`."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds."""
+        """`clock`: monotonic seconds. Raises DatabaseError if the driver is missing, OSError for the folder."""
         self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
@@ -54,7 +53,7 @@ class Database:
         if self.path:
             self._make_private(self.path)
         self._writer = self._engine(write=True)
-        self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # over the same connection
+        self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # the same connection
         self._readers = self._engine(write=False)
 
     def __str__(self) -> str:
@@ -62,78 +61,82 @@ class Database:
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
-        """One writing transaction; committed (on disk) when the block ends, rolled back when it raises.
+        """One writing transaction: committed to disk when the block ends, rolled back when it raises.
 
-        Not `durable`, on SQLite: on disk with the next one that is. A power failure may undo it, and the
-        process that knew of it ends with it. (A server may end alone: PostgreSQL's commits are all on disk.)
-        Raises Unavailable when the file lies no longer where the next start would look for it, or another
-        receiver has taken hold meanwhile.
+        `durable` False, on SQLite: a power failure may undo the commit, until the next durable one. The process that
+        relied on it ends with the machine. A PostgreSQL server may fail alone, so its commits are always durable.
+        Raises Unavailable when the file was moved or replaced, because the next start would not find the change, and
+        when another receiver has taken the lock.
         """
         if self._expected_file_id and self._expected_file_id != self._file_id():
             self._log_outage(f"{self.path} was moved or replaced")
-            raise Unavailable("The database file was moved or replaced. Put it back, or start anew.")
+            raise Unavailable("The database file was moved or replaced. Put it back, or restart the receiver.")
         try:
             with (self._writer if durable else self._nondurable_writer).begin() as connection:
                 yield connection
-        except AlreadyRunning as held:
-            self._log_outage(str(held))
-            raise Unavailable("The database is served by another receiver.") from held
+        except AlreadyRunning as error:
+            self._log_outage(str(error))
+            raise Unavailable("The database is served by another receiver. Stop one of them.") from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A view that writers neither block nor change."""
+        """One reading transaction: a snapshot that writers neither block nor change."""
         with self._readers.begin() as connection:
             yield connection
 
     def to_unavailable(self, error: DBAPIError) -> Unavailable:
-        """What to say of an outage; where the server is, and what it said, goes to the log only."""
+        """The error of an outage, for callers. A server's address and its message go to the log only."""
         reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
         self._log_outage(reason)
         return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
 
     def _log_outage(self, reason: str) -> None:
-        """In the log, and not for each request of those who meet the same outage."""
+        """Log an outage, at most once in OUTAGE_LOG_INTERVAL."""
         if self._clock() - self._logged_at >= OUTAGE_LOG_INTERVAL:
             self._logged_at = self._clock()
             log.error("the database cannot be used: %s", reason)
 
     def probe(self, connection: Connection, number: int) -> None:
-        """Write something of no meaning, so that the commit shows whether writing works."""
+        """Write without changing any row, so that the commit shows whether writing works. `number`: a new one."""
         if self.is_sqlite:
             connection.exec_driver_sql(f"PRAGMA user_version = {number % (1 << 31)}")
         else:
             connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     def identity(self, connection: Connection) -> str:
-        """What tells this database from any other, by whatever address it is reached."""
+        """An id of this database, the same whatever address it is reached by, until its server restarts."""
         if self.is_sqlite:
-            seen: Any = self._file_id()
+            key: Any = self._file_id()
         else:
-            found = "SELECT oid, pg_postmaster_start_time() FROM pg_database WHERE datname = current_database()"
-            seen = tuple(connection.execute(text(found)).one())
-        return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+            query = "SELECT oid, pg_postmaster_start_time() FROM pg_database WHERE datname = current_database()"
+            key = tuple(connection.execute(text(query)).one())
+        return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
     def lock_events(self, connection: Connection) -> None:
-        """Let no other writer give out event ids before this transaction ends."""
+        """Let no other writer take event ids before this transaction ends: a reader's cursor must not skip an event."""
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
     def acquire_lock(self) -> None:
-        """Keep every other receiver away, until this process ends. Raises DatabaseError naming the holder."""
+        """Keep every other receiver away until this process ends. Raises DatabaseError with the name of the holder."""
         if self.path:
             self._lock = lock_file(self.path.with_name(self.path.name + ".lock"))
             return
-        # The writer's connection holds it, and takes it again whenever it has to be made anew.
+        # The writer's connection holds the lock; each new one takes it again.
         event.listen(self._writer, "connect", lock_server)
         self._writer.dispose()
         with self.operator_errors(), self._writer.connect():
             pass
 
     def migrate(self) -> None:
-        """Bring the tables to this version's shape; safe to call from several processes at once.
+        """Migrate the tables to this version, in one transaction. Several processes may call it at once.
 
         Raises DatabaseError.
         """
+        # Here, because importing Alembic takes a quarter of a second, which most commands do not need.
+        import alembic.command
+        import alembic.config
+
         with self.operator_errors(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
@@ -146,29 +149,30 @@ class Database:
             self._expected_file_id = self._file_id()
 
     def _file_id(self) -> tuple[int, int] | None:
-        """Which file lies where the database should."""
+        """The device and inode of the database file; None when there is no file."""
         assert self.path
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     @contextmanager
     def operator_errors(self) -> Iterator[None]:
-        """For whoever types a command: an outage in one line. Raises DatabaseError."""
+        """Turn an outage into one line for the operator of a command. Raises DatabaseError."""
         try:
             yield
         except DBAPIError as error:
-            said = (str(error.orig).strip() or "no reason given").splitlines()[0]
-            raise DatabaseError(f"{self} cannot be used: {said}. {FILE_HINT if self.path else SERVER_HINT}") from error
+            reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
+            hint = FILE_HINT if self.path else SERVER_HINT
+            raise DatabaseError(f"{self} cannot be used: {reason}. {hint}") from error
         except DatabaseError:
             raise
         except Unavailable as error:
             raise DatabaseError(str(error)) from error
 
     def close(self) -> None:
-        """Give back every connection, and the hold."""
+        """Close every connection, and release the lock."""
         if self._lock is not None:
             self._lock.close()
         self._writer.dispose()
@@ -196,7 +200,7 @@ class Database:
                 )
             except (ImportError, NoSuchModuleError) as error:
                 raise DatabaseError(
-                    f"No driver for {self.url.drivername}. Install one: pip install 'kling-callback[postgres]'"
+                    f"No driver for {self.url.drivername} is installed. Run: pip install 'kling-callback[postgres]'"
                 ) from error
         engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
@@ -218,16 +222,16 @@ def _open_for_reading(connection: Any, record: Any) -> None:
 
 
 def _configure(connection: Any, *pragmas: str) -> None:
-    connection.isolation_level = None  # transactions begin where we say, not where the driver thinks
+    connection.isolation_level = None  # the driver must not begin transactions itself
     for pragma in (f"busy_timeout = {BUSY_MS}", *pragmas):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_immediate(connection: Connection) -> None:
-    wanted = connection.get_execution_options().get("synchronous", "FULL")
-    if connection.info.get("synchronous", "FULL") != wanted:
-        _execute(connection, f"PRAGMA synchronous = {wanted}")
-        connection.info["synchronous"] = wanted
+    level = connection.get_execution_options().get("synchronous", "FULL")
+    if connection.info.get("synchronous", "FULL") != level:
+        _execute(connection, f"PRAGMA synchronous = {level}")
+        connection.info["synchronous"] = level
     _execute(connection, "BEGIN IMMEDIATE")
 
 
@@ -236,5 +240,5 @@ def _begin(connection: Connection) -> None:
 
 
 def _execute(connection: Connection, statement: str) -> None:
-    with driver_cursor(connection, statement) as opened:
-        opened.execute(statement)
+    with driver_cursor(connection, statement) as cursor:
+        cursor.execute(statement)

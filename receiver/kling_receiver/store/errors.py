@@ -1,22 +1,22 @@
-"""Errors of the database: outages, and a database that cannot be used at all."""
+"""Errors of the database: outages, databases that cannot be used, and a second receiver."""
 
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 STATEMENT_ERRORS = (IntegrityError, DataError, ProgrammingError)
-"""What befalls one statement; the database's other troubles (full, locked, gone, damaged) befall all."""
+"""Errors of a single statement. Every other DBAPIError (full, locked, lost, damaged) is an outage of the database."""
 
 
 class Unavailable(Exception):
-    """The database cannot be used just now; no change can be said to be durable."""
+    """The database cannot be used at the moment: no change can be confirmed as durable."""
 
 
 class DatabaseError(Exception):
-    """The database cannot be used; the message says why and what to do."""
+    """The database cannot be used; the message states the reason and what to do."""
 
 
 class AlreadyRunning(Unavailable, DatabaseError):
     """Another receiver, `holder`, serves the database."""
 
-    def __init__(self, what: str, holder: str, setting: str) -> None:
-        super().__init__(f"{what} is served by {holder}. Stop it first, or set {setting}.")
+    def __init__(self, database: str, holder: str, setting: str) -> None:
+        super().__init__(f"{database} is served by {holder}. Stop it first, or set {setting}.")
         self.holder = holder

@@ -1,4 +1,4 @@
-"""The lock that keeps a second receiver away from a database."""
+"""The lock that keeps a second receiver away from a database, on a file or as a PostgreSQL advisory lock."""
 
 import fcntl
 import os
@@ -9,19 +9,21 @@ from typing import Any
 from kling_receiver.store.errors import AlreadyRunning
 
 EVENT_LOCK = 0x6B6C696E67
-"""PostgreSQL: held from the first event of a transaction to its commit, so that ids are committed in order."""
+"""PostgreSQL: held from a transaction's first event to its commit, so that event ids are committed in order."""
 NODE_LOCK = EVENT_LOCK + 1
 """PostgreSQL: held by the one receiver that serves the database."""
 MIGRATION_LOCK = EVENT_LOCK + 2
+"""PostgreSQL: held during a migration, so that a second one waits."""
 KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}
-"""PostgreSQL: seconds, at both ends, after which a connection that was cut in silence gives up its hold."""
+"""PostgreSQL: seconds (and a count), on both sides: a connection that was cut silently loses its lock after 60 s."""
 TCP_USER_TIMEOUT_MS = 60_000
-"""The same, when something sent is not taken: keepalives rest then, and TCP tries for a quarter of an hour."""
+"""PostgreSQL: milliseconds. The same limit while sent data is unacknowledged: TCP then sends no keepalives."""
 LOCK_ATTEMPTS = 20
-"""PostgreSQL: tenths of a second in which the server finds out that a killed holder is gone."""
+"""PostgreSQL: attempts, 0.1 s apart, until the server has noticed that a killed holder is gone."""
 
 
 def lock_file(path: Path) -> Any:
+    """Lock a file until it is closed. Raises AlreadyRunning with the name of the holder."""
     file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,21 +39,21 @@ def lock_file(path: Path) -> Any:
 
 
 def lock_server(connection: Any, record: Any) -> None:
+    """Take the lock on a new connection of the writer, which holds it. Raises AlreadyRunning."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('application_name', %s, false)", (_process_name(),))
         limits = {f"tcp_keepalives_{name}": value for name, value in KEEPALIVE.items()}
         for name, value in {**limits, "tcp_user_timeout": TCP_USER_TIMEOUT_MS}.items():
             cursor.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
-        held = _try_lock(cursor)
-        holder = None if held else cursor.execute(LOCK_HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
+        locked = _try_lock(cursor)
+        holder = None if locked else cursor.execute(LOCK_HOLDER, (NODE_LOCK >> 32, NODE_LOCK & 0xFFFFFFFF)).fetchone()
     connection.commit()
-    if not held:
+    if not locked:
         connection.close()
         raise AlreadyRunning("The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL")
 
 
 def _try_lock(cursor: Any) -> bool:
-    """Whether the hold is ours now."""
     for _ in range(LOCK_ATTEMPTS):
         if cursor.execute("SELECT pg_try_advisory_lock(%s)", (NODE_LOCK,)).fetchone()[0]:
             return True

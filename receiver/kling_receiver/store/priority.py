@@ -1,15 +1,15 @@
-"""What is urgent first, callbacks above all: what may wait a moment begins while none of it is written."""
+"""Priority of callbacks: background work waits while foreground writes are in flight, but never for long."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 MAX_WAIT_SECONDS = 0.002
-"""Seconds that anything waits, however much is written."""
+"""Seconds. The longest wait of background work, so that a flood of callbacks cannot stop it."""
 
 
 class ForegroundGate:
-    """Whether something urgent is being written just now. `longest`: seconds."""
+    """Let background work wait until no foreground write is in flight. `max_wait`: seconds."""
 
     def __init__(self, *, max_wait: float = MAX_WAIT_SECONDS) -> None:
         self._max_wait, self._active = max_wait, 0
@@ -18,7 +18,7 @@ class ForegroundGate:
 
     @contextmanager
     def foreground(self) -> Iterator[None]:
-        """While something urgent is written."""
+        """Count one foreground write as in flight until the block ends."""
         self._active += 1
         self._idle.clear()
         try:
@@ -29,7 +29,7 @@ class ForegroundGate:
                 self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Wait until nothing urgent is being written, or until this has lasted too long."""
+        """Wait until no foreground write is in flight, at most `max_wait` seconds."""
         if self._idle.is_set():
             return
         try:

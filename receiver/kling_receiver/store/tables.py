@@ -1,6 +1,6 @@
-"""The rows, and the constraints that keep impossible ones out. Times are unix milliseconds.
+"""The tables, with constraints that refuse impossible rows. Times are unix milliseconds.
 
-Texts that hold JSON are escaped to ASCII, so that no NUL or lone surrogate reaches a database.
+JSON is stored as ASCII text with escapes, so that no NUL or lone surrogate reaches a database.
 """
 
 import json
@@ -25,12 +25,12 @@ from sqlmodel import Field, SQLModel
 from kling_receiver.states import FINAL, ORIGINS, STATUSES
 
 OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
-"""Of a create: none is known of (a callback came first), one is under way, and how it ended."""
+"""Outcomes of a create: unknown to the receiver (a callback came first), in progress, and its three results."""
 
 RESULT_STATUSES = ("pending", "stored", "failed")
 JOB_STATES = ("ready", "running", "dead")
 HOOK_SOURCES = ("added", "file", "settings", "task")
-"""Who wants a hook: an operator's command, the hooks' file, KLING_HOOK_URL, or the client for one task."""
+"""What configured a hook: an operator's command, the hooks file, KLING_HOOK_URL, or a client, for one task."""
 
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -38,17 +38,17 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def dump_json(value: Any) -> str:
-    """A JSON document as a text column keeps it."""
+    """JSON as it is stored in a text column."""
     return "null" if value is None else _dumps(value)
 
 
 def load_json(text: str | None) -> Any:
-    """What a text column keeps as JSON."""
+    """The value of a text column that holds JSON."""
     return None if text is None else json.loads(text)
 
 
 class JsonText(TypeDecorator[Any]):
-    """A JSON document in a text column, ASCII only."""
+    """A column type: JSON as ASCII text."""
 
     impl = Text
     cache_ok = True
@@ -61,7 +61,7 @@ class JsonText(TypeDecorator[Any]):
 
 
 def json_columns(table: Table) -> frozenset[str]:
-    """The names of a table's columns that keep JSON."""
+    """The names of a table's JSON columns."""
     return frozenset(column.name for column in table.c if isinstance(column.type, JsonText))
 
 
@@ -103,25 +103,25 @@ class Task(SQLModel, table=True):
     status_msg: str = ""
     origin: str | None = None
     hint: str | None = None
-    """The final status that an unproven callback told of, until Kling is asked."""
+    """The final status that an unconfirmed callback reported, until Kling has been queried."""
     hint_msg: str = ""
     hint_count: int = Field(default=0, sa_type=BigInteger)
-    """How many callbacks have given cause to ask Kling."""
+    """Callbacks that caused a query to Kling."""
     callback_kling_id: str | None = None
-    """The id that the last callback named: behind a relay it may be another than `kling_id`."""
+    """The id in the last callback; behind a relay it may differ from `kling_id`."""
     cost: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     done: bool = False
     callback_count: int = Field(default=0, sa_type=BigInteger)
-    """Proven callbacks received, repeats and uncounted ones included."""
+    """Authenticated callbacks, including repeats and those past the limits of the event log."""
     kept_callbacks: int = 0
-    """Callbacks in the event log."""
+    """Callbacks whose bodies are in the event log."""
     kept_bytes: int = Field(default=0, sa_type=BigInteger)
     created_at: int = Field(sa_type=BigInteger)
     updated_at: int = Field(sa_type=BigInteger)
 
 
 class Tag(SQLModel, table=True):
-    """A label that the client gave a task."""
+    """A tag that a client gave a task."""
 
     __tablename__ = "tag"
 
@@ -130,7 +130,7 @@ class Tag(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """What happened, in the order in which it was committed."""
+    """The event log, in commit order."""
 
     __tablename__ = "event"
     __table_args__ = (
@@ -141,12 +141,12 @@ class Event(SQLModel, table=True):
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
     task_id: str
-    """No foreign key: PostgreSQL would look the task up and lock it for each event anew."""
+    """No foreign key, because PostgreSQL would look up and lock the task for each event."""
     type: str
     created_at: int = Field(sa_type=BigInteger)
     data: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     body_sha256: str | None = None
-    """SHA-256 of a callback's body; other events have none."""
+    """SHA-256 of a callback's body; null for other events."""
     repeat_count: int = Field(default=0, sa_type=BigInteger)
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
 
@@ -170,14 +170,14 @@ class Result(SQLModel, table=True):
     size: int | None = Field(default=None, sa_type=BigInteger)
     sha256: str | None = None
     path: str | None = None
-    """Where the file lies in the storage."""
+    """The path of the file in the storage."""
     source_url: str = ""
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     error: str = ""
 
 
 class Job(SQLModel, table=True):
-    """The outbox: work that is owed, written in the transaction that made it owed."""
+    """The job queue, as a transactional outbox: a job is enqueued in the transaction that makes it necessary."""
 
     __tablename__ = "job"
     __table_args__ = (
@@ -190,32 +190,30 @@ class Job(SQLModel, table=True):
 
     id: int = Field(sa_column=Column(BigId, primary_key=True))
     unique_key: str
-    """What makes it one: `ask/<task>`, `download/<task>/<n>`, `overdue/<task>`, `dispatch/<hook>`,
-    `delivery/<event>/<hook>` (`jobs/kinds.py`).
-    """
+    """`ask/<task>`, `download/<task>/<n>`, `delivery/<event>/<hook>`, ...: see `jobs/kinds.py`."""
     kind: str
     pool: str
     """The jobs of a pool share a limit on how many run at once."""
     task_id: str
     concurrency_key: str
-    """What it may have to wait for: a host that is slow or dead delays its own lane only."""
+    """The jobs of a key share a limit too: a slow or dead host delays only the jobs with its key."""
     hook_name: str | None = None
-    """Whose it is, if it is a hook's."""
+    """The hook that the job belongs to, if any."""
     args: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     state: str = "ready"
     attempts: int = 0
     due_at: int = Field(sa_type=BigInteger)
     delay_ms: int = Field(default=0, sa_type=BigInteger)
-    """The delay that was asked for when `due_at` was set: by it a job is found that a wrong clock put off."""
+    """The delay from which `due_at` was computed, so that a due time set by a wrong clock can be clamped."""
     claim_id: str | None = None
-    """The claim's own name: only who holds it may settle."""
+    """The id of the current claim: only its holder may settle the job."""
     lease_expires_at: int | None = Field(default=None, sa_type=BigInteger)
     error: str = ""
     created_at: int = Field(sa_type=BigInteger)
 
 
 class Hook(SQLModel, table=True):
-    """Where events go. `cursor`: the id up to which each event was tried once, or was not wanted."""
+    """A hook. `cursor`: the id up to which every event was attempted once, or did not match."""
 
     __tablename__ = "hook"
     __table_args__ = (
@@ -228,18 +226,18 @@ class Hook(SQLModel, table=True):
     address: str
     source: str
     task_id: str | None = None
-    """The only task whose events it wants."""
+    """The only task whose events the hook receives; null: all tasks."""
     concurrency_key: str
-    """Where its jobs wait: each hook has a lane of its own, those of single tasks share their host's."""
+    """Of its jobs. Each hook has a key of its own; hooks of single tasks share the key of their host."""
     secrets: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
-    """`[[secret, until]]`, newest first; `until` (unix ms): when one that was rotated out ends, else null."""
+    """`[[secret, until]]`, newest first. `until`: unix ms at which a rotated secret expires; null for the newest."""
     filter: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
-    """`{"events": [...], "families": [...], "statuses": [...], "tags": [...]}`; what is empty wants all."""
+    """`{"events": [...], "families": [...], "statuses": [...], "tags": [...]}`; an empty list matches all."""
     retry_schedule: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
     """Seconds between attempts."""
     concurrency: int
     rate_limit: float | None = None
-    """Events a second, at most."""
+    """Events a second."""
     timeout: float
     """Seconds for one attempt."""
     cursor: int = Field(default=0, sa_type=BigInteger)
@@ -269,7 +267,7 @@ class Attempt(SQLModel, table=True):
     response_status: int | None = None
     """HTTP status, or a command's exit code."""
     response_body: str = ""
-    """The first bytes of an answer; the last of a command's output."""
+    """The first bytes of a response, or the last bytes of a command's output."""
     error: str = ""
 
 

@@ -1,7 +1,7 @@
-"""Group commit: one thread writes, and what arrives while it commits shares the next commit.
+"""Group commit: one thread writes, and the changes that arrive during a commit share the next one.
 
-Alone, a change waits for nobody. A batch that fails is tried one by one, so that a poisonous change
-harms only itself.
+A single change is committed at once. When a batch fails, its changes are committed one by one, so that a failing
+change affects only itself.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from kling_receiver.policy import Policy
+from kling_receiver.policy import DEFAULT_POLICY, Policy
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.priority import ForegroundGate
@@ -24,19 +24,20 @@ T = TypeVar("T")
 Change = Callable[[Transaction], Any]
 
 MAX_BATCH = 256
+"""Changes in one commit."""
 LAZY_SECONDS = 0.2
-"""Seconds."""
+"""Seconds for which lazy changes are collected, so that they add few commits."""
 COMMIT_TIMEOUT_SECONDS = 20
-"""Seconds for a commit; a database that hangs is one that cannot be used."""
+"""Seconds. A commit that takes longer is reported as an outage."""
 MAX_PENDING = 4_000
-"""Changes that may wait; more are refused, so that memory is bounded and callers hear of it."""
+"""Changes that wait for a commit. More are refused, so that memory is bounded."""
 MAX_PENDING_BYTES = 64_000_000
-"""Bytes of bodies that may wait with them."""
+"""Bytes of callback bodies in these changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Batched:
-    """A change that is made together with all others of its kind: by one call of `make` for all their items."""
+    """A change that shares one call of `apply` with all others of its batch that have the same `apply`."""
 
     apply: Callable[[Transaction, list[Any]], None]
     item: Any
@@ -51,21 +52,21 @@ class _Pending:
 
 
 class Writer:
-    """The one door to the database for changes. `on_commit` is called in the event loop."""
+    """Makes all changes to the database. `on_commit` is called in the event loop, after each commit."""
 
     def __init__(
         self,
         database: Database,
         *,
-        policy: Policy = Policy(),  # noqa: B008  # frozen
-        on_commit: Callable[[CommitResult], None] = lambda committed: None,
+        policy: Policy = DEFAULT_POLICY,
+        on_commit: Callable[[CommitResult], None] = lambda result: None,
         lazy_seconds: float = LAZY_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._policy, self._on_commit, self._clock = database, policy, on_commit, clock
         self._lazy_seconds = lazy_seconds
         self.foreground = ForegroundGate()
-        """Whether nothing urgent is being written: it is, sooner, when little else is done meanwhile."""
+        """Background work waits at it while changes that are not lazy are in flight: their commits are then faster."""
         self._queue: deque[_Pending] = deque()
         self._lazy: list[_Pending] = []
         self._bytes = 0
@@ -76,60 +77,59 @@ class Writer:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Begin to write; called inside the event loop that changes come from."""
+        """Start the writer's thread. Call it in the event loop that submits the changes."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
     async def close(self) -> None:
-        """Write what waits, then end."""
+        """Commit the pending changes, then stop."""
         thread = self._thread
         if thread:
             self._wake_with_lazy()
-            self._thread = None  # from now on nothing is taken in that nobody would write
+            self._thread = None  # from now on changes are refused
             self._woken.set()
             await asyncio.to_thread(thread.join)
 
     async def run(self, change: Callable[[Transaction], T], *, size: int = 0, durable: bool = True) -> T:
-        """Make one change durable and return what it returned. `size`: bytes that it holds.
+        """Commit one change and return its result. `size`: bytes that the change holds in memory.
 
-        One that need not be `durable` is so once the next one is: a power failure may undo it.
-
-        Raises Unavailable, or what it raised.
+        `durable` False: a power failure may undo the change, until the next durable commit.
+        Raises Unavailable, or what the change raised.
         """
         result: T = await self._submit(change, size, durable=durable)
         return result
 
     async def run_batched(
-        self, apply: Callable[[Transaction, list[T]], None], item: T, *, size: int = 0, urgent: bool = True
+        self, apply: Callable[[Transaction, list[T]], None], item: T, *, size: int = 0, lazy: bool = False
     ) -> None:
-        """Make one of many like changes durable: `make` is given all that wait, in their order.
+        """Commit one of many changes of a kind: `apply` is called with the items of a batch, in their order.
 
-        What is not `urgent` gathers for so long as NO_HURRY, so that few callbacks wait for it, is durable with
-        the next change that is, and waits however long the database takes.
+        `lazy`: collected for LAZY_SECONDS, so that few callbacks wait for them; durable with the next durable commit;
+        without a timeout. Raises Unavailable, or what `apply` raised.
         """
-        await self._submit(_Batched(apply, item), size, urgent=urgent, durable=urgent)
+        await self._submit(_Batched(apply, item), size, durable=not lazy, lazy=lazy)
 
     async def probe(self) -> None:
-        """Show that writing works, by a write of no meaning. Raises Unavailable."""
+        """Commit a write that changes nothing, to check that writing works. Raises Unavailable."""
         await self.run(lambda tx: tx.database.probe(tx.connection, tx.now))
 
-    async def _submit(self, change: Change | _Batched, size: int, *, durable: bool, urgent: bool = True) -> Any:
+    async def _submit(self, change: Change | _Batched, size: int, *, durable: bool, lazy: bool = False) -> Any:
         if self._thread is None:
             raise Unavailable("The writer is not running.")
         if len(self._queue) + len(self._lazy) >= MAX_PENDING or self._bytes + size > MAX_PENDING_BYTES:
-            raise Unavailable("Too many changes wait.")
+            raise Unavailable("Too many changes are pending.")
         future = asyncio.get_running_loop().create_future()
         self._bytes += size
-        (self._queue if urgent else self._lazy).append(_Pending(change, size, durable, future))
-        if urgent and not self._waking:
-            # Once for all that this turn of the loop brings: they share a commit.
+        (self._lazy if lazy else self._queue).append(_Pending(change, size, durable, future))
+        if lazy:
+            if not self._lazy_timer:
+                self._lazy_timer = asyncio.get_running_loop().call_later(self._lazy_seconds, self._wake_with_lazy)
+            return await future
+        if not self._waking:
+            # In the next iteration of the loop, so that all changes of this one share a commit.
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake)
-        elif not urgent and not self._lazy_timer:
-            self._lazy_timer = asyncio.get_running_loop().call_later(self._lazy_seconds, self._wake_with_lazy)
-        if not urgent:
-            return await future
         try:
             with self.foreground.foreground():
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
@@ -138,7 +138,7 @@ class Writer:
             raise Unavailable("The database does not answer.") from None
 
     def flush_lazy(self) -> None:
-        """Write now what gathers."""
+        """Commit the collected lazy changes now."""
         if self._lazy:
             self._wake_with_lazy()
 
@@ -147,7 +147,7 @@ class Writer:
         self._woken.set()
 
     def _wake_with_lazy(self) -> None:
-        """For what gathered meanwhile too."""
+        """Wake the thread, with the collected lazy changes in its queue."""
         if self._lazy_timer:
             self._lazy_timer.cancel()
             self._lazy_timer = None
@@ -158,7 +158,7 @@ class Writer:
     def _run(self) -> None:
         while self._thread or self._queue:
             self._woken.wait()
-            self._woken.clear()  # before looking: what comes from now on sets it again
+            self._woken.clear()  # before reading the queue: a later change sets it again
             while batch := self._next_batch():
                 self._write(batch)
 
@@ -167,46 +167,46 @@ class Writer:
 
     def _write(self, batch: list[_Pending]) -> None:
         try:
-            answers, committed = self._commit(batch)
+            results, committed = self._commit(batch)
         except Exception as error:
             if isinstance(error, DBAPIError) and not isinstance(error, STATEMENT_ERRORS):
-                # A commit may have taken effect although its answer was lost: whoever waits is to look.
+                # The commit may have succeeded although its answer was lost: every waiter must check.
                 self._post_results(batch, [self._database.to_unavailable(error)] * len(batch), UNKNOWN_RESULT)
             elif isinstance(error, Unavailable):
                 self._post_results(batch, [error] * len(batch), None)
             elif len(batch) == 1:
                 self._post_results(batch, [error], None)
             else:
-                for waiting in batch:
-                    self._write([waiting])
+                for pending in batch:
+                    self._write([pending])
         else:
-            self._post_results(batch, answers, committed)
+            self._post_results(batch, results, committed)
 
     def _commit(self, batch: list[_Pending]) -> tuple[list[Any], CommitResult]:
-        with self._database.write(durable=any(each.durable for each in batch)) as connection:
+        with self._database.write(durable=any(pending.durable for pending in batch)) as connection:
             tx = Transaction(connection, self._database, int(self._clock() * 1000), self._policy)
-            shared: dict[Any, list[Any]] = {}
-            for each in batch:
-                if isinstance(each.change, _Batched):
-                    shared.setdefault(each.change.apply, []).append(each.change.item)
-            for make, items in shared.items():
-                make(tx, items)
-            answers = [None if isinstance(each.change, _Batched) else each.change(tx) for each in batch]
+            items_of: dict[Any, list[Any]] = {}
+            for pending in batch:
+                if isinstance(pending.change, _Batched):
+                    items_of.setdefault(pending.change.apply, []).append(pending.change.item)
+            for apply, items in items_of.items():
+                apply(tx, items)
+            results = [None if isinstance(pending.change, _Batched) else pending.change(tx) for pending in batch]
             committed = tx.flush()
-        return answers, committed
+        return results, committed
 
     def _post_results(self, batch: list[_Pending], results: list[Any], committed: CommitResult | None) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._resolve, batch, results, committed)
 
     def _resolve(self, batch: list[_Pending], results: list[Any], committed: CommitResult | None) -> None:
-        for waiting, answer in zip(batch, results, strict=True):
-            self._bytes -= waiting.size
-            if waiting.future.done():  # whoever asked has gone
+        for pending, result in zip(batch, results, strict=True):
+            self._bytes -= pending.size
+            if pending.future.done():  # the caller was cancelled
                 continue
-            if isinstance(answer, Exception):
-                waiting.future.set_exception(answer)
+            if isinstance(result, Exception):
+                pending.future.set_exception(result)
             else:
-                waiting.future.set_result(answer)
+                pending.future.set_result(result)
         if committed is not None:
             self._on_commit(committed)

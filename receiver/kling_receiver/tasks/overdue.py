@@ -1,9 +1,8 @@
-"""Tasks whose callback never comes: Kling is asked at the deadline, then ever more seldom, to an end.
+"""Tasks without a final callback at their deadline: Kling is queried, with doubling waits, six times at most.
 
-It is also asked once after a start, and when an operator says so.
+Kling is also queried once after a start, and when an operator requests it.
 """
 
-import functools
 import logging
 from typing import Literal
 
@@ -19,57 +18,90 @@ from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
 from kling_receiver.tasks.reconcile import Reconciler
 
-log = logging.getLogger("kling_receiver.recover")
+log = logging.getLogger("kling_receiver.overdue")
 
 MAX_QUERIES = 6
-"""Questions about a task that Kling knows; the waits between them double, from the deadline's own length on."""
+"""Queries about a task that Kling knows. The first wait between them is the deadline's length, then it doubles."""
 MAX_QUERIES_UNKNOWN = 3
-"""Questions about a task that Kling says it does not know."""
+"""Queries about a task that Kling does not know."""
 
-NOT_FOUND_REASON = {False: ": its create did not arrive", True: ", although it took its create"}
+NOT_FOUND_REASON = {False: ": its create did not arrive", True: ", although Kling accepted its create"}
+"""By whether Kling gave the task an id."""
 
 NEVER_CALLED_BACK = (
-    "none of the newest tasks was ever called back, and Kling has ended one: it cannot reach this receiver, or "
-    "it calls nobody back. Test the way with: kling-receiver doctor"
+    "Kling finished a task, but none of the newest tasks had a callback: Kling cannot reach this receiver, or sends "
+    "no callbacks. Check it with: kling-receiver doctor"
 )
 
 
 class OverdueTasks:
-    """Looks after tasks that did not end in time."""
+    """Handles `overdue` and `sweep` jobs: queries Kling about tasks that had no final callback."""
 
     def __init__(self, reconciler: Reconciler, reader: Reader) -> None:
         self._reconciler, self._reader = reconciler, reader
         self._warned = False
 
     async def check(self, job: ClaimedJob) -> Settle:
-        """The handler of `overdue`."""
+        """Handle one `overdue` job: query Kling, then end the task, fail it, or retry after a longer wait."""
         task = await self._reader.task(job.task_id)
         if task is None or task["status"] in FINAL:
-            return functools.partial(_settle_final, job=job)
+
+            def settle_final(tx: Transaction) -> Outcome:
+                # Kling may have reopened the task since it was read.
+                task = tx.task(job.task_id)
+                final = task is None or task["status"] in FINAL
+                return Done() if final else RetryAt(tx.now, "The task was reopened.")
+
+            return settle_final
         if not job.args:
-            log.warning("task %s is overdue: no final callback came; asking Kling", job.task_id)
+            log.warning("task %s is overdue: no final callback arrived; querying Kling", job.task_id)
+        answer: Report | GatewayError | None
         try:
-            report = await self._reconciler.query(task)
+            answer = await self._reconciler.query(task)
         except GatewayError as error:
-            return functools.partial(_settle_unanswered, job=job, error=error)
-        if report and report.final:
+            answer = error
+        if isinstance(answer, Report) and answer.final:
             await self._warn_never_called_back(task)
-        return functools.partial(_settle_answer, job=job, report=report)
+
+        def apply(tx: Transaction) -> Outcome:
+            task = tx.require_task(job.task_id)
+            if task["status"] in FINAL:
+                return Done()
+            if not job.args:
+                tx.add_event(job.task_id, "task.overdue", {})
+            if isinstance(answer, GatewayError):
+                return _retry_or_fail(tx, job, str(answer))
+            if answer is None:
+                if _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callback_count"]:
+                    reason = NOT_FOUND_REASON[task["kling_id"] is not None]
+                    transitions.fail_locally(tx, task, f"Kling does not know this task{reason}.")
+                    return Done()
+                return _retry_or_fail(tx, job, "Kling does not know the task.")
+            apply_answer(tx, task, answer, "deadline")
+            return Done() if answer.final else _retry_or_fail(tx, job, f"Kling says {answer.status}.")
+
+        return apply
 
     async def check_after_start(self, job: ClaimedJob) -> Settle:
-        """The handler of `sweep`: one question after a start, before which a callback may have been missed."""
+        """Handle one `sweep` job: query Kling once, because a callback may have been missed before the start."""
         task = await self._reader.task(job.task_id)
         if task is None or task["status"] in FINAL:
             return settle_as(Done())
         try:
             report = await self._reconciler.query(task)
         except GatewayError as error:
-            log.info("task %s, asked about after the start: %s", job.task_id, error)
-            return settle_as(Done())  # its deadline stands
-        return functools.partial(_settle_sweep, task_id=job.task_id, report=report)
+            log.info("task %s could not be queried after the start: %s", job.task_id, error)
+            return settle_as(Done())  # its deadline is still to come
+
+        def apply(tx: Transaction) -> Outcome:
+            if report:
+                apply_answer(tx, tx.require_task(job.task_id), report, "startup")
+            return Done()
+
+        return apply
 
     async def _warn_never_called_back(self, task: TaskRow) -> None:
-        """Say once, loudly, that this gateway seems never to call back."""
+        """Log an error, once, if Kling never seems to send callbacks to this receiver."""
         if not self._warned and not task["callback_count"] and not await self._reader.any_recent_callback():
             self._warned = True
             log.error(NEVER_CALLED_BACK)
@@ -78,68 +110,29 @@ class OverdueTasks:
 def apply_answer(
     tx: Transaction, task: TaskRow, report: Report, by: Literal["deadline", "startup", "operator"]
 ) -> None:
-    """Believe what Kling said when it was asked without a callback's cause."""
-    open_until_now = task["status"] not in FINAL
+    """Apply Kling's answer to a query that no callback caused; a final status then recovers the task."""
+    was_open = task["status"] not in FINAL
     if report.kling_id and not task["kling_id"]:
         task_registration.set_kling_id(tx, task, report.kling_id)
     if report.status:
         transitions.apply_report(tx, task, report)
-    if report.final and open_until_now:
+    if report.final and was_open:
         tx.add_event(task["id"], "task.recovered", {"by": by})
     if report.status == "succeed" and not report.outputs:
         enqueue.ask(tx, task["id"])
 
 
-def _settle_sweep(tx: Transaction, task_id: str, report: Report | None) -> Outcome:
-    if report:
-        apply_answer(tx, tx.require_task(task_id), report, "startup")
-    return Done()
-
-
-def _settle_final(tx: Transaction, job: ClaimedJob) -> Outcome:
-    """The task has ended, unless Kling's word revived it since it was read."""
-    task = tx.task(job.task_id)
-    return Done() if task is None or task["status"] in FINAL else RetryAt(tx.now, "It lives again.")
-
-
-def _settle_answer(tx: Transaction, job: ClaimedJob, report: Report | None) -> Outcome:
-    task = tx.require_task(job.task_id)
-    if task["status"] in FINAL:
-        return Done()
-    _log_overdue(tx, job)
-    if report:
-        apply_answer(tx, task, report, "deadline")
-    if report and report.final:
-        return Done()
-    if report is None and _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callback_count"]:
-        why = NOT_FOUND_REASON[task["kling_id"] is not None]
-        transitions.fail_locally(tx, task, f"Kling does not know this task{why}.")
-        return Done()
-    return _retry(tx, job, f"Kling says {report.status}." if report else "Kling does not know the task.")
-
-
-def _settle_unanswered(tx: Transaction, job: ClaimedJob, error: GatewayError) -> Outcome:
-    if tx.require_task(job.task_id)["status"] in FINAL:
-        return Done()
-    _log_overdue(tx, job)
-    return _retry(tx, job, str(error))
-
-
-def _log_overdue(tx: Transaction, job: ClaimedJob) -> None:
-    if not job.args:
-        tx.add_event(job.task_id, "task.overdue", {})
-
-
 def _query_count(job: ClaimedJob) -> int:
-    """How often Kling was asked, this time included; a look that was cut off does not count."""
+    """The number of queries, the current one included. Interrupted queries are not counted."""
     return int((job.args or {}).get("queries", 0)) + 1
 
 
-def _retry(tx: Transaction, job: ClaimedJob, error: str) -> Outcome:
-    task, looks = tx.require_task(job.task_id), _query_count(job)
-    if looks >= MAX_QUERIES:
-        transitions.accept_hint(tx, task)  # where a callback told of an end, that is what is known
-        transitions.fail_locally(tx, task, f"The task did not end, and was asked about {looks} times: {error}")
+def _retry_or_fail(tx: Transaction, job: ClaimedJob, error: str) -> Outcome:
+    """Query again after a longer wait; after the last query, accept the callback's status or fail the task."""
+    task, count = tx.require_task(job.task_id), _query_count(job)
+    if count >= MAX_QUERIES:
+        transitions.accept_hint(tx, task)  # a callback's final status is better than a local one
+        transitions.fail_locally(tx, task, f"The task did not finish. Kling was queried {count} times: {error}")
         return Done()
-    wait = tx.policy.overdue_ms(task["family"]) * 2 ** (looks - 1)
-    return RetryAt(tx.now + wait, error, args={"queries": looks})
+    wait = tx.policy.overdue_ms(task["family"]) * 2 ** (count - 1)
+    return RetryAt(tx.now + wait, error, args={"queries": count})

@@ -1,6 +1,6 @@
-"""Query Kling about one task and apply its answer."""
+"""Query Kling about one task and apply its answer, because only Kling's own final status is authoritative."""
 
-import functools
+import logging
 import time
 from collections.abc import Callable
 
@@ -11,7 +11,6 @@ from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
 from kling_receiver.metrics import Metrics
 from kling_receiver.results import records as result_records
-from kling_receiver.results.download import log
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import TaskRow
@@ -19,142 +18,147 @@ from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
 
-QUERY_BACKOFF = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
-"""Seconds between questions: an hour in all."""
-BACKOFFS = {"unanswered": QUERY_BACKOFF, "undecided": Backoff(QUERY_BACKOFF.steps[:6])}
-"""By what became of the last question. After seven to which Kling said otherwise, the callback is false."""
-OVERTAKEN_RETRY_MS = 2_000
-"""Between two questions of which each was overtaken by another callback."""
+log = logging.getLogger("kling_receiver.reconcile")
 
+QUERY_BACKOFF = Backoff((1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 900, 1800))
+"""Seconds between queries, an hour in all; then the callback's status is accepted."""
+MAX_UNDECIDED_RETRIES = 6
+"""Retries after an answer that does not confirm the callback, a minute in all; then the callback is false."""
+OVERTAKEN_RETRY_MS = 2_000
+"""Milliseconds between two queries when another callback arrived during the first one."""
 CREATE_REPORT_TIMEOUT_MS = 900_000
-"""For how long a create's answer may be out: a client that has not told of it by then has died."""
+"""Milliseconds for which the report of a create may be missing; a client that has not sent it by then has died."""
 
 
 class Reconciler:
-    """Asks Kling about a task, and has the answer believed."""
+    """Handles `ask` jobs: queries Kling about a task and applies the answer. `backoff`: between queries."""
 
     def __init__(
-        self, kling_api: KlingApi, reader: Reader, metrics: Metrics, *, clock: Callable[[], float] = time.time
+        self,
+        kling_api: KlingApi,
+        reader: Reader,
+        metrics: Metrics,
+        *,
+        backoff: Backoff = QUERY_BACKOFF,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._kling_api, self._reader, self._metrics, self._clock = kling_api, reader, metrics, clock
+        undecided = Backoff(backoff.steps[:MAX_UNDECIDED_RETRIES], backoff.draw)
+        self._backoffs = {"unanswered": backoff, "undecided": undecided}
 
     async def reconcile(self, job: ClaimedJob) -> Settle:
-        """The handler of `ask`: a callback hinted at an end, or Kling's word named no files."""
+        """Handle one `ask` job: a callback hinted at a final status, or Kling's report named no files."""
         task = await self._reader.task(job.task_id)
         if task is None or await self._is_settled(task):
             return settle_as(Done())
+        hint_count = task["hint_count"]
         try:
-            report = await self.query(task)
+            answer = await self.query(task) or GatewayError("Kling does not know the task.")
         except GatewayError as error:
             log.warning("task %s: %s", job.task_id, error)
-            return functools.partial(_retry_or_accept_hint, job=job, error=error)
-        return functools.partial(_apply_answer, job=job, report=report, hint_count=task["hint_count"])
+            answer = error
+
+        def apply(tx: Transaction) -> Outcome:
+            if isinstance(answer, GatewayError):
+                return self._retry_or_accept_hint(tx, job, answer)
+            task = tx.require_task(job.task_id)
+            if answer.kling_id and not task["kling_id"]:
+                task_registration.set_kling_id(tx, task, answer.kling_id)
+            if answer.status:
+                transitions.apply_report(tx, task, answer)
+            if not answer.final:
+                if task["hint_count"] != hint_count:
+                    return RetryAt(tx.now + OVERTAKEN_RETRY_MS, "Another callback arrived during the query.", args={})
+                return self._retry_or_reject_hint(tx, job, task, answer)
+            if task["hint"] != answer.status:
+                transitions.reject_hint(tx, task, str(answer.status))
+            if task["status"] == "failed" or answer.outputs:
+                return Done()
+            if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", "Kling names no file.")):
+                return retry
+            result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no file.")
+            return Done()
+
+        return apply
 
     async def _is_settled(self, task: TaskRow) -> bool:
-        """Whether Kling's final word is known, and the files that go with it."""
+        """Whether Kling's final status is known, and the files of a success are."""
         if task["status"] not in FINAL or task["origin"] != "kling":
             return False
-        named = [each["source_url"] for each in await self._reader.results(task["id"])]
-        return task["status"] == "failed" or any(named)
+        source_urls = [result["source_url"] for result in await self._reader.results(task["id"])]
+        return task["status"] == "failed" or any(source_urls)
+
+    def _retry_or_reject_hint(self, tx: Transaction, job: ClaimedJob, task: TaskRow, report: Report) -> Outcome:
+        """Kling reports another status than the callback: retry, and at last discard the callback's status."""
+        if retry := self._retry(tx, job, "undecided", f"Kling says {report.status}."):
+            return retry
+        transitions.reject_hint(tx, task, str(report.status))
+        if task["status"] == "succeed":
+            result_records.mark_missing(tx, task, f"Kling now says {report.status}, and named no file.")
+        return Done()
+
+    def _retry_or_accept_hint(self, tx: Transaction, job: ClaimedJob, error: GatewayError) -> Outcome:
+        """Kling did not answer, or does not know the task: retry, and at last accept the callback's status."""
+        if retry := self._retry(tx, job, "unanswered", str(error), at_least=error.retry_after):
+            return retry
+        transitions.accept_hint(tx, tx.require_task(job.task_id))
+        return GiveUp(str(error))
+
+    def _retry(
+        self, tx: Transaction, job: ClaimedJob, reason: str, error: str, *, at_least: float | None = None
+    ) -> RetryAt | None:
+        """The next query; None after the last one for this reason. Interrupted queries are not counted."""
+        count = (job.args or {}).get(reason, 0) + 1
+        due = self._backoffs[reason].next_at(count, tx.now, at_least=at_least)
+        return None if due is None else RetryAt(due, error, args={**(job.args or {}), reason: count})
 
     async def query(self, task: TaskRow) -> Report | None:
-        """Kling's record of a task: by the create answer's id, else by ours, else by the callback's.
+        """Kling's report of a task, by the create answer's id, else by our id, else by the callback's id.
 
-        The last only for a task that no other of ours is, and when the record names no other task of ours:
-        a callback's address proves whose it is, its body proves nothing. And not while the create's own answer
-        is out: the id may be that of another whose answer is out, too. Raises GatewayError.
+        The callback's id is used only if it belongs to no other task, and its report names no other task: a
+        callback's address proves which task it is for, its body proves nothing. It is not used while the create's
+        answer is missing either: the id may be that of another task whose answer is missing. Raises GatewayError.
         """
         outcome = "unanswered"
         try:
             report = await self._query_by_known_id(task)
             outcome = "answered" if report else "unknown_task"
         finally:
-            self._metrics.questions.labels(outcome).inc()
+            self._metrics.queries.labels(outcome).inc()
         return report
 
     async def _query_by_known_id(self, task: TaskRow) -> Report | None:
         if task["kling_id"]:
-            return await self._kling_api.query(task["family"], task_id=task["kling_id"])
-        ways = [self._query_by_our_id, self._query_by_callback_id]
+            return await self._kling_api.query(task["family"], kling_id=task["kling_id"])
+        queries = [self._query_by_our_id, self._query_by_callback_id]
         if task["outcome"] == "none" and task["callback_kling_id"]:
-            ways.reverse()  # nobody registered it: its create may not have named our id
-        refused = None
-        for way in ways:
+            queries.reverse()  # an unregistered task: its create may not have named our id
+        refusal = None
+        for query in queries:
             try:
-                if report := await way(task):
+                if report := await query(task):
                     return report
             except GatewayError as error:
                 if error.retryable:
                     raise
-                refused = error  # a relay's own word for an id that it does not know, perhaps
-        if refused:
-            raise refused
+                refusal = error  # some relays answer so for an id that they do not know
+        if refusal:
+            raise refusal
         return None
 
     async def _query_by_our_id(self, task: TaskRow) -> Report | None:
-        return await self._kling_api.query(task["family"], external_id=task["id"])
+        return await self._kling_api.query(task["family"], task_id=task["id"])
 
     async def _query_by_callback_id(self, task: TaskRow) -> Report | None:
-        theirs = task["callback_kling_id"]
-        untold = task["outcome"] == "pending" and self._clock() * 1000 < task["updated_at"] + CREATE_REPORT_TIMEOUT_MS
-        if not theirs or untold or await self._reader.find_by_kling_id(theirs):
+        kling_id = task["callback_kling_id"]
+        report_due = task["updated_at"] + CREATE_REPORT_TIMEOUT_MS
+        create_pending = task["outcome"] == "pending" and self._clock() * 1000 < report_due
+        if not kling_id or create_pending or await self._reader.find_by_kling_id(kling_id):
             return None
-        report = await self._kling_api.query(task["family"], task_id=theirs)
+        report = await self._kling_api.query(task["family"], kling_id=kling_id)
         if report is None or report.external_task_id in (None, task["id"]):
             return report
-        # Another name: the caller's own, where nobody registered the task; never that of another task of ours.
+        # Another external id: the caller's own for an unregistered task, but never that of another task of ours.
         if task["outcome"] != "none" or await self._reader.task(report.external_task_id):
             return None
         return report
-
-
-def _apply_answer(tx: Transaction, job: ClaimedJob, report: Report | None, hint_count: int) -> Outcome:
-    """Kling said something: believe it, and see whether more is to be asked. `hints`: those known then."""
-    task = tx.require_task(job.task_id)
-    if report and report.kling_id and not task["kling_id"]:
-        task_registration.set_kling_id(tx, task, report.kling_id)
-    if report and report.status:
-        transitions.apply_report(tx, task, report)
-    if report is None or not report.final:
-        return _retry_or_reject_hint(tx, job, task, report, hint_count)
-    if task["hint"] != report.status:
-        transitions.reject_hint(tx, task, str(report.status))
-    if task["status"] == "failed" or report.outputs:
-        return Done()
-    if report.status == "succeed" and (again := _next_retry(tx, job, "undecided", "Kling names no file.")):
-        return again
-    result_records.mark_missing(tx, task, f"Kling says {report.status}, and names no file.")
-    return Done()
-
-
-def _retry_or_reject_hint(
-    tx: Transaction, job: ClaimedJob, task: TaskRow, report: Report | None, hint_count: int
-) -> Outcome:
-    """Kling does not (yet) say what the callback said."""
-    if report is None:
-        return _retry_or_accept_hint(tx, job, GatewayError("Kling does not know the task."))
-    if task["hint_count"] != hint_count:
-        return RetryAt(tx.now + OVERTAKEN_RETRY_MS, "Another callback came while Kling was asked.", args={})
-    if again := _next_retry(tx, job, "undecided", f"Kling says {report.status}."):
-        return again
-    transitions.reject_hint(tx, task, str(report.status))
-    if task["status"] == "succeed":
-        result_records.mark_missing(tx, task, f"Kling now says {report.status}, and named no file.")
-    return Done()
-
-
-def _retry_or_accept_hint(tx: Transaction, job: ClaimedJob, error: GatewayError) -> Outcome:
-    """Kling did not answer, or not of this task: again later; at the end the callback's status stands."""
-    if again := _next_retry(tx, job, "unanswered", str(error), at_least=error.retry_after):
-        return again
-    transitions.accept_hint(tx, tx.require_task(job.task_id))
-    return GiveUp(str(error))
-
-
-def _next_retry(
-    tx: Transaction, job: ClaimedJob, reason: str, error: str, *, at_least: float | None = None
-) -> RetryAt | None:
-    """The next question, or None after the last of this kind. Kinds are counted apart, restarts not at all."""
-    count = (job.args or {}).get(reason, 0) + 1
-    due = BACKOFFS[reason].next_at(count, tx.now, at_least=at_least)
-    return None if due is None else RetryAt(due, error, args={**(job.args or {}), reason: count})

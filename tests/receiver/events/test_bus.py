@@ -74,9 +74,9 @@ async def following(scene: Scene, task: str | None, after: int = 0) -> AsyncIter
 FIRST = ["task.created", "callback.received", "task.processing"]
 
 
-async def test_first_what_there_is_then_what_comes(database: Database) -> None:
+async def test_first_what_there_is_then_what_comes(any_database: Database) -> None:
     """Nothing is left out, nothing comes twice."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     async with following(scene, "t") as follower:
         assert await follower.next() == FIRST
@@ -97,9 +97,9 @@ def _asleep(event: asyncio.Event) -> bool:
     return bool(event._waiters) and not event.is_set()
 
 
-async def test_a_stream_ends_with_its_task(database: Database) -> None:
+async def test_a_stream_ends_with_its_task(any_database: Database) -> None:
     """After `task.done` was sent; also for who comes later, and from any place."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t", "failed", signed=True)
     for after, count in ((0, 4), (2, 2), (99, 0)):
         async with following(scene, "t", after) as follower:
@@ -108,9 +108,9 @@ async def test_a_stream_ends_with_its_task(database: Database) -> None:
             assert await follower.ended()
 
 
-async def test_the_end_may_come_while_one_reads(database: Database) -> None:
+async def test_the_end_may_come_while_one_reads(any_database: Database) -> None:
     """What was committed after the look at the task is sent before the stream ends."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     async with following(scene, "t") as follower:
         await follower.next()
@@ -119,15 +119,15 @@ async def test_the_end_may_come_while_one_reads(database: Database) -> None:
         assert await follower.ended()
 
 
-async def test_a_task_that_does_not_exist_has_no_events(database: Database) -> None:
+async def test_a_task_that_does_not_exist_has_no_events(any_database: Database) -> None:
     """Nor a stream that hangs."""
-    async with following(Scene(database), "nobody") as follower:
+    async with following(Scene(any_database), "nobody") as follower:
         assert await follower.ended()
 
 
-async def test_the_stream_of_all_has_no_end(database: Database) -> None:
+async def test_the_stream_of_all_has_no_end(any_database: Database) -> None:
     """It goes on over tasks that are done."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t", "failed", signed=True)
     async with following(scene, None) as follower:
         assert len(await follower.next()) == 4
@@ -137,16 +137,16 @@ async def test_the_stream_of_all_has_no_end(database: Database) -> None:
         assert await coming == FIRST
 
 
-async def test_only_those_concerned_wake(database: Database) -> None:
+async def test_only_those_concerned_wake(any_database: Database) -> None:
     """A commit for other tasks makes no query for this one."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     async with following(scene, "t") as follower:
         await follower.next()
         coming = asyncio.ensure_future(follower.next())
         await _waiting(scene)
         scene.ledger.record(callback("u"))
-        with statements(database) as seen:
+        with statements(any_database) as seen:
             scene.tell()
             await _waiting(scene)
             assert seen == []
@@ -154,9 +154,9 @@ async def test_only_those_concerned_wake(database: Database) -> None:
         await coming
 
 
-async def test_every_follower_hears(database: Database) -> None:
+async def test_every_follower_hears(any_database: Database) -> None:
     """Of one task as well as of all."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     followers = [Follower(scene.feed, task) for task in ("t", "t", None)]
     for follower in followers:
@@ -169,9 +169,9 @@ async def test_every_follower_hears(database: Database) -> None:
         await follower._stream.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
-async def test_a_reader_goes_on_where_it_was(database: Database) -> None:
+async def test_a_reader_goes_on_where_it_was(any_database: Database) -> None:
     """By the id of the last event that it has."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     async with following(scene, "t") as follower:
         rows = await follower.rows()
@@ -179,9 +179,9 @@ async def test_a_reader_goes_on_where_it_was(database: Database) -> None:
         assert await follower.next() == FIRST[1:]
 
 
-async def test_many_events_come_in_batches(database: Database) -> None:
+async def test_many_events_come_in_batches(any_database: Database) -> None:
     """All of them, in order."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     scene.ledger.log(*(f"type {n}" for n in range(reader.EVENTS_AT_ONCE)))
     async with following(scene, "t") as follower:
@@ -190,9 +190,9 @@ async def test_many_events_come_in_batches(database: Database) -> None:
     assert [*first, *second] == scene.ledger.types()
 
 
-async def test_a_silent_stream_shows_that_it_lives(database: Database) -> None:
+async def test_a_silent_stream_shows_that_it_lives(any_database: Database) -> None:
     """By an empty batch now and then; events come all the same."""
-    scene = Scene(database, heartbeat=0.01)
+    scene = Scene(any_database, heartbeat=0.01)
     scene.say("t")
     async with following(scene, "t") as follower:
         assert await follower.next() == FIRST
@@ -202,9 +202,9 @@ async def test_a_silent_stream_shows_that_it_lives(database: Database) -> None:
         assert await follower.next() == ["callback.received", "callback.ignored"]
 
 
-async def test_no_wake_is_lost(database: Database) -> None:
+async def test_no_wake_is_lost(any_database: Database) -> None:
     """A commit between reading and falling asleep, at any turn of the loop, is heard of."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     for turns in range(25):
         async with following(scene, "t", scene.ledger.events()[-1]["id"]) as follower:
@@ -216,9 +216,9 @@ async def test_no_wake_is_lost(database: Database) -> None:
             assert await coming == [f"turn {turns}"]
 
 
-async def test_closing_ends_every_stream(database: Database) -> None:
+async def test_closing_ends_every_stream(any_database: Database) -> None:
     """Those that sleep, those of all tasks, and those that come too late."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
     followers = [Follower(scene.feed, task) for task in ("t", None)]
     for follower in followers:
@@ -231,9 +231,9 @@ async def test_closing_ends_every_stream(database: Database) -> None:
     assert scene.feed._waiters == {}
 
 
-async def test_perhaps_any_task_wakes_everybody(database: Database) -> None:
+async def test_perhaps_any_task_wakes_everybody(any_database: Database) -> None:
     """After a commit of which nobody knows whether it took effect."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.ledger.record(callback("t"))
     one, every = Follower(scene.feed, "t"), Follower(scene.feed, None)
     for each in (one, every):
@@ -245,11 +245,11 @@ async def test_perhaps_any_task_wakes_everybody(database: Database) -> None:
     assert await asyncio.gather(*waiting) == [["callback.received"]] * 2
 
 
-async def test_a_feed_is_full_while_so_many_follow(database: Database) -> None:
+async def test_a_feed_is_full_while_so_many_follow(any_database: Database) -> None:
     """And has room again when one of them goes."""
-    scene = Scene(database)
+    scene = Scene(any_database)
     scene.say("t")
-    feed = EventBus(Reader(database), max_streams=2)
+    feed = EventBus(Reader(any_database), max_streams=2)
     one, other = feed.follow("t", 0), feed.follow(None, 0)
     await anext(one)
     assert not feed.is_full

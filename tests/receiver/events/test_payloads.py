@@ -44,9 +44,9 @@ def test_times_are_iso_8601_in_utc(milliseconds: int | None, text: str | None) -
     assert iso(milliseconds) == text
 
 
-async def test_a_new_task(database: Database) -> None:
+async def test_a_new_task(any_database: Database) -> None:
     """Every field of the contract is there from the beginning."""
-    ledger = Ledger(database)
+    ledger = Ledger(any_database)
     ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("b", "a"))
     assert await shown(ledger) == {
         "id": "t",
@@ -66,10 +66,10 @@ async def test_a_new_task(database: Database) -> None:
     }
 
 
-async def test_a_task_with_files(database: Database) -> None:
+async def test_a_task_with_files(any_database: Database) -> None:
     """One on disk, with a link that opens it; one on its way; one lost."""
-    ledger = Ledger(database)
-    ledger.register(outcome="created", task_id="k1")
+    ledger = Ledger(any_database)
+    ledger.register(outcome="created", kling_id="k1")
     ledger.believe("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
     stored = StoredFile("t/0.png", "image/png", 5, "ab" * 32)
     ledger.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, stored))
@@ -111,23 +111,23 @@ def _assert_opens(href: str) -> None:
     verify_link([SECRET], "t", 0, given["expires"], given["signature"], now=NOW / 1000)
 
 
-async def test_a_success_of_which_nobody_named_a_file(database: Database) -> None:
+async def test_a_success_of_which_nobody_named_a_file(any_database: Database) -> None:
     """The lost result has no address."""
-    ledger = Ledger(database)
+    ledger = Ledger(any_database)
     ledger.record(callback(status="succeed"))
     ledger.change(lambda tx: transitions.accept_hint(tx, tx.require_task("t")))
     view = await shown(ledger)
     assert (view["status"], view["origin"], view["done"]) == ("succeed", "callback", True)
     (result,) = view["results"]
     assert (result["status"], result["kind"], result["source_url"]) == ("failed", "file", None)
-    assert result["error"].startswith("Kling could not be asked")
+    assert result["error"].startswith("Kling could not be queried")
 
 
-async def test_an_event_shows_its_task_as_it_is_now(database: Database) -> None:
+async def test_an_event_shows_its_task_as_it_is_now(any_database: Database) -> None:
     """With its id, type, time and data."""
-    ledger = Ledger(database)
+    ledger = Ledger(any_database)
     ledger.record(callback(task_id="k1", message="a\0b"))
-    reader = Reader(database)
+    reader = Reader(any_database)
     full: TaskDetail = (await reader.details(["t"]))["t"]
     *_, last = await reader.events(0)
     assert VIEWS.event(last, full) == {

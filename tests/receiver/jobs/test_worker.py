@@ -33,7 +33,7 @@ class Shop:
         self.ledger = Ledger(database)
         self.ledger.now = int(clock() * 1000)
         self.writer = Writer(database, on_commit=self._committed, clock=clock)
-        self.worker = Worker(self.writer, {"ask": handler, "hook": handler}, clock=clock, outage_seconds=0.01)
+        self.worker = Worker(self.writer, {"ask": handler, "delivery": handler}, clock=clock, outage_seconds=0.01)
         self._changed = asyncio.Event()
 
     def _committed(self, committed: CommitResult) -> None:
@@ -305,7 +305,7 @@ async def test_a_surprise_is_tried_again_and_never_given_up(
             assert jobs["ask/t"]["due_at"] > now * 1000
             now += UNEXPECTED_ERROR_BACKOFF.steps[-1]
             shop.worker.wake()
-    assert "job ask/t failed in an unforeseen way" in caplog.text
+    assert "job ask/t raised an unexpected error; it is retried" in caplog.text
 
 
 def _waits(jobs: dict[str, JobRow], attempts: int) -> bool:
@@ -440,7 +440,7 @@ async def test_a_worker_that_lost_its_claim_settles_nothing(
         assert (await slow.next()).unique_key == "other"
         jobs = await shop.until(lambda jobs: "other" not in jobs)
         assert jobs["ask/t"]["claim_id"] == "another's"
-    assert "was taken over by another worker" in caplog.text
+    assert "was claimed by another worker" in caplog.text
 
 
 def _take_away(tx: Transaction) -> None:
@@ -454,7 +454,7 @@ async def test_a_lease_that_ends_is_rescued(database: Database) -> None:
     slow = Slow()
     async with working(database, slow, start=False) as shop:
         shop.ledger.put_job(
-            "left", state="running", claim="a dead worker's", leased_until=int(time.time() * 1000) + 150
+            "left", state="running", claim_id="a dead worker's", lease_expires_at=int(time.time() * 1000) + 150
         )
         shop.worker.start()
         assert (await slow.next()).unique_key == "left"
@@ -553,7 +553,7 @@ async def test_a_claim_that_fails_in_an_unforeseen_way_does_not_end_the_loop(
             connection.execute(text("UPDATE job SET args = 'no JSON'"))
         shop.worker.start()
         async with asyncio.timeout(PATIENCE):
-            while "nothing could be claimed" not in caplog.text:
+            while "jobs could not be claimed" not in caplog.text:
                 await shop.writer.run(lambda tx: None)
         with database.write() as connection:
             connection.execute(text("UPDATE job SET args = 'null'"))

@@ -113,4 +113,4 @@ def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
     found = [(row["status"], row["source_url"]) for row in ledger.results()]
     assert found == [("stored", FILE), ("pending", f"{FILE}?new=1"), ("pending", f"{FILE}?new=2")]
     job = ledger.jobs()["download/t/1"]
-    assert (job["state"], job["attempts"], job["args"]) == ("ready", 0, {"n": 1})
+    assert (job["state"], job["attempts"], job["args"]) == ("ready", 0, {"index": 1})

@@ -213,7 +213,7 @@ def test_a_missing_driver_is_explained(driver: str) -> None:
         Database(f"{driver}://localhost/kling")
 
 
-@pytest.mark.parametrize("use", ["hold", "migrate"])
+@pytest.mark.parametrize("use", ["acquire_lock", "migrate"])
 def test_a_server_that_is_not_there_is_explained(use: str) -> None:
     """In one line, with what to do, and without the password."""
     database = Database("postgresql://kling:opensesame@127.0.0.1:9/kling?connect_timeout=5")

@@ -60,7 +60,7 @@ async def test_deliveries_of_the_one_hook_go_to_default(tmp_path: Path, database
         async with outgoing(settings) as way:
             await way.until(lambda: len(way.attempts(taken=True)) == 2 and len(way.jobs("hook")) == 1)
             [dead] = way.jobs("hook").values()
-            [new] = await way.happen("new")
+            [new] = await way.add_events("new")
             await way.until(lambda: len(way.attempts(taken=True)) == 3)
             assert (dead["unique_key"], dead["concurrency_key"], dead["state"]) == (
                 "delivery/3/default",

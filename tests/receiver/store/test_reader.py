@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 def ledger(database: Database) -> Ledger:
     """A ledger with one task that has two files and two tags."""
     ledger = Ledger(database)
-    ledger.register(outcome="created", task_id="k1", tags=("red", "blue"))
+    ledger.register(outcome="created", kling_id="k1", tags=("red", "blue"))
     ledger.record(callback(status="succeed", files=[FILE, f"{FILE}2"], signed=True))
     return ledger
 
@@ -84,7 +84,7 @@ async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None
     middle = of_all[2]["id"]
     assert (await reader.events(middle))[0]["id"] > middle
     assert await reader.events(of_all[-1]["id"]) == []
-    assert set(of_all[0]) == {"id", "task", "type", "at", "data"}
+    assert set(of_all[0]) == {"id", "task_id", "type", "created_at", "data"}
 
 
 async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:

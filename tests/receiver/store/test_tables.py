@@ -18,17 +18,26 @@ from kling_receiver.store.transaction import TASK_DEFAULTS
 from tests.support.database import FAMILY, NOW, Ledger
 
 TASK_ROW = {**TASK_DEFAULTS, "id": "t", "family": FAMILY, "created_at": NOW, "updated_at": NOW}
-EVENT_ROW = {"task": "t", "type": "callback.received", "at": NOW, "data": None, "digest": "d", "repeats": 0}
-RESULT_ROW = {"task": "t", "n": 0, "kind": "image", "status": "pending", "source_url": "", "error": ""}
-JOB_ROW = {
-    "key": "k",
-    "kind": "ask",
-    "task": "t",
-    "lane": "kling",
+EVENT_ROW = {
+    "task_id": "t",
+    "type": "callback.received",
+    "created_at": NOW,
     "data": None,
+    "body_sha256": "d",
+    "repeat_count": 0,
+}
+RESULT_ROW = {"task_id": "t", "position": 0, "kind": "image", "status": "pending", "source_url": "", "error": ""}
+JOB_ROW = {
+    "unique_key": "k",
+    "kind": "ask",
+    "pool": "kling",
+    "task_id": "t",
+    "concurrency_key": "kling",
+    "args": None,
     "state": "ready",
     "attempts": 0,
     "due_at": NOW,
+    "delay_ms": 0,
     "error": "",
     "created_at": NOW,
 }
@@ -48,13 +57,13 @@ IMPOSSIBLE_RESULTS = [
     {"status": "lost"},
     {"status": "stored", "sha256": None},
     {"status": "pending", "sha256": "abc"},
-    {"task": "nobody"},
+    {"task_id": "nobody"},
 ]
 IMPOSSIBLE_JOBS = [
     {"state": "done"},
-    {"state": "running", "claim": None},
-    {"state": "ready", "claim": "c"},
-    {"state": "dead", "claim": "c"},
+    {"state": "running", "claim_id": None},
+    {"state": "ready", "claim_id": "c"},
+    {"state": "dead", "claim_id": "c"},
 ]
 
 
@@ -97,12 +106,12 @@ def test_nothing_is_there_twice(database: Database, table: Any, row: dict[str, A
 def test_a_tag_is_of_a_task(database: Database) -> None:
     """It is not there without its task."""
     with pytest.raises(IntegrityError):
-        put(database, (TAG, {"tag": "x", "task": "t"}))
+        put(database, (TAG, {"tag": "x", "task_id": "t"}))
 
 
 def test_events_without_a_digest_are_never_the_same(database: Database) -> None:
     """Only callbacks are told apart by their bodies."""
-    put(database, (TASK, TASK_ROW), *[(EVENT, {**EVENT_ROW, "digest": None})] * 2)
+    put(database, (TASK, TASK_ROW), *[(EVENT, {**EVENT_ROW, "body_sha256": None})] * 2)
     assert len(Ledger(database).events()) == 2
 
 
@@ -124,10 +133,13 @@ def test_json_comes_back_as_it_was(database: Database, value: Any) -> None:
     assert Ledger(database).task()["request"] == value
 
 
-def test_migrations_lead_to_the_models(database: Database) -> None:
+def test_migrations_lead_to_the_models(bare_database_url: str) -> None:
     """A database that was migrated has the tables, columns and indexes of the models, no more, no less."""
+    database = Database(bare_database_url)
+    database.migrate()
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    database.close()
 
 
 def test_migrations_lead_to_the_constraints_of_the_models(tmp_path: Path) -> None:
@@ -158,13 +170,12 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
     assert Ledger(database).task()["id"] == "t"
 
 
-def test_many_may_migrate_at_once(database_url: str) -> None:
+def test_many_may_migrate_at_once(bare_database_url: str) -> None:
     """The losers of the race wait, and find the tables there."""
-    _empty(database_url)
     barrier, failures = threading.Barrier(4), []
 
     def migrate() -> None:
-        database = Database(database_url)
+        database = Database(bare_database_url)
         try:
             barrier.wait(20)
             database.migrate()
@@ -179,26 +190,15 @@ def test_many_may_migrate_at_once(database_url: str) -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
-    _assert_whole(database_url)
+    _assert_whole(bare_database_url)
 
 
-def test_two_processes_may_migrate_at_once(database_url: str) -> None:
+def test_two_processes_may_migrate_at_once(bare_database_url: str) -> None:
     """The same between processes, as two starts of a receiver would."""
-    _empty(database_url)
-    program = "import sys; from receiver.database import Database; Database(sys.argv[1]).migrate()"
-    processes = [subprocess.Popen([sys.executable, "-c", program, database_url]) for _ in range(2)]
+    program = "import sys; from kling_receiver.store.database import Database; Database(sys.argv[1]).migrate()"
+    processes = [subprocess.Popen([sys.executable, "-c", program, bare_database_url]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
-    _assert_whole(database_url)
-
-
-def _empty(url: str) -> None:
-    """Take the tables out of a database that was made from the template."""
-    if url.startswith("postgresql"):
-        database = Database(url)
-        with database.write() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-        database.close()
+    _assert_whole(bare_database_url)
 
 
 def _assert_whole(url: str) -> None:

@@ -87,7 +87,7 @@ def test_tasks_change_each_in_its_own_columns(ledger: Ledger) -> None:
         tx.update_task(tx.tasks["u"], callback_count=2)
 
     ledger.change(change)
-    assert [(task["callbacks"], task["status_msg"]) for task in ledger.rows(TASK)] == [(1, "new"), (2, "kept")]
+    assert [(task["callback_count"], task["status_msg"]) for task in ledger.rows(TASK)] == [(1, "new"), (2, "kept")]
 
 
 def test_events_stand_in_the_order_in_which_they_happened(ledger: Ledger) -> None:
@@ -162,7 +162,7 @@ def test_a_dead_job_that_is_owed_again_begins_anew(ledger: Ledger) -> None:
 
 def test_a_job_that_is_not_needed_is_dropped(ledger: Ledger) -> None:
     """Whether it waits or is dead; within one commit the last word counts."""
-    for last, left in ((owe, ["ask/t"]), (lambda tx: tx.forget("ask/t"), [])):
+    for last, left in ((owe, ["ask/t"]), (lambda tx: tx.cancel_job("ask/t"), [])):
         ledger.change(lambda tx: tx.cancel_job("ask/t"))
 
         def change(tx: Transaction, last: object = last) -> None:
@@ -324,7 +324,7 @@ def test_crossing_writers_do_not_block_each_other_for_ever(database: Database, d
     for thread in threads:
         thread.join(60)
     assert failures == []
-    assert {task["callbacks"] for task in ledger.rows(TASK)} == {50}
+    assert {task["callback_count"] for task in ledger.rows(TASK)} == {50}
     assert len(ledger.rows(EVENT)) == 1000
     other.close()
 

@@ -16,7 +16,7 @@ from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.tables import TASK
 from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
 from kling_receiver.store.writer import MAX_BATCH, MAX_PENDING, MAX_PENDING_BYTES, Writer
-from kling_receiver.tasks.ingest import Callback
+from kling_receiver.tasks.ingest import Callback, ingest
 from tests.support.database import FAMILY, NOW, Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
@@ -61,12 +61,17 @@ async def together(writer: Writer, *changes: Change | Callback) -> list[Any]:
     gate = Gate(writer)
     await gate.closed()
     waiting = [
-        asyncio.ensure_future(writer.record(each) if isinstance(each, Callback) else writer.run(each))
+        asyncio.ensure_future(take_in(writer, each) if isinstance(each, Callback) else writer.run(each))
         for each in changes
     ]
     await asyncio.sleep(0)  # one turn of the loop: all of them are in the queue
     await gate.open()
     return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def take_in(writer: Writer, callback: Callback) -> None:
+    """Ingest a callback as the callback route does."""
+    await writer.run_batched(ingest, callback, size=len(callback.body))
 
 
 def add(task: str) -> Change:
@@ -109,7 +114,7 @@ async def test_alone_a_change_waits_for_nobody(database: Database) -> None:
     """One change, one commit."""
     async with writing(database) as writer, counting_commits(database) as commits:
         for n in range(3):
-            await writer.record(callback(f"t{n}"))
+            await take_in(writer, callback(f"t{n}"))
         assert len(commits) == 3
 
 
@@ -199,7 +204,7 @@ async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Path) -> None
         assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
         assert str(answers[0]) == "The database cannot be used: database is locked."
         assert ids(database) == []
-        await writer.record(callback("t"))
+        await take_in(writer, callback("t"))
     assert ids(database) == ["t"]
     blocker.close()
     database.close()
@@ -212,7 +217,7 @@ def _impatient(database: Database) -> None:
 
 async def together_locked(writer: Writer, *changes: Change | Callback) -> list[Any]:
     """The same while nobody can write."""
-    waiting = [writer.record(each) if isinstance(each, Callback) else writer.run(each) for each in changes]
+    waiting = [take_in(writer, each) if isinstance(each, Callback) else writer.run(each) for each in changes]
     return list(await asyncio.gather(*waiting, return_exceptions=True))
 
 
@@ -234,7 +239,7 @@ async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
 
 async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for its answer for ever."""
-    monkeypatch.setattr("kling_receiver.store.writer.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("kling_receiver.store.writer.COMMIT_TIMEOUT_SECONDS", 0.05)
     async with writing(database) as writer:
         hanging = threading.Event()
         with pytest.raises(Unavailable, match="does not answer"):
@@ -244,7 +249,7 @@ async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatc
 
 async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Database) -> None:
     """From when it is asked for until it is told; what gathers is not urgent."""
-    async with writing(database, no_hurry=0.05) as writer:
+    async with writing(database, lazy_seconds=0.05) as writer:
         hanging, calm = threading.Event(), writer.foreground
         urgent = asyncio.ensure_future(writer.run(lambda tx: hanging.wait(20)))
         await asyncio.sleep(0)
@@ -252,7 +257,7 @@ async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Data
         hanging.set()
         assert await urgent
         assert calm._idle.is_set()
-        gathering = asyncio.ensure_future(writer.run_batched(lambda tx, items: None, 1, urgent=False))
+        gathering = asyncio.ensure_future(writer.run_batched(lambda tx, items: None, 1, lazy=True))
         await asyncio.sleep(0)
         assert calm._idle.is_set()
         await gathering
@@ -276,7 +281,7 @@ async def test_a_damaged_database_is_an_outage(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{path}")
     async with writing(database) as writer:
         with pytest.raises(Unavailable, match="malformed"):
-            await writer.record(callback())
+            await take_in(writer, callback())
     database.close()
 
 
@@ -312,7 +317,7 @@ async def test_a_full_queue_refuses(database: Database) -> None:
         await gate.closed()
         waiting = [asyncio.ensure_future(writer.run(change)) for _ in range(MAX_PENDING)]
         await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="Too many changes wait"):
+        with pytest.raises(Unavailable, match="Too many changes are pending"):
             await writer.run(change)
         await gate.open()
         await asyncio.gather(*waiting)
@@ -341,7 +346,7 @@ async def test_a_writer_that_does_not_run_refuses(database: Database) -> None:
     """Before its start and after its end; it may be closed twice, or without a start."""
     writer = Writer(database)
     with pytest.raises(Unavailable, match="not running"):
-        await writer.record(callback())
+        await take_in(writer, callback())
     await writer.close()
     writer.start()
     await writer.close()
@@ -372,7 +377,7 @@ async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
         told.append((committed, len(ids(database)), threading.current_thread()))
 
     async with writing(database, on_commit=on_commit) as writer:
-        await writer.record(callback())
+        await take_in(writer, callback())
         with pytest.raises(ZeroDivisionError):
             await writer.run(poison)
     happened = dict.fromkeys(("task.created", "callback.received", "task.processing"), 1)
@@ -384,17 +389,17 @@ async def test_many_at_once_all_are_kept(database: Database) -> None:
     async with writing(database) as writer, counting_commits(database) as commits:
         callbacks = [callback(f"t{n % 7}", n=n) for n in range(400)]
         counts = [writer.run(lambda tx: _count(tx)) for _ in range(100)]
-        await asyncio.gather(*(writer.record(each) for each in callbacks), *counts)
+        await asyncio.gather(*(take_in(writer, each) for each in callbacks), *counts)
         assert len(commits) < 100
     tasks = {task["id"]: task for task in Ledger(database).rows(TASK)}
-    assert sum(tasks[f"t{n}"]["callbacks"] for n in range(7)) == 400
-    assert tasks["counter"]["callbacks"] == 100
+    assert sum(tasks[f"t{n}"]["callback_count"] for n in range(7)) == 400
+    assert tasks["counter"]["callback_count"] == 100
 
 
 def _count(tx: Transaction) -> None:
     task = tx.task("counter")
     if task is None:
-        tx.add_tasks([{"id": "counter", "family": FAMILY, "callbacks": 1}])
+        tx.add_tasks([{"id": "counter", "family": FAMILY, "callback_count": 1}])
     else:
         tx.update_task(task, callback_count=task["callback_count"] + 1)
 
@@ -406,12 +411,12 @@ async def test_two_writers_on_one_database_end(database: Database, database_url:
     names = [f"t{n}" for n in range(12)]
     Ledger(database).record(*(callback(name) for name in names))
     async with writing(database) as one, writing(other) as two:
-        here = [one.record(callback(name, n=n)) for n in range(15) for name in names]
-        there = [two.record(callback(name, n=n + 50)) for n in range(15) for name in reversed(names)]
+        here = [take_in(one, callback(name, n=n)) for n in range(15) for name in names]
+        there = [take_in(two, callback(name, n=n + 50)) for n in range(15) for name in reversed(names)]
         async with asyncio.timeout(60):
             await asyncio.gather(*here, *there)
     other.close()
-    assert {task["callbacks"] for task in Ledger(database).rows(TASK)} == {31}
+    assert {task["callback_count"] for task in Ledger(database).rows(TASK)} == {31}
 
 
 async def test_so_many_bytes_may_wait(database: Database) -> None:
@@ -421,14 +426,14 @@ async def test_so_many_bytes_may_wait(database: Database) -> None:
         await gate.closed()
         first = asyncio.ensure_future(writer.run(add("t"), size=MAX_PENDING_BYTES))
         await asyncio.sleep(0)
-        for refused in (writer.record(callback("u")), writer.run(add("u"), size=1)):
-            with pytest.raises(Unavailable, match="Too many changes wait"):
+        for refused in (take_in(writer, callback("u")), writer.run(add("u"), size=1)):
+            with pytest.raises(Unavailable, match="Too many changes are pending"):
                 await refused
         second = asyncio.ensure_future(writer.run(add("v")))
         await asyncio.sleep(0)
         await gate.open()
         assert (await first, await second) == ("t", "v")
-        await writer.record(callback("u"))
+        await take_in(writer, callback("u"))
         assert sorted(ids(database)) == ["t", "u", "v"]
 
 
@@ -440,10 +445,10 @@ def made(tx: Transaction, tasks: list[str]) -> None:
 async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
     """Of its own, when nothing else comes: one for all that came meanwhile, in one call."""
     async with writing(database) as writer, counting_commits(database) as commits:
-        await asyncio.gather(*(writer.run_batched(made, f"t{n}", urgent=False) for n in range(5)))
+        await asyncio.gather(*(writer.run_batched(made, f"t{n}", lazy=True) for n in range(5)))
         assert len(commits) == 1
         assert {task["model"] for task in Ledger(database).rows(TASK)} == {"5"}
-        await writer.run_batched(made, "later", urgent=False)
+        await writer.run_batched(made, "later", lazy=True)
         assert len(commits) == 2
 
 
@@ -469,8 +474,8 @@ async def test_a_commit_is_durable_when_anything_in_it_must_be(tmp_path: Path) -
 
 async def test_who_is_in_no_hurry_makes_nobody_wait(database: Database) -> None:
     """A change that is goes before; when the writer is closed, all is written."""
-    async with writing(database, no_hurry=1000.0) as writer:
-        waiting = [asyncio.ensure_future(writer.run_batched(made, task, urgent=False)) for task in "tv"]
+    async with writing(database, lazy_seconds=1000.0) as writer:
+        waiting = [asyncio.ensure_future(writer.run_batched(made, task, lazy=True)) for task in "tv"]
         await asyncio.sleep(0)
         await writer.run(add("u"))
         assert ids(database) == ["u"]

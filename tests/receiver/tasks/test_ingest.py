@@ -59,7 +59,7 @@ def test_a_question_waits_for_the_creates_answer(ledger: Ledger, answered: bool,
     """A moment, and only while that answer is out: it names the id that Kling is to be asked by."""
     ledger.register()
     if answered:
-        ledger.register(outcome="created", task_id="k1")
+        ledger.register(outcome="created", kling_id="k1")
     ledger.record(callback(status="succeed"))
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + wait
 
@@ -67,7 +67,7 @@ def test_a_question_waits_for_the_creates_answer(ledger: Ledger, answered: bool,
 @pytest.mark.parametrize(
     ("known", "named"),
     [
-        ({"outcome": "created", "task_id": "k1"}, {"task_id": "k2"}),
+        ({"outcome": "created", "kling_id": "k1"}, {"task_id": "k2"}),
         ({}, {"task_id": "k9"}),
         ({}, {"task_id": "new", "task_info": {"external_task_id": "other"}}),
     ],
@@ -76,7 +76,7 @@ def test_what_kling_signed_of_another_task_is_no_word_on_this_one(
     ledger: Ledger, known: dict[str, Any], named: dict[str, Any]
 ) -> None:
     """Whoever holds this task's address may have sent it on: it is a hint like any other."""
-    ledger.register("other", outcome="created", task_id="k9")
+    ledger.register("other", outcome="created", kling_id="k9")
     ledger.register(**known)
     ledger.record(callback(status="succeed", files=[FILE], signed=True, **named))
     assert ledger.task()["origin"] is None
@@ -96,7 +96,7 @@ def test_what_kling_signed_of_another_task_is_no_word_on_this_one(
 def test_what_kling_signed_of_no_other_task_is_its_word(ledger: Ledger, named: dict[str, Any]) -> None:
     """With our id, with Kling's, or with none that is another's."""
     ledger.register("another")
-    ledger.register(outcome="created", task_id="k1")
+    ledger.register(outcome="created", kling_id="k1")
     ledger.record(callback(status="failed", signed=True, **named))
     assert view(ledger.task()) == ("failed", "kling", True)
 
@@ -111,7 +111,7 @@ def test_a_repeat_is_counted_on_its_event(ledger: Ledger, together: bool) -> Non
     batches = [[same, same, same]] if together else [[same], [same], [same]]
     for batch in batches:
         ledger.record(*batch)
-    (event,) = ledger.rows(EVENT, digest=same.body_sha256)
+    (event,) = ledger.rows(EVENT, body_sha256=same.body_sha256)
     assert (event["repeat_count"], event["body"]) == (2, same.body)
     assert (ledger.task()["callback_count"], ledger.task()["kept_callbacks"], ledger.task()["hint_count"]) == (
         3,
@@ -144,8 +144,10 @@ def test_all_statuses_in_one_batch_in_every_order(ledger: Ledger) -> None:
         ledger.record(*(_to(task, each) for each in order))
     tasks = ledger.rows(TASK)
     assert len(tasks) == 120
-    assert {(*view(task), task["callbacks"], task["kept"]) for task in tasks} == {("succeed", "kling", False, 5, 5)}
-    bodies = ledger.rows(EVENT, digest=ALL[1].body_sha256)
+    assert {(*view(task), task["callback_count"], task["kept_callbacks"]) for task in tasks} == {
+        ("succeed", "kling", False, 5, 5)
+    }
+    bodies = ledger.rows(EVENT, body_sha256=ALL[1].body_sha256)
     assert {event["body"] for event in bodies} == {NUL}
     assert len(bodies) == 120
     assert sum(1 for key in ledger.jobs() if key.startswith("download/")) == 120

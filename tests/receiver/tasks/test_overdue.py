@@ -100,7 +100,7 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
     row = await parts.reader.task(task)
     assert row
     assert (row["status"], row["origin"], row["done"]) == ("failed", "local", True)
-    assert "asked about 6 times" in row["status_msg"]
+    assert "Kling was queried 6 times" in row["status_msg"]
     assert (await parts.types(task)).count("task.overdue") == 1
     gateway.release()
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)

@@ -3,19 +3,24 @@
 import logging
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import HookConfig
-from kling_receiver.jobs.queue import NEVER, Done
+from kling_receiver.jobs import enqueue, queue
+from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.jobs.queue import NEVER, ClaimedJob, Done, RetryAt, settle_as
+from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
 from kling_receiver.tasks import startup
+from kling_receiver.tasks.ingest import CREATE_ANSWER_GRACE_MS
 from kling_receiver.tasks.overdue import NEVER_CALLED_BACK, OverdueTasks
+from kling_receiver.tasks.reconcile import QUERY_BACKOFF
 from kling_receiver.tasks.startup import SPACING_MS
 from kling_sandbox import Sandbox
 from tests.receiver.results.test_download import Parts, made, parts  # noqa: F401  # a fixture
@@ -67,7 +72,7 @@ def test_work_that_no_job_owes_is_owed_again(ledger: Ledger, caplog: pytest.LogC
     with caplog.at_level(logging.ERROR):
         assert ledger.change(startup.repair) == len(OWED)
     assert set(ledger.jobs()) == OWED
-    assert caplog.text.count("was not owed") == len(OWED)
+    assert caplog.text.count("lacked a job; it is enqueued now") == len(OWED)
     assert ledger.change(startup.repair) == 0
 
 
@@ -150,43 +155,163 @@ def test_a_task_whose_deadline_was_lost_gets_its_turn_too(ledger: Ledger) -> Non
 DAY = 24 * HOUR
 
 
-@pytest.mark.parametrize(
-    ("kind", "attempts", "latest"),
-    [
-        ("ask", 0, HOUR),
-        ("ask", 30, HOUR),
-        ("download", 2, HOUR),
-        ("hook", 0, HOUR),
-        ("hook", 1, HOUR),
-        ("hook", 5, HOUR),
-        ("hook", 6, 3 * HOUR),
-        ("hook", 8, DAY),
-        ("hook", 99, DAY),
-        ("dispatch", 0, HOUR),
-        ("replay", 0, HOUR),
-        ("overdue", 1, 1_200_000 * 16),
-    ],
-)
-def test_a_clock_that_was_ahead_puts_nothing_off_for_long(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture, kind: str, attempts: int, latest: int
+def retry(ledger: Ledger, key: str, backoff: Backoff, *, attempts: int, retry_after: float | None = None) -> None:
+    """Claim a due job, and retry it after `attempts` attempts."""
+    ledger.run_job(key)
+    row = ledger.jobs()[key]
+    claimed = {each.name: row[each.name] for each in fields(ClaimedJob)}  # type: ignore[literal-required]
+    due = backoff.next_at(attempts, ledger.now, at_least=retry_after)
+    assert due is not None
+    assert ledger.change(lambda tx: queue.settle(tx, ClaimedJob(**claimed), settle_as(RetryAt(due, "again"))))
+
+
+def overdue_deadline(ledger: Ledger) -> str:
+    """The deadline of a task."""
+    ledger.register("t")
+    return "overdue/t"
+
+
+def overdue_retry(ledger: Ledger) -> str:
+    """The sixteenfold wait after the fifth query at a deadline."""
+    ledger.put_job("overdue/t", kind="overdue", due_at=ledger.now)
+    retry(ledger, "overdue/t", Backoff((180 * 16,), lambda: 1.0), attempts=1)
+    return "overdue/t"
+
+
+def sweep(ledger: Ledger) -> str:
+    """The query of an open task after a start."""
+    ledger.register("t")
+    ledger.now += 1
+    ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
+    return "sweep/t"
+
+
+def spread_deadline(ledger: Ledger) -> str:
+    """A deadline that passed before a start, in its turn."""
+    ledger.put_task("t")
+    ledger.put_job("overdue/t", kind="overdue", due_at=ledger.now - 1)
+    ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
+    return "overdue/t"
+
+
+def ask_with_retry_after(ledger: Ledger) -> str:
+    """A query that Kling told to come back later."""
+    ledger.record(callback(status="succeed"))
+    retry(ledger, "ask/t", QUERY_BACKOFF, attempts=1, retry_after=900)
+    return "ask/t"
+
+
+def ask_grace(ledger: Ledger) -> str:
+    """A query that waits for the create's answer."""
+    ledger.register()
+    ledger.record(callback(status="succeed"))
+    return "ask/t"
+
+
+def earlier_ask(ledger: Ledger) -> str:
+    """A query that was enqueued again, with a shorter delay than before."""
+    ledger.change(lambda tx: enqueue.ask(tx, "t", ledger.now + DAY))
+    ledger.change(lambda tx: enqueue.ask(tx, "t", ledger.now + 5_000))
+    return "ask/t"
+
+
+def revived_ask(ledger: Ledger) -> str:
+    """A dead query that was enqueued again."""
+    ledger.put_job("ask/t", due_at=ledger.now, delay_ms=NEVER)
+    ledger.kill_job("ask/t")
+    ledger.change(lambda tx: enqueue.ask(tx, "t", ledger.now + 5_000))
+    return "ask/t"
+
+
+def hastened_ask(ledger: Ledger) -> str:
+    """A query that was made due at once."""
+    ledger.change(lambda tx: enqueue.ask(tx, "t", ledger.now + DAY))
+    ledger.change(lambda tx: tx.run_now("ask/t"))
+    return "ask/t"
+
+
+def rescued_ask(ledger: Ledger) -> str:
+    """A query of a dead worker."""
+    ledger.put_job("ask/t", due_at=ledger.now, delay_ms=DAY)
+    ledger.run_job("ask/t")
+    ledger.change(lambda tx: queue.rescue(tx, tx.now))
+    return "ask/t"
+
+
+def download_backoff(ledger: Ledger) -> str:
+    """A download between two attempts."""
+    ledger.record(callback(status="succeed", files=[FILE], signed=True))
+    retry(ledger, "download/t/0", DOWNLOAD_BACKOFF, attempts=5)
+    return "download/t/0"
+
+
+def delivery_retry(ledger: Ledger) -> str:
+    """The last retry of a delivery, a day after the one before it."""
+    ledger.put_job("delivery/1/one", kind="delivery", pool="hook-retries", hook_name="one", due_at=ledger.now)
+    retry(ledger, "delivery/1/one", Backoff((86_400,), lambda: 1.0), attempts=1)
+    return "delivery/1/one"
+
+
+AHEAD = 30 * DAY
+DELAYS: list[tuple[Callable[[Ledger], str], int, int]] = [
+    (overdue_deadline, 180_000, 180_000),
+    (overdue_retry, 16 * 180_000, 16 * 180_000),
+    (sweep, SPACING_MS, SPACING_MS),
+    (spread_deadline, SPACING_MS, SPACING_MS),
+    (ask_with_retry_after, 900_000, 900_000),
+    (ask_grace, CREATE_ANSWER_GRACE_MS, CREATE_ANSWER_GRACE_MS),
+    (earlier_ask, 5_000, 5_000),
+    (revived_ask, 5_000, 5_000),
+    (hastened_ask, 0, 0),
+    (rescued_ask, 0, 0),
+    (download_backoff, int(DOWNLOAD_BACKOFF.steps[4] * 500), int(DOWNLOAD_BACKOFF.steps[4] * 1000)),
+    (delivery_retry, DAY, DAY),
+]
+
+
+@pytest.mark.parametrize(("enqueued", "shortest", "longest"), DELAYS, ids=[each[0].__name__ for each in DELAYS])
+def test_a_clock_that_was_ahead_delays_no_job(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, enqueued: Callable[[Ledger], str], shortest: int, longest: int
 ) -> None:
-    """What is due later than it can have been put off is due by then; all else stays."""
-    ledger.register("t", outcome="not_created")
-    ledger.change(lambda tx: hook_records.add(tx, HookConfig(name="one", address="https://one.example/")))
-    job: dict[str, Any] = {"kind": kind, "attempts": attempts, "lane": "hook one", "hook": "one"}
-    ledger.put_job("late", **job | {"due_at": NOW + 30 * DAY})
-    ledger.put_job("in time", **job | {"due_at": NOW + latest})
-    ledger.put_job("dead", **job | {"due_at": NOW + 30 * DAY, "state": "dead"})
-    ledger.put_job("paused", **job | {"due_at": NEVER})
+    """A job waits for the delay that it was given, counted from the corrected clock; a right clock moves no job."""
+    ledger.now += AHEAD
+    key = enqueued(ledger)
+    before = ledger.jobs()
     with caplog.at_level(logging.WARNING):
         ledger.change(startup.clamp_due_times)
-    due = {key: job["due_at"] - NOW for key, job in ledger.jobs().items()}
-    assert due == {"late": latest, "in time": latest, "dead": 30 * DAY, "paused": NEVER - NOW}
-    assert f"1 jobs ({kind})" in caplog.text
+        assert (ledger.jobs(), caplog.messages) == (before, [])
+        delay = before[key]["due_at"] - ledger.now
+        assert shortest <= delay <= longest
+        ledger.now -= AHEAD
+        ledger.change(startup.clamp_due_times)
+    after = ledger.jobs()
+    assert after[key] == before[key] | {"due_at": ledger.now + delay}
+    assert caplog.messages == [f"{len(after)} jobs were due later than their delay allows; was the clock ahead?"]
+    assert all(job["due_at"] == ledger.now + before[other]["delay_ms"] for other, job in after.items())
+
+
+def test_a_suspended_a_dead_and_a_running_job_are_not_clamped(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery of a paused hook stays suspended until the hook is resumed; then it is due at once."""
+    ledger.now += AHEAD
+    ledger.put_hook("one")
+    ledger.put_job("delivery/1/one", kind="delivery", hook_name="one", due_at=ledger.now + HOUR, delay_ms=HOUR)
+    ledger.change(lambda tx: hook_records.pause(tx, "one", "for a test"))
+    ledger.put_job("dead", state="dead", due_at=ledger.now)
+    ledger.put_job("running", due_at=ledger.now)
+    ledger.run_job("running")
+    before = ledger.jobs()
+    assert before["delivery/1/one"]["due_at"] == NEVER
+    ledger.now -= AHEAD
+    with caplog.at_level(logging.WARNING, "kling_receiver.startup"):
+        ledger.change(startup.clamp_due_times)
+    assert (ledger.jobs(), caplog.messages) == (before, [])
+    ledger.change(lambda tx: hook_records.resume(tx, "one"))
+    resumed = ledger.jobs()["delivery/1/one"]
+    assert (resumed["due_at"], resumed["delay_ms"]) == (ledger.now, 0)
 
 
 def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: Sandbox) -> None:
-    """A download that waits a day goes on within the hour."""
+    """A job that waits a day longer than its delay is due within its delay."""
     first = start(api_base=gateway.url)
     task = new_id()
     put(first, task)
@@ -199,7 +324,7 @@ def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: 
     second = start(api_base=gateway.url)
     gateway.wait_for(lambda: gateway.queries, 40)  # its turn came, which is given out later
     [job] = rows(second, "SELECT due_at FROM job WHERE kind = 'download'")
-    assert job["due_at"] <= (time.time() * 1000) + HOUR
+    assert job["due_at"] <= time.time() * 1000 + 180_000
 
 
 def test_a_deadline_before_its_turn_needs_none(ledger: Ledger) -> None:

@@ -15,9 +15,9 @@ from tests.support.database import FAMILY, FILE, NOW, OVERDUE, STORED, Ledger, c
 
 
 @pytest.fixture
-def ledger(database: Database) -> Ledger:
-    """A ledger of no tasks."""
-    return Ledger(database)
+def ledger(any_database: Database) -> Ledger:
+    """A ledger without tasks."""
+    return Ledger(any_database)
 
 
 @pytest.mark.parametrize("status", ["submitted", "processing"])
@@ -60,7 +60,7 @@ def test_klings_word_is_final(ledger: Ledger) -> None:
     jobs = ledger.jobs()
     assert sorted(jobs) == ["ask/t", "download/t/0", "download/t/1"]
     assert (jobs["download/t/1"]["args"], jobs["download/t/1"]["concurrency_key"]) == (
-        {"n": 1},
+        {"index": 1},
         "download v16-kling.klingai.com",
     )
 
@@ -85,7 +85,7 @@ def test_a_signed_success_without_files_makes_us_ask_for_them(ledger: Ledger) ->
 
 def test_a_failure_by_klings_word_is_the_end(ledger: Ledger) -> None:
     """Nothing more is owed."""
-    ledger.register(outcome="created", task_id="k1")
+    ledger.register(outcome="created", kling_id="k1")
     ledger.believe("t", says("failed", message="no kangaroos"))
     assert view(ledger.task()) == ("failed", "kling", True)
     assert ledger.types()[-2:] == ["task.failed", "task.done"]
@@ -137,7 +137,9 @@ def test_the_same_status_in_another_body_is_no_news(ledger: Ledger) -> None:
 # Ends that are not Kling's own word
 
 
-@pytest.mark.parametrize(("status", "results"), [("failed", []), ("succeed", [("failed", "Kling could not be asked")])])
+@pytest.mark.parametrize(
+    ("status", "results"), [("failed", []), ("succeed", [("failed", "Kling could not be queried")])]
+)
 def test_a_callback_stands_when_kling_cannot_be_asked(
     ledger: Ledger, status: str, results: list[tuple[str, str]]
 ) -> None:
@@ -147,7 +149,7 @@ def test_a_callback_stands_when_kling_cannot_be_asked(
     task = ledger.task()
     assert view(task) == (status, "callback", True)
     assert (task["status_msg"], task["hint"]) == ("m", None)
-    assert [(each["status"], each["error"][:24]) for each in ledger.results()] == results
+    assert [(each["status"], each["error"].partition(",")[0]) for each in ledger.results()] == results
     assert ledger.types().count("result.failed") == len(results)
     assert ledger.types()[-1] == "task.done"
     assert list(ledger.jobs()) == ["ask/t"]
@@ -302,7 +304,7 @@ def test_a_question_that_was_given_up_begins_anew(ledger: Ledger) -> None:
     """With all its tries: what it knew of the earlier ones is forgotten."""
     ledger.record(callback(status="succeed"))
     with ledger.database.write() as connection:
-        connection.execute(JOB.update().values(data={"unanswered": 12}))
+        connection.execute(JOB.update().values(args={"unanswered": 12}))
     ledger.kill_job("ask/t")
     ledger.change(lambda tx: enqueue.ask(tx, "t"))
     job = ledger.jobs()["ask/t"]

@@ -52,7 +52,7 @@ def upgrade() -> None:
     for table, columns in RENAMED.items():
         for old, new in columns.items():
             # In place on both engines: SQLite's batch mode would copy the table instead.
-            op.execute(f'ALTER TABLE {table} RENAME COLUMN "{old}" TO "{new}"')
+            op.execute(f'ALTER TABLE {table} RENAME COLUMN "{old}" TO {new}')
     op.execute("ALTER TABLE job ADD COLUMN pool VARCHAR NOT NULL DEFAULT ''")
     op.execute("ALTER TABLE job ADD COLUMN delay_ms BIGINT NOT NULL DEFAULT 0")
     # No job was put off for longer than the time from its creation to its due time, by one and the same clock.
