@@ -1,4 +1,4 @@
-"""Hooks over the API, by an admin: what may be added, and what becomes of it."""
+"""Hooks over the API: which may be added, and their states, secrets and tests."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from kling_receiver.net.guard import Allowlist
 from kling_receiver.web.api.hook_payloads import masked_address
 from tests.support.receiver import Running, Start
 from tests.support.web import Host, host
-from tools.harness.submitting import Json, register
+from tools.harness.submitting import Json, register, rows
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 SHORT = "whsec_" + base64.b64encode(b"short").decode()
@@ -25,29 +25,29 @@ GOOD = "https://hooks.example/in"
 
 @pytest.fixture
 def running(start: Start, database_url: str) -> Running:
-    """A receiver on each kind of database; where Kling should be, nobody is."""
+    """A receiver on each engine; no Kling answers its queries."""
     return start(api_base="http://127.0.0.1:9", database_url=database_url)
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Host]:
-    """A hook that takes everything."""
-    with host(lambda visit: visit.answer(200, b"thank you")) as there:
-        yield there
+    """A hook that accepts everything."""
+    with host(lambda visit: visit.answer(200, b"thank you")) as endpoint:
+        yield endpoint
 
 
 def call(running: Running, method: str, path: str, body: Any = None, *, status: int = 200) -> Json:
-    """One request by an admin."""
-    given: dict[str, Any] = {} if body is None else {"json": body}
+    """One request with role admin."""
+    content: dict[str, Any] = {} if body is None else {"json": body}
     headers = running.headers("admin")
-    answer = httpx.request(method, f"{running.url}/api/{path}", headers=headers, timeout=40, **given)
-    assert answer.status_code == status, answer.text
-    document: Json = answer.json()
+    response = httpx.request(method, f"{running.url}/api/{path}", headers=headers, timeout=40, **content)
+    assert response.status_code == status, response.text
+    document: Json = response.json()
     return document
 
 
 def refused(running: Running, path: str, body: Any, status: int = 422) -> str:
-    """What is said of a request that is refused."""
+    """The message of a request that is refused."""
     return str(call(running, "POST", path, body, status=status)["error"]["message"])
 
 
@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no scheme": ({"address": "hooks.example/in"}, "no sink delivers to"),
     "a file": ({"address": "file:///etc/passwd"}, "no sink delivers to file:"),
-    "no such command": (
+    "an unknown command": (
         {"address": "command:no-such-command-here"},
         "the command no-such",
     ),
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no secret": ({"address": GOOD, "secret": "hush!"}, "whsec_<base64>"),
     "a command's secret": (
         {"address": "command:true", "secret": SECRET},
-        "secret signs what goes to a web address",
+        "secret is for web addresses only",
     ),
     "another's event": ({"address": GOOD, "events": ["task.exploded"]}, "no event is called task.exploded"),
     "no family": ({"address": GOOD, "families": ["../x"]}, "a family must be"),
@@ -88,63 +88,69 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty tag": ({"address": GOOD, "tags": [""]}, "tags.0: "),
     "a bad name": ({"address": GOOD, "name": "My Hook"}, "name: must be small letters, digits"),
     "a name like a task's": ({"address": GOOD, "name": "task:1"}, "name: must be small letters, digits"),
-    "no schedule": ({"address": GOOD, "schedule": [0]}, "schedule.0: "),
-    "an endless schedule": ({"address": GOOD, "schedule": [1.0] * 31}, "schedule: "),
+    "no schedule": ({"address": GOOD, "retry_schedule": [0]}, "retry_schedule.0: "),
+    "an endless schedule": ({"address": GOOD, "retry_schedule": [1.0] * 31}, "retry_schedule: "),
     "no concurrency": ({"address": GOOD, "concurrency": 0}, "concurrency: "),
-    "no rate": ({"address": GOOD, "rate": 0}, "rate: "),
+    "no rate": ({"address": GOOD, "rate_limit": 0}, "rate_limit: "),
     "too much time": ({"address": GOOD, "timeout": 601}, "timeout: "),
-    "something else": ({"address": GOOD, "colour": "blue"}, "colour: "),
+    "an unknown field": ({"address": GOOD, "colour": "blue"}, "colour: unknown field"),
 }
-"""What no hook may be, and what is said of it."""
+"""Hooks that are not valid, and a part of the message of each."""
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_no_hook_may_be(kind: str) -> None:
-    """Is refused with the reason, before anything is kept; no secret is in it."""
-    given, said = REFUSED[kind]
+def test_an_invalid_hook_is_refused(kind: str) -> None:
+    """With the reason, which contains no secret."""
+    document, message = REFUSED[kind]
     with pytest.raises(InvalidHook) as raised:
-        parse_hook(given, Allowlist.parse((), "KLING_PRIVATE_HOOK_HOSTS"))
-    assert said in str(raised.value)
+        parse_hook(document, Allowlist.parse((), "KLING_PRIVATE_HOOK_HOSTS"))
+    assert message in str(raised.value)
     assert not any(secret in str(raised.value) for secret in (SECRET, SHORT, "hush"))
 
 
 def test_the_api_refuses_the_same(start: Start) -> None:
-    """By 422, with the same reasons; of what is no web address it does not even say whether it could be."""
+    """With 422 and the same reasons; an address that is not on the web is refused before it is looked at."""
     running = start(api_base="http://127.0.0.1:9", private_hook_hosts=())
-    for kind, (given, said) in REFUSED.items():
-        web = given["address"].startswith("http")
-        assert (said if web else "Only https addresses") in refused(running, "hooks", given), kind
+    for kind, (document, message) in REFUSED.items():
+        web = document["address"].startswith("http")
+        assert (message if web else "Only https addresses") in refused(running, "hooks", document), kind
     documents: list[Any] = [None, [], "x", 1, {}, {"address": 1}, {"address": None}]
-    for document in documents:
-        refused(running, "hooks", document)
+    for wrong in documents:
+        refused(running, "hooks", wrong)
     assert call(running, "GET", "hooks")["hooks"] == []
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """One look is enough to mend them."""
-    given = {"address": "http://10.0.0.1/", "secret": SHORT, "name": "A", "rate": -1, "colour": 1, "tags": [""]}
+def test_all_problems_are_reported_at_once() -> None:
+    """One error names every field that must be fixed."""
+    document = {
+        "address": "http://10.0.0.1/",
+        "secret": SHORT,
+        "name": "A",
+        "rate_limit": -1,
+        "colour": 1,
+        "tags": [""],
+    }
     with pytest.raises(InvalidHook) as raised:
-        parse_hook(given, Allowlist())
-    assert [each.partition(":")[0] for each in raised.value.problems] == [
+        parse_hook(document, Allowlist())
+    assert [problem.partition(":")[0] for problem in raised.value.problems] == [
         "tags.0",
         "name",
         "address",
         "secret",
-        "rate",
+        "rate_limit",
         "colour",
     ]
 
 
 @pytest.mark.parametrize("address", ["command:true", "COMMAND:true", "nats://127.0.0.1/x", "redis://h/x", "lines:/x"])
-def test_what_runs_or_reaches_inside_never_comes_over_the_network(start: Start, address: str) -> None:
-    """Neither commands nor brokers, however they are spelled."""
-    running = start(api_base="http://127.0.0.1:9")
-    said = call(running, "POST", "hooks", {"address": address}, status=422)["error"]
-    assert (said["code"], "kling-receiver hooks add" in said["hint"]) == ("bad_hook", True)
+def test_commands_and_brokers_cannot_be_added_over_the_network(shared: Running, address: str) -> None:
+    """In any spelling of the scheme."""
+    error = call(shared, "POST", "hooks", {"address": address}, status=422)["error"]
+    assert (error["code"], "kling-receiver hooks add" in error["hint"]) == ("bad_hook", True)
 
 
 def test_the_life_of_a_hook(running: Running, endpoint: Host) -> None:
-    """Added, listed, shown, tested, told of an event, paused, resumed, removed."""
+    """A hook is added, listed, shown, tested, receives an event, and is paused, resumed and removed."""
     made = call(running, "POST", "hooks", {"address": endpoint.url, "events": ["task.created"]}, status=201)
     assert made["hook"]["name"] == "hook-1"
     [listed] = call(running, "GET", "hooks")["hooks"]
@@ -157,22 +163,22 @@ def test_the_life_of_a_hook(running: Running, endpoint: Host) -> None:
         "added",
     )
     tested = call(running, "POST", "hooks/hook-1/test")
-    assert (tested["taken"], tested["status"], tested["answer"], tested["error"]) == (
+    assert (tested["delivered"], tested["response_status"], tested["response_body"], tested["error"]) == (
         True,
         200,
         "thank you",
         None,
     )
     [visit] = endpoint.wait_for(1)
-    told = Webhook(made["secret"]).verify(visit.body, dict(visit.headers))
-    assert (told["type"], told["task"]["id"]) == ("hook.test", "test")
+    event = Webhook(made["secret"]).verify(visit.body, dict(visit.headers))
+    assert (event["type"], event["task"]["id"]) == ("hook.test", "test")
     register(running, new_id())
     endpoint.wait_for(2)
     assert call(running, "POST", "hooks/hook-1/pause")["state"] == "paused"
     register(running, new_id())
     paused = call(running, "GET", "hooks/hook-1")
     assert (paused["state"], paused["paused_because"]) == ("paused", "an operator paused it")
-    assert paused["behind"] in (1, 2)  # a run that waits for more keeps its place when it ends
+    assert paused["behind"] in (1, 2)  # a run that waits for more events saves its cursor when it ends
     assert call(running, "POST", "hooks/hook-1/resume")["state"] == "active"
     endpoint.wait_for(3)
     assert call(running, "DELETE", "hooks/hook-1") == {"removed": "hook-1"}
@@ -180,19 +186,19 @@ def test_the_life_of_a_hook(running: Running, endpoint: Host) -> None:
 
 
 def test_no_secret_is_shown_again(running: Running) -> None:
-    """Neither by lists nor by errors; only when it is made."""
+    """It is in the response that adds or rotates it, and in no list and no other response."""
     made = call(running, "POST", "hooks", {"name": "one", "address": GOOD, "secret": SECRET}, status=201)
     assert made["secret"] == SECRET
-    turned = call(running, "POST", "hooks/one/rotate", {})["secret"]
-    assert turned.startswith("whsec_")
-    assert turned != SECRET
+    rotated = call(running, "POST", "hooks/one/rotate", {})["secret"]
+    assert rotated.startswith("whsec_")
+    assert rotated != SECRET
     everything = json.dumps([call(running, "GET", path) for path in ("hooks", "hooks/one")])
     assert SECRET not in everything + json.dumps(made["hook"])
-    assert turned not in everything
+    assert rotated not in everything
 
 
-def test_two_secrets_sign_while_one_follows_the_other(running: Running, endpoint: Host) -> None:
-    """And one when no overlap is wanted."""
+def test_both_secrets_sign_during_the_overlap(running: Running, endpoint: Host) -> None:
+    """With an overlap of 0, only the new secret signs."""
     old = call(running, "POST", "hooks", {"name": "one", "address": endpoint.url}, status=201)["secret"]
     call(running, "POST", "hooks/one/rotate", {"secret": SECRET})
     call(running, "POST", "hooks/one/test")
@@ -205,21 +211,26 @@ def test_two_secrets_sign_while_one_follows_the_other(running: Running, endpoint
     assert alone.headers["webhook-signature"].count(",") == 1
 
 
+@pytest.fixture(scope="module")
+def with_hook(shared: Running) -> Running:
+    """The module's receiver, with a hook `one`."""
+    call(shared, "POST", "hooks", {"name": "one", "address": GOOD, "secret": SECRET}, status=201)
+    return shared
+
+
 @pytest.mark.parametrize(
     "body",
     [{"secret": "x"}, {"secret": SHORT}, {"overlap": -1}, {"overlap": 1e9}, {"overlap": "x"}, {"more": 1}, []],
 )
-def test_a_rotation_that_cannot_be(start: Start, body: Any) -> None:
-    """Is refused, and nothing is rotated."""
-    running = start(api_base="http://127.0.0.1:9")
-    call(running, "POST", "hooks", {"name": "one", "address": GOOD, "secret": SECRET}, status=201)
-    assert SHORT not in refused(running, "hooks/one/rotate", body)
-    with running.receiver.database.read() as connection:
-        assert SECRET in connection.exec_driver_sql("SELECT secrets FROM hook").scalar_one()
+def test_an_invalid_rotation_is_refused(with_hook: Running, body: Any) -> None:
+    """The secret stays."""
+    assert SHORT not in refused(with_hook, "hooks/one/rotate", body)
+    [hook] = rows(with_hook, "SELECT secrets FROM hook")
+    assert SECRET in hook["secrets"]
 
 
 def test_names(running: Running) -> None:
-    """Two hooks have two; a free one is found; a name that nobody has is unknown, whatever it is."""
+    """A name is used once, a missing name is chosen, and any other name is unknown."""
     for name in ("one", "hook-1"):
         call(running, "POST", "hooks", {"name": name, "address": GOOD}, status=201)
     assert call(running, "POST", "hooks", {"address": GOOD}, status=201)["hook"]["name"] == "hook-2"
@@ -227,13 +238,13 @@ def test_names(running: Running) -> None:
     for name in ("nobody", "One", "%00", "%ff", "task:1", "%F0%9F%98%80", "x" * 300):
         call(running, "GET", f"hooks/{name}", status=404)
         call(running, "DELETE", f"hooks/{name}", status=404)
-        for order in ("test", "pause", "resume", "rotate"):
-            call(running, "POST", f"hooks/{name}/{order}", status=404)
+        for action in ("test", "pause", "resume", "rotate"):
+            call(running, "POST", f"hooks/{name}/{action}", status=404)
 
 
 @pytest.mark.parametrize("odd", ["\0", "\ud800", "\U0001f600"])
-def test_odd_letters_are_harmless(running: Running, odd: str) -> None:
-    """In whatever part of a document they stand: kept or refused, never a failure."""
+def test_unusual_characters_never_cause_a_failure(running: Running, odd: str) -> None:
+    """In any part of a document they are stored or refused."""
     filtered = {"name": "one", "address": GOOD, "tags": [f"a{odd}b"]}
     headers = running.headers("admin") | {"Content-Type": "application/json"}
     for path, body in (
@@ -248,18 +259,18 @@ def test_odd_letters_are_harmless(running: Running, odd: str) -> None:
         ("deliveries/replay", {"task": odd}),
         ("deliveries/replay", {"since": odd}),
     ):
-        answer = httpx.post(f"{running.url}/api/{path}", headers=headers, content=json.dumps(body), timeout=40)
-        assert answer.status_code < 500, (path, body, answer.text)
+        response = httpx.post(f"{running.url}/api/{path}", headers=headers, content=json.dumps(body), timeout=40)
+        assert response.status_code < 500, (path, body, response.text)
     assert httpx.get(f"{running.url}/api/hooks", headers=headers).status_code == 200
 
 
 def test_hooks_of_the_settings_are_changed_there(start: Start, endpoint: Host) -> None:
-    """They can be paused and tested like any; and gone from the settings, they are gone."""
+    """Over the API they can only be paused and tested; removed from the settings, they are removed."""
     running = start(api_base="http://127.0.0.1:9", hook_url=endpoint.url, hook_secret=SECRET)
     for method, path in (("DELETE", "hooks/default"), ("POST", "hooks/default/rotate")):
         assert call(running, method, path, status=409)["error"]["code"] == "kept_elsewhere"
     assert call(running, "POST", "hooks/default/pause")["source"] == "settings"
-    assert call(running, "POST", "hooks/default/test")["taken"]
+    assert call(running, "POST", "hooks/default/test")["delivered"]
     running.stop()
     again = start(api_base="http://127.0.0.1:9", hook_url=endpoint.url, hook_secret=SECRET)
     assert call(again, "GET", "hooks/default")["state"] == "paused"
@@ -268,20 +279,20 @@ def test_hooks_of_the_settings_are_changed_there(start: Start, endpoint: Host) -
     assert call(without, "GET", "hooks")["hooks"] == []
 
 
-def test_a_test_that_fails_says_why(running: Running) -> None:
-    """The answer, or the reason why there is none; nothing is owed for it."""
-    with host(lambda visit: visit.answer(403, b"who are you?")) as there:
-        call(running, "POST", "hooks", {"name": "one", "address": there.url}, status=201)
-        said = call(running, "POST", "hooks/one/test")
-    assert (said["taken"], said["status"], said["answer"]) == (False, 403, "who are you?")
-    gone = call(running, "POST", "hooks/one/test")
-    assert (gone["taken"], gone["status"]) == (False, None)
-    assert gone["error"]
+def test_a_failing_test_reports_why(running: Running) -> None:
+    """It has the response, or the reason why there is none; no delivery is recorded."""
+    with host(lambda visit: visit.answer(403, b"who are you?")) as endpoint:
+        call(running, "POST", "hooks", {"name": "one", "address": endpoint.url}, status=201)
+        outcome = call(running, "POST", "hooks/one/test")
+    assert (outcome["delivered"], outcome["response_status"], outcome["response_body"]) == (False, 403, "who are you?")
+    unreachable = call(running, "POST", "hooks/one/test")
+    assert (unreachable["delivered"], unreachable["response_status"]) == (False, None)
+    assert unreachable["error"]
     assert call(running, "GET", "deliveries")["deliveries"] == []
 
 
 @pytest.mark.parametrize(
-    ("address", "seen"),
+    ("address", "masked"),
     [
         ("nats://token@host:4222/x", "nats://***@host:4222/x"),
         ("nats://token:@host/x", "nats://***@host/x"),
@@ -293,18 +304,18 @@ def test_a_test_that_fails_says_why(running: Running) -> None:
         ("https://host/in?key=word", "https://host/in?***"),
     ],
 )
-def test_what_is_shown_of_an_address(address: str, seen: str) -> None:
-    """A user's name, if a password follows; neither password nor token."""
-    assert masked_address(address) == seen
+def test_an_address_is_masked(address: str, masked: str) -> None:
+    """A user name before a password is shown, a password or token is not."""
+    assert masked_address(address) == masked
 
 
 def test_an_address_hides_its_password(start: Start, tmp_path: Path) -> None:
-    """As far as brokers need one in it."""
+    """Also the address of a broker, and the outcome of a test."""
     file = tmp_path / "hooks.toml"
     file.write_text('[hooks.stream]\naddress = "redis://user:hidden@127.0.0.1:1/events"\n')
     running = start(api_base="http://127.0.0.1:9", hooks_file=str(file))
     shown = call(running, "GET", "hooks/stream")
     assert shown["address"] == "redis://user:***@127.0.0.1:1/events"
     tested = call(running, "POST", "hooks/stream/test")
-    assert not tested["taken"]
+    assert not tested["delivered"]
     assert "hidden" not in json.dumps(tested)

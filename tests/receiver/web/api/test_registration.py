@@ -1,4 +1,4 @@
-"""What a client may say of a task: checked whole, and kept without what must not be kept."""
+"""Parsing and checks of a registration's body."""
 
 import json
 from pathlib import Path
@@ -7,37 +7,43 @@ from typing import Any
 import pytest
 
 from kling_callback.protocol.redact import redacted
+from kling_receiver.tasks.registration import Registration
 from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.errors import ApiError
 from tests.support.receiver import make_settings
 
 
-def read(**given: Any) -> Any:
+def read(**fields: Any) -> Registration:
     """A registration, read from JSON."""
-    return read_registration(json.dumps({"family": "images/generations", "attempt": "one", **given}).encode())
+    return read_registration(json.dumps({"family": "images/generations", "attempt": "one", **fields}).encode())
 
 
 @pytest.mark.parametrize("family", ["a//b", "a/../b", "a/" + "x" * 199])
-def test_what_is_no_family(family: str) -> None:
-    """The rule is the client's."""
+def test_an_invalid_family_is_refused(family: str) -> None:
+    """By the same rule as in the client."""
     with pytest.raises(ApiError, match="family: must be a path under /v1"):
         read(family=family)
 
 
-def test_a_request_is_kept_as_the_client_keeps_it() -> None:
-    """Whoever registers, what is stored is the same."""
+def test_a_request_is_redacted_as_in_the_client() -> None:
+    """A request that was redacted already stays the same."""
     request = {"token": "secret", "image": "iVBORw0KGgo", "prompt": "x", "long": "x" * 5000}
     assert read(request=request).request == redacted(request) == read(request=redacted(request)).request
 
 
-def test_what_the_store_gets_is_clean() -> None:
-    """NUL is gone from every text; a tag of nothing is none."""
-    given = read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k", reason="r\0")
-    assert (given.model, given.tags, given.kling_id, given.reason) == ("m", ("a",), "k", "r")
+def test_texts_are_sanitized() -> None:
+    """NUL is removed from every text, and an empty tag is removed."""
+    registration = read(model="m\0", tags=["\0", "a\0"], outcome="created", task_id="k", reason="r\0")
+    assert (registration.model, registration.tags, registration.kling_id, registration.reason) == (
+        "m",
+        ("a",),
+        "k",
+        "r",
+    )
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("fields", "message"),
     [
         ({"outcome": "created"}, "`task_id` is needed"),
         ({"attempt": ""}, "`attempt` is needed"),
@@ -46,16 +52,16 @@ def test_what_the_store_gets_is_clean() -> None:
         *(({"task_id": wrong}, "task_id: must be") for wrong in (".", "..", "a/b", "a?b", ".\0", "k" * 257)),
     ],
 )
-def test_parts_that_belong_together(given: dict[str, Any], said: str) -> None:
-    """Before a create its attempt, after it Kling's id, of which paths to Kling are made."""
-    with pytest.raises(ApiError, match=said) as raised:
-        read(**given)
+def test_required_fields_depend_on_the_outcome(fields: dict[str, Any], message: str) -> None:
+    """Before a create the attempt, after it Kling's id, which becomes a part of paths."""
+    with pytest.raises(ApiError, match=message) as raised:
+        read(**fields)
     assert (raised.value.status, raised.value.code) == (422, "bad_registration")
 
 
 @pytest.mark.parametrize("base", ["", "https://gateway.example/kling", "https://gateway.example/kling/v1/"])
-def test_the_same_gateway_in_other_letters(tmp_path: Path, base: str) -> None:
-    """With `/v1` or without, or not said at all."""
+def test_the_same_gateway_in_another_spelling(tmp_path: Path, base: str) -> None:
+    """With `/v1` or without, or left out."""
     settings = make_settings(tmp_path, api_base="https://gateway.example/kling")
     check_account(read(base=base), settings)
     check_account(
