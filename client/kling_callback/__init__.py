@@ -1,4 +1,7 @@
-"""Submit a Kling job once, get called back, have the files: the client's side."""
+"""The client of Kling Callback: create Kling tasks, wait for their callbacks without polling, download their files.
+
+`Kling` blocks, `AsyncKling` has the same methods, awaited; all errors are KlingErrors.
+"""
 
 from kling_callback.errors import (
     CreateUnknown,
@@ -24,6 +27,9 @@ from kling_callback.settings import ClientSettings
 from kling_callback.sync import File, Kling, Result, Task
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
 
+Patience = RetryPolicy
+"""Deprecated name of RetryPolicy, to be removed in the next version."""
+
 __all__ = [
     "AsyncFile",
     "AsyncKling",
@@ -41,6 +47,7 @@ __all__ = [
     "KlingError",
     "NotCreated",
     "ParameterError",
+    "Patience",
     "ReceiverError",
     "Result",
     "ResultFailed",

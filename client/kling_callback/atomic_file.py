@@ -1,76 +1,94 @@
-"""A file that appears under its name whole, checked and durable, or not at all."""
+"""Write a file atomically and durably: a temporary file, fsync, rename, fsync of the folder."""
 
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
-
-MODE = 0o666
-"""As for any new file: the umask decides."""
 
 
 class AtomicFile:
-    """Bytes on their way to `path`. Either `land` or `discard` ends it; both may be called twice."""
+    """A file that appears under its final name complete and durable, or not at all.
 
-    def __init__(self, path: Path, *, mode: int = MODE) -> None:
-        """`mode`: its permissions. Raises OSError when the folder cannot be written."""
-        self._path = path
-        self._temp = path.with_name(f".{secrets.token_hex(8)}.part")
-        self._file = os.fdopen(os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
-        self._digest = hashlib.sha256()
+    `commit` or `discard` ends it; `discard` after `commit` does nothing. All methods block.
+    """
+
+    def __init__(self, temp: Path, *, mode: int = 0o666) -> None:
+        """Create the temporary file `temp`, on the file system of the final one.
+
+        `mode`: its permissions, before the umask. Raises OSError.
+        """
+        self.path = temp
+        self._file = os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+        self._hash = hashlib.sha256()
         self.size = 0
+        """Bytes written so far."""
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far."""
-        return self._digest.hexdigest()
+        """SHA-256 of the bytes written so far, in hex."""
+        return self._hash.hexdigest()
 
     def write(self, chunk: bytes) -> None:
-        """Add to the draft."""
+        """Append bytes. Raises OSError, when the disk is full for instance."""
         self._file.write(chunk)
-        self._digest.update(chunk)
+        self._hash.update(chunk)
         self.size += len(chunk)
 
-    def commit(self) -> None:
-        """Give the file its name; it stays there even if the power fails now."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temp.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    def flush(self) -> None:
+        """Put all bytes on disk and close the file: no `write` may follow. Raises OSError."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def commit(self, target: Path) -> None:
+        """Rename the file to `target`, replacing it; a power failure afterwards loses nothing. Raises OSError."""
+        if not self._file.closed:
+            self.flush()
+        self.path.replace(target)
+        fsync_folder(target.parent)
 
     def discard(self) -> None:
-        """Leave nothing behind, unless it has landed."""
-        self._file.close()
-        self._temp.unlink(missing_ok=True)
+        """Remove the temporary file, if it was not committed."""
+        with suppress(OSError):  # on a full disk the buffered bytes cannot be written either
+            self._file.close()
+        with suppress(OSError):
+            self.path.unlink()
 
 
 class MemoryFile:
-    """The same for bytes that stay in memory."""
+    """The counterpart of AtomicFile in memory."""
 
     def __init__(self) -> None:
         self.content = bytearray()
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """Bytes written so far."""
         return len(self.content)
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far."""
+        """SHA-256 of the bytes written so far, in hex."""
         return hashlib.sha256(self.content).hexdigest()
 
     def write(self, chunk: bytes) -> None:
-        """Add to the content."""
+        """Append bytes."""
         self.content += chunk
 
-    def commit(self) -> None:
-        """Nothing: it is there."""
-
     def discard(self) -> None:
-        """Nothing: it goes with this object."""
+        """Do nothing: the content is freed with this object."""
+
+
+def temporary_path(target: Path) -> Path:
+    """A hidden, unused name beside `target`."""
+    return target.with_name(f".{secrets.token_hex(8)}.part")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Put the entries of a folder on disk: the names of new, renamed and removed files. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

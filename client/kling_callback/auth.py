@@ -1,4 +1,4 @@
-"""Proof of who calls Kling: a bearer key, or a JWT made from access key and secret key (section 2)."""
+"""Authentication at Kling or a gateway: a bearer key, or a JWT signed with access key and secret key (section 2)."""
 
 import time
 import warnings
@@ -13,13 +13,13 @@ from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.signing import Clock
 
 LIFETIME_SECONDS = 1800
-"""Seconds for which a JWT is good."""
+"""Seconds for which a JWT is valid."""
 
 RENEW_BEFORE_SECONDS = 300
-"""Seconds before its end at which a JWT is made anew: a clock may be off, an upload may be slow."""
+"""Seconds before its expiry at which a JWT is renewed: a clock may be off, an upload may be slow."""
 
 STALE_TOKEN_CODES = frozenset({1003, 1004})
-"""Codes that mean: this token's time has not come, or is over. Nothing was taken; ask once more."""
+"""Kling's codes for a JWT that is not yet valid, or expired. The request was not taken: it is sent once more."""
 
 
 class BearerAuth(httpx.Auth):
@@ -34,7 +34,7 @@ class BearerAuth(httpx.Auth):
 
 
 class JwtAuth(httpx.Auth):
-    """A JWT, kept until shortly before it ends."""
+    """`Authorization: Bearer <JWT>`; the JWT is reused until shortly before its expiry."""
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
         self._access_key, self._secret_key, self._clock = access_key, secret_key, clock
@@ -47,25 +47,25 @@ class JwtAuth(httpx.Auth):
         yield request
 
     def invalidate(self) -> None:
-        """Sign anew for the next request: Kling called this token stale."""
+        """Sign a new JWT for the next request: Kling refused this one with a STALE_TOKEN_CODES."""
         self._renew_at = 0.0
 
     def _sign(self) -> None:
         now = int(self._clock())
         claims = {"iss": self._access_key, "exp": now + LIFETIME_SECONDS, "nbf": now - 5}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # the length is Kling's choice
+            warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # Kling chooses the key's length
             self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
         self._renew_at = now + LIFETIME_SECONDS - RENEW_BEFORE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class AuthPair:
-    """One proof for legacy calls, one for the new standard's, which take no JWT."""
+    """The authentication for legacy calls, and for those of the new standard, which accept no JWT."""
 
     legacy: httpx.Auth
     new: httpx.Auth
 
     def for_family(self, family: str) -> httpx.Auth:
-        """The one that a call about this family takes."""
+        """The authentication for calls about this family."""
         return self.new if is_new_standard(family) else self.legacy

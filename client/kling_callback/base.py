@@ -1,27 +1,16 @@
-"""What a task's JSON says, as attributes: what the blocking and the asynchronous face have in common."""
+"""A task, its result and its files as attributes of their JSON: the bases of the blocking and asynchronous classes."""
 
-import mimetypes
 from typing import Any, Generic, TypeVar
 
 from kling_callback.errors import Outcome, ResultFailed
-
-EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "video/mp4": "mp4",
-    "audio/mpeg": "mp3",
-    "audio/wav": "wav",
-    "audio/x-wav": "wav",
-}
-BY_KIND = {"image": "png", "video": "mp4", "audio": "mp3"}
+from kling_callback.protocol.media_types import extension
 
 
 class BaseTask:
-    """One task. `data` is its JSON, as last heard from the receiver.
+    """One task. `data`: dict, its JSON as last received from the receiver.
 
-    `unreported` says what the receiver could not be told after the create, with Kling's id; else None.
+    `unreported`: str, a message with Kling's id, if the outcome of the create could not be reported to the receiver;
+    else None.
     """
 
     def __init__(self, data: dict[str, Any], *, unreported: str | None = None) -> None:
@@ -33,27 +22,27 @@ class BaseTask:
 
     @property
     def id(self) -> str:
-        """Our id."""
+        """Our id of the task: the `external_task_id` at Kling."""
         return str(self.data["id"])
 
     @property
     def task_id(self) -> str | None:
-        """Kling's id, once it is known."""
+        """Kling's id of the task; None until it is known."""
         return self.data.get("task_id")
 
     @property
     def family(self) -> str:
-        """The kind of job: its path at Kling."""
+        """The kind of job: its path at Kling, such as `videos/text2video`."""
         return str(self.data.get("family", ""))
 
     @property
     def model(self) -> str | None:
-        """The model's name, if one was given."""
+        """The model's name; None or "" if the create named none."""
         return self.data.get("model")
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """As given at the create."""
+        """The labels of the task."""
         return tuple(self.data.get("tags") or ())
 
     @property
@@ -63,22 +52,22 @@ class BaseTask:
 
     @property
     def status_msg(self) -> str:
-        """Kling's reason for a failure, or ""."""
+        """The reason for a failure, or ""."""
         return str(self.data.get("status_msg") or "")
 
     @property
     def done(self) -> bool:
-        """Whether the status is final and believed, and every result is stored or failed."""
+        """Whether the status is final and authoritative, and every result is stored or failed."""
         return self.data.get("done") is True
 
     @property
     def outcome(self) -> Outcome:
-        """`created` once anything shows that Kling has the task, else `unknown`: a callback will tell."""
+        """`created` once it is known that Kling has the task, else `unknown`: `wait` finds out."""
         return "created" if is_created(self.data) else "unknown"
 
 
 class BaseFile:
-    """One result file, as the receiver's archive has it."""
+    """One result file in the receiver's archive. `data`: dict, its JSON; `task`: dict, the JSON of its task."""
 
     def __init__(self, data: dict[str, Any], task: dict[str, Any]) -> None:
         self.data, self.task = data, task
@@ -88,22 +77,22 @@ class BaseFile:
 
     @property
     def index(self) -> int:
-        """Its place among the task's files."""
+        """The position among the task's files, from 0."""
         return int(self.data["index"])
 
     @property
     def kind(self) -> str:
-        """`image`, `video`, `audio`, `watermark`."""
+        """`image`, `video`, `audio`, `watermark`, or a newer kind of Kling's."""
         return str(self.data.get("kind") or "file")
 
     @property
     def id(self) -> str | None:
-        """Kling's id of the file, if it has one."""
+        """Kling's id of the file, or None."""
         return self.data.get("id")
 
     @property
     def duration(self) -> float | None:
-        """Seconds, if Kling named them."""
+        """Seconds of a video or audio file; None if Kling did not report them."""
         return self.data.get("duration")
 
     @property
@@ -113,40 +102,36 @@ class BaseFile:
 
     @property
     def content_type(self) -> str | None:
-        """The media type."""
+        """The media type, such as `image/png`; None until the file is stored."""
         return self.data.get("content_type")
 
     @property
     def size(self) -> int | None:
-        """Bytes."""
+        """Bytes; None until the file is stored."""
         return self.data.get("size")
 
     @property
     def sha256(self) -> str | None:
-        """Of the content, in hex."""
+        """SHA-256 of the content, in hex; None until the file is stored."""
         return self.data.get("sha256")
 
     @property
     def href(self) -> str | None:
-        """A link that opens for a limited time, without a token."""
+        """A link that works for a limited time without a token; None until the file is stored."""
         return self.data.get("href")
 
     @property
     def name(self) -> str:
-        """A good name for it: the task's id, its index, and the ending of its media type."""
-        return f"{self.task['id']}-{self.index}.{self._ending()}"
-
-    def _ending(self) -> str:
-        media = str(self.content_type or "").partition(";")[0].strip().lower()
-        guessed = EXTENSIONS.get(media) or (mimetypes.guess_extension(media) or "").removeprefix(".")
-        return guessed or BY_KIND.get(self.kind, "bin")
+        """A file name: `ID-INDEX.EXT`, with the task's id and the extension for the media type."""
+        content_type = self.content_type
+        return f"{self.task['id']}-{self.index}.{extension(str(content_type) if content_type else None, self.kind)}"
 
 
 F = TypeVar("F", bound=BaseFile)
 
 
 class BaseResult(Generic[F]):
-    """The files of a task that succeeded; `task` is the task's JSON."""
+    """The stored files of a task. `files`: list, in Kling's order; `task`: dict, the task's JSON."""
 
     def __init__(self, task: dict[str, Any], files: list[F]) -> None:
         self.task, self.files = task, files
@@ -161,12 +146,12 @@ class BaseResult(Generic[F]):
 
     @property
     def videos(self) -> list[F]:
-        """The videos."""
+        """The videos, in Kling's order."""
         return self._of("video")
 
     @property
     def audios(self) -> list[F]:
-        """The sounds."""
+        """The audio files, in Kling's order."""
         return self._of("audio")
 
     def _of(self, kind: str) -> list[F]:
@@ -174,27 +159,27 @@ class BaseResult(Generic[F]):
 
 
 def is_created(task: dict[str, Any]) -> bool:
-    """Whether Kling surely has this task."""
+    """Whether Kling surely has this task. `task`: its JSON."""
     return bool(task.get("task_id")) or task["status"] in ("submitted", "processing", "succeed")
 
 
 def stored_files(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """The JSON of the files of a task that can be had, by their index."""
+    """The JSON of the stored files of a task, sorted by index."""
     files = [each for each in task.get("results") or () if isinstance(each, dict)]
-    whole = [each for each in files if each.get("status") == "stored" and isinstance(each.get("index"), int)]
-    return sorted(whole, key=lambda each: int(each["index"]))
+    stored = [each for each in files if each.get("status") == "stored" and isinstance(each.get("index"), int)]
+    return sorted(stored, key=lambda each: int(each["index"]))
 
 
 def check_files(task: dict[str, Any]) -> None:
-    """Raise ResultFailed unless the task has files, all of them stored."""
+    """Raise ResultFailed unless the task has files and all of them are stored."""
     total, stored = len(task.get("results") or ()), len(stored_files(task))
     if not total:
-        raise ResultFailed("The task succeeded, but no file came with it.", task=task)
+        raise ResultFailed("The task succeeded, but Kling named no file.", task=task)
     if stored < total:
         reasons = {str(each["error"]) for each in task["results"] if isinstance(each, dict) and each.get("error")}
         why = "; ".join(sorted(reasons)) or "no reason given"
         raise ResultFailed(
             f"{total - stored} of {total} files could not be stored: {why}.",
             task=task,
-            hint=f"Kling's own addresses of them, while they last: kling show {task['id']}",
+            hint=f"Find Kling's own addresses of them, until they expire, with: kling show {task['id']}",
         )

@@ -1,18 +1,18 @@
-"""Every error this package raises, and what a caller may branch on.
+"""The errors of this package, and the attributes that callers branch on.
 
 KlingError
 ├── SettingsError        settings are missing or contradict each other; `problems` lists them all
 ├── ParameterError       a job's parameters are wrong, nothing was sent; `problems` lists them all
-├── TokenError           a signed token does not hold
-│   └── TokenExpired     it held once
-├── HookError            what came to a hook of yours is no event of your receiver; `code` says why
+├── TokenError           a signed token is not valid
+│   └── TokenExpired     a signed token has expired
+├── HookError            a request to your hook is not an event of your receiver; `code` says why
 ├── GatewayError         Kling or the gateway did not give a usable answer
-│   ├── NotCreated       the create was surely not taken: nothing is generated, nothing is paid
-│   └── CreateUnknown    the create may have been taken: it is never sent again
-├── ReceiverError        the receiver refused, or could not be reached
+│   ├── NotCreated       Kling surely did not take the create: nothing is generated, nothing is paid
+│   └── CreateUnknown    Kling may have taken the create: it is never sent again
+├── ReceiverError        the receiver refused the request, or could not be reached
 ├── TaskFailed           the task ended as `failed`; the message is Kling's reason
-├── ResultFailed         the task succeeded, but a result could not be stored or fetched
-└── WaitTimeout          waiting ended; the task goes on
+├── ResultFailed         the task succeeded, but a result could not be stored or downloaded
+└── WaitTimeout          the wait timed out; the task continues
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ Outcome = Literal["created", "not_created", "unknown"]
 class KlingError(Exception):
     """The base of all errors.
 
-    `code`: Kling's or the receiver's error code. `http_status`: of the answer, if there was one.
-    `request_id`: Kling's, for its support. `retryable`: the same call may succeed later, at the
-    earliest after `retry_after` seconds.
-    `outcome`: for a create, whether a task exists. `hint`: what to do next, one sentence.
+    `message`: what is wrong. `hint`: what to do next, one sentence, or None. `code`: Kling's error code (int) or
+    the receiver's (str), or None. `http_status`: of the answer, if there was one. `request_id`: Kling's, for its
+    support. `retryable`: whether the same call may succeed later, after `retry_after` seconds if known.
+    `outcome`: of a create, whether a task exists; None for all other errors.
     """
 
     outcome: Outcome | None = None
@@ -57,7 +57,7 @@ class KlingError(Exception):
 
 
 class _Problems(KlingError):
-    """Several problems found in one look, so that they can be mended in one go."""
+    """Several problems, reported together. `problems`: list of str, one message each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -69,21 +69,21 @@ class SettingsError(_Problems):
 
 
 class ParameterError(_Problems):
-    """A job's parameters are wrong; found before anything was sent."""
+    """A job's parameters are wrong. Nothing was sent."""
 
     outcome: Outcome | None = "not_created"
 
 
 class TokenError(KlingError):
-    """A signed token was forged, altered, or made with another secret."""
+    """A signed token was forged, altered, or signed with another secret."""
 
 
 class TokenExpired(TokenError):
-    """A token held, but its time is over (or its clock is more than a minute ahead)."""
+    """A validly signed token has expired, or was signed more than a minute in the future."""
 
 
 class HookError(KlingError):
-    """What came to a hook is forged, altered, too old, or no event. Answer it 400, and forget it.
+    """A request to a hook is forged, altered, too old, or not an event. Answer 400, and ignore it.
 
     `code`: `missing_header`, `bad_header`, `bad_signature`, `too_old`, `too_new`, `too_large`, `not_json`,
     `not_an_event`.
@@ -91,17 +91,17 @@ class HookError(KlingError):
 
 
 class GatewayError(KlingError):
-    """Kling or the gateway refused, failed, or answered something unreadable."""
+    """Kling or the gateway refused the request, failed, or sent an unreadable answer."""
 
 
 class NotCreated(GatewayError):
-    """The create was surely not taken."""
+    """Kling surely did not take the create: nothing is generated, nothing is paid."""
 
     outcome: Outcome | None = "not_created"
 
 
 class CreateUnknown(GatewayError):
-    """The create may have been taken; sending it again could be paid twice."""
+    """Kling may have taken the create; sending it again could pay twice."""
 
     outcome: Outcome | None = "unknown"
 
@@ -109,25 +109,25 @@ class CreateUnknown(GatewayError):
 class ReceiverError(KlingError):
     """The receiver refused the request or could not be reached.
 
-    `outcome` is `not_created` when that stopped a create before anything was sent to Kling.
+    `outcome` is `not_created` if the error stopped a create before it was sent to Kling.
     """
 
 
-class _Ended(KlingError):
-    """About one task: `task` is its JSON as in the receiver's API."""
+class _TaskError(KlingError):
+    """An error about one task. `task`: dict, its JSON as in the receiver's API."""
 
     def __init__(self, message: str, *, task: dict[str, Any] | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.task = task or {}
 
 
-class TaskFailed(_Ended):
+class TaskFailed(_TaskError):
     """The task ended as `failed`; the message is Kling's reason."""
 
 
-class ResultFailed(_Ended):
-    """A file of a task that succeeded cannot be had; others of the same task may be stored."""
+class ResultFailed(_TaskError):
+    """A file of a succeeded task could not be stored or downloaded; its other files may be stored."""
 
 
-class WaitTimeout(_Ended):
-    """The time to wait is over; the task goes on, and `wait` may be called again."""
+class WaitTimeout(_TaskError):
+    """The wait timed out. The task continues, and `wait` may be called again."""

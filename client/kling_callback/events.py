@@ -1,4 +1,4 @@
-"""Events as the receiver tells them: one stream, taken up again where it broke. It never polls."""
+"""Follow the receiver's event stream (Server-Sent Events), resumed after the last event when it breaks. No polling."""
 
 import json
 import logging
@@ -11,21 +11,21 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from kling_callback.errors import ReceiverError
-from kling_callback.protocol.events import MAX_EVENT_CHARS, Event
+from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
 from kling_callback.receiver_api import ReceiverApi, is_task, task_path, unreadable_answer
 
-log = logging.getLogger("client")
+log = logging.getLogger("kling_callback.events")
 
 
 async def follow(
     receiver: ReceiverApi, task_id: str | None = None, *, after: int | None = None
 ) -> AsyncGenerator[Event, None]:
-    """All events of a task up to the one that ends it, however often the connection breaks.
+    """Yield the events of a task until it is done; without `task_id`, of all tasks, without end. Reconnects.
 
-    Without a task those of all tasks, without end. `after`: an event's id; it and those before are left out.
-    Raises ReceiverError when the receiver refuses, or was never reached.
+    `after`: id of an event; only later ones are yielded. Raises ReceiverError when the receiver refuses, or was
+    never reached within `unreachable_seconds`.
     """
-    last, failures, done, began = after, 0, False, anyio.current_time()
+    last, failures, done, started_at = after, 0, False, anyio.current_time()
     while True:
         try:
             async with aclosing(_stream(receiver, task_id, last)) as events:
@@ -38,8 +38,8 @@ async def follow(
             if done:
                 return
         except ReceiverError as error:
-            hopeless = not receiver.reached and anyio.current_time() - began > receiver.retry.unreachable_seconds
-            if not error.retryable or hopeless:
+            waited = anyio.current_time() - started_at
+            if not error.retryable or (not receiver.reached and waited > receiver.retry.unreachable_seconds):
                 raise
             log.info("The event stream%s broke: %s", f" of task {task_id}" if task_id else "", error)
         failures += 1
@@ -47,29 +47,29 @@ async def follow(
 
 
 async def last_event(receiver: ReceiverApi) -> int:
-    """The id of the newest event of all; 0 when there is none. Raises ReceiverError."""
+    """The id of the newest event of all tasks; 0 without events. Raises ReceiverError."""
 
-    async def ask() -> int:
+    async def read() -> int:
         async with aclosing(_frames(receiver, "/api/events?after=latest", None)) as frames:
-            async for sent in frames:
-                return _number(sent.id)
+            async for frame in frames:
+                return _event_id(frame.id)
         raise unreadable_answer()
 
     policy = receiver.retry
-    return await policy.retry(ask, lambda error: error.retryable, policy.read_seconds)
+    return await policy.retry(read, lambda error: error.retryable, policy.read_seconds)
 
 
 async def _stream(receiver: ReceiverApi, task_id: str | None, last: int | None) -> AsyncGenerator[Event, None]:
-    """The events of one connection, those after `last`."""
+    """The events of one connection, with ids above `last`."""
     path = f"{task_path(task_id)}/events" if task_id else "/api/events"
     async with aclosing(_frames(receiver, path, last)) as frames:
-        async for sent in frames:
-            if sent.data and (event := _event(sent, task_id)).id > (last or -1):
+        async for frame in frames:
+            if frame.data and (event := _event(frame, task_id)).id > (last or -1):
                 yield event
 
 
 async def _frames(receiver: ReceiverApi, path: str, last: int | None) -> AsyncGenerator[ServerSentEvent, None]:
-    """What comes over one connection."""
+    """The frames of one connection, heartbeats included."""
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
@@ -79,34 +79,33 @@ async def _frames(receiver: ReceiverApi, path: str, last: int | None) -> AsyncGe
         response.stream = _LimitedStream(response.stream)
         try:
             async with aclosing(EventSource(response).aiter_sse()) as frames:
-                async for sent in frames:
-                    yield sent
+                async for frame in frames:
+                    yield frame
         except SSEError:
             raise unreadable_answer() from None
 
 
-def _event(sent: ServerSentEvent, task_id: str | None) -> Event:
+def _event(frame: ServerSentEvent, task_id: str | None) -> Event:
     try:
-        content = json.loads(sent.data)
+        content = json.loads(frame.data)
         task, data = content["task"], content.get("data")
-        number = _number(sent.id or content["id"])
+        event_id = _event_id(frame.id or content["id"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise unreadable_answer() from None
     if not is_task(task, task_id):
         raise unreadable_answer()
-    return Event(number, sent.event, str(content.get("at")), data if isinstance(data, dict) else {}, task)
+    return Event(event_id, frame.event, str(content.get("at")), data if isinstance(data, dict) else {}, task)
 
 
-def _number(said: Any) -> int:
-    """An event's id."""
+def _event_id(value: Any) -> int:
     try:
-        return int(said)
+        return int(value)
     except (ValueError, TypeError):
         raise unreadable_answer() from None
 
 
 class _LimitedStream(httpx.AsyncByteStream):
-    """A stream whose events are not endless: who never ends one would fill our memory."""
+    """A byte stream that ends with an error when one event exceeds MAX_EVENT_BYTES: it is held in memory."""
 
     def __init__(self, stream: httpx.AsyncByteStream) -> None:
         self._stream = stream
@@ -115,7 +114,7 @@ class _LimitedStream(httpx.AsyncByteStream):
         size = 0
         async for chunk in self._stream:
             size = len(chunk) if b"\n\n" in chunk or b"\r" in chunk else size + len(chunk)
-            if size > MAX_EVENT_CHARS:
+            if size > MAX_EVENT_BYTES:
                 raise unreadable_answer()
             yield chunk
 

@@ -1,4 +1,4 @@
-"""For those who receive hooks: whatever came is proven and read, or refused with one kind of error."""
+"""Verify and parse the events that a hook receives."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kling_callback.errors import HookError, SettingsError
-from kling_callback.protocol.events import MAX_EVENT_CHARS, Event
+from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
 from kling_callback.protocol.webhooks import (
     HEADERS,
     TOLERANCE_SECONDS,
@@ -18,12 +18,12 @@ from kling_callback.protocol.webhooks import (
 from kling_callback.receiver_api import is_task
 from kling_callback.settings import split
 
-RAW = "verify_hook needs the body as it came: bytes, neither decoded nor parsed (`await request.body()`, say)."
+RAW_BODY = "verify_hook needs the raw body: bytes, neither decoded nor parsed, as from `await request.body()`."
 
 
 @dataclass(frozen=True, slots=True)
 class HookEvent(Event):
-    """An event that came to a hook. `webhook_id` is the same when it comes again: drop what you have had."""
+    """An event that a hook received. `webhook_id` is the same for each delivery of it: use it to drop repeats."""
 
     webhook_id: str
 
@@ -35,52 +35,51 @@ def verify_hook(
     *,
     clock: Callable[[], float] = time.time,
 ) -> HookEvent:
-    """The event that a receiver sent, once it is proven that it did, not more than five minutes ago.
+    """Verify a request to a hook, signed at most five minutes ago by Standard Webhooks, and return its event.
 
-    `body`: as it came, not decoded. `headers`: all of the request's, in any case. `secret`: the hook's
-    `whsec_...`, or several (a sequence, or separated by commas) while one replaces another. `clock`: in
-    unix seconds.
+    `body`: the raw bytes. `headers`: all of the request's, names in any case. `secret`: the hook's `whsec_...`, or
+    several (a sequence, or separated by commas) during a rotation. `clock`: returns unix seconds.
 
-    Raises HookError, and nothing else, whatever the sender made up; SettingsError for a secret that is none;
-    TypeError for a body that is not bytes.
+    Raises HookError for any request that is not a valid event, SettingsError for an invalid secret, TypeError for a
+    body that is not bytes.
     """
     if not isinstance(body, bytes | bytearray):
-        raise TypeError(RAW)
-    secrets, given = _secrets(secret), _headers(headers)
-    if len(body) > MAX_EVENT_CHARS:
-        raise HookError(f"The body has more than {MAX_EVENT_CHARS} bytes.", code="too_large")
-    at = timestamp_of(given)
-    if at is None:
-        raise HookError("The header webhook-timestamp is no time.", code="bad_header")
-    if not signature_matches(secrets, given, body):
-        raise HookError("The signature does not hold.", code="bad_signature", hint=SECRETS_DIFFER)
-    _check_age(clock() - at)
-    return _event(body, given["webhook-id"])
+        raise TypeError(RAW_BODY)
+    secrets, signature = _secrets(secret), _signature_headers(headers)
+    if len(body) > MAX_EVENT_BYTES:
+        raise HookError(f"The body has more than {MAX_EVENT_BYTES} bytes.", code="too_large")
+    signed_at = timestamp_of(signature)
+    if signed_at is None:
+        raise HookError("The header webhook-timestamp is not in unix seconds.", code="bad_header")
+    if not signature_matches(secrets, signature, body):
+        raise HookError("The signature is not valid.", code="bad_signature", hint=CHECK_SECRET)
+    _check_age(clock() - signed_at)
+    return _event(body, signature["webhook-id"])
 
 
-SECRETS_DIFFER = "If it came from your receiver: is the secret the hook's, and the body as it came?"
-CLOCKS_DIFFER = "If it came from your receiver: compare the clocks."
+CHECK_SECRET = "If your receiver sent it, check that the secret is the hook's, and the body the raw bytes."
+CHECK_CLOCKS = "If your receiver sent it, check the clocks of both machines."
 
 
 def _secrets(secret: str | Sequence[str]) -> list[str]:
     secrets, problems = list(split(secret)), []
-    for place, each in enumerate(secrets, 1):
+    for position, each in enumerate(secrets, 1):
         try:
             secret_key(each)
         except ValueError as error:
-            problems.append(f"secret {place} {error}")
+            problems.append(f"secret {position} {error}")
     if problems or not secrets:
-        raise SettingsError(problems or ["a hook's secret is missing. Give its whsec_..."])
+        raise SettingsError(problems or ["the hook's secret is missing. Set it to its whsec_..."])
     return secrets
 
 
-def _headers(headers: Mapping[Any, Any]) -> dict[str, str]:
-    """The three headers that count; as bytes they come from ASGI."""
-    named = {_text(name).lower(): _text(value) for name, value in headers.items()}
+def _signature_headers(headers: Mapping[Any, Any]) -> dict[str, str]:
+    """The three headers of Standard Webhooks. ASGI passes names and values as bytes."""
+    values = {_text(name).lower(): _text(value) for name, value in headers.items()}
     for name in HEADERS:
-        if not named.get(name):
+        if not values.get(name):
             raise HookError(f"The header {name} is missing.", code="missing_header")
-    return {name: named[name] for name in HEADERS}
+    return {name: values[name] for name in HEADERS}
 
 
 def _text(value: Any) -> str:
@@ -91,9 +90,9 @@ def _text(value: Any) -> str:
 
 def _check_age(age: float) -> None:
     if age > TOLERANCE_SECONDS:
-        raise HookError(f"It was signed {age:.0f} seconds ago.", code="too_old", hint=CLOCKS_DIFFER)
+        raise HookError(f"The event was signed {age:.0f} seconds ago.", code="too_old", hint=CHECK_CLOCKS)
     if age < -TOLERANCE_SECONDS:
-        raise HookError(f"It was signed {-age:.0f} seconds ahead.", code="too_new", hint=CLOCKS_DIFFER)
+        raise HookError(f"The event was signed {-age:.0f} seconds in the future.", code="too_new", hint=CHECK_CLOCKS)
 
 
 def _event(body: bytes, webhook_id: str) -> HookEvent:
@@ -102,7 +101,7 @@ def _event(body: bytes, webhook_id: str) -> HookEvent:
     except (ValueError, RecursionError):
         raise HookError("The body is not JSON.", code="not_json") from None
     match content:
-        case {"id": int(number), "type": str(kind), "at": str(at), "data": dict(data), "task": task}:
-            if type(number) is int and is_task(task):  # True is an int as well
-                return HookEvent(number, kind, at, data, task, webhook_id)
+        case {"id": int(event_id), "type": str(kind), "at": str(at), "data": dict(data), "task": task}:
+            if type(event_id) is int and is_task(task):  # True is an int as well
+                return HookEvent(event_id, kind, at, data, task, webhook_id)
     raise HookError("The body is not an event.", code="not_an_event")

@@ -1,4 +1,4 @@
-"""The one place where this package's HTTP client is made."""
+"""The HTTP client of this package."""
 
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -13,9 +13,9 @@ AGENT = f"kling-callback/{version('kling-callback')}"
 
 
 def create_client(receiver: str) -> httpx.AsyncClient:
-    """A client for Kling and the receiver: no limit on how many wait at a time, no redirects.
+    """A client for Kling and the receiver, without a limit of connections: each waiting task holds one.
 
-    A proxy from the environment is used, but not for a receiver on this machine.
+    Redirects are not followed. A proxy from the environment is used, except for a receiver on loopback.
     """
     host = urlsplit(receiver).hostname or ""
     direct = {f"all://{f'[{host}]' if ':' in host else host}": None} if is_loopback(host) else {}

@@ -1,4 +1,4 @@
-"""AsyncKling: register, create, wait, download. `client.blocking` has the same without `await`."""
+"""AsyncKling, the asynchronous client: create tasks, wait for them, download their files."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -22,18 +22,18 @@ from kling_callback.protocol.ids import DESCRIPTION, is_id, new_id
 from kling_callback.protocol.signing import api_token
 from kling_callback.receiver_api import PAGE_SIZE, ReceiverApi
 from kling_callback.retry import RetryPolicy
-from kling_callback.settings import ClientSettings, ReceiverAccessSettings
+from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 
 TOKEN_LIFETIME_SECONDS = 300
-"""Seconds for which a bearer token made here is good: it is made for one request."""
+"""Seconds for which a bearer token made here is valid: it is used for one request."""
 
 MAX_TAG_CHARS, MAX_TAGS = 100, 20
-"""Characters of a tag, and tags of a task, that the receiver takes."""
+"""Characters of a tag, and tags of a task: the receiver's limits."""
 
 
 class AsyncKling:
-    """Kling with a receiver. Open it with `async with`, or end it with `aclose`."""
+    """An asynchronous client of Kling and its receiver. Open it with `async with`, or call `aclose`."""
 
     def __init__(
         self,
@@ -46,14 +46,15 @@ class AsyncKling:
         receiver_token: str | None = None,
         receiver_url: str | None = None,
         receiver_internal_url: str | None = None,
-        settings: ReceiverAccessSettings | None = None,
+        settings: ClientSettings | None = None,
         retry: RetryPolicy | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        """Each setting is the variable `KLING_` and its name in the environment, unless it is given here.
+        """Arguments that are None are read from the environment or `.env`, as `KLING_` and the name in capitals.
 
-        `settings`: all of them, already read. `http`: a client of your own; it is closed with this.
-        Raises SettingsError, which lists all problems.
+        `settings`: all settings at once, from `ClientSettings.load`; the others are then ignored.
+        `retry`: retries and timeouts. `http`: your own HTTP client, which `aclose` closes.
+        Raises SettingsError with all problems.
         """
         self._settings = settings or ClientSettings.load(
             api_base=api_base,
@@ -86,8 +87,11 @@ class AsyncKling:
         external_task_id: str | None = None,
         **more: Any,
     ) -> AsyncTask:
-        """Make images from a text. `more`: parameters that only Kling knows. Raises as `create` does."""
-        given = {
+        """Create images from a text.
+
+        `n`: number of images. `more`: any other parameters of Kling. Other arguments and errors as in `create`.
+        """
+        values = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "model_name": model_name,
@@ -96,7 +100,9 @@ class AsyncKling:
             "resolution": resolution,
             "output_format": output_format,
         }
-        return await self.run(TEXT_TO_IMAGE, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self.run(
+            TEXT_TO_IMAGE, {**values, **more}, tags=tags, hook=hook, external_task_id=external_task_id
+        )
 
     async def image_to_image(
         self,
@@ -117,8 +123,12 @@ class AsyncKling:
         external_task_id: str | None = None,
         **more: Any,
     ) -> AsyncTask:
-        """Make images from a text and an image: a Path, a URL, a data URL, a file's name, or base64."""
-        given = {
+        """Create images from a text and an image.
+
+        `image`: a Path, or a str with a URL, a data URL, a file name, or bare base64. `image_fidelity` and
+        `human_fidelity`: 0 to 1. Other arguments and errors as in `create`.
+        """
+        values = {
             "prompt": prompt,
             "image": image,
             "model_name": model_name,
@@ -131,7 +141,7 @@ class AsyncKling:
             "human_fidelity": human_fidelity,
         }
         return await self.run(
-            IMAGE_TO_IMAGE, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id
+            IMAGE_TO_IMAGE, {**values, **more}, tags=tags, hook=hook, external_task_id=external_task_id
         )
 
     async def text_to_video(
@@ -151,8 +161,12 @@ class AsyncKling:
         external_task_id: str | None = None,
         **more: Any,
     ) -> AsyncTask:
-        """Make a video from a text. `duration`: seconds. Raises as `create` does."""
-        given = {
+        """Create a video from a text.
+
+        `duration`: seconds. `cfg_scale`: 0 to 1. `more`: any other parameters of Kling. Other arguments and errors
+        as in `create`.
+        """
+        values = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "model_name": model_name,
@@ -162,7 +176,9 @@ class AsyncKling:
             "duration": duration,
             "camera_control": camera_control,
         }
-        return await self.run(TEXT_TO_VIDEO, {**given, **more}, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self.run(
+            TEXT_TO_VIDEO, {**values, **more}, tags=tags, hook=hook, external_task_id=external_task_id
+        )
 
     async def run(
         self,
@@ -173,7 +189,10 @@ class AsyncKling:
         hook: str | None = None,
         external_task_id: str | None = None,
     ) -> AsyncTask:
-        """One of the typed jobs of `client.jobs`, its parameters checked first."""
+        """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
+
+        Other arguments and errors as in `create`.
+        """
         body = await to_thread.run_sync(job.body, values)
         return await self.create(job.family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
@@ -186,13 +205,16 @@ class AsyncKling:
         hook: str | None = None,
         external_task_id: str | None = None,
     ) -> AsyncTask:
-        """Any job: `family` is a path under `/v1`, or with a leading slash one of the new standard.
+        """Create a task of any job, and return it once Kling has it.
 
-        `external_task_id` becomes the task's id; the same one again continues that task. `hook`: an address
-        that the receiver POSTs this task's events to, signed with its KLING_HOOK_SECRET.
-        Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling
-        surely did not take it. When nobody can know, the task comes back with `outcome` `unknown`:
-        its `wait` works, and nothing is ever sent twice.
+        `family`: a path under `/v1` (`videos/effects`), or a path of the new standard with a leading slash.
+        `body`: Kling's parameters, JSON. `tags`: labels; at most 20, of at most 100 characters.
+        `hook`: URL to which the receiver POSTs this task's events, signed with its KLING_HOOK_SECRET.
+        `external_task_id`: becomes the task's id; a second call with the same one continues that task.
+
+        Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling surely
+        did not take the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
+        finds out, and the create is never sent again.
         """
         check_create(family, body)
         task_id = chosen_id(family, body, external_task_id) or new_id()
@@ -204,14 +226,14 @@ class AsyncKling:
             task_id=task_id,
             family=family,
             body=dict(body),
-            tags=_tags(tags),
+            tags=_valid_tags(tags),
             hook=hook or "",
         )
         return await creation.run()
 
     async def task(self, task_id: str) -> AsyncTask:
-        """A task that the receiver knows, by our id. Raises ReceiverError."""
-        return AsyncTask(self._receiver, await self._receiver.task(_checked(task_id)))
+        """Read a task from the receiver. `task_id`: our id. Raises ReceiverError, ParameterError for an invalid id."""
+        return AsyncTask(self._receiver, await self._receiver.task(_valid_id(task_id)))
 
     async def tasks(
         self,
@@ -221,30 +243,30 @@ class AsyncKling:
         tag: str | None = None,
         limit: int = PAGE_SIZE,
     ) -> list[AsyncTask]:
-        """At most `limit` tasks, newest first. Raises ReceiverError."""
-        found = await self._receiver.tasks(limit, status=status, family=family, tag=tag)
-        return [AsyncTask(self._receiver, task) for task in found]
+        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError."""
+        tasks = await self._receiver.tasks(limit, status=status, family=family, tag=tag)
+        return [AsyncTask(self._receiver, task) for task in tasks]
 
     def attach(self, task_id: str) -> AsyncTask:
-        """A task that nobody was asked about yet: `wait` finds out whether there is one."""
-        return AsyncTask(self._receiver, {"id": _checked(task_id), "status": "created"})
+        """A handle to a task by our id, without a request: `wait` raises ReceiverError if there is no such task."""
+        return AsyncTask(self._receiver, {"id": _valid_id(task_id), "status": "created"})
 
     async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
-        """What happens to any task: what has been, then live, without end, however often the connection breaks.
+        """Yield the past events of all tasks, then live ones, without end. Reconnects when the connection breaks.
 
-        `after`: the id of an event; it and those before are left out. Raises ReceiverError.
+        `after`: id of an event; only later ones are yielded. Raises ReceiverError.
         """
         async with aclosing(follow(self._receiver, after=after)) as events:
             async for event in events:
                 yield event
 
     async def last_event(self) -> int:
-        """The id of the newest event, 0 when there is none. Raises ReceiverError."""
+        """The id of the newest event; 0 without events. Raises ReceiverError."""
         return await last_event(self._receiver)
 
     @property
     def receiver_reached(self) -> bool:
-        """Whether the receiver has answered. Before, no create was sent."""
+        """Whether the receiver has answered a request. Until then, no create was sent."""
         return self._receiver.reached
 
     async def aclose(self) -> None:
@@ -266,27 +288,27 @@ class AsyncKling:
         if not self._settings.key_fingerprint:
             raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
         if is_new_standard(family) and not self._settings.api_key:
-            raise ParameterError([f"family: {family} takes no access key and secret key. Set KLING_API_KEY."])
+            raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
 
     def _token(self) -> str:
         settings = self._settings
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
 
 
-def _checked(task_id: str) -> str:
+def _valid_id(task_id: str) -> str:
     if not is_id(task_id):
-        raise ParameterError([f"{task_id!r} cannot be a task's id. {DESCRIPTION}"])
+        raise ParameterError([f"{task_id!r} is not a task's id. {DESCRIPTION}"])
     return task_id
 
 
-def _tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """One tag or several; a string is one."""
-    listed = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
+def _valid_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """The distinct tags; a string is one tag. Raises ParameterError."""
+    distinct = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
     problems = []
-    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in listed):
+    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in distinct):
         problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
-    if len(listed) > MAX_TAGS:
-        problems.append(f"tags: there are {len(listed)}, at most {MAX_TAGS}.")
+    if len(distinct) > MAX_TAGS:
+        problems.append(f"tags: there are {len(distinct)}, at most {MAX_TAGS}.")
     if problems:
         raise ParameterError(problems)
-    return listed
+    return distinct

@@ -1,4 +1,4 @@
-"""Kling's own HTTP interface: one create, one query, and what each answer proves. It never retries.
+"""The HTTP API of Kling or a gateway: one create, one query, and what their answers prove. Without retries.
 
 `family` names the job: a path under `/v1` (`videos/text2video`), or with a leading slash a path of the
 new standard (`/text-to-video/kling-3.0-turbo`).
@@ -17,7 +17,7 @@ from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.http import retry_after_seconds
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, parse_answer
-from kling_callback.settings import KlingSettings
+from kling_callback.settings import CommonSettings
 
 NOT_SENT_ERRORS = (
     httpx.ConnectError,
@@ -26,59 +26,59 @@ NOT_SENT_ERRORS = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
-"""Failures that happen before a request leaves: it was surely not taken."""
+"""Failures before a request is sent: a create was surely not taken."""
 
 RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
 RETRYABLE = frozenset({RATE_LIMITED, CONCURRENCY_LIMITED, 5000, 5001, 5002})
 OUTCOME_UNKNOWN_CODES = frozenset({5000, 5001, 5002})
 REFUSED_CODES = range(1000, 1400)
 HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 425, 499}
-"""Without one of Kling's codes: a redirect or a refusal took nothing, a time-out or a 5xx may have."""
+"""Statuses that prove, without one of Kling's codes, that a create was not taken. After a timeout or 5xx it may be."""
 
 NO_SUCH_QUERY = frozenset({404, 405, 501})
-"""How a relay without the batch query answers one."""
+"""Statuses of a gateway that has no batch query."""
 
 MAX_ANSWER_BYTES = 8_000_000
-"""Bytes of an answer that are read; a longer one is not from Kling."""
+"""Bytes of an answer; a longer one is not Kling's."""
 
 GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 TIMEOUT = httpx.Timeout(60, connect=15)
-"""Seconds: a create may carry a 10 MB image, its answer comes within a few seconds."""
+"""Seconds: a create may contain a 10 MB image; Kling answers it within a few seconds."""
 
 MAX_CALL_SECONDS = 180
-"""Seconds for a whole call, however slowly its answer drips."""
+"""Seconds for a whole call, however slowly its answer arrives."""
 
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
-"""Whatever may go wrong between sending a request and having read its answer."""
+"""All failures between sending a request and having read its answer."""
 
 
-def auth_from(settings: KlingSettings) -> AuthPair:
-    """How the settings say that Kling is to be called; for legacy calls access key and secret key go first."""
+def auth_from(settings: CommonSettings) -> AuthPair:
+    """The authentication that the settings name. For legacy calls, access key and secret key take precedence."""
     key = BearerAuth(settings.api_key)
     if not settings.access_key:
         return AuthPair(key, key)
-    token = JwtAuth(settings.access_key, settings.secret_key)
-    return AuthPair(token, key if settings.api_key else token)
+    jwt = JwtAuth(settings.access_key, settings.secret_key)
+    return AuthPair(jwt, key if settings.api_key else jwt)
 
 
 MIN_KEY_CHARS = 8
-"""Characters: what is shorter is no key, and may be part of any answer."""
+"""Characters: a shorter text is not a key, and may occur in any answer."""
 
 
 class KlingApi:
-    """Kling at one address, with one key. Redirects are not followed: the key goes to that address only."""
+    """Kling or a gateway, at one address with one key. Redirects are not followed: they would get the key."""
 
     def __init__(self, base: str, auth: httpx.Auth | AuthPair, http: httpx.AsyncClient) -> None:
         self._base, self._http = base.rstrip("/"), http
-        self._proofs = auth if isinstance(auth, AuthPair) else AuthPair(auth, auth)
+        self._auth = auth if isinstance(auth, AuthPair) else AuthPair(auth, auth)
 
     def address(self, family: str) -> str:
-        """Where a job of this family is created."""
+        """The address at which a job of this family is created."""
         return f"{self._base}{family}" if is_new_standard(family) else f"{self._base}/v1/{family}"
 
     async def create(self, family: str, body: dict[str, Any]) -> Report:
-        """POST one create. The report has Kling's `task_id`.
+        """Send one create. The report has a `kling_id`.
 
         Raises NotCreated when Kling surely did not take it, CreateUnknown when it may have.
         """
@@ -94,41 +94,41 @@ class KlingApi:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
         return _created(response.status_code, answer, retry_after_seconds(response.headers))
 
-    async def query(self, family: str, *, task_id: str | None = None, external_id: str | None = None) -> Report | None:
-        """Ask Kling for one task, by its own id or by ours; None when it says that it knows no such task.
+    async def query(self, family: str, *, kling_id: str | None = None, task_id: str | None = None) -> Report | None:
+        """Query one task, by Kling's id or by ours; None when Kling answers that it does not know the task.
 
-        Raises GatewayError when it gave no usable answer. New-standard tasks are asked by the batch query,
-        and by their path where a relay has no such query.
+        Tasks of the new standard are queried by the batch query, or by path at a gateway without that query.
+        Raises GatewayError for any answer that is not usable.
         """
-        identifier = task_id or external_id or ""
+        identifier = kling_id or task_id or ""
         quoted = quote(identifier, safe="")
         if is_new_standard(family):
-            name = "task_ids" if task_id else "external_task_ids"
+            name = "task_ids" if kling_id else "external_task_ids"
             try:
                 return await self._query_once(family, f"{self._base}/tasks?{name}={quoted}", identifier)
             except GatewayError as error:
                 if error.http_status not in NO_SUCH_QUERY:
                     raise
-        return await self._query_once(family, f"{self.address(family)}/{quoted}", identifier, named=True)
+        return await self._query_once(family, f"{self.address(family)}/{quoted}", identifier, in_path=True)
 
-    async def _query_once(self, family: str, url: str, identifier: str, *, named: bool = False) -> Report | None:
-        """One query. `named`: the path names the task, so that a relay's bare 404 speaks of it."""
+    async def _query_once(self, family: str, url: str, identifier: str, *, in_path: bool = False) -> Report | None:
+        """Send one query. `in_path`: the path names the task, so that a gateway's bare 404 is about the task."""
         try:
             response, answer = await self._call(family, "GET", url)
         except TRANSPORT_ERRORS as error:
             raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
         status, code = response.status_code, answer.code if answer else None
-        if code in UNKNOWN_TASK or (named and answer and status == 404 and not isinstance(code, int)):
+        if code in UNKNOWN_TASK or (in_path and answer and status == 404 and not isinstance(code, int)):
             return None
-        found = _find_report(answer, identifier) if answer is not None and status < 300 else None
-        if found and found.status and code not in RETRYABLE and code not in REFUSED_CODES:
-            return found  # whatever word a relay has for success
+        report = _find_report(answer, identifier) if answer is not None and status < 300 else None
+        if report and report.status and code not in RETRYABLE and code not in REFUSED_CODES:
+            return report  # gateways have various codes for success
         if answer is None or not answer.ok or status >= 300:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response.headers))
-        return found
+        return report
 
     async def _call(self, family: str, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
-        auth = self._proofs.for_family(family)
+        auth = self._auth.for_family(family)
         response, answer = await self._once(auth, method, url, **body)
         if answer is not None and answer.code in STALE_TOKEN_CODES and isinstance(auth, JwtAuth):
             auth.invalidate()
@@ -146,14 +146,14 @@ class KlingApi:
                 await response.aclose()
 
 
-def _without_key(content: bytes, asked: httpx.Request) -> bytes:
-    """An answer that quotes the key it was asked with would carry it into logs, tasks and events."""
-    key = asked.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+def _without_key(content: bytes, request: httpx.Request) -> bytes:
+    """Replace the request's key in an answer that quotes it: answers appear in logs, tasks and events."""
+    key = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
     return content.replace(key, b"(key)") if len(key) >= MIN_KEY_CHARS else content
 
 
 async def _content(response: httpx.Response) -> bytes:
-    """The whole answer; one that came compressed all the same is inflated no further than it may be long."""
+    """The whole answer. One that is compressed, although uncompressed was requested, is inflated up to the limit."""
     inflate, content = _inflater(response), bytearray()
     assert isinstance(response.stream, httpx.AsyncByteStream)
     async for chunk in response.stream:
@@ -167,21 +167,21 @@ async def _content(response: httpx.Response) -> bytes:
 
 
 def _inflater(response: httpx.Response) -> Callable[[bytes, int], bytes]:
-    """What makes so many bytes at most of a piece of the answer."""
+    """A function that decodes a chunk of the answer into at most so many bytes."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding == "identity":
-        return lambda chunk, most: chunk
+        return lambda chunk, max_bytes: chunk
     if encoding in ("gzip", "x-gzip", "deflate"):
         return zlib.decompressobj(GZIP_OR_ZLIB).decompress
-    said = f"the answer came as {encoding[:20]}, although it was asked for as it is"
-    raise httpx.DecodingError(said, request=response.request)
+    message = f"the answer is encoded as {encoding[:20]}, although identity was requested"
+    raise httpx.DecodingError(message, request=response.request)
 
 
 def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:
     code = answer.code if answer else None
     report = next((each for each in answer.reports if each.kling_id), None) if answer else None
     refused = code in REFUSED_CODES or (code not in OUTCOME_UNKNOWN_CODES and status in HTTP_REFUSED)
-    # With Kling's id in hand the task exists, whatever word a relay has for success.
+    # An answer with Kling's id proves that the task exists: gateways have various codes for success.
     if report is not None and status < 300 and not refused and code not in OUTCOME_UNKNOWN_CODES:
         return report
     raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
@@ -189,10 +189,10 @@ def _created(status: int, answer: Answer | None, retry_after: float | None) -> R
 
 def _refusal(kind: type[GatewayError], status: int, answer: Answer | None, retry_after: float | None) -> GatewayError:
     code = answer.code if answer else None
-    said = answer.message if answer and answer.message else "no readable answer"
-    said = "".join(letter if letter.isprintable() else " " for letter in said)  # it goes into logs, too
+    message = answer.message if answer and answer.message else "no readable answer"
+    message = "".join(letter if letter.isprintable() else " " for letter in message)  # it is logged, too
     return kind(
-        f"Kling answered {'' if code is None else f'{code}, '}HTTP {status}: {said.rstrip('.')}.",
+        f"Kling answered {'' if code is None else f'{code}, '}HTTP {status}: {message.rstrip('.')}.",
         code=code,
         http_status=status,
         request_id=answer.request_id if answer else None,
@@ -208,7 +208,7 @@ HINTS = {
     1002: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
     1003: "Check this machine's clock.",
     1004: "Check this machine's clock.",
-    1100: "Look at the account in Kling's console.",
+    1100: "Check the account in Kling's console.",
     1101: "The account is in arrears: top it up.",
     1102: "The resource pack is used up or has expired: buy another.",
     1103: "The account has no right to this model: choose another, or buy it.",
@@ -221,15 +221,15 @@ HINTS = {
 
 
 HTTP_HINTS = {
-    401: "Check KLING_API_KEY and KLING_API_BASE: does this gateway know this key?",
-    403: "Check KLING_API_KEY and KLING_API_BASE: does this gateway know this key?",
-    404: "Check KLING_API_BASE and the family: is there a job at this path?",
+    401: "Check that KLING_API_KEY is a key of the gateway at KLING_API_BASE.",
+    403: "Check that KLING_API_KEY is a key of the gateway at KLING_API_BASE.",
+    404: "Check KLING_API_BASE and the family: there is no job at this path.",
     413: "The request is too large for the gateway: send the image as a URL.",
 }
 
 
 def _find_report(answer: Answer, identifier: str) -> Report | None:
-    """The report asked for: a batch may hold others, a relay may answer with yet another id."""
+    """The report about this id. A batch may contain others; a gateway may answer with an id of its own."""
     for report in answer.reports:
         if identifier in (report.kling_id, report.external_task_id):
             return report

@@ -1,4 +1,4 @@
-"""The receiver's `/api` as this client uses it: a method a route. Its bearer token leaves us only here."""
+"""The receiver's `/api`: one method for each route that this client uses. The bearer token is sent only from here."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -15,34 +15,37 @@ from kling_callback.http import retry_after_seconds
 from kling_callback.retry import RetryPolicy
 
 PAGE_SIZE = 100
-"""Tasks that one request asks for."""
+"""Tasks of one page of a list."""
 
 MAX_ANSWER_BYTES = 32_000_000
-"""Bytes: a page of tasks, each with its request; a longer answer is not the receiver's."""
+"""Bytes of an answer: a page of tasks, each with its request. A longer answer is not the receiver's."""
 
 MAX_REASON_CHARS = 2000
-"""Characters of Kling's message that the receiver is told."""
+"""Characters of Kling's message that are reported to the receiver."""
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 HINTS = {
-    "unknown_task": "Look at what there is with: kling list",
+    "unknown_task": "Check the id: `kling list` lists the tasks.",
     "bad_token": "Give this client the KLING_SIGNING_SECRETS that the receiver has, or a KLING_RECEIVER_TOKEN "
-    "from its `kling-receiver token`. If they are right, compare the clocks.",
+    "from its `kling-receiver token`. If they are right, check the clocks of both machines.",
 }
-"""By the receiver's code, where its own hint speaks to others than our caller."""
+"""By the receiver's error code, in place of its own hint, which addresses other callers."""
 UNREACHABLE_HINT = "Check KLING_RECEIVER_URL, and that `kling-receiver serve` runs."
 WRONG_SERVER_HINT = (
-    "Something else than the receiver answers there, a proxy perhaps that passes on /callbacks/ only. "
-    "Check KLING_RECEIVER_URL, or set KLING_RECEIVER_INTERNAL_URL to where this machine reaches the receiver."
+    "The answer is not the receiver's; perhaps a proxy forwards only /callbacks/. "
+    "Check KLING_RECEIVER_URL, or set KLING_RECEIVER_INTERNAL_URL to the address at which this machine reaches it."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What the receiver is told of a task before its create, and again with its outcome."""
+    """A task as it is registered before its create, and again with the outcome of the create.
+
+    `create_token`: unique to one create call; the receiver lets only one of them send the create.
+    """
 
     family: str
     model: str
@@ -53,32 +56,40 @@ class Registration:
     hook: str
     create_token: str
 
+    def fields(self) -> dict[str, Any]:
+        """The JSON fields of the request body."""
+        fields = asdict(self)
+        return {**fields, "attempt": fields.pop("create_token")}
+
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """The receiver's answer: the task as it knows it, and whether this attempt may send the create."""
+    """A registered task: its JSON, its signed callback address, and whether this call may send the create."""
 
     task: dict[str, Any]
     callback_url: str
-    create: bool
+    may_create: bool
 
 
 @dataclass(frozen=True, slots=True)
 class CreateOutcome:
-    """What became of a create."""
+    """The outcome of a create: `kling_id` if Kling named one, `reason` for any other outcome than created."""
 
     outcome: Outcome
     kling_id: str | None = None
     reason: str = ""
 
     def fields(self) -> dict[str, str]:
-        """As the receiver wants it told."""
-        named = {"outcome": self.outcome, "task_id": self.kling_id, "reason": self.reason[:MAX_REASON_CHARS]}
-        return {name: value for name, value in named.items() if value}
+        """The JSON fields of the request body."""
+        fields = {"outcome": self.outcome, "task_id": self.kling_id, "reason": self.reason[:MAX_REASON_CHARS]}
+        return {name: value for name, value in fields.items() if value}
 
 
 class ReceiverApi:
-    """The receiver at one address. `token` makes the bearer token anew for each request."""
+    """The receiver at one address. `token`: makes the bearer token for each request. Every method raises ReceiverError.
+
+    `reached`: whether the receiver has answered a request with success.
+    """
 
     def __init__(self, http: httpx.AsyncClient, base: str, token: Callable[[], str], retry: RetryPolicy) -> None:
         self.base, self.retry = base, retry
@@ -86,53 +97,53 @@ class ReceiverApi:
         self._http, self._token = http, token
 
     async def register(self, task_id: str, registration: Registration) -> Registered:
-        """Make the task known before its create. Safe to repeat: the attempt's nonce tells whose it is."""
-        answer = await self._call_with_retry("PUT", task_path(task_id), asdict(registration))
-        task, url, create = (answer.get(name) for name in ("task", "callback_url", "create"))
-        if not is_task(task, task_id) or not isinstance(url, str) or not isinstance(create, bool):
+        """Register a task before its create. Idempotent: the `create_token` identifies this call."""
+        answer = await self._call_with_retry("PUT", task_path(task_id), registration.fields())
+        task, url, may_create = (answer.get(name) for name in ("task", "callback_url", "create"))
+        if not is_task(task, task_id) or not isinstance(url, str) or not isinstance(may_create, bool):
             raise unreadable_answer()
-        return Registered(task, url, create)
+        return Registered(task, url, may_create)
 
     async def report(
-        self, task_id: str, registration: Registration, ending: CreateOutcome, *, persist: bool = True
+        self, task_id: str, registration: Registration, outcome: CreateOutcome, *, retry: bool = True
     ) -> dict[str, Any]:
-        """Say what became of the create; the answer is the task. `persist`: try more than once."""
-        call = self._call_with_retry if persist else self.call
-        answer = await call("PUT", task_path(task_id), {**asdict(registration), **ending.fields()})
+        """Report the outcome of a create, and return the task's JSON. `retry`: False for one attempt only."""
+        call = self._call_with_retry if retry else self.call
+        answer = await call("PUT", task_path(task_id), {**registration.fields(), **outcome.fields()})
         task = answer.get("task")
         if not is_task(task, task_id):
             raise unreadable_answer()
         return task
 
     async def task(self, task_id: str) -> dict[str, Any]:
-        """One task's JSON."""
+        """The JSON of a task. `task_id`: our id."""
         task = await self._call_with_retry("GET", task_path(task_id))
         if not is_task(task, task_id):
             raise unreadable_answer()
         return task
 
     async def tasks(self, limit: int = PAGE_SIZE, **filters: str | None) -> list[dict[str, Any]]:
-        """At most `limit` tasks, newest first, a page at a time."""
-        found: list[dict[str, Any]] = []
+        """The JSON of at most `limit` tasks, newest first. Filters that are None are ignored."""
+        tasks: list[dict[str, Any]] = []
         cursor: str | None = None
-        while len(found) < limit:
-            page, cursor = await self._page(limit=min(limit - len(found), PAGE_SIZE), cursor=cursor, **filters)
-            found += page
+        while len(tasks) < limit:
+            page, cursor = await self._page(limit=min(limit - len(tasks), PAGE_SIZE), cursor=cursor, **filters)
+            tasks += page
             if not cursor or not page:
                 break
-        return found[:limit]
+        return tasks[:limit]
 
     async def _page(self, **filters: str | int | None) -> tuple[list[dict[str, Any]], str | None]:
-        """One page, and the cursor of the next."""
-        given = {name: value for name, value in filters.items() if value is not None}
-        answer = await self._call_with_retry("GET", f"/api/tasks?{httpx.QueryParams(given)}")
+        """One page, and the cursor of the next one."""
+        query = httpx.QueryParams({name: value for name, value in filters.items() if value is not None})
+        answer = await self._call_with_retry("GET", f"/api/tasks?{query}")
         tasks, cursor = answer.get("tasks"), answer.get("next")
         if not isinstance(tasks, list) or not all(is_task(task) for task in tasks):
             raise unreadable_answer()
         return tasks, cursor if isinstance(cursor, str) and cursor else None
 
     async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """One request, its answer a JSON object. Raises ReceiverError."""
+        """Send one request, without retries, and return its answer, a JSON object."""
         try:
             with anyio.fail_after(self.retry.call_seconds):
                 async with self.open(method, path, json=body) as response:
@@ -141,7 +152,7 @@ class ReceiverApi:
             raise self._unreachable(error) from None
 
     async def file(self, task_id: str, index: int) -> AsyncGenerator[bytes, None]:
-        """The bytes of a result file. By our token: unlike its link it has no end, and no log shows it."""
+        """Yield the bytes of a result file. The bearer token, unlike the file's link, appears in no log."""
         path, headers = f"{task_path(task_id)}/results/{index}", {"Accept-Encoding": "identity"}
         async with self.open("GET", path, headers=headers) as response:
             async for chunk in response.aiter_bytes():
@@ -155,20 +166,20 @@ class ReceiverApi:
         *,
         headers: dict[str, str] | None = None,
         timeout: httpx.Timeout = TIMEOUT,
-        **sent: Any,
+        **body: Any,
     ) -> AsyncIterator[httpx.Response]:
-        """A response of the 200s whose body is still to be read. Raises ReceiverError for all else."""
-        proof = {"Authorization": f"Bearer {self._token()}"}
-        if sent.get("json") is None:
-            sent = {}
+        """Send one request. The response has a status below 300, and an unread body."""
+        authorization = {"Authorization": f"Bearer {self._token()}"}
+        if body.get("json") is None:
+            body = {}
         try:
             async with self._http.stream(
                 method,
                 self.base + path,
-                headers={**proof, **(headers or {})},
+                headers={**authorization, **(headers or {})},
                 timeout=timeout,
                 follow_redirects=False,
-                **sent,
+                **body,
             ) as response:
                 if response.status_code >= 300:
                     raise await _refused(response)
@@ -184,7 +195,7 @@ class ReceiverApi:
             ) from error
 
     async def _call_with_retry(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """`call`, again while the receiver is away or busy; every route we call may be repeated."""
+        """`call`, retried while the receiver is unreachable or busy. All routes used here are idempotent."""
         total = self.retry.read_seconds if method == "GET" else self.retry.write_seconds
         return await self.retry.retry(lambda: self.call(method, path, body), lambda error: error.retryable, total)
 
@@ -204,7 +215,7 @@ def task_path(task_id: str) -> str:
 
 
 def is_task(value: Any, task_id: str | None = None) -> TypeGuard[dict[str, Any]]:
-    """Whether this is the JSON of a task, and of that one."""
+    """Whether `value` is the JSON of a task; with `task_id`, of that task."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("id"), str)
@@ -215,30 +226,32 @@ def is_task(value: Any, task_id: str | None = None) -> TypeGuard[dict[str, Any]]
 
 
 def unreadable_answer() -> ReceiverError:
-    """The error for an answer that is no answer of a receiver."""
+    """The error for an answer that cannot be a receiver's."""
     return ReceiverError(
         "The receiver's answer cannot be read.",
         code="unreadable",
-        hint="Is this a receiver? Check KLING_RECEIVER_URL.",
+        hint="Check that KLING_RECEIVER_URL is the address of a receiver.",
     )
 
 
 async def _refused(response: httpx.Response) -> ReceiverError:
-    """The receiver's error shape as an error; a proxy in between may answer in any other."""
+    """The error for an answer in the receiver's error shape, or in any other of a proxy in between."""
     try:
         error = _object(await _content(response)).get("error")
     except ReceiverError:
         error = None
-    said = error if isinstance(error, dict) else {}
-    status, code = response.status_code, _text(said.get("code"))
-    where = f" It redirects to {urlsplit(response.headers.get('Location', '')).netloc}." if status < 400 else ""
+    problem = error if isinstance(error, dict) else {}
+    status, code = response.status_code, _text(problem.get("code"))
+    redirect = f" It redirects to {urlsplit(response.headers.get('Location', '')).netloc}." if status < 400 else ""
     return ReceiverError(
-        f"The receiver refused: {_text(said.get('message')) or f'HTTP {status}.'}{where}",
+        f"The receiver refused: {_text(problem.get('message')) or f'HTTP {status}.'}{redirect}",
         code=code or None,
         http_status=status,
         retryable=status in BUSY,
         retry_after=retry_after_seconds(response.headers),
-        hint=HINTS.get(code) or _text(said.get("hint")) or (UNREACHABLE_HINT if status in BUSY else WRONG_SERVER_HINT),
+        hint=HINTS.get(code)
+        or _text(problem.get("hint"))
+        or (UNREACHABLE_HINT if status in BUSY else WRONG_SERVER_HINT),
     )
 
 

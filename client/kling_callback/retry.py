@@ -1,4 +1,4 @@
-"""How long to wait for what, and how often to try again: all of this package's timing in one place."""
+"""The client's retries and timeouts, all in one place."""
 
 import logging
 import random
@@ -12,43 +12,46 @@ from kling_callback.errors import KlingError
 
 T = TypeVar("T")
 
-log = logging.getLogger("client")
-logging.getLogger("stamina").addHandler(logging.NullHandler())  # it would write to stderr what `log` says
+log = logging.getLogger("kling_callback.retry")
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # stamina would write to stderr what `log` reports
 
-DICE = random.SystemRandom()
+_RANDOM = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Times in seconds. Waits double from `first` to `longest`, with jitter."""
+    """Retries and timeouts, in seconds. Waits double from `initial_wait` to `max_wait`, times a jitter of 1 to 1.5."""
 
     initial_wait: float = 0.5
     max_wait: float = 30
     max_attempts: int | None = None
-    """At most so many, however quick they are; None for no limit but time."""
+    """Attempts of one call; None: limited by time only."""
     create_seconds: float = 300
-    """For all tries of a create that Kling surely did not take."""
+    """For all attempts at a create that Kling surely did not take."""
     connect_seconds: float = 30
-    """For those of them that found no connection to Kling."""
+    """For those of them that fail because there is no connection to Kling."""
     write_seconds: float = 20
-    """For all tries of one call that changes something at the receiver: it may be restarting."""
+    """For all attempts at one write to the receiver, which may be restarting."""
     read_seconds: float = 5
-    """For all tries of one that only reads there."""
+    """For all attempts at one read from the receiver."""
     call_seconds: float = 60
-    """For one try, however slowly its answer drips."""
+    """For one attempt, however slowly its answer arrives."""
     download_seconds: float = 300
-    """For all tries of a download."""
+    """For all attempts at a download."""
     lookup_waits: tuple[float, ...] = (1, 4, 10)
-    """The pauses before each look for a create with an unknown outcome."""
+    """The pauses before each query for a create with an unknown outcome."""
     stream_timeout: float = 45
-    """After this long without even a heartbeat, a stream of events is broken."""
+    """Silence, without even a heartbeat, after which an event stream is reconnected."""
     unreachable_seconds: float = 60
-    """A receiver that never answered is given up after this long, when nothing else bounds the wait."""
+    """For a receiver that never answered, in waits without a timeout."""
     interrupt_seconds: float = 5
-    """For telling the receiver what became of a create that was interrupted."""
+    """For reporting the outcome of an interrupted create to the receiver."""
 
     async def retry(self, call: Callable[[], Awaitable[T]], again: Callable[[KlingError], bool], total: float) -> T:
-        """`call`; again, for `total` seconds, after errors of which `again` says so. A Retry-After is kept."""
+        """Return what `call` returns; retry for `total` seconds after errors for which `again` returns True.
+
+        A `retry_after` of the error replaces the wait; one longer than `total` ends the retries. Raises the last error.
+        """
 
         def on(error: Exception) -> bool | float:
             if not isinstance(error, KlingError) or not again(error) or (error.retry_after or 0) > total:
@@ -63,7 +66,7 @@ class RetryPolicy:
             attempts=self.max_attempts,
             timeout=total,
             wait_initial=self.initial_wait,
-            wait_max=min(self.max_wait, total / 4),  # so that the last wait does not go far beyond the end
+            wait_max=min(self.max_wait, total / 4),  # the last wait exceeds `total` by little
             wait_jitter=self.initial_wait,
         ):
             with attempt:
@@ -71,9 +74,9 @@ class RetryPolicy:
         raise AssertionError("the last attempt returns or raises")
 
     def pause(self, failures: int) -> float:
-        """How long to wait after the n-th failure in a row."""
+        """Seconds to wait after the n-th consecutive failure, n from 1."""
         return min(self.initial_wait * 2.0 ** min(failures - 1, 20), self.max_wait) * self.jitter()
 
     def jitter(self) -> float:
-        """A factor from 1 to 1.5, so that those who failed together do not come back together."""
-        return DICE.uniform(1, 1.5)
+        """A random factor from 1 to 1.5: clients that failed together do not retry together."""
+        return _RANDOM.uniform(1, 1.5)

@@ -1,11 +1,13 @@
-"""The settings that both sides read from the environment (or a `.env` file), and how their problems are told.
+"""The client's settings, from arguments, environment variables or a `.env` file; the receiver's share the base class.
 
-The environment is read here and nowhere else; the receiver's settings extend `KlingSettings`.
+The environment is read here and nowhere else.
 """
 
+from collections.abc import Collection
+from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -22,13 +24,26 @@ from kling_callback.protocol.urls import normalize_public_url, normalize_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
 
 MIN_SIMILARITY = 0.85
-"""How like a setting a name must be to be taken for it misspelt; no two settings are so like each other."""
+"""From 0 to 1: a variable this similar to a setting is reported as misspelt."""
 
-Listed = Annotated[tuple[str, ...], NoDecode]
+TO_WAIT = ("receiver_url", "receiver_token")
+"""The settings required to wait for tasks, show and list them."""
+
+TO_CREATE = ("api_key", *TO_WAIT)
+"""The settings required to create tasks."""
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
 
+_required: ContextVar[frozenset[str]] = ContextVar("required", default=frozenset())
 
-def _can_sign(value: str) -> str:
+
+def is_required(name: str) -> bool:
+    """Whether the `load` in progress requires this setting. For validators."""
+    return name in _required.get()
+
+
+def _check_webhook_secret(value: str) -> str:
     if value:
         try:
             secret_key(value)
@@ -37,19 +52,19 @@ def _can_sign(value: str) -> str:
     return value
 
 
-HookSecret = Annotated[str, AfterValidator(_can_sign)]
-"""A secret by Standard Webhooks, or none."""
+HookSecret = Annotated[str, AfterValidator(_check_webhook_secret)]
+"""A Standard Webhooks secret (`whsec_...`), or ""."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a setting must be, where pydantic would speak of its own types. Stands in the field's annotation."""
+    """What a setting must be, in place of pydantic's message about types. Part of the field's annotation."""
 
     text: str
 
 
-class KlingSettings(BaseSettings):
-    """What client and receiver have in common. Each field is the variable `KLING_` and its name."""
+class CommonSettings(BaseSettings):
+    """The settings of client and receiver alike. Each field is the variable `KLING_` and its name in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix="KLING_",
@@ -62,20 +77,26 @@ class KlingSettings(BaseSettings):
         validate_default=True,
     )
 
+    foreign: ClassVar[frozenset[str]] = frozenset()
+    """Settings of the other program that are similar to one of this class, and not misspelt."""
+
     api_base: str = Field(
-        "https://api-singapore.klingai.com", description="where Kling or the gateway is, before `/v1/...`"
+        "https://api-singapore.klingai.com", description="address of Kling or the gateway, before `/v1/...`"
     )
     api_key: str = Field("", repr=False, description="Kling's or the gateway's bearer key")
     access_key: str = Field(
         "", repr=False, description="instead of the key, with the next one; not for paths with a leading slash"
     )
     secret_key: str = Field("", repr=False, description="signs a JWT per call")
-    signing_secrets: Listed = Field(
+    signing_secrets: CommaSeparated = Field(
         (),
         repr=False,
         description="comma-separated, newest first: the newest signs, all verify; at least 32 characters each",
     )
     receiver_url: str = Field("", description="the receiver's public address, as Kling reaches it")
+    receiver_internal_url: str = Field(
+        "", description="address at which the commands and the client reach the receiver, if different"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -84,12 +105,12 @@ class KlingSettings(BaseSettings):
 
     @field_validator("signing_secrets", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_secrets(cls, value: Any) -> Any:
         return split(value)
 
     @field_validator("signing_secrets")
     @classmethod
-    def _long_enough(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_secrets(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
         short = [str(place) for place, secret in enumerate(secrets, 1) if len(secret) < MIN_SECRET_CHARS]
         if short:
             raise ValueError(
@@ -99,103 +120,135 @@ class KlingSettings(BaseSettings):
 
     @field_validator("api_base")
     @classmethod
-    def _base(cls, value: str) -> str:
+    def _normalize_base(cls, value: str) -> str:
         return normalize_url(value).removesuffix("/v1")
 
     @field_validator("receiver_url")
     @classmethod
-    def _public(cls, value: str) -> str:
+    def _normalize_public(cls, value: str) -> str:
         return normalize_public_url(value) if value else value
+
+    @field_validator("receiver_internal_url")
+    @classmethod
+    def _normalize_internal(cls, value: str) -> str:
+        return normalize_url(value) if value else value
 
     @field_validator("api_key", "access_key")
     @classmethod
-    def _key(cls, value: str) -> str:
+    def _check_key(cls, value: str) -> str:
         return header_safe(value)
 
     @field_validator("secret_key")
     @classmethod
-    def _both_keys(cls, value: str, info: ValidationInfo) -> str:
-        # A field that is itself wrong is not in `data`; its own problem is told.
+    def _check_key_pair(cls, value: str, info: ValidationInfo) -> str:
+        # An invalid field is not in `data`; its own problem is reported.
         if bool(value) != bool(info.data.get("access_key", value)):
-            raise ValueError("KLING_ACCESS_KEY and KLING_SECRET_KEY work together only. Set both, or neither.")
+            raise ValueError("KLING_ACCESS_KEY and KLING_SECRET_KEY work only together. Set both, or neither.")
         return value
 
     @property
     def key_fingerprint(self) -> str:
-        """The fingerprint of the Kling key, or "" when there is none."""
+        """The fingerprint of the Kling key, or "" without a key."""
         return next(iter(self.key_fingerprints), "")
 
     @property
     def key_fingerprints(self) -> tuple[str, ...]:
-        """The fingerprints of all keys of the account: of an access key, of an API key."""
+        """The fingerprints of all keys of the account: of the access key, then of the API key."""
         return tuple(key_fingerprint(key) for key in (self.access_key, self.api_key) if key)
 
+    @property
+    def receiver_base(self) -> str:
+        """The address at which this program reaches the receiver."""
+        return self.receiver_internal_url or self.receiver_url
+
     @classmethod
-    def load(cls, **given: Any) -> Self:
-        """Read the environment; what is `given` (and not None) goes first. SettingsError lists all problems."""
+    def load(cls, *, require: Collection[str] = (), **values: Any) -> Self:
+        """Read the settings. `values` that are not None take precedence over the environment, that over `.env`.
+
+        `require`: names of the settings that must be set, or an alternative to them. Raises SettingsError with
+        all problems, invalid and missing settings alike.
+        """
+        if unknown := set(require) - cls.model_fields.keys():
+            raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
+        token = _required.set(frozenset(require))
         try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
+            return cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             raise SettingsError([cls._describe(each) for each in error.errors()]) from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise SettingsError([f".env: cannot be read: {reason}. Mend it, or remove it."]) from None
+            raise SettingsError([f".env cannot be read: {reason}. Fix it, or remove it."]) from None
+        finally:
+            _required.reset(token)
 
     @classmethod
     def unknown_variables(cls) -> list[str]:
-        """What looks like the name of a setting, and is none: nobody reads it."""
+        """Warn about `KLING_*` variables that no setting uses, each with the closest match."""
         known = [f"kling_{name}" for name in cls.model_fields]
-        given = cls.environment().keys() - set(known)
-        nearest = {name: get_close_matches(name, known, 1, MIN_SIMILARITY) for name in sorted(given)}
+        unknown = cls.environment().keys() - {*known, *(f"kling_{name}" for name in cls.foreign)}
+        matches = {name: get_close_matches(name, known, 1, MIN_SIMILARITY) for name in sorted(unknown)}
         return [
-            f"{name.upper()} is no setting: nobody reads it. Is {near[0].upper()} meant?"
-            for name, near in nearest.items()
-            if near
+            f"{name.upper()} is not a setting. Did you mean {closest[0].upper()}?"
+            for name, closest in matches.items()
+            if closest
         ]
 
     @classmethod
     def environment(cls) -> dict[str, str | None]:
-        """All variables, of the environment before those of `.env`; their names in small letters."""
+        """All variables by name in small letters; those of the environment take precedence over `.env`."""
         return {**DotEnvSettingsSource(cls).env_vars, **EnvSettingsSource(cls).env_vars}
 
     @classmethod
     def _describe(cls, error: Any) -> str:
+        """The message for one of pydantic's errors; it begins with the variable's name."""
         name = str(error["loc"][0])
-        remedies = [each.text for each in cls.model_fields[name].metadata if isinstance(each, Expected)]
+        expected = [each.text for each in cls.model_fields[name].metadata if isinstance(each, Expected)]
         ours = error["type"] == "value_error"
-        reason = error["msg"].removeprefix("Value error, ") if ours or not remedies else remedies[0]
-        return reason if reason.startswith("KLING_") else f"KLING_{name.upper()}: {reason}"
+        message = error["msg"].removeprefix("Value error, ") if ours or not expected else expected[0]
+        return message if message.startswith("KLING_") else f"KLING_{name.upper()}: {message}"
 
 
-class InternalSettings(KlingSettings):
-    """Where a program of ours reaches the receiver, which Kling may reach otherwise."""
+class ClientSettings(CommonSettings):
+    """The client's settings; each is also an argument of `Kling`, except `hook_secret`, which `kling listen` uses."""
 
-    receiver_internal_url: str = Field("", description="where the client itself reaches the receiver, if elsewhere")
-
-    @field_validator("receiver_internal_url")
-    @classmethod
-    def _internal(cls, value: str) -> str:
-        return normalize_url(value) if value else value
-
-    @property
-    def receiver_base(self) -> str:
-        """Where this program reaches the receiver."""
-        return self.receiver_internal_url or self.receiver_url
-
-
-class ReceiverAccessSettings(InternalSettings):
-    """What it takes to talk to the receiver: enough to wait, show and list."""
+    foreign = frozenset({"webhook_secrets"})
 
     receiver_token: str = Field(
         "",
         repr=False,
         description="instead of the secrets: the receiver signs the callback address for this client",
     )
+    hook_secret: HookSecret = Field(
+        "",
+        repr=False,
+        description="signs the POSTs to `KLING_HOOK_URL`, to hooks of single tasks, and of `kling listen --forward`, "
+        "by Standard Webhooks (`whsec_...`)",
+    )
+
+    @classmethod
+    def load(cls, *, require: Collection[str] = TO_CREATE, **values: Any) -> Self:
+        """Read the settings. `values` that are not None take precedence over the environment, that over `.env`.
+
+        `require`: names of the settings that must be set; TO_CREATE (the default) or TO_WAIT. Raises
+        SettingsError with all problems, invalid and missing settings alike.
+        """
+        return super().load(require=require, **values)
+
+    @field_validator("secret_key")
+    @classmethod
+    def _require_key(cls, value: str, info: ValidationInfo) -> str:
+        keys = (info.data.get("api_key"), info.data.get("access_key"))
+        if is_required("api_key") and not value and keys == ("", ""):
+            raise ValueError(
+                "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). "
+                "Set a key from the console of Kling or of the gateway."
+            )
+        return value
 
     @field_validator("receiver_url")
     @classmethod
-    def _needed(cls, value: str) -> str:
-        if not value:
+    def _require_url(cls, value: str) -> str:
+        if is_required("receiver_url") and not value:
             raise ValueError(
                 "KLING_RECEIVER_URL is missing. Set it to the receiver's address, as its `serve` prints it."
             )
@@ -203,8 +256,8 @@ class ReceiverAccessSettings(InternalSettings):
 
     @field_validator("receiver_token")
     @classmethod
-    def _trusted(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.data.get("signing_secrets") == ():
+    def _require_token(cls, value: str, info: ValidationInfo) -> str:
+        if is_required("receiver_token") and not value and info.data.get("signing_secrets") == ():
             raise ValueError(
                 "KLING_RECEIVER_TOKEN is missing (or KLING_SIGNING_SECRETS). Set a token from "
                 "`kling-receiver token --role client`, or the secrets that the receiver has."
@@ -212,33 +265,13 @@ class ReceiverAccessSettings(InternalSettings):
         return header_safe(value)
 
 
-class ListenSettings(ReceiverAccessSettings):
-    """What it takes to hand on events as a hook would get them."""
-
-    hook_secret: HookSecret = Field("", repr=False, description="signs what is handed on")
-
-
-class ClientSettings(ReceiverAccessSettings):
-    """What it takes to create: the receiver, and a key for Kling."""
-
-    @field_validator("secret_key")
-    @classmethod
-    def _some_key(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.data.get("api_key") == "" and info.data.get("access_key") == "":
-            raise ValueError(
-                "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). "
-                "Set a key from the console of Kling or of the gateway."
-            )
-        return value
-
-
 def split(value: Any) -> Any:
-    """The parts of a comma-separated string; anything else as it is."""
+    """The parts of a comma-separated string as a tuple; any other value unchanged."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def header_safe(value: str) -> str:
-    """A key or token that an HTTP header can carry; else ValueError."""
+    """A key or token that an HTTP header can carry. Raises ValueError for any other."""
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("holds blanks or letters that no key has. Copy it again.")
+        raise ValueError("contains blanks or letters that no key has. Copy it again.")
     return value

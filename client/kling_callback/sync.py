@@ -16,19 +16,19 @@ from kling_callback.errors import KlingError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
 from kling_callback.retry import RetryPolicy
-from kling_callback.settings import ReceiverAccessSettings
+from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-GRACE_SECONDS = 10
-"""Seconds for what was interrupted to say its last word."""
+CANCEL_SECONDS = 10
+"""Seconds that an interrupted call has to report the outcome of its create, and to end."""
 
 
 class _Call(Generic[T]):
-    """A call under way in the other thread."""
+    """A call that runs in the loop's thread."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class _Call(Generic[T]):
         self.future = asyncio.run_coroutine_threadsafe(self._run(), loop)
 
     def result(self) -> T:
-        """What it returns. Ctrl-C here cancels it there, and waits for its last word."""
+        """Wait, and return what the call returns. Ctrl-C here cancels it there, and waits for its end."""
         try:
             return self.future.result()
         finally:
@@ -50,9 +50,9 @@ class _Call(Generic[T]):
                 self.stop()
 
     def stop(self) -> None:
-        """Cancel it, and wait a while for its end."""
+        """Cancel the call, and wait at most CANCEL_SECONDS for its end."""
         self._loop.call_soon_threadsafe(self._cancel)
-        self._ended.wait(GRACE_SECONDS)
+        self._ended.wait(CANCEL_SECONDS)
 
     def _cancel(self) -> None:
         if self._task and not self._ended.is_set():
@@ -69,9 +69,9 @@ class _Call(Generic[T]):
 
 
 class LoopThread:
-    """An event loop in a thread of its own, begun by the first call.
+    """An event loop in a thread of its own, started by the first call.
 
-    A daemon's thread: a program that ends, or fails, without closing it ends all the same.
+    A daemon thread: a program that ends without `close` still ends.
     """
 
     def __init__(self) -> None:
@@ -82,17 +82,17 @@ class LoopThread:
         self._calls: set[_Call[Any]] = set()
 
     def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` returns."""
+        """Run `call` in the loop, and return what it returns."""
         return self.start(call).result()
 
     def start(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
-        """`call`, under way."""
+        """Start `call` in the loop. Raises KlingError after `close`."""
         return _Call(self._started(), call, self._calls)
 
     def close(self, last: Callable[[], Awaitable[None]]) -> None:
-        """End what is still under way, then do the `last`, then end the thread.
+        """Cancel the calls that still run, run `last`, then end the thread.
 
-        Something may be: an interrupt can come before a caller holds what it began.
+        Calls may still run here: an interrupt can arrive before the caller holds the call that it started.
         """
         if self._closed:
             return
@@ -122,7 +122,7 @@ class LoopThread:
 def _blocking_create(
     method: Callable[Concatenate[AsyncKling, P], Awaitable[AsyncTask]],
 ) -> "Callable[Concatenate[Kling, P], Task]":
-    """The method of Kling that is this one of AsyncKling, parameters and all."""
+    """The method of Kling for this method of AsyncKling, with the same parameters."""
 
     def blocking(self: "Kling", /, *args: P.args, **kwargs: P.kwargs) -> "Task":
         task = self.loop.run(lambda: method(self.asynchronous, *args, **kwargs))
@@ -134,7 +134,7 @@ def _blocking_create(
 
 
 class KlingArguments(TypedDict, total=False):
-    """The arguments of AsyncKling and Kling."""
+    """The arguments of AsyncKling and Kling, by the same names."""
 
     api_base: str | None
     api_key: str | None
@@ -144,16 +144,16 @@ class KlingArguments(TypedDict, total=False):
     receiver_token: str | None
     receiver_url: str | None
     receiver_internal_url: str | None
-    settings: ReceiverAccessSettings | None
+    settings: ClientSettings | None
     retry: RetryPolicy | None
     http: httpx.AsyncClient | None
 
 
 class Kling:
-    """Kling with a receiver. Open it with `with`, or end it with `close`; threads may share it."""
+    """A blocking client of Kling and its receiver. Open it with `with`, or call `close`. Threads may share it."""
 
     def __init__(self, **settings: Unpack[KlingArguments]) -> None:
-        """The arguments are those of AsyncKling. Raises SettingsError, which lists all problems."""
+        """The arguments are those of AsyncKling. Raises SettingsError with all problems."""
         self.asynchronous = AsyncKling(**settings)
         self.loop = LoopThread()
 
@@ -167,12 +167,12 @@ class Kling:
     def tasks(
         self, *, status: str | None = None, family: str | None = None, tag: str | None = None, limit: int = 100
     ) -> "list[Task]":
-        """At most `limit` tasks, newest first. Raises ReceiverError."""
-        found = self.loop.run(lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit))
-        return [Task(self.loop, task) for task in found]
+        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError."""
+        tasks = self.loop.run(lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit))
+        return [Task(self.loop, task) for task in tasks]
 
     def close(self) -> None:
-        """End what is under way, close all connections, then the thread."""
+        """Cancel the calls that still run, close all connections, end the thread."""
         self.loop.close(self.asynchronous.aclose)
 
     def __enter__(self) -> Self:
@@ -188,17 +188,18 @@ class Kling:
 
 
 class Task(BaseTask):
-    """One task."""
+    """One task at Kling, as the receiver has it."""
 
     def __init__(self, loop: LoopThread, task: AsyncTask) -> None:
         super().__init__(task.data, unreported=task.unreported)
         self._loop, self._task = loop, task
 
     def wait(self, timeout: float | None = None, *, on_event: Callable[[Event], object] | None = None) -> "Result":
-        """The result, once the task is done: the receiver wakes us, nothing polls.
+        """Wait until the task is done, and return its result. The receiver pushes the events: nothing polls.
 
-        `timeout`: seconds, None for as long as it takes. `on_event` hears what happened, from the beginning,
-        in this thread. Raises TaskFailed, ResultFailed, WaitTimeout (the task goes on), or ReceiverError.
+        `timeout`: seconds; None: no limit. `on_event`: called in this thread with each Event, from the task's first
+        one on; an exception in it ends the wait.
+        Raises TaskFailed, ResultFailed, WaitTimeout (the task continues), or ReceiverError.
         """
         try:
             return Result(self._loop, self._wait(timeout, on_event))
@@ -206,11 +207,11 @@ class Task(BaseTask):
             self.data = self._task.data
 
     def stored(self) -> "Result":
-        """What there is of the result by now, whatever became of the rest."""
+        """The files that were stored when `data` was received, whether or not the others follow."""
         return Result(self._loop, self._task.stored())
 
     def refresh(self) -> "Task":
-        """Ask the receiver once how things stand; returns itself."""
+        """Read the task from the receiver once, into `data`. Returns itself. Raises ReceiverError."""
         self._loop.run(self._task.refresh)
         self.data = self._task.data
         return self
@@ -218,11 +219,11 @@ class Task(BaseTask):
     def _wait(self, timeout: float | None, on_event: Callable[[Event], object] | None) -> AsyncResult:
         if on_event is None:
             return self._loop.run(lambda: self._task.wait(timeout))
-        heard: SimpleQueue[Event | None] = SimpleQueue()
-        call = self._loop.start(lambda: self._task.wait(timeout, on_event=heard.put))
-        call.future.add_done_callback(lambda _: heard.put(None))
+        events: SimpleQueue[Event | None] = SimpleQueue()
+        call = self._loop.start(lambda: self._task.wait(timeout, on_event=events.put))
+        call.future.add_done_callback(lambda _: events.put(None))
         try:
-            while (event := heard.get()) is not None:
+            while (event := events.get()) is not None:
                 self.data = event.task
                 on_event(event)
             return call.result()
@@ -231,7 +232,7 @@ class Task(BaseTask):
 
 
 class Result(BaseResult["File"]):
-    """The files of a task that succeeded."""
+    """The stored files of a task."""
 
     def __init__(self, loop: LoopThread, result: AsyncResult) -> None:
         super().__init__(result.task, [File(loop, each) for each in result.files])
@@ -245,12 +246,12 @@ class File(BaseFile):
         self._loop, self._file = loop, file
 
     def save(self, path: str | Path) -> Path:
-        """Write the file to `path` (in a folder: under its own name), whole and checked, or not at all.
+        """Download the file to `path`, or into the folder `path` as `name`: complete and checked, or not at all.
 
-        Returns where it is. Raises ResultFailed when it cannot be had, OSError when it cannot be written.
+        Returns its Path. Raises ResultFailed when it cannot be downloaded, OSError when it cannot be written.
         """
         return self._loop.run(lambda: self._file.save(path))
 
     def read(self) -> bytes:
-        """The content, checked. Raises ResultFailed when it cannot be had."""
+        """Download the content as bytes, checked. Raises ResultFailed when it cannot be downloaded."""
         return self._loop.run(self._file.read)

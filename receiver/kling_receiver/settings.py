@@ -5,13 +5,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from kling_callback.protocol.signing import MAKE_SECRET_HINT
 from kling_callback.protocol.urls import normalize_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
-from kling_callback.settings import Expected, HookSecret, InternalSettings, KlingSettings, Listed, split
+from kling_callback.settings import CommaSeparated, CommonSettings, Expected, HookSecret, is_required, split
 from kling_receiver.hooks.config import HookConfig, InvalidHook
 from kling_receiver.hooks.config_file import load_hooks
 from kling_receiver.net.guard import Allowlist, Refused, check_url, is_private
@@ -19,14 +17,22 @@ from kling_receiver.policy import DEFAULT_HOOK_PAUSE_SECONDS
 from kling_receiver.results.storage import folder_of
 
 DAY = 86_400
+"""Seconds."""
 MAX_AGE = 3650 * DAY
+"""Seconds for which a callback address may be valid."""
 MAX_SECONDS = 365 * DAY
 MAX_BYTES = 1 << 40
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
 
+TO_ADMINISTER = ("signing_secrets", "receiver_url")
+"""The settings required to sign callback addresses of this receiver, and to call its API as an admin."""
 
-class ReceiverSettings(KlingSettings):
-    """What `kling-receiver` reads from the environment, besides what the client reads too."""
+TO_SERVE = (*TO_ADMINISTER, "api_key")
+"""The settings required to serve; Kling's webhook secrets are an alternative to a key."""
+
+
+class ReceiverSettings(CommonSettings):
+    """The settings of `kling-receiver`. `load(require=TO_SERVE)` and `TO_ADMINISTER` require some of them."""
 
     callback_max_age: Annotated[
         int, Expected(f"must be whole seconds from 1 to {MAX_AGE} (3650 days), such as {30 * DAY} (30 days).")
@@ -34,9 +40,9 @@ class ReceiverSettings(KlingSettings):
         30 * DAY,
         gt=0,
         le=MAX_AGE,
-        description="seconds for which a callback address is good (the default: 30 days)",
+        description="seconds for which a callback address is valid (default: 30 days)",
     )
-    webhook_secrets: Listed = Field(
+    webhook_secrets: CommaSeparated = Field(
         (), repr=False, description="Kling's own webhook secrets (`whsec_...`), comma-separated; none: ignored"
     )
     webhook_signature: Annotated[
@@ -49,7 +55,7 @@ class ReceiverSettings(KlingSettings):
         description="`sqlite:///...` or `postgresql://...` (default: `kling.db` in the data folder)",
     )
     storage_url: str = Field(
-        "", description="where result files go: `file:///...` (default: `results` in the data folder)"
+        "", description="storage for result files: `file:///...` (default: `results` in the data folder)"
     )
     overdue_seconds: Annotated[
         float | None,
@@ -59,13 +65,14 @@ class ReceiverSettings(KlingSettings):
         gt=0,
         le=MAX_SECONDS,
         allow_inf_nan=False,
-        description="seconds after which an open task is asked about (default: 180 for images, else 1200)",
+        description="seconds after the create at which Kling is queried about an unfinished task "
+        "(default: 180 for images, else 1200)",
     )
-    hook_url: str = Field("", description="every event is POSTed there")
+    hook_url: str = Field("", description="address to which every event is POSTed")
     hook_secret: HookSecret = Field(
         "",
         repr=False,
-        description="signs those POSTs, and those to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
+        description="signs the POSTs to that address and to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
     )
     hook_pause_seconds: Annotated[
         float,
@@ -77,16 +84,16 @@ class ReceiverSettings(KlingSettings):
         gt=0,
         le=MAX_SECONDS,
         allow_inf_nan=False,
-        description="seconds after which a hook that takes nothing is paused; its events are kept",
+        description="seconds of failures after which a hook is paused; its events are kept",
     )
-    private_result_hosts: Listed = Field(
+    private_result_hosts: CommaSeparated = Field(
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
-    private_hook_hosts: Listed = Field((), description="the same for hooks")
-    hooks_file: str = Field("", description="a TOML file of hooks: what it says is what there is (docs/delivering.md)")
+    private_hook_hosts: CommaSeparated = Field((), description="the same for hooks")
+    hooks_file: str = Field("", description="a TOML file that defines all hooks (docs/delivering.md)")
     result_max_bytes: Annotated[
         int, Expected(f"must be whole bytes from 1 to {MAX_BYTES} (1 TiB), such as {2 << 30} (2 GiB).")
-    ] = Field(2 << 30, gt=0, le=MAX_BYTES, description="bytes that one result file may have (default: 2 GiB)")
+    ] = Field(2 << 30, gt=0, le=MAX_BYTES, description="maximum bytes of one result file (default: 2 GiB)")
 
     @field_validator("webhook_secrets", "private_result_hosts", "private_hook_hosts", mode="before")
     @classmethod
@@ -95,20 +102,23 @@ class ReceiverSettings(KlingSettings):
 
     @field_validator("webhook_secrets")
     @classmethod
-    def _good_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_webhook_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             secret_key(value)
         return values
 
     @field_validator("private_result_hosts", "private_hook_hosts")
     @classmethod
-    def _good_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         Allowlist.parse(values)
         return values
 
     @field_validator("database_url")
     @classmethod
-    def _good_database(cls, value: str) -> str:
+    def _check_database(cls, value: str) -> str:
+        from sqlalchemy.engine import make_url  # here: not every command opens a database
+        from sqlalchemy.exc import ArgumentError
+
         if not value:
             return value
         try:
@@ -118,41 +128,41 @@ class ReceiverSettings(KlingSettings):
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise ValueError(f"is for sqlite and postgresql only, not {url.get_backend_name()}.")
         if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-            raise ValueError("must name a file: what is only in memory is lost.")
+            raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
         return value
 
     @field_validator("storage_url")
     @classmethod
-    def _good_storage(cls, value: str) -> str:
+    def _check_storage(cls, value: str) -> str:
         if value:
             folder_of(value)
         return value
 
     @field_validator("hook_url")
     @classmethod
-    def _good_hook(cls, value: str) -> str:
+    def _check_hook_url(cls, value: str) -> str:
         if value:
             normalize_url(value.partition("?")[0])
         return value
 
     @field_validator("webhook_signature")
     @classmethod
-    def _with_secrets(cls, value: str, info: ValidationInfo) -> str:
-        # A field that is itself wrong is not in `data`; its own problem is told.
+    def _check_signature_mode(cls, value: str, info: ValidationInfo) -> str:
+        # An invalid field is not in `data`; its own problem is reported.
         if value == "required" and info.data.get("webhook_secrets") == ():
-            raise ValueError("`required` needs KLING_WEBHOOK_SECRETS. Set them, or leave this out.")
+            raise ValueError("`required` needs KLING_WEBHOOK_SECRETS. Set them, or remove this setting.")
         return value
 
     @field_validator("hook_secret")
     @classmethod
-    def _signs_the_hook(cls, value: str, info: ValidationInfo) -> str:
+    def _check_hook_secret(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("hook_url"):
             raise ValueError(f"KLING_HOOK_SECRET is needed with KLING_HOOK_URL. {MAKE_WEBHOOK_SECRET_HINT}")
         return value
 
     @field_validator("private_hook_hosts")
     @classmethod
-    def _reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _check_hook_is_reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if url := info.data.get("hook_url"):
             try:
                 check_url(url, Allowlist.parse(values, HOOK_HOSTS))
@@ -162,7 +172,7 @@ class ReceiverSettings(KlingSettings):
 
     @field_validator("hooks_file")
     @classmethod
-    def _good_hooks(cls, value: str, info: ValidationInfo) -> str:
+    def _check_hooks_file(cls, value: str, info: ValidationInfo) -> str:
         if value and "private_hook_hosts" in info.data:
             try:
                 allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
@@ -171,98 +181,81 @@ class ReceiverSettings(KlingSettings):
                 raise ValueError(str(error)) from None
         return value
 
+    @field_validator("signing_secrets")
+    @classmethod
+    def _require_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if is_required("signing_secrets") and not values:
+            raise ValueError(
+                "is needed, it signs callback addresses and tokens. Set the secrets that the receiver has. "
+                f"For a new receiver: {MAKE_SECRET_HINT}"
+            )
+        return values
+
+    @field_validator("receiver_url")
+    @classmethod
+    def _require_url(cls, value: str) -> str:
+        if is_required("receiver_url") and not value:
+            raise ValueError("is needed. Set it to the address at which Kling reaches this receiver.")
+        return value
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _require_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        keys = (info.data.get("api_key"), info.data.get("access_key"))
+        if is_required("api_key") and not values and keys == ("", ""):
+            raise ValueError(
+                "KLING_API_KEY: is needed to query Kling about tasks. Set it, or KLING_ACCESS_KEY and "
+                "KLING_SECRET_KEY (or KLING_WEBHOOK_SECRETS, if Kling signs its callbacks)."
+            )
+        return values
+
     @property
     def hooks(self) -> list[HookConfig]:
-        """The hooks of the file, if there is one."""
+        """The hooks of `hooks_file`; empty without a file."""
         if not self.hooks_file:
             return []
         return load_hooks(Path(self.hooks_file), self.hook_hosts, self.environment())
 
     @property
     def unreachable_reason(self) -> str:
-        """Why Kling, out on the Internet, cannot call back the address that it is given; "" if it may."""
-        inside, outside = urlsplit(self.receiver_url).hostname or "", urlsplit(self.api_base).hostname or ""
-        if is_private(inside) and not is_private(outside):
+        """Why Kling, on the Internet, cannot reach `receiver_url`; "" if it may be able to."""
+        receiver_host, kling_host = urlsplit(self.receiver_url).hostname or "", urlsplit(self.api_base).hostname or ""
+        if is_private(receiver_host) and not is_private(kling_host):
             return (
-                f"{outside} cannot call back {self.receiver_url}: that address is known on this machine or "
-                "network only. Set KLING_RECEIVER_URL to a public one (a tunnel's, say)."
+                f"{kling_host} cannot call back {self.receiver_url}: that address is private to this machine or "
+                "network. Set KLING_RECEIVER_URL to a public address, such as a tunnel's."
             )
         return ""
 
     @property
     def result_hosts(self) -> Allowlist:
-        """What downloads may reach although it is private."""
+        """The private hosts that result downloads may reach."""
         return Allowlist.parse(self.private_result_hosts, RESULT_HOSTS)
 
     @property
     def hook_hosts(self) -> Allowlist:
-        """What hooks may reach although it is private."""
+        """The private hosts that hooks may reach."""
         return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS)
 
     @property
     def database(self) -> str:
-        """The database's address, default filled in."""
+        """The database's address, or its default in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'kling.db'}"
 
     @property
     def database_file(self) -> Path | None:
-        """Where the database lies, if it is a file."""
+        """The database's file; None for a database server."""
+        from sqlalchemy.engine import make_url
+
         url = make_url(self.database)
         return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
 
     @property
     def results(self) -> Path:
-        """The folder of the result files."""
+        """The folder of the result files, or its default in the data folder."""
         return folder_of(self.storage_url) if self.storage_url else self.data_dir.absolute() / "results"
 
     @property
     def has_key(self) -> bool:
-        """Whether Kling can be asked."""
+        """Whether Kling can be queried."""
         return bool(self.key_fingerprint)
-
-
-class SigningSettings(ReceiverSettings):
-    """What it takes to sign tokens."""
-
-    @field_validator("signing_secrets")
-    @classmethod
-    def _require_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if not values:
-            raise ValueError(f"is needed, it signs the callback addresses. {MAKE_SECRET_HINT}")
-        return values
-
-
-class PublicSettings(SigningSettings):
-    """What it takes to sign a callback address of this receiver."""
-
-    @field_validator("receiver_url")
-    @classmethod
-    def _require_url(cls, value: str) -> str:
-        if not value:
-            raise ValueError("is needed. Set it to the address under which Kling reaches this receiver.")
-        return value
-
-
-class AdminSettings(PublicSettings, InternalSettings):
-    """What it takes to give orders to this receiver while it runs."""
-
-    @field_validator("signing_secrets")
-    @classmethod
-    def _require_secret(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if not values:
-            raise ValueError("is needed. Set it to what the receiver has.")
-        return values
-
-
-class ServeSettings(PublicSettings):
-    """What it takes to serve: also a way to learn from Kling itself how a task ended."""
-
-    @field_validator("webhook_secrets")
-    @classmethod
-    def _require_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if not values and info.data.get("api_key") == "" and info.data.get("access_key") == "":
-            raise ValueError(
-                "KLING_API_KEY: is needed to ask Kling how a task ended. Set it, or KLING_ACCESS_KEY and "
-                "KLING_SECRET_KEY (or KLING_WEBHOOK_SECRETS, if Kling signs its callbacks)."
-            )
-        return values

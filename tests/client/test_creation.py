@@ -13,7 +13,7 @@ from anyio import wait_all_tasks_blocked
 
 from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
 from kling_callback.protocol.signing import verify_api_token
-from kling_callback.settings import ReceiverAccessSettings
+from kling_callback.settings import TO_WAIT, ClientSettings
 from kling_callback.tasks import AsyncTask
 from tests.support.kling import QUICK, SECRET, Stage, answer, forever, kling_says, refusal, taken, task_json
 
@@ -332,7 +332,7 @@ async def test_a_create_interrupted_under_way_is_unknown() -> None:
 async def test_a_create_interrupted_between_two_tries_is_not_created() -> None:
     """Kling refused and nothing is under way: that much is sure."""
     stage = Stage(create=[kling_says(1302)])
-    await interrupted(stage, "create", first=60, longest=60)
+    await interrupted(stage, "create", initial_wait=60, max_wait=60)
     assert stage.bodies("report")[0]["outcome"] == "not_created"
 
 
@@ -361,7 +361,7 @@ async def test_the_last_word_is_bounded_and_may_fail() -> None:
     """A receiver that is away, or silent, does not hold up who wants to go."""
     for step in (NO_CONNECTION, forever):
         stage = Stage(create=[forever], report=[step])
-        await interrupted(stage, "create", last_word=0.01)
+        await interrupted(stage, "create", interrupt_seconds=0.01)
         assert len(stage.requests["report"]) == 1
 
 
@@ -380,7 +380,7 @@ async def test_asyncio_s_own_cancelling_is_reported_too() -> None:
 async def test_a_key_is_needed() -> None:
     """A client that may only wait cannot create; nothing is registered."""
     stage = Stage()
-    settings = ReceiverAccessSettings.load(receiver_url="https://receiver.test", receiver_token="t")
+    settings = ClientSettings.load(require=TO_WAIT, receiver_url="https://receiver.test", receiver_token="t")
     async with stage.kling(settings=settings) as kling:
         with pytest.raises(SettingsError, match="KLING_API_KEY"):
             await kling.create(FAMILY, {})

@@ -6,7 +6,7 @@ import pytest
 
 from kling_callback import AsyncKling, RetryPolicy
 from kling_callback.errors import ReceiverError
-from kling_callback.protocol.events import MAX_EVENT_CHARS, Event
+from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
 from tests.support.kling import Stage, Step, event, refusal, stream, task_json
 from tests.support.wire import Wire, reply
 
@@ -124,7 +124,7 @@ async def test_what_is_no_stream_is_told() -> None:
 
 async def test_an_endless_event_is_cut_off() -> None:
     """Who never ends an event does not fill our memory."""
-    piece = b"x" * (MAX_EVENT_CHARS // 8)
+    piece = b"x" * (MAX_EVENT_BYTES // 8)
     with pytest.raises(ReceiverError) as error:
         await heard(Stage(events=[stream("data: ", *[piece] * 9)]))
     assert error.value.code == "unreadable"
@@ -132,7 +132,7 @@ async def test_an_endless_event_is_cut_off() -> None:
 
 async def test_many_events_are_not_an_endless_one() -> None:
     """The limit is on one event, not on the stream."""
-    padded = task_json("mine", "processing", request={"prompt": "x" * (MAX_EVENT_CHARS // 4)})
+    padded = task_json("mine", "processing", request={"prompt": "x" * (MAX_EVENT_BYTES // 4)})
     stage = Stage(events=[stream(*(event(number, "task.processing", padded) for number in range(1, 7)), END)])
     assert len(await heard(stage)) == 7
 

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from werkzeug.datastructures import Headers as FlaskHeaders
 
 from kling_callback import HookError, HookEvent, SettingsError, verify_hook
-from kling_callback.protocol.events import MAX_EVENT_CHARS
+from kling_callback.protocol.events import MAX_EVENT_BYTES
 from kling_callback.protocol.webhooks import TOLERANCE_SECONDS, hook_body, sign, webhook_id
 from tests.support.kling import task_json
 
@@ -178,7 +178,7 @@ def test_an_altered_body(change: bytes) -> None:
 
 def test_a_body_without_end_is_not_read() -> None:
     """It is refused by its size, before its signature is made."""
-    assert refused(bytes(MAX_EVENT_CHARS + 1), signed()) == "too_large"
+    assert refused(bytes(MAX_EVENT_BYTES + 1), signed()) == "too_large"
 
 
 NAMES = st.sampled_from(["webhook-id", "Webhook-Timestamp", b"webhook-signature"]) | st.text() | st.binary()
@@ -221,5 +221,5 @@ def test_a_secret_of_ours_that_is_none(secret: Any, problem: str) -> None:
 @pytest.mark.parametrize("body", [BODY.decode(), EVENT, None, [1]])
 def test_a_body_that_was_decoded_or_parsed(body: Any) -> None:
     """Is a slip of whoever calls, and says what to give instead."""
-    with pytest.raises(TypeError, match="as it came: bytes"):
+    with pytest.raises(TypeError, match="raw body: bytes"):
         take(body, {})

@@ -16,7 +16,7 @@ from kling_callback.auth import BearerAuth, JwtAuth
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.http import retry_after_seconds
 from kling_callback.kling_api import MAX_ANSWER_BYTES, KlingApi, auth_from
-from kling_callback.settings import KlingSettings
+from kling_callback.settings import ClientSettings
 from kling_sandbox import Sandbox
 from tests.support.wire import Wire, reply
 
@@ -56,8 +56,8 @@ async def test_a_create_that_kling_took_has_its_id(gateway: Sandbox, http: httpx
     """The report has Kling's task id, and a query by it or by ours finds the same task."""
     kling = at(gateway.url, http)
     report = await kling.create(IMAGES, wanted("a kangaroo"))
-    for asked in ({"task_id": report.kling_id}, {"external_id": "mine"}):
-        found = await kling.query(IMAGES, **asked)
+    for id_ in ({"kling_id": report.kling_id}, {"task_id": "mine"}):
+        found = await kling.query(IMAGES, **id_)
         assert found is not None
         assert (found.kling_id, found.external_task_id) == (report.kling_id, "mine")
 
@@ -66,7 +66,7 @@ async def test_the_new_standard_is_created_and_asked_elsewhere(gateway: Sandbox,
     """A family with a leading slash is its own path; its tasks are found by the batch query."""
     kling = at(gateway.url, http)
     report = await kling.create(NEW, {"prompt": "x", "options": {"external_task_id": "mine"}})
-    found = await kling.query(NEW, external_id="mine")
+    found = await kling.query(NEW, task_id="mine")
     assert found is not None
     assert found.kling_id == report.kling_id
 
@@ -77,7 +77,7 @@ async def test_a_relay_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) 
         kling = at(gateway.url, http)
         report = await kling.create(IMAGES, wanted("x"))
         assert report.kling_id in gateway.tasks
-        found = await kling.query(IMAGES, task_id=report.kling_id)
+        found = await kling.query(IMAGES, kling_id=report.kling_id)
         assert found is not None
 
 
@@ -221,7 +221,7 @@ async def test_a_wrong_key_says_what_to_check(gateway: Sandbox, http: httpx.Asyn
 @pytest.mark.parametrize("family", [IMAGES, NEW])
 async def test_an_unknown_task_is_none(gateway: Sandbox, http: httpx.AsyncClient, family: str) -> None:
     """Kling says 1201 for a task that it does not know, in both standards."""
-    assert await at(gateway.url, http).query(family, external_id="nobody") is None
+    assert await at(gateway.url, http).query(family, task_id="nobody") is None
 
 
 @pytest.mark.parametrize("switch", ["query-5xx", "query-garbage"])
@@ -232,7 +232,7 @@ async def test_a_query_without_a_usable_answer_is_an_error(
     kling = at(gateway.url, http)
     report = await kling.create(IMAGES, wanted(f"x [sandbox: {switch}]"))
     with pytest.raises(GatewayError) as error:
-        await kling.query(IMAGES, task_id=report.kling_id)
+        await kling.query(IMAGES, kling_id=report.kling_id)
     assert not isinstance(error.value, NotCreated | CreateUnknown)
 
 
@@ -250,7 +250,7 @@ async def test_a_query_without_a_usable_answer_is_an_error(
 async def test_the_task_that_was_asked_for_is_found(http: httpx.AsyncClient, answer: bytes, found: str | None) -> None:
     """In a list only the one that was named; alone also under another id, for relays have their own."""
     with Wire(answer) as wire:
-        report = await at(wire.url, http).query(IMAGES, task_id="mine")
+        report = await at(wire.url, http).query(IMAGES, kling_id="mine")
     assert (report and report.kling_id) == found
 
 
@@ -268,13 +268,13 @@ async def test_the_task_that_was_asked_for_is_found(http: httpx.AsyncClient, ans
 async def test_a_refused_query_is_no_word_on_the_task(http: httpx.AsyncClient, answer: bytes) -> None:
     """Authentication, a wrong path, a cut: the task may well exist."""
     with Wire(answer) as wire, pytest.raises(GatewayError):
-        await at(wire.url, http).query(IMAGES, task_id="mine")
+        await at(wire.url, http).query(IMAGES, kling_id="mine")
 
 
 async def test_a_batch_query_that_fails_is_an_error(http: httpx.AsyncClient) -> None:
     """5001 is no word on the task, and no reason to ask elsewhere."""
     with Wire(reply(503, {"code": 5001, "message": "later"})) as wire, pytest.raises(GatewayError):
-        await at(wire.url, http).query(NEW, task_id="t")
+        await at(wire.url, http).query(NEW, kling_id="t")
     assert len(wire.requests) == 1
 
 
@@ -282,7 +282,7 @@ async def test_a_relay_without_the_batch_query_is_asked_by_path(http: httpx.Asyn
     """An HTML 404 for /tasks means that there is no such query; the task's own path has the answer."""
     found = {"code": 0, "data": {"id": "t", "status": "processing"}}
     with Wire(reply(404, b"<html>"), reply(200, found)) as wire:
-        report = await at(wire.url, http).query(NEW, task_id="t")
+        report = await at(wire.url, http).query(NEW, kling_id="t")
     assert report is not None
     assert report.status == "processing"
     assert wire.requests[1].startswith(b"GET /text-to-video/kling-3.0-turbo/t ")
@@ -291,7 +291,7 @@ async def test_a_relay_without_the_batch_query_is_asked_by_path(http: httpx.Asyn
 async def test_an_id_is_quoted_in_the_address(http: httpx.AsyncClient) -> None:
     """An id from Kling cannot lead a query elsewhere."""
     with Wire(reply(200, TAKEN)) as wire:
-        await at(wire.url, http).query(IMAGES, task_id="../x?y#z")
+        await at(wire.url, http).query(IMAGES, kling_id="../x?y#z")
     assert wire.requests[0].startswith(b"GET /v1/images/generations/..%2Fx%3Fy%23z ")
 
 
@@ -331,18 +331,20 @@ async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:
 )
 def test_each_standard_has_its_proof(given: dict[str, str], legacy: type, new: type) -> None:
     """Access and secret key go first for legacy calls; the new standard takes the key, if there is one."""
-    proofs = auth_from(KlingSettings.load(**given))
+    proofs = auth_from(ClientSettings.load(require=(), **given))
     assert (type(proofs.for_family(IMAGES)), type(proofs.for_family(NEW))) == (legacy, new)
 
 
 async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: httpx.AsyncClient) -> None:
     """A JWT where Kling takes one, the key where it takes no other: creates and queries."""
-    settings = KlingSettings.load(api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key)
+    settings = ClientSettings.load(
+        require=(), api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key
+    )
     kling = KlingApi(gateway.url, auth_from(settings), http)
     for family, own in ((IMAGES, "old"), (NEW, "new")):
         body = {"prompt": "x", "external_task_id": own, "options": {"external_task_id": own}}
         report = await kling.create(family, body)
-        found = await kling.query(family, external_id=own)
+        found = await kling.query(family, task_id=own)
         assert (found and found.kling_id) == report.kling_id
 
 
@@ -350,21 +352,21 @@ async def test_a_record_counts_more_than_a_relay_s_word_for_success(http: httpx.
     """A query answered with `code` 200 and the task's record is an answer; a known error with one is not."""
     record = {"task_id": "7", "task_status": "processing"}
     with Wire(reply(body={"code": 200, "data": record})) as wire:
-        report = await at(wire.url, http).query(IMAGES, task_id="7")
+        report = await at(wire.url, http).query(IMAGES, kling_id="7")
     assert report is not None
     assert report.status == "processing"
     with (
         Wire(reply(body={"code": 1302, "message": "slow", "data": record})) as wire,
         pytest.raises(GatewayError),
     ):
-        await at(wire.url, http).query(IMAGES, task_id="7")
+        await at(wire.url, http).query(IMAGES, kling_id="7")
 
 
 async def test_a_message_is_one_line_in_every_log(http: httpx.AsyncClient) -> None:
     """What a gateway says cannot forge a line, nor paint a terminal."""
     forged = reply(500, {"code": 5000, "message": "x\n2026 ERROR forged \x1b[31m"})
     with Wire(forged) as wire, pytest.raises(GatewayError) as raised:
-        await at(wire.url, http).query(IMAGES, task_id="7")
+        await at(wire.url, http).query(IMAGES, kling_id="7")
     assert str(raised.value).isprintable()
 
 
@@ -418,4 +420,4 @@ async def test_an_answer_in_an_encoding_of_its_own_is_none(http: httpx.AsyncClie
     with Wire(reply(200, b"x", Content_Encoding="br")) as wire:
         error = await refused(at(wire.url, http), wanted("x"))
     assert isinstance(error, CreateUnknown)
-    assert "came as br, although" in str(error)
+    assert "encoded as br, although" in str(error)

@@ -1,4 +1,4 @@
-"""The client's settings: where they come from, and how their problems are told."""
+"""The client's settings: their sources, and the messages about their problems."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,21 @@ import pytest
 
 from kling_callback.errors import SettingsError
 from kling_callback.protocol.urls import is_loopback, normalize_public_url, normalize_url
-from kling_callback.settings import ClientSettings, KlingSettings, ReceiverAccessSettings, split
+from kling_callback.settings import TO_CREATE, TO_WAIT, ClientSettings, split
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 GOOD = {"api_key": "key", "signing_secrets": SECRET, "receiver_url": "https://receiver.example"}
 
 
-def problems(settings: type[KlingSettings], **given: Any) -> list[str]:
+def problems(require: tuple[str, ...] = TO_CREATE, **values: Any) -> list[str]:
+    """The problems of some settings."""
     with pytest.raises(SettingsError) as error:
-        settings.load(**given)
+        ClientSettings.load(require=require, **values)
     return error.value.problems
 
 
 def test_good_settings_need_three_things() -> None:
-    """A key, a secret and the receiver's address are enough; Kling's own address is known."""
+    """A key, a secret and the receiver's address are enough; Kling's own address is the default."""
     settings = ClientSettings.load(**GOOD)
     assert settings.api_base == "https://api-singapore.klingai.com"
     assert settings.signing_secrets == (SECRET,)
@@ -56,22 +57,22 @@ def test_a_dot_env_file_works_and_the_environment_goes_first(tmp_path: Path, mon
 
 
 def test_a_dot_env_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
-    """A `.env` of another encoding is told as such, not as a traceback."""
+    """A `.env` of another encoding is reported as such, not as a traceback."""
     (tmp_path / ".env").write_bytes(b"KLING_API_KEY=\xff\xfe")
-    assert problems(ClientSettings) == [".env: cannot be read: it is not UTF-8 text. Mend it, or remove it."]
+    assert problems() == [".env cannot be read: it is not UTF-8 text. Fix it, or remove it."]
 
 
-def test_all_problems_are_told_at_once_each_with_what_to_do() -> None:
-    """Nothing set: every missing variable is named, and what to set it to."""
-    told = problems(ClientSettings)
-    assert [each.split()[0] for each in told] == ["KLING_API_KEY", "KLING_RECEIVER_URL", "KLING_RECEIVER_TOKEN"]
-    assert all(" Set " in each for each in told)
+def test_all_missing_settings_are_reported_at_once_each_with_what_to_do() -> None:
+    """Without any setting, each missing variable is named, and what to set it to."""
+    messages = problems()
+    assert [each.split()[0] for each in messages] == ["KLING_API_KEY", "KLING_RECEIVER_URL", "KLING_RECEIVER_TOKEN"]
+    assert all(" Set " in each for each in messages)
 
 
-def test_missing_and_malformed_settings_are_told_together() -> None:
+def test_missing_and_malformed_settings_are_reported_together() -> None:
     """A wrong value does not hide that others are missing."""
-    told = problems(ClientSettings, api_base="nonsense", receiver_token="with blanks")
-    assert [each.split()[0].rstrip(":") for each in told] == [
+    messages = problems(api_base="nonsense", receiver_token="with blanks")
+    assert [each.split()[0].rstrip(":") for each in messages] == [
         "KLING_API_BASE",
         "KLING_API_KEY",
         "KLING_RECEIVER_URL",
@@ -80,46 +81,59 @@ def test_missing_and_malformed_settings_are_told_together() -> None:
 
 
 def test_waiting_needs_no_key() -> None:
-    """Who only talks to the receiver needs its address and a token or the secrets."""
-    settings = ReceiverAccessSettings.load(receiver_url="https://receiver.example", receiver_token="token")
+    """Calls to the receiver alone need its address, and a token or the secrets."""
+    settings = ClientSettings.load(require=TO_WAIT, receiver_url="https://receiver.example", receiver_token="token")
     assert settings.key_fingerprint == ""
-    assert len(problems(ReceiverAccessSettings)) == 2
+    assert len(problems(TO_WAIT)) == 2
+
+
+def test_nothing_is_required_unless_it_is_named() -> None:
+    """The requirements of one load do not reach the next; a misspelt requirement is an error of the program."""
+    problems()
+    assert ClientSettings.load(require=()).receiver_url == ""
+    assert ClientSettings.load(require=["receiver_url"], receiver_url="https://receiver.example").api_key == ""
+    with pytest.raises(ValueError, match="ClientSettings has no setting reciever_url"):
+        ClientSettings.load(require=["reciever_url"])
 
 
 def test_half_a_key_pair_is_a_problem() -> None:
-    """Access key and secret key work together only."""
+    """Access key and secret key work only together."""
     for half in ({"access_key": "a"}, {"secret_key": "s"}):
-        (told,) = problems(KlingSettings, **half)
-        assert told.startswith("KLING_ACCESS_KEY and KLING_SECRET_KEY")
+        (message,) = problems((), **half)
+        assert message.startswith("KLING_ACCESS_KEY and KLING_SECRET_KEY")
 
 
 def test_a_short_secret_is_a_problem_that_does_not_show_it() -> None:
-    """Its place is named, a command to make a good one given, the secret itself kept."""
-    (told,) = problems(KlingSettings, signing_secrets=f"{SECRET},hunter2")
-    assert told.startswith("KLING_SIGNING_SECRETS: secret 2 has fewer than 32")
-    assert "hunter2" not in told
-    assert "token_urlsafe" in told
+    """The message has its position and a command to make a valid one, but not the secret itself."""
+    (message,) = problems((), signing_secrets=f"{SECRET},hunter2")
+    assert message.startswith("KLING_SIGNING_SECRETS: secret 2 has fewer than 32")
+    assert "hunter2" not in message
+    assert "token_urlsafe" in message
 
 
 @pytest.mark.parametrize("key", ["ключ", "a b", "a\nb"])
 def test_a_key_that_no_header_can_carry_is_a_problem(key: str) -> None:
-    """A key with blanks or foreign letters was copied wrongly; it is not shown."""
-    (told,) = problems(KlingSettings, api_key=key)
-    assert told.startswith("KLING_API_KEY: holds")
-    assert key not in told
+    """A key with blanks or non-ASCII letters was copied wrongly; it is not shown."""
+    (message,) = problems((), api_key=key)
+    assert message.startswith("KLING_API_KEY: contains blanks")
+    assert key not in message
 
 
 def test_no_secret_is_in_the_repr() -> None:
-    """Keys, secrets and tokens do not show when settings are printed."""
+    """Printed settings contain no keys, secrets or tokens."""
     shown = repr(ClientSettings.load(**{**GOOD, "receiver_token": "the-token", "api_key": "the-key"}))
     assert not any(secret in shown for secret in ("the-token", "the-key", SECRET))
 
 
 def test_the_account_is_a_fingerprint_of_the_key() -> None:
     """Access key before key; the same key has the same fingerprint, no key has none."""
-    one = KlingSettings.load(api_key="k").key_fingerprint
-    assert one == KlingSettings.load(api_key="k").key_fingerprint != KlingSettings.load(api_key="l").key_fingerprint
-    both = KlingSettings.load(api_key="k", access_key="a", secret_key="s")
+
+    def load(**keys: str) -> ClientSettings:
+        return ClientSettings.load(require=(), **keys)
+
+    one = load(api_key="k").key_fingerprint
+    assert one == load(api_key="k").key_fingerprint != load(api_key="l").key_fingerprint
+    both = load(api_key="k", access_key="a", secret_key="s")
     assert both.key_fingerprint != one
     assert both.key_fingerprints == (both.key_fingerprint, one)
 
@@ -134,8 +148,8 @@ def test_the_account_is_a_fingerprint_of_the_key() -> None:
         ("https://host:80", "https://host:80"),
     ],
 )
-def test_an_address_has_one_spelling(value: str, address: str) -> None:
-    """Letters of the host, ports that go without saying and slashes at the end make no difference."""
+def test_an_address_is_normalized(value: str, address: str) -> None:
+    """Capital letters of the host, default ports and slashes at the end make no difference."""
     assert normalize_url(value) == address
 
 
@@ -157,13 +171,13 @@ def test_an_address_has_one_spelling(value: str, address: str) -> None:
         "https://host/\n",
     ],
 )
-def test_what_is_no_address_is_refused(value: str) -> None:
+def test_an_invalid_address_is_refused(value: str) -> None:
     """No scheme, no host, a query, a user, blanks, an impossible port."""
     with pytest.raises(ValueError, match="is not an address"):
         normalize_url(value)
 
 
-def test_only_this_machine_is_reached_in_the_clear() -> None:
+def test_plain_http_is_for_loopback_only() -> None:
     """The public address is https, unless it is loopback."""
     assert normalize_public_url("http://127.0.0.2:8000") == "http://127.0.0.2:8000"
     assert normalize_public_url("http://a.localhost") == "http://a.localhost"
@@ -171,8 +185,8 @@ def test_only_this_machine_is_reached_in_the_clear() -> None:
         normalize_public_url("http://10.0.0.1")
 
 
-def test_loopback_is_told_by_address_or_name() -> None:
-    """localhost, its subdomains, 127/8 and ::1; nothing that only looks like it."""
+def test_loopback_is_detected_by_address_or_name() -> None:
+    """localhost, its subdomains, 127/8 and ::1 are loopback; similar names and addresses are not."""
     assert all(map(is_loopback, ("localhost", "x.localhost", "127.1.2.3", "::1")))
     assert not any(map(is_loopback, ("localhost.example", "128.0.0.1", "::2", "")))
 

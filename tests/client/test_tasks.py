@@ -9,7 +9,6 @@ import anyio
 import httpx
 import pytest
 
-from kling_callback.atomic_file import AtomicFile
 from kling_callback.base import BaseFile
 from kling_callback.errors import KlingError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.protocol.events import Event
@@ -267,16 +266,4 @@ def test_a_file_shows_what_it_is() -> None:
     file = BaseFile(file_json(id="k", expires_at="2026"), task_json())
     assert (file.index, file.kind, file.id, file.duration, file.status) == (0, "image", "k", None, "stored")
     assert (file.content_type, file.size, file.href) == ("image/png", len(CONTENT), LINK)
-    assert (file.sha256, repr(file)) == (hashlib.sha256(CONTENT).hexdigest(), "<FileView mine-0.png stored>")
-
-
-def test_a_landing_shows_nothing_until_it_landed(tmp_path: Path) -> None:
-    """The name appears with the whole content; discarding afterwards takes nothing away."""
-    landing = AtomicFile(tmp_path / "x")
-    landing.write(b"ab")
-    assert not (tmp_path / "x").exists()
-    landing.write(b"c")
-    landing.commit()
-    landing.discard()
-    assert (tmp_path / "x").read_bytes() == b"abc"
-    assert (landing.size, landing.sha256) == (3, hashlib.sha256(b"abc").hexdigest())
+    assert (file.sha256, repr(file)) == (hashlib.sha256(CONTENT).hexdigest(), "<BaseFile mine-0.png stored>")

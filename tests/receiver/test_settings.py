@@ -1,32 +1,31 @@
-"""The receiver's settings: every problem told at once, each with what to do, none with a secret in it."""
+"""The receiver's settings: all problems reported at once, each with what to do, none with a secret in it."""
 
 import base64
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kling_callback.errors import SettingsError
-from kling_callback.settings import MIN_SIMILARITY, ClientSettings, Expected
-from kling_receiver.settings import ReceiverSettings, ServeSettings
+from kling_callback.settings import ClientSettings, Expected
+from kling_receiver.settings import TO_ADMINISTER, TO_SERVE, ReceiverSettings
 from tests.support.receiver import SECRET, make_settings
 
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()
 
 
-def problems(settings: type[ReceiverSettings] = ReceiverSettings, /, **given: Any) -> list[str]:
-    """What is wrong with some settings."""
+def problems(require: tuple[str, ...] = (), **values: Any) -> list[str]:
+    """The problems of some settings."""
     with pytest.raises(SettingsError) as raised:
-        settings.load(**given)
+        ReceiverSettings.load(require=require, **values)
     return raised.value.problems
 
 
 def test_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the few that are needed everything else is as the contract says."""
+    """With the few that are required, all others have their documented defaults."""
     for name, value in {"API_KEY": "k", "SIGNING_SECRETS": SECRET, "RECEIVER_URL": "https://x.example"}.items():
         monkeypatch.setenv(f"KLING_{name}", value)
-    settings = ServeSettings.load()
+    settings = ReceiverSettings.load(require=TO_SERVE)
     assert settings.callback_max_age == 30 * 86_400
     assert settings.database == f"sqlite:///{tmp_path}/data/kling.db"
     assert settings.results == tmp_path / "data" / "results"
@@ -39,8 +38,8 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Lists are separated by commas, blanks do not matter."""
-    given = {
+    """Lists are separated by commas, blanks are ignored."""
+    values = {
         "WEBHOOK_SECRETS": f" {WHSEC} , {WHSEC},",
         "WEBHOOK_SIGNATURE": "required",
         "PRIVATE_RESULT_HOSTS": "127.0.0.1, 10.0.0.0/8",
@@ -51,7 +50,7 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "DATABASE_URL": "postgresql://a:b@c/d",
         "OVERDUE_SECONDS": "1.5",
     }
-    for name, value in given.items():
+    for name, value in values.items():
         monkeypatch.setenv(f"KLING_{name}", value)
     settings = ReceiverSettings.load()
     assert settings.webhook_secrets == (WHSEC, WHSEC)
@@ -61,9 +60,9 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert settings.database == "postgresql://a:b@c/d"
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """Fields that are wrong, and fields that contradict each other, in one look; no secret among them."""
-    given = {
+def test_all_problems_are_reported_at_once() -> None:
+    """Invalid fields, and fields that contradict each other, are in one error; no message contains a secret."""
+    values = {
         "receiver_url": "http://public.example",
         "signing_secrets": "short-hidden-1",
         "webhook_secrets": "",
@@ -76,15 +75,16 @@ def test_all_problems_are_told_at_once() -> None:
         "result_max_bytes": "many",
         "private_result_hosts": "http://x",
     }
-    found = problems(**given)
-    for name in given.keys() - {"webhook_secrets", "hook_url"} | {"hook_secret"}:
-        assert any(each.startswith(f"KLING_{name.upper()}") or f"KLING_{name.upper()} " in each for each in found), name
-    assert any("is not a public address" in each for each in found)
-    assert "hidden" not in " ".join(found)
+    messages = problems(**values)
+    for name in values.keys() - {"webhook_secrets", "hook_url"} | {"hook_secret"}:
+        variable = f"KLING_{name.upper()}"
+        assert any(each.startswith(variable) or f"{variable} " in each for each in messages), name
+    assert any("is not a public address" in each for each in messages)
+    assert "hidden" not in " ".join(messages)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "part"),
     [
         ({"webhook_signature": "required"}, "needs KLING_WEBHOOK_SECRETS"),
         ({"webhook_secrets": "not-a-hidden-secret!"}, "whsec_<base64>"),
@@ -104,35 +104,45 @@ def test_all_problems_are_told_at_once() -> None:
         ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y"}, "host:port: 'a/b', 'c d', 'x:y'."),
     ],
 )
-def test_each_problem_says_what_to_do(given: dict[str, Any], said: str) -> None:
-    """In one sentence that begins with the setting's name."""
-    [found] = problems(**given)
-    assert found.startswith("KLING_")
-    assert said in found
-    assert "hidden" not in found
+def test_each_problem_says_what_to_do(values: dict[str, Any], part: str) -> None:
+    """The message begins with the setting's name, and does not contain a secret."""
+    [message] = problems(**values)
+    assert message.startswith("KLING_")
+    assert part in message
+    assert "hidden" not in message
 
 
-def test_what_is_missing_to_serve() -> None:
-    """Three things, all named at once; a webhook secret may stand for the key."""
-    assert [each.partition(":")[0] for each in problems(ServeSettings)] == [
+def test_serving_requires_secrets_an_address_and_a_key() -> None:
+    """All missing settings are reported at once; webhook secrets are an alternative to the key."""
+    assert [each.partition(":")[0] for each in problems(TO_SERVE)] == [
         *("KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL"),
         "KLING_API_KEY",
     ]
-    assert len(problems(ServeSettings, webhook_secrets=WHSEC)) == 2
-    assert len(problems(ServeSettings, access_key="a", secret_key="s")) == 2
+    assert len(problems(TO_SERVE, webhook_secrets=WHSEC)) == 2
+    assert len(problems(TO_SERVE, access_key="a", secret_key="s")) == 2
 
 
-def test_what_is_missing_and_what_is_wrong_are_told_together() -> None:
-    """A key that is wrong is not missing as well."""
-    told = problems(ServeSettings, api_key="a b", signing_secrets="short", overdue_seconds="soon")
-    assert [each.partition(":")[0] for each in told] == [
+def test_administering_requires_secrets_and_an_address() -> None:
+    """A command that signs for a receiver says that the secrets must be the receiver's, or how to make some."""
+    secrets, address = problems(TO_ADMINISTER)
+    assert secrets.startswith("KLING_SIGNING_SECRETS: is needed")
+    assert "Set the secrets that the receiver has." in secrets
+    assert "token_urlsafe" in secrets
+    assert address.startswith("KLING_RECEIVER_URL: is needed")
+    assert problems(("signing_secrets",)) == [secrets]
+
+
+def test_missing_and_invalid_settings_are_reported_together() -> None:
+    """An invalid key is not reported as missing, too."""
+    messages = problems(TO_SERVE, api_key="a b", signing_secrets="short", overdue_seconds="soon")
+    assert [each.partition(":")[0] for each in messages] == [
         *("KLING_API_KEY", "KLING_SIGNING_SECRETS"),
         *("KLING_RECEIVER_URL", "KLING_OVERDUE_SECONDS"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "said"),
+    ("name", "values", "part"),
     [
         ("overdue_seconds", ["inf", "nan", "-inf", "0", "31536001", "1e300", "soon"], "at most 31536000"),
         ("callback_max_age", ["0", "315360001", "1.5", "9" * 30, "soon"], "whole seconds from 1 to 315360000"),
@@ -140,28 +150,28 @@ def test_what_is_missing_and_what_is_wrong_are_told_together() -> None:
         ("webhook_signature", ["always"], "`when-present` or `required`"),
     ],
 )
-def test_a_number_has_its_bounds(name: str, values: list[str], said: str) -> None:
-    """Whatever is wrong with it, the problem says what it must be."""
+def test_a_value_out_of_bounds_is_reported_with_the_bounds(name: str, values: list[str], part: str) -> None:
+    """Whatever is wrong with the value, the message says what it must be."""
     for value in values:
-        (told,) = problems(**{name: value})
-        assert told.startswith(f"KLING_{name.upper()}: must be ")
-        assert said in told
+        (message,) = problems(**{name: value})
+        assert message.startswith(f"KLING_{name.upper()}: must be ")
+        assert part in message
 
 
-def test_the_largest_numbers_are_taken() -> None:
+def test_the_largest_numbers_are_accepted() -> None:
     """A year, ten years, a tebibyte."""
     ReceiverSettings.load(overdue_seconds=31_536_000, callback_max_age=315_360_000, result_max_bytes=1 << 40)
 
 
-def test_no_problem_is_told_in_pydantic_s_words() -> None:
-    """What is not simply text has a remedy of its own."""
+def test_no_message_is_pydantic_s() -> None:
+    """Each field that is not text has an Expected message."""
     texts = (str, tuple[str, ...], Path)
     for name, field in ReceiverSettings.model_fields.items():
         assert field.annotation in texts or any(isinstance(each, Expected) for each in field.metadata), name
 
 
 @pytest.mark.parametrize(
-    ("receiver_url", "api_base", "out_of_reach"),
+    ("receiver_url", "api_base", "unreachable"),
     [
         ("http://127.0.0.1:8000", "https://kling.example", True),
         ("http://localhost:8000", "https://kling.example", True),
@@ -172,33 +182,34 @@ def test_no_problem_is_told_in_pydantic_s_words() -> None:
         ("https://10.0.0.5", "https://10.0.0.6", False),
     ],
 )
-def test_an_address_that_kling_cannot_reach_is_seen(receiver_url: str, api_base: str, out_of_reach: bool) -> None:
-    """A private receiver of a public Kling would wait for callbacks in vain."""
+def test_an_address_that_kling_cannot_reach_is_detected(receiver_url: str, api_base: str, unreachable: bool) -> None:
+    """Callbacks from a public Kling cannot reach a private receiver."""
     settings = ReceiverSettings.load(receiver_url=receiver_url, api_base=api_base)
-    assert ("KLING_RECEIVER_URL" in settings.unreachable_reason) == out_of_reach
+    assert ("KLING_RECEIVER_URL" in settings.unreachable_reason) == unreachable
 
 
-def test_no_setting_looks_like_another_misspelt() -> None:
-    """What one program does not read, the other's settings for instance, raises no doubt."""
-    for mine, others in ((ServeSettings, ClientSettings), (ClientSettings, ServeSettings)):
-        known = [f"kling_{name}" for name in mine.model_fields]
-        foreign = {f"kling_{name}" for name in others.model_fields} - set(known)
-        assert not [name for name in foreign if get_close_matches(name, known, 1, MIN_SIMILARITY)]
+def test_settings_of_the_other_program_cause_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client and receiver may share a .env file, although a setting of one resembles a setting of the other."""
+    for own, others in ((ReceiverSettings, ClientSettings), (ClientSettings, ReceiverSettings)):
+        with monkeypatch.context() as environment:
+            for name in others.model_fields:
+                environment.setenv(f"KLING_{name.upper()}", "x")
+            assert own.unknown_variables() == []
 
 
-def test_a_misspelt_name_raises_a_doubt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the environment or in .env, with the name that is probably meant; other programs' names do not."""
+def test_a_misspelt_variable_causes_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the environment or in .env, with the closest setting; variables of other programs cause none."""
     monkeypatch.setenv("KLING_RECIEVER_URL", "https://example.com")
     monkeypatch.setenv("KLING_SOMETHING_ELSE", "x")
     (tmp_path / ".env").write_text("KLING_STORAGE_ULR=file:///x\nKLING_DATA_DIR=y\nOTHER=1\n")
-    assert ServeSettings.unknown_variables() == [
-        "KLING_RECIEVER_URL is no setting: nobody reads it. Is KLING_RECEIVER_URL meant?",
-        "KLING_STORAGE_ULR is no setting: nobody reads it. Is KLING_STORAGE_URL meant?",
+    assert ReceiverSettings.unknown_variables() == [
+        "KLING_RECIEVER_URL is not a setting. Did you mean KLING_RECEIVER_URL?",
+        "KLING_STORAGE_ULR is not a setting. Did you mean KLING_STORAGE_URL?",
     ]
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
-    """Neither by repr nor by str."""
+    """Neither repr nor str contains a secret."""
     settings = make_settings(
         tmp_path,
         api_key="hidden-1",

@@ -1,1 +1,1 @@
-"""Typed jobs: their parameters, and the body of a create call."""
+"""Typed jobs: their parameters, and the body of a create."""

@@ -1,4 +1,4 @@
-"""A create's body: what must not stand in it, what we add to it, and what of it the receiver may keep."""
+"""The body of a create: check it, and add our id and callback address."""
 
 import json
 import re
@@ -11,33 +11,34 @@ from kling_callback.protocol.families import is_job, is_new_standard
 from kling_callback.protocol.ids import DESCRIPTION, is_id
 
 SYNCHRONOUS_FAMILIES = frozenset({"audio/tts"})
-"""Families that answer at once and call nobody back (section 3)."""
+"""Families whose answer is the result: Kling sends no callback for them (section 3)."""
 
 CALLBACK_URL_RESERVED = (
-    "callback_url is made here, for the receiver. To be called yourself, give a hook: --hook URL, or hook=."
+    "callback_url is set by this client, to the receiver's address. To receive the events yourself, "
+    "set a hook: --hook URL, or hook=."
 )
 
 
 def check_create(family: str, body: Any) -> None:
-    """Raise ParameterError, with all its problems, for a create that must not be sent."""
+    """Check a create before it is sent. Raises ParameterError with all problems."""
     problems = [*_family_problems(family), *_body_problems(body)]
     if problems:
         raise ParameterError(problems)
 
 
-def chosen_id(family: str, body: Any, given: str | None) -> str | None:
-    """The id that the caller chose, as an argument or in the body; None when there is none."""
-    inside = _options(family, body).get("external_task_id")
-    chosen = given or inside or None
-    if given and inside and given != inside:
-        raise ParameterError([f"external_task_id is {given!r}, but {inside!r} in the body. Give it once."])
-    if chosen is not None and not (isinstance(chosen, str) and is_id(chosen)):
-        raise ParameterError([f"external_task_id: {chosen!r} cannot be a task's id. {DESCRIPTION}"])
-    return chosen
+def chosen_id(family: str, body: Any, external_task_id: str | None) -> str | None:
+    """The task id that the caller chose, as argument or in the body, or None. Raises ParameterError."""
+    in_body = _options(family, body).get("external_task_id")
+    task_id = external_task_id or in_body or None
+    if external_task_id and in_body and external_task_id != in_body:
+        raise ParameterError([f"external_task_id is {external_task_id!r}, but {in_body!r} in the body. Set it once."])
+    if task_id is not None and not (isinstance(task_id, str) and is_id(task_id)):
+        raise ParameterError([f"external_task_id: {task_id!r} is not a task's id. {DESCRIPTION}"])
+    return task_id
 
 
 def with_callback(family: str, body: Mapping[str, Any], task_id: str, callback_url: str) -> dict[str, Any]:
-    """The body with our id and callback address, at the place where this standard wants them."""
+    """The body with our id and callback address, in the fields of the family's standard."""
     ours = {"external_task_id": task_id, "callback_url": callback_url}
     if not is_new_standard(family):
         return {**body, **ours}
@@ -45,7 +46,7 @@ def with_callback(family: str, body: Mapping[str, Any], task_id: str, callback_u
 
 
 def model_of(family: str, body: Mapping[str, Any]) -> str:
-    """The model's name, in the body or at the end of a new-standard path; "" without one."""
+    """The model's name, from the body or from the end of a new-standard path; "" without one."""
     if is_new_standard(family):
         return family.rpartition("/")[2]
     name = body.get("model_name") or body.get("model")
@@ -53,7 +54,7 @@ def model_of(family: str, body: Mapping[str, Any]) -> str:
 
 
 def _options(family: str, body: Any) -> Mapping[str, Any]:
-    """Where this standard has external_task_id and callback_url."""
+    """The object of the body that has `external_task_id` and `callback_url` in the family's standard."""
     if not isinstance(body, Mapping):
         return {}
     if not is_new_standard(family):
@@ -66,9 +67,9 @@ def _family_problems(family: str) -> list[str]:
     if not is_job(family):
         return [f"family: {family!r} must be {FAMILY_RULE}."]
     if re.match(r"/?v\d+/", family):
-        return [f"family: write {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
+        return [f"family: must be {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
     if family in SYNCHRONOUS_FAMILIES:
-        return [f"family: {family} answers at once and calls nobody back. Call it without this tool."]
+        return [f"family: {family} answers at once, without a callback. Call it without this client."]
     return []
 
 
@@ -82,5 +83,5 @@ def _body_problems(body: Any) -> list[str]:
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        problems.append(f"body: is not JSON: {'a letter is broken' if isinstance(error, UnicodeError) else error}.")
+        problems.append(f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}.")
     return problems

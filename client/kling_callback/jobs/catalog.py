@@ -1,6 +1,6 @@
-"""The three typed jobs as one table: their checks, their command-line options and help all come from here.
+"""The table of typed jobs, from which their checks, command-line options and help are made.
 
-It refuses only what all of Kling's pages refuse (section 6): models and unknown extra parameters pass.
+Only values that all of Kling's pages refuse are refused (section 6); models and unknown parameters pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from kling_callback.jobs.parameters import (
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter, by Kling's own name."""
+    """One parameter. `name`: Kling's."""
 
     name: str
     kind: ParameterType
@@ -33,7 +33,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One kind of job. `refused` names parameters that it must not have, and says why."""
+    """One kind of job. `refused`: parameters that it must not have, with the reasons."""
 
     name: str
     family: str
@@ -42,37 +42,37 @@ class Job:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def body(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The body to send: None and empty values left out, the rest checked.
+        """The body to send: the values checked, None and empty ones left out.
 
-        It reads the image's file, if there is one. Raises ParameterError with all problems at once.
+        Blocks to read an image file. Raises ParameterError with all problems.
         """
-        given = {name: value for name, value in values.items() if not _empty(value)}
-        problems = [*self._missing(given), *self._forbidden(given)]
+        present = {name: value for name, value in values.items() if not _is_empty(value)}
+        problems = [*self._missing(present), *self._forbidden(present)]
         body = {}
-        for name, value in given.items():
+        for name, value in present.items():
             try:
-                body[name] = self._kind(name).check(value)
+                body[name] = self._type(name).check(value)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         if problems:
             raise ParameterError(problems)
         return body
 
-    def _missing(self, given: Mapping[str, Any]) -> Iterator[str]:
+    def _missing(self, present: Mapping[str, Any]) -> Iterator[str]:
         for parameter in self.parameters:
-            if parameter.required and parameter.name not in given:
+            if parameter.required and parameter.name not in present:
                 yield f"{parameter.name}: is missing. {parameter.help}"
 
-    def _forbidden(self, given: Mapping[str, Any]) -> Iterator[str]:
+    def _forbidden(self, present: Mapping[str, Any]) -> Iterator[str]:
         refused = {"callback_url": CALLBACK_URL_RESERVED, **self.refused}
-        yield from (f"{name}: {reason}" for name, reason in refused.items() if name in given)
+        yield from (f"{name}: {reason}" for name, reason in refused.items() if name in present)
 
-    def _kind(self, name: str) -> ParameterType:
+    def _type(self, name: str) -> ParameterType:
         return next((each.kind for each in self.parameters if each.name == name), ANY_VALUE)
 
 
 class AnyValue:
-    """What this table does not know: Kling may."""
+    """The type of parameters that are not in the table: Kling may know them."""
 
     def check(self, value: Any) -> Any:
         return value
@@ -81,25 +81,25 @@ class AnyValue:
 ANY_VALUE = AnyValue()
 
 
-def _empty(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
-PROMPT = Parameter("prompt", Text(2500), "What to make, at most 2,500 characters.", required=True)
+PROMPT = Parameter("prompt", Text(2500), "What to show, at most 2,500 characters.", required=True)
 NEGATIVE = Parameter("negative_prompt", Text(2500), "What to avoid, at most 2,500 characters.")
 
 IMAGE = (
     Parameter("model_name", Text(200), "Such as kling-v1, kling-v1-5, kling-v2, kling-v2-1, kling-v3."),
-    Parameter("n", Integer(1, 9), "How many images; Kling makes 1 unless told."),
+    Parameter("n", Integer(1, 9), "Number of images; Kling's default is 1."),
     Parameter("aspect_ratio", Choice(("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9")), "Width to height."),
-    Parameter("resolution", Choice(("1k", "2k")), "How fine."),
-    Parameter("output_format", Choice(("png", "jpg")), "The kind of file (some gateways only)."),
+    Parameter("resolution", Choice(("1k", "2k")), "Resolution of the image."),
+    Parameter("output_format", Choice(("png", "jpg")), "File format (some gateways only)."),
 )
 
 TEXT_TO_IMAGE = Job(
     "text_to_image",
     "images/generations",
-    "Make images from a text.",
+    "Create images from a text.",
     (PROMPT, NEGATIVE, *IMAGE),
     {"image": "belongs to image_to_image (`kling image-to-image`)."},
 )
@@ -107,7 +107,7 @@ TEXT_TO_IMAGE = Job(
 IMAGE_TO_IMAGE = Job(
     "image_to_image",
     "images/generations",
-    "Make images from a text and an image.",
+    "Create images from a text and an image.",
     (
         PROMPT,
         Parameter(
@@ -119,16 +119,16 @@ IMAGE_TO_IMAGE = Job(
         ),
         *IMAGE,
         Parameter("image_reference", Choice(("subject", "face")), "What to take from the image."),
-        Parameter("image_fidelity", Number(0, 1), "How closely to follow the image; Kling takes 0.5."),
+        Parameter("image_fidelity", Number(0, 1), "How closely to follow the image; Kling's default is 0.5."),
         Parameter("human_fidelity", Number(0, 1), "How closely to follow the face."),
     ),
-    {"negative_prompt": "Kling takes none together with an image."},
+    {"negative_prompt": "Kling accepts none together with an image."},
 )
 
 TEXT_TO_VIDEO = Job(
     "text_to_video",
     "videos/text2video",
-    "Make a video from a text.",
+    "Create a video from a text.",
     (
         PROMPT,
         NEGATIVE,
@@ -137,8 +137,8 @@ TEXT_TO_VIDEO = Job(
             Text(200),
             "Such as kling-v1, kling-v1-6, kling-v2-master, kling-v2-1-master, kling-v2-5-turbo, kling-v2-6.",
         ),
-        Parameter("cfg_scale", Number(0, 1), "How closely to follow the text; Kling takes 0.5."),
-        Parameter("mode", Choice(("std", "pro")), "Standard, or better and dearer."),
+        Parameter("cfg_scale", Number(0, 1), "How closely to follow the text; Kling's default is 0.5."),
+        Parameter("mode", Choice(("std", "pro")), "Standard, or better and more expensive."),
         Parameter("aspect_ratio", Choice(("16:9", "9:16", "1:1")), "Width to height."),
         Parameter("duration", Seconds(3, 15), "Seconds: 5 or 10; 3 to 15 on kling-v3."),
         Parameter(

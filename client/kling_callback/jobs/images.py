@@ -1,6 +1,6 @@
-"""The picture that an image job starts from: an address, or base64 that Kling will surely accept.
+"""Encode the image of an image job: a URL, or base64 of a file that meets Kling's limits.
 
-Nothing is sent from here. Every problem is a ValueError whose message fits behind `image:`.
+Nothing is sent from here. A ValueError's message follows `image:`.
 """
 
 import base64
@@ -12,30 +12,30 @@ from pathlib import Path
 import imagesize  # type: ignore[import-untyped]  # it ships no types
 
 MAX_BYTES = 10 * 1024 * 1024
-"""Bytes of a picture (section 6: 10 MB)."""
+"""Bytes of an image (section 6: 10 MB)."""
 
-MIN_SIDE = 300
-"""Pixels."""
+MIN_SIDE_PIXELS = 300
 
 MAX_ASPECT_RATIO = 2.5
-"""The longer side in terms of the shorter one."""
+"""The longer side divided by the shorter one."""
 
 MAX_NAME_CHARS = 4096
+"""Characters of a file name: a longer string is base64."""
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-DATA = re.compile(r"data:[^,]*,", re.ASCII)
+DATA_URL = re.compile(r"data:[^,]*,", re.ASCII)
 
 
 def encode_image(image: Path | str) -> str:
-    """What to send as `image`: the URL as it is, or bare base64 of a checked JPEG or PNG.
+    """The value to send as `image`: the URL unchanged, or bare base64 of a checked JPEG or PNG. Blocks.
 
-    A string is a URL (`http(s)://`), a data URL, a file's name, or bare base64, tried in this order.
+    A str is a URL (`http(s)://`), a data URL, a file name, or bare base64, tried in this order. Raises ValueError.
     """
     if isinstance(image, Path):
         return _encoded(_file(image))
     if re.match(r"https?://", image, re.IGNORECASE):
         return _url(image)
-    if prefix := DATA.match(image):
-        return _encoded(_data(image, prefix.group()))
+    if prefix := DATA_URL.match(image):
+        return _encoded(_data_url(image, prefix.group()))
     if _is_file(image):
         return _encoded(_file(Path(image)))
     return _encoded(_decoded(image, "is neither a URL, nor an existing file, nor base64."))
@@ -58,20 +58,20 @@ def _file(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise ValueError(f"there is no file {str(path)!r}.")
-        _not_too_large(path.stat().st_size)
+        _check_size(path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
 
 
-def _data(image: str, prefix: str) -> bytes:
+def _data_url(image: str, prefix: str) -> bytes:
     if not prefix.endswith(";base64,"):
         raise ValueError("is a data URL without `;base64`.")
     return _decoded(image[len(prefix) :], "is a data URL whose base64 does not decode.")
 
 
 def _decoded(text: str, problem: str) -> bytes:
-    _not_too_large(len(text) * 3 // 5)  # four letters are three bytes; some may be line ends
+    _check_size(len(text) * 3 // 5)  # four characters are three bytes; some may be line ends
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -79,19 +79,19 @@ def _decoded(text: str, problem: str) -> bytes:
 
 
 def _encoded(content: bytes) -> str:
-    _not_too_large(len(content))
+    _check_size(len(content))
     if not content.startswith(MAGIC):
         raise ValueError("is neither a JPEG nor a PNG.")
     width, height = imagesize.get(io.BytesIO(content), exif_rotation=False)
     if width <= 0 or height <= 0:
-        raise ValueError("is damaged: its size cannot be read.")
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(f"is {width} x {height} pixels; both sides need at least {MIN_SIDE}.")
+        raise ValueError("is damaged: its dimensions cannot be read.")
+    if min(width, height) < MIN_SIDE_PIXELS:
+        raise ValueError(f"is {width} x {height} pixels; both sides need at least {MIN_SIDE_PIXELS}.")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(f"is {width} x {height} pixels; at most 1:{MAX_ASPECT_RATIO} or {MAX_ASPECT_RATIO}:1.")
     return base64.b64encode(content).decode()
 
 
-def _not_too_large(size: int) -> None:
+def _check_size(size: int) -> None:
     if size > MAX_BYTES:
         raise ValueError(f"has {size:,} bytes; at most {MAX_BYTES:,} (10 MB), or send a URL.")

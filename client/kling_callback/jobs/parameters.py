@@ -1,6 +1,6 @@
-"""The kinds of parameters a job has: each checks one value and gives back what is sent for it.
+"""The types of job parameters: each checks one value and returns the value to send.
 
-Every problem is a ValueError whose message fits behind the parameter's name.
+A ValueError's message follows the parameter's name.
 """
 
 import math
@@ -13,16 +13,16 @@ from kling_callback.jobs.images import encode_image
 
 
 class ParameterType(Protocol):
-    """One kind of value."""
+    """The type of a parameter."""
 
     def check(self, value: Any) -> Any:
-        """What to send for `value`; ValueError when Kling would refuse it."""
+        """Return the value to send. Raises ValueError for a value that Kling would refuse."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Some text of at most `longest` characters."""
+    """Text of at most `max_chars` characters."""
 
     max_chars: int
 
@@ -36,13 +36,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few words that all of Kling's pages agree on."""
+    """One of a few texts, those that all of Kling's pages name."""
 
-    words: tuple[str, ...]
+    values: tuple[str, ...]
 
     def check(self, value: Any) -> str:
-        if value not in self.words:
-            raise ValueError(f"must be {' or '.join(self.words)}.")
+        if value not in self.values:
+            raise ValueError(f"must be {' or '.join(self.values)}.")
         return str(value)
 
 
@@ -74,7 +74,7 @@ class Integer:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Whole seconds from `low` to `high`. Kling wants them as text; 5 and "5" are both fine here."""
+    """Whole seconds from `low` to `high`, as int or str. They are sent as text, as Kling expects them."""
 
     low: int
     high: int
@@ -89,17 +89,17 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """A picture: a `Path`, or a string that is a URL, a data URL, a file's name or bare base64."""
+    """An image: a Path, or a str with a URL, a data URL, a file name or bare base64."""
 
     def check(self, value: Any) -> str:
         if not isinstance(value, Path | str):
-            raise ValueError("must be a Path, a URL, a file's name or base64.")
+            raise ValueError("must be a Path, a URL, a file name or base64.")
         return encode_image(value)
 
 
 @dataclass(frozen=True, slots=True)
 class CameraControl:
-    """How the camera moves (section 6): a `type`, and for `simple` a `config` with one movement."""
+    """A camera movement (section 6): a `type`, and for `simple` a `config` with one movement."""
 
     types: tuple[str, ...] = ("simple", "down_back", "forward_up", "right_turn_forward", "left_turn_forward")
     movements: tuple[str, ...] = ("horizontal", "vertical", "pan", "tilt", "roll", "zoom")
@@ -112,13 +112,13 @@ class CameraControl:
         if value["type"] == "simple":
             self._check_config(config)
         elif config:
-            raise ValueError("`config` goes with the type simple only.")
-        return {name: part for name, part in value.items() if part not in (None, {})}
+            raise ValueError("`config` is only for the type simple.")
+        return {name: each for name, each in value.items() if each not in (None, {})}
 
     def _check_config(self, config: Any) -> None:
         amounts = list(config.values()) if isinstance(config, Mapping) else []
         if not all(_is_number(amount) and abs(amount) <= self.max_value for amount in amounts):
-            raise ValueError(f"`config` holds numbers from -{self.max_value} to {self.max_value}.")
+            raise ValueError(f"`config` must contain numbers from -{self.max_value} to {self.max_value}.")
         if sum(amount != 0 for amount in amounts) != 1:
             raise ValueError(f"simple needs a `config` with exactly one of {', '.join(self.movements)} not 0.")
 

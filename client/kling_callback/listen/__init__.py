@@ -1,1 +1,1 @@
-"""`kling listen`: receive events from a cursor kept on disk."""
+"""`kling listen`: handle events on this machine, from a cursor on disk."""

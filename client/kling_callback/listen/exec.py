@@ -1,4 +1,4 @@
-"""A command that is run for each event: an argument list, no shell; the event on its stdin."""
+"""Run a command for each event: an argument list, without a shell, with the event on its stdin."""
 
 import asyncio
 import os
@@ -14,23 +14,23 @@ from kling_callback.protocol.webhooks import hook_body
 
 
 class ExecHandler:
-    """Runs a command for each event."""
+    """Runs a command for each event. Raises KlingError when it cannot be started."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
 
     async def __call__(self, event: Event) -> HandlerResult:
-        """One event."""
+        """Run the command for one event, and wait for its end."""
         code = await _run(self._command, event)
         return HandlerResult(f"exit code {code}", f"{self._command[0]} ended with exit code {code}" if code else "")
 
 
 async def _run(command: Sequence[str], event: Event) -> int:
-    """Its exit code; minus the number of the signal that ended it. Raises KlingError when it cannot be started.
+    """Run the command, and return its exit code, or minus the number of the signal that ended it.
 
-    Its environment is ours, with KLING_TASK_ID, KLING_EVENT and KLING_FILES (a link a line).
+    Its environment is ours, and KLING_TASK_ID, KLING_EVENT and KLING_FILES (one link per line).
     """
-    environment = {**os.environ, **{name: _fit(value) for name, value in _about(event).items()}}
+    environment = {**os.environ, **{name: _sanitize(value) for name, value in _variables(event).items()}}
     try:
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, env=environment)
     except OSError as error:
@@ -46,11 +46,11 @@ async def _run(command: Sequence[str], event: Event) -> int:
     return process.returncode
 
 
-def _about(event: Event) -> dict[str, str]:
+def _variables(event: Event) -> dict[str, str]:
     files = [str(file.get("href") or "") for file in stored_files(event.task)]
     return {"KLING_TASK_ID": event.task["id"], "KLING_EVENT": event.type, "KLING_FILES": "\n".join(files)}
 
 
-def _fit(value: str) -> str:
-    """What an environment can hold."""
+def _sanitize(value: str) -> str:
+    """Make text usable as a variable: no NUL, no lone surrogate."""
     return value.replace("\0", "").encode("utf-8", "replace").decode()

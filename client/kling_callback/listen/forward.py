@@ -1,4 +1,4 @@
-"""An event POSTed as the receiver's hooks do it, to an application that somebody is just at work on."""
+"""Forward events to an application under development: the same POST as the receiver's hooks send."""
 
 import time
 from collections.abc import Callable
@@ -14,16 +14,19 @@ from kling_callback.receiver_api import unreadable_answer
 from kling_callback.retry import RetryPolicy
 
 TIMEOUT_SECONDS = 15
-"""Seconds for the application to answer, as the receiver gives to a hook."""
+"""Seconds for the application to answer: the default of the receiver's hooks."""
 
 RETRY = RetryPolicy(max_wait=3)
-"""Whoever starts it again wants to see it answer."""
+"""Retries of a connection: short waits, so that a restarted application gets its event at once."""
 
-BEGUN = datetime.fromtimestamp(0, UTC)
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class ForwardHandler:
-    """POSTs each event as the receiver's hooks do, until an answer comes (whatever it says) or none in time."""
+    """POSTs each event as the receiver's hooks do. Any answer, or none in time, ends it.
+
+    `report`: receives a message when the application cannot be reached. `clock`: returns unix seconds.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class ForwardHandler:
         self._report, self._retry, self._clock = report, retry, clock
 
     async def __call__(self, event: Event) -> HandlerResult:
-        """One event, as often as it takes; once, when it was heard and not answered: somebody looks into it."""
+        """POST one event: retried without end while there is no connection, but not when the answer is late."""
         failures = 0
         while True:
             try:
@@ -51,7 +54,7 @@ class ForwardHandler:
                 failures += 1
                 if failures == 1:
                     reason = str(error).rstrip(".") or type(error).__name__
-                    self._report(f"No answer from {self._url}: {reason}. Event {event.id} waits for it.")
+                    self._report(f"No answer from {self._url}: {reason}. Event {event.id} is retried.")
                 await anyio.sleep(self._retry.pause(failures))
         return HandlerResult(str(status), "" if 200 <= status < 300 else f"{self._url} answered {status}")
 
@@ -65,8 +68,8 @@ class ForwardHandler:
 
 
 def _milliseconds(event: Event) -> int:
-    """When it happened, in unix milliseconds."""
+    """The time of an event in unix milliseconds. Raises ReceiverError if it cannot be read."""
     try:
-        return (datetime.fromisoformat(event.at) - BEGUN) // timedelta(milliseconds=1)
+        return (datetime.fromisoformat(event.at) - EPOCH) // timedelta(milliseconds=1)
     except (ValueError, TypeError, OverflowError):
         raise unreadable_answer() from None

@@ -1,4 +1,4 @@
-"""Events to a developer's own machine: each is handled, at least once and in order, before the next."""
+"""Handle the events of all tasks, one after the other, each at least once and in order."""
 
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
@@ -13,7 +13,7 @@ from kling_callback.protocol.events import Event
 
 @dataclass(frozen=True, slots=True)
 class HandlerResult:
-    """What became of an event: a word on it, and what is wrong, if anything is."""
+    """The result of handling an event: a label for its line, and a message about the problem, if any."""
 
     label: str = ""
     problem: str = ""
@@ -25,22 +25,22 @@ Reporter = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events are handled: of these types, of tasks with this tag. What is empty wants all."""
+    """Matches events of these types, of tasks with this tag; an empty filter matches all."""
 
     types: Collection[str] = ()
     tag: str | None = None
 
     @property
     def key(self) -> list[str]:
-        """The same for the same choice, however it is typed."""
+        """A list that is equal for equal filters, part of the cursor's identity."""
         tag = [] if self.tag is None else [f"tag {self.tag}"]
         return [*sorted(set(self.types)), *tag]
 
     def __call__(self, event: Event) -> bool:
-        """Whether this one is."""
+        """Whether the filter matches an event."""
         tags = event.task.get("tags")
-        tagged = self.tag is None or (isinstance(tags, list) and self.tag in tags)
-        return tagged and (not self.types or event.type in self.types)
+        tag_matches = self.tag is None or (isinstance(tags, list) and self.tag in tags)
+        return tag_matches and (not self.types or event.type in self.types)
 
 
 async def listen(
@@ -51,9 +51,9 @@ async def listen(
     event_filter: EventFilter,
     report: Callable[[Event, HandlerResult], None],
 ) -> None:
-    """Handle what comes after the cursor, without end; an event is behind it once it is handled and told.
+    """Handle the events after the cursor, without end. The cursor advances after `handle` and `report`.
 
-    Raises ReceiverError, and what `handle` raises.
+    Raises ReceiverError, OSError if the cursor cannot be written, and what `handle` raises.
     """
     async with aclosing(kling.events(after=cursor.after)) as events:
         async for event in events:
@@ -63,9 +63,9 @@ async def listen(
 
 
 async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, report: Reporter) -> None:
-    """Set the cursor: before the event `first`, or 0 for behind the newest; None leaves it where it is.
+    """Set the cursor before a run. `first`: the event to begin with; 0: after the newest; None: where it is.
 
-    At the first time that is behind the newest event; a database that began anew is read from its first.
+    A new cursor begins after the newest event. If the receiver's database was replaced, it begins with the first.
     """
     newest = await kling.last_event()
     if first is not None:
@@ -73,10 +73,13 @@ async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, 
     elif cursor.after is None:
         cursor.advance(newest)
     elif cursor.after > newest:
-        report(f"Event {cursor.after} was handled, but the newest is {newest}: the receiver's database is another.")
+        report(
+            f"Event {cursor.after} was handled, but the newest is {newest}: the receiver has another database. "
+            "All its events are handled."
+        )
         cursor.advance(0)
 
 
 async def print_only(event: Event) -> HandlerResult:
-    """It is told, and that is all."""
+    """Handle an event by nothing: its line is printed by the caller."""
     return HandlerResult()

@@ -1,1 +1,1 @@
-"""Kling's protocol and our own tokens: pure functions, shared with the receiver."""
+"""Kling's protocol and our own tokens, events and tables: pure functions, shared with the receiver."""

@@ -1,11 +1,10 @@
-"""The types of events, and one event."""
+"""The types of events, and the class of one event."""
 
 from dataclasses import dataclass
 from typing import Any
 
-MAX_EVENT_CHARS = 16_000_000
-"""Bytes: an event carries the task with its request."""
-
+MAX_EVENT_BYTES = 16_000_000
+"""Bytes of one event: it contains the task with its request."""
 
 TYPES = (
     "task.created",
@@ -21,12 +20,16 @@ TYPES = (
     "callback.received",
     "callback.ignored",
 )
-"""What can happen."""
+"""All types of events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a task; `task` is the task's JSON as it was when the event was sent to us."""
+    """One event of a task.
+
+    `id`: increases in commit order. `at`: when it happened, ISO 8601 in UTC. `data`: depends on the type.
+    `task`: the task's JSON when the event was sent to this client.
+    """
 
     id: int
     type: str
@@ -36,10 +39,10 @@ class Event:
 
     @property
     def ends(self) -> bool:
-        """Whether nothing more is owed: an early `task.done` may have given way to Kling's later word."""
+        """Whether this is the task's last event. After an early `task.done`, a later report of Kling may add events."""
         return self.type == "task.done" and self.task.get("done") is True
 
     @property
     def document(self) -> dict[str, Any]:
-        """The event as the receiver tells it."""
+        """The event as JSON, as the receiver sends it."""
         return {"id": self.id, "type": self.type, "at": self.at, "data": self.data, "task": self.task}

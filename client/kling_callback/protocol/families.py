@@ -1,4 +1,4 @@
-"""What names a kind of job: its path at Kling. Client and receiver keep to one rule: Kling is asked there."""
+"""Families: the paths at Kling that name kinds of jobs. Client and receiver check them by the same rule."""
 
 import re
 
@@ -10,18 +10,18 @@ DESCRIPTION = "a path under /v1 like videos/effects, or a new one like /text-to-
 
 
 def is_family(text: str) -> bool:
-    """Whether `text` may name a family: a path that leads nowhere else."""
+    """Whether `text` may name a family: a path without `..`, query or host."""
     return len(text) <= MAX_CHARS and PATTERN.fullmatch(text) is not None
 
 
 def is_job(family: str) -> bool:
-    """Whether a create may be sent there: Kling's paths have two parts or more.
+    """Whether a create may be sent to this path: Kling's have two parts or more.
 
-    Only who creates asks this; a callback whose address somebody signed for another path is still taken.
+    Only creates are checked: a callback whose address was signed for another path is still accepted.
     """
     return is_family(family) and "/" in family[1:]
 
 
 def is_new_standard(family: str) -> bool:
-    """Whether it is of Kling's new standard: a path of its own, not one under `/v1`."""
+    """Whether the family is of Kling's new standard: a path from the root, not under `/v1`."""
     return family.startswith("/")

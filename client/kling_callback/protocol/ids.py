@@ -1,4 +1,4 @@
-"""Task ids: made here, before the create, so that a task has a name even if its create is never answered."""
+"""Task ids: made before the create, so that a task has an id even if its create is never answered."""
 
 import os
 import re
@@ -11,11 +11,9 @@ DESCRIPTION = "Use 1 to 128 of A-Z a-z 0-9 _ . : @ = - and begin with a letter o
 
 
 def new_id(now: float | None = None, *, random: Callable[[int], bytes] = os.urandom) -> str:
-    """A new id at `now` (unix seconds): 26 characters, growing with time.
+    """Make a ULID at `now` (unix seconds): 26 characters, 48 bits of milliseconds and 80 random bits.
 
-    It is a ULID: 48 bits of milliseconds, 80 random bits.
-
-    Growing, because random keys make the receiver's writer touch a new page for each row.
+    Ids increase with time: random keys would make the receiver's writer touch another page for each row.
     """
     milliseconds = int((time.time() if now is None else now) * 1000)
     number = milliseconds << 80 | int.from_bytes(random(10))
@@ -24,5 +22,5 @@ def new_id(now: float | None = None, *, random: Callable[[int], bytes] = os.uran
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` may be a task's id: it stands in addresses and file names, so its letters are few."""
+    """Whether `text` may be a task's id: only characters that addresses and file names allow."""
     return PATTERN.fullmatch(text) is not None

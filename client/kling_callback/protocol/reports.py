@@ -1,6 +1,6 @@
-"""Any body from Kling or a gateway, either standard, bare or wrapped, becomes one `Report`.
+"""Parse the bodies of Kling or a gateway, of either standard, bare or wrapped, into `Report`s.
 
-Pure: bytes in, values out. It never raises for what a body holds: what cannot be read is None.
+Pure functions. No body raises: a value that cannot be parsed becomes None.
 """
 
 import json
@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Status = Literal["submitted", "processing", "succeed", "failed"]
+"""Kling's statuses of a task."""
+TaskStatus = Literal["created", "submitted", "processing", "succeed", "failed"]
+"""The statuses of a task at the receiver: `created`, then Kling's."""
+TASK_STATUSES: tuple[TaskStatus, ...] = get_args(TaskStatus)
 Kind = str
-"""`image`, `video` or `audio`; `watermark` for a marked copy; what Kling says for anything newer."""
+"""`image`, `video` or `audio`; `watermark` for a watermarked copy; Kling's own name for anything newer."""
 
 STATUS_WORDS: dict[str, Status] = {
     "submitted": "submitted",
@@ -21,7 +25,7 @@ STATUS_WORDS: dict[str, Status] = {
     "succeed": "succeed",
     "succeeded": "succeed",
     "failed": "failed",
-    # the outer words of gateways that wrap Kling's record in one of their own
+    # of gateways that wrap Kling's record in one of their own
     "not_start": "submitted",
     "queued": "submitted",
     "in_progress": "processing",
@@ -33,25 +37,25 @@ MAX_TEXT_CHARS = 4000
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8000
 IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%\0\ud800-\udfff]{{1,{MAX_ID_CHARS}}}")
-"""What may stand as one part of a path, or in a list of ids: a query for `..` would ask for something else."""
+"""An id that can be one part of a path, or of a list of ids: a query for `..` would query another address."""
 MAX_OUTPUTS = 100
 MAX_RECORDS = 200
-"""Entries of a list, or of an object of lists: a record is Kling's word, its length may be anybody's."""
+"""Entries that are read of a list, or of an object of lists; a forged body may have any number."""
 MAX_PARTS = 10_000
-"""Brackets, braces and commas of a long body that is read: a record has some hundreds, and each costs time."""
-SHORT = 16_384
-"""Bytes up to which nobody counts them: Kling's own bodies have 1 to 5 KB."""
+"""Brackets, braces and commas of a long body: a record has some hundreds, and each costs time to parse."""
+MAX_UNCHECKED_BYTES = 16_384
+"""Bytes of a body up to which MAX_PARTS is not checked: Kling's own bodies have 1 to 5 KB."""
 MAX_COST_CHARS = 4000
 MAX_COST_DEPTH = 10
 MAX_WRAP_DEPTH = 4
 
 UNKNOWN_TASK = frozenset({1200, 1201})
-"""Codes that a query answers for a task that Kling does not know (section 3)."""
+"""Kling's codes for a query about an unknown task (section 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One file that Kling made: `duration` in seconds."""
+    """One file that Kling made. `duration`: seconds."""
 
     kind: Kind
     url: str
@@ -61,7 +65,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one body says of one task. Times are unix milliseconds; `cost` is as Kling spells it."""
+    """The content of one body about one task. Times are unix milliseconds; `cost` is Kling's JSON, unchanged."""
 
     status: Status | None
     kling_id: str | None = None
@@ -74,13 +78,13 @@ class Report:
 
     @property
     def final(self) -> bool:
-        """Whether the status is one that no other follows."""
+        """Whether the status is final: `succeed` or `failed`."""
         return self.status in ("succeed", "failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The envelope of an answer: `code` 0 is success, None an answer without an envelope."""
+    """An answer to a create or a query. `code`: 0 is success, None an answer without an envelope."""
 
     code: int | str | None
     message: str
@@ -89,18 +93,18 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the envelope says success (relays say it as a word)."""
+        """Whether the envelope reports success; gateways may do so in text."""
         return self.code in (None, 0) or str(self.code).lower() in ("0", "success", "succeed")
 
 
 def parse_callback(body: bytes) -> Report | None:
-    """The report that a callback's body holds, or None when no record in it has a known status."""
+    """Parse a callback's body. None if no record in it has a known status."""
     report = _innermost(_parse(body))
     return report if report is not None and report.status else None
 
 
 def parse_answer(body: bytes) -> Answer | None:
-    """The envelope and reports of an answer to a create or a query, or None when it is not a JSON object."""
+    """Parse the envelope and the reports of an answer to a create or a query. None if it is not a JSON object."""
     document = _parse(body)
     if not isinstance(document, dict):
         return None
@@ -116,15 +120,15 @@ def parse_answer(body: bytes) -> Answer | None:
 
 
 def sanitize(value: Any, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """Text fit for any database: no NUL, no lone surrogate, at most `longest` characters; "" for no text."""
+    """Make text storable in any database: no NUL, no lone surrogate, at most `max_chars` characters; "" for no text."""
     if not isinstance(value, str):
         return ""
     return value[:max_chars].replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def is_too_complex(body: bytes) -> bool:
-    """Whether a JSON document has more parts than any of Kling's, so that reading it would hold all else up."""
-    return len(body) > SHORT and sum(map(body.count, (b"[", b"{", b","))) > MAX_PARTS
+    """Whether a JSON document has more parts than any of Kling's: parsing it would block the event loop."""
+    return len(body) > MAX_UNCHECKED_BYTES and sum(map(body.count, (b"[", b"{", b","))) > MAX_PARTS
 
 
 def _parse(body: bytes) -> Any:
@@ -132,24 +136,24 @@ def _parse(body: bytes) -> Any:
         return None
     try:
         return json.loads(body)
-    except (ValueError, RecursionError):  # also UnicodeDecodeError, and integers beyond reason
+    except (ValueError, RecursionError):  # also UnicodeDecodeError, and integers of too many digits
         return None
 
 
 def _code(value: Any) -> int | str | None:
-    """Kling's codes are numbers; relays may write them as text, or have words of their own."""
+    """A code as int where possible: Kling's are numbers; gateways may send them as text, or texts of their own."""
     text = sanitize(value, MAX_ID_CHARS)
     return int(text) if text.isascii() and text.isdecimal() else text or _integer(value)
 
 
 def _error_message(document: dict[str, Any]) -> str:
-    """The message of an answer in the shape that relays use: {"error": {"message": ...}}."""
+    """The message of an answer in the shape of some gateways: {"error": {"message": ...}}."""
     error = document.get("error")
     return sanitize(error.get("message")) if isinstance(error, dict) else sanitize(error)
 
 
 def _layers(document: Any) -> Iterator[dict[str, Any]]:
-    """The document and what it wraps in `data`, from the outside in."""
+    """The document and the records nested in its `data`, outermost first."""
     for _ in range(MAX_WRAP_DEPTH):
         if isinstance(document, list):
             document = next((item for item in document if isinstance(item, dict)), None)
@@ -160,14 +164,14 @@ def _layers(document: Any) -> Iterator[dict[str, Any]]:
 
 
 def _innermost(document: Any) -> Report | None:
-    """The innermost record with a known status; without one, the innermost that has an id.
+    """The innermost record with a known status; without one, the innermost with an id.
 
-    What it does not say of itself (a relay's inner record may lack its id), the records around it do.
+    Values that it lacks are taken from the records around it: a gateway's inner record may lack its id.
     """
     reports = [_report(record) for record in _layers(document)]
-    for place in reversed(range(len(reports))):
-        if reports[place].status:
-            return reduce(_fill, reversed(reports[:place]), reports[place])
+    for depth in reversed(range(len(reports))):
+        if reports[depth].status:
+            return reduce(_fill, reversed(reports[:depth]), reports[depth])
     return next((report for report in reversed(reports) if report.kling_id), None)
 
 
@@ -184,11 +188,11 @@ def _fill(inner: Report, outer: Report) -> Report:
 
 def _report(record: dict[str, Any]) -> Report:
     legacy = "task_id" in record or "task_status" in record
-    word = record.get("task_status") if "task_status" in record else record.get("status")
+    status = record.get("task_status") if "task_status" in record else record.get("status")
     info = record.get("task_info")
     external = info.get("external_task_id") if isinstance(info, dict) else None
     return Report(
-        status=STATUS_WORDS.get(word.strip().lower()) if isinstance(word, str) and len(word) < 100 else None,
+        status=STATUS_WORDS.get(status.strip().lower()) if isinstance(status, str) and len(status) < 100 else None,
         kling_id=_identifier(record.get("task_id") if legacy else record.get("id")),
         external_task_id=_identifier(external or record.get("external_id")),
         message=_message(record),
@@ -204,7 +208,7 @@ def _coalesce(value: Any, other: Any) -> Any:
 
 
 def _cost(value: Any) -> Any:
-    """The cost as it came, if a database's JSON can hold it: no NUL, no NaN, not endless."""
+    """The cost unchanged, if a database's JSON can hold it: no NUL, no NaN, limited length and depth; else None."""
     if value is None or isinstance(value, str):
         return sanitize(value, MAX_ID_CHARS) or None
     try:
@@ -217,7 +221,7 @@ def _cost(value: Any) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects lie in each other. Raises RecursionError."""
+    """The depth of nested lists and objects. Raises RecursionError."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inner), default=0)
 
@@ -230,7 +234,7 @@ def _message(record: dict[str, Any]) -> str:
 
 
 def _outputs(record: dict[str, Any]) -> Iterator[Output]:
-    """The files of a record: first those that were asked for, then their watermarked copies."""
+    """The files of a record: first the results, then their watermarked copies."""
     marked = []
     for kind, item in _items(record):
         identifier, duration = _identifier(item.get("id")), _seconds(item.get("duration"))
@@ -262,7 +266,7 @@ def _address(value: Any) -> str:
 
 
 def _identifier(value: Any) -> str | None:
-    """An id as text. One cut short would be another's: too long is none."""
+    """An id as text; None if it is too long: a truncated id would name another task."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         value = str(value)
     return value if isinstance(value, str) and IDENTIFIER.fullmatch(value) else None

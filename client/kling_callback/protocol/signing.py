@@ -1,6 +1,6 @@
-"""Everything signed with `KLING_SIGNING_SECRETS`: callback addresses, API tokens, result links.
+"""Sign and verify callback addresses, API tokens and result links with `KLING_SIGNING_SECRETS`.
 
-Pure functions of the secrets and the clock. Secrets stand newest first: the newest signs, all verify.
+Pure functions of the secrets and the clock. Secrets are ordered newest first: the newest signs, all verify.
 """
 
 import base64
@@ -25,10 +25,10 @@ Role = Literal["admin", "client", "read"]
 Clock = Callable[[], float]
 
 LEEWAY_SECONDS = 60
-"""Seconds by which a clock may be ahead or behind."""
+"""Seconds by which the clocks of two machines may differ."""
 
 MIN_SECRET_CHARS = 32
-"""Characters a signing secret has at least."""
+"""Characters of a signing secret."""
 
 MAKE_SECRET_HINT = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
 
@@ -42,7 +42,7 @@ class _ClockedSigner(TimestampSigner):
         return int(self.clock())
 
     def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
-        """The same key every time: derived once, since a receiver verifies thousands of tokens a second."""
+        """Derive the key once per secret: a receiver verifies thousands of tokens a second."""
         secret = self.secret_keys[-1] if secret_key is None else want_bytes(secret_key)
         if secret not in self._derived:
             self._derived[secret] = super().derive_key(secret)
@@ -56,7 +56,7 @@ class _ClockedSigner(TimestampSigner):
 def _signer(secrets: Sequence[str], purpose: str) -> _ClockedSigner:
     if not secrets:
         raise ValueError("at least one signing secret is needed")
-    # itsdangerous wants its keys oldest first.
+    # itsdangerous expects its keys oldest first.
     return _ClockedSigner(
         list(reversed(secrets)),
         salt=f"kling-callback/{purpose}",
@@ -65,13 +65,13 @@ def _signer(secrets: Sequence[str], purpose: str) -> _ClockedSigner:
     )
 
 
-def _checked(secrets: Sequence[str] | str) -> list[str]:
-    listed = secrets.split(",") if isinstance(secrets, str) else secrets
-    good = [secret.strip() for secret in listed if secret.strip()]
-    if not good or min(map(len, good)) < MIN_SECRET_CHARS:
+def _parse_secrets(secrets: Sequence[str] | str) -> list[str]:
+    separate = secrets.split(",") if isinstance(secrets, str) else secrets
+    stripped = [secret.strip() for secret in separate if secret.strip()]
+    if not stripped or min(map(len, stripped)) < MIN_SECRET_CHARS:
         rule = f"A signing secret of at least {MIN_SECRET_CHARS} characters is needed."
         raise SettingsError([f"{rule} {MAKE_SECRET_HINT}"])
-    return good
+    return stripped
 
 
 def _pack(value: Any) -> str:
@@ -84,7 +84,7 @@ def _unpack(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class CallbackToken:
-    """What a callback address proves: which task, of which family, signed when (unix seconds)."""
+    """The verified content of a callback address. `task_id`: our id; `signed_at`: unix seconds."""
 
     task_id: str
     family: str
@@ -92,34 +92,33 @@ class CallbackToken:
 
 
 class CallbackSigner:
-    """Signs and reads callback addresses; the token carries the task's id and family.
+    """Signs and verifies callback addresses. The token contains our task id and the family.
 
-    Nothing needs to be registered for such an address to work, so it also serves those who make the
-    create call themselves.
+    Such an address works without a registration: programs that send the create themselves need only this class.
     """
 
     def __init__(self, secrets: Sequence[str] | str, *, clock: Clock = time.time) -> None:
-        """`secrets`: newest first; a string is one secret, or several separated by commas.
+        """`secrets`: newest first, as a sequence or separated by commas. `clock`: returns unix seconds.
 
-        Raises SettingsError for none, or for one that is too short to protect anything.
+        Raises SettingsError without a secret, or for one of fewer than 32 characters.
         """
-        self._signer = _signer(_checked(secrets), "callback")
+        self._signer = _signer(_parse_secrets(secrets), "callback")
         self._signer.clock = clock
         self._clock = clock
 
     def token(self, task_id: str, family: str) -> str:
-        """A token for one task, of the letters that a path may hold.
+        """Sign a token for one task, of characters that a path allows. `task_id`: our id.
 
-        Raises ParameterError for an id that no task has.
+        Raises ParameterError for an invalid id, or without a family.
         """
         if not is_id(task_id) or not family:
-            raise ParameterError([f"{task_id!r} of {family!r}: no task has such an id. {ID_RULE}"])
+            raise ParameterError([f"{task_id!r} of {family!r}: not a task's id and family. {ID_RULE}"])
         return self._signer.sign(_pack([task_id, family])).decode()
 
     def url(self, receiver_url: str, task_id: str, family: str) -> str:
-        """The `callback_url` to send to Kling: the receiver's address, then `/callbacks/` and the token.
+        """The `callback_url` to send to Kling: `receiver_url`, then `/callbacks/` and the token.
 
-        Raises ParameterError for a receiver that Kling could not reach so: relative, or plain http.
+        Raises ParameterError for an invalid id, and for a `receiver_url` that is not `https://` nor loopback.
         """
         try:
             base = normalize_public_url(receiver_url)
@@ -128,12 +127,16 @@ class CallbackSigner:
         return f"{base}/callbacks/{self.token(task_id, family)}"
 
     def verify(self, token: str, max_age: float) -> CallbackToken:
-        """What `token` says. Raises TokenExpired past `max_age` seconds (and LEEWAY), else TokenError."""
+        """Verify a token and return its content.
+
+        Raises TokenExpired if it was signed more than `max_age` seconds ago (plus LEEWAY_SECONDS), or as far in the
+        future as LEEWAY_SECONDS; TokenError for any other invalid token.
+        """
         try:
             payload, signed = self._signer.unsign(token, return_timestamp=True)
             task_id, family = _unpack(payload.decode())
         except (BadData, ValueError, TypeError) as error:
-            raise TokenError("The callback token does not hold.") from error
+            raise TokenError("The callback token is not valid.") from error
         age = self._clock() - signed.timestamp()
         if not -LEEWAY_SECONDS <= age <= max_age + LEEWAY_SECONDS:
             raise TokenExpired("The callback token has expired.")
@@ -141,19 +144,19 @@ class CallbackSigner:
 
 
 def api_token(secrets: Sequence[str], role: Role, lifetime: float, *, now: float | None = None) -> str:
-    """A bearer token for the receiver's `/api`, good for `lifetime` seconds from `now` (unix seconds)."""
+    """Make a bearer token for the receiver's `/api`, valid for `lifetime` seconds from `now` (unix seconds)."""
     expires = int((time.time() if now is None else now) + lifetime)
     return Signer.sign(_signer(secrets, "api"), _pack([role, expires])).decode()
 
 
 def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = None) -> Role:
-    """The role inside a bearer token. Raises TokenExpired, else TokenError."""
+    """Verify a bearer token and return its role. `now`: unix seconds. Raises TokenExpired or TokenError."""
     try:
         role, expires = _unpack(Signer.unsign(_signer(secrets, "api"), token).decode())
-        late = (time.time() if now is None else now) - float(expires)
+        seconds_past = (time.time() if now is None else now) - float(expires)
     except (BadData, ValueError, TypeError) as error:
-        raise TokenError("The bearer token does not hold.") from error
-    if late > LEEWAY_SECONDS:
+        raise TokenError("The bearer token is not valid.") from error
+    if seconds_past > LEEWAY_SECONDS:
         raise TokenExpired("The bearer token has expired.")
     if role not in get_args(Role):
         raise TokenError("The bearer token names an unknown role.")
@@ -161,7 +164,7 @@ def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = 
 
 
 def sign_link(secrets: Sequence[str], receiver_url: str, task_id: str, index: int, expires: int) -> str:
-    """The address of a result file that opens without a token until `expires` (unix seconds)."""
+    """Make the address of a result file that works without a token until `expires` (unix seconds)."""
     signature = _signer(secrets, "link").get_signature(f"{task_id}/{index}/{expires}").decode()
     path = f"/api/tasks/{quote(task_id)}/results/{index}"
     return f"{receiver_url.rstrip('/')}{path}?expires={expires}&signature={signature}"
@@ -176,7 +179,7 @@ def verify_link(
     *,
     now: float | None = None,
 ) -> None:
-    """Raise TokenError unless the link's parts were signed by us, TokenExpired when its time is over."""
+    """Check a result link. Raises TokenError if its parts were not signed by us, TokenExpired after `expires`."""
     signed = f"{task_id}/{index}/{expires}".encode("utf-8", "replace")
     if not _signer(secrets, "link").verify_signature(signed, signature.encode("utf-8", "replace")):
         raise TokenError("The link is not one that this receiver signed.")
@@ -185,5 +188,5 @@ def verify_link(
 
 
 def key_fingerprint(key: str) -> str:
-    """16 letters that tell two Kling keys apart and say nothing about either."""
+    """16 hex digits that identify a Kling key without revealing it."""
     return hashlib.sha256(b"kling-callback/key/" + key.encode()).hexdigest()[:16]

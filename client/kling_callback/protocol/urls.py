@@ -1,6 +1,6 @@
-"""Web addresses that come from settings: what they must look like, and their one spelling.
+"""Validate and normalize web addresses from settings.
 
-Pure; every problem is a ValueError whose message says what to write instead.
+Pure functions. A ValueError's message follows the setting's name: it says what the address must be.
 """
 
 import ipaddress
@@ -10,24 +10,24 @@ PORTS = {"http": 80, "https": 443}
 
 
 def normalize_url(value: str) -> str:
-    """An http(s) address without query, fragment or credentials, no slash at its end; else ValueError.
+    """Normalize an http(s) address: host in small letters, no default port, no slash at the end.
 
-    Two spellings of one address come out the same (letters of the host, a port that goes without saying).
+    Raises ValueError for an address with a query, a fragment or credentials, and for any other text.
     """
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or parts.scheme not in PORTS or port == 0 or _unfit(value, parts.netloc):
+    if not host or parts.scheme not in PORTS or port == 0 or _is_unsafe(value, parts.netloc):
         raise ValueError("is not an address like https://host/path (no query, no user, no blanks).")
-    shown = f"[{host}]" if ":" in host else host
-    colon = "" if port in (None, PORTS[parts.scheme]) else f":{port}"
-    return f"{parts.scheme}://{shown}{colon}{parts.path}".rstrip("/")
+    bracketed = f"[{host}]" if ":" in host else host
+    port_suffix = "" if port in (None, PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{bracketed}{port_suffix}{parts.path}".rstrip("/")
 
 
 def normalize_public_url(value: str) -> str:
-    """A web address that is `https://`, unless its host is loopback; else ValueError."""
+    """Normalize an address that is `https://`, or whose host is loopback. Raises ValueError for any other."""
     address = normalize_url(value)
     parts = urlsplit(address)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
@@ -36,12 +36,12 @@ def normalize_public_url(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine itself."""
+    """Whether `host`, a name or an address, is loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _unfit(value: str, netloc: str) -> bool:
+def _is_unsafe(value: str, netloc: str) -> bool:
     return "@" in netloc or any(sign in value for sign in "?#\\") or not value.isprintable() or " " in value

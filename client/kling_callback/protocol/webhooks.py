@@ -1,4 +1,4 @@
-"""Standard Webhooks: signatures, checked on Kling's callbacks and made for hooks, and what a hook is sent.
+"""Standard Webhooks: verify the signatures of Kling's callbacks, sign the deliveries to hooks.
 
 `webhook-signature` is `v1,<base64 of HMAC-SHA256 over id.timestamp.body>`, several separated by blanks.
 Pure functions.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 TOLERANCE_SECONDS = 300
-"""Seconds by which a signature's time may differ from ours."""
+"""Seconds by which a signature's timestamp may differ from our clock."""
 
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 MIN_KEY_BYTES = 16
@@ -30,7 +30,7 @@ SignatureState = Literal["absent", "good", "bad"]
 
 @functools.lru_cache(64)
 def secret_key(secret: str) -> bytes:
-    """The key inside `whsec_<base64>`. Raises ValueError, without the secret, when there is none."""
+    """The key inside `whsec_<base64>`. Raises ValueError, with a message that does not contain the secret."""
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except (ValueError, binascii.Error):
@@ -41,20 +41,20 @@ def secret_key(secret: str) -> bytes:
 
 
 def new_secret(*, random: Callable[[int], bytes] = os.urandom) -> str:
-    """A secret for a hook."""
+    """Make a secret for a hook."""
     return f"whsec_{base64.b64encode(random(32)).decode()}"
 
 
 def sign(secret: str, message_id: str, timestamp: int | str, body: bytes) -> str:
     """The `webhook-signature` of one message. `timestamp`: unix seconds."""
-    # A header's characters are latin-1 on the wire.
+    # Header values are latin-1 on the wire.
     signed = f"{message_id}.{timestamp}.".encode("latin-1", "replace") + body
     digest = hmac.new(secret_key(secret), signed, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
 def signed_headers(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of a POST of this body; each secret signs. `timestamp`: unix seconds."""
+    """The headers of a POST of this body, with one signature for each secret. `timestamp`: unix seconds."""
     return {
         "Content-Type": "application/json",
         "webhook-id": message_id,
@@ -64,21 +64,23 @@ def signed_headers(secrets: Sequence[str], message_id: str, timestamp: int, body
 
 
 def timestamp_of(headers: Mapping[str, str]) -> int | None:
-    """When a message says that it was sent, unix seconds; None for what is no time."""
-    said = headers.get("webhook-timestamp", "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 12 else None
+    """The `webhook-timestamp` in unix seconds; None if it is missing or not a number."""
+    value = headers.get("webhook-timestamp", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 12 else None
 
 
 def is_plausible(headers: Mapping[str, str], now: float) -> bool:
-    """Whether a signature is given, with a time that is good: what can be told before the body is read."""
-    at = timestamp_of(headers)
-    return at is not None and bool(headers.get("webhook-signature")) and abs(at - now) <= TOLERANCE_SECONDS
+    """Whether there is a signature with a recent timestamp: a check before the body is read. `now`: unix seconds."""
+    signed_at = timestamp_of(headers)
+    return (
+        signed_at is not None and bool(headers.get("webhook-signature")) and abs(signed_at - now) <= TOLERANCE_SECONDS
+    )
 
 
 def verify(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now: float) -> SignatureState:
-    """Whether one of the secrets signed this message, not longer ago than TOLERANCE.
+    """Whether one of the secrets signed this message within TOLERANCE_SECONDS of `now` (unix seconds).
 
-    Never raises: hostile headers are `bad`, none at all are `absent`.
+    `absent` without any of HEADERS. Never raises: malformed headers are `bad`.
     """
     if not any(headers.get(name) for name in HEADERS):
         return "absent"
@@ -86,33 +88,33 @@ def verify(secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now:
 
 
 def signature_matches(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether one of the secrets signed this message, whenever that was."""
-    message_id, timestamp, signatures = (headers.get(name, "") for name in HEADERS)
-    given = [each.encode() for each in signatures.split()[:MAX_SIGNATURES] if each.isascii()]
+    """Whether one of the secrets signed this message, at any time."""
+    message_id, timestamp, header = (headers.get(name, "") for name in HEADERS)
+    signatures = [each.encode() for each in header.split()[:MAX_SIGNATURES] if each.isascii()]
     expected = [sign(secret, message_id, timestamp, body).encode() for secret in secrets]
-    return any(hmac.compare_digest(one, other) for one in expected for other in given)
+    return any(hmac.compare_digest(each, signature) for each in expected for signature in signatures)
 
 
 def webhook_id(event_id: int, at: int, hook: str = "default") -> str:
-    """The `webhook-id` of an event: the same however often it is sent, and another's in no other database.
+    """The `webhook-id` of an event: the same for each delivery, and unique across databases.
 
-    `at`: when it happened, unix milliseconds. `hook`: its name; that of KLING_HOOK_URL is `default`.
+    `at`: when the event happened, unix milliseconds. `hook`: name of the hook; that of KLING_HOOK_URL is `default`.
     """
     return f"{hook}_{event_id}_{at}"
 
 
 def hook_body(event: Mapping[str, Any]) -> bytes:
-    """The event as it is sent."""
+    """The body of a delivery: the event, redacted and encoded."""
     return encode(redact_event(event))
 
 
 def encode(event: Mapping[str, Any]) -> bytes:
-    """What `hook_event` made, as it is sent."""
+    """A redacted event as the bytes that are sent."""
     return _encode(event).encode()
 
 
 def redact_event(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The event without the queries of files' addresses: whoever has those has the files."""
+    """Remove the queries of the files' source addresses: they authorize downloads."""
     task = event["task"]
     return {**event, "task": {**task, "results": [_without_query(each) for each in task.get("results", ())]}}
 

@@ -1,36 +1,25 @@
-"""What a file is, by its own first bytes: no decoder meets bytes from outside.
+"""Detect a file's media type from its first bytes, and whether the file is complete.
 
 Signatures: PNG 5.2, JPEG B.1.1.3, RIFF/WEBP, GIF89a, ISO 14496-12 (`ftyp`), Matroska, MPEG audio, RIFF/WAVE.
+No decoder reads the bytes, because they come from outside.
 """
 
 from pathlib import Path
 
 HEAD_BYTES = 64
-"""Bytes that `sniff` needs."""
+"""Bytes at the start of a file that `sniff` needs."""
 
-EXTENSIONS = {
-    "image/png": ".png",
-    "image/jpeg": ".jpg",
-    "image/webp": ".webp",
-    "image/gif": ".gif",
-    "video/mp4": ".mp4",
-    "video/quicktime": ".mov",
-    "video/webm": ".webm",
-    "audio/mpeg": ".mp3",
-    "audio/wav": ".wav",
-    "audio/mp4": ".m4a",
-}
-FAMILIES = ("image", "video", "audio")
+KINDS = ("image", "video", "audio")
 
 MAX_BOXES = 10_000
-"""Top boxes of an MP4; a file of nothing but boxes would keep us walking."""
+"""Top-level boxes of an MP4 that are read: a file of empty boxes would take hours."""
 
 
 def sniff(head: bytes) -> str | None:
-    """The content type that a file's first bytes show, or None."""
-    for signature, found in SIGNATURES:
+    """The media type of a file by its first HEAD_BYTES, or None for no known type. Each is in `media_types`."""
+    for signature, media_type in SIGNATURES:
         if head.startswith(signature):
-            return found
+            return media_type
     if head[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(head[8:12])
     if head[4:8] == b"ftyp":
@@ -51,20 +40,23 @@ SIGNATURES = (
 
 
 def matches_kind(content_type: str | None, kind: str) -> bool:
-    """Whether a file of this type may be a result of this kind (`watermark` and newer kinds: any media)."""
+    """Whether a file of this media type may be a result of this kind. `watermark` and newer kinds: any media type."""
     if content_type is None:
         return False
-    return kind not in FAMILIES or content_type.startswith(f"{kind}/")
+    return kind not in KINDS or content_type.startswith(f"{kind}/")
 
 
 TRAILER_BYTES = 64
-"""Bytes at the end among which an image's last marker is: some writers add a few of their own."""
+"""Bytes at the end of an image that are searched for its last marker: some writers append a few bytes."""
 
 TRAILERS = {"image/png": b"IEND\xae\x42\x60\x82", "image/jpeg": b"\xff\xd9", "image/gif": b"\0\x3b"}
 
 
 def is_complete(path: Path, content_type: str) -> bool:
-    """Whether a file reaches its own end: the boxes of an MP4 add up, an image has its last marker."""
+    """Whether a file is not truncated: an MP4's boxes add up to its size, an image has its last marker.
+
+    True for media types without such a mark. Raises OSError.
+    """
     if content_type in TRAILERS:
         return TRAILERS[content_type] in _tail(path, TRAILER_BYTES)
     if content_type in ("video/mp4", "video/quicktime", "audio/mp4"):
@@ -79,8 +71,8 @@ def _tail(path: Path, size: int) -> bytes:
 
 
 def _top_level_boxes(path: Path) -> set[bytes]:
-    """The top boxes of an ISO media file, or none when they do not add up to its size."""
-    size, at, count, found = path.stat().st_size, 0, 0, set()
+    """The names of the top-level boxes of an ISO media file; empty when they do not add up to its size."""
+    size, at, count, names = path.stat().st_size, 0, 0, set()
     with path.open("rb") as file:
         while at < size:
             file.seek(at)
@@ -92,9 +84,9 @@ def _top_level_boxes(path: Path) -> set[bytes]:
                 length = size - at
             if len(header) < 8 or length < 8 or at + length > size:
                 return set()
-            found.add(header[4:8])
+            names.add(header[4:8])
             at += length
             count += 1
             if count == MAX_BOXES:
                 return set()
-    return found
+    return names

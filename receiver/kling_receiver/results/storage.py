@@ -1,65 +1,29 @@
-"""Where result files lie: a local folder. A file is there whole or not at all.
+"""Storage for result files in a local folder. Each file is complete and durable, or absent.
 
-The folder is made at the start only: one that vanished later was on a volume that is no longer mounted, and
-what went into a folder made in its place would not be where it is looked for.
+The folder is made only at the start: if it vanishes later, its volume was unmounted, and files written into a new
+folder in its place would be hidden once the volume is mounted again.
 """
 
 import errno
 import hashlib
-import os
-import tempfile
+import secrets
 import threading
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from kling_receiver.filesystem import fsync_folder, make_durable_folder
+from kling_callback.atomic_file import AtomicFile, fsync_folder
+from kling_receiver.filesystem import make_durable_folder
 
 MAX_CACHED = 10_000
-"""Files whose checksum is known while they do not change."""
+"""Files whose checksum is cached until they change."""
 
 Fingerprint = tuple[int, ...]
 
-FOLDER_GONE = "it is gone. Mount its volume again, or start the receiver anew to make it"
-
-
-class PartialFile:
-    """A file being written; nobody sees it before `keep`. Its methods block: call them in a thread."""
-
-    def __init__(self, folder: Path) -> None:
-        handle, name = tempfile.mkstemp(dir=folder, prefix="part-")
-        self.path = Path(name)
-        self._file = os.fdopen(handle, "wb")
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        """Add bytes at the end. Raises OSError (a full disk, say)."""
-        self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-    @property
-    def sha256(self) -> str:
-        """Of what was written, in hex."""
-        return self._hash.hexdigest()
-
-    def flush(self) -> None:
-        """Put every byte on disk; nothing comes after it. Raises OSError."""
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def discard(self) -> None:
-        """Forget it."""
-        with suppress(OSError):  # what is still buffered may not fit either
-            self._file.close()
-        with suppress(OSError):
-            self.path.unlink()
+FOLDER_GONE = "the folder is gone. Mount its volume again, or restart the receiver to make a new one"
 
 
 class LocalStorage:
-    """Result files in a folder: `<task>/<n>.<type>`, and unfinished ones under `.parts`."""
+    """Result files in a folder: `<task_id>/<index>.<extension>`, and unfinished ones in `.parts`. Methods block."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,20 +32,20 @@ class LocalStorage:
         self._checksums_lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Make the folder, and clear what an earlier process left unfinished. Raises OSError."""
+        """Make the folder, and remove the unfinished files of an earlier process. Raises OSError."""
         make_durable_folder(self._parts)
-        for left in self._parts.iterdir():
-            left.unlink(missing_ok=True)
+        for path in self._parts.iterdir():
+            path.unlink(missing_ok=True)
 
-    def create(self) -> PartialFile:
-        """A new file to write. Raises OSError."""
+    def create(self) -> AtomicFile:
+        """A new file to write, to be ended by `commit` or by its own `discard`. Raises OSError."""
         try:
-            return PartialFile(self._parts)
+            return AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
 
     def probe(self) -> None:
-        """Show that a file can be written, by one of no meaning. Raises OSError."""
+        """Check that files can be written, by writing and removing one. Raises OSError."""
         part = self.create()
         try:
             part.write(b"probe")
@@ -89,48 +53,47 @@ class LocalStorage:
         finally:
             part.discard()
 
-    def commit(self, part: PartialFile, name: str) -> None:
-        """Make a flushed part the file `name`, durably: rename, then the folder's own entry."""
-        target = self.root / name
+    def commit(self, part: AtomicFile, name: str) -> None:
+        """Store a written file durably as `name`: fsync, rename, fsync of the folder and its parent. Raises OSError."""
+        target = self.path(name)
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        part.path.replace(target)
-        fsync_folder(target.parent)
-        fsync_folder(self.root)  # each time: whoever made the task's folder may have been killed before this
+        part.commit(target)
+        fsync_folder(self.root)  # each time: a process that made the task's folder may have been killed before this
         self._cache_checksum(_fingerprint(target), part.sha256)
 
     def path(self, name: str) -> Path:
-        """Where the file `name` lies."""
+        """The path of the file `name`."""
         return self.root / name
 
     def sha256(self, name: str) -> str | None:
-        """Of the file `name`, in hex; None when it cannot be read. Made anew after a change or a start only."""
+        """SHA-256 of the file `name`, in hex; None if it cannot be read. Cached until the file changes."""
         path = self.path(name)
         try:
-            state = _fingerprint(path)
-            if known := self._checksums.get(state):
-                return known
+            fingerprint = _fingerprint(path)
+            if cached := self._checksums.get(fingerprint):
+                return cached
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return None
-        self._cache_checksum(state, found)
-        return found
+        self._cache_checksum(fingerprint, checksum)
+        return checksum
 
-    def _cache_checksum(self, state: Fingerprint, sha256: str) -> None:
+    def _cache_checksum(self, fingerprint: Fingerprint, sha256: str) -> None:
         with self._checksums_lock:
-            self._checksums[state] = sha256
+            self._checksums[fingerprint] = sha256
             if len(self._checksums) > MAX_CACHED:
                 del self._checksums[next(iter(self._checksums))]
 
 
 def _fingerprint(path: Path) -> Fingerprint:
-    """What changes whenever a file does."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    """Numbers of which one changes whenever the file does."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def folder_of(url: str) -> Path:
-    """The folder that a `file:///...` address names. Raises ValueError for any other."""
+    """The folder that a `file:///...` address names. Raises ValueError for any other address."""
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise ValueError("must be a folder's address like file:///var/lib/kling/results.")

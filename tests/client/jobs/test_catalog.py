@@ -262,8 +262,8 @@ def test_any_job_is_a_path(family: str) -> None:
     ("family", "said"),
     [
         ("effects", "must be a path"),
-        ("/v1/videos/effects", "write 'videos/effects'"),
-        ("v1/videos/effects", "write 'videos/effects'"),
+        ("/v1/videos/effects", "must be 'videos/effects'"),
+        ("v1/videos/effects", "must be 'videos/effects'"),
         ("audio/tts", "at once"),
     ],
 )

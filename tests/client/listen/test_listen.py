@@ -150,7 +150,7 @@ def test_nothing_that_came_while_it_slept_is_missed(running: Running, gateway: S
 def test_it_may_begin_before_anything_happens(running: Running, gateway: Sandbox, begin: Begin) -> None:
     """Killed before the first event, it still knows where it began."""
     listener = begin(running, "--json")
-    listener.said("behind event 0")
+    listener.said("after event 0")
     listener.end()
     task = done(running, gateway)
     assert ids(begin(running, "--json").events()) == ids(everything(running, task))
@@ -163,7 +163,7 @@ def test_from_an_event_or_from_the_latest(running: Running, gateway: Sandbox, be
         listener = begin(running, "--json", "--from", str(all_of_it[first]))
         assert ids(listener.events()) == all_of_it[first:]
         listener.end()
-    begin(running, "--from", "latest").said(f"behind event {all_of_it[-1]}")
+    begin(running, "--from", "latest").said(f"after event {all_of_it[-1]}")
 
 
 def test_the_same_command_twice_is_1(running: Running, gateway: Sandbox, begin: Begin) -> None:
@@ -171,7 +171,7 @@ def test_the_same_command_twice_is_1(running: Running, gateway: Sandbox, begin: 
     begin(running).said("Listening to")
     begin(running, "--event", "task.done").said("Listening to")
     again = begin(running)
-    assert "listens already" in again.said("already")
+    assert "already listening" in again.said("already")
     assert again.process.wait(20) == 1
 
 
@@ -265,7 +265,7 @@ def test_an_application_that_is_down_is_waited_for(running: Running, gateway: Sa
     happened = ids(everything(running, done(running, gateway)))
     port = loopback.free_port()
     listener = begin(running, "--from", "1", "--forward", f"http://127.0.0.1:{port}", KLING_HOOK_SECRET=HOOK_SECRET)
-    assert f"Event {happened[0]} waits" in listener.said("No answer from")
+    assert f"Event {happened[0]} is retried" in listener.said("No answer from")
     with host(lambda visit: visit.answer(200), port=port) as there:
         visits = there.wait_for(len(happened))
     assert [json.loads(visit.body)["id"] for visit in visits] == happened
@@ -442,14 +442,14 @@ def test_a_time_that_is_none_is_told(
         (["--forward", "ftp://localhost/x"], "is not an address"),
         (["--forward", "http://"], "is not an address"),
         (["--forward", "http://[/"], "is not an address"),
-        (["--forward", "http://localhost/?\n"], "no address has"),
-        (["--exec", "no-such-command x"], "no command 'no-such-command'"),
-        (["--exec", ""], "no command ''"),
+        (["--forward", "http://localhost/?\n"], "a URL cannot have"),
+        (["--exec", "no-such-command x"], "'no-such-command' is not a command"),
+        (["--exec", ""], "'' is not a command"),
         (["--exec", "'"], "cannot be split"),
-        (["--exec", "true", "--forward", "http://localhost:1"], "do not go together"),
+        (["--exec", "true", "--forward", "http://localhost:1"], "cannot be combined"),
         (["--event", "task.lost"], "task.done"),
-        (["--from", "0"], "neither an event's id"),
-        (["--from", "yesterday"], "neither an event's id"),
+        (["--from", "0"], "not an event's id"),
+        (["--from", "yesterday"], "not an event's id"),
         (["--state", "a-file"], "a-file"),
     ],
 )

@@ -207,7 +207,7 @@ async def test_any_other_answer_is_trouble_and_ends_the_event(status: int) -> No
     """It is sent once; a redirect is not followed."""
     target = Target(status)
     handled = await target.forward()(HAPPENED)
-    assert (handled.word, str(status) in handled.trouble, len(target.requests)) == (str(status), True, 1)
+    assert (handled.label, str(status) in handled.problem, len(target.requests)) == (str(status), True, 1)
 
 
 async def test_no_answer_is_tried_again() -> None:
@@ -215,7 +215,7 @@ async def test_no_answer_is_tried_again() -> None:
     broken = (httpx.ConnectError("refused."), httpx.ConnectTimeout(""), httpx.RemoteProtocolError("x"))
     target = Target(*broken * 10, 200)
     assert await target.forward()(HAPPENED) == HandlerResult("200")
-    assert target.said == ["No answer from http://a.test/in: refused. Event 17 waits for it."]
+    assert target.said == ["No answer from http://a.test/in: refused. Event 17 is retried."]
     assert len(target.requests) == 31
     assert len({request.headers["webhook-id"] for request in target.requests}) == 1
     stamps = [int(request.headers["webhook-timestamp"]) for request in target.requests]

@@ -12,8 +12,8 @@ from kling_callback.protocol.reports import (
     MAX_ID_CHARS,
     MAX_OUTPUTS,
     MAX_PARTS,
+    MAX_UNCHECKED_BYTES,
     MAX_URL_CHARS,
-    SHORT,
     Output,
     Report,
     parse_answer,
@@ -416,7 +416,7 @@ def test_an_id_that_would_ask_for_something_else_is_none(wrong: str) -> None:
     assert report.kling_id is None
 
 
-def parted(count: int, fill: bytes = b"[],", pad: int = SHORT) -> bytes:
+def parted(count: int, fill: bytes = b"[],", pad: int = MAX_UNCHECKED_BYTES) -> bytes:
     """A long record with so many parts besides its own seven."""
     each = sum(map(fill.count, (b"[", b"{", b",")))
     record = b'{"task_status":"succeed","task_result":{"images":[]},"more":"%s","x":[%s0]}'

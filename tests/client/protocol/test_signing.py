@@ -96,9 +96,9 @@ def test_without_a_clock_it_is_the_machine_s() -> None:
 @pytest.mark.parametrize(
     ("attempt", "said"),
     [
-        (lambda: signer().verify("x", DAY), "The callback token does not hold."),
+        (lambda: signer().verify("x", DAY), "The callback token is not valid."),
         (lambda: signer(now=NOW + 999).verify(signer().token("a", "b"), 1), "The callback token has expired."),
-        (lambda: verify_api_token([NEW], "x"), "The bearer token does not hold."),
+        (lambda: verify_api_token([NEW], "x"), "The bearer token is not valid."),
         (lambda: verify_api_token([NEW], api_token([NEW], "read", 1, now=0)), "The bearer token has expired."),
         (
             lambda: verify_api_token([NEW], api_token([NEW], "root", 9)),  # type: ignore[arg-type]

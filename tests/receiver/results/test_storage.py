@@ -95,7 +95,7 @@ def test_a_file_is_known_by_its_checksum(folder: LocalStorage) -> None:
 
 def test_few_checksums_are_remembered(folder: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files there are."""
-    monkeypatch.setattr("kling_receiver.results.storage.REMEMBERED", 3)
+    monkeypatch.setattr("kling_receiver.results.storage.MAX_CACHED", 3)
     (folder.root / "task").mkdir()
     for n in range(10):
         folder.path(f"task/{n}").write_bytes(bytes([n]))
@@ -117,7 +117,7 @@ def test_a_thread_that_remembers_second_forgets_nothing_twice(
     folder: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many threads remember at once: each time one is forgotten, and never more are kept than may be."""
-    monkeypatch.setattr("kling_receiver.results.storage.REMEMBERED", 1)
+    monkeypatch.setattr("kling_receiver.results.storage.MAX_CACHED", 1)
 
     def remember(thread: int) -> None:
         for n in range(5_000):

@@ -1,0 +1,31 @@
+"""Media types and the file extensions for them: one table for client and receiver."""
+
+import mimetypes
+
+EXTENSIONS = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+    "audio/mpeg": "mp3",
+    "audio/wav": "wav",
+    "audio/x-wav": "wav",
+    "audio/mp4": "m4a",
+}
+"""Without a dot, by media type."""
+
+EXTENSIONS_BY_KIND = {"image": "png", "video": "mp4", "audio": "mp3"}
+"""Without a dot, by the kind of a result: for a file of unknown media type."""
+
+
+def extension(content_type: str | None, kind: str = "") -> str:
+    """The extension, without a dot, for a file of this media type, else of this kind; `bin` for neither.
+
+    `content_type` may have parameters, as in `image/png; charset=binary`.
+    """
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    known = EXTENSIONS.get(media_type) or (mimetypes.guess_extension(media_type) or "").removeprefix(".")
+    return known or EXTENSIONS_BY_KIND.get(kind, "bin")

@@ -1,0 +1,74 @@
+"""AtomicFile: complete under its final name, or absent."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from kling_callback.atomic_file import AtomicFile, temporary_path
+
+
+def test_a_file_appears_only_when_it_is_committed(tmp_path: Path) -> None:
+    """The name appears with the whole content; a discard afterwards removes nothing."""
+    target = tmp_path / "x"
+    file = AtomicFile(temporary_path(target))
+    file.write(b"ab")
+    assert not target.exists()
+    file.write(b"c")
+    file.commit(target)
+    file.discard()
+    assert target.read_bytes() == b"abc"
+    assert (file.size, file.sha256) == (3, hashlib.sha256(b"abc").hexdigest())
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_can_be_checked_between_flush_and_commit(tmp_path: Path) -> None:
+    """After `flush` the temporary file is complete on disk, and no other name has appeared."""
+    file = AtomicFile(tmp_path / "part", mode=0o600)
+    file.write(b"abc")
+    file.flush()
+    assert file.path.read_bytes() == b"abc"
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    file.commit(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_discarded_file_leaves_nothing(tmp_path: Path) -> None:
+    """`discard` removes the temporary file, and may be called twice."""
+    file = AtomicFile(temporary_path(tmp_path / "x"))
+    file.write(b"abc")
+    file.discard()
+    file.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`commit` raises, the final name does not appear, and `discard` removes the temporary file."""
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    file = AtomicFile(temporary_path(tmp_path / "x"))
+    file.write(b"abc")
+    with pytest.raises(OSError, match="No space"):
+        file.commit(tmp_path / "x")
+    file.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rename_is_between_the_syncs_of_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the content is on disk, then the name, then the folder's entry."""
+    target, synced = tmp_path / "x", []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, target.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    file = AtomicFile(tmp_path / "part")
+    file.commit(target)
+    assert synced == [("part", False), (tmp_path.name, True)]
