@@ -1,4 +1,4 @@
-"""The inbound route: 200 only once durable, 401 without a trace, and nothing refused for its content."""
+"""The callback routes: 200 only once durable, 401 without storing anything, and no body refused for its content."""
 
 import asyncio
 import base64
@@ -52,14 +52,8 @@ KLINGS_BODY = (
 """Kling's own example of a signed callback."""
 
 
-@pytest.fixture
-def running(start: Start, gateway: Sandbox) -> Running:
-    """A receiver whose Kling is the sandbox."""
-    return start(api_base=gateway.url)
-
-
 def tables(running: Running) -> dict[str, int]:
-    """How many rows there are of everything."""
+    """The number of rows in each table."""
     names = ("task", "event", "job", "result", "tag")
     return {name: rows(running, f"SELECT count(*) AS n FROM {name}")[0]["n"] for name in names}
 
@@ -79,23 +73,23 @@ def signed(body: bytes, *, secret: str = WEBHOOK, at: float | None = None, name:
     }
 
 
-def test_a_proven_callback_is_on_disk_when_200_is_answered(running: Running) -> None:
-    """The task, its status and the callback's very bytes are in the database file by then."""
+def test_a_callback_is_on_disk_when_200_is_answered(running: Running) -> None:
+    """The task, its status and the exact bytes of the callback are in the database file by then."""
     task, body = new_id(), json.dumps(record("processing")).encode()
     assert post(running, task, body).json() == {"ok": True}
-    engine = create_engine(running.settings.database)  # a connection of our own sees only what is committed
+    engine = create_engine(running.settings.database)  # another connection reads only what is committed
     with engine.connect() as connection:
-        found = connection.execute(sql("SELECT status FROM task WHERE id = :id"), {"id": task}).scalar_one()
+        status = connection.execute(sql("SELECT status FROM task WHERE id = :id"), {"id": task}).scalar_one()
         kept = connection.execute(sql("SELECT body, body_sha256 FROM event WHERE body_sha256 IS NOT NULL")).one()
     engine.dispose()
-    assert found == "processing"
+    assert status == "processing"
     assert bytes(kept.body) == body
-    assert kept.digest == hashlib.sha256(body).hexdigest()
+    assert kept.body_sha256 == hashlib.sha256(body).hexdigest()
     assert metric(running, 'kling_callbacks_total{outcome="accepted"}') == 1
 
 
 def forgeries(running: Running) -> list[str]:
-    """Tokens that must open nothing."""
+    """Tokens that must be refused."""
     task = new_id()
     good = CallbackSigner([SECRET]).token(task, IMAGES)
     payload, stamp, signature = good.rsplit(".", 2)
@@ -121,8 +115,8 @@ def forgeries(running: Running) -> list[str]:
     ]
 
 
-def test_a_token_that_does_not_hold_leaves_no_trace_but_a_counter(running: Running) -> None:
-    """Forged, altered, expired, from the future, of another receiver or another purpose: 401, and no row."""
+def test_an_invalid_token_is_only_counted(running: Running) -> None:
+    """Forged, altered, expired, from the future, of another receiver or for another purpose: 401, and no row."""
     tokens = forgeries(running)
     for token in tokens:
         answer = httpx.post(f"{running.url}/callbacks/{token}", json=record("succeed"))
@@ -132,26 +126,26 @@ def test_a_token_that_does_not_hold_leaves_no_trace_but_a_counter(running: Runni
     assert metric(running, 'kling_callbacks_total{outcome="bad_token"}') == len(tokens)
 
 
-def test_the_clock_may_be_a_minute_off(running: Running) -> None:
-    """An address signed by a machine whose clock is 50 seconds ahead is good, and one just past its age."""
+def test_a_token_has_a_minute_of_clock_leeway(running: Running) -> None:
+    """An address signed by a machine whose clock is 50 seconds ahead is valid, and so is one 50 seconds too old."""
     age = running.settings.callback_max_age
     for clock in (time.time() + 50, time.time() - age - 50):
         address = CallbackSigner([SECRET], clock=lambda at=clock: at).url(running.url, new_id(), IMAGES)  # type: ignore[misc]
         assert httpx.post(address, json=record("submitted")).status_code == 200
 
 
-def test_a_rotation_breaks_nothing_that_is_under_way(start: Start) -> None:
-    """Addresses, bearers and links of the secret before still open; what is made now is the newest's."""
-    old, gone = "the-secret-before-the-rotation-012345", "the-one-before-that-which-is-no-more-"
+def test_a_rotation_of_the_signing_secret_keeps_old_tokens_valid(start: Start) -> None:
+    """Addresses, bearer tokens and links of the previous secret are accepted; new ones are signed by the newest."""
+    old, removed = "the-secret-before-the-rotation-012345", "the-one-before-that-which-is-no-more-"
     running = start(api_base="http://127.0.0.1:9", signing_secrets=(SECRET, old))
-    for secret, opens in ((SECRET, True), (old, True), (gone, False)):
+    for secret, valid in ((SECRET, True), (old, True), (removed, False)):
         task = new_id()
         called = httpx.post(CallbackSigner([secret]).url(running.url, task, IMAGES), json={})
         bearer = {"Authorization": f"Bearer {api_token([secret], 'client', 60)}"}
         shown = httpx.get(f"{running.url}/api/tasks", headers=bearer)
         linked = httpx.get(sign_link([secret], running.url, task, 0, 1 << 40))
-        expected = [200, 200, 404] if opens else [401] * 3
-        assert [each.status_code for each in (called, shown, linked)] == expected
+        expected = [200, 200, 404] if valid else [401] * 3
+        assert [response.status_code for response in (called, shown, linked)] == expected
     task = new_id()
     token = register(running, task).json()["callback_url"].rpartition("/")[2]
     assert CallbackSigner([SECRET]).verify(token, 60).task_id == task
@@ -159,19 +153,19 @@ def test_a_rotation_breaks_nothing_that_is_under_way(start: Start) -> None:
 
 @pytest.mark.parametrize("seconds", [-5, 5])
 def test_clocks_may_be_five_seconds_apart(start: Start, seconds: int) -> None:
-    """Whoever signs is ahead or behind: his addresses, his bearers and Kling's signatures hold."""
+    """Addresses, bearer tokens and Kling's signatures of a machine that is ahead or behind are valid."""
     running = start(webhook_secrets=(WEBHOOK,), webhook_signature="required")
-    theirs = time.time() + seconds
-    signer = CallbackSigner([SECRET], clock=lambda: theirs)
+    remote = time.time() + seconds
+    signer = CallbackSigner([SECRET], clock=lambda: remote)
     body = json.dumps(record("processing")).encode()
     url = signer.url(running.url, new_id(), IMAGES)
-    assert httpx.post(url, content=body, headers=signed(body, at=theirs)).status_code == 200
-    bearer = {"Authorization": f"Bearer {api_token([SECRET], 'client', 1, now=theirs)}"}
+    assert httpx.post(url, content=body, headers=signed(body, at=remote)).status_code == 200
+    bearer = {"Authorization": f"Bearer {api_token([SECRET], 'client', 1, now=remote)}"}
     assert httpx.get(f"{running.url}/api/tasks", headers=bearer).status_code == 200
 
 
-def test_a_token_of_an_impossible_task_is_refused(running: Running) -> None:
-    """A family that no create path is cannot be asked about: whoever signed it hears so."""
+def test_a_token_with_an_invalid_family_is_refused(running: Running) -> None:
+    """Kling could not be queried for it."""
     for family in ("a\0b", "videos/../secrets", "?x=1", "x" * 300, "\ud800"):
         answer = httpx.post(CallbackSigner([SECRET]).url(running.url, new_id(), family), json={})
         assert answer.status_code == 401, family
@@ -222,14 +216,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
-def test_no_body_is_refused_and_each_makes_us_ask(running: Running, gateway: Sandbox, body: bytes) -> None:
-    """With a good token everything is answered 200, kept as it came, and Kling is asked what happened."""
+def test_no_body_is_refused(shared: Running, shared_gateway: Sandbox, body: bytes) -> None:
+    """With a valid token every body is answered 200 and stored as it is, and Kling is queried."""
     task = new_id()
-    assert post(running, task, body).status_code == 200
-    gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))
-    [kept] = rows(running, "SELECT body, body_sha256 FROM event WHERE body_sha256 IS NOT NULL")
+    assert post(shared, task, body).status_code == 200
+    shared_gateway.wait_for(lambda: any(task in query.ids for query in shared_gateway.queries))
+    [kept] = rows(shared, "SELECT body FROM event WHERE task_id = :task AND body_sha256 IS NOT NULL", task=task)
     assert bytes(kept["body"]) == body
-    shown = show(running, task)
+    shown = show(shared, task)
     assert (shown["status"], shown["done"]) == ("created", False)
 
 
@@ -245,35 +239,35 @@ def test_no_body_is_refused_and_each_makes_us_ask(running: Running, gateway: San
     ],
     ids=lambda headers: next(iter(headers)),
 )
-def test_headers_change_nothing(running: Running, headers: dict[str, str]) -> None:
-    """The body is read as JSON whatever its headers say of it."""
+def test_headers_are_ignored(shared: Running, headers: dict[str, str]) -> None:
+    """The body is read as JSON, whatever its content type or encoding."""
     task = new_id()
-    assert post(running, task, record("processing"), headers=headers).status_code == 200
-    assert show(running, task)["status"] == "processing"
+    assert post(shared, task, record("processing"), headers=headers).status_code == 200
+    assert show(shared, task)["status"] == "processing"
 
 
 @pytest.mark.parametrize(
     "size", [MAX_KEPT_BYTES, MAX_KEPT_BYTES + 1, 5_000_000, MAX_KEPT_BYTES + MAX_DROPPED_BYTES + 1_000_000]
 )
-def test_of_an_oversized_body_the_first_megabyte_is_kept(running: Running, gateway: Sandbox, size: int) -> None:
-    """Up to 1 MB is kept, up to 16 MB more is read for the digest; a longer one is answered too."""
+def test_the_first_megabyte_of_an_oversized_body_is_kept(running: Running, gateway: Sandbox, size: int) -> None:
+    """Up to 16 MB more is read for the digest; a longer body is answered too."""
     task = new_id()
     body = b'{"task_status":"processing","padding":"' + b"x" * (size - 41) + b'"}'
     assert len(body) == size
     assert post(running, task, body).status_code == 200
     [kept] = rows(running, "SELECT body, body_sha256, data FROM event WHERE body_sha256 IS NOT NULL")
-    said = json.loads(kept["data"])
+    data = json.loads(kept["data"])
     assert bytes(kept["body"]) == body[:MAX_KEPT_BYTES]
     if size <= MAX_KEPT_BYTES + MAX_DROPPED_BYTES:
-        assert (kept["digest"], said["size"]) == (hashlib.sha256(body).hexdigest(), size)
+        assert (kept["body_sha256"], data["size"]) == (hashlib.sha256(body).hexdigest(), size)
     if size > MAX_KEPT_BYTES:
-        assert said["trouble"] == "oversized"
+        assert data["trouble"] == "oversized"
         assert show(running, task)["status"] == "created"
         gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))
 
 
 def test_a_cut_body_is_a_hint(running: Running, gateway: Sandbox) -> None:
-    """A sender that goes away in the middle has still said that something happened."""
+    """The sender disconnects in the middle of the body: what arrived is stored, and Kling is queried."""
     task = new_id()
     path = urlsplit(running.callback_url(task)).path
     parts = urlsplit(running.url)
@@ -287,7 +281,7 @@ def test_a_cut_body_is_a_hint(running: Running, gateway: Sandbox) -> None:
 
 
 def test_a_body_may_come_byte_by_byte(running: Running) -> None:
-    """Slow and chunked bodies are read like any other, while others are answered."""
+    """A slow, chunked body is read like any other, while other callbacks are answered."""
     task = new_id()
     path = urlsplit(running.callback_url(task)).path
     parts = urlsplit(running.url)
@@ -314,15 +308,15 @@ def test_a_body_may_come_byte_by_byte(running: Running) -> None:
         b"GET",
     ],
 )
-def test_what_is_no_http_is_no_failure(running: Running, request_line: bytes) -> None:
-    """Bytes that are no request are refused or ignored, and the next callback is answered as ever."""
-    answer = raw(running.url, request_line + b"\r\nHost: x\r\nContent-Length: 0\r\n\r\n", end=True)
+def test_invalid_http_is_refused(shared: Running, request_line: bytes) -> None:
+    """Or ignored, and the next callback is answered."""
+    answer = raw(shared.url, request_line + b"\r\nHost: x\r\nContent-Length: 0\r\n\r\n", end=True)
     assert not answer or answer.split()[1] in (b"400", b"401", b"404", b"405"), answer
-    assert post(running, new_id(), {}).status_code == 200
+    assert post(shared, new_id(), {}).status_code == 200
 
 
-def test_trailing_slashes_do_no_harm(running: Running) -> None:
-    """A proxy or a person that adds a slash loses no callback: no redirect, no 404."""
+def test_a_trailing_slash_is_ignored(running: Running) -> None:
+    """A proxy or a person that adds a slash gets no redirect and no 404."""
     task = new_id()
     answer = httpx.post(running.callback_url(task) + "/", json=record("processing"))
     assert answer.status_code == 200
@@ -331,17 +325,18 @@ def test_trailing_slashes_do_no_harm(running: Running) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_callbacks_are_posted(running: Running, method: str) -> None:
-    """Any other method is answered 405, with the one that is right, and changes nothing."""
-    for url in (running.callback_url(new_id()), f"{running.url}/callbacks"):
+def test_only_post_is_allowed(shared: Running, method: str) -> None:
+    """Any other method is answered 405 with the allowed one, and changes nothing."""
+    before = tables(shared)
+    for url in (shared.callback_url(new_id()), f"{shared.url}/callbacks"):
         answer = httpx.request(method, url)
         assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-    assert set(tables(running).values()) == {0}
+    assert tables(shared) == before
 
 
 @pytest.mark.parametrize("prefix", ["/hooks/kling", "/callbacks", "/api"])
-def test_a_path_prefix_works_with_and_without_a_proxy_that_strips_it(start: Start, prefix: str) -> None:
-    """The path of KLING_RECEIVER_URL may reach the receiver or be taken off on the way, whatever it is."""
+def test_a_path_prefix_works_whether_or_not_a_proxy_removes_it(start: Start, prefix: str) -> None:
+    """Also if the prefix begins like a route."""
     running = start(path=prefix)
     bare = running.url.removesuffix(prefix)
     for base in (running.url, bare):
@@ -355,7 +350,7 @@ def test_a_path_prefix_works_with_and_without_a_proxy_that_strips_it(start: Star
 
 
 def test_a_database_that_cannot_be_written_is_answered_503(running: Running) -> None:
-    """Nothing is kept, the sender is told to come again, and once it is mended the callback is taken."""
+    """Nothing is stored, the sender gets Retry-After, and after the repair the callback is accepted."""
     task, engine = new_id(), create_engine(running.settings.database)
     with engine.begin() as connection:
         connection.execute(sql("ALTER TABLE event RENAME TO gone"))
@@ -371,18 +366,18 @@ def test_a_database_that_cannot_be_written_is_answered_503(running: Running) -> 
     assert show(running, task)["status"] == "processing"
 
 
-def test_a_repeat_is_counted_on_the_first(running: Running) -> None:
-    """The same bytes again are one event with a count, and no second question."""
+def test_a_repeat_is_counted_on_the_first_event(running: Running) -> None:
+    """The same bytes again add no event."""
     task = new_id()
     for _ in range(5):
         assert post(running, task, record("processing")).status_code == 200
     [kept] = rows(running, "SELECT repeat_count FROM event WHERE body_sha256 IS NOT NULL")
-    assert kept["repeats"] == 4
+    assert kept["repeat_count"] == 4
     assert rows(running, "SELECT callback_count FROM task") == [{"callback_count": 5}]
 
 
-def test_a_token_proves_the_task_and_not_its_end(running: Running, gateway: Sandbox) -> None:
-    """A succeed that Kling does not confirm changes no status, and its addresses are never fetched."""
+def test_a_token_authenticates_the_task_and_not_its_final_status(running: Running, gateway: Sandbox) -> None:
+    """A `succeed` that Kling does not confirm changes no status, and its addresses are never downloaded."""
     gateway.hold()
     task, _ = submit(running, gateway)
     trap = f"{gateway.url}/files/forged/0.png"
@@ -400,8 +395,8 @@ def test_a_token_proves_the_task_and_not_its_end(running: Running, gateway: Sand
 # --- callbacks without a token, and Kling's own signature -----------------------------------------------
 
 
-def test_without_secrets_nothing_comes_in_without_a_token(running: Running) -> None:
-    """`POST /callbacks` is closed as long as there is no secret to prove anything by."""
+def test_without_webhook_secrets_a_token_is_required(running: Running) -> None:
+    """`POST /callbacks` is refused, because no signature can be verified."""
     body = json.dumps(record("succeed")).encode()
     answer = httpx.post(f"{running.url}/callbacks", content=body, headers=signed(body))
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "bad_signature")
@@ -410,8 +405,8 @@ def test_without_secrets_nothing_comes_in_without_a_token(running: Running) -> N
     assert set(tables(running).values()) == {0}
 
 
-def test_a_signed_test_callback_of_an_unknown_task_is_answered_and_not_kept(start: Start) -> None:
-    """Kling's console wants 200 for its test; no task is made of it."""
+def test_a_signed_callback_of_an_unknown_task_is_answered_and_not_stored(start: Start) -> None:
+    """Kling's console expects 200 for its test; no task is created."""
     running = start(webhook_secrets=(WEBHOOK,))
     body = b'{"id":"1","status":"submitted","message":"test"}'
     for content in (
@@ -428,26 +423,26 @@ def test_a_signed_test_callback_of_an_unknown_task_is_answered_and_not_kept(star
 
 
 @pytest.mark.parametrize("by", ["external_id", "task_id"])
-def test_a_signed_callback_of_a_known_task_is_believed_unasked(start: Start, gateway: Sandbox, by: str) -> None:
-    """What Kling signed needs no question: found by our id or by Kling's, it moves the task and names files."""
+def test_a_signed_callback_of_a_known_task_needs_no_query(start: Start, gateway: Sandbox, by: str) -> None:
+    """Kling's signature makes it authoritative. The task is found by our id or by Kling's."""
     running = start(api_base=gateway.url, webhook_secrets=(WEBHOOK,))
-    task, theirs = submit(running, gateway, "no-callback")
-    gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
-    said: Json = {
-        "id": theirs if by == "task_id" else "another",
+    task, kling_id = submit(running, gateway, "no-callback")
+    gateway.wait_for(lambda: gateway.tasks[kling_id].finished_at)
+    callback: Json = {
+        "id": kling_id if by == "task_id" else "another",
         "status": "succeeded",
-        "outputs": [{"type": "image", "url": gateway.tasks[theirs].file_url("0.png")}],
+        "outputs": [{"type": "image", "url": gateway.tasks[kling_id].file_url("0.png")}],
         **({"external_id": task} if by == "external_id" else {}),
     }
-    body = json.dumps(said).encode()
+    body = json.dumps(callback).encode()
     assert httpx.post(f"{running.url}/callbacks", content=body, headers=signed(body)).status_code == 200
     done = finished(running, task)
     assert (done["origin"], done["results"][0]["status"]) == ("kling", "stored")
     assert gateway.queries == []
 
 
-def test_a_signed_callback_with_a_token_is_believed_unasked(start: Start) -> None:
-    """The sandbox signs as Kling does: the whole way without one question."""
+def test_a_signed_callback_with_a_token_needs_no_query(start: Start) -> None:
+    """The sandbox signs as Kling does, and is never queried."""
     with Sandbox(webhook_secret=WEBHOOK) as gateway:
         running = start(api_base=gateway.url, webhook_secrets=(WEBHOOK,), webhook_signature="required")
         task, _ = submit(running, gateway)
@@ -455,22 +450,22 @@ def test_a_signed_callback_with_a_token_is_believed_unasked(start: Start) -> Non
         assert (done["status"], done["origin"], gateway.queries) == ("succeed", "kling", [])
 
 
-def test_a_signed_succeed_without_files_is_asked_about(start: Start, gateway: Sandbox) -> None:
-    """Kling's word without the addresses: one question brings them."""
+def test_a_signed_succeed_without_files_needs_one_query(start: Start, gateway: Sandbox) -> None:
+    """The answer names the files."""
     running = start(api_base=gateway.url, webhook_secrets=(WEBHOOK,))
-    task, theirs = submit(running, gateway, "no-callback")
-    gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
+    task, kling_id = submit(running, gateway, "no-callback")
+    gateway.wait_for(lambda: gateway.tasks[kling_id].finished_at)
     body = json.dumps(record("succeed")).encode()
     assert post(running, task, body, headers=signed(body)).status_code == 200
     assert [result["status"] for result in finished(running, task)["results"]] == ["stored"]
-    assert gateway.tasks[theirs].queries == 1
+    assert gateway.tasks[kling_id].queries == 1
 
 
 BODY = json.dumps(record("succeed", task_result={"images": [{"url": "http://127.0.0.1:1/x"}]})).encode()
 
 
 def hostile_headers() -> dict[str, dict[str, bytes]]:
-    """Signature headers that do not hold, or are no headers at all."""
+    """Signature headers that are not valid, or are incomplete."""
     good = {name: value.encode() for name, value in signed(BODY).items()}
     foreign = sign("whsec_" + base64.b64encode(b"y" * 32).decode(), "msg_1", int(time.time()), BODY).encode()
     return {
@@ -495,8 +490,8 @@ def hostile_headers() -> dict[str, dict[str, bytes]]:
     }
 
 
-def test_signatures_that_do_not_hold_are_hints(start: Start, gateway: Sandbox) -> None:
-    """By default the body is kept and answered 200, nothing it says is believed, and Kling is asked."""
+def test_a_callback_with_an_invalid_signature_is_a_hint(start: Start, gateway: Sandbox) -> None:
+    """By default it is stored and answered 200, its status and files are ignored, and Kling is queried."""
     running = start(api_base=gateway.url, webhook_secrets=(WEBHOOK,))
     for name, headers in hostile_headers().items():
         task = new_id()
@@ -507,8 +502,8 @@ def test_signatures_that_do_not_hold_are_hints(start: Start, gateway: Sandbox) -
         gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))  # noqa: B023
 
 
-def test_when_required_a_signature_must_hold(start: Start) -> None:
-    """Under `required` the same headers, and none at all, are answered 401 and leave no trace."""
+def test_a_required_signature_must_be_valid(start: Start) -> None:
+    """Under `required`, invalid and missing signatures are answered 401, and nothing is stored."""
     running = start(webhook_secrets=(WEBHOOK,), webhook_signature="required")
     for name, headers in {**hostile_headers(), "none": {}}.items():
         answer = post(running, new_id(), BODY, headers=headers)
@@ -525,7 +520,7 @@ def test_when_required_a_signature_must_hold(start: Start) -> None:
 
 
 def test_several_signatures_and_several_secrets(start: Start) -> None:
-    """During Kling's rotation one of the signatures, and during ours one of the secrets, is enough."""
+    """One valid signature and one matching secret are enough during a rotation."""
     old = "whsec_" + base64.b64encode(b"z" * 32).decode()
     running = start(webhook_secrets=(WEBHOOK, old), webhook_signature="required")
     headers = signed(BODY, secret=old)
@@ -533,8 +528,8 @@ def test_several_signatures_and_several_secrets(start: Start) -> None:
     assert post(running, new_id(), BODY, headers=headers).status_code == 200
 
 
-def test_secrets_that_are_not_set_make_headers_mean_nothing(running: Running) -> None:
-    """Without secrets a relay's signature headers are ignored: the callback counts as any other."""
+def test_without_webhook_secrets_signature_headers_are_ignored(running: Running) -> None:
+    """The callback is handled like one without them."""
     task = new_id()
     headers = {"webhook-id": "1", "webhook-timestamp": "x", "webhook-signature": "y"}
     assert post(running, task, record("processing"), headers=headers).status_code == 200
@@ -544,7 +539,7 @@ def test_secrets_that_are_not_set_make_headers_mean_nothing(running: Running) ->
 @pytest.mark.anyio
 @pytest.mark.parametrize(("ahead", "status"), [(0, 200), (299, 200), (-299, 200), (301, 401), (-301, 401)])
 async def test_klings_official_vector(tmp_path: Path, ahead: int, status: int) -> None:
-    """Kling's own example is good within five minutes of its time, by the receiver's clock."""
+    """Kling's own example is valid within five minutes of its time, by the receiver's clock."""
     settings = make_settings(
         tmp_path,
         webhook_secrets=(KLINGS_SECRET,),
@@ -570,17 +565,17 @@ async def test_klings_official_vector(tmp_path: Path, ahead: int, status: int) -
         await receiver.stop()
 
 
-# --- orders ------------------------------------------------------------------------------------------------
+# --- ordering ----------------------------------------------------------------------------------------------
 
 
-def test_the_first_callback_may_beat_everything(running: Running, gateway: Sandbox) -> None:
-    """A task that nobody registered is made by its callback, asked about by our id, and fetched."""
+def test_the_first_callback_may_arrive_before_the_registration(running: Running, gateway: Sandbox) -> None:
+    """The callback creates the task; Kling is queried by our id, and the files are stored."""
     task = new_id()
     create(running, gateway, task)
-    happened = events(running_with(running, task), task)
-    assert types(happened)[0] == "task.created"
-    assert happened[0]["data"] == {"by": "callback"}
-    assert happened[-1]["task"]["results"][0]["status"] == "stored"
+    logged = events(running_with(running, task), task)
+    assert types(logged)[0] == "task.created"
+    assert logged[0]["data"] == {"by": "callback"}
+    assert logged[-1]["task"]["results"][0]["status"] == "stored"
 
 
 def running_with(running: Running, task: str) -> Running:
@@ -590,18 +585,18 @@ def running_with(running: Running, task: str) -> Running:
 
 
 def test_a_late_callback_changes_nothing(running: Running, gateway: Sandbox) -> None:
-    """After the end, an earlier status and a contradiction are logged as ignored, and nothing more."""
+    """After the final status, an earlier status and a contradiction are only logged as ignored."""
     task, _ = submit(running, gateway)
     before = finished(running, task)
     assert post(running, task, record("processing", late=True)).status_code == 200
     assert post(running, task, record("failed", task_status_msg="no")).status_code == 200
     assert show(running, task)["status"] == before["status"]
-    said = [event["data"] for event in events(running, task, "never") if event["type"] == "callback.ignored"]
-    assert [each["reason"] for each in said] == ["late", "contradictory"]
+    ignored = [event["data"] for event in events(running, task, "never") if event["type"] == "callback.ignored"]
+    assert [data["reason"] for data in ignored] == ["late", "contradictory"]
 
 
 def test_a_registration_after_the_callback_fills_the_gaps(running: Running) -> None:
-    """What the client adds to a task that a callback made stands beside what the callback said."""
+    """The client's fields are added to the task that the callback created; its status stays."""
     task = new_id()
     assert post(running, task, record("processing")).status_code == 200
     answer = register(running, task, model="kling-v2", tags=["a"])
@@ -610,8 +605,8 @@ def test_a_registration_after_the_callback_fills_the_gaps(running: Running) -> N
     assert (answer.json()["task"]["model"], answer.json()["task"]["tags"]) == ("kling-v2", ["a"])
 
 
-def test_a_hundred_senders_at_once(running: Running) -> None:
-    """Each of many callbacks that arrive together is durable when its 200 is answered."""
+def test_a_hundred_concurrent_callbacks_are_durable(running: Running) -> None:
+    """Each of them when its 200 is answered."""
 
     async def send() -> list[int]:
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=50), timeout=30) as http:
