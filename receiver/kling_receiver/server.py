@@ -58,14 +58,15 @@ SHUTDOWN_NAMES = {
 
 
 def missing_names(required: Mapping[str, Sequence[str]]) -> list[str]:
-    """The required names that the installed uvicorn lacks: `name` or `Class.attribute`, by module."""
+    """The required names that the installed uvicorn lacks: a module, or its `name` or `Class.attribute`."""
     missing = []
     for module_name, names in required.items():
         try:
-            module: object = importlib.import_module(module_name)
+            module = importlib.import_module(module_name)
         except ImportError:
-            module = None
-        missing += [name for name in names if not _exists(module, *name.split("."))]
+            missing.append(module_name)
+        else:
+            missing += [name for name in names if not _exists(module, *name.split("."))]
     return missing
 
 

@@ -1,4 +1,4 @@
-"""A disk in trouble: callbacks are answered 503, files are tried again, and once it is mended all goes on."""
+"""A failing disk: callbacks are answered 503, downloads are retried, and all goes on once the disk works again."""
 
 import errno
 import resource
@@ -19,12 +19,12 @@ from tools.harness.process import Process
 from tools.harness.submitting import events, finished, metric, poll_until, post, show, submit
 
 SIZE = 8 << 20
-"""Bytes of the small disk."""
+"""Bytes of the disk that is filled."""
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, small enough to be filled."""
+    """A file system that is small enough to be filled."""
     path = tmp_path / "disk"
     path.mkdir()
     made = subprocess.run(
@@ -38,20 +38,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def filled(disk: Path) -> Iterator[None]:
-    """While it lasts, there is no byte left."""
+    """While the block runs, no byte is free."""
     with (disk / "filler").open("wb", buffering=0) as filler:
         try:
             while filler.write(bytes(4096)):
                 pass
         except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017  # anything else would be no full disk
+            assert error.errno == errno.ENOSPC  # noqa: PT017  # another error is not a full disk
     yield
     (disk / "filler").unlink()
 
 
 @contextmanager
 def limited(receiver: Process) -> Iterator[None]:
-    """While it lasts, the receiver may not write to any file."""
+    """While the block runs, the receiver may not write to any file."""
     before = resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, (0, before[1]))
     yield
@@ -59,18 +59,18 @@ def limited(receiver: Process) -> Iterator[None]:
 
 
 def not_ready(receiver: Process) -> str:
-    """Why the receiver says that it is not ready."""
+    """The receiver's reason for not being ready."""
     answer = httpx.get(f"{receiver.url}/readyz", timeout=30)
     assert answer.status_code == 503
     message: str = answer.json()["error"]["message"]
     return message
 
 
-def refused_then_taken(receiver: Process, trouble: Callable[[], AbstractContextManager[None]], reason: str) -> None:
-    """In trouble callbacks are refused and nothing is kept of them; afterwards they are taken."""
+def refused_then_accepted(receiver: Process, fault: Callable[[], AbstractContextManager[None]], reason: str) -> None:
+    """During a fault callbacks are refused and not stored; afterwards they are accepted."""
     task, first = new_id(), new_id()
     assert post(receiver, first, {"task_status": "submitted"}).status_code == 200
-    with trouble():
+    with fault():
         answer = post(receiver, task, {"task_status": "processing"})
         assert answer.status_code == 503, answer.text
         assert int(answer.headers["Retry-After"]) > 0
@@ -84,13 +84,13 @@ def refused_then_taken(receiver: Process, trouble: Callable[[], AbstractContextM
 
 
 def test_a_database_on_a_full_disk(disk: Path) -> None:
-    """Is an outage, named as it is; it passes when there is room again."""
+    """An outage whose reason is shown; it ends when there is space again."""
     with Process(disk / "data") as receiver:
-        refused_then_taken(receiver, lambda: filled(disk), "database or disk is full")
+        refused_then_accepted(receiver, lambda: filled(disk), "database or disk is full")
 
 
 def test_a_database_that_is_slow(tmp_path: Path) -> None:
-    """While another process writes, a callback waits; it is answered once it is kept."""
+    """While another process writes, a callback waits; it is answered once it is stored."""
     task, data = new_id(), tmp_path / "data"
     with Process(data) as receiver, closing(sqlite3.connect(data / "kling.db")) as other:
         with ThreadPoolExecutor(1) as sender:
@@ -104,13 +104,13 @@ def test_a_database_that_is_slow(tmp_path: Path) -> None:
 
 
 def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
-    """Likewise, whatever the reason: a quota, a limit. That the log cannot be written either harms nothing."""
+    """A quota or a limit is an outage too. That the log cannot be written does no harm."""
     with Process(tmp_path / "data") as receiver:
-        refused_then_taken(receiver, lambda: limited(receiver), "disk I/O error")
+        refused_then_accepted(receiver, lambda: limited(receiver), "disk I/O error")
 
 
 def test_files_on_a_full_disk(disk: Path, tmp_path: Path, gateway: Sandbox) -> None:
-    """Callbacks are taken, and the file is fetched again until there is room for it."""
+    """Callbacks are accepted, and the download is retried until there is space."""
     results = disk / "results"
     storage = {"KLING_API_BASE": gateway.url, "KLING_STORAGE_URL": results.as_uri()}
     with Process(tmp_path / "data", **storage) as receiver:
@@ -125,7 +125,7 @@ def test_files_on_a_full_disk(disk: Path, tmp_path: Path, gateway: Sandbox) -> N
 
 
 def test_a_storage_whose_volume_is_gone(tmp_path: Path, gateway: Sandbox) -> None:
-    """Nothing is written beneath it; when it is back, the file is fetched as if nothing had been."""
+    """No file is written below its mount point; once it is mounted again, the file is downloaded."""
     results, away = tmp_path / "results", tmp_path / "away"
     storage = {"KLING_API_BASE": gateway.url, "KLING_STORAGE_URL": results.as_uri()}
     with Process(tmp_path / "data", **storage) as receiver:

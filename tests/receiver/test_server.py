@@ -1,26 +1,33 @@
-"""`kling-receiver serve` as an operator meets it: how it starts, how it refuses to, how it ends."""
+"""`kling-receiver serve`: start, refused start and shutdown, with each version of uvicorn."""
 
+import os
 import signal
 import socket
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from sqlalchemy import create_engine, text
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from kling_callback.protocol.ids import new_id
-from kling_receiver.server import bind
+from kling_receiver import server
+from kling_receiver.server import LIMIT_NAMES, SHUTDOWN_NAMES, bind, missing_names
+from kling_receiver.web.connections import ConnectionTable
 from kling_sandbox import Sandbox
-from tests.support.receiver import Start
+from tests.support.receiver import Running, Start
 from tools.harness.loopback import free_port
 from tools.harness.process import Process, environment, run
 from tools.harness.submitting import post, register, rows, stream
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_in_order_with_streams_open(tmp_path: Path, number: signal.Signals) -> None:
-    """Told to end, it ends its endless streams too, well within the grace, with exit code 0."""
+def test_it_shuts_down_in_order_with_streams_open(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    """A signal closes the event streams too, well within the grace, with exit code 0; the data can be served again."""
     with Process(tmp_path / "data") as receiver:
         register(receiver, new_id())
         with stream(receiver, "/api/events") as coming:
@@ -29,20 +36,20 @@ def test_it_ends_in_order_with_streams_open(tmp_path: Path, number: signal.Signa
             assert list(coming) == []
         code, seconds = receiver.wait()
         assert (code, seconds < 5) == (0, True), receiver.log_text()
-        receiver.start()
-        assert httpx.get(f"{receiver.url}/healthz").json() == {"ok": True}
+    running = start(api_base="http://127.0.0.1:9", data_dir=tmp_path / "data")
+    assert httpx.get(f"{running.url}/healthz").json() == {"ok": True}
 
 
-def test_who_comes_while_it_ends_comes_too_late(start: Start) -> None:
-    """A connection that was taken in at the last moment is not waited for."""
+def test_no_connection_is_accepted_during_shutdown(start: Start) -> None:
+    """A connection that was accepted at the last moment is not waited for."""
     running = start(api_base="http://127.0.0.1:9")
     assert not running._server.server_state.closed
     running.stop()
     assert running._server.server_state.closed
 
 
-def test_it_says_where_it_is_and_where_its_data_lie(tmp_path: Path) -> None:
-    """The address, the public address, the absolute paths of database and results."""
+def test_it_prints_its_address_and_the_paths_of_its_data(tmp_path: Path) -> None:
+    """Its own address, the public address, the absolute paths of database and results."""
     with Process(tmp_path / "data") as receiver:
         said = receiver.log_text()
         for part in (receiver.url, f"{tmp_path}/data", "kling.db", "results"):
@@ -50,19 +57,19 @@ def test_it_says_where_it_is_and_where_its_data_lie(tmp_path: Path) -> None:
         assert (tmp_path / "data" / "kling.db").stat().st_mode & 0o077 == 0
 
 
-def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
-    """Naming who holds it; the first goes on."""
-    with Process(tmp_path / "data") as receiver:
-        url = f"http://127.0.0.1:{free_port()}"
-        second = run("serve", "--port", "0", env={**receiver.env, "KLING_RECEIVER_URL": url})
-        assert second.returncode == 1
-        assert "is served by process " in second.stderr
-        assert "Traceback" not in second.stderr
-        assert post(receiver, new_id(), {}).status_code == 200
+def test_a_second_one_on_the_same_data_is_refused(start: Start) -> None:
+    """The message names the first process, which goes on."""
+    running = start(api_base="http://127.0.0.1:9")
+    env = environment(running.settings.data_dir, KLING_RECEIVER_URL=f"http://127.0.0.1:{free_port()}")
+    second = run("serve", "--port", "0", env=env)
+    assert second.returncode == 1
+    assert f"is served by process {os.getpid()}" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert post(running, new_id(), {}).status_code == 200
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """Is told in one line, and the data are free again."""
+def test_a_port_in_use(tmp_path: Path) -> None:
+    """The error is one line, and the data are unlocked again."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
@@ -73,8 +80,8 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_a_start_that_fails_is_no_success(tmp_path: Path) -> None:
-    """When the work that is owed cannot be read, it ends with exit code 1 and says why."""
+def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
+    """When the jobs cannot be read, it prints the error and exits with code 1."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
     assert run("migrate", env=env).returncode == 0
     engine = create_engine(f"sqlite:///{tmp_path / 'data' / 'kling.db'}")
@@ -87,25 +94,25 @@ def test_a_start_that_fails_is_no_success(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "error"),
     [
         ({"KLING_DATABASE_URL": "postgresql://user:hidden@127.0.0.1:1/kling"}, "127.0.0.1"),
         ({"KLING_DATA_DIR": "/proc/nothing"}, "/proc/nothing"),
         ({"KLING_STORAGE_URL": "file:///proc/nothing"}, "/proc/nothing"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path, settings: dict[str, str], said: str) -> None:
-    """A database that is not there, a folder that cannot be made: exit code 1, and no password."""
+def test_unusable_storage_is_reported_in_one_line(tmp_path: Path, settings: dict[str, str], error: str) -> None:
+    """A database that cannot be reached, a folder that cannot be made: exit code 1, and no password."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1", **settings)
     refused = run("serve", "--port", "0", env=env)
     assert refused.returncode == 1
-    assert said in refused.stderr
+    assert error in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "hidden" not in refused.stderr
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """Is told in one line, and left as it is."""
+def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
+    """The error is one line, and the file is not changed."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kling.db").write_text("my diary\n" * 1000)
     refused = run("serve", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
@@ -115,25 +122,27 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "kling.db").read_text().startswith("my diary")
 
 
-def test_requests_under_way_are_answered_before_the_end(start: Start, gateway: Sandbox) -> None:
-    """A callback whose body is still coming when the end is told is kept all the same."""
+def test_requests_in_progress_are_answered_before_the_shutdown(start: Start, gateway: Sandbox) -> None:
+    """A callback whose body is incomplete when the shutdown begins is stored."""
     running = start(api_base=gateway.url)
     task = new_id()
     path = httpx.URL(running.callback_url(task)).path
     with socket.create_connection(("127.0.0.1", httpx.URL(running.url).port or 0), timeout=20) as slow:
         slow.sendall(f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\n{{"task_status"'.encode())
-        assert httpx.get(f"{running.url}/healthz").status_code == 200  # by now the beginning was read
+        assert (
+            httpx.get(f"{running.url}/healthz").status_code == 200
+        )  # the start of the body was read before this request
         ending = threading.Thread(target=running.stop)
         ending.start()
         slow.sendall(b':"processing"  }')
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
         ending.join()
     assert rows(running, "SELECT id, status FROM task") == [{"id": task, "status": "processing"}]
-    running.receiver.database.close()  # to look into it opened it again
+    running.receiver.database.close()  # reading the rows opened it again
 
 
 def test_both_kinds_of_address() -> None:
-    """A host with a colon is IPv6; a taken address leaves no socket behind."""
+    """A host with a colon is IPv6; an address in use leaves no socket open."""
     with bind("127.0.0.1", 0) as first:
         assert first.family == socket.AF_INET
         with pytest.raises(OSError, match="in use"):
@@ -141,3 +150,84 @@ def test_both_kinds_of_address() -> None:
     if socket.has_dualstack_ipv6():
         with bind("::1", 0) as sixth:
             assert sixth.family == socket.AF_INET6
+
+
+# --- other versions of uvicorn -----------------------------------------------------------------------------
+
+
+def test_this_uvicorn_has_all_that_is_overridden_or_used() -> None:
+    """Methods, attributes of instances, and names of modules."""
+    assert missing_names(LIMIT_NAMES) == []
+    assert missing_names(SHUTDOWN_NAMES) == []
+
+
+def test_missing_names_are_found() -> None:
+    """A module, a name, a class, a method, an attribute that no constructor sets."""
+    assert missing_names({"uvicorn.gone": ("Server",), "uvicorn.server": ("gone", "Gone.main_loop")}) == [
+        *("uvicorn.gone", "gone", "Gone.main_loop")
+    ]
+    assert missing_names({"uvicorn.server": ("Server.main_loop", "Server.gone", "Server.should_exit")}) == [
+        "Server.gone"
+    ]
+
+
+def use(running: Running) -> None:
+    """Register a task, send its callback, and read an event of the stream, which stays open."""
+    task = new_id()
+    register(running, task)
+    assert post(running, task, {"task_status": "processing"}).status_code == 200
+    with stream(running, "/api/events") as events:
+        assert next(events)["task"]["id"] == task
+
+
+def remove_method(monkeypatch: pytest.MonkeyPatch) -> str:
+    """uvicorn without a method that only our subclass needs."""
+    monkeypatch.delattr(HttpToolsProtocol, "send_400_response")
+    return "HttpToolsProtocol.send_400_response"
+
+
+def remove_module(monkeypatch: pytest.MonkeyPatch) -> str:
+    """uvicorn without its httptools protocol: it serves with h11."""
+    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.auto", raising=False)
+    for name in ("httptools", "uvicorn.protocols.http.httptools_impl"):
+        monkeypatch.setitem(sys.modules, name, None)
+    return "lacks uvicorn.protocols.http.httptools_impl. "
+
+
+def add_requirement(monkeypatch: pytest.MonkeyPatch) -> str:
+    """uvicorn without an attribute of its instances."""
+    monkeypatch.setitem(LIMIT_NAMES, "uvicorn.server", ("ServerState.gone",))
+    return "ServerState.gone"
+
+
+@pytest.mark.parametrize("change", [remove_method, remove_module, add_requirement])
+def test_without_parts_of_uvicorn_it_serves_without_limits(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[pytest.MonkeyPatch], str],
+) -> None:
+    """It warns of the limits that are off, and serves with uvicorn's own protocol."""
+    missing = change(monkeypatch)
+    running = start(api_base="http://127.0.0.1:9")
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert missing in warning
+    assert "These limits are off: seconds for a request head" in warning
+    assert type(running._server.server_state) is ServerState
+    use(running)
+    running.stop()
+
+
+@pytest.mark.parametrize("name", ["handle_exit", "main_loop", "on_tick", "shutdown"])
+def test_without_parts_of_uvicorn_s_server_it_serves_and_stops(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """It warns that a shutdown takes longer, and serves with uvicorn's own server; the limits are on."""
+    monkeypatch.setattr(server, "SHUTDOWN_NAMES", {"uvicorn.server": (f"Server.no_{name}", f"Server.{name}")})
+    running = start(api_base="http://127.0.0.1:9")
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"lacks Server.no_{name}. A shutdown while event streams are open takes 10 s." in warning
+    assert type(running._server) is server.PlainServer
+    assert isinstance(running._server.server_state, ConnectionTable)
+    use(running)
+    running.stop()

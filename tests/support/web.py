@@ -1,4 +1,4 @@
-"""Web servers on loopback that answer as a test tells them to, and remember who asked for what."""
+"""Web servers on loopback that respond as a test demands, and record the requests."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import httpx
 
 @dataclass
 class Visit:
-    """One request that came, and the means to answer it."""
+    """One request, with methods to answer it."""
 
     method: str
     path: str
@@ -21,32 +21,32 @@ class Visit:
     handler: BaseHTTPRequestHandler
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """A whole answer; `_` in a header's name stands for `-`."""
+        """Send a whole response; `_` in a header's name stands for `-`."""
         self.begin(status, **{"Content_Length": str(len(body)), **headers})
         self.handler.wfile.write(body)
 
     def begin(self, status: int, **headers: str) -> None:
-        """The head of an answer."""
+        """Send the head of a response."""
         self.handler.send_response(status)
         for name, value in headers.items():
             self.handler.send_header(name.replace("_", "-"), value)
         self.handler.end_headers()
 
     def send(self, body: bytes) -> None:
-        """A piece of an answer."""
+        """Send a piece of a response."""
         self.handler.wfile.write(body)
 
 
 @dataclass
 class Host:
-    """A server; `visits` are what came so far, in order."""
+    """A server; `visits` are the requests so far, in order."""
 
     url: str
     visits: list[Visit] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, count: int, timeout: float = 20) -> list[Visit]:
-        """The visits, once there are so many."""
+        """Wait until there are `count` visits. Returns all of them."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.visits) >= count, timeout), self.visits
             return list(self.visits)
@@ -54,7 +54,7 @@ class Host:
 
 @contextmanager
 def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: int = 0) -> Iterator[Host]:
-    """A server whose every request is answered by `respond`; the connection closes after each."""
+    """A server that answers each request by `respond`, and closes the connection after it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that the base class calls
@@ -72,7 +72,7 @@ def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: 
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:
-            """Clients may go away when they have heard enough."""
+            """Ignore clients that disconnect before the whole response was sent."""
 
     server = Server((address, port), Handler)
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""A server on a bare socket that answers by script: for cuts and garbage that no HTTP server sends."""
+"""A server on a bare socket with scripted responses: for cuts and garbage that no HTTP server sends."""
 
 import json
 import socket
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 def reply(status: int = 200, body: Any = b"", **headers: str) -> bytes:
-    """A whole HTTP response; what is not bytes goes out as JSON."""
+    """A whole HTTP response; a body other than bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {"Content-Length": str(len(content)), "Connection": "close", **headers}
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
@@ -16,9 +16,9 @@ def reply(status: int = 200, body: Any = b"", **headers: str) -> bytes:
 
 
 class Wire:
-    """Answers the n-th request with the n-th answer, the last one from then on, and closes after each.
+    """Sends the n-th response to the n-th request, then the last one again and again; closes after each.
 
-    The first `hold` connections are not closed: after their answer comes silence.
+    The first `hold` connections stay open and silent after their response.
     """
 
     def __init__(self, *answers: bytes, hold: int = 0) -> None:
@@ -61,7 +61,7 @@ class Wire:
 
 
 def _request(reading: Any) -> bytes:
-    """One request, head and body."""
+    """Read one request, head and body."""
     head = b""
     while line := reading.readline():
         head += line

@@ -35,13 +35,13 @@ class RequestFailed(Exception):
     """The request or its response failed on the way; a later attempt may succeed. The message says why."""
 
 
-CUT = "it closed the connection before its response was complete"
+CUT = "the host closed the connection before the response was complete"
 FAILURES: tuple[tuple[type[Exception], str], ...] = (
-    (aiohttp.ConnectionTimeoutError, "it cannot be reached: Connection timed out"),
-    (TimeoutError, "it sent nothing for {:g} s"),
+    (aiohttp.ConnectionTimeoutError, "the host cannot be reached: Connection timed out"),
+    (TimeoutError, "the host sent nothing for {:g} s"),
     (aiohttp.ServerDisconnectedError, CUT),
     (aiohttp.ClientPayloadError, CUT),
-    (aiohttp.ClientResponseError, "its response is not valid HTTP"),
+    (aiohttp.ClientResponseError, "the response is not valid HTTP"),
 )
 """The message of a `RequestFailed`, by the first class that the error is an instance of."""
 
@@ -53,7 +53,7 @@ def request_failed(error: Exception, read_timeout: float) -> RequestFailed:
             return RequestFailed(message.format(read_timeout))
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and (reason := _system_text(cause)):
-        return RequestFailed(f"it cannot be reached: {reason}")
+        return RequestFailed(f"the host cannot be reached: {reason}")
     return RequestFailed(f"{type(error).__name__}: {error}".rstrip(": "))
 
 

@@ -53,7 +53,7 @@ class HttpSink:
         if 200 <= status < 300:
             return Delivered(status, body)
         raise NotDelivered(
-            f"it answered {status}" + (", and redirects are not followed" if response.is_redirect else ""),
+            f"the hook answered {status}" + (", and redirects are not followed" if response.is_redirect else ""),
             status=status,
             response=body,
             retry_after=retry_after_seconds(response.headers),

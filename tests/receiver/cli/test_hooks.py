@@ -149,7 +149,7 @@ def test_what_fails_is_found_and_sent_again(operator: Operator) -> None:
         there.wait_for(1)
         while not (listed := operator.told("deliveries", "list", "--hook", "web", "--state", "waiting")):
             pass
-        assert "it answered 503" in listed
+        assert "the hook answered 503" in listed
         [delivery] = operator.told("deliveries", "list", "--json").splitlines()
         name = json.loads(delivery)["id"]
         refusing = False

@@ -270,7 +270,7 @@ async def test_only_the_hook_s_time_limit_says_how_long_it_may_be_silent() -> No
 
     with host(respond) as there:
         sink = HttpSink(there.url, list, outbound, timeout=lambda: next(limits))
-        with pytest.raises(NotDelivered, match=r"^it sent nothing for 0\.05 s$"):
+        with pytest.raises(NotDelivered, match=r"^the host sent nothing for 0\.05 s$"):
             await sink.send(message)
         assert (await sink.send(message)).status == 200
         over.set()

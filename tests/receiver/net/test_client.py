@@ -460,7 +460,7 @@ async def test_a_closed_port_is_an_ordinary_error(client: GuardedClient) -> None
     """An allowed address that refuses connections is for the caller to retry; the system's text says why."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(RequestFailed, match=r"^it cannot be reached: Connection refused$"):
+    with pytest.raises(RequestFailed, match=r"^the host cannot be reached: Connection refused$"):
         await client.send("GET", f"http://127.0.0.1:{port}/")
 
 
@@ -473,7 +473,7 @@ async def test_an_unknown_name_is_told_in_the_system_s_words() -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     client = GuardedClient(NOBODY, resolver=lambda: Unknown({}))
-    with pytest.raises(RequestFailed, match=r"^it cannot be reached: Name or service not known$"):
+    with pytest.raises(RequestFailed, match=r"^the host cannot be reached: Name or service not known$"):
         await client.send("GET", "http://files.example/")
     await client.close()
 
@@ -485,12 +485,12 @@ async def test_tls_errors_say_what_is_wrong(client: GuardedClient) -> None:
         await client.send("GET", plain.url.replace("http:", "https:"))
     error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed (_ssl.c:1000)")
     error.verify_message = "self-signed certificate"
-    assert str(request_failed(error, 1)) == "it cannot be reached: self-signed certificate"
+    assert str(request_failed(error, 1)) == "the host cannot be reached: self-signed certificate"
 
 
 HALF_A_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
-DISCONNECTED = "it closed the connection before its response was complete"
-NO_HTTP = "its response is not valid HTTP"
+DISCONNECTED = "the host closed the connection before the response was complete"
+NO_HTTP = "the response is not valid HTTP"
 BROKEN = {
     "nothing": (b"", DISCONNECTED),
     "half a head": (b"HTTP/1.1 200 OK\r\nX-Half: ", DISCONNECTED),
@@ -513,7 +513,7 @@ async def test_a_broken_response_is_one_kind_of_error(client: GuardedClient, sen
 @pytest.mark.parametrize("sent", [b"", HALF_A_BODY], ids=["no head", "half a body"])
 async def test_a_silent_host_is_given_up_after_the_read_timeout(client: GuardedClient, sent: bytes) -> None:
     """Before the head of the response, and amid its body."""
-    with Wire(sent, hold=1) as wire, pytest.raises(RequestFailed, match=r"^it sent nothing for 0\.1 s$"):
+    with Wire(sent, hold=1) as wire, pytest.raises(RequestFailed, match=r"^the host sent nothing for 0\.1 s$"):
         await body(await client.send("GET", wire.url, read_timeout=0.1))
 
 

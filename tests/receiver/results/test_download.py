@@ -1,4 +1,4 @@
-"""From a finished task to files on disk: one question in the normal course, and a loud end in every other."""
+"""Downloads and queries: one query in the normal course, an error that is shown in every other."""
 
 import hashlib
 import io
@@ -15,13 +15,20 @@ from kling_callback.auth import BearerAuth
 from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import Output, Report
+from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Allowlist, Refused
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.results import download
-from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, MAX_RESUMES, Downloader
+from kling_receiver.results.download import (
+    DOWNLOAD_BACKOFF,
+    DOWNLOAD_TIMEOUT_SECONDS,
+    MAX_REFUSALS,
+    MAX_RESUMES,
+    Downloader,
+)
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -54,8 +61,9 @@ IMAGES, VIDEOS = "images/generations", "videos/text2video"
 
 @pytest.fixture
 def running(start: Start, gateway: Sandbox) -> Running:
-    """A receiver whose Kling is the sandbox."""
-    return start(api_base=gateway.url)
+    """A receiver whose Kling is the sandbox; it retries downloads after milliseconds."""
+    backoff = Backoff(tuple(step / 1000 for step in DOWNLOAD_BACKOFF.steps))
+    return start(api_base=gateway.url, options={"download_backoff": backoff})
 
 
 def picture(seed: int = 0, size: int = 300) -> bytes:
@@ -67,7 +75,7 @@ def picture(seed: int = 0, size: int = 300) -> bytes:
 
 
 def stored_bytes(running: Running, task: Json, index: int = 0) -> bytes:
-    """A result file, fetched by its link and held against what the task says of it."""
+    """A result file, downloaded by its link and compared with the size and checksum in the task."""
     result = task["results"][index]
     content = httpx.get(result["href"]).raise_for_status().content
     assert (len(content), hashlib.sha256(content).hexdigest()) == (result["size"], result["sha256"])
@@ -77,8 +85,8 @@ def stored_bytes(running: Running, task: Json, index: int = 0) -> bytes:
 # --- the normal course ------------------------------------------------------------------------------------
 
 
-def test_the_normal_course_takes_one_question(running: Running, gateway: Sandbox) -> None:
-    """Three callbacks, one question, every file stored and checksummed, and the events in order."""
+def test_the_normal_course_takes_one_query(running: Running, gateway: Sandbox) -> None:
+    """Three callbacks, one query, every file stored with its checksum, and the events in order."""
     task, theirs = submit(running, gateway, n=3)
     happened = events(running, task)
     done = happened[-1]["task"]
@@ -108,7 +116,7 @@ def test_the_normal_course_takes_one_question(running: Running, gateway: Sandbox
 def test_every_kind_of_file(
     running: Running, gateway: Sandbox, family: str, body: Json, kinds: list[tuple[str, str]]
 ) -> None:
-    """Videos, sounds and both kinds of pictures are known by their own bytes."""
+    """Videos, sounds and both types of images are detected by their bytes."""
     done = finished(running, submit(running, gateway, family=family, **body)[0])
     assert [(result["kind"], result["content_type"]) for result in done["results"]] == kinds
     for index in range(len(kinds)):
@@ -117,7 +125,7 @@ def test_every_kind_of_file(
 
 
 def test_a_failed_task_ends_with_klings_reason(running: Running, gateway: Sandbox) -> None:
-    """`failed` is believed when Kling says it, with the reason, and there is nothing to fetch."""
+    """`failed` from Kling is authoritative; the reason is stored, and there are no files."""
     done = finished(running, submit(running, gateway, "failed")[0])
     assert (done["status"], done["origin"], done["results"]) == ("failed", "kling", [])
     assert done["status_msg"] == "The sandbox was asked to fail this task"
@@ -150,10 +158,10 @@ def test_a_failed_task_ends_with_klings_reason(running: Running, gateway: Sandbo
         ("drop-external-id, relay-id", 1),
     ],
 )
-def test_a_task_ends_right_whatever_the_callbacks_are_like(
+def test_a_task_ends_right_with_every_kind_of_callback(
     running: Running, gateway: Sandbox, switches: str, most: int
 ) -> None:
-    """Its files are stored, Kling's word stands, and it is asked no oftener than its answers make needful."""
+    """Its files are stored, Kling's status is authoritative, and the number of queries is limited."""
     task, theirs = submit(running, gateway, switches)
     done = finished(running, task)
     assert (done["status"], done["origin"], done["task_id"]) == ("succeed", "kling", theirs)
@@ -163,14 +171,14 @@ def test_a_task_ends_right_whatever_the_callbacks_are_like(
 
 
 def test_an_outer_failure_without_a_record_is_a_failure(running: Running, gateway: Sandbox) -> None:
-    """A relay that wraps twice may say FAILURE and nothing else."""
+    """A relay that wraps twice may send FAILURE without a record."""
     done = finished(running, submit(running, gateway, "outer-failure")[0])
     assert (done["status"], done["origin"]) == ("failed", "kling")
     assert done["status_msg"] == "The sandbox was asked to fail this task"
 
 
 def test_a_contradiction_is_logged_and_not_applied(running: Running, gateway: Sandbox) -> None:
-    """After Kling's succeed a failed callback changes nothing but the log."""
+    """After Kling's `succeed` a `failed` callback changes only the event log."""
     task, theirs = submit(running, gateway, "contradict")
     finished(running, task)
     gateway.wait_for(lambda: len(gateway.tasks[theirs].posted) == 4)
@@ -180,7 +188,7 @@ def test_a_contradiction_is_logged_and_not_applied(running: Running, gateway: Sa
 
 
 def test_a_task_that_was_never_registered_ends_too(running: Running, gateway: Sandbox) -> None:
-    """The signed address alone is enough: everything else follows from the callbacks."""
+    """The signed callback URL is enough: everything else follows from the callbacks."""
     task = new_id()
     theirs = create(running, gateway, task, family=VIDEOS)
     eventually(lambda: show(running, task).get("done"), running)
@@ -189,7 +197,7 @@ def test_a_task_that_was_never_registered_ends_too(running: Running, gateway: Sa
 
 
 def test_an_unregistered_task_of_a_relay_that_drops_our_id(running: Running, gateway: Sandbox) -> None:
-    """The relay knows nothing of our id; the id that the callback named is asked by first, and is enough."""
+    """The relay does not know our id; the first query is by the id in the callback, and is enough."""
     task = new_id()
     theirs = create(running, gateway, task, "drop-external-id")
     eventually(lambda: show(running, task).get("done"), running)
@@ -198,7 +206,7 @@ def test_an_unregistered_task_of_a_relay_that_drops_our_id(running: Running, gat
 
 
 def test_a_callback_cannot_borrow_another_tasks_files(running: Running, gateway: Sandbox) -> None:
-    """The id in a body proves nothing: naming a task of ours, by its id or in its record, yields no files."""
+    """The id in a body is not authoritative: naming another task's id yields no files."""
     victim, theirs = submit(running, gateway)
     finished(running, victim)
     pending = new_id()
@@ -214,7 +222,7 @@ def test_a_callback_cannot_borrow_another_tasks_files(running: Running, gateway:
 
 
 def test_a_registered_task_takes_no_strangers_files(running: Running, gateway: Sandbox) -> None:
-    """A client sent our own id: a record of another name is not its task's, known to us or not."""
+    """For a task with an id of its own, the record of another Kling id is rejected, registered or not."""
     stranger = create(running, gateway, new_id(), "no-callback")
     gateway.wait_for(lambda: gateway.tasks[stranger].finished_at)
     thief = new_id()
@@ -230,8 +238,8 @@ def test_a_registered_task_takes_no_strangers_files(running: Running, gateway: S
 
 @pytest.mark.parametrize("switches", ["cut-once", "file-500-once", "wrong-type", "no-length", "redirect-file"])
 @pytest.mark.parametrize("family", [IMAGES, VIDEOS])
-def test_a_file_that_can_be_had_is_had(running: Running, gateway: Sandbox, family: str, switches: str) -> None:
-    """Cuts, errors, wrong types, missing lengths and redirects cost at most another attempt."""
+def test_a_file_is_stored_in_spite_of_faults(running: Running, gateway: Sandbox, family: str, switches: str) -> None:
+    """Cuts, errors, wrong content types, missing lengths and redirects cost at most another attempt."""
     done = finished(running, submit(running, gateway, switches, family)[0])
     assert [result["status"] for result in done["results"]] == ["stored"]
     stored_bytes(running, done)
@@ -239,7 +247,7 @@ def test_a_file_that_can_be_had_is_had(running: Running, gateway: Sandbox, famil
 
 
 @pytest.mark.parametrize(
-    ("switches", "downloads", "said"),
+    ("switches", "downloads", "error"),
     [
         ("file-403", MAX_REFUSALS, "403"),
         ("file-html", MAX_REFUSALS, "not a valid image file: it begins with b'<h1>"),
@@ -247,15 +255,15 @@ def test_a_file_that_can_be_had_is_had(running: Running, gateway: Sandbox, famil
         ("redirect-private", 1, "169.254.169.254 is not a public address"),
     ],
 )
-def test_a_file_that_cannot_be_had_fails_loudly(
-    running: Running, gateway: Sandbox, switches: str, downloads: int, said: str
+def test_a_download_that_keeps_failing_ends_with_its_error(
+    running: Running, gateway: Sandbox, switches: str, downloads: int, error: str
 ) -> None:
-    """The task is done with a failed result that says why; a refusal by the guard is final at once."""
+    """The task is done, with a failed result that has the error; a refusal by the guard is final at once."""
     task, _ = submit(running, gateway, switches)
     happened = events(running, task)
     [result] = happened[-1]["task"]["results"]
     assert (result["status"], result["href"], result["sha256"]) == ("failed", None, None)
-    assert said in result["error"]
+    assert error in result["error"]
     assert "result.failed" in types(happened)
     assert len(gateway.downloads) == downloads
     assert "ksTime" not in result["error"]
@@ -264,9 +272,17 @@ def test_a_file_that_cannot_be_had_fails_loudly(
 
 
 class Parts:
-    """The parts that ask and fetch, put together without a worker; jobs are made by hand."""
+    """The Reconciler and the Downloader without a worker; the tests make the jobs."""
 
-    def __init__(self, tmp_path: Path, base: str, *, largest: int = 1 << 30, database_url: str | None = None) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        base: str,
+        *,
+        max_bytes: int = 1 << 30,
+        timeout_seconds: float = DOWNLOAD_TIMEOUT_SECONDS,
+        database_url: str | None = None,
+    ) -> None:
         self.database = Database(database_url or f"sqlite:///{tmp_path / 'parts.db'}")
         self.database.migrate()
         self.folder = LocalStorage(tmp_path / "results")
@@ -274,14 +290,21 @@ class Parts:
         self.reader, self.writer, self.metrics = Reader(self.database), Writer(self.database), Metrics()
         self.outbound = GuardedClient(Allowlist.parse(["127.0.0.1"]))
         self.http = create_kling_client()
-        self.later = 0.0  # seconds by which the asker's clock is ahead
+        self.later = 0.0  # seconds by which the Reconciler's clock is ahead
         kling = KlingApi(base, BearerAuth(KEY), self.http)
         self.asker = Reconciler(kling, self.reader, self.metrics, clock=lambda: time.time() + self.later)
-        self.fetcher = Downloader(self.outbound, self.folder, self.reader, self.metrics, max_bytes=largest)
+        self.fetcher = Downloader(
+            self.outbound,
+            self.folder,
+            self.reader,
+            self.metrics,
+            max_bytes=max_bytes,
+            timeout_seconds=timeout_seconds,
+        )
         self.data: dict[tuple[str, str, int], Any] = {}
 
     async def close(self) -> None:
-        """Give everything back."""
+        """Close all connections."""
         await self.writer.close()
         await self.outbound.close()
         await self.http.aclose()
@@ -289,7 +312,7 @@ class Parts:
         self.database.close()
 
     async def succeeded(self, *urls: str, kind: str = "image") -> str:
-        """A task that Kling said succeeded, with these files to fetch."""
+        """A task that succeeded by Kling's own status, with these files to download."""
         task = new_id()
         outputs = tuple(Output(kind, url) for url in urls)
         report = Report("succeed", outputs=outputs)
@@ -297,7 +320,7 @@ class Parts:
         return task
 
     async def hinted(self, theirs: str | None, status: str = "succeed") -> str:
-        """A task of which a callback said that it ended."""
+        """A task with a final status by an unsigned callback only."""
         task = new_id()
         if theirs:
             known = Registration(family=IMAGES, create_token="one", outcome="created", kling_id=theirs)
@@ -307,7 +330,7 @@ class Parts:
         return task
 
     async def do(self, handler: Callable[[ClaimedJob], Any], task: str, attempts: int = 1, n: int = 0) -> Outcome:
-        """What one attempt comes to, applied; the next one knows what this one left it."""
+        """Run one attempt and apply its outcome; the arguments that it leaves go to the next attempt."""
         kind = handler.__name__, task, n
         data = self.data.get(kind, {"index": n} if handler == self.fetcher.download else None)
         job = ClaimedJob(1, f"job/{task}", "job", "kling", task, "key", data, attempts, "claim")
@@ -330,7 +353,7 @@ class Parts:
 
 @pytest.fixture
 async def parts(tmp_path: Path, gateway: Sandbox) -> AsyncIterator[Parts]:
-    """The parts, asking the sandbox."""
+    """The parts, with the sandbox as Kling."""
     parts = Parts(tmp_path, gateway.url)
     parts.writer.start()
     yield parts
@@ -338,7 +361,7 @@ async def parts(tmp_path: Path, gateway: Sandbox) -> AsyncIterator[Parts]:
 
 
 def ranged(content: bytes, cuts: int, etag: str = '"one"') -> Callable[[Visit], None]:
-    """A host that cuts the first answers after a third of what is left, and honours Range."""
+    """A host that cuts the first responses after a third of the remaining bytes, and supports Range."""
 
     def respond(visit: Visit) -> None:
         start = int(visit.headers.get("Range", "bytes=0-")[6:-1])
@@ -356,8 +379,8 @@ def ranged(content: bytes, cuts: int, etag: str = '"one"') -> Callable[[Visit], 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("cuts", [1, 3, MAX_RESUMES])
-async def test_a_cut_download_goes_on_where_it_was(parts: Parts, cuts: int) -> None:
-    """By Range and If-Range, within one attempt, and the whole is what the host has."""
+async def test_a_cut_download_is_resumed(parts: Parts, cuts: int) -> None:
+    """By Range and If-Range, within one attempt; the file is stored whole."""
     content = picture()
     with host(ranged(content, cuts)) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
@@ -372,8 +395,8 @@ async def test_a_cut_download_goes_on_where_it_was(parts: Parts, cuts: int) -> N
 
 
 @pytest.mark.anyio
-async def test_a_download_that_is_cut_for_ever_is_tried_later(parts: Parts) -> None:
-    """Some cuts within one attempt, then the next attempt waits its turn and begins anew."""
+async def test_a_download_that_is_always_cut_is_retried_later(parts: Parts) -> None:
+    """After the last resume of an attempt the job is retried, from the first byte."""
     with host(ranged(picture(), 1000)) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
@@ -382,7 +405,7 @@ async def test_a_download_that_is_cut_for_ever_is_tried_later(parts: Parts) -> N
 
 
 def dripping(visit: Visit) -> None:
-    """A host that sends a byte now and then, and never comes to the end, while anybody listens."""
+    """A host that sends single bytes, and does not end while the connection is open."""
     visit.begin(200, Content_Length=str(1 << 20))
     visit.send(picture()[:64])
     visit.handler.connection.settimeout(0.01)
@@ -395,15 +418,19 @@ def dripping(visit: Visit) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_download_that_drips_for_ever_ends(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No byte is late, but the attempt as a whole is; the next one waits its turn, and nothing is left over."""
-    monkeypatch.setattr(download, "LONGEST_FETCH", 0.5)
+async def test_an_attempt_at_a_file_has_a_time_limit(tmp_path: Path) -> None:
+    """No byte is late, but the attempt as a whole is: the job is retried, and no partial file is left."""
+    parts = Parts(tmp_path, "http://127.0.0.1:9", timeout_seconds=0.2)
+    parts.writer.start()
     with host(dripping) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
-        assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
+        outcome = await parts.do(parts.fetcher.download, task)
+        assert isinstance(outcome, RetryAt)
+        assert outcome.error == "the download took longer than 0.2 s"
         assert len(there.visits) == 1
     assert (await parts.result(task))["status"] == "pending"
     assert [path for path in parts.folder.root.rglob("*") if path.is_file()] == []
+    await parts.close()
 
 
 def changed(visit: Visit) -> None:
@@ -414,7 +441,7 @@ def changed(visit: Visit) -> None:
 
 
 def shifted(visit: Visit) -> None:
-    """A host that answers a Range with another range than was asked for."""
+    """A host that answers a Range with another range than was requested."""
     content = picture()
     visit.begin(206 if visit.count else 200, ETag='"1"', Content_Length="9", Content_Range="bytes 1-9/99")
     visit.send(content[:9] if visit.count else content[:5])
@@ -423,7 +450,7 @@ def shifted(visit: Visit) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("respond", [changed, shifted])
 async def test_two_halves_of_different_files_are_never_joined(parts: Parts, respond: Callable[[Visit], None]) -> None:
-    """When the rest that comes is not the rest of what was begun, the attempt ends and nothing is kept."""
+    """If the resumed bytes belong to another file, the attempt fails and its bytes are discarded."""
     with host(respond) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
@@ -432,7 +459,7 @@ async def test_two_halves_of_different_files_are_never_joined(parts: Parts, resp
 
 
 def answering(body: bytes, status: int = 200, **headers: str) -> Callable[[Visit], None]:
-    """A host that always answers the same."""
+    """A host with one and the same response."""
     return lambda visit: visit.answer(status, body, **headers)
 
 
@@ -440,25 +467,28 @@ WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
     "empty": (answering(b""), "the file is empty"),
     "html": (answering(b"<html>" + b" " * 100), "not a valid image file"),
     "a video where an image should be": (answering(b"\0\0\0\x20ftypisom" + b" " * 100), "not a valid image file"),
-    "cut, of no said length": (lambda visit: unmeasured(visit, picture()[:5000]), "the image/png file is truncated"),
-    "too large by its own word": (answering(b"\x89PNG", Content_Length="99999999"), "the file is larger than 1000000 bytes"),
-    "too large without a word": (lambda visit: endless(visit), "the file is larger than 1000000 bytes"),
+    "cut, without a length": (lambda visit: unmeasured(visit, picture()[:5000]), "the image/png file is truncated"),
+    "too large by its length": (
+        answering(b"\x89PNG", Content_Length="99999999"),
+        "the file is larger than 1000000 bytes",
+    ),
+    "too large, without a length": (lambda visit: endless(visit), "the file is larger than 1000000 bytes"),
     "404": (answering(b"", 404), "the host answered 404"),
     "410": (answering(b"", 410), "the host answered 410"),
-    "304 unasked": (answering(b"", 304), "the host answered 304"),
+    "304, not requested": (answering(b"", 304), "the host answered 304"),
     "redirects for ever": (answering(b"", 302, Location="/again"), "the host answered 302"),
     "a redirect to nowhere": (answering(b"", 302), "the host answered 302"),
 }
 
 
 def unmeasured(visit: Visit, content: bytes) -> None:
-    """A host that does not say how many bytes there are."""
+    """A host that names no length."""
     visit.begin(200)
     visit.send(content)
 
 
 def endless(visit: Visit) -> None:
-    """A host that sends a picture without an end."""
+    """A host that sends an image without an end."""
     visit.begin(200)
     visit.send(picture())
     for _ in range(40):
@@ -466,12 +496,12 @@ def endless(visit: Visit) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("respond", "said"), WRONG.values(), ids=WRONG.keys())
-async def test_what_is_not_the_file_is_tried_thrice_and_fails(
-    tmp_path: Path, respond: Callable[[Visit], None], said: str
+@pytest.mark.parametrize(("respond", "error"), WRONG.values(), ids=WRONG.keys())
+async def test_an_invalid_file_is_retried_and_fails(
+    tmp_path: Path, respond: Callable[[Visit], None], error: str
 ) -> None:
-    """The host may mend it once or twice; then the result fails, with the reason, and nothing is left."""
-    parts = Parts(tmp_path, "http://127.0.0.1:9", largest=1_000_000)
+    """After some attempts, in case the host is repaired, the result fails with the error; no partial file is left."""
+    parts = Parts(tmp_path, "http://127.0.0.1:9", max_bytes=1_000_000)
     parts.writer.start()
     try:
         with host(respond) as there:
@@ -482,7 +512,7 @@ async def test_what_is_not_the_file_is_tried_thrice_and_fails(
         assert isinstance(outcome, GiveUp)
         row = await parts.result(task)
         assert row["status"] == "failed"
-        assert said in row["error"]
+        assert error in row["error"]
         assert "secret" not in row["error"]
         assert (await parts.types(task))[-2:] == ["result.failed", "task.done"]
         assert list((parts.folder.root / ".parts").iterdir()) == []
@@ -492,7 +522,7 @@ async def test_what_is_not_the_file_is_tried_thrice_and_fails(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
-async def test_a_host_that_is_busy_is_tried_to_the_end_of_the_schedule(parts: Parts, status: int) -> None:
+async def test_a_busy_host_is_retried_to_the_end_of_the_schedule(parts: Parts, status: int) -> None:
     """Retry-After is respected; after the last attempt the result fails."""
     with host(answering(b"", status, Retry_After="1000")) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
@@ -533,8 +563,8 @@ async def test_a_host_that_is_busy_is_tried_to_the_end_of_the_schedule(parts: Pa
         "javascript:alert(1)",
     ],
 )
-async def test_a_redirect_to_a_forbidden_place_is_final_at_once(parts: Parts, location: str) -> None:
-    """Every hop is checked: the first attempt is the last, and the result fails."""
+async def test_a_redirect_to_a_forbidden_address_is_final_at_once(parts: Parts, location: str) -> None:
+    """Each target of a redirect is checked: the first attempt is the last, and the result fails."""
     with host(answering(b"", 302, Location=location)) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         outcome = await parts.do(parts.fetcher.download, task)
@@ -559,8 +589,8 @@ async def test_one_lost_file_does_not_harm_the_others(parts: Parts) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_storage_that_breaks_is_never_the_files_end(parts: Parts) -> None:
-    """The attempt does not count, the waits grow, and once the storage is mended the file is had."""
+async def test_a_storage_failure_never_fails_the_file(parts: Parts) -> None:
+    """The attempt is not counted, the waits grow, and once the storage works again the file is stored."""
     with host(answering(picture())) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         in_the_way = parts.folder.root / task
@@ -579,8 +609,8 @@ async def test_a_storage_that_breaks_is_never_the_files_end(parts: Parts) -> Non
 
 
 @pytest.mark.anyio
-async def test_a_hosts_own_length_is_enough(parts: Parts) -> None:
-    """A picture whose end looks odd is what its host has, when all the bytes that it names have come."""
+async def test_a_content_length_that_is_met_is_enough(parts: Parts) -> None:
+    """An image without its trailer is stored if all bytes of the host's Content-Length were received."""
     with host(answering(picture()[:-12])) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         assert isinstance(await parts.do(parts.fetcher.download, task), Done)
@@ -588,8 +618,8 @@ async def test_a_hosts_own_length_is_enough(parts: Parts) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_file_that_is_settled_is_not_fetched_again(parts: Parts) -> None:
-    """A second job for a stored file, or one for a file that is not known, does nothing."""
+async def test_a_settled_file_is_not_downloaded_again(parts: Parts) -> None:
+    """A second job for a stored file, or a job for an unknown file, does nothing."""
     with host(answering(picture())) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         for _ in range(2):
@@ -599,11 +629,11 @@ async def test_a_file_that_is_settled_is_not_fetched_again(parts: Parts) -> None
     assert (await parts.types(task)).count("result.stored") == 1
 
 
-# --- Kling, asked -----------------------------------------------------------------------------------------
+# --- queries -----------------------------------------------------------------------------------------------
 
 
 def made(gateway: Sandbox, switches: str = "", **body: object) -> str:
-    """A task at the sandbox of which no callback comes; Kling's id."""
+    """A task at the sandbox that sends no callback. Returns Kling's id."""
     given = {"prompt": f"x [sandbox: {switches}]" if switches else "x", **body}
     answer = httpx.post(f"{gateway.url}/v1/{IMAGES}", json=given, headers={"Authorization": f"Bearer {KEY}"})
     return str(answer.json()["data"]["task_id"])
@@ -611,8 +641,10 @@ def made(gateway: Sandbox, switches: str = "", **body: object) -> str:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("switch", ["query-5xx", "query-garbage"])
-async def test_when_kling_cannot_be_asked_the_callback_stands(parts: Parts, gateway: Sandbox, switch: str) -> None:
-    """To the end of the schedule it is asked; then the callback's status stands and the files fail loudly."""
+async def test_when_kling_cannot_be_queried_the_callback_is_accepted(
+    parts: Parts, gateway: Sandbox, switch: str
+) -> None:
+    """After the last retry the callback's status is accepted, and the result fails with an error."""
     task = await parts.hinted(made(gateway, switch))
     for _ in QUERY_BACKOFF.steps:
         assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
@@ -627,7 +659,7 @@ async def test_when_kling_cannot_be_asked_the_callback_stands(parts: Parts, gate
 
 
 async def accused(parts: Parts, theirs: str) -> str:
-    """A task whose create has no answer yet, of which an unsigned callback names another's id."""
+    """A task whose create is not reported yet, with an unsigned callback that names another task's id."""
     task = new_id()
     registration = Registration(family=IMAGES, create_token="one")
     await parts.writer.run(lambda tx: task_registration.register(tx, task, registration))
@@ -636,10 +668,10 @@ async def accused(parts: Parts, theirs: str) -> str:
 
 
 @pytest.mark.anyio
-async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
+async def test_the_id_in_a_callback_waits_for_the_id_of_the_create(
     tmp_path: Path, gateway: Sandbox, database_url: str
 ) -> None:
-    """It may be another task's, whose answer is out too: Kling is asked by our id, then by the right one."""
+    """It may be another task's: the first query is by our id, the next one by the id that the create reports."""
     parts = Parts(tmp_path, gateway.url, database_url=database_url)
     parts.writer.start()
     mine, others = made(gateway), made(gateway)
@@ -657,8 +689,8 @@ async def test_an_id_that_a_callback_names_waits_for_the_creates_own(
 
 
 @pytest.mark.anyio
-async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(parts: Parts, gateway: Sandbox) -> None:
-    """Then the callback's id is all that there is."""
+async def test_the_wait_for_the_report_of_a_create_has_a_limit(parts: Parts, gateway: Sandbox) -> None:
+    """After it, the callback's id is used for the query."""
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await accused(parts, theirs)
@@ -670,8 +702,8 @@ async def test_a_client_that_died_before_it_told_is_not_waited_for_for_ever(part
 
 
 @pytest.mark.anyio
-async def test_klings_word_comes_even_after_the_callback_stood(parts: Parts, gateway: Sandbox) -> None:
-    """A status that stood by the callback alone gives way, and the files that Kling names are owed."""
+async def test_klings_status_is_applied_after_a_callback_was_accepted(parts: Parts, gateway: Sandbox) -> None:
+    """It replaces the callback's status, and the downloads of its files are enqueued."""
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await parts.hinted(theirs, "failed")
@@ -685,8 +717,8 @@ async def test_klings_word_comes_even_after_the_callback_stood(parts: Parts, gat
 
 
 @pytest.mark.anyio
-async def test_an_answer_that_is_no_http_is_no_answer(tmp_path: Path) -> None:
-    """Neither from Kling's address nor from a file's host does it break more than the attempt."""
+async def test_a_response_that_is_not_http_is_retried(tmp_path: Path) -> None:
+    """From Kling's API and from the host of a file: only the attempt fails."""
     with host(lambda visit: visit.send(b"\0\1\2\r\n\r\n")) as there:
         parts = Parts(tmp_path, there.url)
         parts.writer.start()
@@ -696,8 +728,8 @@ async def test_an_answer_that_is_no_http_is_no_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_callback_that_kling_denies_is_called_false(parts: Parts, gateway: Sandbox) -> None:
-    """Asked again and again Kling says `submitted`: it is believed, and the callback is logged as ignored."""
+async def test_a_callback_that_kling_contradicts_is_rejected(parts: Parts, gateway: Sandbox) -> None:
+    """Kling's status stays `submitted` in every query: it is authoritative, and the callback is logged as ignored."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
     for _ in range(MAX_UNDECIDED_RETRIES):
@@ -711,8 +743,8 @@ async def test_a_callback_that_kling_denies_is_called_false(parts: Parts, gatewa
 
 
 @pytest.mark.anyio
-async def test_questions_are_counted_by_what_became_of_them(parts: Parts, gateway: Sandbox) -> None:
-    """Restarts count for nothing, silence does not make a callback false, and taking turns ends too."""
+async def test_queries_are_counted_by_their_outcome(parts: Parts, gateway: Sandbox) -> None:
+    """Attempts of an earlier process do not count; unanswered and undecided queries are counted apart."""
     gateway.hold()
     theirs = made(gateway)
     task = await parts.hinted(theirs)
@@ -732,8 +764,8 @@ async def test_questions_are_counted_by_what_became_of_them(parts: Parts, gatewa
 
 
 @pytest.mark.anyio
-async def test_a_task_that_kling_never_knows_stands_by_its_callback(parts: Parts) -> None:
-    """Unknown by every id to the end of the schedule."""
+async def test_the_callback_of_a_task_unknown_to_kling_is_accepted(parts: Parts) -> None:
+    """After the last retry, if every id is unknown in each query."""
     task = await parts.hinted(None, "failed")
     for _ in QUERY_BACKOFF.steps:
         assert isinstance(await parts.do(parts.asker.reconcile, task), RetryAt)
@@ -744,8 +776,8 @@ async def test_a_task_that_kling_never_knows_stands_by_its_callback(parts: Parts
 
 
 @pytest.mark.anyio
-async def test_a_succeed_that_names_no_file_fails_loudly(parts: Parts, gateway: Sandbox) -> None:
-    """Kling may be slow to name the files; when it never does, the task ends with a failed result."""
+async def test_a_succeed_without_files_ends_with_a_failed_result(parts: Parts, gateway: Sandbox) -> None:
+    """Kling may name the files late: the query is retried, then the result fails."""
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     gateway.tasks[theirs].body["n"] = 0
@@ -757,8 +789,8 @@ async def test_a_succeed_that_names_no_file_fails_loudly(parts: Parts, gateway: 
 
 
 @pytest.mark.anyio
-async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(parts: Parts, gateway: Sandbox) -> None:
-    """Kling's answer may be older than the callback that came meanwhile: one more question, at once."""
+async def test_a_callback_during_a_query_causes_another_query(parts: Parts, gateway: Sandbox) -> None:
+    """Kling's answer may be older than the callback: one more query, at once."""
     gateway.hold()
     task = await parts.hinted(made(gateway))
     job = ClaimedJob(1, "ask", "ask", "kling", task, "kling", {"undecided": 6}, 7, "claim")
@@ -767,13 +799,13 @@ async def test_a_callback_that_comes_while_kling_is_asked_is_asked_about_too(par
     await parts.writer.run_batched(ingest, late)
     outcome = await parts.writer.run(lambda tx: decide(tx))
     assert isinstance(outcome, RetryAt)
-    assert "while Kling was asked" in outcome.error
+    assert "during the query" in outcome.error
     gateway.release()
 
 
 @pytest.mark.anyio
-async def test_what_is_settled_is_not_asked_about(parts: Parts, gateway: Sandbox) -> None:
-    """A question left over from before Kling's word, or for no task, is not sent."""
+async def test_a_settled_task_is_not_queried(parts: Parts, gateway: Sandbox) -> None:
+    """A job left over from before Kling's status, or for an unknown task, sends no query."""
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     task = await parts.hinted(theirs)
@@ -783,8 +815,8 @@ async def test_what_is_settled_is_not_asked_about(parts: Parts, gateway: Sandbox
     assert len(gateway.queries) == 1
 
 
-def test_a_reason_holds_no_address() -> None:
-    """Neither the query nor the path of an address reaches a log, and one line is enough."""
+def test_the_text_of_an_error_has_no_url() -> None:
+    """No path or query of a URL reaches a log, and only the first line is kept."""
     text = "cannot read https://host/path?key=1 now\nmore"
     assert download.describe(RequestFailed(text)) == "cannot read (address) now"
     assert download.describe(RuntimeError(text)) == "RuntimeError: cannot read (address) now"

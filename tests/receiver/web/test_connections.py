@@ -1,4 +1,4 @@
-"""Connections that want to stay: each wait has an end, each head and queue a cap, and the newest finds room."""
+"""Limits on connections: each wait has a deadline, heads and queues are capped, and idle connections are evicted."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ from kling_receiver.web.connections import (
 KEEP_ALIVE = 1000
 GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE = 30_000_000
-"""Bytes of an answer that no socket's buffers take whole."""
+"""Bytes of a response that is larger than all buffers of a socket."""
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers the number in the path: so many bytes. A GET is answered at once, a POST after its body."""
+    """Responds with as many bytes as the path names: to a GET at once, to a POST after its body."""
     read = scope["method"] == "GET"
     while not read:
         message = await receive()
@@ -40,7 +40,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """A loop whose clock can be set forward."""
+    """An event loop whose clock can be advanced."""
 
     ahead = 0.0
 
@@ -51,25 +51,25 @@ class Loop(asyncio.SelectorEventLoop):
 
 @dataclass
 class Connection:
-    """A client's end of a connection."""
+    """The client's end of a connection."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
     async def send(self, data: bytes) -> None:
-        """Send, and give the server its turn."""
+        """Send, and let the server run."""
         self.writer.write(data)
         for _ in range(5):
             await asyncio.sleep(0)
 
     async def answer(self) -> tuple[int, bytes]:
-        """One answer's status and body."""
+        """Read one response: its status and body."""
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         return int(head[9:12]), await self.reader.readexactly(length)
 
     async def ended(self) -> bool:
-        """Whether the server ends it, without a word."""
+        """Whether the server closes the connection without a response."""
         try:
             return await self.reader.read() == b""
         except ConnectionError:
@@ -78,49 +78,49 @@ class Connection:
 
 @dataclass
 class Served:
-    """A server on loopback, and its clock."""
+    """A server on loopback with a clock of its own."""
 
     loop: Loop
-    crowd: ConnectionTable
+    table: ConnectionTable
     port: int
     opened: list[Connection] = field(default_factory=list)
 
     async def open(self) -> Connection:
-        """A new connection that the server knows of."""
-        seen = len(self.crowd.connections)
+        """A new connection, accepted by the server."""
+        before = len(self.table.connections)
         connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 16))
         self.opened.append(connection)
         for _ in range(20):
-            if len(self.crowd.connections) > seen:
+            if len(self.table.connections) > before:
                 break
             await asyncio.sleep(0)
         return connection
 
-    def passes(self, seconds: float) -> None:
-        """So much time."""
+    def advance(self, seconds: float) -> None:
+        """Advance the clock."""
         self.loop.ahead += seconds
 
     async def close(self) -> None:
-        """End every connection, from this end."""
+        """Close every connection from the client's end."""
         for each in self.opened:
             each.writer.transport.abort()
-        while self.crowd.connections:  # noqa: ASYNC110  # uvicorn tells nobody
+        while self.table.connections:  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0)
 
 
-def served(test: Callable[[Served], Awaitable[None]], *, most: int = 100) -> None:
-    """Run a test against a server that takes `most` connections."""
+def served(test: Callable[[Served], Awaitable[None]], *, max_connections: int = 100) -> None:
+    """Run a test against a server with `max_connections`."""
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
         config = uvicorn.Config(app, log_config=None, ws="none", timeout_keep_alive=KEEP_ALIVE)
-        crowd = ConnectionTable(most)
+        table = ConnectionTable(max_connections)
         server = await loop.create_server(
-            lambda: LimitedHttpProtocol(config=config, server_state=crowd, app_state={}), "127.0.0.1", 0
+            lambda: LimitedHttpProtocol(config=config, server_state=table, app_state={}), "127.0.0.1", 0
         )
         async with server:
-            there = Served(loop, crowd, server.sockets[0].getsockname()[1])
+            there = Served(loop, table, server.sockets[0].getsockname()[1])
             try:
                 await test(there)
             finally:
@@ -130,72 +130,72 @@ def served(test: Callable[[Served], Awaitable[None]], *, most: int = 100) -> Non
         runner.run(asyncio.wait_for(run(), 10_000))
 
 
-def test_a_silent_connection_ends() -> None:
-    """One that never asks for anything."""
+def test_a_silent_connection_is_closed() -> None:
+    """A connection that sends nothing is closed after the time for a head."""
 
     async def test(server: Served) -> None:
         silent = await server.open()
-        server.passes(HEADER_SECONDS)
+        server.advance(HEADER_SECONDS)
         assert await silent.ended()
-        assert not server.crowd.waiting
+        assert not server.table.waiting
 
     served(test)
 
 
-def test_who_comes_while_the_server_ends_comes_too_late() -> None:
-    """A connection that was taken in just before holds up no end."""
+def test_a_connection_during_shutdown_is_closed() -> None:
+    """A connection that was accepted just before does not delay the shutdown."""
 
     async def test(server: Served) -> None:
-        server.crowd.closed = True
+        server.table.closed = True
         assert await (await server.open()).ended()
 
     served(test)
 
 
-def test_a_head_has_so_long() -> None:
-    """From its first byte; those that follow win no time. One that comes in time is answered."""
+def test_the_head_of_a_request_has_a_deadline() -> None:
+    """From its first byte; later bytes do not extend it. A head that arrives in time is answered."""
 
     async def test(server: Served) -> None:
         slow, quick = await server.open(), await server.open()
         for each in (slow, quick):
             await each.send(GET % 5)
             assert await each.answer() == (200, bytes(5))
-        server.passes(KEEP_ALIVE - 1)
+        server.advance(KEEP_ALIVE - 1)
         for each in (slow, quick):
             await each.send(b"G")
-        server.passes(HEADER_SECONDS - 1)
+        server.advance(HEADER_SECONDS - 1)
         await slow.send(b"E")
         await quick.send((GET % 5)[1:])
         assert await quick.answer() == (200, bytes(5))
-        server.passes(1)
+        server.advance(1)
         assert await slow.ended()
 
     served(test)
 
 
-def test_a_body_that_nobody_reads_ends() -> None:
-    """After the answer it has as long as a head, however much of it still comes."""
+def test_a_body_after_the_response_has_a_deadline() -> None:
+    """After the response, the rest of a body has as long as a head, also while bytes arrive."""
 
     async def test(server: Served) -> None:
         sender = await server.open()
         await sender.send(b"GET /5 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert await sender.answer() == (200, bytes(5))
         await sender.send(b"x")
-        server.passes(HEADER_SECONDS - 1)
+        server.advance(HEADER_SECONDS - 1)
         await sender.send(b"x")
-        server.passes(1)
+        server.advance(1)
         assert await sender.ended()
 
     served(test)
 
 
-def test_a_request_under_way_is_left_alone() -> None:
-    """How long a body may take is the application's to say."""
+def test_a_request_in_progress_has_no_deadline() -> None:
+    """The application limits the time for a body."""
 
     async def test(server: Served) -> None:
         slow = await server.open()
         await slow.send(b"POST /5 HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx")
-        server.passes(10 * HEADER_SECONDS)
+        server.advance(10 * HEADER_SECONDS)
         await slow.send(b"x")
         assert await slow.answer() == (200, bytes(5))
 
@@ -203,8 +203,8 @@ def test_a_request_under_way_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x", b"/"], ids=["one header", "address"])
-def test_a_head_has_so_many_bytes(piece: bytes) -> None:
-    """Up to there it is read, past it answered 431."""
+def test_the_bytes_of_a_head_are_limited(piece: bytes) -> None:
+    """Up to the limit the head is read, beyond it the response is 431."""
 
     async def test(server: Served) -> None:
         good, bad = await server.open(), await server.open()
@@ -216,8 +216,8 @@ def test_a_head_has_so_many_bytes(piece: bytes) -> None:
             await good.send((piece * room)[: room // len(piece) * len(piece) - 100] + b"\r\n\r\n")
             assert await good.answer() == (200, bytes(5))
         await bad.send((piece * (room + 1))[: room + 1])
-        status, said = await bad.answer()
-        assert (status, json.loads(said)["error"]["code"]) == (431, "head_too_large")
+        status, body = await bad.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (431, "head_too_large")
         assert await bad.ended()
 
     served(test)
@@ -225,8 +225,8 @@ def test_a_head_has_so_many_bytes(piece: bytes) -> None:
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 @pytest.mark.parametrize("begin", [b"0\r\nx-a: ", b"1;x="], ids=["trailers", "extensions"])
-def test_what_is_between_and_after_the_pieces_of_a_body_has_so_many_bytes(begin: bytes, method: bytes) -> None:
-    """Whether or not the request was answered before."""
+def test_the_bytes_between_and_after_the_chunks_of_a_body_are_limited(begin: bytes, method: bytes) -> None:
+    """Whether or not the response was sent before."""
 
     async def test(server: Served) -> None:
         sender = await server.open()
@@ -242,8 +242,8 @@ def test_what_is_between_and_after_the_pieces_of_a_body_has_so_many_bytes(begin:
     served(test)
 
 
-def test_a_head_has_so_many_headers() -> None:
-    """Each costs far more than its bytes."""
+def test_the_headers_of_a_request_are_limited() -> None:
+    """Each header costs far more memory than its bytes."""
 
     async def test(server: Served) -> None:
         good, bad = await server.open(), await server.open()
@@ -256,8 +256,8 @@ def test_a_head_has_so_many_headers() -> None:
     served(test)
 
 
-def test_so_many_requests_may_wait_for_their_turn() -> None:
-    """All of them are answered, in order; of more, not one that waits."""
+def test_pipelined_requests_are_limited() -> None:
+    """Up to the limit all are answered, in order; beyond it the connection is closed."""
 
     async def test(server: Served) -> None:
         good, bad = await server.open(), await server.open()
@@ -270,17 +270,17 @@ def test_so_many_requests_may_wait_for_their_turn() -> None:
     served(test)
 
 
-def test_who_takes_nothing_of_an_answer_is_left() -> None:
-    """After a while; whoever goes on taking gets it whole, and may ask again."""
+def test_a_stalled_response_ends_the_connection() -> None:
+    """After a time without progress. A client that reads on gets the whole response, and may send another request."""
 
     async def test(server: Served) -> None:
         slow, quick, stuck = [await server.open() for _ in range(3)]
         for each in (slow, quick, stuck):
             await each.send(GET % LARGE)
         assert await quick.answer() == (200, bytes(LARGE))
-        server.passes(WRITE_STALL_SECONDS - 1)
+        server.advance(WRITE_STALL_SECONDS - 1)
         await slow.reader.readexactly(LARGE // 2)
-        server.passes(WRITE_STALL_SECONDS - 1)
+        server.advance(WRITE_STALL_SECONDS - 1)
         assert len(await slow.reader.readexactly(LARGE // 2)) == LARGE // 2
         await quick.send(GET % 5)
         assert await quick.answer() == (200, bytes(5))
@@ -290,21 +290,21 @@ def test_who_takes_nothing_of_an_answer_is_left() -> None:
     served(test)
 
 
-def test_who_takes_an_answer_slowly_gets_it_whole() -> None:
-    """However long it takes, as long as something of it is taken between two looks."""
+def test_a_slow_reader_gets_the_whole_response() -> None:
+    """In any time, as long as some bytes are read between two checks."""
 
     async def test(server: Served) -> None:
         slow = await server.open()
         await slow.send(GET % LARGE)
         for _ in range(8):
-            server.passes(WRITE_STALL_SECONDS - 1)
+            server.advance(WRITE_STALL_SECONDS - 1)
             assert len(await slow.reader.readexactly(LARGE // 8)) == LARGE // 8
 
     served(test)
 
 
-def test_who_waits_longest_makes_room() -> None:
-    """Not who was there first: a request makes young again, and one under way is not ended."""
+def test_the_longest_waiting_connection_is_evicted() -> None:
+    """Age does not count: a request starts the wait anew, and a request in progress is not evicted."""
 
     async def test(server: Served) -> None:
         busy, oldest, younger = [await server.open() for _ in range(3)]
@@ -317,11 +317,11 @@ def test_who_waits_longest_makes_room() -> None:
             await each.send(more)
             assert await each.answer() == (200, bytes(5))
 
-    served(test, most=3)
+    served(test, max_connections=3)
 
 
-def test_a_body_that_stalls_makes_room() -> None:
-    """Whoever holds an address may begin a thousand bodies: those that stand still longest go first."""
+def test_a_stalled_body_is_evicted() -> None:
+    """Of many unfinished bodies, those that have been stalled longest are evicted first."""
 
     async def test(server: Served) -> None:
         stalled, moving, done = [await server.open() for _ in range(3)]
@@ -339,17 +339,17 @@ def test_a_body_that_stalls_makes_room() -> None:
         await newest.send(GET % 5)
         assert await newest.answer() == (200, bytes(5))
 
-    served(test, most=3)
+    served(test, max_connections=3)
 
 
-def test_what_is_no_http_hears_so() -> None:
-    """In the shape that all errors have; not in the middle of another answer."""
+def test_a_request_that_is_not_http_is_answered_400() -> None:
+    """In the shape of all errors; but never in the middle of another response."""
 
     async def test(server: Served) -> None:
         bad, worse = await server.open(), await server.open()
         await bad.send(b"\0\0\0\0\r\n\r\n")
-        status, said = await bad.answer()
-        assert (status, json.loads(said)["error"]["code"]) == (400, "bad_request")
+        status, body = await bad.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")
         await worse.send(GET % LARGE)
         await worse.send(b"\0\0\0\0\r\n\r\n")
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
