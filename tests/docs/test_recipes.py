@@ -1,4 +1,4 @@
-"""docs/hooks.md: each recipe, as it stands there, takes a real receiver's events once, and no forgery."""
+"""docs/hooks.md: each recipe, as printed, accepts a real receiver's events once, and rejects forgeries."""
 
 import base64
 import json
@@ -27,44 +27,44 @@ from tools.harness.submitting import events, submit
 PAGE = (DOCS / "hooks.md").read_text(encoding="utf-8")
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-secret-for-these-tests--").decode()
-WORKED = re.compile(r"default_\d+_\d+ [a-z]+\.[a-z]+ (?:mine|[0-9A-Z]{26})")
+PRINTED = re.compile(r"default_\d+_\d+ [a-z]+\.[a-z]+ (?:mine|[0-9A-Z]{26})")
 PYTHON = [sys.executable, "-m"]
 
 
 def section(title: str, language: str = "python") -> str:
-    """The one example of a section."""
+    """The only example of a section."""
     (code,) = blocks(PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0], language)
     return code
 
 
 class Application:
-    """A recipe that runs; `work` of it writes a line per event."""
+    """A running recipe; its `work` prints a line for each event."""
 
     def __init__(self, url: str, process: "subprocess.Popen[str]") -> None:
         self.url, self._process = url, process
-        self._worked: list[list[str]] = []
+        self._printed: list[list[str]] = []
 
-    def worked(self) -> list[str]:
-        """The next event that was worked on: its webhook-id, its type, its task."""
+    def next_event(self) -> list[str]:
+        """Wait for the next event that the recipe worked on: its webhook-id, type and task."""
         assert self._process.stdout
-        while not self._worked:  # servers write there as well, and two threads may share a line
+        while not self._printed:  # servers write there as well, and two threads may share a line
             line = self._process.stdout.readline()
-            assert line, "it ended"
-            self._worked += [found.split() for found in WORKED.findall(line)]
-        return self._worked.pop(0)
+            assert line, "the recipe ended"
+            self._printed += [match.split() for match in PRINTED.findall(line)]
+        return self._printed.pop(0)
 
     def post(self, body: bytes, name: str, *, secret: str = SECRET, ago: int = 0, **changed: str) -> int:
-        """The status of the answer to one message; `changed`: headers, by their last word."""
+        """Post one message; its response's status. `changed`: headers, by the last word of their names."""
         at = int(time.time()) - ago
         headers = {"id": name, "timestamp": str(at), "signature": sign(secret, name, at, body), **changed}
-        named = {f"webhook-{key}".encode(): value.encode() for key, value in headers.items() if value}
-        named[b"Content-Type"] = b"application/json"
-        return httpx.post(self.url, content=body, headers=named, timeout=20).status_code
+        encoded = {f"webhook-{key}".encode(): value.encode() for key, value in headers.items() if value}
+        encoded[b"Content-Type"] = b"application/json"
+        return httpx.post(self.url, content=body, headers=encoded, timeout=20).status_code
 
 
 @pytest.fixture(params=["FastAPI", "Starlette", "Flask", "Express"])
 def application(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Application]:
-    """Each recipe in turn, by the command that stands below it."""
+    """Each recipe in turn, run by the command that the page prints below it."""
     port = loopback.free_port()
     if request.param == "Express":
         command = [node(tmp_path), "app.mjs"]
@@ -87,30 +87,30 @@ def application(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appl
 
 
 def event(number: int) -> tuple[bytes, str]:
-    """The body and the name of an event."""
+    """The body of an event, and its webhook-id."""
     task = task_json("mine", "succeed", done=True)
-    told = {"id": number, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
-    return hook_body(told), webhook_id(number, 1_800_000_000_000)
+    document = {"id": number, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
+    return hook_body(document), webhook_id(number, 1_800_000_000_000)
 
 
-def test_it_takes_each_event_of_a_receiver(start: Start, gateway: Sandbox, application: Application) -> None:
-    """All of a task, each worked on once."""
+def test_a_recipe_works_on_each_event_once(start: Start, gateway: Sandbox, application: Application) -> None:
+    """A real receiver sends all events of a task."""
     running = start(api_base=gateway.url, hook_url=application.url, hook_secret=SECRET)
     task, _ = submit(running, gateway)
-    happened = events(running, task)
-    worked = [application.worked() for _ in happened]
-    assert sorted(int(name.split("_")[1]) for name, *_ in worked) == [each["id"] for each in happened]
-    assert {tuple(words[1:]) for words in worked} == {(each["type"], task) for each in happened}
+    logged = events(running, task)
+    printed = [application.next_event() for _ in logged]
+    assert sorted(int(name.split("_")[1]) for name, *_ in printed) == [each["id"] for each in logged]
+    assert {tuple(words[1:]) for words in printed} == {(each["type"], task) for each in logged}
 
 
-def test_it_takes_no_forgery_and_nothing_twice(application: Application) -> None:
-    """What is not ours is a 4xx and does nothing; a repeat is a 2xx and does nothing more."""
+def test_a_recipe_rejects_forgeries_and_drops_repeats(application: Application) -> None:
+    """A forgery is answered 4xx and a repeat 2xx; neither causes any work."""
     body, name = event(1)
     altered = body.replace(b"succeed", b"failed")
     assert application.post(body, name) == 204
-    assert application.worked() == [name, "task.done", "mine"]
+    assert application.next_event() == [name, "task.done", "mine"]
     assert application.post(body, name) == 204
-    for refused in (
+    for status in (
         application.post(altered, "hook_2", signature=sign(SECRET, "hook_2", int(time.time()), body)),
         application.post(*event(2), secret=OTHER),
         application.post(*event(2), ago=301),
@@ -122,19 +122,19 @@ def test_it_takes_no_forgery_and_nothing_twice(application: Application) -> None
         application.post(b"", "hook_2", secret=OTHER),
         httpx.post(application.url, timeout=20).status_code,
     ):
-        assert 400 <= refused < 500
+        assert 400 <= status < 500
     assert application.post(*event(3)) == 204
-    assert application.worked()[0] == event(3)[1]
+    assert application.next_event()[0] == event(3)[1]
 
 
-def test_the_codes_on_the_page_are_the_code_s() -> None:
-    """Each is named there and at the error."""
-    said = PAGE.partition("its `code` is\n")[2].partition(". A secret")[0]
-    assert set(re.findall(r"`(\w+)`", said)) == set(re.findall(r"`(\w+)`", str(HookError.__doc__))) - {"code"}
+def test_the_error_codes_on_the_page_are_those_of_hook_error() -> None:
+    """The page and the docstring of the error list the same codes."""
+    codes = PAGE.partition("its `code` is\n")[2].partition(". An invalid secret")[0]
+    assert set(re.findall(r"`(\w+)`", codes)) == set(re.findall(r"`(\w+)`", str(HookError.__doc__))) - {"code"}
 
 
-def test_the_page_s_example_of_verify_hook() -> None:
-    """Both of its ends."""
+def test_the_example_of_verify_hook() -> None:
+    """It accepts a valid message and rejects a forged one."""
     names: dict[str, Any] = {}
     exec(section("verify_hook"), names)
     body, name = event(1)

@@ -1,4 +1,4 @@
-"""The way out without a web server: events are committed by hand, at a time of the test's own choosing."""
+"""Deliveries without a web server: tests commit events themselves and set the time; a scripted sink receives them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,76 +22,79 @@ Answer = Callable[[Message], Awaitable[Delivered]]
 
 PATIENCE = 20
 """Seconds after which a test fails instead of waiting on."""
+IDLE_SECONDS = 0.1
+"""Seconds that a run waits for more events: in production longer, so that fewer runs start."""
 SCHEME = "scripted"
 
 
-async def taking(message: Message) -> Delivered:
-    """Takes everything."""
+async def accept(message: Message) -> Delivered:
+    """Accept every event."""
     return Delivered(200, "ok")
 
 
-async def refusing(message: Message) -> Delivered:
-    """Takes nothing."""
-    raise NotDelivered("it answered 500", status=500)
+async def refuse(message: Message) -> Delivered:
+    """Refuse every event."""
+    raise NotDelivered("the hook answered 500", status=500)
 
 
 class Endpoint:
-    """Where events go: `came` are all that were sent, `taken` those that it took; `most` were there at once.
+    """A scripted sink. `received`: all messages; `accepted`: ids of the events that it accepted.
 
-    `opens`, `closes`: what it raises then, if anything; `hangs`: seconds that it takes to close.
+    `active`, `max_active`: attempts at once, now and at most. `open_error`, `close_error`: raised at opening and
+    closing; `close_seconds`: how long closing takes.
     """
 
-    def __init__(self, name: str, answer: Answer = taking) -> None:
+    def __init__(self, name: str, answer: Answer = accept) -> None:
         self.name, self.answer = name, answer
         self.address = f"{SCHEME}://{name}"
-        self.came: list[Message] = []
-        self.taken: list[int] = []
-        self.under_way = self.most = self.opened = self.closed = 0
-        self.opens: Exception | None = None
-        self.closes: Exception | None = None
-        self.hangs = 0.0
+        self.received: list[Message] = []
+        self.accepted: list[int] = []
+        self.active = self.max_active = self.opened = self.closed = 0
+        self.open_error: Exception | None = None
+        self.close_error: Exception | None = None
+        self.close_seconds = 0.0
         self.changed = asyncio.Event()
 
     @property
     def ids(self) -> list[int]:
-        """The events that came, in order."""
-        return [message.event["id"] for message in self.came]
+        """The ids of the events that were sent here, in order."""
+        return [message.event["id"] for message in self.received]
 
     async def send(self, message: Message) -> Delivered:
-        """One attempt."""
-        self.came.append(message)
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        """Answer one attempt."""
+        self.received.append(message)
+        self.active += 1
+        self.max_active = max(self.max_active, self.active)
         self.changed.set()
         try:
-            taken = await self.answer(message)
+            delivered = await self.answer(message)
         finally:
-            self.under_way -= 1
-        self.taken.append(message.event["id"])
-        return taken
+            self.active -= 1
+        self.accepted.append(message.event["id"])
+        return delivered
 
     async def close(self) -> None:
-        """The sink is let go."""
+        """Close the sink."""
         self.closed += 1
-        await asyncio.sleep(self.hangs)
-        if self.closes:
-            raise self.closes
+        await asyncio.sleep(self.close_seconds)
+        if self.close_error:
+            raise self.close_error
 
 
 ENDPOINTS: dict[str, Endpoint] = {}
 
 
 def open_scripted(address: str) -> Endpoint:
-    """The sink of `scripted://name`, found by its entry point like anybody's own."""
+    """The sink of `scripted://name`, found by its entry point like a plugin's."""
     endpoint = ENDPOINTS[address.removeprefix(f"{SCHEME}://")]
     endpoint.opened += 1
-    if endpoint.opens:
-        raise endpoint.opens
+    if endpoint.open_error:
+        raise endpoint.open_error
     return endpoint
 
 
 def install(folder: Path, scheme: str, target: str) -> Path:
-    """A package that brings a sink: what pip would have left in `folder`, which is to be on the path."""
+    """Install a package with a sink into `folder`, as pip would; the caller adds the folder to the path."""
     info = folder / f"{scheme}_sink-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {scheme}-sink\nVersion: 1\n")
@@ -99,51 +102,56 @@ def install(folder: Path, scheme: str, target: str) -> Path:
     return folder
 
 
-class Watched(Receiver):
-    """A receiver that says when something was committed."""
+def install_scripted(folder: Path) -> Path:
+    """Install the scripted sink into `folder`."""
+    return install(folder, SCHEME, f"{__name__}:open_scripted")
 
-    def __init__(self, settings: ReceiverSettings, **given: Any) -> None:
+
+class ObservedReceiver(Receiver):
+    """A receiver that sets `changed` after each commit."""
+
+    def __init__(self, settings: ReceiverSettings, **arguments: Any) -> None:
         self.changed = asyncio.Event()
-        super().__init__(settings, **given)
+        super().__init__(settings, **arguments)
 
-    def _committed(self, committed: CommitResult) -> None:
+    def _on_commit(self, committed: CommitResult) -> None:
         super()._on_commit(committed)
         self.changed.set()
 
 
 class Outgoing:
-    """A receiver that works; `now` (unix ms) is its time."""
+    """A receiver that delivers events; `now` (unix ms) is its time."""
 
     def __init__(self, settings: ReceiverSettings) -> None:
         self.now = NOW
-        self.receiver = Watched(settings, clock=lambda: self.now / 1000)
+        self.receiver = ObservedReceiver(settings, clock=lambda: self.now / 1000, hook_idle_seconds=IDLE_SECONDS)
         self.ledger = Ledger(self.receiver.database)
 
-    def endpoint(self, name: str, answer: Answer = taking) -> Endpoint:
-        """Somewhere to send to."""
+    def endpoint(self, name: str, answer: Answer = accept) -> Endpoint:
+        """A new scripted sink."""
         endpoint = ENDPOINTS[name] = Endpoint(name, answer)
         endpoint.changed = self.receiver.changed
         return endpoint
 
     async def change(self, change: Callable[[Transaction], T]) -> T:
-        """One commit."""
+        """Commit one change."""
         return await self.receiver.writer.run(change)
 
-    async def add(self, address: str | Endpoint, *, name: str = "", **given: Any) -> str:
+    async def add(self, address: str | Endpoint, *, name: str = "", **fields: Any) -> str:
         """Add a hook; its name."""
         if isinstance(address, Endpoint):
             name, address = name or address.name, address.address
-        new = HookConfig(name=name, address=address, **given)
-        row = await self.change(lambda tx: hook_records.add(tx, new))
+        config = HookConfig(name=name, address=address, **fields)
+        row = await self.change(lambda tx: hook_records.add(tx, config))
         assert row
         return str(row["name"])
 
-    async def happen(self, *types: str, task: str = "t", family: str = FAMILY, **values: Any) -> list[int]:
-        """Commit events of a task, which is made if need be; their ids."""
+    async def add_events(self, *types: str, task: str = "t", family: str = FAMILY, **columns: Any) -> list[int]:
+        """Commit events of a task, which is created if necessary; their ids."""
 
         def change(tx: Transaction) -> int:
             if tx.task(task) is None:
-                tx.add_tasks([{"id": task, "family": family, **values}])
+                tx.add_tasks([{"id": task, "family": family, **columns}])
             for type_ in types:
                 tx.add_event(task, type_)
             return last_event(tx.connection)
@@ -159,42 +167,42 @@ class Outgoing:
         return row
 
     def attempts(self, **where: Any) -> list[AttemptRow]:
-        """Attempts on record, in order."""
+        """The recorded attempts, in order."""
         return self.ledger.rows(ATTEMPT, **where)
 
     def jobs(self, *kinds: str) -> dict[str, JobRow]:
-        """What is owed of these kinds, by key."""
+        """The jobs of these kinds, by key."""
         return {key: job for key, job in self.ledger.jobs().items() if job["kind"] in kinds}
 
-    async def pass_(self, seconds: float) -> None:
-        """Let time pass, and the worker look."""
+    async def advance(self, seconds: float) -> None:
+        """Advance the time, and wake the worker."""
         self.now += int(seconds * 1000)
         self.receiver.worker.wake()
 
-    async def until(self, true: Callable[[], T]) -> T:
-        """What this says, as soon as it says something; asked after each commit and each arrival."""
+    async def until(self, condition: Callable[[], T]) -> T:
+        """Wait for a true result, which is returned; the condition is checked after each commit and each message."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 self.receiver.changed.clear()
-                if said := true():
-                    return said
+                if result := condition():
+                    return result
                 await self.receiver.changed.wait()
 
-    async def full(self, task: str = "t") -> TaskDetail:
-        """A task with all that is shown of it."""
+    async def detail(self, task: str = "t") -> TaskDetail:
+        """A task with its tags and results."""
         return (await self.receiver.reader.details([task]))[task]
 
 
 @asynccontextmanager
-async def outgoing(settings: ReceiverSettings, *, begin: bool = True) -> AsyncIterator[Outgoing]:
-    """A receiver's way out; `begin` False: with a writer, and nobody who works."""
-    there = Outgoing(settings)
-    there.receiver.prepare()
-    if begin:
-        await there.receiver.start()
+async def outgoing(settings: ReceiverSettings, *, work: bool = True) -> AsyncIterator[Outgoing]:
+    """A receiver that delivers events. `work` False: its writer runs, its worker does not."""
+    stage = Outgoing(settings)
+    stage.receiver.prepare()
+    if work:
+        await stage.receiver.start()
     else:
-        there.receiver.writer.start()
+        stage.receiver.writer.start()
     try:
-        yield there
+        yield stage
     finally:
-        await there.receiver.stop()
+        await stage.receiver.stop()

@@ -107,7 +107,7 @@ class Sender:
             async with asyncio.timeout(timeout):
                 return await opened.sink.send(message)
         except TimeoutError:
-            return NotDelivered(f"no answer within {timeout:g} s")
+            return NotDelivered(f"the hook did not answer within {timeout:g} s")
         except NotDelivered as outcome:
             return outcome
         except Exception as error:  # a plugin's bug

@@ -80,7 +80,7 @@ class CommandSink:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise NotDelivered(f"cannot run the command: {error.strerror or error}") from error
+            raise NotDelivered(f"the command cannot be run: {error.strerror or error}") from error
         finally:
             os.close(output)
 
@@ -151,4 +151,4 @@ def _signal(process: Process, number: signal.Signals) -> None:
 
 
 def _exit_reason(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"the command was killed by signal {-code}" if code < 0 else f"the command ended with exit code {code}"

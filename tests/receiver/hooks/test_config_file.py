@@ -32,9 +32,9 @@ secret_env = "STUDIO_SECRET"
 events = ["task.done"]
 families = ["videos/effects"]
 tags = ["night"]
-schedule = [5, 60.5]
+retry_schedule = [5, 60.5]
 concurrency = 4
-rate = 10
+rate_limit = 10
 timeout = 5
 
 [hooks.archive]
@@ -79,17 +79,17 @@ def test_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[hooks.a", "is no TOML"),
-        ("name = 1", "write a table [hooks.NAME] for each hook, and nothing else."),
-        ("hooks = 1", "write a table [hooks.NAME]"),
-        ("[hooks]\na = 1", "hooks.a: this is no table."),
-        ('[hooks.""]\naddress = "command:true"', "hooks.: it has no name."),
+        ("[hooks.a", "is not valid TOML"),
+        ("name = 1", "has other keys than hooks. Write a table [hooks.NAME] for each hook."),
+        ("hooks = 1", "Write a table [hooks.NAME]"),
+        ("[hooks]\na = 1", "hooks.a: this is not a table."),
+        ('[hooks.""]\naddress = "command:true"', "hooks.: the hook has no name."),
         ("[hooks.a]", "hooks.a: address: Field required."),
-        ('[hooks.a]\naddress = "https://x.example"', "hooks.a: secret_env, or secret, is needed"),
-        ('[hooks.a]\naddress = "https://x.example"\nsecret_env = "NONE"', "the environment has no NONE."),
-        ('[hooks.default]\naddress = "command:true"', "this one is KLING_HOOK_URL's."),
+        ('[hooks.a]\naddress = "https://x.example"', "hooks.a: a web address needs a secret. Set secret_env"),
+        ('[hooks.a]\naddress = "https://x.example"\nsecret_env = "NONE"', "NONE is not set in the environment."),
+        ('[hooks.default]\naddress = "command:true"', "name: default is the hook of KLING_HOOK_URL."),
         ('[hooks.A]\naddress = "command:true"', "hooks.A: name: must be small letters"),
-        ('[hooks.a]\naddress = "command:no-such-thing"', "there is no command no-such-thing"),
+        ('[hooks.a]\naddress = "command:no-such-thing"', "the command no-such-thing does not exist"),
         ('[hooks.a]\naddress = "command:true"\nconcurrency = "4"', "concurrency: "),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InvalidHook, match="cannot be read: No such file"):
         load_hooks(tmp_path / "none.toml", Allowlist(), {})
     (tmp_path / "hooks.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidHook, match="is no TOML"):
+    with pytest.raises(InvalidHook, match="is not valid TOML"):
         load_hooks(tmp_path / "hooks.toml", Allowlist(), {})
 
 
@@ -154,8 +154,8 @@ def test_what_the_file_says_is_what_there_is(database: Database) -> None:
     after = hooks(ledger)
     assert sorted(after) == ["default", "task:t", "three", "two"]
     assert sorted(ledger.committed.messages) == [
-        "hook by-command is removed: KLING_HOOKS_FILE names it no more",
-        "hook one is removed: KLING_HOOKS_FILE names it no more",
+        "hook by-command was removed: it is no longer in KLING_HOOKS_FILE",
+        "hook one was removed: it is no longer in KLING_HOOKS_FILE",
     ]
     two = after["two"]
     assert (two["address"], two["concurrency"]) == ("https://y.example/", 1)
@@ -167,7 +167,7 @@ def test_what_the_file_says_is_what_there_is(database: Database) -> None:
     ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
     assert hooks(ledger)["two"] == two
     ledger.change(lambda tx: sync(tx, "settings", []))
-    assert ledger.committed.messages == ("hook default is removed: KLING_HOOK_URL names it no more",)
+    assert ledger.committed.messages == ("hook default was removed: it is no longer in KLING_HOOK_URL",)
 
 
 def test_without_a_file_its_hooks_stay(database: Database) -> None:
@@ -177,7 +177,7 @@ def test_without_a_file_its_hooks_stay(database: Database) -> None:
     ledger.change(lambda tx: sync(tx, "file", [made("one")], also="added"))
     ledger.change(detach)
     assert ledger.committed.messages == (
-        "hook one came from KLING_HOOKS_FILE, which is not set now; it stays until it is removed",
+        "hook one came from KLING_HOOKS_FILE, which is not set any more; the hook stays until a command removes it",
     )
     assert {name: row["source"] for name, row in hooks(ledger).items()} == {
         "default": "settings",
@@ -216,7 +216,7 @@ def test_from_start_to_start(
         without.stop()
         first = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
         assert [hook["name"] for hook in get(first, "hooks")["hooks"]] == ["one"]
-        assert "hook x is removed: KLING_HOOKS_FILE names it no more" in caplog.text
+        assert "hook x was removed: it is no longer in KLING_HOOKS_FILE" in caplog.text
         more = httpx.post(f"{first.url}/api/hooks", headers=admin, json={"address": there.url})
         turned = httpx.post(f"{first.url}/api/hooks/one/rotate", headers=admin)
         gone = httpx.delete(f"{first.url}/api/hooks/one", headers=admin)

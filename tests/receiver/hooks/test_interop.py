@@ -106,7 +106,7 @@ def test_during_a_rotation_they_take_it_with_either_secret(start: Start, package
 
         order("", name="mine", address=there.url, secret=SECRET)
         order("/mine/rotate", secret=OTHER)
-        assert order("/mine/test")["taken"]
+        assert order("/mine/test")["delivered"]
         (visit,) = there.wait_for(1)
     for secret in (SECRET, OTHER):
         assert verify(secret, visit.body.decode(), dict(visit.headers))

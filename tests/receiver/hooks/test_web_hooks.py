@@ -139,7 +139,7 @@ class Delivery:
             await self.way.add(url, name=name, **{"secret": HOOK_SECRET, **given})
         hook = self.way.hook(name)
         attempt = await sender.attempt(
-            await sender.acquire_slot(hook), hook, self.event, await self.way.full(), count=count
+            await sender.acquire_slot(hook), hook, self.event, await self.way.detail(), count=count
         )
         await sender.close()
         await outbound.close()
@@ -153,8 +153,8 @@ class Delivery:
 @pytest.fixture
 async def delivery(tmp_path: Path) -> AsyncIterator[Delivery]:
     """A receiver with one event to deliver."""
-    async with outgoing(make_settings(tmp_path), begin=False) as way:
-        await way.happen("task.created")
+    async with outgoing(make_settings(tmp_path), work=False) as way:
+        await way.add_events("task.created")
         event = await way.receiver.reader.event(1)
         assert event
         yield Delivery(way, event)
@@ -195,11 +195,11 @@ async def test_anything_else_is_a_failure(delivery: Delivery, status: int) -> No
 async def test_the_hooks_own_schedule(delivery: Delivery) -> None:
     """In the place of the usual one; an empty one tries once."""
     with host(lambda visit: visit.answer(500)) as there:
-        attempt = await delivery.attempt(there.url, 2, schedule=[1, 1000])
+        attempt = await delivery.attempt(there.url, 2, retry_schedule=[1, 1000])
         assert attempt.retry_at
         assert 499 <= (attempt.retry_at - attempt.attempted_at - attempt.duration_ms) / 1000 <= 1000
-        assert (await delivery.attempt(there.url, 3, schedule=[1, 1000])).retry_at is None
-        assert (await delivery.attempt(there.url, 1, schedule=[])).retry_at is None
+        assert (await delivery.attempt(there.url, 3, retry_schedule=[1, 1000])).retry_at is None
+        assert (await delivery.attempt(there.url, 1, retry_schedule=[])).retry_at is None
 
 
 @pytest.mark.anyio
@@ -292,7 +292,7 @@ async def test_a_head_without_end_is_cut_off(delivery: Delivery) -> None:
     with host(respond) as there:
         attempt = await delivery.attempt(there.url, timeout=0.3)
         stop.set()
-    assert (attempt.delivered, attempt.error) == (False, "it did not answer within 0.3 s")
+    assert (attempt.delivered, attempt.error) == (False, "the hook did not answer within 0.3 s")
 
 
 @pytest.mark.anyio

@@ -87,7 +87,7 @@ async def test_an_event_into_a_jetstream(jetstream: Broker) -> None:
         again = await sink.send(message())
         await sink.send(message(18))
     await sink.close()
-    assert again.response == "stream KLING, sequence 1; the stream had it already"
+    assert again.response == "stream KLING, sequence 1; a repeat, which the stream dropped"
     held = await in_stream(jetstream)
     assert [(subject, headers["Nats-Msg-Id"]) for subject, headers, _ in held] == [
         ("kling.events", "17"),
@@ -239,16 +239,16 @@ def test_an_address_that_no_broker_has(address: str) -> None:
 
 def test_a_scheme_that_nothing_serves() -> None:
     """The reason names those that there are."""
-    with pytest.raises(ValueError, match=r"nothing delivers to kafka: .* https, http, command, nats, redis"):
+    with pytest.raises(ValueError, match=r"no sink delivers to kafka: .* https, http, command, nats, redis"):
         open_sink("kafka://host/topic")
 
 
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("no_such_module:Sink", r"needs a package that is not here .* Install no_such_module\."),
-        ("receiver.sinks.no_such:Sink", r"Install kling-callback\[absent\]\."),
-        ("receiver.sinks.nats:NoSuchSink", "NoSuchSink"),
+        ("no_such_module:Sink", r"a package is missing .* Install no_such_module\."),
+        ("kling_receiver.sinks.no_such:Sink", r"Run: pip install '\.\[absent\]'"),
+        ("kling_receiver.sinks.nats:NoSuchSink", "NoSuchSink"),
     ],
 )
 def test_a_sink_whose_package_is_not_whole(
@@ -263,8 +263,8 @@ def test_a_sink_whose_package_is_not_whole(
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        ("1 / 0", "odd: its package cannot be loaded (ZeroDivisionError: division by zero)."),
-        ("def Sink(address): raise KeyError(address)", "odd: its sink cannot be made (KeyError: 'odd://x')."),
+        ("1 / 0", "odd: the sink's package cannot be loaded (ZeroDivisionError: division by zero)."),
+        ("def Sink(address): raise KeyError(address)", "odd: the sink cannot be opened (KeyError: 'odd://x')."),
     ],
 )
 def test_a_sink_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, said: str) -> None:
@@ -286,14 +286,14 @@ async def test_somebody_elses_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     book, settings = tmp_path / "events.jsonl", make_settings(tmp_path, database_url=database_url)
     async with outgoing(settings) as way:
         await way.add(f"lines:{book}", name="book", concurrency=1)
-        ids = await way.happen("one", "two", "three")
+        ids = await way.add_events("one", "two", "three")
         await way.until(lambda: len(way.attempts()) == 3)
         book.unlink()
         book.mkdir()
-        ids += await way.happen("four")
-        await way.until(lambda: way.jobs("hook"))
+        ids += await way.add_events("four")
+        await way.until(lambda: way.jobs("delivery"))
         book.rmdir()
-        await way.pass_(5)
+        await way.advance(5)
         await way.until(lambda: len(way.attempts()) == 5)
         made = way.attempts()
     assert [json.loads(line)["id"] for line in book.read_text().splitlines()] == ids[3:]

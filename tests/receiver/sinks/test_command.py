@@ -35,8 +35,8 @@ def command(*argv: str) -> str:
 
 
 def python(program: str, *argv: str) -> str:
-    """The address of a Python program."""
-    return command(sys.executable, "-c", program, *argv)
+    """The address of a Python program; its two outputs keep their order (`-u`)."""
+    return command(sys.executable, "-u", "-c", program, *argv)
 
 
 def message(files: tuple[Path, ...] = (), body: bytes = b'{"id":7}') -> Message:
@@ -94,11 +94,11 @@ def test_how_a_command_is_written(said: str, argv: list[str]) -> None:
         ("command:[]", "the command is empty"),
         ('command:["true", 1]', "the command is empty"),
         ('command:["true", "a\\u0000b"]', "the command is empty"),
-        ("command:'", "cannot be read"),
-        ("command:[", "cannot be read"),
-        ("command:no-such-program-here x", "there is no command no-such-program-here"),
-        ("command:/etc/passwd", "there is no command /etc/passwd that may be run"),
-        ("command:/", "there is no command /"),
+        ("command:'", "cannot be parsed"),
+        ("command:[", "cannot be parsed"),
+        ("command:no-such-program-here x", "the command no-such-program-here does not exist"),
+        ("command:/etc/passwd", "the command /etc/passwd does not exist here or is not executable"),
+        ("command:/", "the command / does not exist"),
     ],
 )
 def test_a_command_that_cannot_be(said: str, reason: str) -> None:
@@ -133,11 +133,11 @@ async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
     """Those that are stored, by their paths on this machine."""
     async with outgoing(make_settings(tmp_path)) as way:
         name = await way.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
-        await way.happen("task.created")
+        await way.add_events("task.created")
         await way.change(lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE)))
         await way.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, STORED))
-        await way.until(lambda: way.attempts(hook=name))
-        [attempt] = way.attempts(hook=name)
+        await way.until(lambda: way.attempts(hook_name=name))
+        [attempt] = way.attempts(hook_name=name)
         assert (attempt["delivered"], attempt["response_status"]) == (True, 0)
         assert attempt["response_body"].strip() == str(way.receiver.storage.path(STORED.path))
 
@@ -145,8 +145,8 @@ async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "status", "reason"),
     [
-        ("import sys; print('no disk'); sys.exit(3)", 3, "it ended with code 3"),
-        ("import os, signal; print('no disk', flush=True); os.kill(os.getpid(), 9)", -9, "ended by signal 9"),
+        ("import sys; print('no disk'); sys.exit(3)", 3, "the command ended with exit code 3"),
+        ("import os, signal; print('no disk', flush=True); os.kill(os.getpid(), 9)", -9, "the command was killed by signal 9"),
     ],
 )
 async def test_a_command_that_fails(program: str, status: int, reason: str) -> None:
@@ -227,11 +227,11 @@ async def test_a_command_that_takes_too_long_ends_with_all_its_children(tmp_path
 async def test_the_time_limit_of_a_command(way: Outgoing) -> None:
     """Is the hook's own; the attempt is on record, and made again."""
     await way.add(python("import time; time.sleep(600)"), timeout=0.2)
-    await way.happen("one")
+    await way.add_events("one")
     await way.until(way.attempts)
     [attempt] = way.attempts()
-    assert (attempt["delivered"], attempt["error"]) == (False, "it did not answer within 0.2 s")
-    assert len(way.jobs("hook")) == 1
+    assert (attempt["delivered"], attempt["error"]) == (False, "the hook did not answer within 0.2 s")
+    assert len(way.jobs("delivery")) == 1
 
 
 LEAVES_A_CHILD = """
@@ -300,7 +300,7 @@ async def test_no_more_commands_at_once_than_allowed(way: Outgoing, tmp_path: Pa
     folder = tmp_path / "running"
     folder.mkdir()
     await way.add(python(COUNTS_ITS_LIKE, str(folder)))
-    ids = await way.happen(*["event"] * 8)
+    ids = await way.add_events(*["event"] * 8)
     await way.until(lambda: len(way.attempts()) == len(ids))
     assert {int(each["response_body"]) for each in way.attempts()} <= {1, 2}
 
@@ -315,14 +315,14 @@ async def test_a_command_that_is_removed_from_the_machine(way: Outgoing, tmp_pat
 
     write()
     await way.add(command(str(script)), name="script")
-    await way.happen("one")
+    await way.add_events("one")
     await way.until(lambda: len(way.attempts()) == 1)
     script.unlink()
-    await way.happen("two")
+    await way.add_events("two")
     await way.until(lambda: len(way.attempts()) == 2)
     assert way.attempts()[1]["error"] == "the command cannot be run: No such file or directory"
     write()
-    await way.pass_(5)
+    await way.advance(5)
     await way.until(lambda: len(way.attempts()) == 3)
     assert [(each["delivered"], each["response_body"]) for each in way.attempts()] == [
         (True, "taken\n"),
