@@ -43,9 +43,11 @@ def test_it_shuts_down_in_order_with_streams_open(start: Start, tmp_path: Path, 
 def test_no_connection_is_accepted_during_shutdown(start: Start) -> None:
     """A connection that was accepted at the last moment is not waited for."""
     running = start(api_base="http://127.0.0.1:9")
-    assert not running._server.server_state.closed
+    connections = running._server.server_state
+    assert isinstance(connections, ConnectionTable)
+    assert not connections.closed
     running.stop()
-    assert running._server.server_state.closed
+    assert connections.closed
 
 
 def test_it_prints_its_address_and_the_paths_of_its_data(tmp_path: Path) -> None:

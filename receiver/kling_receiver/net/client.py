@@ -60,7 +60,7 @@ def request_failed(error: Exception, read_timeout: float) -> RequestFailed:
 def _system_text(error: OSError) -> str | None:
     if isinstance(error, ssl.SSLError):  # its number is OpenSSL's, not the system's
         return getattr(error, "verify_message", None) or error.reason or error.strerror
-    return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
 
 
 class Response:

@@ -86,11 +86,11 @@ SPELLINGS = [
     "10.1",
     "3232235777",
 ]
-"""Loopback, metadata and private addresses, as only a resolver reads them."""
+"""Loopback, metadata and private addresses in forms that only a resolver reads."""
 
 
 def written(address: str) -> str:
-    """An address as it stands in a URL."""
+    """An address as written in a URL."""
     return f"[{address}]" if ":" in address else address
 
 
@@ -106,8 +106,8 @@ def written(address: str) -> str:
         "http://xn--/",
     ],
 )
-def test_hosts_that_are_none_are_refused_as_written(url: str) -> None:
-    """This machine by its name, a port that is none, a name with nothing between its dots."""
+def test_invalid_hosts_are_refused_as_written(url: str) -> None:
+    """This machine by name, a port that is not valid, a name with an empty label."""
     with pytest.raises(Refused):
         check_url(url, NOBODY)
     with pytest.raises(Refused):
@@ -115,14 +115,14 @@ def test_hosts_that_are_none_are_refused_as_written(url: str) -> None:
 
 
 def test_this_machine_by_name_may_be_allowed() -> None:
-    """By its name, with or without the port; or by a network, by which its address is checked then."""
+    """By its name, with or without the port; or by a network, against which its address is checked."""
     for entry in ("localhost", "localhost:8080", "127.0.0.0/8"):
         check_url("http://localhost:8080/x", Allowlist.parse([entry]))
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_forbidden_addresses_are_refused_as_written(address: str) -> None:
-    """Private, loopback, link-local, shared, metadata, multicast, and what carries IPv4 inside IPv6."""
+    """Private, loopback, link-local, shared, metadata and multicast addresses, and IPv4 inside IPv6."""
     assert not is_public(ipaddress.ip_address(address.partition("%")[0]))
     for url in (f"http://{written(address)}/x", f"https://{written(address)}:8443/"):
         with pytest.raises(Refused):
@@ -131,7 +131,7 @@ def test_forbidden_addresses_are_refused_as_written(address: str) -> None:
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_pass(address: str) -> None:
-    """What is of the open Internet is reached."""
+    """Addresses of the public Internet are allowed."""
     assert is_public(ipaddress.ip_address(address))
     assert httpx.URL(check_url(f"https://{written(address)}/x?y=1", NOBODY)).host == address
 
@@ -175,8 +175,8 @@ def test_other_spellings_of_an_address_are_that_address(host_name: str) -> None:
         "http://127\u30020\u30020\u30021/",
     ],
 )
-def test_what_is_no_web_address_is_refused(url: str) -> None:
-    """Other schemes, users, ports and letters never get as far as a resolver."""
+def test_a_text_that_is_not_a_web_url_is_refused(url: str) -> None:
+    """Other schemes, users, ports and characters never reach a resolver."""
     with pytest.raises(Refused):
         check_url(url, NOBODY)
 
@@ -204,7 +204,7 @@ def test_every_ipv4_address_in_every_spelling(address: ipaddress.IPv4Address) ->
 
 @given(st.ip_addresses(v=6))
 def test_every_ipv6_address(address: ipaddress.IPv6Address) -> None:
-    """Only what the standard library calls global, inside the range that is given out, is public."""
+    """Only addresses that are global by the standard library, in the allocated range, are public."""
     if is_public(address):
         assert address.is_global
         assert str(address)[0] in "23"
@@ -213,7 +213,7 @@ def test_every_ipv6_address(address: ipaddress.IPv6Address) -> None:
 
 @given(st.text(max_size=40))
 def test_no_text_breaks_the_check(text: str) -> None:
-    """Whatever stands where an address should, it is taken or refused."""
+    """Any text in place of a URL is accepted or refused."""
     for url in (text, f"http://{text}", f"http://{text}/x", f"https://a:{text}/", f"http://[{text}]/"):
         with contextlib.suppress(Refused):
             assert check_url(url, NOBODY)
@@ -223,7 +223,7 @@ def test_no_text_breaks_the_check(text: str) -> None:
 
 
 class Names(AbstractResolver):
-    """A resolver whose answers the test chooses."""
+    """A resolver with answers by the test; `asked` are the names that were resolved."""
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.answers = answers
@@ -253,7 +253,7 @@ class Names(AbstractResolver):
 
 @pytest.fixture
 def trap() -> Iterator[socket.socket]:
-    """A listening socket on loopback that must see no connection."""
+    """A listening socket on loopback that must receive no connection."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         yield listening
@@ -270,7 +270,7 @@ async def body(response: Response) -> bytes:
 
 
 def guarded(allowed: Allowlist = NOBODY, **answers: list[str]) -> GuardedClient:
-    """A client whose names resolve to `answers`."""
+    """A client for which names resolve to `answers`."""
     return GuardedClient(
         allowed, resolver=lambda: Names({name.replace("_", "."): each for name, each in answers.items()})
     )
@@ -291,7 +291,7 @@ def guarded(allowed: Allowlist = NOBODY, **answers: list[str]) -> GuardedClient:
     ],
 )
 async def test_a_name_with_one_forbidden_address_is_refused(trap: socket.socket, addresses: list[str]) -> None:
-    """Among however many good ones; no connection is opened, neither to the one nor to the others."""
+    """Among any number of public ones: no connection is opened to any of them."""
     client = guarded(rebound_example=addresses)
     with pytest.raises(Refused, match="not a public address"):
         await client.send("GET", f"http://rebound.example:{trap.getsockname()[1]}/")
@@ -301,7 +301,7 @@ async def test_a_name_with_one_forbidden_address_is_refused(trap: socket.socket,
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "localhost.", "ip6-localhost", "127.1", "2130706433", "0"])
 async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str) -> None:
-    """By the machine's own resolver, however they are written."""
+    """By the machine's own resolver, in every spelling."""
     client = GuardedClient(NOBODY)
     with pytest.raises((Refused, RequestFailed)):
         await client.send("GET", f"http://{name}:{trap.getsockname()[1]}/")
@@ -311,7 +311,7 @@ async def test_names_of_this_machine_are_refused(trap: socket.socket, name: str)
 @pytest.mark.anyio
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]"])
 async def test_literal_addresses_are_refused_without_a_connection(trap: socket.socket, address: str) -> None:
-    """An address needs no resolver, and is refused all the same."""
+    """An address needs no resolver, and is refused as well."""
     client = GuardedClient(NOBODY)
     with pytest.raises(Refused):
         await client.send("GET", f"http://{address}:{trap.getsockname()[1]}/")
@@ -320,7 +320,7 @@ async def test_literal_addresses_are_refused_without_a_connection(trap: socket.s
 
 @pytest.mark.anyio
 async def test_the_checked_address_is_the_one_connected_to() -> None:
-    """A name is resolved once: a resolver that answers otherwise the second time is not asked again."""
+    """A name is resolved once for each connection: a later answer of the resolver has no effect on it."""
 
     class Rebinding(Names):
         async def resolve(
@@ -345,7 +345,7 @@ async def test_the_checked_address_is_the_one_connected_to() -> None:
 
 @pytest.fixture
 def there() -> Iterator[Host]:
-    """A host on loopback that answers, or redirects."""
+    """A host on loopback that responds, or redirects."""
 
     def respond(visit: Visit) -> None:
         visit.answer(302 if visit.path == "/away" else 200, b"here", Location="http://10.0.0.1/", Set_Cookie="a=b")
@@ -356,7 +356,7 @@ def there() -> Iterator[Host]:
 
 @pytest.fixture
 async def reached() -> AsyncIterator[asyncio.Queue[GuardedClient]]:
-    """Clients of a test, closed at its end."""
+    """The clients of a test, closed at its end."""
     clients: asyncio.Queue[GuardedClient] = asyncio.Queue()
     yield clients
     while not clients.empty():
@@ -377,8 +377,8 @@ async def reached() -> AsyncIterator[asyncio.Queue[GuardedClient]]:
         ("files.example", False),
     ],
 )
-async def test_what_is_allowed_is_reached(there: Host, entry: str, opens: bool) -> None:
-    """A host, a network or one port of a host, by the purpose's own setting."""
+async def test_an_allowed_address_is_reached(there: Host, entry: str, opens: bool) -> None:
+    """A host, a network or one port of a host, by the setting of the purpose."""
     port = there.url.rpartition(":")[2]
     client = GuardedClient(Allowlist.parse([entry.format(port=port)]))
     if opens:
@@ -394,7 +394,7 @@ async def test_what_is_allowed_is_reached(there: Host, entry: str, opens: bool) 
 @pytest.mark.anyio
 @pytest.mark.parametrize("entry", ["files.example", "FILES.example:{port}", "127.0.0.0/8"])
 async def test_an_allowed_name_may_be_private(there: Host, entry: str) -> None:
-    """By its name whatever it resolves to, or by the network that it resolves into."""
+    """By its name with any address, or by the network that contains its address."""
     port = there.url.rpartition(":")[2]
     client = guarded(Allowlist.parse([entry.format(port=port)]), files_example=["127.0.0.1"])
     response = await client.send("GET", f"http://files.example:{port}/")
@@ -404,8 +404,8 @@ async def test_an_allowed_name_may_be_private(there: Host, entry: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_redirects_and_cookies_are_left_alone(there: Host) -> None:
-    """A redirect is handed back for the caller to check; a cookie is forgotten."""
+async def test_redirects_are_not_followed_and_cookies_not_kept(there: Host) -> None:
+    """A redirect is returned for the caller to check; a cookie is dropped."""
     client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
     for path in ("/away", "/"):
         response = await client.send("GET", there.url + path)
@@ -417,7 +417,7 @@ async def test_redirects_and_cookies_are_left_alone(there: Host) -> None:
 
 @pytest.mark.anyio
 async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy would connect for us, to addresses that nobody checked."""
+    """A proxy would connect to addresses that were not checked."""
     with host(lambda visit: visit.answer(500)) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
@@ -432,7 +432,7 @@ async def test_proxies_of_the_environment_are_ignored(there: Host, monkeypatch: 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["unknown.example", "a..example", "a" * 64 + ".example", ".", "-"])
 async def test_names_that_do_not_resolve(name: str) -> None:
-    """An unknown name may be known later; what cannot be a name is refused."""
+    """An unknown name may exist later; a text that cannot be a name is refused."""
     client = GuardedClient(NOBODY, resolver=lambda: Names({}))
     with pytest.raises((RequestFailed, Refused)):
         await client.send("GET", f"http://{name}/")
@@ -545,7 +545,7 @@ async def test_only_redirects_have_a_location(client: GuardedClient, status: int
     ["", "http://host", "host/path", "user@host", "*", "host:port", "a b", ":80", "host?x", "[::1]:x", "h:-1"],
 )
 def test_entries_that_are_none_of_the_three(entry: str) -> None:
-    """A setting that allows nothing that anybody could mean is told at start."""
+    """An invalid entry of the setting is an error at start."""
     with pytest.raises(ValueError, match="neither a host, nor a network, nor host:port"):
         Allowlist.parse([entry])
 

@@ -1,4 +1,4 @@
-"""A forbidden address is refused however it is spelled, found or led to, and not one connection is opened."""
+"""A forbidden address is refused in every spelling and by every way to it, and no connection is opened."""
 
 import asyncio
 import gzip
@@ -23,19 +23,19 @@ NETWORKS = [
     *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
     *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32", "169.254.169.254/32", "127.0.0.1/32"),
 ]
-"""This machine, private and shared networks, clouds' insides, multicast, documentation, what nobody has."""
+"""Loopback, private and shared networks, services inside clouds, multicast, documentation, reserved."""
 IPV4 = st.sampled_from(NETWORKS).flatmap(lambda network: st.ip_addresses(network=network))
 PUBLIC = st.sampled_from(["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111"])
 
 
 class Trap:
-    """One port of every address of this machine; nobody is to come."""
+    """One port of every address of this machine, which must receive no connection."""
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         self.sockets, self.port = sockets, sockets[0].getsockname()[1]
 
     def check(self) -> None:
-        """Nobody came."""
+        """Fail if a connection was received."""
         for each in self.sockets:
             with pytest.raises(BlockingIOError):
                 each.accept()
@@ -63,7 +63,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def refused(runner: asyncio.Runner, url: str, answers: dict[str, list[str]] | None = None) -> list[str]:
-    """Send to an address that must be refused; the names that were resolved before that."""
+    """Send to a URL that must be refused. Returns the names that were resolved before the refusal."""
     names = Names(answers or {})
 
     async def send() -> None:
@@ -79,7 +79,7 @@ def refused(runner: asyncio.Runner, url: str, answers: dict[str, list[str]] | No
 
 
 def test_the_trap_catches(trap: Trap) -> None:
-    """Whoever connects is seen, by either kind of address."""
+    """A connection to either kind of address is noticed."""
     families = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
     for each in trap.sockets:
         with socket.create_connection((families[each.family], trap.port)):
@@ -89,7 +89,7 @@ def test_the_trap_catches(trap: Trap) -> None:
 
 
 def number(value: int, base: str, zeros: int) -> str:
-    """A number as inet_aton reads it."""
+    """A number in a form that inet_aton reads."""
     return {
         "decimal": str(value),
         "octal": f"0{'0' * zeros}{value:o}",
@@ -100,7 +100,7 @@ def number(value: int, base: str, zeros: int) -> str:
 
 @st.composite
 def spelled_ipv4(draw: st.DrawFn) -> str:
-    """An IPv4 address in one to four numbers of any base, in other digits, dots behind it or not."""
+    """An IPv4 address in one to four numbers of any base, in digits of any script, with or without dots after it."""
     packed = draw(IPV4).packed
     parts = draw(st.integers(1, 4))
     values = [*packed[: parts - 1], int.from_bytes(packed[parts - 1 :])]
@@ -115,7 +115,7 @@ def spelled_ipv4(draw: st.DrawFn) -> str:
 
 @st.composite
 def spelled_ipv6(draw: st.DrawFn) -> str:
-    """An IPv4 address inside an IPv6 one of every kind that carries one, or a local one; a zone, perhaps."""
+    """An IPv4 address inside each kind of IPv6 address that carries one, or a local one, with or without a zone."""
     inside = int(draw(IPV4 | st.ip_addresses(v=4)))
     whole = draw(
         st.sampled_from(
@@ -165,7 +165,7 @@ def test_no_spelling_opens_a_connection(
 def test_one_forbidden_answer_among_good_ones_is_enough(
     trap: Trap, runner: asyncio.Runner, data: st.DataObject
 ) -> None:
-    """Wherever it stands in the resolver's answer: the good ones are not connected to either."""
+    """At any place in the resolver's answer: no connection to the public ones either."""
     mapped = IPV4.map(lambda address: f"::ffff:{address}")
     local = st.sampled_from(["::1", "fe80::1%lo", "fd00:ec2::254"])
     forbidden = data.draw(IPV4.map(str) | mapped | local)
@@ -174,8 +174,8 @@ def test_one_forbidden_answer_among_good_ones_is_enough(
     trap.check()
 
 
-def test_a_name_that_changes_its_mind_gains_nothing(trap: Trap, runner: asyncio.Runner) -> None:
-    """Rebinding: what was checked is what is connected to, and each new connection is checked anew."""
+def test_dns_rebinding_gains_nothing(trap: Trap, runner: asyncio.Runner) -> None:
+    """The checked address is the one connected to, and each new connection is checked anew."""
     turns = itertools.cycle([["127.0.0.1"], ["127.0.0.2"]])
 
     class Rebinding(Names):
@@ -187,28 +187,28 @@ def test_a_name_that_changes_its_mind_gains_nothing(trap: Trap, runner: asyncio.
 
     async def send(port: int) -> list[int | str]:
         client = GuardedClient(Allowlist.parse(["127.0.0.1/32"]), resolver=lambda: Rebinding({}))
-        seen: list[int | str] = []
+        outcomes: list[int | str] = []
         for _ in range(4):
             try:
                 response = await client.send("GET", f"http://files.example:{port}/")
                 await response.close()
-                seen.append(response.status)
+                outcomes.append(response.status)
             except Refused as error:
-                seen.append(str(error))
+                outcomes.append(str(error))
         await client.close()
-        return seen
+        return outcomes
 
     with host(lambda visit: visit.answer(200)) as there:
-        seen = runner.run(send(int(there.url.rpartition(":")[2])))
-        assert seen == [200, "files.example is not a public address (127.0.0.2)"] * 2
+        outcomes = runner.run(send(int(there.url.rpartition(":")[2])))
+        assert outcomes == [200, "files.example is not a public address (127.0.0.2)"] * 2
         assert len(there.visits) == 2
     trap.check()
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "gzip, gzip", "br", "zstd"])
-async def test_nothing_is_inflated(coding: str) -> None:
-    """What comes compressed is handed on as it came: a bomb stays as small as it was sent."""
+async def test_no_body_is_decompressed(coding: str) -> None:
+    """A compressed body is returned as received: a decompression bomb stays as small as it was sent."""
     bomb = gzip.compress(bytes(50_000_000))
     with host(lambda visit: visit.answer(200, bomb, Content_Encoding=coding)) as there:
         client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
@@ -219,7 +219,7 @@ async def test_nothing_is_inflated(coding: str) -> None:
 
 
 @given(st.ip_addresses(v=4))
-def test_the_networks_above_are_all_there_are(address: ipaddress.IPv4Address) -> None:
-    """An IPv4 address outside of them is public: these tests leave no kind out."""
+def test_every_other_network_is_public(address: ipaddress.IPv4Address) -> None:
+    """An IPv4 address outside of `NETWORKS` is public: these tests leave no kind out."""
     closed = any(address in ipaddress.ip_network(network) for network in NETWORKS)
     assert is_public(address) != closed

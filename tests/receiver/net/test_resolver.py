@@ -1,4 +1,4 @@
-"""Names to addresses: one lookup of a name at a time, and a silent name server holds up nobody else."""
+"""DNS lookups: concurrent requests for a name share one, and a silent name server delays no other name."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ SILENT = "silent.example"
 
 
 class Server:
-    """A name server: silent about some names until it speaks; `asked` counts."""
+    """A name server, silent for some names until `speaks` is set; `asked` counts the lookups."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses) or ["127.0.0.1"]
@@ -28,7 +28,7 @@ class Server:
         self.came, self.speaks = threading.Event(), threading.Event()
 
     def look(self, name: str, family: socket.AddressFamily) -> AddrInfo:
-        """One answer, of the address whose turn it is."""
+        """One lookup; the n-th of a name has the n-th address."""
         self.asked[name] += 1
         if name.endswith(SILENT):
             self.came.set()
@@ -41,14 +41,14 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    """A name server, which speaks at last."""
+    """A name server, which answers at the end of the test."""
     server = Server()
     yield server
     server.speaks.set()
 
 
-async def test_a_silent_name_server_holds_up_nobody_else(server: Server) -> None:
-    """However many wait for its answer: other names, and other work in threads, go on."""
+async def test_a_silent_name_server_delays_no_other_name(server: Server) -> None:
+    """With any number of requests for it, there is one lookup, and other names are resolved."""
     client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: ThreadedResolver(server.look))
     with host(lambda visit: visit.answer(200)) as there:
         port = there.url.rpartition(":")[2]
@@ -66,8 +66,8 @@ async def test_a_silent_name_server_holds_up_nobody_else(server: Server) -> None
     await client.close()
 
 
-async def test_silent_names_take_none_of_the_machine_s_other_threads(server: Server) -> None:
-    """More of them than there are threads: only other names wait."""
+async def test_silent_names_occupy_none_of_the_default_threads(server: Server) -> None:
+    """With more silent names than threads, only other names wait."""
     names = ThreadedResolver(server.look)
     waiting = [asyncio.create_task(names.resolve(f"{n}.{SILENT}", 80)) for n in range(100)]
     assert await asyncio.to_thread(server.came.wait, PATIENCE)
@@ -79,8 +79,8 @@ async def test_silent_names_take_none_of_the_machine_s_other_threads(server: Ser
     await names.close()
 
 
-async def test_who_gives_up_takes_the_answer_from_nobody(server: Server) -> None:
-    """The same question goes on for those who still wait, each with a port of its own."""
+async def test_a_cancelled_request_leaves_the_lookup_to_the_others(server: Server) -> None:
+    """The shared lookup goes on for the other requests, each with its own port."""
     names = ThreadedResolver(server.look)
     first, second = (asyncio.create_task(names.resolve(SILENT, port)) for port in (80, 443))
     assert await asyncio.to_thread(server.came.wait, PATIENCE)
@@ -94,8 +94,8 @@ async def test_who_gives_up_takes_the_answer_from_nobody(server: Server) -> None
     await names.close()
 
 
-async def test_each_question_is_asked_and_checked_anew() -> None:
-    """An answer is kept no longer than it is waited for, be it good or bad."""
+async def test_each_request_is_looked_up_and_checked_anew() -> None:
+    """Neither an address nor an error is cached."""
     server = Server("127.0.0.1", "10.0.0.1")
     client = GuardedClient(Allowlist.parse(["127.0.0.1"]), resolver=lambda: ThreadedResolver(server.look))
     with host(lambda visit: visit.answer(200, Connection="close")) as there:
@@ -112,15 +112,15 @@ async def test_each_question_is_asked_and_checked_anew() -> None:
     await names.close()
 
 
-async def test_the_machine_s_own_names() -> None:
-    """Are found as any program finds them."""
+async def test_names_of_this_machine() -> None:
+    """The resolver of the system is used."""
     names = ThreadedResolver()
     assert {each["host"] for each in await names.resolve("localhost", 80)} <= {"127.0.0.1", "::1"}
     await names.close()
 
 
-async def test_a_question_that_nobody_waits_for(server: Server) -> None:
-    """May fail in peace, also after the end."""
+async def test_a_lookup_whose_requests_are_all_cancelled(server: Server) -> None:
+    """Its error is not logged, also after `close`."""
     names = ThreadedResolver(server.look)
     asking = asyncio.create_task(names.resolve(f"unknown.{SILENT}", 80))
     assert await asyncio.to_thread(server.came.wait, PATIENCE)

@@ -1,4 +1,4 @@
-"""When the address of a result ends."""
+"""When the URL of a result expires."""
 
 import pytest
 
@@ -16,8 +16,8 @@ NOW = AT * 1000 - 30 * 86_400_000
         "https://x/y?ksTime=694fa816&",
     ],
 )
-def test_klings_own_mark_is_read(url: str) -> None:
-    """Hex seconds in the query, wherever it stands there."""
+def test_the_time_in_the_query_is_read(url: str) -> None:
+    """Hexadecimal seconds, at any place in the query."""
     assert expires_at(url, NOW) == AT * 1000
 
 
@@ -36,13 +36,13 @@ def test_klings_own_mark_is_read(url: str) -> None:
         "https://x/y?ksTime=ffffffff",
     ],
 )
-def test_what_is_not_believable_says_nothing(url: str) -> None:
-    """No mark, another shape, or a time that is years away."""
+def test_an_implausible_time_is_ignored(url: str) -> None:
+    """No parameter, another form, or a time that is years away."""
     assert expires_at(url, NOW) is None
 
 
-def test_how_far_away_it_may_be() -> None:
-    """On both sides of now: an address may have ended already."""
+def test_the_time_may_be_so_far_away() -> None:
+    """On both sides of now: a URL may have expired already."""
     url = "https://x/y?ksTime=694fa816"
     for side in (-1, 1):
         assert expires_at(url, AT * 1000 + side * (MAX_LIFETIME_MS - 1)) == AT * 1000
