@@ -39,9 +39,7 @@ class ThreadedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Resolve a name. Raises what the lookup raises."""
-        addresses = await asyncio.shield(
-            self._shared_lookup(host, family)
-        )  # cancelled for one caller alone
+        addresses = await asyncio.shield(self._shared_lookup(host, family))  # cancelled for one caller alone
         return [_result(host, port, address) for address in addresses]
 
     def _shared_lookup(self, host: str, family: socket.AddressFamily) -> "asyncio.Future[AddrInfo]":
