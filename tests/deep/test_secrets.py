@@ -98,8 +98,10 @@ class Session:
 
     def commands(self, output: Path) -> None:
         """Both commands, with valid and invalid arguments and settings."""
-        task = json.loads(self.command("text-to-image", "a cat", "--output", str(output), "--json"))["id"]
-        for arguments in (("show", task), ("list",), ("wait", task), ("wait", "none")):
+        document = self.command("text-to-image", "a cat", "--output", str(output), "--json")
+        assert document, self.output[-1]
+        task_id = json.loads(document)["id"]
+        for arguments in (("show", task_id), ("list",), ("wait", task_id), ("wait", "none")):
             self.command(*arguments)
         for switch in ("failed", "create-garbage", "not-allowed"):
             self.command("text-to-image", f"a cat [sandbox: {switch}]")

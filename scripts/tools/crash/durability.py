@@ -129,11 +129,13 @@ def check_files(calls: list[Call], rows: Rows) -> list[Row]:
 
 
 def _is_synced(calls: list[Call], path: str, after: int, before: Call) -> bool:
-    """Whether a file was synced between two calls, after everything that was written to it before the second."""
+    """Whether a sync of the file lies between two calls, after every write to the file before the second one.
+
+    One such sync is enough: another thread may be syncing the same folder for a file of its own.
+    """
     own = [call for call in calls if _file(call).endswith(path) and after < call.started < before.started]
-    synced = [call.ended for call in own if call.name == "fsync"]
-    written = [call.ended for call in own if call.name == "write"]
-    return bool(synced) and max(written, default=0) < synced[-1] < before.started
+    written = max((call.ended for call in own if call.name == "write"), default=after)
+    return any(call.name == "fsync" and written < call.started and call.ended < before.started for call in own)
 
 
 def _first(calls: list[Call], matches: Callable[[Call], bool], after: int = -1) -> Call | None:

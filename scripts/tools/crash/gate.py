@@ -105,13 +105,15 @@ class Gate:
     def _decide(self, listener: int, request_id: int, thread: int, _flags: int, number: int, *rest: int) -> None:
         """Allow the call, or kill its process. After the kill no call is allowed."""
         with self._lock:
+            if self.killed:  # a call of another thread that the kernel reported meanwhile
+                return
             self.count += 1
             is_last = self.count == self._kill_at
         if is_last:
             self.place = f"{self._names[number]} {_place(thread, rest[2])}".strip()
             self.killed = True
             os.kill(thread, signal.SIGKILL)  # a signal to a thread id reaches its process
-        elif not self.killed:
+        else:
             self._seccomp.seccomp_notify_respond(listener, RESPONSE.pack(request_id, 0, 0, CONTINUE))
 
 

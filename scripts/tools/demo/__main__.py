@@ -20,7 +20,7 @@ import httpx
 
 from kling_callback.protocol.signing import api_token
 from kling_sandbox.receiver import API_KEY
-from tools.harness.loopback import answers, environment, free_port
+from tools.harness.loopback import answers, environment, reserved_port
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -119,7 +119,7 @@ def main() -> None:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-demo-")))
-        gateway, receiver = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        gateway, receiver = (f"http://127.0.0.1:{stack.enter_context(reserved_port())}" for _ in range(2))
         secret = secrets.token_urlsafe(32)
         settings = environment(
             KLING_API_BASE=gateway,

@@ -3,8 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import httpx
 
@@ -20,6 +20,24 @@ def free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def reserve_port() -> socket.socket:
+    """A socket bound to a free port that does not listen; until it is closed, no other process gets the port.
+
+    A server of ours can still listen on the port, again and again, since both sockets allow reuse.
+    """
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    return reservation
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A TCP port for a server that starts and ends inside the block."""
+    with closing(reserve_port()) as reservation:
+        yield reservation.getsockname()[1]
 
 
 def environment(**settings: str) -> dict[str, str]:

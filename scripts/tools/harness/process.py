@@ -1,9 +1,11 @@
 """`kling-receiver` in a process of its own, as an operator runs the command; ended by signals only."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Self
 
@@ -45,7 +47,9 @@ class Process:
     """A process `kling-receiver serve`, which may be killed and started again on the same data."""
 
     def __init__(self, data: Path, **settings: str) -> None:
-        self.port = loopback.free_port()
+        reservation = loopback.reserve_port()  # between a kill and the next start no other process may take the port
+        self.port = reservation.getsockname()[1]
+        weakref.finalize(self, os.close, reservation.detach())
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = [str(COMMAND), "serve", "--port", str(self.port)]
         self.env = environment(data, **{"KLING_RECEIVER_URL": self.url, **settings})

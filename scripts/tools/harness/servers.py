@@ -55,18 +55,20 @@ def process(command: Sequence[str], url: str, settings: dict[str, str] | None = 
 @contextmanager
 def module(name: str) -> Iterator[str]:
     """Run a server module of the tools (`python -m NAME PORT`); gives its address."""
-    port = loopback.free_port()
-    with process([sys.executable, "-m", name, str(port)], f"http://127.0.0.1:{port}") as url:
+    with (
+        loopback.reserved_port() as port,
+        process([sys.executable, "-m", name, str(port)], f"http://127.0.0.1:{port}") as url,
+    ):
         yield url
 
 
 @contextmanager
 def sandbox(*options: str) -> Iterator[str]:
     """Run a Kling sandbox with these options; gives its address."""
-    port = loopback.free_port()
-    command = [sys.executable, "-m", "kling_sandbox", "--port", str(port), *options]
-    with process(command, f"http://127.0.0.1:{port}") as url:
-        yield url
+    with loopback.reserved_port() as port:
+        command = [sys.executable, "-m", "kling_sandbox", "--port", str(port), *options]
+        with process(command, f"http://127.0.0.1:{port}") as url:
+            yield url
 
 
 @contextmanager
@@ -83,9 +85,8 @@ def receiver(
     SQLite in a temporary folder, unless `database_url` or `folder` is set. `command`: a program with the arguments
     of `kling-receiver`; `settings`: by the names of their variables.
     """
-    port = loopback.free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as temporary:
+    with loopback.reserved_port() as port, tempfile.TemporaryDirectory() as temporary:
+        url = f"http://127.0.0.1:{port}"
         variables = {
             "KLING_API_BASE": api_base,
             "KLING_API_KEY": API_KEY,
