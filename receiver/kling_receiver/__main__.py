@@ -1,4 +1,4 @@
-"""`python -m receiver` is `kling-receiver`."""
+"""`python -m kling_receiver` is the command `kling-receiver`."""
 
 from kling_receiver.cli.main import main
 

@@ -1,7 +1,6 @@
-"""The command `kling`. Data to stdout, talk to stderr; an error is one message and what to do, no traceback."""
+"""The command `kling`. Data goes to stdout, messages to stderr; an error is a message and its remedy, no traceback."""
 
 import asyncio
-import logging
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from anyio import to_thread
@@ -21,44 +20,45 @@ from kling_callback.http import create_client
 from kling_callback.jobs.body import chosen_id
 from kling_callback.jobs.catalog import JOBS, Job
 from kling_callback.kling import AsyncKling
-from kling_callback.listen import listener
-from kling_callback.listen.cursor import Cursor
-from kling_callback.listen.exec import ExecHandler
-from kling_callback.listen.forward import ForwardHandler
-from kling_callback.protocol.events import Event
+from kling_callback.protocol.events import TYPES, Event
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.webhooks import new_secret
-from kling_callback.settings import ClientSettings, ListenSettings, ReceiverAccessSettings
+from kling_callback.settings import TO_CREATE, TO_WAIT, ClientSettings
 from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
+
+if TYPE_CHECKING:
+    from kling_callback.listen.cursor import Cursor
 
 T = TypeVar("T")
 Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
-Create = Callable[[AsyncKling, str], Awaitable[AsyncTask]]
+Create = Callable[..., Awaitable[AsyncTask]]
+"""Called with the client and `external_task_id=`."""
 
 FAILED, USAGE_ERROR, TIMED_OUT, INTERRUPTED = 1, 2, 3, 130
 
-EPILOG = "Settings come from the environment or from .env; each begins with KLING_."
+EPILOG = "Settings are environment variables whose names begin with KLING_, or lines of a .env file."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG)
+@click.group(
+    name="kling", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG
+)
 @click.version_option(version("kling-callback"), prog_name="kling")
 def kling() -> None:
-    """Make images and videos with Kling. You are called back; nothing polls."""
+    """Create images and videos with Kling. Results arrive by callback, without polling."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The program. Ends by SystemExit: 0 success, 1 failed, 2 wrong usage, 3 timed out, 130 Ctrl-C."""
+    """Run the command. Raises SystemExit: 0 success, 1 failed, 2 wrong usage, 3 wait timed out, 130 Ctrl-C."""
     terminal.use_utf8()
-    # What it would log is said here in other words.
-    logging.getLogger("client").addHandler(logging.NullHandler())
-    try:
-        sys.exit(kling.main(arguments, prog_name="kling", standalone_mode=False))
-    except Exception as error:
-        sys.exit(report_error(error))
+    with terminal.quiet_log():
+        try:
+            sys.exit(kling.main(arguments, prog_name="kling", standalone_mode=False))
+        except Exception as error:
+            sys.exit(report_error(error))
 
 
 def report_error(error: Exception) -> int:
-    """Say what went wrong and what to do; the exit code for it."""
+    """Print what is wrong and what to do. Returns the exit code; raises errors that are bugs again."""
     match error:
         case click.ClickException():
             error.show()
@@ -77,9 +77,9 @@ def report_error(error: Exception) -> int:
 
 def _format(error: errors.KlingError) -> str:
     if isinstance(error, errors.SettingsError):
-        return "\n".join(["The settings are not right:", *error.problems])
-    about = f" (request {error.request_id})" if error.request_id else ""
-    return f"{error.message}{about}{chr(10) + error.hint if error.hint else ''}"
+        return "\n".join(["The settings are invalid:", *error.problems])
+    request = f" (request {error.request_id})" if error.request_id else ""
+    return f"{error.message}{request}{chr(10) + error.hint if error.hint else ''}"
 
 
 def _exit_code(error: errors.KlingError) -> int:
@@ -88,137 +88,186 @@ def _exit_code(error: errors.KlingError) -> int:
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
 
 
-def with_kling(
-    settings: type[ReceiverAccessSettings], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = ""
-) -> T:
-    """What `call` returns; Ctrl-C says how to go on with the task."""
+def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
+    """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
 
-    kling = AsyncKling(settings=settings.load())
-    for doubt in settings.unknown_variables():
-        terminal.print_message(doubt)
+    `require`: names of the settings that must be set. Raises KlingError, KeyboardInterrupt.
+    """
+    kling = AsyncKling(settings=ClientSettings.load(require=require))
+    for warning in ClientSettings.unknown_variables():
+        terminal.print_message(warning)
 
-    async def opened() -> T:
+    async def run() -> T:
         async with kling:
             return await call(kling)
 
     try:
-        return asyncio.run(opened())
+        return asyncio.run(run())
     except KeyboardInterrupt:
-        if settings is ClientSettings and not kling.receiver_reached:
+        if require == TO_CREATE and not kling.receiver_reached:
             terminal.print_message("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
         elif task_id:
             terminal.print_message(
-                f"Interrupted. What Kling has taken goes on; wait for it with:\nkling wait {task_id}"
+                f"Interrupted. If Kling took the task, it continues. Wait for it with:\nkling wait {task_id}"
             )
         raise
 
 
-def run_task(begin: Begin, settings: type[ReceiverAccessSettings], task_id: str, given: dict[str, Any]) -> None:
-    """Begin with a task, wait for it unless told otherwise, hand over what came of it."""
+@dataclass(frozen=True, kw_only=True)
+class WaitOptions:
+    """The options of `options.wait_options`. `timeout`: seconds; `no_wait`: print the task without waiting."""
+
+    output: Path | None
+    timeout: float | None
+    as_json: bool
+    no_wait: bool = False
+
+
+def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options: WaitOptions) -> None:
+    """Create or attach to a task, wait for it unless `no_wait`, and output its files."""
 
     async def call(kling: AsyncKling) -> None:
         try:
-            with terminal.live_progress(task_id) as heard:
+            with terminal.live_progress(task_id) as update:
                 task = await begin(kling)
                 warn_about_create(task)
-                ended = None if given.get("no_wait") else await wait(task, given["timeout"], heard)
-        except errors.WaitTimeout as late:
-            if given["as_json"]:
-                terminal.print_json(late.task)
+                outcome = None if wait_options.no_wait else await wait(task, wait_options.timeout, update)
+        except errors.WaitTimeout as timeout:
+            if wait_options.as_json:
+                terminal.print_json(timeout.task)
             raise
-        if ended is None:
-            terminal.print_json(task.data) if given["as_json"] else terminal.print_data(task.id)
+        if outcome is None:
+            terminal.print_json(task.data) if wait_options.as_json else terminal.print_data(task.id)
         else:
-            await output_files(ended, **given)
+            await output_files(outcome, wait_options)
 
-    with_kling(settings, call, task_id=task_id)
+    with_kling(require, call, task_id=task_id)
 
 
 def warn_about_create(task: AsyncTask) -> None:
-    """Say what is unusual about a create."""
+    """Print a warning if the receiver missed the create's outcome, or the outcome is unknown."""
     if task.unreported:
         terminal.print_message(task.unreported)
     if task.outcome == "unknown" and task.family:
         terminal.print_message(
-            f"Nobody knows yet whether Kling took task {task.id}. It is not sent again; a callback will tell."
+            f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show."
         )
 
 
 @dataclass(frozen=True)
 class WaitResult:
-    """How a wait ended: what there is, and what is wrong with it."""
+    """The end of a wait: the stored files, and the error if the task or a file failed."""
 
     result: AsyncResult
     error: errors.KlingError | None = None
 
 
 async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> WaitResult:
-    """The result; of a task with trouble what there is of it, for it was paid for."""
+    """Wait for a task. A failed one has its stored files in the result too, for they were paid for."""
     try:
         return WaitResult(await task.wait(timeout, on_event=on_event))
     except (errors.TaskFailed, errors.ResultFailed) as error:
         return WaitResult(task.stored(), error)
 
 
-async def output_files(ended: WaitResult, output: Path | None, as_json: bool, **_: Any) -> None:
-    """The files into `output`, or a link to each; then the trouble, if there was any."""
-    if as_json:
-        terminal.print_json(ended.result.task)
+async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
+    """Save the files into the output folder, or print a link to each; then raise the outcome's error, if any."""
+    output = wait_options.output
+    if wait_options.as_json:
+        terminal.print_json(outcome.result.task)
     if output:
         await to_thread.run_sync(partial(output.mkdir, parents=True, exist_ok=True))
-    for file in ended.result.files:
+    for file in outcome.result.files:
         line = await file.save(output / file.name) if output else file.href
-        if not as_json:
+        if not wait_options.as_json:
             terminal.print_data(str(line))
-    if ended.error:
-        raise ended.error
+    if outcome.error:
+        raise outcome.error
 
 
-def create_and_run(create: Create, family: str, body: Any, given: dict[str, Any]) -> None:
-    """Create a task. Its id is made here, so that Ctrl-C can name it at any moment."""
-    task_id = chosen_id(family, body, given["external_task_id"]) or new_id()
-    run_task(lambda kling: create(kling, task_id), ClientSettings, task_id, given)
+def create_and_run(create: Create, family: str, body: Any, external_task_id: str | None, **waiting: Any) -> None:
+    """Create a task and run it. Its id is generated here, so that Ctrl-C can name it at any moment."""
+    task_id = chosen_id(family, body, external_task_id) or new_id()
+    run_task(lambda kling: create(kling, external_task_id=task_id), TO_CREATE, task_id, WaitOptions(**waiting))
 
 
 def add_job(job: Job) -> None:
-    """The command of one typed job."""
-    names = [parameter.name for parameter in job.parameters]
-    parameters = [*options.job_parameters(job), options.SET_OPTION, *options.CREATE_OPTIONS]
+    """Add the command of a typed job; its parameters come from the table of jobs."""
 
-    @options.command(kling, job.name.replace("_", "-"), parameters, job.summary)
-    def typed(**given: Any) -> None:
-        values = {name: given[name] for name in names} | dict(given["more"])
-        create = partial(AsyncKling.run, job=job, values=values, tags=given["tags"], hook=given["hook"])
-        create_and_run(lambda it, task_id: create(it, external_task_id=task_id), job.family, values, given)
+    @kling.command(job.name.replace("_", "-"), params=options.job_parameters(job), help=job.summary)
+    @options.set_option
+    @options.create_options
+    def run_job(
+        more: tuple[tuple[str, Any], ...],
+        tags: tuple[str, ...],
+        hook: str | None,
+        external_task_id: str | None,
+        output: Path | None,
+        timeout: float | None,
+        as_json: bool,
+        no_wait: bool,
+        **values: Any,
+    ) -> None:
+        values |= dict(more)
+        create = partial(AsyncKling.run, job=job, values=values, tags=tags, hook=hook)
+        create_and_run(
+            create,
+            job.family,
+            values,
+            external_task_id,
+            output=output,
+            timeout=timeout,
+            as_json=as_json,
+            no_wait=no_wait,
+        )
 
 
 for each in JOBS:
     add_job(each)
 
 
-@options.command(kling, "create", options.ANY_JOB + options.CREATE_OPTIONS, "Make any other job.")
-def create_any(family: str, body: Any, **given: Any) -> None:
-    create = partial(AsyncKling.create, family=family, body=body, tags=given["tags"], hook=given["hook"])
-    create_and_run(lambda it, task_id: create(it, external_task_id=task_id), family, body, given)
+@kling.command("create")
+@click.argument("family", metavar="FAMILY")
+@click.option("--body", type=options.Json(), required=True, help="Kling's parameters as JSON; @FILE reads them.")
+@options.create_options
+def create_any(
+    family: str, body: Any, tags: tuple[str, ...], hook: str | None, external_task_id: str | None, **waiting: Any
+) -> None:
+    """Create a task of any family.
+
+    FAMILY is a path under /v1, such as videos/effects, or a new-standard path with a leading slash, such as
+    /text-to-video/kling-3.0-turbo.
+    """
+    create = partial(AsyncKling.create, family=family, body=body, tags=tags, hook=hook)
+    create_and_run(create, family, body, external_task_id, **waiting)
 
 
-@options.command(kling, "wait", [options.ID, *options.WAIT_OPTIONS], "Wait for a task, then hand over its files.")
-def wait_for(**given: Any) -> None:
+@kling.command("wait")
+@options.id_argument
+@options.wait_options
+def wait_for(task_id: str, **waiting: Any) -> None:
+    """Wait for a task, then save its files or print their links."""
+
     async def begin(kling: AsyncKling) -> AsyncTask:
-        return kling.attach(given["task_id"])
+        return kling.attach(task_id)
 
-    run_task(begin, ReceiverAccessSettings, given["task_id"], given)
+    run_task(begin, TO_WAIT, task_id, WaitOptions(**waiting))
 
 
-@options.command(kling, "show", [options.ID, options.AS_JSON], "Print all that is known of a task, as JSON.")
+@kling.command()
+@options.id_argument
+@options.json_option
 def show(task_id: str, as_json: bool) -> None:
-    task = with_kling(ReceiverAccessSettings, lambda kling: kling.task(task_id))
-    terminal.print_json(task.data, nicely=not as_json)
+    """Print a task as JSON."""
+    task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
+    terminal.print_json(task.data, pretty=not as_json)
 
 
-@options.command(kling, "list", options.LIST_OPTIONS, "List tasks, newest first.")
+@kling.command("list")
+@options.list_options
 def list_tasks(as_json: bool, **filters: Any) -> None:
-    tasks = with_kling(ReceiverAccessSettings, lambda kling: kling.tasks(**filters))
+    """List tasks, newest first."""
+    tasks = with_kling(TO_WAIT, lambda kling: kling.tasks(**filters))
     if not as_json:
         return terminal.print_tasks(tasks)
     for task in tasks:
@@ -226,40 +275,100 @@ def list_tasks(as_json: bool, **filters: Any) -> None:
     return None
 
 
-@options.command(kling, "listen", options.LISTEN_OPTIONS, options.LISTEN_HELP)
-def listen(forward: str | None, command: tuple[str, ...] | None, as_json: bool, **given: Any) -> None:
-    if forward and command:
-        raise click.UsageError("--forward and --exec do not go together. Run kling listen twice.")
-    settings = ListenSettings.load()
-    to = forward or (shlex.join(command) if command else "")
-    wanted = listener.EventFilter(given["types"], given["tag"])
-    cursor = Cursor(given["state"].expanduser(), settings.receiver_base, to, only=wanted.key)
+@kling.command()
+@click.option("--forward", type=options.UrlParam(), help="POST each event to this URL, signed as for a hook.")
+@click.option(
+    "--exec",
+    "command",
+    type=options.CommandLine(),
+    help="Run this command for each event, without a shell: the event on stdin, KLING_TASK_ID, KLING_EVENT and "
+    "KLING_FILES (one link per line) in the environment.",
+)
+@click.option(
+    "--event",
+    "types",
+    type=click.Choice(TYPES),
+    metavar="TYPE",
+    multiple=True,
+    help="Only events of this type; repeatable.",
+)
+@click.option("--tag", help="Only events of tasks with this tag.")
+@click.option(
+    "--from",
+    "first",
+    metavar="ID|latest",
+    type=options.EventPosition(),
+    help="Begin with this event (1: all events), or with the next one (latest), instead of where the same command "
+    "stopped.",
+)
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="XDG_STATE_HOME",
+    default=Path("~/.local/state"),
+    show_default="$XDG_STATE_HOME, or ~/.local/state",
+    help="The position is stored in this folder, under kling-callback.",
+)
+@options.json_option
+def listen(
+    forward: str | None,
+    command: tuple[str, ...] | None,
+    types: tuple[str, ...],
+    tag: str | None,
+    first: int | None,
+    state: Path,
+    as_json: bool,
+) -> None:
+    """Print events live, or pass them to a local URL or command.
 
-    def told(event: Event, handled: listener.HandlerResult) -> None:
+    Each event arrives at least once, in order, one at a time; events that happen while no listener runs arrive when it
+    runs again. The first run begins with the next event. An application that cannot be reached is waited for; any
+    response, or 15 seconds without one, completes the event. A response other than 2xx and an exit code other than 0
+    are reported, and the next event follows.
+
+    KLING_HOOK_SECRET signs forwarded events; without it, a secret is generated, stored, and printed at each start.
+    """
+    # Imported here: file locks are missing on Windows, where the other commands run.
+    from kling_callback.listen import listener
+    from kling_callback.listen.cursor import Cursor
+    from kling_callback.listen.exec import ExecHandler
+    from kling_callback.listen.forward import ForwardHandler
+
+    if forward and command:
+        raise click.UsageError("--forward and --exec cannot be combined. Run kling listen twice.")
+    settings = ClientSettings.load(require=TO_WAIT)
+    target = forward or (shlex.join(command) if command else "")
+    event_filter = listener.EventFilter(types, tag)
+    cursor = Cursor(state.expanduser(), settings.receiver_base, target, only=event_filter.key)
+
+    def report(event: Event, handled: listener.HandlerResult) -> None:
         terminal.print_json(event.document) if as_json else terminal.print_event(event, handled.label)
         if handled.problem:
             terminal.print_message(
-                f"Event {event.id}: {handled.problem}. The next follows; to have it again: --from {event.id}"
+                f"Event {event.id}: {handled.problem}. The next event follows. To repeat this one: --from {event.id}"
             )
 
     async def call(kling: AsyncKling) -> None:
-        await listener.position_cursor(kling, cursor, given["first"], terminal.print_message)
-        terminal.print_message(f"Listening to {settings.receiver_base}, behind event {cursor.after}. Ctrl-C ends it.")
+        await listener.position_cursor(kling, cursor, first, terminal.print_message)
+        terminal.print_message(
+            f"Listening to {settings.receiver_base}, after event {cursor.after}. Stop it with Ctrl-C."
+        )
         async with AsyncExitStack() as stack:
             handle: listener.Handle = ExecHandler(command) if command else listener.print_only
             if forward:
                 http = await stack.enter_async_context(create_client(forward))
                 handle = ForwardHandler(http, forward, hook_secret(settings, cursor), report=terminal.print_message)
-            await listener.listen(kling, cursor, handle, event_filter=wanted, report=told)
+            await listener.listen(kling, cursor, handle, event_filter=event_filter, report=report)
 
     with cursor.lock(), terminal.print_problems():
-        with_kling(ReceiverAccessSettings, call)
+        with_kling(TO_WAIT, call)
 
 
-def hook_secret(settings: ListenSettings, cursor: Cursor) -> str:
-    """What signs the events that are forwarded."""
+def hook_secret(settings: ClientSettings, cursor: "Cursor") -> str:
+    """The secret that signs forwarded events: the setting, or one generated for this cursor and printed."""
     if settings.hook_secret:
         return settings.hook_secret
     secret = cursor.secret(new_secret)
-    terminal.print_message(f"What is forwarded is signed with the secret {secret}")
+    terminal.print_message(f"Forwarded events are signed with the secret {secret}")
     return secret

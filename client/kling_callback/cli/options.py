@@ -1,26 +1,31 @@
-"""Command-line options made from the table of jobs, so that both always say the same."""
+"""Command-line parameters: types, shared options as decorators, and the options generated from the table of jobs."""
 
 import json
 import math
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from kling_callback.jobs.catalog import Job, Parameter
 from kling_callback.jobs.parameters import CameraControl, Choice, Integer, Number, Seconds
-from kling_callback.protocol.events import TYPES
+from kling_callback.protocol.reports import TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
-MAX_FILE_BYTES = 32_000_000
-"""Bytes of a `--body @FILE`."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+MAX_FILE_CHARS = 32_000_000
+"""Characters of a `--body @FILE`: room for two images of 10 MB in base64."""
+MAX_EVENT_ID_DIGITS = 18
+"""Digits of an event id: a larger number does not fit into the database's 64 bits."""
 
 
 class Json(click.ParamType[Any]):
-    """JSON on the command line, or in a file as @NAME."""
+    """JSON as an argument, or in a file as @NAME."""
 
     name = "JSON"
 
@@ -29,15 +34,15 @@ class Json(click.ParamType[Any]):
             return value
         try:
             text = _read(value[1:]) if value.startswith("@") else value
-            return json.loads(text, parse_constant=_refuse)
+            return json.loads(text, parse_constant=_reject_constant)
         except OSError as error:
             self.fail(f"{value[1:]} cannot be read: {error.strerror}.", param, ctx)
         except (ValueError, RecursionError) as error:
-            self.fail(f"this is no JSON: {error}.", param, ctx)
+            self.fail(f"not valid JSON: {error}.", param, ctx)
 
 
 class JsonAssignment(Json):
-    """NAME=JSON; what is no JSON is taken as text."""
+    """NAME=JSON; a value that is not JSON is text."""
 
     name = "NAME=JSON"
 
@@ -48,13 +53,13 @@ class JsonAssignment(Json):
         if not equals or not name:
             self.fail(f"{value!r} is not NAME=JSON.", param, ctx)
         try:
-            return name, json.loads(text, parse_constant=_refuse)
+            return name, json.loads(text, parse_constant=_reject_constant)
         except (ValueError, RecursionError):
             return name, text
 
 
 class Timeout(click.ParamType[float]):
-    """Seconds, more than none."""
+    """Seconds, more than 0."""
 
     name = "SECONDS"
 
@@ -64,12 +69,12 @@ class Timeout(click.ParamType[float]):
         except ValueError:
             seconds = math.nan
         if not seconds > 0:
-            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds above 0.", param, ctx)
         return seconds
 
 
 class UrlParam(click.ParamType[str]):
-    """Where to POST: http or https."""
+    """An http or https URL to POST to."""
 
     name = "URL"
 
@@ -80,148 +85,105 @@ class UrlParam(click.ParamType[str]):
         except ValueError as error:
             self.fail(f"{value!r} {error}", param, ctx)
         if not query.isprintable():
-            self.fail(f"{value!r} holds letters that no address has.", param, ctx)
+            self.fail(f"{value!r} contains characters that a URL cannot have.", param, ctx)
         return str(value)
 
 
 class CommandLine(click.ParamType[tuple[str, ...]]):
-    """A command with its arguments, as a shell would split them; no shell runs it."""
+    """A command with its arguments, split as a shell would split them; no shell runs it."""
 
     name = "CMD"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         try:
-            words = tuple(shlex.split(value))
+            arguments = tuple(shlex.split(value))
         except ValueError as error:
-            self.fail(f"it cannot be split: {error}.", param, ctx)
-        if not words or shutil.which(words[0]) is None:
-            self.fail(f"there is no command {words[0] if words else ''!r} that may be run here.", param, ctx)
-        return words
+            self.fail(f"{value!r} cannot be split into arguments: {error}.", param, ctx)
+        if not arguments or shutil.which(arguments[0]) is None:
+            self.fail(f"{arguments[0] if arguments else ''!r} is not a command that can be run here.", param, ctx)
+        return arguments
 
 
 class EventPosition(click.ParamType[int]):
-    """An event's id, or `latest`, which is 0."""
+    """An event's id; `latest` is 0."""
 
     name = "ID|latest"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        said = str(value)
-        if said == "latest":
+        text = str(value)
+        if text == "latest":
             return 0
-        if not (said.isascii() and said.isdigit() and len(said) < 19 and int(said)):
-            self.fail(f"{value!r} is neither an event's id, from 1, nor `latest`.", param, ctx)
-        return int(said)
+        if not (text.isascii() and text.isdigit() and len(text) <= MAX_EVENT_ID_DIGITS and int(text)):
+            self.fail(f"{value!r} is not an event's id (from 1), and not `latest`.", param, ctx)
+        return int(text)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+id_argument = click.argument("task_id", metavar="ID")
+set_option = click.option(
+    "--set",
+    "more",
+    type=JsonAssignment(),
+    multiple=True,
+    help="A parameter of Kling that has no option here; repeatable.",
+)
+
+
+def wait_options(function: Function) -> Function:
+    """Add the options of a command that waits for a task: `output`, `timeout`, `as_json`."""
+    return _apply(
+        function,
+        click.option(
+            "--output",
+            metavar="DIR",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Write the files into this folder, as ID-N.EXT. Without it, print one link per file.",
+        ),
+        click.option(
+            "--timeout", type=Timeout(), help="Wait at most so many seconds after the create; the task continues."
+        ),
+        json_option,
+    )
+
+
+def create_options(function: Function) -> Function:
+    """Add the options of a command that creates a task: id, tags, hook, `no_wait`, and those of `wait_options`."""
+    return _apply(
+        function,
+        click.option(
+            "--external-task-id",
+            metavar="ID",
+            help="The task's id. The same id again continues that task instead of creating another.",
+        ),
+        click.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the task by; repeatable."),
+        click.option("--hook", metavar="URL", help="The receiver POSTs the task's events to this URL, signed."),
+        click.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
+        wait_options,
+    )
+
+
+def list_options(function: Function) -> Function:
+    """Add the options of a command that lists tasks: filters, `limit`, `as_json`."""
+    return _apply(
+        function,
+        click.option("--status", type=click.Choice(TASK_STATUSES)),
+        click.option("--family", help="Such as videos/text2video."),
+        click.option("--tag"),
+        click.option("--limit", type=click.IntRange(1), default=50, show_default=True),
+        json_option,
+    )
+
+
+def _apply(function: Function, *decorators: Decorator[Function]) -> Function:
+    """Apply decorators as if they stood above `function` in this order."""
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
 
 
 def job_parameters(job: Job) -> list[click.Parameter]:
     """The argument and the options of a typed job, in the order of its table."""
     return [_parameter(parameter) for parameter in job.parameters]
-
-
-AS_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, one object a line.")
-
-LISTEN_HELP = """Print what happens to tasks as it happens, or hand it to an application or command here.
-
-Each event comes at least once, in order, one after the other; what comes while this is not running
-comes when it runs again. The first time begins with what comes next. An application that cannot be
-reached is waited for; any answer of it ends an event, and so do 15 seconds without one. Of these,
-an answer other than 2xx, and an exit code other than 0, you are told, and the next event follows.
-
-KLING_HOOK_SECRET signs what is forwarded; without it a secret is made, kept, and told at each start.
-"""
-
-LISTEN_OPTIONS: list[click.Parameter] = [
-    click.Option(["--forward"], type=UrlParam(), help="POST each event there, signed as a hook's."),
-    click.Option(
-        ["--exec", "command"],
-        type=CommandLine(),
-        help="Run this for each event, without a shell: the event on stdin, KLING_TASK_ID, KLING_EVENT and "
-        "KLING_FILES (a link a line) in the environment.",
-    ),
-    click.Option(
-        ["--event", "types"],
-        type=click.Choice(TYPES),
-        metavar="TYPE",
-        multiple=True,
-        help="Only these; repeatable.",
-    ),
-    click.Option(["--tag"], help="Only of tasks with this tag."),
-    click.Option(
-        ["--from", "first"],
-        type=EventPosition(),
-        help="Begin with this event (1: with all that ever happened), or with what comes next (latest), "
-        "instead of where the same command left off.",
-    ),
-    click.Option(
-        ["--state"],
-        metavar="DIR",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="XDG_STATE_HOME",
-        default=Path("~/.local/state"),
-        show_default="$XDG_STATE_HOME, or ~/.local/state",
-        help="How far it came is kept there, in kling-callback.",
-    ),
-    click.Option(["--json", "as_json"], is_flag=True, help="Print each event as JSON, one a line."),
-]
-
-ID = click.Argument(["task_id"], metavar="ID")
-
-WAIT_OPTIONS: list[click.Parameter] = [
-    click.Option(
-        ["--output"],
-        metavar="DIR",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Write the files here, as ID-N.EXT. Without it a link to each is printed.",
-    ),
-    click.Option(["--timeout"], type=Timeout(), help="Wait at most so long after the create; the task goes on."),
-    AS_JSON,
-]
-
-CREATE_OPTIONS: list[click.Parameter] = [
-    click.Option(
-        ["--external-task-id"],
-        metavar="ID",
-        help="The task's id. The same one again continues that task instead of creating another.",
-    ),
-    click.Option(["--tag", "tags"], metavar="TAG", multiple=True, help="A word to find it by; repeatable."),
-    click.Option(["--hook"], metavar="URL", help="The receiver POSTs what happens to this task there, signed."),
-    click.Option(["--no-wait"], is_flag=True, help="Print the task's id and leave it at that."),
-    *WAIT_OPTIONS,
-]
-
-SET_OPTION = click.Option(
-    ["--set", "more"],
-    type=JsonAssignment(),
-    multiple=True,
-    help="A parameter that only Kling knows; repeatable.",
-)
-
-ANY_JOB: list[click.Parameter] = [
-    click.Argument(["family"], metavar="FAMILY"),
-    click.Option(
-        ["--body"], type=Json(), required=True, help="What Kling wants for this job; @FILE reads it from there."
-    ),
-]
-
-LIST_OPTIONS: list[click.Parameter] = [
-    click.Option(["--status"], type=click.Choice(["created", "submitted", "processing", "succeed", "failed"])),
-    click.Option(["--family"], help="Such as videos/text2video."),
-    click.Option(["--tag"]),
-    click.Option(["--limit"], type=click.IntRange(1), default=50, show_default=True),
-    AS_JSON,
-]
-
-
-def command(
-    group: click.Group, name: str, parameters: Sequence[click.Parameter], summary: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes the function below it a command of `group` with these parameters."""
-
-    def made(function: Callable[..., None]) -> Callable[..., None]:
-        group.add_command(click.Command(name, callback=function, params=list(parameters), help=summary))
-        return function
-
-    return made
 
 
 def _parameter(parameter: Parameter) -> click.Parameter:
@@ -235,10 +197,10 @@ def _parameter(parameter: Parameter) -> click.Parameter:
 
 
 def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
-    """How click reads it; the ranges are left to the table, which tells all problems at once."""
+    """click's type and metavar. Ranges are left to the table of jobs, which reports all problems at once."""
     match parameter.kind:
-        case Choice(words):
-            return click.STRING, "|".join(words)
+        case Choice(values):
+            return click.STRING, "|".join(values)
         case Integer(low, high):
             return click.INT, f"{low}-{high}"
         case Number(low, high):
@@ -253,8 +215,8 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
 
 def _read(name: str) -> str:
     with Path(name).open(encoding="utf-8") as file:
-        return file.read(MAX_FILE_BYTES)
+        return file.read(MAX_FILE_CHARS)
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not allowed")

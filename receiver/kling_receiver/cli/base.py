@@ -1,47 +1,55 @@
-"""What every command of `kling-receiver` does alike: read its settings, and say in a line what stops it."""
+"""Shared by the commands of `kling-receiver`: read the settings, report errors as messages with exit codes."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
-
-import click
+from typing import Any, NoReturn
 
 from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError, SettingsError
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import DatabaseError
 
-S = TypeVar("S", bound=ReceiverSettings)
-
 FAILED, USAGE_ERROR = 1, 2
 
 
-def exit_with(problems: list[str], code: int) -> NoReturn:
-    for problem in problems:
-        terminal.print_message(f"kling-receiver: {problem}")
+def exit_with(messages: Sequence[str], code: int) -> NoReturn:
+    """Print messages on stderr and exit."""
+    for message in messages:
+        print_message(message)
     sys.exit(code)
 
 
-def load_settings(settings: type[S]) -> S:
-    """The settings, or the end with every problem named."""
+def print_message(message: str) -> None:
+    """Print a message on stderr, after the name of the program."""
+    terminal.print_message(f"kling-receiver: {message}")
+
+
+def load_settings(require: Collection[str] = ()) -> ReceiverSettings:
+    """Read the settings; exit with all their problems. `require`: names of the settings that must be set."""
     try:
-        loaded = settings.load()
+        settings = ReceiverSettings.load(require=require)
     except SettingsError as error:
         exit_with(error.problems, USAGE_ERROR)
-    for doubt in settings.unknown_variables():
-        click.echo(f"kling-receiver: {doubt}", err=True)
-    return loaded
+    for warning in settings.unknown_variables():
+        print_message(warning)
+    return settings
+
+
+def warn_if_unreachable(settings: ReceiverSettings) -> None:
+    """Print a warning if Kling cannot reach the receiver's address."""
+    if settings.unreachable_reason:
+        print_message(settings.unreachable_reason)
 
 
 def report_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Say in one line what stops a command."""
+    """Decorate a command: an error of the receiver, database or system is one message and exit code 1."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except BrokenPipeError:  # nobody reads on: no trouble of ours
+        except BrokenPipeError:  # the reader of stdout is gone: click exits without a message
             raise
         except (DatabaseError, ReceiverError, OSError) as error:
             exit_with([str(error)], FAILED)

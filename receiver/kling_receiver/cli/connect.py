@@ -1,10 +1,10 @@
-"""Finds the receiver for a command: the one that runs, by HTTP; its database, opened here, when none does."""
+"""Connect a command to the receiver: by HTTP to the running one, or to its database when none runs."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
@@ -12,14 +12,14 @@ from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError
 from kling_callback.http import create_client
 from kling_callback.protocol.signing import api_token
-from kling_callback.receiver_api import ReceiverApi as Remote
+from kling_callback.receiver_api import ReceiverApi
 from kling_callback.retry import RetryPolicy
-from kling_receiver.app import Receiver, create_app
 from kling_receiver.cli.base import load_settings
-from kling_receiver.settings import AdminSettings
-from kling_receiver.store.database import Database
+from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
-from kling_receiver.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    from kling_receiver.store.transaction import Transaction
 
 T = TypeVar("T")
 
@@ -30,60 +30,66 @@ TOKEN_SECONDS = 300
 
 
 @asynccontextmanager
-async def connect(settings: AdminSettings) -> AsyncIterator[Remote]:
-    """The receiver's API, for an admin. Raises DatabaseError when one runs and does not answer."""
+async def connect(settings: ReceiverSettings) -> AsyncIterator[ReceiverApi]:
+    """The receiver's API with the role admin: of the running receiver, or of one opened on its database.
+
+    Raises DatabaseError if a receiver runs and does not answer, or there is no database.
+    """
     base = settings.receiver_base
     async with create_client(base) as http:
-        remote = _remote(http, base, settings)
+        api = _api(http, base, settings)
         try:
-            await remote.tasks(limit=1)
+            await api.tasks(limit=1)
         except ReceiverError as error:
             if error.code not in ("unreachable", None) or (error.http_status or 502) not in PROXY_ERRORS:
                 raise
         else:
-            yield remote
+            yield api
             return
-    _check_database(settings, base)
-    async with _opened(settings, base) as http:
-        yield _remote(http, base, settings)
+    _require_database(settings, base)
+    async with _open_offline(settings, base) as http:
+        yield _api(http, base, settings)
 
 
-def call_receiver(call: Callable[[Remote], Awaitable[T]], settings: AdminSettings | None = None) -> T:
-    """What a command is told by the receiver, asked as the `settings` say; None: as they are read now."""
-    known = settings or load_settings(AdminSettings)
+def call_receiver(call: Callable[[ReceiverApi], Awaitable[T]], settings: ReceiverSettings | None = None) -> T:
+    """Run `call` with the receiver's API, and return its result. `settings`: None reads them now."""
+    admin_settings = settings or load_settings(TO_ADMINISTER)
 
     async def run() -> T:
-        async with connect(known) as receiver:
-            return await call(receiver)
+        async with connect(admin_settings) as api:
+            return await call(api)
 
     return asyncio.run(run())
 
 
-def change_database(settings: AdminSettings, change: Callable[[Transaction], T]) -> T:
-    """A change to the database itself, which a receiver has migrated: of what must not come over the network.
+def change_database(settings: ReceiverSettings, change: Callable[["Transaction"], T]) -> T:
+    """Run `change` in a transaction on a migrated database: for changes that the API refuses over the network.
 
     Raises DatabaseError.
     """
+    from kling_receiver.store.database import Database
+    from kling_receiver.store.transaction import Transaction
+
     file = settings.database_file
     if file and not file.exists():
-        hint = "Set KLING_DATA_DIR as the receiver has it, and call this on its machine."
+        hint = "Set KLING_DATA_DIR as for the receiver, and run this command on its machine."
         raise DatabaseError(f"There is no database {file}. {hint}")
     database = Database(settings.database)
     try:
         with database.operator_errors(), database.write() as connection:
             tx = Transaction(connection, database, int(time.time() * 1000))
-            changed = change(tx)
+            result = change(tx)
             tx.flush()
-        return changed
+        return result
     finally:
         database.close()
 
 
-def _remote(http: httpx.AsyncClient, base: str, settings: AdminSettings) -> Remote:
-    return Remote(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), NO_RETRY)
+def _api(http: httpx.AsyncClient, base: str, settings: ReceiverSettings) -> ReceiverApi:
+    return ReceiverApi(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), NO_RETRY)
 
 
-def _check_database(settings: AdminSettings, base: str) -> None:
+def _require_database(settings: ReceiverSettings, base: str) -> None:
     file = settings.database_file
     if file and not file.exists():
         hint = "Start it with `kling-receiver serve`, or set KLING_RECEIVER_INTERNAL_URL or KLING_DATA_DIR."
@@ -91,16 +97,20 @@ def _check_database(settings: AdminSettings, base: str) -> None:
 
 
 @asynccontextmanager
-async def _opened(settings: AdminSettings, base: str) -> AsyncIterator[httpx.AsyncClient]:
-    """The same API without a server: nothing is listened to, and what is owed stays owed."""
+async def _open_offline(settings: ReceiverSettings, base: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve the same API in this process: it listens on no port and runs no jobs; those wait for a receiver."""
+    from kling_receiver.app import Receiver, create_app  # half of the start-up time, rarely needed
+
     receiver = Receiver(settings)
     try:
         receiver.prepare()
-    except AlreadyRunning as held:
+    except AlreadyRunning as error:
         receiver.database.close()
-        hint = "Set KLING_RECEIVER_INTERNAL_URL to where it is reached from here."
-        raise DatabaseError(f"A receiver runs ({held.holder}), but does not answer at {base}. {hint}") from held
-    terminal.print_message("No receiver runs; its database is opened. What is ordered is done once one does.")
+        hint = "Set KLING_RECEIVER_INTERNAL_URL to an address at which this machine reaches it."
+        raise DatabaseError(f"A receiver runs ({error.holder}), but does not answer at {base}. {hint}") from error
+    terminal.print_message(
+        "No receiver runs, so its database is opened. Jobs are enqueued; the next receiver runs them."
+    )
     receiver.writer.start()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
     try:

@@ -1,4 +1,4 @@
-"""The commands `kling-receiver deliveries ...` and `replay`: what became of events, and sending them again."""
+"""The commands `kling-receiver deliveries ...` and `replay`: list deliveries to hooks, send events again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,142 +8,140 @@ import click
 import httpx
 
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import PAGE_SIZE
-from kling_callback.receiver_api import ReceiverApi as Remote
+from kling_callback.receiver_api import PAGE_SIZE, ReceiverApi
 from kling_receiver.cli.base import USAGE_ERROR, exit_with, report_errors
 from kling_receiver.cli.connect import call_receiver
-from kling_receiver.hooks.delivery_list import STATES
 
-LONGEST_SAID = 60
-"""Characters of an error in the list; `show` has all."""
-ID = click.Argument(["delivery"], metavar="EVENT/HOOK")
-HOOK = click.Option(["--hook"], help="Of this hook alone.")
+STATES = ("pending", "delivered", "dead")
+"""As in `hooks.delivery_list`, which takes long to import."""
+MAX_REASON_CHARS = 60
+"""Characters of an error in the table; `show` prints all."""
+
+delivery_argument = click.argument("delivery", metavar="EVENT/HOOK")
+hook_option = click.option("--hook", help="Only deliveries to this hook.")
 
 
 @click.group()
 def deliveries() -> None:
-    """What became of events on their way to hooks.
+    """List and retry deliveries to hooks.
 
-    Talks to the running receiver; opens its database when none runs.
+    A delivery is one event for one hook.
+
+    The commands call the running receiver; they open its database only when no receiver runs.
     """
 
 
-LISTING: list[click.Parameter] = [
-    HOOK,
-    click.Option(["--state"], type=click.Choice(STATES), help="Dead ones are given up, and can be sent again."),
-    click.Option(["--task"], help="Of this task alone."),
-    click.Option(["--limit"], type=click.IntRange(1), default=50, show_default=True),
-    options.AS_JSON,
-]
-
-
-@options.command(deliveries, "list", LISTING, "List deliveries, those of the newest events first.")
+@deliveries.command("list")
+@hook_option
+@click.option("--state", type=click.Choice(STATES), help="dead: given up; `deliveries retry` sends them again.")
+@click.option("--task", help="Only deliveries about this task.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@options.json_option
 @report_errors
 def list_deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
-    found = call_receiver(lambda receiver: _pages(receiver, limit, filters))
+    """List deliveries, those of the newest events first."""
+    rows = call_receiver(lambda receiver: _read_pages(receiver, limit, filters))
     if as_json:
-        for each in found:
-            terminal.print_json(each)
+        for row in rows:
+            terminal.print_json(row)
         return
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "ID": lambda each: each["id"],
-        "STATE": lambda each: each["state"],
-        "EVENT": lambda each: each["type"],
-        "TASK": lambda each: each["task"],
-        "ATTEMPTS": lambda each: str(each["attempts"]),
-        "LAST": lambda each: _last(each["last_attempt"]),
-        "NEXT": lambda each: terminal.format_minute(each["next_attempt_at"]),
+        "ID": lambda row: row["id"],
+        "STATE": lambda row: row["state"],
+        "EVENT": lambda row: row["type"],
+        "TASK": lambda row: row["task"],
+        "ATTEMPTS": lambda row: str(row["attempts"]),
+        "LAST": lambda row: _format_attempt(row["last_attempt"]),
+        "NEXT": lambda row: terminal.format_minute(row["next_attempt_at"]),
     }
-    table = [(name, [cell(each) for each in found]) for name, cell in columns.items()]
+    table = [(name, [cell(row) for row in rows]) for name, cell in columns.items()]
     terminal.print_table(table, always=("ID", "STATE", "EVENT"))
 
 
-async def _pages(receiver: Remote, limit: int, filters: dict[str, str | None]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+async def _read_pages(receiver: ReceiverApi, limit: int, filters: dict[str, str | None]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     cursor: str | None = None
-    while len(found) < limit:
-        asked = {**filters, "limit": str(min(limit - len(found), PAGE_SIZE)), "cursor": cursor}
-        given = httpx.QueryParams({name: value for name, value in asked.items() if value})
-        answer = await receiver.call("GET", f"/api/deliveries?{given}")
-        found += answer["deliveries"]
-        cursor = answer["next"]
+    while len(rows) < limit:
+        parameters = {**filters, "limit": str(min(limit - len(rows), PAGE_SIZE)), "cursor": cursor}
+        query = httpx.QueryParams({name: value for name, value in parameters.items() if value})
+        page = await receiver.call("GET", f"/api/deliveries?{query}")
+        rows += page["deliveries"]
+        cursor = page["next"]
         if not cursor:
             break
-    return found
+    return rows
 
 
 def _path(delivery: str) -> str:
-    """The route of a delivery, or the end with what is wrong."""
+    """The route of a delivery named EVENT/HOOK; exits if the name is invalid."""
     event, slash, hook = delivery.partition("/")
     if not (event.isdecimal() and slash and hook):
-        exit_with([f"{delivery} is no delivery: name its event and hook, such as 123/hook-1."], USAGE_ERROR)
+        exit_with([f"{delivery} is not a delivery. Name its event and its hook, such as 123/hook-1."], USAGE_ERROR)
     return f"/api/deliveries/{event}/{quote(hook, safe='')}"
 
 
-def _last(attempt: dict[str, Any] | None) -> str:
+def _format_attempt(attempt: dict[str, Any] | None) -> str:
     if attempt is None:
         return ""
-    said = attempt["error"] or ("delivered" if attempt["response_status"] is None else str(attempt["response_status"]))
-    return f"{said[:LONGEST_SAID]}, {attempt['duration_ms']} ms"
+    status = attempt["response_status"]
+    outcome = attempt["error"] or ("delivered" if status is None else str(status))
+    return f"{outcome[:MAX_REASON_CHARS]}, {attempt['duration_ms']} ms"
 
 
-@options.command(deliveries, "show", [ID, options.AS_JSON], "Print a delivery with all its attempts, as JSON.")
+@deliveries.command()
+@delivery_argument
+@options.json_option
 @report_errors
 def show(delivery: str, as_json: bool) -> None:
+    """Print a delivery with all its attempts, as JSON."""
     path = _path(delivery)
-    found = call_receiver(lambda receiver: receiver.call("GET", path))
-    terminal.print_json(found, nicely=not as_json)
+    document = call_receiver(lambda receiver: receiver.call("GET", path))
+    terminal.print_json(document, pretty=not as_json)
 
 
-RETRYING: list[click.Parameter] = [
-    click.Argument(["chosen"], metavar="[EVENT/HOOK]...", nargs=-1),
-    click.Option(["--dead"], is_flag=True, help="All that are dead."),
-    HOOK,
-]
-
-
-@options.command(deliveries, "retry", RETRYING, "Send events to their hooks again, now.")
+@deliveries.command()
+@click.argument("chosen", metavar="[EVENT/HOOK]...", nargs=-1)
+@click.option("--dead", is_flag=True, help="All dead deliveries.")
+@hook_option
 @report_errors
 def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
+    """Send events to their hooks again, now."""
     if bool(chosen) == dead:
-        exit_with(["Name deliveries as EVENT/HOOK, or give --dead."], USAGE_ERROR)
-    paths = [f"{_path(each)}/retry" for each in chosen]
+        exit_with(["Name deliveries as EVENT/HOOK, or set --dead."], USAGE_ERROR)
+    paths = [f"{_path(delivery)}/retry" for delivery in chosen]
     body = {"hook": hook} if dead else None
 
-    async def order(receiver: Remote) -> int:
+    async def retry_all(receiver: ReceiverApi) -> int:
         if dead:
             return int((await receiver.call("POST", "/api/deliveries/retry", body))["deliveries"])
         for path in paths:
             await receiver.call("POST", path)
         return len(paths)
 
-    terminal.print_message(f"To be sent again: {call_receiver(order)}; to a paused hook once it is resumed.")
+    count = call_receiver(retry_all)
+    terminal.print_message(f"Deliveries to be sent again: {count}. A paused hook gets them once it is resumed.")
 
 
-REPLAY = """Send events again to all hooks that want them, or to one.
-
-Each has the webhook-id that it had: an application that drops what it has had drops these too.
-"""
-
-REPLAYING: list[click.Parameter] = [
-    click.Option(["--from", "from_"], type=click.IntRange(1), metavar="EVENT_ID", help="From this event on."),
-    click.Option(["--since"], metavar="TIME", help="Since then (ISO 8601; UTC, unless it says otherwise)."),
-    click.Option(["--task"], metavar="ID", help="All that happened to this task."),
-    HOOK,
-]
-
-
-@click.command(params=REPLAYING, help=REPLAY)
+@click.command()
+@click.option("--from", "from_", type=click.IntRange(1), metavar="EVENT_ID", help="All events from this one on.")
+@click.option("--since", metavar="TIME", help="All events since this time (ISO 8601; UTC, unless it has a zone).")
+@click.option("--task", metavar="ID", help="All events of this task.")
+@hook_option
 @report_errors
 def replay(from_: int | None, since: str | None, task: str | None, hook: str | None) -> None:
-    if sum(each is not None for each in (from_, since, task)) != 1:
-        exit_with(["Give one of --from, --since and --task."], USAGE_ERROR)
-    given = {"from": from_, "since": since, "task": task, "hook": hook}
-    body = {name: value for name, value in given.items() if value is not None}
+    """Deliver past events to the hooks again.
+
+    All hooks whose filter matches receive them, or one of them with --hook. Each event keeps its webhook-id: an
+    application that drops repeats drops these too.
+    """
+    if sum(value is not None for value in (from_, since, task)) != 1:
+        exit_with(["Set one of --from, --since and --task."], USAGE_ERROR)
+    values = {"from": from_, "since": since, "task": task, "hook": hook}
+    body = {name: value for name, value in values.items() if value is not None}
     answer = call_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))
     if answer["hooks"]:
         terminal.print_message(
-            f"Of {answer['events']} events, those that are wanted go again to {', '.join(answer['hooks'])}."
+            f"Of {answer['events']} events, those that match are delivered again to {', '.join(answer['hooks'])}."
         )
     else:
-        terminal.print_message("There is no hook.")
+        terminal.print_message("There is no hook. Add one with: kling-receiver hooks add ADDRESS")

@@ -1,39 +1,65 @@
-"""Whether the way from the open Internet to this receiver is open, and if not, where it breaks."""
+"""The command `kling-receiver doctor`: check, step by step, that a callback from the Internet reaches this receiver."""
 
+import asyncio
 import secrets
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import anyio.to_thread
+import click
 import httpx
 
 from kling_callback.errors import GatewayError
 from kling_callback.kling_api import KlingApi, auth_from
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
-from kling_receiver.settings import ReceiverSettings
+from kling_receiver.cli.base import FAILED, load_settings, warn_if_unreachable
+from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.web.callbacks import DOCTOR_FAMILY, doctor_answer
 
+TIMEOUT_SECONDS = 15
 LARGE_BODY_BYTES = 900_000
-"""Bytes that the doctor sends: a proxy that lets them through lets all through that is kept (1 MB)."""
+"""Bytes of the doctor's callback: close to the 1 MB of a callback that is kept, so that a proxy's lower limit shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One step of the way: `good` or not, and what to do when it is not."""
+    """The outcome of one step; the message of a failed one states what to do."""
 
     name: str
     ok: bool
     message: str
 
 
+@click.command()
+def doctor() -> None:
+    """Check that callbacks can reach this receiver.
+
+    Sends a signed callback through its public address, and names the step that fails.
+    """
+    settings = load_settings(TO_ADMINISTER)
+    warn_if_unreachable(settings)
+    if not asyncio.run(_print_checks(settings)):
+        sys.exit(FAILED)
+
+
+async def _print_checks(settings: ReceiverSettings) -> bool:
+    """Print a line for each step as it ends. Returns whether all succeeded."""
+    ok = True
+    async for check in run_checks(settings):
+        ok = ok and check.ok
+        click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.message}")
+    return ok
+
+
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
-    """Walk the way a callback takes, step by step; the walk ends where it is broken."""
-    async with httpx.AsyncClient(timeout=15, follow_redirects=False) as http:
-        async for finding in _check_public_route(settings, http):
-            yield finding
+    """Check the steps of a callback in order, up to the first that fails; then Kling's key."""
+    async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False) as http:
+        async for check in _check_public_route(settings, http):
+            yield check
         if settings.has_key:
             yield await _check_key(settings, http)
 
@@ -42,35 +68,35 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
     parts = urlsplit(settings.receiver_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        found = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
+        addresses = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        yield Check("name", False, f"{host} has no address ({error}). Mend its DNS entry, or KLING_RECEIVER_URL.")
+        yield Check("name", False, f"{host} has no address ({error}). Fix its DNS entry, or set KLING_RECEIVER_URL.")
         return
-    yield Check("name", True, f"{host} is {', '.join(sorted({str(each[4][0]) for each in found}))}")
+    yield Check("name", True, f"{host} is {', '.join(sorted({str(address[4][0]) for address in addresses}))}")
     nonce = new_id()
     url = CallbackSigner(settings.signing_secrets).url(settings.receiver_url, nonce, DOCTOR_FAMILY)
     body = {"doctor": secrets.token_hex(LARGE_BODY_BYTES // 2)}
     try:
         response = await http.post(url, json=body)
     except httpx.HTTPError as error:
-        yield Check("connection", False, f"{host}:{port} does not answer ({_reason(error)}). {_CONNECTION_HINT}")
+        yield Check("connection", False, f"{host}:{port} does not answer ({_reason(error)}). {CONNECTION_HINT}")
         return
     yield Check("connection", True, f"{host}:{port} answers")
-    yield _echo(response, nonce)
+    yield _check_response(response, nonce)
 
 
-_CONNECTION_HINT = "Is the receiver running, the proxy in front of it too, the port open, its certificate good?"
+CONNECTION_HINT = "Check that the receiver and the proxy run, that the port is open, and the proxy's certificate."
 
 
-def _echo(response: httpx.Response, nonce: str) -> Check:
-    """What the answer to a signed callback says of the way."""
+def _check_response(response: httpx.Response, nonce: str) -> Check:
+    """Whether the response to the signed callback is this receiver's."""
     status = response.status_code
-    if status == 200 and _is_echo(response, nonce):
-        return Check("callback", True, "a signed callback came through: the way is open")
+    if status == 200 and _is_from_receiver(response, nonce):
+        return Check("callback", True, "a signed callback reached the receiver")
     return Check("callback", False, f"the answer was {status}. {_hint(response)}")
 
 
-def _is_echo(response: httpx.Response, nonce: str) -> bool:
+def _is_from_receiver(response: httpx.Response, nonce: str) -> bool:
     try:
         return bool(response.json() == doctor_answer(nonce))
     except ValueError:
@@ -80,33 +106,33 @@ def _is_echo(response: httpx.Response, nonce: str) -> bool:
 def _hint(response: httpx.Response) -> str:
     status = response.status_code
     if 300 <= status < 400:
-        to = response.headers.get("Location", "").split("/callbacks/")[0]
-        return f"It redirects to {to}, and Kling does not follow. Set KLING_RECEIVER_URL to that."
+        target = response.headers.get("Location", "").split("/callbacks/")[0]
+        return f"It redirects to {target}, and Kling does not follow. Set KLING_RECEIVER_URL to that."
     if status == 401:
-        return "It is a receiver, but with other KLING_SIGNING_SECRETS."
-    return HINTS.get(status, "Something else than this receiver answers there: look at the proxy's routes.")
+        return "It is a receiver with other KLING_SIGNING_SECRETS. Set the same secrets for both."
+    return HINTS.get(status, "Another server than this receiver answers. Check the proxy's routes.")
 
 
 HINTS = {
-    200: "It is not this receiver: something else answers. Look at the proxy's routes and KLING_RECEIVER_URL.",
-    404: "The path is not passed on: look at the proxy's routes and at the path in KLING_RECEIVER_URL.",
-    405: "POST is not passed on: look at the proxy's rules.",
-    403: "Something in front refuses: look at the proxy's or firewall's rules for POST.",
-    413: "The proxy's limit on bodies is too small: allow 1 MB at least.",
-    502: "The proxy does not reach the receiver: is it running, and on the port that the proxy expects?",
-    503: "The receiver cannot write its database: look at /readyz.",
-    504: "The proxy does not reach the receiver in time.",
+    200: "Another server answers, not this receiver. Check the proxy's routes and KLING_RECEIVER_URL.",
+    404: "The path is not passed on. Check the proxy's routes and the path in KLING_RECEIVER_URL.",
+    405: "POST is not passed on. Check the proxy's rules.",
+    403: "A server in front of the receiver refuses. Check the proxy's or firewall's rules for POST.",
+    413: "The proxy's limit on bodies is too small. Set it to 1 MB or more.",
+    502: "The proxy does not reach the receiver. Check that the receiver runs, on the port that the proxy expects.",
+    503: "The receiver cannot write to its database. Check /readyz.",
+    504: "The proxy does not reach the receiver in time. Check that the receiver runs.",
 }
 
 
 async def _check_key(settings: ReceiverSettings, http: httpx.AsyncClient) -> Check:
-    """Whether Kling takes our key: asked for a task that cannot exist, it says that it knows none."""
-    gateway = KlingApi(settings.api_base, auth_from(settings), http)
+    """Whether Kling accepts the key: queried for a task that cannot exist, it answers that it has none."""
+    kling_api = KlingApi(settings.api_base, auth_from(settings), http)
     try:
-        await gateway.query("videos/text2video", external_id=new_id())
+        await kling_api.query("videos/text2video", task_id=new_id())
     except GatewayError as error:
         return Check("key", False, str(error))
-    return Check("key", True, f"{settings.api_base} takes the key")
+    return Check("key", True, f"{settings.api_base} accepts the key")
 
 
 def _reason(error: Exception) -> str:

@@ -1,50 +1,54 @@
-"""The commands `kling-receiver hooks ...`: where events go."""
+"""The commands `kling-receiver hooks ...`: add, list, test, pause, resume, rotate and remove hooks."""
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import ReceiverApi as Remote
+from kling_callback.receiver_api import ReceiverApi
 from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
-from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import EVENT_STATUSES, WEB_SCHEMES, HookConfig, InvalidHook, parse_hook
-from kling_receiver.settings import AdminSettings
+from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.sinks import scheme_of
 from kling_receiver.states import STATUSES
-from kling_receiver.store.transaction import Transaction
 
-LONGEST_CELL = 60
-"""Letters."""
-NAME = click.Argument(["name"], metavar="NAME")
+if TYPE_CHECKING:
+    from kling_receiver.store.transaction import Transaction
+
+MAX_CELL_CHARS = 60
+"""Characters of an address or a reason in the table; `show` prints all."""
+
+name_argument = click.argument("name", metavar="NAME")
 
 
 @click.group()
 def hooks() -> None:
-    """Where events go, and how they fare there.
+    """Add, list, test, pause and remove hooks.
 
-    Talks to the running receiver; opens its database when none runs.
+    A hook is an address that events are delivered to.
+
+    The commands call the running receiver; they open its database only when no receiver runs.
     """
 
 
-class Steps(click.ParamType[list[float]]):
+class SecondsList(click.ParamType[list[float]]):
     """Seconds, separated by commas."""
 
     name = "SECONDS,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         try:
-            return [float(each) for each in str(value).split(",") if each.strip()]
+            return [float(part) for part in str(value).split(",") if part.strip()]
         except ValueError:
-            self.fail(f"{value!r} is no list of seconds, such as 5,30,120.", param, ctx)
+            self.fail(f"{value!r} is not a list of seconds, such as 5,30,120.", param, ctx)
 
 
 class Secret(click.ParamType[str]):
-    """A secret; for `-`, a line of stdin: other users of the machine see what is typed as an argument."""
+    """A secret; `-` reads a line of stdin, because other users of the machine can see arguments."""
 
     name = "SECRET"
 
@@ -52,148 +56,152 @@ class Secret(click.ParamType[str]):
         if value != "-":
             return str(value)
         line = sys.stdin.readline().strip()
-        return line or self.fail("no secret came on stdin.", param, ctx)
+        return line or self.fail("there is no secret on stdin.", param, ctx)
 
 
-ADDING: list[click.Parameter] = [
-    click.Argument(["address"], metavar="ADDRESS"),
-    click.Option(["--name"], default="", help="Small letters, digits, - and _; else one is made."),
-    click.Option(
-        ["--event", "events"],
-        multiple=True,
-        type=click.Choice(list(EVENT_STATUSES)),
-        help="Only these; repeatable.",
-    ),
-    click.Option(["--family", "families"], multiple=True, help="Such as videos/text2video; repeatable."),
-    click.Option(["--status", "statuses"], multiple=True, type=click.Choice(STATUSES), help="Repeatable."),
-    click.Option(["--tag", "tags"], multiple=True, help="Of tasks with any of these; repeatable."),
-    click.Option(
-        ["--secret"],
-        type=Secret(),
-        default="",
-        help="Signs (whsec_...; -: a line of stdin, so that no list of processes shows it); "
-        "else one is made and printed.",
-    ),
-    click.Option(["--retry-schedule"], type=Steps(), help="Waits between attempts (5,30,120,900,3600,...)."),
-    click.Option(["--concurrency"], type=click.IntRange(1, 256), help="Attempts at once."),
-    click.Option(["--rate-limit"], type=float, help="Events a second, at most."),
-    click.Option(["--timeout"], type=float, help="Seconds for one attempt."),
-    options.AS_JSON,
-]
-
-
-@options.command(
-    hooks,
-    "add",
-    ADDING,
-    "Send events to an address from now on.\n\n"
-    "ADDRESS is https://HOST/PATH, command:PROGRAM ARGUMENT (an argument list, no shell), nats://HOST/SUBJECT, "
-    "redis://HOST/STREAM, or that of a sink of your own.",
+@hooks.command()
+@click.argument("address", metavar="ADDRESS")
+@click.option("--name", default="", help="Small letters, digits, - and _. Without it, a name is generated.")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    type=click.Choice(list(EVENT_STATUSES)),
+    help="Only events of this type; repeatable.",
 )
+@click.option("--family", "families", multiple=True, help="Such as videos/text2video; repeatable.")
+@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Repeatable.")
+@click.option("--tag", "tags", multiple=True, help="Only events of tasks with any of these tags; repeatable.")
+@click.option(
+    "--secret",
+    type=Secret(),
+    default="",
+    help="Signs the requests (whsec_...; -: a line of stdin, so that no list of processes shows it). "
+    "Without it, a secret is generated and printed.",
+)
+@click.option("--retry-schedule", type=SecondsList(), help="Seconds between attempts (5,30,120,900,3600,...).")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Attempts at once.")
+@click.option("--rate-limit", type=float, help="Maximum events per second.")
+@click.option("--timeout", type=float, help="Seconds for one attempt.")
+@options.json_option
 @report_errors
-def add(as_json: bool, **given: Any) -> None:
-    listed: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-    wanted = {name: value for name, value in listed.items() if value not in (None, "", [])}
-    if scheme_of(str(wanted.get("address", ""))) in WEB_SCHEMES:
-        answer = call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", wanted))
-        name, secret = answer["hook"]["name"], None if "secret" in wanted else answer["secret"]
+def add(as_json: bool, **values: Any) -> None:
+    """Deliver events to an address from now on.
+
+    ADDRESS is https://HOST/PATH, command:PROGRAM ARGUMENT (an argument list, no shell), nats://HOST/SUBJECT,
+    redis://HOST/STREAM, or that of a sink plugin.
+    """
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    config: dict[str, Any] = {name: value for name, value in lists.items() if value not in (None, "", [])}
+    if scheme_of(str(config.get("address", ""))) in WEB_SCHEMES:
+        answer = call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", config))
+        name, secret = answer["hook"]["name"], None if "secret" in config else answer["secret"]
     else:
-        name, secret = _add_here(wanted), None
+        name, secret = _add_to_database(config), None
     if as_json:
         return terminal.print_json({"name": name, "secret": secret})
-    terminal.print_message(f"Events go there from now on. Try it with: kling-receiver hooks test {name}")
+    terminal.print_message(f"Hook {name} receives events from now on. Test it with: kling-receiver hooks test {name}")
     if secret:
-        terminal.print_message("The secret that signs what is sent, shown this once:")
+        terminal.print_message("This secret signs the requests. It is shown only once:")
         terminal.print_data(secret)
     return None
 
 
-def _add_here(wanted: dict[str, Any]) -> str:
-    """Add what must not come over the network."""
-    settings = load_settings(AdminSettings)
+def _add_to_database(document: dict[str, Any]) -> str:
+    """Add a hook whose address the API refuses over the network. Returns its name."""
+    settings = load_settings(TO_ADMINISTER)
     try:
-        new = parse_hook(wanted, settings.hook_hosts)
+        config = parse_hook(document, settings.hook_hosts)
     except InvalidHook as error:
         exit_with(error.problems, USAGE_ERROR)
-    name, problem = call_receiver(lambda receiver: _added(receiver, settings, new), settings)
+    name, problem = call_receiver(lambda receiver: _add_beside(receiver, settings, config), settings)
     if problem:
         exit_with([problem], FAILED)
     return name
 
 
-async def _added(receiver: Remote, settings: AdminSettings, new: HookConfig) -> tuple[str, str]:
-    """The name of the hook, and what is wrong if it could not be added to this receiver's database."""
-    there = await receiver.call("GET", "/api/hooks")
-    if there.get("kept_in_file"):
-        return "", "The hooks are kept in KLING_HOOKS_FILE. Change the file, and start the receiver anew."
+async def _add_beside(receiver: ReceiverApi, settings: ReceiverSettings, config: HookConfig) -> tuple[str, str]:
+    """Add a hook to this receiver's database. Returns its name, and the problem if it could not be added."""
+    answer = await receiver.call("GET", "/api/hooks")
+    if answer.get("kept_in_file"):
+        return "", "The hooks are kept in KLING_HOOKS_FILE. Change the file and restart the receiver."
 
-    def change(tx: Transaction) -> tuple[str, str]:
-        if tx.database.identity(tx.connection) != there.get("database"):
-            return "", ANOTHER
-        row = hook_records.add(tx, new)
-        return (str(row["name"]), "") if row else ("", f"There is a hook {new.name}. Choose another name.")
+    def change(tx: "Transaction") -> tuple[str, str]:
+        from kling_receiver.hooks import records as hook_records
+
+        if tx.database.identity(tx.connection) != answer.get("database"):
+            return "", OTHER_DATABASE
+        row = hook_records.add(tx, config)
+        return (row["name"], "") if row else ("", f"There is a hook {config.name} already. Set another name.")
 
     return change_database(settings, change)
 
 
-ANOTHER = (
-    "The receiver that runs has another database than this command. Set KLING_DATA_DIR or KLING_DATABASE_URL "
-    "as it has them, and call this on its machine."
+OTHER_DATABASE = (
+    "The running receiver has another database than this command. Set KLING_DATA_DIR or KLING_DATABASE_URL as for "
+    "the receiver, and run this command on its machine."
 )
 
 
-@options.command(hooks, "list", [options.AS_JSON], "List hooks, and how they fare.")
+@hooks.command("list")
+@options.json_option
 @report_errors
 def list_hooks(as_json: bool) -> None:
-    found = call_receiver(lambda receiver: receiver.call("GET", "/api/hooks"))["hooks"]
+    """List hooks with their state."""
+    rows = call_receiver(lambda receiver: receiver.call("GET", "/api/hooks"))["hooks"]
     if as_json:
-        for hook in found:
-            terminal.print_json(hook)
+        for row in rows:
+            terminal.print_json(row)
         return
-    _show(found)
+    _print_table(rows)
 
 
-def _show(found: Sequence[dict[str, Any]]) -> None:
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "NAME": lambda hook: hook["name"],
+        "NAME": lambda row: row["name"],
         "STATE": _state,
-        "ADDRESS": lambda hook: _cut(hook["address"]),
-        "WANTS": _wants,
-        "BEHIND": lambda hook: str(hook["behind"] or "") if hook["state"] != "active" else "",
-        "PENDING": lambda hook: str(hook["pending"] or ""),
-        "DEAD": lambda hook: str(hook["dead"] or ""),
-        "WHY": lambda hook: _cut(hook["paused_because"] or ""),
+        "ADDRESS": lambda row: _shorten(row["address"]),
+        "FILTER": _filter,
+        "BEHIND": lambda row: str(row["behind"] or "") if row["state"] != "active" else "",
+        "PENDING": lambda row: str(row["pending"] or ""),
+        "DEAD": lambda row: str(row["dead"] or ""),
+        "REASON": lambda row: _shorten(row["paused_because"] or ""),
     }
-    table = [(name, [cell(hook) for hook in found]) for name, cell in columns.items()]
+    table = [(name, [cell(row) for row in rows]) for name, cell in columns.items()]
     terminal.print_table(table, always=("NAME", "STATE", "ADDRESS"))
 
 
-def _cut(text: str) -> str:
-    """What a table has room for; `show` has all."""
-    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_CELL_CHARS else f"{text[: MAX_CELL_CHARS - 1]}…"
 
 
-def _wants(hook: dict[str, Any]) -> str:
-    kinds = ("events", "families", "statuses", "tags")
-    return "; ".join(", ".join(hook[kind]) for kind in kinds if hook[kind]) or "all"
+def _filter(row: dict[str, Any]) -> str:
+    fields = ("events", "families", "statuses", "tags")
+    return "; ".join(", ".join(row[field]) for field in fields if row[field]) or "all"
 
 
-def _state(hook: dict[str, Any]) -> str:
-    if hook["state"] == "failing":
-        return f"failing since {terminal.format_minute(hook['failing_since'])}"
-    return str(hook["state"])
+def _state(row: dict[str, Any]) -> str:
+    if row["state"] == "failing":
+        return f"failing since {terminal.format_minute(row['failing_since'])}"
+    return str(row["state"])
 
 
-@options.command(hooks, "show", [NAME, options.AS_JSON], "Print all that is known of a hook, as JSON; not its secret.")
+@hooks.command()
+@name_argument
+@options.json_option
 @report_errors
 def show(name: str, as_json: bool) -> None:
-    hook = call_receiver(lambda receiver: receiver.call("GET", _path(name)))
-    terminal.print_json(hook, nicely=not as_json)
+    """Print a hook as JSON, without its secret."""
+    document = call_receiver(lambda receiver: receiver.call("GET", _path(name)))
+    terminal.print_json(document, pretty=not as_json)
 
 
-@options.command(hooks, "test", [NAME, options.AS_JSON], "Send a signed test event, and show the answer.")
+@hooks.command()
+@name_argument
+@options.json_option
 @report_errors
 def test(name: str, as_json: bool) -> None:
+    """Send a signed test event and print the response. Exit code 1 if it is not delivered."""
     answer = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test"))
     if as_json:
         terminal.print_json(answer)
@@ -202,52 +210,65 @@ def test(name: str, as_json: bool) -> None:
         terminal.print_message(
             f"{'Delivered' if answer['delivered'] else 'Not delivered'}{status} after {answer['duration_ms']} ms."
         )
-        for said in filter(None, (answer["error"], answer["response_body"])):
-            terminal.print_data(said)
+        for line in filter(None, (answer["error"], answer["response_body"])):
+            terminal.print_data(line)
     if not answer["delivered"]:
         sys.exit(FAILED)
 
 
-def _order(name: str, said: str, summary: str) -> None:
-    @options.command(hooks, name, [NAME], summary)
-    @report_errors
-    def order(**given: str) -> None:
-        path = f"{_path(given['name'])}/{name}"
-        hook = call_receiver(lambda receiver: receiver.call("POST", path))
-        terminal.print_message(said.format(**hook))
+@hooks.command()
+@name_argument
+@report_errors
+def pause(name: str) -> None:
+    """Stop deliveries to a hook; its events are kept."""
+    hook = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause"))
+    terminal.print_message(f"{hook['name']} paused. Its events are kept.")
 
 
-_order("pause", "{name} is paused; its events are kept.", "Send nothing to a hook; its events are kept.")
-_order("resume", "{name} goes on.", "Go on with a paused or failing hook: all that was kept for it is sent now.")
+@hooks.command()
+@name_argument
+@report_errors
+def resume(name: str) -> None:
+    """Resume a paused or failing hook.
 
-ROTATING: list[click.Parameter] = [
-    NAME,
-    click.Option(["--secret"], type=Secret(), default="", help="The new one (-: a line of stdin); else one is made."),
-    click.Option(
-        ["--overlap"],
-        type=click.FloatRange(0, 30 * 86_400),
-        default=86_400,
-        show_default=True,
-        help="Seconds for which the old one signs too.",
-    ),
-]
+    All events that were kept for it are delivered now.
+    """
+    hook = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/resume"))
+    terminal.print_message(f"{hook['name']} resumed.")
 
 
-@options.command(hooks, "rotate", ROTATING, "Give a hook a new secret, and print it.")
+@hooks.command()
+@name_argument
+@click.option(
+    "--secret",
+    type=Secret(),
+    default="",
+    help="The new secret (-: a line of stdin). Without it, one is generated and printed.",
+)
+@click.option(
+    "--overlap",
+    type=click.FloatRange(0, 30 * 86_400),
+    default=86_400,
+    show_default=True,
+    help="Seconds for which the old secret signs as well.",
+)
 @report_errors
 def rotate(name: str, secret: str, overlap: float) -> None:
+    """Replace a hook's secret."""
     body = {"secret": secret, "overlap": overlap}
     answer = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/rotate", body))
-    terminal.print_message(f"{name} has a new secret; the old one signs too for {overlap:g} seconds.")
+    terminal.print_message(f"{name} has a new secret. The old one signs as well for {overlap:g} seconds.")
     if not secret:
         terminal.print_data(answer["secret"])
 
 
-@options.command(hooks, "remove", [NAME], "Forget a hook, and what it is still owed.")
+@hooks.command()
+@name_argument
 @report_errors
 def remove(name: str) -> None:
+    """Remove a hook with its pending and dead deliveries."""
     call_receiver(lambda receiver: receiver.call("DELETE", _path(name)))
-    terminal.print_message(f"{name} is removed.")
+    terminal.print_message(f"{name} removed.")
 
 
 def _path(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands `kling-receiver tasks ...`: looking at tasks, and orders about them."""
+"""The commands `kling-receiver tasks ...`: list and show tasks, query Kling, download files again."""
 
 from typing import Any
 
@@ -13,40 +13,60 @@ from kling_receiver.cli.connect import call_receiver
 
 @click.group()
 def tasks() -> None:
-    """Look at tasks, and give orders about them.
+    """List tasks, query Kling, download files again.
 
-    Talks to the running receiver; opens its database when none runs.
+    The commands call the running receiver; they open its database only when no receiver runs.
     """
 
 
-@options.command(tasks, "list", options.LIST_OPTIONS, "List tasks, newest first.")
+@tasks.command("list")
+@options.list_options
 @report_errors
 def list_tasks(limit: int, as_json: bool, **filters: Any) -> None:
-    found = call_receiver(lambda receiver: receiver.tasks(limit, **filters))
+    """List tasks, newest first."""
+    documents = call_receiver(lambda receiver: receiver.tasks(limit, **filters))
     if not as_json:
-        return terminal.print_tasks([BaseTask(task) for task in found])
-    for task in found:
-        terminal.print_json(task)
+        return terminal.print_tasks([BaseTask(document) for document in documents])
+    for document in documents:
+        terminal.print_json(document)
     return None
 
 
-@options.command(tasks, "show", [options.ID, options.AS_JSON], "Print all that is known of a task, as JSON.")
+@tasks.command()
+@options.id_argument
+@options.json_option
 @report_errors
 def show(task_id: str, as_json: bool) -> None:
-    terminal.print_json(call_receiver(lambda receiver: receiver.task(task_id)), nicely=not as_json)
+    """Print a task as JSON."""
+    terminal.print_json(call_receiver(lambda receiver: receiver.task(task_id)), pretty=not as_json)
 
 
-def _order(name: str, summary: str) -> None:
-    @options.command(tasks, name, [options.ID, options.AS_JSON], summary)
-    @report_errors
-    def order(task_id: str, as_json: bool) -> None:
-        answer = call_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{name}"))
-        task = BaseTask(answer["task"])
-        if as_json:
-            return terminal.print_json(task.data)
-        terminal.print_message(f"Kling says {answer['kling'] or 'what nobody understands'}.")
-        return terminal.print_tasks([task])
+@tasks.command()
+@options.id_argument
+@options.json_option
+@report_errors
+def ask(task_id: str, as_json: bool) -> None:
+    """Query Kling about a task now, whatever its status here."""
+    _query_kling(task_id, "ask", as_json=as_json)
 
 
-_order("ask", "Ask Kling now how a task stands, whatever it is believed to be.")
-_order("fetch", "Ask Kling where a task's files lie now, and fetch those that are not stored.")
+@tasks.command()
+@options.id_argument
+@options.json_option
+@report_errors
+def fetch(task_id: str, as_json: bool) -> None:
+    """Download the files of a task that are not stored.
+
+    Kling is queried for their present addresses first.
+    """
+    _query_kling(task_id, "fetch", as_json=as_json)
+
+
+def _query_kling(task_id: str, action: str, *, as_json: bool) -> None:
+    answer = call_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{action}"))
+    if as_json:
+        terminal.print_json(answer["task"])
+        return
+    status = answer["kling"]
+    terminal.print_message(f"Kling says {status}." if status else "Kling's status could not be parsed.")
+    terminal.print_tasks([BaseTask(answer["task"])])

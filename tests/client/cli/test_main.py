@@ -1,4 +1,4 @@
-"""The command `kling`: its exit codes, what goes to stdout and what to stderr, and that no secret does."""
+"""The command `kling`: exit codes, data on stdout, messages on stderr, no secret in either."""
 
 import json
 import logging
@@ -29,6 +29,7 @@ from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import is_id
 from kling_sandbox import Sandbox
 from tests.client.jobs.test_catalog import picture
+from tests.support.commands import leaves_no_trace
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import host
 from tests.support.wire import Wire
@@ -67,13 +68,13 @@ def settings(receiver: Running, gateway: Sandbox) -> dict[str, str]:
 
 @pytest.fixture
 def bare(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process, with whatever settings there are."""
+    """Run the command in this process, without settings but those of the test."""
 
     def run(*arguments: str) -> Ran:
-        with pytest.raises(SystemExit) as ended:
+        with leaves_no_trace(), pytest.raises(SystemExit) as exited:
             main(list(arguments))
         captured = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), captured.out, captured.err)
+        return Ran(int(exited.value.code or 0), captured.out, captured.err)
 
     return run
 
@@ -91,14 +92,16 @@ class Terminal:
     """The command in a process of its own whose stderr is a terminal."""
 
     process: subprocess.Popen[bytes]
-    screen: int
-    seen: bytes = b""
+    descriptor: int
+    output: bytes = b""
 
     def until(self, text: str) -> None:
-        while text.encode() not in self.seen:
-            self.seen += os.read(self.screen, 10_000)
+        """Read the terminal until `text` has appeared."""
+        while text.encode() not in self.output:
+            self.output += os.read(self.descriptor, 10_000)
 
     def interrupt(self) -> int:
+        """Send SIGINT. Returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(20)
 
@@ -121,7 +124,7 @@ def terminal(settings: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     for each in begun:
         each.process.kill()
         each.process.communicate()
-        os.close(each.screen)
+        os.close(each.descriptor)
 
 
 def piped(settings: dict[str, str], *arguments: str, **changed: str) -> subprocess.CompletedProcess[bytes]:
@@ -129,8 +132,8 @@ def piped(settings: dict[str, str], *arguments: str, **changed: str) -> subproce
     return subprocess.run([KLING, *arguments], capture_output=True, env=environment, timeout=60, check=False)
 
 
-def test_a_picture_is_one_link_a_line(run: Run, gateway: Sandbox) -> None:
-    """Without --output: the links, and nothing else, on stdout; nothing on stderr in a pipe."""
+def test_files_are_one_link_per_line(run: Run, gateway: Sandbox) -> None:
+    """Without --output, stdout has the links alone, and stderr nothing, in a pipe."""
     ran = run("text-to-image", "a kangaroo", "--n", "2", "--model-name", "kling-v1-5", "--aspect-ratio", "16:9")
     lines = ran.out.splitlines()
     assert (ran.code, len(lines), ran.err) == (0, 2, "")
@@ -139,15 +142,15 @@ def test_a_picture_is_one_link_a_line(run: Run, gateway: Sandbox) -> None:
     assert gateway.creates[0]["aspect_ratio"] == "16:9"
 
 
-def test_with_output_the_files_are_written_and_named(run: Run, tmp_path: Path) -> None:
-    """The folder is made, the paths are printed, each ID-N.EXT."""
+def test_with_output_the_files_are_written(run: Run, tmp_path: Path) -> None:
+    """The folder is created, and the paths are printed, each ID-N.EXT."""
     ran = run("text-to-image", "x", "--n", "2", "--output", "new/folder", "--external-task-id", "order-42")
     assert ran.out.splitlines() == ["new/folder/order-42-0.png", "new/folder/order-42-1.png"]
     assert all((tmp_path / line).read_bytes().startswith(b"\x89PNG") for line in ran.out.splitlines())
 
 
 def test_json_is_the_task_on_one_line(run: Run) -> None:
-    """One document, the task at its end; with --output the files are written as well."""
+    """One document, the finished task; with --output the files are written as well."""
     ran = run("text-to-video", "x", "--duration", "5", "--json", "--tag", "a", "--tag", "b", "--output", "out")
     assert (ran.code, ran.out.count("\n")) == (0, 1)
     assert (ran.json["status"], ran.json["done"], sorted(ran.json["tags"])) == ("succeed", True, ["a", "b"])
@@ -155,22 +158,22 @@ def test_json_is_the_task_on_one_line(run: Run) -> None:
 
 
 def test_no_wait_prints_the_id(run: Run) -> None:
-    """The id alone, or the task as it is now; `wait` takes it from there."""
+    """The id alone, or the task with --json; `wait` continues from there."""
     ran = run("text-to-image", "x", "--no-wait")
     assert (ran.code, is_id(ran.out.strip())) == (0, True)
     assert run("wait", ran.out.strip(), "--json").json["done"]
     assert run("text-to-image", "x", "--no-wait", "--json").json["done"] is False
 
 
-def test_a_picture_to_start_from(run: Run, tmp_path: Path) -> None:
-    """A file's name, beside the options of this job."""
+def test_an_image_from_a_file(run: Run, tmp_path: Path) -> None:
+    """The name of a file, with the options of this job."""
     (tmp_path / "in.png").write_bytes(picture())
     ran = run("image-to-image", "x", "--image", "in.png", "--image-reference", "face", "--image-fidelity", "0.7")
     assert ran.code == 0
 
 
-def test_parameters_that_only_kling_knows(run: Run, gateway: Sandbox) -> None:
-    """--set takes JSON, and text where it is none."""
+def test_parameters_without_an_option(run: Run, gateway: Sandbox) -> None:
+    """--set accepts JSON; other values are text."""
     ran = run("text-to-image", "x", "--set", 'a={"b": [1]}', "--set", "c=plain text", "--set", "d=5", "--no-wait")
     assert ran.code == 0
     sent = gateway.creates[0]
@@ -178,14 +181,14 @@ def test_parameters_that_only_kling_knows(run: Run, gateway: Sandbox) -> None:
 
 
 def test_a_camera_is_json(run: Run, gateway: Sandbox) -> None:
-    """As Kling wants it."""
+    """The JSON is sent as an object."""
     camera = {"type": "simple", "config": {"zoom": 5}}
     assert run("text-to-video", "x", "--camera-control", json.dumps(camera), "--no-wait").code == 0
     assert gateway.creates[0]["camera_control"] == camera
 
 
 def test_any_other_job(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
-    """A body on the command line, or in a file; the new standard by its path."""
+    """`create` accepts a body as an argument or in a file, and a new-standard path."""
     (tmp_path / "body.json").write_text('{"prompt": "袋鼠"}', encoding="utf-8")
     assert run("create", "/text-to-video/kling-3.0-turbo", "--body", "@body.json").code == 0
     assert run("create", "images/generations", "--body", '{"prompt": "x"}').code == 0
@@ -193,14 +196,14 @@ def test_any_other_job(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
 
 
 def test_the_same_id_again_continues(run: Run, gateway: Sandbox) -> None:
-    """Run twice, paid once, the same result."""
+    """A second run with the same id sends no second create, and has the same result."""
     first, second = (run("text-to-image", "x", "--external-task-id", "order-42", "--json") for _ in range(2))
     assert first.json["task_id"] == second.json["task_id"]
     assert len(gateway.creates) == 1
 
 
-def test_a_file_that_cannot_be_had_is_1_and_the_others_are_saved(run: Run, receiver: Running, tmp_path: Path) -> None:
-    """One file of two is lost at the receiver: the other is written and named."""
+def test_a_lost_file_is_1_and_the_others_are_saved(run: Run, receiver: Running, tmp_path: Path) -> None:
+    """If the receiver lost one file of two, the other is written and printed."""
     run("text-to-image", "x", "--n", "2", "--external-task-id", "order-42")
     stored = sorted((tmp_path / "data" / "results").rglob("*.png"))
     assert len(stored) == 2
@@ -208,19 +211,19 @@ def test_a_file_that_cannot_be_had_is_1_and_the_others_are_saved(run: Run, recei
     next(each for each in stored if each.read_bytes() == Path("before/order-42-1.png").read_bytes()).unlink()
     ran = run("wait", "order-42", "--output", "out")
     assert (ran.code, ran.out) == (1, "out/order-42-0.png\n")
-    assert "File 1 of task order-42 cannot be had" in ran.err
+    assert "File 1 of task order-42 cannot be downloaded" in ran.err
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_failed_generation_is_1(run: Run, as_json: bool) -> None:
-    """Kling's reason on stderr; with --json the failed task on stdout all the same."""
+    """Kling's reason goes to stderr; with --json the failed task goes to stdout as well."""
     ran = run("text-to-image", "x [sandbox: failed]", *(["--json"] if as_json else []))
     assert (ran.code, "asked to fail" in ran.err) == (1, True)
     assert (ran.json["status"] == "failed") if as_json else (ran.out == "")
 
 
-def test_an_id_in_the_body_is_the_task_s(run: Run) -> None:
-    """However it is given, an external_task_id becomes the task's id."""
+def test_an_id_in_the_body_is_the_tasks_id(run: Run) -> None:
+    """An external_task_id in --set or in the body becomes the task's id; two different ones are wrong usage."""
     assert run("text-to-image", "x", "--set", "external_task_id=order-1", "--no-wait").out == "order-1\n"
     body = '{"prompt": "x", "external_task_id": "order-2"}'
     assert run("create", "images/generations", "--body", body, "--no-wait").out == "order-2\n"
@@ -228,7 +231,7 @@ def test_an_id_in_the_body_is_the_task_s(run: Run) -> None:
 
 
 def test_a_refused_request_is_1_with_what_to_do(run: Run) -> None:
-    """Kling's message, its request id, the hint."""
+    """stderr has Kling's message, its request id, and the hint."""
     ran = run("text-to-image", "x [sandbox: arrears]")
     assert (ran.code, ran.out) == (1, "")
     assert "1101" in ran.err
@@ -237,20 +240,20 @@ def test_a_refused_request_is_1_with_what_to_do(run: Run) -> None:
 
 
 def test_a_result_that_could_not_be_stored_is_1(run: Run) -> None:
-    """The task succeeded, its file did not come: loudly."""
+    """The task succeeded, but its file could not be downloaded: stderr has the reason."""
     ran = run("text-to-image", "x [sandbox: file-html]")
     assert (ran.code, ran.out) == (1, "")
     assert "could not be stored" in ran.err
 
 
-def test_an_unknown_outcome_is_said(run: Run, gateway: Sandbox) -> None:
-    """Found or not: it is not sent again, and the result comes by callback."""
+def test_an_unknown_outcome_is_resolved_without_a_second_create(run: Run, gateway: Sandbox) -> None:
+    """The create is not sent again, and the result comes by callback."""
     ran = run("text-to-image", "x [sandbox: create-garbage]")
     assert (ran.code, len(gateway.creates)) == (0, 1)
 
 
 def test_waiting_too_long_is_3(run: Run, gateway: Sandbox) -> None:
-    """The task goes on; how to wait again is on stderr."""
+    """The task continues; stderr has the command to wait again."""
     gateway.hold()
     ran = run("text-to-image", "x", "--timeout", "0.05", "--external-task-id", "order-42")
     assert (ran.code, ran.out) == (3, "")
@@ -259,8 +262,8 @@ def test_waiting_too_long_is_3(run: Run, gateway: Sandbox) -> None:
     assert run("wait", "order-42").code == 0
 
 
-def test_waiting_too_long_with_json_is_the_task_as_it_stands(run: Run, gateway: Sandbox) -> None:
-    """One document, not done; the talk stays on stderr."""
+def test_waiting_too_long_with_json_prints_the_unfinished_task(run: Run, gateway: Sandbox) -> None:
+    """stdout has one document, not done; messages stay on stderr."""
     gateway.hold()
     ran = run("text-to-image", "x", "--timeout", "1", "--json", "--external-task-id", "order-42")
     assert (ran.code, ran.out.count("\n"), ran.json["id"], ran.json["done"]) == (3, 1, "order-42", False)
@@ -268,9 +271,9 @@ def test_waiting_too_long_with_json_is_the_task_as_it_stands(run: Run, gateway: 
     gateway.release()
 
 
-def test_tags_that_the_receiver_would_refuse_are_2(run: Run, gateway: Sandbox) -> None:
-    """All problems of them, before anything is sent."""
-    tags = [word for number in range(21) for word in ("--tag", f"{number}" * 100)]
+def test_invalid_tags_are_2(run: Run, gateway: Sandbox) -> None:
+    """All their problems are reported, before a request is sent."""
+    tags = [argument for number in range(21) for argument in ("--tag", f"{number}" * 100)]
     ran = run("text-to-image", "x", *tags)
     assert (ran.code, ran.out, gateway.creates) == (2, "", [])
     assert ran.err.splitlines() == [
@@ -281,7 +284,7 @@ def test_tags_that_the_receiver_would_refuse_are_2(run: Run, gateway: Sandbox) -
 
 
 def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
-    """Nothing was sent."""
+    """All problems are reported, and no create is sent."""
     ran = run("text-to-image", "x", "--n", "11", "--aspect-ratio", "5:4")
     assert ran.code == 2
     assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["n", "aspect_ratio"]
@@ -329,7 +332,7 @@ def test_wrong_usage_is_2(run: Run, tmp_path: Path, arguments: list[str]) -> Non
 
 
 def test_wrong_settings_are_2_all_at_once(bare: Run) -> None:
-    """Every missing variable is named."""
+    """The message names every missing variable."""
     ran = bare("text-to-image", "x")
     assert ran.code == 2
     assert all(name in ran.err for name in ("KLING_API_KEY", "KLING_RECEIVER_URL", "KLING_RECEIVER_TOKEN"))
@@ -345,23 +348,23 @@ def test_waiting_needs_no_kling_key(run: Run, receiver: Running, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["wait", "show"])
 def test_an_unknown_task_is_1(run: Run, name: str) -> None:
-    """The receiver's message and hint."""
+    """stderr has the receiver's message."""
     ran = run(name, "nobody")
     assert (ran.code, ran.out) == (1, "")
     assert "no such task" in ran.err
 
 
 def test_show_is_readable_json(run: Run) -> None:
-    """Nicely by default, on one line with --json, the same document."""
+    """Indented by default, on one line with --json; the same document."""
     run("text-to-image", "x", "--external-task-id", "order-42")
-    nicely, line = run("show", "order-42"), run("show", "order-42", "--json")
-    assert nicely.out.count("\n") > 10
+    indented, line = run("show", "order-42"), run("show", "order-42", "--json")
+    assert indented.out.count("\n") > 10
     assert line.out.count("\n") == 1
-    assert {**nicely.json, "results": []} == {**line.json, "results": []}
+    assert {**indented.json, "results": []} == {**line.json, "results": []}
 
 
 def test_list_is_a_table_or_json(run: Run) -> None:
-    """A line per task under a heading; --json a document per line; filters narrow both."""
+    """A table with a line per task, or with --json a document per line; filters apply to both."""
     for number in range(3):
         run("text-to-image", "x", "--external-task-id", f"order-{number}", "--tag", f"tag-{number}")
     lines = run("list").out.splitlines()
@@ -372,8 +375,8 @@ def test_list_is_a_table_or_json(run: Run) -> None:
     assert len(run("list", "--family", "videos/text2video").out.splitlines()) == 1
 
 
-def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ids are there to be copied, letters of every width in line; what went wrong stands in the status."""
+def test_a_list_shortens_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids can be copied, wide characters are aligned, and the status names failed files."""
     usual = {
         "family": "images/generations",
         "created_at": "2026-11-21T02:44:05.504Z",
@@ -398,14 +401,14 @@ def test_a_list_shortens_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_1(run: Run, tmp_path: Path) -> None:
-    """The system's reason; the task is there and can be waited for again."""
+    """stderr has the system's reason; the task exists and can be waited for again."""
     (tmp_path / "a-file").touch()
     ran = run("text-to-image", "x", "--output", "a-file/out")
     assert (ran.code, "cannot be written" in ran.err) == (1, True)
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The receiver refuses this client: exit 1, nothing paid."""
+    """If the receiver refuses this client, the exit code is 1 and no create is sent."""
     monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret-of-at-least-32-characters")
     ran = run("text-to-image", "x")
     assert (ran.code, gateway.creates) == (1, [])
@@ -413,13 +416,13 @@ def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.M
 
 
 def test_help_and_version(bare: Run) -> None:
-    """Every command, every parameter of the table with its help; the package's version."""
+    """The help has every command and every parameter of the table; the version is the package's."""
     assert all(job.name.replace("_", "-") in bare("--help").out for job in JOBS)
     for job in JOBS:
-        said = " ".join(bare(job.name.replace("_", "-"), "--help").out.split())
+        shown = " ".join(bare(job.name.replace("_", "-"), "--help").out.split())
         for parameter in job.parameters[1:]:
-            assert f"--{parameter.name.replace('_', '-')} " in said
-            assert parameter.help.split(".")[0].split()[0] in said
+            assert f"--{parameter.name.replace('_', '-')} " in shown
+            assert parameter.help.split(".")[0].split()[0] in shown
     assert bare("--version").out == f"kling, version {version('kling-callback')}\n"
     assert bare("-h").code == 0
     assert sorted(command.commands) == [
@@ -434,79 +437,79 @@ def test_help_and_version(bare: Run) -> None:
     ]
 
 
-def test_what_kling_says_cannot_steer_a_terminal() -> None:
-    """Control characters are shown, not sent; line ends become blanks."""
+def test_text_from_kling_cannot_control_the_terminal() -> None:
+    """Control characters are escaped; line ends become blanks."""
     assert escape("a\x1b[31mb\nc\x9bd\u202e") == "a\\x1b[31mb c\\x9bd\\x202e"
     assert escape("袋鼠\u3000👩\u200d🚀") == "袋鼠\u3000👩\u200d🚀"
 
 
 @given(st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
-def test_json_stays_the_same_document_whatever_is_in_it(document: Any) -> None:
-    """Steering letters go out as JSON's own escapes; without --json's niceness it is one line."""
-    for nicely in (False, True):
+def test_json_output_is_the_same_document(document: Any) -> None:
+    """Control characters are written as JSON escapes, so that a program reads the same document."""
+    for pretty in (False, True):
         with StringIO() as out, redirect_stdout(out):
-            print_json(document, nicely=nicely)
+            print_json(document, pretty=pretty)
             text = out.getvalue()
         assert json.loads(text) == document
         assert "\x1b" not in text
         text.encode()
 
 
-def test_progress_says_what_there_is() -> None:
-    """The status, and how many files are here, in place; nothing stays on the screen."""
+def test_progress_shows_status_and_files() -> None:
+    """A terminal shows the status and how many files are stored; elsewhere nothing is written."""
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=100)
     task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
-    with live_progress("a", console) as heard:
-        heard(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
-        heard(Event(2, "result.stored", "", {}, task))
+    with live_progress("a", console) as update:
+        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
+        update(Event(2, "result.stored", "", {}, task))
     assert "a succeed, 1 of 2 files here" in out.getvalue()
-    with live_progress("a", Console(file=StringIO())) as heard:
-        heard(Event(1, "task.processing", "", {}, task))
+    with live_progress("a", Console(file=StringIO())) as update:
+        update(Event(1, "task.processing", "", {}, task))
 
 
-def test_what_is_tried_again_is_told_while_it_waits(bare: Run) -> None:
-    """A receiver that does not answer shows on the line of progress, and not after it."""
+def test_progress_shows_retries(bare: Run) -> None:
+    """Log messages of the client appear in the line of progress, and no longer after it."""
     out = StringIO()
     with live_progress("a", Console(file=out, force_terminal=True, width=100)):
-        logging.getLogger("client").info("The receiver cannot be reached. Trying again.")
+        logging.getLogger("kling_callback").info("The receiver cannot be reached. Trying again.")
     assert "a The receiver cannot be reached. Trying again." in out.getvalue()
-    logging.getLogger("client").info("Nobody hears this.")
-    assert "Nobody" not in out.getvalue()
+    logging.getLogger("kling_callback").info("This is not shown.")
+    assert "This is not" not in out.getvalue()
 
 
-def test_ctrl_c_before_the_receiver_answers_says_that_nothing_was_sent(
+def test_ctrl_c_before_the_receiver_answers_is_130(
     terminal: Callable[..., Terminal],
 ) -> None:
-    """No task is registered, none created: there is nothing to wait for."""
+    """No task is registered or created: the message says that nothing was sent."""
     with Wire(b"", hold=1) as silent:
-        seen = terminal("text-to-image", "x", KLING_RECEIVER_URL=silent.url)
+        screen = terminal("text-to-image", "x", KLING_RECEIVER_URL=silent.url)
         assert silent.came.wait(60)
-        assert seen.interrupt() == 130
-        seen.until("nothing was sent to Kling")
-    assert b"kling wait" not in seen.seen
+        assert screen.interrupt() == 130
+        screen.until("nothing was sent to Kling")
+    assert b"kling wait" not in screen.output
 
 
-def test_a_misspelt_setting_is_pointed_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On stderr, and the work goes on."""
+def test_a_misspelt_setting_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stderr has a warning, and the command runs."""
     monkeypatch.setenv("KLING_API_BAES", "https://example.com")
     ran = run("list")
     assert (ran.code, ran.err) == (
         0,
-        "KLING_API_BAES is no setting: nobody reads it. Is KLING_API_BASE meant?\n",
+        "KLING_API_BAES is not a setting. Did you mean KLING_API_BASE?\n",
     )
 
 
 def test_other_secrets_than_the_receivers_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token that this client made itself holds nowhere else: the secrets differ."""
+    """A receiver with other signing secrets refuses the client's own token: the message names the setting."""
     monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret-of-enough-letters-0123456789")
     ran = run("list")
     assert ran.code == 1
     assert "KLING_SIGNING_SECRETS that the receiver has" in ran.err
 
 
-def test_something_else_at_the_receivers_address_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that passes on callbacks only: the client wants another way."""
+def test_another_server_at_the_receivers_address_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that passes on callbacks only: the message names the setting of another address."""
     with host(lambda visit: visit.answer(404, b"<html>nginx</html>")) as proxy:
         monkeypatch.setenv("KLING_RECEIVER_URL", proxy.url)
         ran = run("list")
@@ -514,21 +517,21 @@ def test_something_else_at_the_receivers_address_is_named(run: Run, monkeypatch:
     assert "KLING_RECEIVER_INTERNAL_URL" in ran.err
 
 
-def test_an_error_of_ours_is_not_hidden() -> None:
-    """What is no error of the user's or the world's comes out with its traceback, to be mended."""
+def test_a_bug_is_raised() -> None:
+    """An unexpected exception keeps its traceback."""
     with pytest.raises(ZeroDivisionError):
         report_error(ZeroDivisionError())
 
 
 def test_no_secret_is_printed(run: Run) -> None:
-    """Whatever goes well or wrong, keys, secrets and tokens stay inside."""
+    """Keys, secrets and tokens appear in no output, of a success or an error."""
     for arguments in (["x"], ["x [sandbox: arrears]"], ["x [sandbox: failed]"], ["x", "--json"]):
         ran = run("text-to-image", *arguments)
         assert not any(secret in ran.out + ran.err for secret in (KEY, SECRET, "/callbacks/", "Bearer"))
 
 
-def test_a_pipe_gets_utf_8_whatever_the_locale(settings: dict[str, str]) -> None:
-    """An ASCII terminal elsewhere does not break the text of a task."""
+def test_a_pipe_gets_utf_8_in_any_locale(settings: dict[str, str]) -> None:
+    """An ASCII locale does not change the text of a task."""
     prompt = "袋鼠 🦘"
     ran = piped(settings, "text-to-image", prompt, "--json", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert ran.returncode == 0
@@ -536,7 +539,7 @@ def test_a_pipe_gets_utf_8_whatever_the_locale(settings: dict[str, str]) -> None
     assert ran.stderr == b""
 
 
-def test_a_reader_that_has_enough_is_no_error_message(settings: dict[str, str]) -> None:
+def test_a_closed_pipe_is_1_without_a_message(settings: dict[str, str]) -> None:
     """`kling list | head` ends without a traceback."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -548,26 +551,26 @@ def test_a_reader_that_has_enough_is_no_error_message(settings: dict[str, str]) 
     assert (ran.returncode, ran.stderr) == (1, b"")
 
 
-def test_a_terminal_sees_what_is_going_on(terminal: Callable[..., Terminal], gateway: Sandbox) -> None:
-    """Live progress on stderr while it waits; stdout is still only the link."""
+def test_a_terminal_shows_live_progress(terminal: Callable[..., Terminal], gateway: Sandbox) -> None:
+    """Progress goes to stderr while the command waits; stdout has only the link."""
     gateway.hold()
-    seen = terminal("text-to-image", "x", "--external-task-id", "order-42")
-    seen.until("order-42 submitted")
+    screen = terminal("text-to-image", "x", "--external-task-id", "order-42")
+    screen.until("order-42 submitted")
     gateway.release()
-    out, _ = seen.process.communicate(timeout=60)
-    assert seen.process.returncode == 0
+    out, _ = screen.process.communicate(timeout=60)
+    assert screen.process.returncode == 0
     assert out.count(b"\n") == 1
     assert b"/results/0?" in out
 
 
 def test_ctrl_c_while_waiting_is_130(terminal: Callable[..., Terminal], gateway: Sandbox) -> None:
-    """The task goes on; how to wait for it is on stderr."""
+    """The task continues; stderr has the command to wait for it."""
     gateway.hold()
-    seen = terminal("text-to-image", "x", "--external-task-id", "order-42")
-    seen.until("order-42 submitted")
-    assert seen.interrupt() == 130
-    seen.until("kling wait order-42")
-    assert b"Traceback" not in seen.seen
+    screen = terminal("text-to-image", "x", "--external-task-id", "order-42")
+    screen.until("order-42 submitted")
+    assert screen.interrupt() == 130
+    screen.until("kling wait order-42")
+    assert b"Traceback" not in screen.output
 
 
 def test_ctrl_c_while_creating_is_130_and_unknown(
@@ -576,17 +579,63 @@ def test_ctrl_c_while_creating_is_130_and_unknown(
     start: Start,
     tmp_path: Path,
 ) -> None:
-    """Kling has the request and does not answer: the id is named, and the same again sends no second one."""
+    """Kling has the request and does not answer: stderr names the id, and a second run sends no second create."""
     with Wire(b"", hold=1) as silent:
         other = start(api_base=silent.url, data_dir=tmp_path / "other")
         changed = {"KLING_API_BASE": silent.url, "KLING_RECEIVER_URL": other.url}
         again = ["text-to-image", "x", "--external-task-id", "order-42"]
-        seen = terminal(*again, **changed)
+        screen = terminal(*again, **changed)
         assert silent.came.wait(60)
-        assert seen.interrupt() == 130
-        seen.until("kling wait order-42")
+        assert screen.interrupt() == 130
+        screen.until("kling wait order-42")
         ran = piped(settings, *again, "--no-wait", **changed)
-    assert b"Traceback" not in seen.seen
+    assert b"Traceback" not in screen.output
     assert (ran.returncode, ran.stdout) == (0, b"order-42\n")
-    assert b"Nobody knows yet whether Kling took task order-42" in ran.stderr
+    assert b"It is not known yet whether Kling took task order-42" in ran.stderr
     assert [request.split()[0] for request in silent.requests] == [b"POST", b"GET"]
+
+
+HEAVY = {"aiohttp", "alembic", "kling_receiver", "prometheus_client", "sqlalchemy", "sqlmodel", "starlette", "uvicorn"}
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help_import_no_heavy_module(option: str) -> None:
+    """Neither the receiver and its packages nor the listener. (httpx imports rich in any case.)"""
+    code = (
+        f"import sys; from kling_callback.cli.main import main\ntry: main(['{option}'])\nfinally: print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    imported = set(ran.stdout.splitlines()[-1].split())
+    assert "click" in imported
+    assert {name.partition(".")[0] for name in imported} & HEAVY == set()
+    assert "kling_callback.listen" not in imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "stdout", "stderr"),
+    [
+        (["create", "images/generations", "--body", '{"prompt": "x"}', "--no-wait"], 0, "\n", ""),
+        (["wait", "missing"], 1, "", "no such task"),
+        (["show", "missing"], 1, "", "no such task"),
+        (["list"], 0, "ID  STATUS\n", ""),
+        (["listen", "--from", "0"], 2, "", "not an event's id"),
+    ],
+)
+def test_a_process_of_each_command(
+    settings: dict[str, str], arguments: list[str], code: int, stdout: str, stderr: str
+) -> None:
+    """The exit code of the process, data on stdout, messages on stderr."""
+    ran = piped(settings, *arguments)
+    assert ran.returncode == code, ran.stderr
+    assert (stdout in ran.stdout.decode()) if stdout else (ran.stdout == b"")
+    assert (stderr in ran.stderr.decode()) if stderr else (ran.stderr == b"")
+
+
+def test_python_m_is_the_same_command() -> None:
+    """`python -m kling_callback`, by the name of the command."""
+    command = [sys.executable, "-m", "kling_callback"]
+    version_line = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    assert (version_line.returncode, version_line.stdout) == (0, f"kling, version {version('kling-callback')}\n")
+    wrong = subprocess.run([*command, "dance"], capture_output=True, text=True, timeout=60, check=False)
+    assert (wrong.returncode, wrong.stderr.splitlines()[0]) == (2, "Usage: kling [OPTIONS] COMMAND [ARGS]...")

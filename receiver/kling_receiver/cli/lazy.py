@@ -1,0 +1,64 @@
+"""A click group that imports a command's module only when the command is invoked."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+PACKAGES = ("aiohttp", "alembic", "prometheus_client", "sqlalchemy", "sqlmodel", "starlette", "uvicorn")
+"""Packages of the extra `receiver` that the commands import."""
+INSTALL_HINT = "kling-receiver needs the extra \"receiver\". Install it with: pip install '.[receiver]'"
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """Where a command is defined, and its line in the group's help, which is shown without importing the module."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+class LazyGroup(click.Group):
+    """A group of commands that are imported when invoked."""
+
+    def __init__(self, *args: Any, lazy_commands: Mapping[str, LazyCommand], **kwargs: Any) -> None:
+        """`lazy_commands`: by name, in the order of the help."""
+        super().__init__(*args, **kwargs)
+        self.lazy_commands = lazy_commands
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return list(self.lazy_commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of this name. Exits with 2 if the extra is not installed."""
+        if cmd_name not in self.lazy_commands:
+            return None
+        lazy = self.lazy_commands[cmd_name]
+        if not all(map(_is_installed, PACKAGES)):
+            _exit_without_extra()
+        command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from their summaries."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.summary) for name, lazy in self.lazy_commands.items()])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+def _exit_without_extra() -> None:
+    click.echo(INSTALL_HINT, err=True)
+    sys.exit(USAGE_ERROR)

@@ -1,0 +1,53 @@
+"""The command `kling-receiver serve`."""
+
+import gc
+import logging
+import sys
+
+import click
+
+from kling_receiver import __version__
+from kling_receiver.app import Receiver
+from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors, warn_if_unreachable
+from kling_receiver.server import bind, create_server
+from kling_receiver.settings import TO_SERVE
+
+GIL_SWITCH_SECONDS = 0.0005
+"""Seconds for which the event loop may keep the writer thread waiting at each step of a commit; Python's default is
+ten times as long."""
+
+QUIET_LOGGERS = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.error": logging.ERROR}
+"""Minimum levels: uvicorn warns of each request that is not HTTP, and any peer can send those."""
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@report_errors
+def serve(host: str, port: int) -> None:
+    """Run the receiver until SIGTERM or Ctrl-C."""
+    settings = load_settings(TO_SERVE)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name, level in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+    receiver = Receiver(settings)
+    try:
+        receiver.prepare()
+        listener = bind(host, port)
+    except BaseException:
+        receiver.database.close()
+        raise
+    url_host = f"[{host}]" if ":" in host else host
+    click.echo(
+        f"kling-receiver {__version__} on http://{url_host}:{listener.getsockname()[1]}, "
+        f"reached by Kling as {settings.receiver_url}\n"
+        f"data in {settings.data_dir.absolute()}: database {receiver.database}, results {receiver.storage.root}",
+        err=True,
+    )
+    warn_if_unreachable(settings)
+    sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    gc.freeze()  # modules and settings live until the end: no collection needs to visit them
+    try:
+        create_server(receiver).run(sockets=[listener])
+    except SystemExit:  # uvicorn exits with 3, which means a timeout in our commands
+        exit_with(["The receiver could not start. The lines above state the reason."], FAILED)
