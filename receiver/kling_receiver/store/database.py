@@ -200,7 +200,7 @@ class Database:
                 )
             except (ImportError, NoSuchModuleError) as error:
                 raise DatabaseError(
-                    f"No driver for {self.url.drivername} is installed. Run: pip install 'kling-callback[postgres]'"
+                    f"No driver for {self.url.drivername} is installed. Run: pip install '.[postgres]'"
                 ) from error
         engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
