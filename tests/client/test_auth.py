@@ -1,4 +1,4 @@
-"""Proof towards Kling: a bearer key, or a JWT that is renewed in time."""
+"""Authentication at Kling: a bearer key, or a JWT that is renewed in time."""
 
 import httpx
 import jwt
@@ -15,21 +15,21 @@ def bearer(auth: httpx.Auth) -> str:
     return token
 
 
-def test_a_key_goes_as_it_is() -> None:
-    """An API key is the bearer token."""
+def test_a_key_is_the_bearer_token() -> None:
+    """An API key is sent unchanged."""
     assert bearer(BearerAuth("the-key")) == "the-key"
 
 
 def test_a_token_has_kling_s_claims() -> None:
-    """HS256, issuer the access key, good from 5 seconds ago for half an hour."""
+    """HS256, issued by the access key, valid from 5 seconds ago for half an hour."""
     token = bearer(JwtAuth("access", SECRET, clock=lambda: 1000.0))
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
     claims = jwt.decode(token, SECRET, algorithms=["HS256"], options={"verify_exp": False, "verify_nbf": False})
     assert claims == {"iss": "access", "exp": 1000 + LIFETIME_SECONDS, "nbf": 995}
 
 
-def test_a_token_is_kept_until_shortly_before_its_end() -> None:
-    """One token serves many calls; the next is made well before the first one ends."""
+def test_a_jwt_is_reused_until_shortly_before_its_expiry() -> None:
+    """One JWT serves many calls; it is renewed well before it expires."""
     now = 1000.0
     auth = JwtAuth("access", SECRET, clock=lambda: now)
     first = bearer(auth)
@@ -39,8 +39,8 @@ def test_a_token_is_kept_until_shortly_before_its_end() -> None:
     assert bearer(auth) != first
 
 
-def test_a_forgotten_token_is_made_anew() -> None:
-    """When Kling calls it stale, the next request has another."""
+def test_an_invalidated_jwt_is_renewed() -> None:
+    """After Kling refused a JWT as stale, the next request has a new one."""
     now = 1000.0
     auth = JwtAuth("access", SECRET, clock=lambda: now)
     first = bearer(auth)
@@ -50,11 +50,11 @@ def test_a_forgotten_token_is_made_anew() -> None:
 
 
 def test_a_short_secret_key_works_without_a_warning() -> None:
-    """How long Kling makes its secret keys is not ours to judge."""
+    """The length of its secret keys is Kling's choice."""
     assert bearer(JwtAuth("access", "short"))
 
 
 def test_no_key_is_in_a_repr() -> None:
-    """Keys do not show when the objects are printed."""
+    """Printed objects contain no keys."""
     assert "the-key" not in repr(BearerAuth("the-key"))
     assert SECRET not in repr(JwtAuth("access", SECRET))

@@ -1,4 +1,4 @@
-"""One create: what is registered, sent and reported, and that nothing is ever paid twice."""
+"""One create: what is registered, sent and reported, and that nothing is paid twice."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ async def refused(stage: Stage, **more: Any) -> KlingError:
 
 
 async def test_register_create_report() -> None:
-    """In this order: the receiver knows the task before Kling does, and hears Kling's id after."""
+    """In this order: the receiver has the task before Kling, and Kling's id after it."""
     stage = Stage()
     task = await create(stage, tags=["a", "b", "a"])
     assert stage.order == ["register", "create", "report"]
@@ -64,18 +64,18 @@ async def test_our_id_is_sent_and_the_callback_address_is_the_receiver_s() -> No
 
 
 async def test_an_id_is_made_when_none_is_given() -> None:
-    """Each create has an id of its own, and each create call a nonce of its own."""
+    """Each create has an id of its own, and each create call a create token of its own."""
     stage = Stage()
     async with stage.kling() as kling:
         made = [await kling.text_to_image("x") for _ in range(2)]
     assert made[0].id != made[1].id
     assert [body["external_task_id"] for body in stage.bodies("create")] == [task.id for task in made]
-    nonces = [body["attempt"] for body in stage.bodies("register")]
-    assert nonces[0] != nonces[1]
+    create_tokens = [body["attempt"] for body in stage.bodies("register")]
+    assert create_tokens[0] != create_tokens[1]
 
 
-async def test_each_side_gets_its_own_proof() -> None:
-    """Kling the key, the receiver a fresh token of role client, neither the other's."""
+async def test_kling_gets_the_key_and_the_receiver_a_token() -> None:
+    """Kling gets the key, the receiver a new token of the role client, neither the other's."""
     stage = Stage()
     await create(stage)
     assert stage.requests["create"][0].headers["Authorization"] == "Bearer the-kling-key"
@@ -83,8 +83,8 @@ async def test_each_side_gets_its_own_proof() -> None:
     assert verify_api_token([SECRET], token) == "client"
 
 
-async def test_a_given_receiver_token_is_used() -> None:
-    """KLING_RECEIVER_TOKEN goes before the secrets."""
+async def test_a_receiver_token_takes_precedence() -> None:
+    """KLING_RECEIVER_TOKEN is used instead of the secrets."""
     stage = Stage()
     async with stage.kling(receiver_token="the-token") as kling:
         await kling.text_to_image("x")
@@ -93,7 +93,7 @@ async def test_a_given_receiver_token_is_used() -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 422])
 async def test_no_registration_no_create(status: int) -> None:
-    """A receiver that refuses: nothing is sent to Kling, and the error says not created."""
+    """If the receiver refuses, nothing is sent to Kling, and the error's outcome is not_created."""
     stage = Stage(register=[refusal(status, "conflict")])
     error = await refused(stage)
     assert isinstance(error, ReceiverError)
@@ -107,7 +107,7 @@ async def test_no_registration_no_create(status: int) -> None:
 
 
 async def test_an_unreachable_receiver_is_tried_a_few_times_and_nothing_is_paid() -> None:
-    """No receiver, no create."""
+    """Without a receiver no create is sent."""
     stage = Stage(register=[NO_CONNECTION] * 9)
     error = await refused(stage)
     assert (error.outcome, error.code, error.retryable) == ("not_created", "unreachable", True)
@@ -118,14 +118,14 @@ async def test_an_unreachable_receiver_is_tried_a_few_times_and_nothing_is_paid(
     "body", [None, [], {}, {"task": {}}, {"task": task_json("other"), "callback_url": "x", "create": True}]
 )
 async def test_an_unreadable_registration_is_no_registration(body: Any) -> None:
-    """What is no receiver's answer, or another task's, stops the create."""
+    """An answer that is not a receiver's, or is about another task, stops the create."""
     stage = Stage(register=[answer(200, body)])
     error = await refused(stage)
     assert (error.code, error.outcome) == ("unreadable", "not_created")
 
 
-async def test_a_registration_is_repeated_with_the_same_nonce() -> None:
-    """Its answer was lost: the same attempt asks again, and creates once."""
+async def test_a_registration_is_retried_with_the_same_create_token() -> None:
+    """After a lost answer the same call registers again, and creates once."""
     stage = Stage(register=[CUT, refusal(503), httpx.ReadTimeout("late")])
     await create(stage)
     assert stage.order == ["register"] * 4 + ["create", "report"]
@@ -142,7 +142,7 @@ async def test_a_registration_is_repeated_with_the_same_nonce() -> None:
     ],
 )
 async def test_what_kling_surely_did_not_take_is_sent_again(step: Any) -> None:
-    """Too fast, too many, no connection: the same create goes out until it is taken."""
+    """After a rate limit, a concurrency limit or no connection, the same create is sent until it is taken."""
     stage = Stage(create=[step, step])
     task = await create(stage)
     assert task.outcome == "created"
@@ -150,15 +150,15 @@ async def test_what_kling_surely_did_not_take_is_sent_again(step: Any) -> None:
     assert len({request.content for request in stage.requests["create"]}) == 1
 
 
-async def test_a_long_message_of_kling_s_is_told_in_part() -> None:
-    """A reason too long for the receiver must not cost the report."""
+async def test_a_long_message_of_kling_s_is_reported_in_part() -> None:
+    """A reason that is too long for the receiver does not prevent the report."""
     stage = Stage(create=[kling_says(1301, "no " * 10_000)])
     await refused(stage)
     assert len(stage.bodies("report")[0]["reason"]) == 2000
 
 
-async def test_it_is_not_sent_again_forever() -> None:
-    """In the end the refusal is reported and raised."""
+async def test_a_create_is_not_retried_forever() -> None:
+    """After the last retry, the refusal is reported and raised."""
     stage = Stage(create=[kling_says(1302, "too fast") for _ in range(9)])
     error = await refused(stage)
     assert isinstance(error, NotCreated)
@@ -167,8 +167,8 @@ async def test_it_is_not_sent_again_forever() -> None:
     assert "too fast" in stage.bodies("report")[0]["reason"]
 
 
-async def test_a_kling_that_asks_for_too_much_patience_gets_none() -> None:
-    """A Retry-After beyond our time is not waited for, and not cut short either."""
+async def test_a_retry_after_beyond_the_limit_ends_the_retries() -> None:
+    """A Retry-After that exceeds the total time is neither waited for nor shortened."""
     stage = Stage(create=[kling_says(1303, Retry_After="86400")])
     error = await refused(stage)
     assert error.retry_after == 86400
@@ -185,7 +185,7 @@ async def test_a_refusal_is_final(code: int) -> None:
 
 
 async def test_a_bare_429_is_not_sent_again() -> None:
-    """Without Kling's code nobody knows whose refusal it is; the caller may try again."""
+    """Without Kling's code it is not known who refused; the caller may retry."""
     stage = Stage(create=[httpx.Response(429, content=b"slow down")])
     error = await refused(stage)
     assert isinstance(error, NotCreated)
@@ -194,7 +194,7 @@ async def test_a_bare_429_is_not_sent_again() -> None:
 
 
 async def test_no_connection_is_given_less_time_than_a_busy_kling() -> None:
-    """A wrong address is told soon."""
+    """A wrong address is reported soon."""
     stage = Stage(create=[NO_CONNECTION] * 9)
     async with stage.kling(retry=replace(QUICK, connect_seconds=-1)) as kling:
         with pytest.raises(NotCreated):
@@ -215,8 +215,8 @@ UNKNOWN: list[Callable[[], Any]] = [
 
 
 @pytest.mark.parametrize("step", UNKNOWN)
-async def test_an_unknown_outcome_is_looked_up_and_never_sent_again(step: Callable[[], Any]) -> None:
-    """Found by our id at the second look: created, and reported so."""
+async def test_an_unknown_outcome_is_queried_and_never_sent_again(step: Callable[[], Any]) -> None:
+    """Found by our id at the second query: reported as created."""
     stage = Stage(create=[step()], query=[kling_says(1201), taken("kling-7", task_info={"external_task_id": "mine"})])
     task = await create(stage)
     assert stage.order == ["register", "create", "query", "query", "report"]
@@ -226,7 +226,7 @@ async def test_an_unknown_outcome_is_looked_up_and_never_sent_again(step: Callab
 
 @pytest.mark.parametrize("step", UNKNOWN)
 async def test_what_is_not_found_stays_unknown(step: Callable[[], Any]) -> None:
-    """Not finding it proves nothing: the task comes back, a callback or the deadline will tell."""
+    """Not finding the task proves nothing: it is returned, and a callback or the deadline decides."""
     stage = Stage(create=[step()])
     task = await create(stage)
     assert stage.order == ["register", "create", "query", "query", "report"]
@@ -235,8 +235,8 @@ async def test_what_is_not_found_stays_unknown(step: Callable[[], Any]) -> None:
     assert (task.id, task.outcome) == ("mine", "unknown")
 
 
-async def test_a_look_that_fails_proves_nothing() -> None:
-    """Neither Kling's errors nor another's task change what is known."""
+async def test_a_query_that_fails_proves_nothing() -> None:
+    """Neither Kling's errors nor another task's record change the outcome."""
     stage = Stage(
         create=[CUT], query=[kling_says(5001, status=503), taken("x", task_info={"external_task_id": "other"})]
     )
@@ -245,36 +245,36 @@ async def test_a_look_that_fails_proves_nothing() -> None:
 
 
 async def test_an_id_that_exists_means_created() -> None:
-    """1201 on a create: Kling has it; the look says under which id."""
+    """After 1201 on a create, the query names Kling's id."""
     stage = Stage(create=[kling_says(1201, "external_task_id already exists")], query=[taken("kling-7")])
     task = await create(stage)
     assert (task.outcome, task.task_id) == ("created", "kling-7")
 
 
-@pytest.mark.parametrize("said", ["n must be at most 9", "voice_id 17 does not exist"])
-async def test_bad_parameters_are_not_taken_for_an_existing_task(said: str) -> None:
-    """1201 also means bad parameters: not found and no word of an id that is taken, so not created."""
-    stage = Stage(create=[kling_says(1201, said)])
+@pytest.mark.parametrize("message", ["n must be at most 9", "voice_id 17 does not exist"])
+async def test_bad_parameters_are_not_taken_for_an_existing_task(message: str) -> None:
+    """1201 also means bad parameters: without a task, and without a message about an existing id, it is not created."""
+    stage = Stage(create=[kling_says(1201, message)])
     assert isinstance(await refused(stage), NotCreated)
     assert stage.bodies("report")[0]["outcome"] == "not_created"
 
 
 async def test_an_id_that_exists_but_is_not_found_is_unknown() -> None:
-    """Kling contradicts itself: then nobody knows, and nothing is sent again."""
+    """If Kling contradicts itself, the outcome is unknown, and nothing is sent again."""
     stage = Stage(create=[kling_says(1201, "external_task_id already exists")])
     assert (await create(stage)).outcome == "unknown"
 
 
-async def test_a_task_that_is_there_is_continued() -> None:
-    """The same external_task_id again: nothing is sent to Kling, the task comes back."""
+async def test_a_registered_task_is_continued() -> None:
+    """With the same external_task_id again, nothing is sent to Kling, and the task is returned."""
     there = task_json("mine", "processing", task_id="kling-1")
     stage = Stage(register=[answer(200, {"task": there, "callback_url": "https://x", "create": False})])
     task = await create(stage)
     assert (task.status, stage.order) == ("processing", ["register"])
 
 
-async def test_a_task_of_unknown_outcome_is_looked_up_once() -> None:
-    """It is there, nobody knows whether Kling has it: one look, and what was found is reported."""
+async def test_a_task_of_unknown_outcome_is_queried_once() -> None:
+    """A registered task of unknown outcome is queried once, and what was found is reported."""
     there = {"task": task_json(), "callback_url": "https://x", "create": False}
     stage = Stage(register=[answer(200, there)], query=[taken("kling-7")])
     assert (await create(stage)).task_id == "kling-7"
@@ -282,7 +282,7 @@ async def test_a_task_of_unknown_outcome_is_looked_up_once() -> None:
 
 
 async def test_a_task_of_unknown_outcome_that_is_not_found_is_left_alone() -> None:
-    """Not found proves nothing, so nothing is reported and nothing sent."""
+    """Not finding it proves nothing, so nothing is reported or sent."""
     there = {"task": task_json(), "callback_url": "https://x", "create": False}
     stage = Stage(register=[answer(200, there)])
     assert (await create(stage)).outcome == "unknown"
@@ -300,20 +300,20 @@ async def test_a_report_that_fails_does_not_lose_the_task() -> None:
 
 
 async def test_a_report_whose_answer_is_unreadable_counts_as_failed() -> None:
-    """The receiver must say whose report it took."""
+    """The receiver's answer must be about the reported task."""
     stage = Stage(report=[answer(200, {"task": task_json("other")})])
     assert (await create(stage)).unreported
 
 
 async def test_a_found_task_that_cannot_be_reported_is_still_returned() -> None:
-    """Continuing a task does not fail because of the receiver's trouble."""
+    """Continuing a task does not fail because the report fails."""
     there = {"task": task_json(), "callback_url": "https://x", "create": False}
     stage = Stage(register=[answer(200, there)], query=[taken()], report=[refusal(422)])
     assert (await create(stage)).unreported
 
 
 async def interrupted(stage: Stage, after: str, **retry: Any) -> None:
-    """Create, and cancel when a request of the kind `after` came and everybody waits."""
+    """Create, and cancel once a request of the kind `after` was received and all tasks wait."""
     async with stage.kling(retry=replace(QUICK, **retry)) as kling, anyio.create_task_group() as group:
         group.start_soon(kling.create, FAMILY, {"prompt": PROMPT, "external_task_id": "mine"})
         await stage.came[after].wait()
@@ -321,8 +321,8 @@ async def interrupted(stage: Stage, after: str, **retry: Any) -> None:
         group.cancel_scope.cancel()
 
 
-async def test_a_create_interrupted_under_way_is_unknown() -> None:
-    """Ctrl-C while Kling has the request: that is reported before the end, once."""
+async def test_a_create_interrupted_while_it_is_sent_is_unknown() -> None:
+    """After Ctrl-C while Kling has the request, the outcome is reported once."""
     stage = Stage(create=[forever])
     await interrupted(stage, "create")
     assert stage.order == ["register", "create", "report"]
@@ -330,14 +330,14 @@ async def test_a_create_interrupted_under_way_is_unknown() -> None:
 
 
 async def test_a_create_interrupted_between_two_tries_is_not_created() -> None:
-    """Kling refused and nothing is under way: that much is sure."""
+    """Kling refused and no request is in flight: it is surely not created."""
     stage = Stage(create=[kling_says(1302)])
     await interrupted(stage, "create", initial_wait=60, max_wait=60)
     assert stage.bodies("report")[0]["outcome"] == "not_created"
 
 
-async def test_a_create_interrupted_while_it_is_looked_up_is_unknown() -> None:
-    """The looks end, the report says unknown."""
+async def test_a_create_interrupted_while_it_is_queried_is_unknown() -> None:
+    """The queries end, and the report says unknown."""
     stage = Stage(create=[CUT], query=[forever])
     await interrupted(stage, "query")
     assert stage.bodies("report")[0]["outcome"] == "unknown"
@@ -351,14 +351,14 @@ async def test_an_interrupted_report_is_sent_once_more() -> None:
 
 
 async def test_an_interrupted_registration_sends_nothing() -> None:
-    """Nothing was begun, so there is nothing to report."""
+    """No create was sent, so there is nothing to report."""
     stage = Stage(register=[forever])
     await interrupted(stage, "register")
     assert stage.order == ["register"]
 
 
-async def test_the_last_word_is_bounded_and_may_fail() -> None:
-    """A receiver that is away, or silent, does not hold up who wants to go."""
+async def test_the_report_of_an_interruption_is_bounded_and_may_fail() -> None:
+    """A receiver that is unreachable, or silent, does not delay the interruption."""
     for step in (NO_CONNECTION, forever):
         stage = Stage(create=[forever], report=[step])
         await interrupted(stage, "create", interrupt_seconds=0.01)
@@ -366,7 +366,7 @@ async def test_the_last_word_is_bounded_and_may_fail() -> None:
 
 
 async def test_asyncio_s_own_cancelling_is_reported_too() -> None:
-    """A task cancelled by asyncio, as Ctrl-C under asyncio.run does, has its last word as well."""
+    """A task cancelled by asyncio, as Ctrl-C under asyncio.run does, is reported as well."""
     stage = Stage(create=[forever])
     running = asyncio.create_task(create(stage))
     await stage.came["create"].wait()
@@ -387,8 +387,8 @@ async def test_a_key_is_needed() -> None:
     assert stage.order == []
 
 
-async def test_the_new_standard_takes_the_key_of_the_two() -> None:
-    """Its creates and its queries; a JWT is for legacy calls."""
+async def test_the_new_standard_uses_the_bearer_key() -> None:
+    """Its creates and its queries do; a JWT is for legacy calls."""
     stage = Stage(create=[CUT, CUT], query=[taken(), taken()])
     async with stage.kling(access_key="access", secret_key="secret") as kling:
         for family in (FAMILY, "/text-to-video/kling-3.0-turbo"):
@@ -401,7 +401,7 @@ async def test_the_new_standard_takes_the_key_of_the_two() -> None:
 
 
 async def test_the_new_standard_needs_the_key() -> None:
-    """With access keys only it is refused before anything is registered; legacy goes on."""
+    """With access key and secret key only, it is refused before the registration; legacy calls work."""
     stage = Stage()
     async with stage.kling(api_key="", access_key="access", secret_key="secret") as kling:
         with pytest.raises(ParameterError, match="Set KLING_API_KEY"):
@@ -423,7 +423,7 @@ async def test_the_new_standard_needs_the_key() -> None:
     ],
 )
 async def test_wrong_parameters_are_not_even_registered(family: str, body: Any, more: Any) -> None:
-    """They are told before anything leaves this machine."""
+    """They are reported before anything is sent."""
     stage = Stage()
     async with stage.kling() as kling:
         with pytest.raises(ParameterError):
@@ -431,8 +431,8 @@ async def test_wrong_parameters_are_not_even_registered(family: str, body: Any, 
     assert stage.order == []
 
 
-async def test_as_many_and_as_long_tags_as_the_receiver_takes() -> None:
-    """Repeats do not count."""
+async def test_tags_have_the_receiver_s_limits() -> None:
+    """Repeated tags count once."""
     stage = Stage()
     tags = [f"{number:0100}" for number in range(20)]
     await create(stage, tags=tags * 2)
@@ -447,7 +447,7 @@ async def test_one_tag_may_be_a_string() -> None:
 
 
 async def test_neither_prompt_nor_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever goes wrong, the log has the task's id and no more of it."""
+    """Whatever fails, the log has the task's id and no more of it."""
     caplog.set_level(logging.DEBUG, "client")
     for script in (
         {"create": [CUT], "report": [refusal(503) for _ in range(9)]},
@@ -461,8 +461,8 @@ async def test_neither_prompt_nor_secret_is_logged(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("task_id", [".", "..", "a/b", ".\0"])
-async def test_an_id_that_is_none_is_no_answer_to_a_create(task_id: str) -> None:
-    """It would ask for something else: whether the create was taken is not known, and none is sent again."""
+async def test_an_invalid_id_is_not_an_answer_to_a_create(task_id: str) -> None:
+    """It would query another address: the outcome is unknown, and no create is sent again."""
     stage = Stage(create=[taken(task_id)])
     async with stage.kling() as kling:
         task = await kling.text_to_image("x")

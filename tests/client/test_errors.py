@@ -1,4 +1,4 @@
-"""The error tree: what every caller may rely on."""
+"""The error tree: the attributes that callers rely on."""
 
 import inspect
 import pickle
@@ -22,22 +22,22 @@ def test_the_drawing_names_every_error() -> None:
 
 @pytest.mark.parametrize("kind", [errors.NotCreated, errors.CreateUnknown, errors.ReceiverError])
 def test_an_error_carries_what_a_caller_branches_on(kind: type[errors.KlingError]) -> None:
-    """Code, HTTP status, request id, retryable and hint are attributes, not text to parse."""
+    """Code, HTTP status, request id, retryable and hint are attributes."""
     error = kind("It broke.", code=1302, http_status=429, request_id="r", retryable=True, hint="Wait.")
     assert (error.code, error.http_status, error.request_id, error.retryable) == (1302, 429, "r", True)
     assert str(error) == "It broke. Wait."
 
 
 def test_a_create_error_says_its_outcome() -> None:
-    """Whether a task exists stands on the class; it is None where no create was concerned."""
+    """The class has the outcome; it is None for errors that are not about a create."""
     assert errors.NotCreated("").outcome == "not_created"
     assert errors.ParameterError(["a"]).outcome == "not_created"
     assert errors.CreateUnknown("").outcome == "unknown"
     assert errors.ReceiverError("").outcome is None
 
 
-def test_several_problems_are_told_at_once() -> None:
-    """An error of settings or parameters lists all its problems and shows them line by line."""
+def test_several_problems_are_reported_at_once() -> None:
+    """An error of settings or parameters lists all its problems, one per line."""
     error = errors.SettingsError(["one", "two"])
     assert error.problems == ["one", "two"]
     assert str(error) == "one\ntwo"
@@ -52,12 +52,12 @@ def test_several_problems_are_told_at_once() -> None:
     ],
 )
 def test_an_error_survives_another_process(error: errors.KlingError) -> None:
-    """Pickled and unpickled, as process pools do, an error keeps all it carries."""
+    """Pickled and unpickled, as process pools do, an error keeps its attributes."""
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
 
 
-def test_an_ended_task_comes_along() -> None:
-    """TaskFailed, ResultFailed and WaitTimeout carry the task's JSON, an empty one when there is none."""
+def test_an_error_about_a_task_has_its_json() -> None:
+    """TaskFailed, ResultFailed and WaitTimeout have the task's JSON, an empty one if there is none."""
     assert errors.TaskFailed("no", task={"id": "a"}).task == {"id": "a"}
     assert errors.WaitTimeout("late").task == {}

@@ -1,4 +1,4 @@
-"""Following a task: one stream, taken up again where it broke, refused when it is no stream of ours."""
+"""Following a task: one event stream, resumed when it breaks, refused when it is not a receiver's."""
 
 import anyio
 import httpx
@@ -20,15 +20,15 @@ END = event(9, "task.done", DONE)
 CUT = httpx.ReadError("cut")
 
 
-async def heard(stage: Stage) -> list[Event]:
+async def received(stage: Stage) -> list[Event]:
     async with stage.kling() as kling:
         return [each async for each in kling.attach("mine").events()]
 
 
-async def test_the_history_comes_first_then_what_happens_until_the_end() -> None:
-    """All events in order; the stream ends with the one that ends the task, whatever follows."""
+async def test_past_events_come_first_then_live_ones_until_the_last() -> None:
+    """All events in order; the stream ends with the last one of the task."""
     stage = Stage(events=[stream(BEGIN, ": heartbeat\n\n", MIDDLE, END, event(10, "more", DONE))])
-    events = await heard(stage)
+    events = await received(stage)
     assert [(each.id, each.type, each.ends) for each in events] == [
         (1, "task.created", False),
         (5, "task.processing", False),
@@ -39,10 +39,10 @@ async def test_the_history_comes_first_then_what_happens_until_the_end() -> None
 
 
 async def test_events_may_come_in_any_pieces() -> None:
-    """Cut anywhere by the network, an event is the same."""
+    """Split anywhere by the network, an event is the same."""
     text = (BEGIN + END).encode()
     stage = Stage(events=[stream(*(text[place : place + 7] for place in range(0, len(text), 7)))])
-    assert len(await heard(stage)) == 2
+    assert len(await received(stage)) == 2
 
 
 @pytest.mark.parametrize(
@@ -54,49 +54,49 @@ async def test_events_may_come_in_any_pieces() -> None:
         [stream(), stream(": only a heartbeat\n\n")],
     ],
 )
-async def test_a_broken_stream_is_taken_up_where_it_broke(trouble: list[Step]) -> None:
-    """Whatever breaks it, the next one begins behind the last event, and nothing comes twice."""
+async def test_a_broken_stream_is_resumed(trouble: list[Step]) -> None:
+    """Whatever breaks it, the next connection begins after the last event, and no event is repeated."""
     stage = Stage(events=[stream(BEGIN, MIDDLE, CUT), *trouble, stream(MIDDLE, END)])
-    assert [each.id for each in await heard(stage)] == [1, 5, 9]
+    assert [each.id for each in await received(stage)] == [1, 5, 9]
     asked = [request.headers.get("Last-Event-ID") for request in stage.requests["events"]]
     assert asked == [None, *["5"] * (1 + len(trouble))]
     assert set(stage.order) == {"events"}
 
 
 async def test_an_early_end_is_not_the_end() -> None:
-    """A `task.done` that gave way to Kling's later word: we go on listening."""
+    """After a `task.done` that a later report of Kling replaced, the stream continues."""
     stage = Stage(events=[stream(event(3, "task.done", RUNNING)), stream(END)])
-    assert [each.id for each in await heard(stage)] == [3, 9]
+    assert [each.id for each in await received(stage)] == [3, 9]
 
 
-async def test_a_stream_that_closes_over_a_task_that_is_done_has_ended() -> None:
-    """Even if the event that says so is missing, nobody waits forever."""
+async def test_a_stream_that_closes_after_the_task_is_done_has_ended() -> None:
+    """Even without the last event, no wait is endless."""
     stage = Stage(events=[stream(event(3, "result.stored", DONE))])
-    assert [each.id for each in await heard(stage)] == [3]
+    assert [each.id for each in await received(stage)] == [3]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 422])
-async def test_a_refusal_is_told_at_once(status: int) -> None:
-    """No second try: the token or the id is wrong; the receiver's hint comes along."""
+async def test_a_refusal_is_raised_at_once(status: int) -> None:
+    """There is no retry: the token or the id is wrong; the error has the receiver's hint."""
     stage = Stage(events=[refusal(status, "nope", "Look there.")])
     with pytest.raises(ReceiverError) as error:
-        await heard(stage)
+        await received(stage)
     assert (error.value.http_status, error.value.code, error.value.hint) == (status, "nope", "Look there.")
     assert stage.order == ["events"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
-async def test_a_refusal_by_something_else_has_a_hint_too(status: int) -> None:
-    """A proxy's page, or none: the message still says what to check."""
+async def test_a_refusal_by_a_proxy_has_a_hint(status: int) -> None:
+    """For a proxy's page, or an empty answer, the message says what to check."""
     stage = Stage(events=[httpx.Response(status, content=b"<html>", headers={"Location": "https://other.test/x"})])
     with pytest.raises(ReceiverError) as error:
-        await heard(stage)
+        await received(stage)
     assert "KLING_RECEIVER_INTERNAL_URL" in (error.value.hint or "")
     assert ("other.test" in error.value.message) == (status == 302)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "content",
     [
         "data: no json\n\n",
         "data: []\n\n",
@@ -108,44 +108,44 @@ async def test_a_refusal_by_something_else_has_a_hint_too(status: int) -> None:
         "data: " + "[" * 100_000 + "\n\n",
     ],
 )
-async def test_what_is_no_event_of_ours_is_told(said: str) -> None:
-    """Another task's event, or no JSON: this is no receiver, and trying again will not help."""
-    stage = Stage(events=[stream(said)])
+async def test_an_answer_that_is_not_an_event_is_an_error(content: str) -> None:
+    """Another task's event, or invalid JSON, is not a receiver's; there is no retry."""
+    stage = Stage(events=[stream(content)])
     with pytest.raises(ReceiverError) as error:
-        await heard(stage)
+        await received(stage)
     assert error.value.code == "unreadable"
 
 
-async def test_what_is_no_stream_is_told() -> None:
-    """A web page under the address: check KLING_RECEIVER_URL."""
+async def test_an_answer_that_is_not_a_stream_is_an_error() -> None:
+    """For a web page at the address, the hint is to check KLING_RECEIVER_URL."""
     with pytest.raises(ReceiverError, match="KLING_RECEIVER_URL"):
-        await heard(Stage(events=[httpx.Response(200, content=b"<html>")]))
+        await received(Stage(events=[httpx.Response(200, content=b"<html>")]))
 
 
 async def test_an_endless_event_is_cut_off() -> None:
-    """Who never ends an event does not fill our memory."""
+    """An event without an end does not fill the memory."""
     piece = b"x" * (MAX_EVENT_BYTES // 8)
     with pytest.raises(ReceiverError) as error:
-        await heard(Stage(events=[stream("data: ", *[piece] * 9)]))
+        await received(Stage(events=[stream("data: ", *[piece] * 9)]))
     assert error.value.code == "unreadable"
 
 
 async def test_many_events_are_not_an_endless_one() -> None:
-    """The limit is on one event, not on the stream."""
+    """The limit is per event, not per stream."""
     padded = task_json("mine", "processing", request={"prompt": "x" * (MAX_EVENT_BYTES // 4)})
     stage = Stage(events=[stream(*(event(number, "task.processing", padded) for number in range(1, 7)), END)])
-    assert len(await heard(stage)) == 7
+    assert len(await received(stage)) == 7
 
 
-async def test_a_receiver_that_was_never_there_is_given_up() -> None:
-    """Nothing else bounds this wait: an address that never answered is told."""
+async def test_a_receiver_that_was_never_reached_ends_the_wait() -> None:
+    """Without a timeout, an address that never answered is an error."""
     stage = Stage(events=[httpx.ConnectError("refused")] * 2)
     with pytest.raises(ReceiverError, match="cannot be reached"):
-        await heard(stage)
+        await received(stage)
 
 
-async def test_a_receiver_that_was_there_is_waited_for() -> None:
-    """One that answered once, be it to another request, is only away."""
+async def test_a_receiver_that_answered_before_is_waited_for() -> None:
+    """After any successful answer, an unreachable receiver is only away."""
     stage = Stage(events=[*[httpx.ConnectError("refused")] * 20, stream(END)])
     async with stage.kling() as kling:
         task = await kling.task("mine")
@@ -153,7 +153,7 @@ async def test_a_receiver_that_was_there_is_waited_for() -> None:
 
 
 async def test_silence_breaks_a_stream() -> None:
-    """Not even a heartbeat: the connection is dead though nobody closed it; another one is opened."""
+    """Without even a heartbeat the connection is dead, and another one is opened."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     whole = reply(200, END.encode(), Content_Type="text/event-stream")
     with Wire(head + BEGIN.encode(), whole, hold=1) as wire:
@@ -165,7 +165,7 @@ async def test_silence_breaks_a_stream() -> None:
 
 
 async def test_each_connection_has_a_fresh_token() -> None:
-    """A token lives for minutes, a wait for hours."""
+    """A token is valid for minutes, a wait may take hours."""
     stage = Stage(events=[stream(BEGIN), stream(END)])
-    await heard(stage)
+    await received(stage)
     assert all(request.headers["Authorization"] for request in stage.requests["events"])

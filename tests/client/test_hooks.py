@@ -1,4 +1,4 @@
-"""verify_hook: takes what a receiver signed, and anything else is one kind of error."""
+"""verify_hook: accepts what a receiver signed; anything else is a HookError."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ NAME = webhook_id(17, 1_800_000_000_000)
 
 
 def signed(body: bytes = BODY, *, at: int | str = NOW, secret: str = SECRET, **changed: Any) -> dict[str, Any]:
-    """The headers of a good message; `changed`: by their last word."""
+    """The headers of a valid message; `changed`: by the last part of their names."""
     good = {
         "webhook-id": NAME,
         "webhook-timestamp": str(at),
@@ -41,7 +41,7 @@ def signed(body: bytes = BODY, *, at: int | str = NOW, secret: str = SECRET, **c
 
 
 def take(body: bytes = BODY, headers: Any = None, secret: Any = SECRET, now: float = NOW) -> HookEvent:
-    """One verification at a time of the test's choice."""
+    """Verify at a time of the test's choice."""
     return verify_hook(body, signed(body) if headers is None else headers, secret, clock=lambda: now)
 
 
@@ -54,7 +54,7 @@ def refused(*arguments: Any, **named: Any) -> Any:
 
 
 def test_what_a_receiver_signed_is_an_event() -> None:
-    """With all it says, and the id to drop repeats by."""
+    """With all its fields, and the id by which repeats are dropped."""
     event = take()
     assert (event.id, event.type, event.at, event.data) == (17, EVENT["type"], EVENT["at"], EVENT["data"])
     assert (event.task, event.ends, event.webhook_id) == (EVENT["task"], True, "default_17_1800000000000")
@@ -75,13 +75,13 @@ def test_what_a_receiver_signed_is_an_event() -> None:
     ids=["lower", "title", "upper", "asgi", "starlette", "flask", "httpx", "others"],
 )
 def test_headers_of_any_server(headers: Any) -> None:
-    """In whatever case and kind of mapping they come."""
+    """In any case, and any kind of mapping."""
     assert take(headers=headers).id == 17
 
 
 @pytest.mark.parametrize("secrets", [[SECRET, OTHER], [OTHER, SECRET], f"{OTHER}, {SECRET}", (SECRET,)])
-def test_during_a_rotation_either_secret_holds(secrets: Any) -> None:
-    """Ours may be several; so may the receiver's signatures."""
+def test_during_a_rotation_either_secret_verifies(secrets: Any) -> None:
+    """There may be several secrets, and several signatures."""
     assert take(secret=secrets).id == 17
     both = f"{sign(OTHER, NAME, NOW, BODY)} {sign(SECRET, NAME, NOW, BODY)}"
     assert take(headers=signed(signature=both)).id == 17
@@ -91,8 +91,8 @@ def test_during_a_rotation_either_secret_holds(secrets: Any) -> None:
 @pytest.mark.parametrize(
     "seconds", [-TOLERANCE_SECONDS - 1, -TOLERANCE_SECONDS, 0, TOLERANCE_SECONDS, TOLERANCE_SECONDS + 1]
 )
-def test_it_is_good_for_five_minutes_either_way(seconds: int) -> None:
-    """By the clock that is handed in; then it may be a repeat by somebody else."""
+def test_a_signature_is_valid_for_five_minutes_either_way(seconds: int) -> None:
+    """By the given clock; an older message may be a replay."""
     if abs(seconds) <= TOLERANCE_SECONDS:
         assert take(now=NOW + seconds).id == 17
     else:
@@ -100,7 +100,7 @@ def test_it_is_good_for_five_minutes_either_way(seconds: int) -> None:
 
 
 def test_a_message_signed_now_needs_no_clock() -> None:
-    """The system's is the default; the example is long over."""
+    """The system's clock is the default; the example has expired by it."""
     with pytest.raises(HookError) as error:
         verify_hook(BODY, signed(at=1), SECRET)
     assert error.value.code == "too_old"
@@ -138,7 +138,7 @@ def test_a_message_signed_now_needs_no_clock() -> None:
     ],
 )
 def test_hostile_headers(headers: dict[str, Any], code: str | None) -> None:
-    """Each has its code; what was signed so by us is taken."""
+    """Each has its error code; values that the receiver signed are accepted."""
     if code is None:
         assert take(headers=headers).id == 17
     else:
@@ -166,18 +166,18 @@ def test_hostile_headers(headers: dict[str, Any], code: str | None) -> None:
     ],
 )
 def test_signed_and_yet_no_event(body: bytes, code: str) -> None:
-    """Whoever has the secret may sign what he likes; it is no event for that."""
+    """A valid signature does not make a body an event."""
     assert refused(body) == code
 
 
 @pytest.mark.parametrize("change", [BODY + b" ", BODY[:-1], BODY.replace(b"17", b"18"), b""])
 def test_an_altered_body(change: bytes) -> None:
-    """One byte is enough."""
+    """One altered byte is enough to be refused."""
     assert refused(change, signed()) == "bad_signature"
 
 
-def test_a_body_without_end_is_not_read() -> None:
-    """It is refused by its size, before its signature is made."""
+def test_a_body_that_is_too_large_is_refused() -> None:
+    """By its size, before its signature is computed."""
     assert refused(bytes(MAX_EVENT_BYTES + 1), signed()) == "too_large"
 
 
@@ -187,7 +187,7 @@ VALUES = st.text() | st.binary() | st.none() | st.integers() | st.lists(st.text(
 
 @given(st.binary(), st.dictionaries(NAMES, VALUES), st.booleans(), st.floats())
 def test_nothing_hostile_is_another_error(body: bytes, headers: Any, beside: bool, now: float) -> None:
-    """Whatever stands in body and headers, also beside a good time; and whatever our own clock says."""
+    """Any body and headers, also with a valid timestamp, and any clock: only HookError is raised."""
     headers = {"webhook-timestamp": str(NOW), "webhook-id": "m", **headers} if beside else headers
     refused(body, headers, now=now)
 
@@ -196,7 +196,7 @@ def test_nothing_hostile_is_another_error(body: bytes, headers: Any, beside: boo
     st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
 )
 def test_nothing_signed_is_another_error(body: bytes) -> None:
-    """Even of somebody who has the secret."""
+    """Even if the sender has the secret."""
     assert refused(body) in ("not_json", "not_an_event")
 
 
@@ -211,8 +211,8 @@ def test_nothing_signed_is_another_error(body: bytes) -> None:
         ([SECRET, "my-secret-phrase"], "secret 2 is not of the form"),
     ],
 )
-def test_a_secret_of_ours_that_is_none(secret: Any, problem: str) -> None:
-    """Is told as a wrong setting, whatever came, and without the secret."""
+def test_an_invalid_secret_is_a_settings_error(secret: Any, problem: str) -> None:
+    """For any message, and without the secret in it."""
     with pytest.raises(SettingsError, match=problem) as error:
         take(b"", {}, secret)
     assert "phrase" not in str(error.value)
@@ -220,6 +220,6 @@ def test_a_secret_of_ours_that_is_none(secret: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("body", [BODY.decode(), EVENT, None, [1]])
 def test_a_body_that_was_decoded_or_parsed(body: Any) -> None:
-    """Is a slip of whoever calls, and says what to give instead."""
+    """Is a TypeError that says what to pass instead."""
     with pytest.raises(TypeError, match="raw body: bytes"):
         take(body, {})

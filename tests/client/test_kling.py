@@ -1,4 +1,4 @@
-"""Kling and AsyncKling as people use them, against a real receiver and the sandbox."""
+"""Kling and AsyncKling as programs use them, with a real receiver and the sandbox."""
 
 import ast
 import base64
@@ -60,7 +60,7 @@ def kling(settings: dict[str, Any]) -> Iterator[Kling]:
         yield kling
 
 
-def test_a_picture_from_a_prompt(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
+def test_an_image_from_a_prompt(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
     """The README's example: create, wait, save; two files, each as the sandbox made it."""
     task = kling.text_to_image("a kangaroo holding a sign", model_name="kling-v1-5", n=2, tags=["demo"])
     result = task.wait(timeout=60)
@@ -71,8 +71,8 @@ def test_a_picture_from_a_prompt(kling: Kling, gateway: Sandbox, tmp_path: Path)
     assert len(gateway.creates) == 1
 
 
-def test_a_picture_from_a_picture(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
-    """The file goes to Kling whole; the receiver has a note in its place."""
+def test_an_image_from_an_image(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
+    """Kling gets the whole file; the receiver stores a note in its place."""
     (tmp_path / "in.png").write_bytes(picture())
     task = kling.image_to_image("same, but blue", tmp_path / "in.png", image_reference="subject")
     assert task.wait(60).images
@@ -81,7 +81,7 @@ def test_a_picture_from_a_picture(kling: Kling, gateway: Sandbox, tmp_path: Path
 
 
 def test_a_video_from_a_prompt(kling: Kling) -> None:
-    """Duration as a number is fine; the video has its seconds."""
+    """The duration may be a number; the video has its seconds."""
     (video,) = kling.text_to_video("a kangaroo jumps", duration=5, mode="std").wait(60).videos
     assert (video.content_type, video.duration) == ("video/mp4", 5.0)
 
@@ -109,20 +109,20 @@ def test_a_refused_create_is_raised(kling: Kling) -> None:
 
 @pytest.mark.parametrize("switch", ["drop-after-create", "create-5002", "create-504", "create-garbage"])
 def test_an_unknown_outcome_is_paid_once(kling: Kling, gateway: Sandbox, switch: str) -> None:
-    """No clear answer to the create: it is sent once, found, and its result is there."""
+    """Without a usable answer the create is sent once, found, and its result is downloaded."""
     assert kling.text_to_image(f"x [sandbox: {switch}]").wait(60).images
     assert len(gateway.creates) == len(gateway.tasks) == 1
 
 
-def test_a_relay_without_external_ids_is_paid_once(kling: Kling, gateway: Sandbox) -> None:
-    """The task cannot be found by our id; the callback tells, and nothing is sent again."""
+def test_a_gateway_without_external_ids_is_paid_once(kling: Kling, gateway: Sandbox) -> None:
+    """The task cannot be found by our id; the callback names it, and nothing is sent again."""
     task = kling.text_to_image("x [sandbox: create-504, drop-external-id]")
     assert task.wait(60).images
     assert len(gateway.creates) == 1
 
 
-def test_a_busy_kling_is_tried_again(kling: Kling, gateway: Sandbox) -> None:
-    """Too fast once: the second try is taken."""
+def test_a_create_is_retried_at_a_busy_kling(kling: Kling, gateway: Sandbox) -> None:
+    """After one rate limit, the second attempt is taken."""
     assert kling.text_to_image("x [sandbox: busy-once]").wait(60).images
     assert (len(gateway.creates), len(gateway.tasks)) == (2, 1)
 
@@ -152,24 +152,24 @@ def test_another_key_is_a_conflict(settings: dict[str, Any], gateway: Sandbox) -
     assert gateway.creates == []
 
 
-def test_on_event_is_heard_in_this_thread(kling: Kling) -> None:
-    """What happened is told in order, where the caller is, and may use Kling itself."""
-    heard: list[tuple[str, int, str]] = []
+def test_on_event_is_called_in_this_thread(kling: Kling) -> None:
+    """Events arrive in order, in the caller's thread, and the function may use Kling itself."""
+    received: list[tuple[str, int, str]] = []
     task = kling.text_to_image("x")
-    task.wait(60, on_event=lambda each: heard.append((each.type, threading.get_ident(), kling.task(task.id).id)))
-    assert heard[0][0] == "task.created"
-    assert heard[-1][0] == "task.done"
-    assert {thread for _, thread, _ in heard} == {threading.get_ident()}
+    task.wait(60, on_event=lambda each: received.append((each.type, threading.get_ident(), kling.task(task.id).id)))
+    assert received[0][0] == "task.created"
+    assert received[-1][0] == "task.done"
+    assert {thread for _, thread, _ in received} == {threading.get_ident()}
 
 
 def test_an_error_in_on_event_ends_the_wait(kling: Kling) -> None:
-    """The caller's own error comes out as it is."""
+    """The caller's own error is raised unchanged."""
     with pytest.raises(ZeroDivisionError):
         kling.text_to_image("x").wait(60, on_event=lambda each: 1 / 0)
 
 
 def test_a_wait_may_time_out_and_be_done_again(kling: Kling, gateway: Sandbox) -> None:
-    """The task goes on, and another wait, by another handle, has the result."""
+    """The task continues, and another wait, by another handle, has the result."""
     gateway.hold()
     task = kling.text_to_image("x")
     with pytest.raises(WaitTimeout):
@@ -181,7 +181,7 @@ def test_a_wait_may_time_out_and_be_done_again(kling: Kling, gateway: Sandbox) -
 def test_a_wait_survives_a_restart_of_the_receiver(
     kling: Kling, gateway: Sandbox, receiver: Running, start: Start
 ) -> None:
-    """The stream breaks, the next receiver tells the rest, nothing is told twice."""
+    """The stream breaks, and is resumed at the next receiver without repeats."""
     gateway.hold()
     task = kling.text_to_image("x")
     port = int(receiver.url.rpartition(":")[2])
@@ -199,7 +199,7 @@ def test_a_wait_survives_a_restart_of_the_receiver(
 
 
 def test_tasks_are_listed_by_status_family_and_tag(kling: Kling) -> None:
-    """Newest first, as many as asked for."""
+    """Newest first, up to the limit."""
     for number in range(3):
         kling.text_to_image("x", tags=[f"tag-{number}"]).wait(60)
     kling.text_to_video("x").wait(60)
@@ -210,8 +210,8 @@ def test_tasks_are_listed_by_status_family_and_tag(kling: Kling) -> None:
     assert kling.tasks(status="failed") == []
 
 
-def test_a_task_can_be_looked_at(kling: Kling) -> None:
-    """By its id; refresh brings it up to date; one that nobody knows is an error."""
+def test_a_task_can_be_read(kling: Kling) -> None:
+    """By its id; refresh updates it; an unknown id is an error."""
     task = kling.text_to_image("x")
     seen = kling.task(task.id)
     task.wait(60)
@@ -223,7 +223,7 @@ def test_a_task_can_be_looked_at(kling: Kling) -> None:
         kling.task("../x")
 
 
-def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
+def test_stored_files_can_be_read_although_others_failed() -> None:
     """Half a result was paid for; without `await` too."""
     task = done(file_json(), {"index": 1, "status": "failed"})
     stage = Stage(
@@ -257,7 +257,7 @@ def test_threads_may_share_a_kling(kling: Kling) -> None:
 
 
 def test_ctrl_c_ends_a_blocking_wait_and_the_task_goes_on(kling: Kling, gateway: Sandbox) -> None:
-    """KeyboardInterrupt comes through at once; Kling can still be used."""
+    """KeyboardInterrupt is raised at once; Kling can still be used."""
     gateway.hold()
     task = kling.text_to_image("x")
     before = signal.getsignal(signal.SIGINT)
@@ -271,8 +271,8 @@ def test_ctrl_c_ends_a_blocking_wait_and_the_task_goes_on(kling: Kling, gateway:
     assert task.wait(60).images
 
 
-def test_ctrl_c_in_a_blocking_create_has_its_last_word() -> None:
-    """The receiver hears that the outcome is unknown before the interrupt comes through."""
+def test_ctrl_c_in_a_blocking_create_is_reported() -> None:
+    """The outcome unknown is reported to the receiver before the interrupt is raised."""
     main = threading.main_thread().ident
     assert main is not None
 
@@ -359,8 +359,8 @@ async def test_a_list_follows_its_cursor_and_ends() -> None:
 @pytest.mark.parametrize(
     "body", [{"tasks": "x", "next": None}, {"tasks": [{}]}, {"tasks": [{"id": 1, "status": "x"}]}, []]
 )
-async def test_a_strange_list_is_told(body: Any) -> None:
-    """What is no list of tasks is no receiver's answer."""
+async def test_an_answer_that_is_not_a_list_of_tasks_is_an_error(body: Any) -> None:
+    """It is not a receiver's."""
     async with Stage(list=[answer(200, body)]).kling() as kling:
         with pytest.raises(ReceiverError) as error:
             await kling.tasks()
@@ -371,8 +371,8 @@ async def test_a_strange_list_is_told(body: Any) -> None:
 @pytest.mark.parametrize(
     "step", [lambda: answer(200, task_json("other")), lambda: httpx.Response(200, content=b"x" * 33_000_000)]
 )
-async def test_a_strange_task_is_told(step: Callable[[], httpx.Response]) -> None:
-    """Another task than asked for, or one without end."""
+async def test_an_answer_about_another_task_is_an_error(step: Callable[[], httpx.Response]) -> None:
+    """Or one without end."""
     async with Stage(task=[step()]).kling() as kling:
         with pytest.raises(ReceiverError) as error:
             await kling.task("mine")
@@ -380,8 +380,8 @@ async def test_a_strange_task_is_told(step: Callable[[], httpx.Response]) -> Non
 
 
 @pytest.mark.anyio
-async def test_an_answer_that_never_ends_does_not_hold_up() -> None:
-    """One call to the receiver has its time, however slowly it drips; then it is tried again."""
+async def test_a_call_to_the_receiver_has_a_time_limit() -> None:
+    """However slowly its answer arrives; then it is retried."""
     stage = Stage(task=[forever, forever])
     async with stage.kling(retry=replace(QUICK, call_seconds=0.01)) as kling:
         assert (await kling.task("mine")).id == "mine"
@@ -390,7 +390,7 @@ async def test_an_answer_that_never_ends_does_not_hold_up() -> None:
 
 @pytest.mark.anyio
 async def test_an_internal_address_is_used_for_the_receiver() -> None:
-    """KLING_RECEIVER_INTERNAL_URL is where this client goes; Kling gets the public one."""
+    """This client connects to KLING_RECEIVER_INTERNAL_URL; Kling gets the public address."""
     stage = Stage()
     async with stage.kling(receiver_internal_url="http://internal.test:81/deep") as kling:
         await kling.text_to_image("x", external_task_id="mine")
@@ -410,7 +410,7 @@ def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPat
 
 
 def test_client_imports_nothing_of_the_receiver() -> None:
-    """The direction holds: no module of `client` imports `receiver`, nor what only the receiver needs."""
+    """No module of the client imports the receiver, nor what only the receiver needs."""
     assert kling_callback.__file__ is not None
     imported: set[str] = set()
     for module in Path(kling_callback.__file__).parent.glob("*.py"):
@@ -432,7 +432,7 @@ task = kling.task("mine")
 
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("raise SystemExit(3)", 3), ("1 / 0", 1)])
 def test_a_program_that_closes_nothing_ends(receiver: Running, end: str, code: int) -> None:
-    """Also one that fails: the network's thread holds nobody back."""
+    """Also one that fails: the client's thread does not keep the process alive."""
     httpx.put(
         f"{receiver.url}/api/tasks/mine",
         json={"family": "images/generations", "attempt": "x"},
@@ -444,7 +444,7 @@ def test_a_program_that_closes_nothing_ends(receiver: Running, end: str, code: i
 
 
 def test_a_closed_kling_says_so(settings: dict[str, Any]) -> None:
-    """Whatever is asked of it, or of what came from it; closing it again does nothing."""
+    """Every call, also of its tasks, raises the same error; closing it again does nothing."""
     with Kling(**settings) as kling:
         task = kling.text_to_image("x")
     for use in (task.refresh, lambda: kling.task("x"), lambda: task.wait(5)):

@@ -1,4 +1,4 @@
-"""Kling's own interface: what each answer, cut or silence proves of a create, and what a query tells."""
+"""The API of Kling or a gateway: what each answer, truncation or silence proves about a create or a query."""
 
 import gzip
 import json
@@ -53,7 +53,7 @@ async def refused(gateway: KlingApi, body: dict[str, Any], family: str = IMAGES)
 
 
 async def test_a_create_that_kling_took_has_its_id(gateway: Sandbox, http: httpx.AsyncClient) -> None:
-    """The report has Kling's task id, and a query by it or by ours finds the same task."""
+    """The report has Kling's id, and a query by it or by ours finds the same task."""
     kling = at(gateway.url, http)
     report = await kling.create(IMAGES, wanted("a kangaroo"))
     for id_ in ({"kling_id": report.kling_id}, {"task_id": "mine"}):
@@ -62,8 +62,8 @@ async def test_a_create_that_kling_took_has_its_id(gateway: Sandbox, http: httpx
         assert (found.kling_id, found.external_task_id) == (report.kling_id, "mine")
 
 
-async def test_the_new_standard_is_created_and_asked_elsewhere(gateway: Sandbox, http: httpx.AsyncClient) -> None:
-    """A family with a leading slash is its own path; its tasks are found by the batch query."""
+async def test_the_new_standard_has_its_own_addresses(gateway: Sandbox, http: httpx.AsyncClient) -> None:
+    """A family with a leading slash is its own path; its tasks are queried by the batch query."""
     kling = at(gateway.url, http)
     report = await kling.create(NEW, {"prompt": "x", "options": {"external_task_id": "mine"}})
     found = await kling.query(NEW, task_id="mine")
@@ -71,8 +71,8 @@ async def test_the_new_standard_is_created_and_asked_elsewhere(gateway: Sandbox,
     assert found.kling_id == report.kling_id
 
 
-async def test_a_relay_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) -> None:
-    """A gateway's path prefix is kept, and its second envelope understood."""
+async def test_a_gateway_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) -> None:
+    """A gateway's path prefix is kept, and its second envelope parsed."""
     with Sandbox(base_path="/kling", misbehave=["wrap-twice"]) as gateway:
         kling = at(gateway.url, http)
         report = await kling.create(IMAGES, wanted("x"))
@@ -88,7 +88,7 @@ async def test_a_relay_under_a_prefix_that_wraps_twice(http: httpx.AsyncClient) 
 async def test_kling_s_refusals_took_nothing(
     gateway: Sandbox, http: httpx.AsyncClient, switch: str, code: int, retryable: bool
 ) -> None:
-    """All of these are HTTP 429; the code tells what may be tried again."""
+    """All of these are HTTP 429; the code says which may be retried."""
     error = await refused(at(gateway.url, http), wanted(f"x [sandbox: {switch}]"))
     assert isinstance(error, NotCreated)
     assert (error.code, error.http_status, error.retryable) == (code, 429, retryable)
@@ -109,14 +109,14 @@ async def test_an_id_that_is_taken_is_refused(gateway: Sandbox, http: httpx.Asyn
     "switch", ["drop-after-create", "drop-before-create", "create-5002", "create-504", "create-garbage"]
 )
 async def test_no_clear_answer_is_unknown(gateway: Sandbox, http: httpx.AsyncClient, switch: str) -> None:
-    """Hung up, timed out, garbled: the task may exist, so nobody may send it again."""
+    """Hung up, timed out, garbled: the task may exist, so the create must not be sent again."""
     error = await refused(at(gateway.url, http), wanted(f"x [sandbox: {switch}]"))
     assert isinstance(error, CreateUnknown)
     assert error.outcome == "unknown"
 
 
 async def test_no_connection_took_nothing(http: httpx.AsyncClient) -> None:
-    """A port where nobody listens: surely not created, and worth another try."""
+    """Without a listener at the port: surely not created, and retryable."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     error = await refused(at(f"http://127.0.0.1:{port}", http), wanted("x"))
@@ -126,7 +126,7 @@ async def test_no_connection_took_nothing(http: httpx.AsyncClient) -> None:
 
 
 async def test_an_impossible_base_took_nothing(http: httpx.AsyncClient) -> None:
-    """An address that no client can call is not created, and never will be."""
+    """An address that no client can call is not created, and not retryable."""
     error = await refused(at("nonsense://host", http), wanted("x"))
     assert isinstance(error, NotCreated)
     assert not error.retryable
@@ -160,7 +160,7 @@ async def test_an_impossible_base_took_nothing(http: httpx.AsyncClient) -> None:
     ],
 )
 async def test_each_answer_proves_something(http: httpx.AsyncClient, answer: bytes, kind: type[GatewayError]) -> None:
-    """A refusal proves that nothing was taken; whatever is cut, late or unreadable proves nothing."""
+    """A refusal proves that nothing was taken; a truncated, late or unreadable answer proves nothing."""
     with Wire(answer) as wire:
         error = await refused(at(wire.url, http), wanted("x"))
     assert type(error) is kind
@@ -168,16 +168,16 @@ async def test_each_answer_proves_something(http: httpx.AsyncClient, answer: byt
 
 
 @pytest.mark.parametrize("code", [0, "0", "success", 200, None])
-async def test_kling_s_id_proves_a_task_whatever_the_word_for_success(
+async def test_kling_s_id_proves_a_task_whatever_the_code_for_success(
     http: httpx.AsyncClient, code: int | str | None
 ) -> None:
-    """Relays have codes of their own; an id in a good answer is a task."""
+    """Gateways have codes of their own; an id in a good answer is a task."""
     with Wire(reply(200, {**TAKEN, "code": code})) as wire:
         assert (await at(wire.url, http).create(IMAGES, wanted("x"))).kling_id == "t"
 
 
-async def test_the_body_arrives_as_it_is(http: httpx.AsyncClient) -> None:
-    """JSON in UTF-8 to the family's path, with the key as bearer token."""
+async def test_the_body_arrives_unchanged(http: httpx.AsyncClient) -> None:
+    """JSON in UTF-8 at the family's path, with the key as bearer token."""
     with Wire(reply(200, TAKEN)) as wire:
         await at(wire.url, http).create(IMAGES, {"prompt": "袋鼠 🦘"})
     head, _, body = wire.requests[0].partition(b"\r\n\r\n")
@@ -194,7 +194,7 @@ async def test_the_key_follows_no_redirect(http: httpx.AsyncClient) -> None:
 
 
 async def test_a_stale_token_is_signed_anew_once(http: httpx.AsyncClient) -> None:
-    """Kling called the JWT expired: the create goes out once more, with another, and is taken."""
+    """Kling refused the JWT as expired: the create is sent once more, with another, and is taken."""
     with Sandbox(misbehave=["expired-token-once"]) as gateway:
         auth = JwtAuth(gateway.access_key, gateway.secret_key)
         report = await at(gateway.url, http, auth).create(IMAGES, wanted("x"))
@@ -203,7 +203,7 @@ async def test_a_stale_token_is_signed_anew_once(http: httpx.AsyncClient) -> Non
 
 
 async def test_a_token_that_stays_stale_is_refused(http: httpx.AsyncClient) -> None:
-    """Twice is enough: then this machine's clock is to be looked at."""
+    """After two attempts, the hint is to check this machine's clock."""
     with Wire(reply(401, {"code": 1003, "message": "not yet valid"})) as wire:
         error = await refused(at(wire.url, http, JwtAuth("a", "s")), wanted("x"))
     assert isinstance(error, NotCreated)
@@ -220,7 +220,7 @@ async def test_a_wrong_key_says_what_to_check(gateway: Sandbox, http: httpx.Asyn
 
 @pytest.mark.parametrize("family", [IMAGES, NEW])
 async def test_an_unknown_task_is_none(gateway: Sandbox, http: httpx.AsyncClient, family: str) -> None:
-    """Kling says 1201 for a task that it does not know, in both standards."""
+    """Kling answers 1201 for a task that it does not know, in both standards."""
     assert await at(gateway.url, http).query(family, task_id="nobody") is None
 
 
@@ -228,7 +228,7 @@ async def test_an_unknown_task_is_none(gateway: Sandbox, http: httpx.AsyncClient
 async def test_a_query_without_a_usable_answer_is_an_error(
     gateway: Sandbox, http: httpx.AsyncClient, switch: str
 ) -> None:
-    """That is no word on the task, so it is not None; it is worth another try."""
+    """It proves nothing about the task, so it is not None; it is retryable."""
     kling = at(gateway.url, http)
     report = await kling.create(IMAGES, wanted(f"x [sandbox: {switch}]"))
     with pytest.raises(GatewayError) as error:
@@ -247,8 +247,8 @@ async def test_a_query_without_a_usable_answer_is_an_error(
         (reply(200, {"code": 0, "data": {"task_id": "another", "task_status": "submitted"}}), "another"),
     ],
 )
-async def test_the_task_that_was_asked_for_is_found(http: httpx.AsyncClient, answer: bytes, found: str | None) -> None:
-    """In a list only the one that was named; alone also under another id, for relays have their own."""
+async def test_the_queried_task_is_found(http: httpx.AsyncClient, answer: bytes, found: str | None) -> None:
+    """In a list only the queried one; alone also under another id, because gateways have their own."""
     with Wire(answer) as wire:
         report = await at(wire.url, http).query(IMAGES, kling_id="mine")
     assert (report and report.kling_id) == found
@@ -265,20 +265,20 @@ async def test_the_task_that_was_asked_for_is_found(http: httpx.AsyncClient, ans
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
     ],
 )
-async def test_a_refused_query_is_no_word_on_the_task(http: httpx.AsyncClient, answer: bytes) -> None:
-    """Authentication, a wrong path, a cut: the task may well exist."""
+async def test_a_refused_query_proves_nothing_about_the_task(http: httpx.AsyncClient, answer: bytes) -> None:
+    """Authentication, a wrong path, a truncated answer: the task may exist."""
     with Wire(answer) as wire, pytest.raises(GatewayError):
         await at(wire.url, http).query(IMAGES, kling_id="mine")
 
 
 async def test_a_batch_query_that_fails_is_an_error(http: httpx.AsyncClient) -> None:
-    """5001 is no word on the task, and no reason to ask elsewhere."""
+    """5001 proves nothing about the task, and is no reason to query by path."""
     with Wire(reply(503, {"code": 5001, "message": "later"})) as wire, pytest.raises(GatewayError):
         await at(wire.url, http).query(NEW, kling_id="t")
     assert len(wire.requests) == 1
 
 
-async def test_a_relay_without_the_batch_query_is_asked_by_path(http: httpx.AsyncClient) -> None:
+async def test_a_gateway_without_the_batch_query_is_queried_by_path(http: httpx.AsyncClient) -> None:
     """An HTML 404 for /tasks means that there is no such query; the task's own path has the answer."""
     found = {"code": 0, "data": {"id": "t", "status": "processing"}}
     with Wire(reply(404, b"<html>"), reply(200, found)) as wire:
@@ -289,7 +289,7 @@ async def test_a_relay_without_the_batch_query_is_asked_by_path(http: httpx.Asyn
 
 
 async def test_an_id_is_quoted_in_the_address(http: httpx.AsyncClient) -> None:
-    """An id from Kling cannot lead a query elsewhere."""
+    """An id from Kling cannot lead a query to another address."""
     with Wire(reply(200, TAKEN)) as wire:
         await at(wire.url, http).query(IMAGES, kling_id="../x?y#z")
     assert wire.requests[0].startswith(b"GET /v1/images/generations/..%2Fx%3Fy%23z ")
@@ -309,14 +309,14 @@ async def test_an_id_is_quoted_in_the_address(http: httpx.AsyncClient) -> None:
     ],
 )
 def test_retry_after_comes_in_two_forms(header: str, seconds: float | None) -> None:
-    """Seconds, or a date as the server's clock has it; anything else is none."""
+    """Seconds, or a date by the server's clock; any other value is ignored."""
     headers = [("Retry-After", header.encode("latin-1")), ("Date", formatdate(10, usegmt=True).encode())]
     response = httpx.Response(429, headers=[(name.encode(), value) for name, value in headers])
     assert retry_after_seconds(response.headers) == seconds
 
 
 async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:
-    """Whoever tries again knows how long to wait."""
+    """Callers that retry know how long to wait."""
     with Wire(reply(429, {"code": 1302, "message": "slow"}, Retry_After="3")) as wire:
         assert (await refused(at(wire.url, http), wanted("x"))).retry_after == 3.0
 
@@ -329,14 +329,14 @@ async def test_retry_after_is_on_the_error(http: httpx.AsyncClient) -> None:
         ({"access_key": "a", "secret_key": "s"}, JwtAuth, JwtAuth),
     ],
 )
-def test_each_standard_has_its_proof(given: dict[str, str], legacy: type, new: type) -> None:
-    """Access and secret key go first for legacy calls; the new standard takes the key, if there is one."""
+def test_each_standard_has_its_authentication(given: dict[str, str], legacy: type, new: type) -> None:
+    """Access key and secret key take precedence for legacy calls; the new standard uses the key, if there is one."""
     proofs = auth_from(ClientSettings.load(require=(), **given))
     assert (type(proofs.for_family(IMAGES)), type(proofs.for_family(NEW))) == (legacy, new)
 
 
 async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: httpx.AsyncClient) -> None:
-    """A JWT where Kling takes one, the key where it takes no other: creates and queries."""
+    """A JWT where Kling accepts one, else the key: creates and queries."""
     settings = ClientSettings.load(
         require=(), api_key="sandbox-key", access_key=gateway.access_key, secret_key=gateway.secret_key
     )
@@ -348,8 +348,8 @@ async def test_both_kinds_of_keys_open_both_standards(gateway: Sandbox, http: ht
         assert (found and found.kling_id) == report.kling_id
 
 
-async def test_a_record_counts_more_than_a_relay_s_word_for_success(http: httpx.AsyncClient) -> None:
-    """A query answered with `code` 200 and the task's record is an answer; a known error with one is not."""
+async def test_a_record_counts_more_than_a_gateway_s_code_for_success(http: httpx.AsyncClient) -> None:
+    """A query answered with `code` 200 and the task's record is an answer; one with a known error is not."""
     record = {"task_id": "7", "task_status": "processing"}
     with Wire(reply(body={"code": 200, "data": record})) as wire:
         report = await at(wire.url, http).query(IMAGES, kling_id="7")
@@ -363,15 +363,15 @@ async def test_a_record_counts_more_than_a_relay_s_word_for_success(http: httpx.
 
 
 async def test_a_message_is_one_line_in_every_log(http: httpx.AsyncClient) -> None:
-    """What a gateway says cannot forge a line, nor paint a terminal."""
+    """A gateway's message cannot forge a line, nor control a terminal."""
     forged = reply(500, {"code": 5000, "message": "x\n2026 ERROR forged \x1b[31m"})
     with Wire(forged) as wire, pytest.raises(GatewayError) as raised:
         await at(wire.url, http).query(IMAGES, kling_id="7")
     assert str(raised.value).isprintable()
 
 
-async def test_an_answer_that_quotes_the_key_is_told_without_it(http: httpx.AsyncClient) -> None:
-    """Gateways do that; the message goes into logs, tasks and events."""
+async def test_the_key_is_removed_from_an_answer_that_quotes_it(http: httpx.AsyncClient) -> None:
+    """Some gateways quote it; the message is in logs, tasks and events."""
     key = "sk-0123456789abcdef"
     with Wire(reply(401, {"code": 1001, "message": f"Incorrect API key provided: {key}."})) as wire:
         error = await refused(at(wire.url, http, BearerAuth(key)), wanted("x"))
@@ -380,7 +380,7 @@ async def test_an_answer_that_quotes_the_key_is_told_without_it(http: httpx.Asyn
 
 
 def bomb(encoding: str) -> bytes:
-    """An answer of some 200 KB that says that it has 200 MB in it."""
+    """An answer of some 200 KB that inflates to 200 MB."""
     squeeze = zlib.compressobj(wbits=zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS)
     megabyte = b" " * 1_000_000
     body = b"".join(squeeze.compress(megabyte) for _ in range(200)) + squeeze.flush()
@@ -388,10 +388,8 @@ def bomb(encoding: str) -> bytes:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_compressed_answer_is_inflated_no_further_than_it_may_be(
-    http: httpx.AsyncClient, encoding: str
-) -> None:
-    """Memory stays small, the error says why; nothing is sent again, for Kling may have taken the create."""
+async def test_a_compressed_answer_is_inflated_up_to_the_limit(http: httpx.AsyncClient, encoding: str) -> None:
+    """Memory stays small; the create is not sent again, because Kling may have taken it."""
     with Wire(bomb(encoding)) as wire:
         tracemalloc.start()
         try:
@@ -407,16 +405,16 @@ async def test_a_compressed_answer_is_inflated_no_further_than_it_may_be(
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
-async def test_an_answer_that_is_compressed_all_the_same_is_read(http: httpx.AsyncClient, encoding: str) -> None:
-    """A relay may not care what it was asked for."""
+async def test_a_compressed_answer_is_read(http: httpx.AsyncClient, encoding: str) -> None:
+    """Some gateways ignore Accept-Encoding."""
     body = json.dumps(TAKEN).encode()
     squeezed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "identity": body}[encoding]
     with Wire(reply(200, squeezed, Content_Encoding=encoding)) as wire:
         assert (await at(wire.url, http).create(IMAGES, wanted("x"))).kling_id == "t"
 
 
-async def test_an_answer_in_an_encoding_of_its_own_is_none(http: httpx.AsyncClient) -> None:
-    """It says so, and proves nothing."""
+async def test_an_answer_in_an_unknown_encoding_is_unreadable(http: httpx.AsyncClient) -> None:
+    """The error names the encoding; the outcome is unknown."""
     with Wire(reply(200, b"x", Content_Encoding="br")) as wire:
         error = await refused(at(wire.url, http), wanted("x"))
     assert isinstance(error, CreateUnknown)

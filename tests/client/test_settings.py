@@ -13,7 +13,7 @@ SECRET = "a-signing-secret-for-tests-0123456789"
 GOOD = {"api_key": "key", "signing_secrets": SECRET, "receiver_url": "https://receiver.example"}
 
 
-def problems(require: tuple[str, ...] = TO_CREATE, **values: Any) -> list[str]:
+def problems(require: tuple[str, ...] = TO_CREATE, /, **values: Any) -> list[str]:
     """The problems of some settings."""
     with pytest.raises(SettingsError) as error:
         ClientSettings.load(require=require, **values)

@@ -1,4 +1,4 @@
-"""Waiting for a task, and its files: whole and checked, or not at all."""
+"""Waiting for a task, and its files: complete and checked, or not at all."""
 
 import hashlib
 from collections.abc import Callable
@@ -57,7 +57,7 @@ async def failed(task: dict[str, Any]) -> KlingError:
 
 
 async def test_a_result_has_its_files_by_kind() -> None:
-    """Images, videos and sounds apart, all of them in order in `files`, and the task's JSON."""
+    """Images, videos and audio files apart, all of them in order in `files`, and the task's JSON."""
     task = done(
         file_json(2, kind="video", content_type="video/mp4", duration=5.1),
         file_json(0),
@@ -72,7 +72,7 @@ async def test_a_result_has_its_files_by_kind() -> None:
 
 
 async def test_a_failed_task_raises_kling_s_reason() -> None:
-    """The message is what Kling said; the task comes along."""
+    """The message is Kling's; the error has the task's JSON."""
     error = await failed(done(status="failed", status_msg="unsafe content"))
     assert isinstance(error, TaskFailed)
     assert "unsafe content" in error.message
@@ -81,7 +81,7 @@ async def test_a_failed_task_raises_kling_s_reason() -> None:
 
 
 async def test_a_file_that_is_missing_raises() -> None:
-    """One of two could not be stored: the reason, and where Kling's addresses stand."""
+    """One of two could not be stored: the reason, and how to find Kling's addresses."""
     error = await failed(done(file_json(), {"index": 1, "status": "failed", "error": "It is HTML."}))
     assert isinstance(error, ResultFailed)
     assert "1 of 2 files" in error.message
@@ -90,11 +90,11 @@ async def test_a_file_that_is_missing_raises() -> None:
 
 
 async def test_success_without_a_file_raises() -> None:
-    """Nobody is handed an empty result in silence."""
+    """A result is never silently empty."""
     assert isinstance(await failed(done()), ResultFailed)
 
 
-async def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
+async def test_stored_files_can_be_read_although_others_failed() -> None:
     """Half a result was paid for."""
     task = done(file_json(), {"index": 1, "status": "failed"})
     stage = Stage(events=[stream(event(9, "task.done", task))], file=[httpx.Response(200, content=CONTENT)])
@@ -106,8 +106,8 @@ async def test_what_is_stored_can_be_had_whatever_became_of_the_rest() -> None:
         assert await file.read() == CONTENT
 
 
-async def test_a_wait_ends_with_its_time() -> None:
-    """The task goes on; the error says how to wait again, and has the task as last heard of."""
+async def test_a_wait_ends_at_its_timeout() -> None:
+    """The task continues; the error says how to wait again, and has the last received task."""
     running = task_json("mine", "processing")
     stage = Stage(events=[stream(event(1, "task.processing", running), httpx.ReadError("cut")), forever])
     async with stage.kling() as kling:
@@ -117,23 +117,23 @@ async def test_a_wait_ends_with_its_time() -> None:
     assert "kling wait mine" in str(error.value)
 
 
-async def test_on_event_hears_all_and_may_be_asynchronous() -> None:
-    """Each event once, in order; what the function returns is awaited if it can be."""
-    heard: list[str] = []
+async def test_on_event_gets_all_events_and_may_be_asynchronous() -> None:
+    """Each event once, in order; an awaitable result is awaited."""
+    received: list[str] = []
 
     async def listen(each: Event) -> None:
         await anyio.lowlevel.checkpoint()
-        heard.append(each.type)
+        received.append(each.type)
 
-    for on_event in (lambda each: heard.append(each.type), listen):
+    for on_event in (lambda each: received.append(each.type), listen):
         stage = Stage(events=[stream(event(1, "task.created", task_json()), event(2, "task.done", done(file_json())))])
         async with stage.kling() as kling:
             await kling.attach("mine").wait(on_event=on_event)
-    assert heard == ["task.created", "task.done"] * 2
+    assert received == ["task.created", "task.done"] * 2
 
 
-async def test_a_task_shows_what_it_is() -> None:
-    """Every field of the JSON is an attribute; `refresh` asks the receiver once."""
+async def test_a_task_has_the_fields_of_its_json() -> None:
+    """Every field is an attribute; `refresh` reads the task once."""
     whole = task_json("mine", "failed", task_id="k", model="m", tags=["a"], status_msg="why", done=True)
     stage = Stage(task=[answer(200, task_json()), answer(200, whole)])
     async with stage.kling() as kling:
@@ -159,7 +159,7 @@ async def fetch(stage: Stage, use: Callable[[AsyncFile], Any], **more: Any) -> A
 
 
 async def test_a_file_is_read_from_the_archive_by_our_token() -> None:
-    """Not by its link: that has an end, and stands in the logs of HTTP clients."""
+    """Not by its link, which expires, and appears in the logs of HTTP clients."""
     stage = Stage(file=[httpx.Response(200, content=CONTENT)])
     assert await fetch(stage, AsyncFile.read) == CONTENT
     (request,) = stage.requests["file"]
@@ -167,7 +167,7 @@ async def test_a_file_is_read_from_the_archive_by_our_token() -> None:
     assert request.headers["Authorization"].startswith("Bearer ")
 
 
-async def test_a_file_is_fetched_where_this_client_reaches_the_receiver() -> None:
+async def test_a_file_is_downloaded_from_the_internal_address() -> None:
     """KLING_RECEIVER_INTERNAL_URL, with its prefix."""
     stage = Stage(file=[httpx.Response(200, content=CONTENT)])
     await fetch(stage, AsyncFile.read, settings={"receiver_internal_url": "http://internal:81/deep"})
@@ -184,16 +184,16 @@ async def test_a_file_is_fetched_where_this_client_reaches_the_receiver() -> Non
         refusal(503),
     ],
 )
-async def test_a_file_that_came_badly_is_fetched_again(trouble: Step, tmp_path: Path) -> None:
-    """Cut, too short, too long, altered, refused for now: the next try counts, nothing of the first stays."""
+async def test_a_damaged_download_is_retried(trouble: Step, tmp_path: Path) -> None:
+    """Truncated, too short, too long, altered, refused for now: nothing of the first attempt stays."""
     stage = Stage(file=[trouble, httpx.Response(200, content=CONTENT)])
     path = await fetch(stage, lambda file: file.save(tmp_path / "x.png"))
     assert path == tmp_path / "x.png"
     assert inside(tmp_path) == {"x.png": CONTENT}
 
 
-async def test_a_file_that_never_comes_whole_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    """What was there before stays as it was."""
+async def test_a_file_that_is_always_damaged_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """An existing file of that name is not changed."""
     (tmp_path / "x.png").write_bytes(b"before")
     stage = Stage(file=[httpx.Response(200, content=b"wrong") for _ in range(9)])
     with pytest.raises(ResultFailed, match="damaged"):
@@ -202,35 +202,35 @@ async def test_a_file_that_never_comes_whole_is_an_error_and_leaves_nothing(tmp_
 
 
 async def test_a_file_that_is_gone_is_an_error_at_once() -> None:
-    """404 will not change by asking again; the receiver's hint comes along."""
+    """404 is not retried; the error has the receiver's hint."""
     stage = Stage(file=[refusal(404, "gone", "Fetch it again.")])
     with pytest.raises(ResultFailed, match="Fetch it again"):
         await fetch(stage, AsyncFile.read)
     assert len(stage.requests["file"]) == 1
 
 
-async def test_a_file_without_size_and_digest_is_taken_as_it_comes() -> None:
-    """A receiver that does not know them cannot be checked against."""
+async def test_a_file_without_size_and_checksum_is_not_checked() -> None:
+    """The receiver's JSON may lack them."""
     stage = Stage(file=[httpx.Response(200, content=b"anything")])
     assert await fetch(stage, AsyncFile.read, size=None, sha256=None) == b"anything"
 
 
-async def test_into_a_folder_a_file_goes_under_its_own_name(tmp_path: Path) -> None:
-    """The task's id, its index and the ending of its type; text is a path too."""
+async def test_a_file_is_saved_into_a_folder_under_its_own_name(tmp_path: Path) -> None:
+    """The task's id, its index and the extension of its type; the path may be a str."""
     stage = Stage(file=[httpx.Response(200, content=CONTENT)])
     path = await fetch(stage, lambda file: file.save(str(tmp_path)))
     assert path == tmp_path / "mine-0.png"
 
 
-async def test_a_folder_that_is_not_there_is_the_caller_s_error(tmp_path: Path) -> None:
-    """OSError, as for any file."""
+async def test_a_missing_folder_is_an_oserror(tmp_path: Path) -> None:
+    """As for any file."""
     stage = Stage(file=[httpx.Response(200, content=CONTENT)])
     with pytest.raises(FileNotFoundError):
         await fetch(stage, lambda file: file.save(tmp_path / "missing" / "x.png"))
 
 
 async def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
-    """Cancelled in the middle of a download: no half file, no draft."""
+    """Cancelled in the middle of a download: no partial file, no temporary file."""
 
     async def begun(request: httpx.Request) -> httpx.Response:
         async def content() -> Any:
@@ -256,13 +256,13 @@ async def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
         ("../../x", "strange", "mine-0.bin"),
     ],
 )
-def test_a_file_has_a_good_name(content_type: str | None, kind: str, name: str) -> None:
-    """By its media type, by its kind, or plainly .bin."""
+def test_a_file_has_a_name_with_an_extension(content_type: str | None, kind: str, name: str) -> None:
+    """By its media type, by its kind, or .bin."""
     assert BaseFile(file_json(content_type=content_type, kind=kind), task_json()).name == name
 
 
-def test_a_file_shows_what_it_is() -> None:
-    """Every field of the JSON is an attribute."""
+def test_a_file_has_the_fields_of_its_json() -> None:
+    """Every field is an attribute."""
     file = BaseFile(file_json(id="k", expires_at="2026"), task_json())
     assert (file.index, file.kind, file.id, file.duration, file.status) == (0, "image", "k", None, "stored")
     assert (file.content_type, file.size, file.href) == ("image/png", len(CONTENT), LINK)

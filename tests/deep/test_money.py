@@ -1,4 +1,4 @@
-"""One intent, one paid task: whatever becomes of a create, none is sent again, and each has a known end."""
+"""One intent, one paid task: whatever the outcome of a create, none is sent again, and each task reaches an end."""
 
 import asyncio
 
@@ -21,8 +21,8 @@ def running(start: Start, gateway: Sandbox) -> Running:
     return start(api_base=gateway.url, overdue_seconds=0.5)
 
 
-def opened(running: Running, gateway: Sandbox) -> AsyncKling:
-    """A client that does not look long."""
+def open_client(running: Running, gateway: Sandbox) -> AsyncKling:
+    """A client with few and short queries."""
     return AsyncKling(
         api_base=gateway.url, api_key=KEY, signing_secrets=[SECRET], receiver_url=running.url, retry=BRIEF
     )
@@ -33,11 +33,11 @@ UNKNOWN = ["drop-after-create", "create-5002", "create-504", "create-garbage"]
 
 @pytest.mark.parametrize("answer", UNKNOWN)
 @pytest.mark.parametrize("more", ["", "drop-external-id", "no-callback", "relay-id", "no-callback,query-5xx-once"])
-async def test_a_create_without_a_usable_answer_is_paid_once_and_comes(
+async def test_a_create_without_a_usable_answer_is_paid_once_and_found(
     running: Running, gateway: Sandbox, answer: str, more: str
 ) -> None:
-    """Found by our id, by its callback, or at its deadline: one task, with its file."""
-    async with opened(running, gateway) as kling:
+    """By our id, by its callback, or at its deadline: one task, with its file."""
+    async with open_client(running, gateway) as kling:
         task = await kling.text_to_image(f"a kangaroo [sandbox: {answer},{more}]".replace(",]", "]"))
         result = await task.wait(30)
     assert len(result.images) == 1
@@ -45,11 +45,11 @@ async def test_a_create_without_a_usable_answer_is_paid_once_and_comes(
 
 
 @pytest.mark.parametrize("answer", UNKNOWN)
-async def test_a_create_that_nothing_ever_tells_of_has_an_end_too(
+async def test_a_create_without_any_report_fails_at_its_deadline(
     running: Running, gateway: Sandbox, answer: str
 ) -> None:
-    """No answer, no callback, an id that the gateway does not know: after its deadlines it has failed."""
-    async with opened(running, gateway) as kling:
+    """No answer, no callback, an id that the gateway does not know: the task fails after its deadlines."""
+    async with open_client(running, gateway) as kling:
         task = await kling.text_to_image(f"x [sandbox: {answer},drop-external-id,no-callback]")
         assert task.outcome == "unknown"
         with pytest.raises(TaskFailed, match="does not know this task"):
@@ -59,10 +59,10 @@ async def test_a_create_that_nothing_ever_tells_of_has_an_end_too(
 
 @pytest.mark.parametrize("answer", UNKNOWN)
 async def test_the_same_intent_again_is_not_paid_again(running: Running, gateway: Sandbox, answer: str) -> None:
-    """A program that was restarted submits under its own id once more, and goes on with what there is."""
+    """A restarted program submits with the same id again, and continues the task."""
     own, prompt = new_id(), f"x [sandbox: {answer},drop-external-id]"
     for _ in range(2):
-        async with opened(running, gateway) as kling:
+        async with open_client(running, gateway) as kling:
             task = await kling.text_to_image(prompt, external_task_id=own)
             assert task.id == own
     assert types(events(running, own))[-1] == "task.done"
@@ -74,7 +74,7 @@ async def test_many_clients_of_one_intent_pay_once(running: Running, gateway: Sa
     own = new_id()
 
     async def one() -> str:
-        async with opened(running, gateway) as kling:
+        async with open_client(running, gateway) as kling:
             return (await kling.text_to_image("x", external_task_id=own)).id
 
     assert await asyncio.gather(*(one() for _ in range(6))) == [own] * 6
@@ -82,10 +82,10 @@ async def test_many_clients_of_one_intent_pay_once(running: Running, gateway: Sa
 
 
 @pytest.mark.parametrize("switch", ["arrears", "not-allowed", "full", "busy"])
-async def test_what_was_surely_not_taken_is_known_to_both(running: Running, gateway: Sandbox, switch: str) -> None:
-    """No task at the gateway, an error with its outcome, and an end at the receiver."""
+async def test_a_create_that_was_not_taken_fails_on_both_sides(running: Running, gateway: Sandbox, switch: str) -> None:
+    """No task at the gateway, an error with its outcome, and a failed task at the receiver."""
     own = new_id()
-    async with opened(running, gateway) as kling:
+    async with open_client(running, gateway) as kling:
         with pytest.raises(NotCreated) as raised:
             await kling.text_to_image(f"x [sandbox: {switch}]", external_task_id=own)
     assert raised.value.outcome == "not_created"
@@ -94,9 +94,9 @@ async def test_what_was_surely_not_taken_is_known_to_both(running: Running, gate
     assert gateway.tasks == {}
 
 
-async def test_a_create_that_was_lost_on_the_way_ends(running: Running, gateway: Sandbox) -> None:
-    """Nobody can tell it from one that was taken, until Kling does not know it at its deadlines."""
-    async with opened(running, gateway) as kling:
+async def test_a_create_that_was_lost_in_transit_fails(running: Running, gateway: Sandbox) -> None:
+    """Its outcome is unknown, until Kling does not know it at its deadlines."""
+    async with open_client(running, gateway) as kling:
         task = await kling.text_to_image("x [sandbox: drop-before-create]")
         assert task.outcome == "unknown"
         with pytest.raises(TaskFailed, match="does not know this task"):

@@ -14,7 +14,7 @@ from tests.support.receiver import SECRET, make_settings
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()
 
 
-def problems(require: tuple[str, ...] = (), **values: Any) -> list[str]:
+def problems(require: tuple[str, ...] = (), /, **values: Any) -> list[str]:
     """The problems of some settings."""
     with pytest.raises(SettingsError) as raised:
         ReceiverSettings.load(require=require, **values)

@@ -1,4 +1,4 @@
-"""Kling and a receiver by script, at the transport: each kind of request gets the next step of its list."""
+"""A scripted Kling and receiver, at the transport: each kind of request gets the next step of its list."""
 
 import json
 from collections import defaultdict
@@ -35,7 +35,7 @@ Step = httpx.Response | Exception | Callable[[httpx.Request], Any]
 
 
 def task_json(own_id: str = "mine", status: str = "created", /, **more: Any) -> dict[str, Any]:
-    """A task as the receiver shows it."""
+    """A task as the receiver sends it."""
     usual: dict[str, Any] = {
         "task_id": None,
         "family": "images/generations",
@@ -87,13 +87,13 @@ def stream(*parts: str | bytes | Exception) -> httpx.Response:
 
 
 async def forever(request: httpx.Request) -> httpx.Response:
-    """No answer."""
+    """Never answer."""
     await anyio.sleep_forever()
     raise AssertionError
 
 
 class Stage:
-    """What comes in, by kind; `script` says what goes out, and then what a good Kling and receiver do."""
+    """A scripted Kling and receiver. `script`: answers by kind of request, then `usual` ones."""
 
     def __init__(self, **script: Iterable[Step]) -> None:
         self.script: dict[str, list[Step]] = defaultdict(list, {kind: list(steps) for kind, steps in script.items()})
@@ -102,7 +102,7 @@ class Stage:
         self.came: dict[str, anyio.Event] = defaultdict(anyio.Event)
 
     def kling(self, *, retry: RetryPolicy = QUICK, **settings: Any) -> AsyncKling:
-        """A client whose every request comes here."""
+        """A client whose requests all come here."""
         return AsyncKling(http=self.http(), retry=retry, **{**SETTINGS, **settings})
 
     def http(self) -> httpx.AsyncClient:
@@ -110,11 +110,11 @@ class Stage:
         return httpx.AsyncClient(transport=httpx.MockTransport(self.handle))
 
     def bodies(self, kind: str) -> list[Any]:
-        """The JSON that came with requests of a kind."""
+        """The JSON bodies of the requests of a kind."""
         return [json.loads(request.content) for request in self.requests[kind]]
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
-        """The next step for this request."""
+        """Answer a request by the next step for its kind."""
         kind = kind_of(request)
         self.requests[kind].append(request)
         self.order.append(kind)
@@ -143,7 +143,7 @@ def kind_of(request: httpx.Request) -> str:
 
 
 def usual(kind: str, request: httpx.Request) -> httpx.Response:
-    """What happens without a script."""
+    """The answer without a script, that of a working Kling and receiver."""
     task_id = request.url.path.rpartition("/")[2]
     if kind == "create":
         return taken()

@@ -1,4 +1,4 @@
-"""What is checked before a job is sent, and what goes out for it."""
+"""The checks of a job before it is sent, and the body that is sent."""
 
 import base64
 import inspect
@@ -35,7 +35,7 @@ def image_problem(image: Any) -> str:
 
 
 def test_a_whole_text_to_image() -> None:
-    """Every parameter of section 6 goes out under Kling's name, as it was given."""
+    """Every parameter of section 6 is sent unchanged under Kling's name."""
     values = {
         "prompt": "a kangaroo",
         "negative_prompt": "blur",
@@ -49,7 +49,7 @@ def test_a_whole_text_to_image() -> None:
 
 
 def test_a_whole_text_to_video() -> None:
-    """Duration goes out as text, numbers as numbers, the camera as an object."""
+    """Duration is sent as text, numbers as numbers, the camera as an object."""
     values = {
         "prompt": "a kangaroo",
         "negative_prompt": "blur",
@@ -63,22 +63,22 @@ def test_a_whole_text_to_video() -> None:
     assert TEXT_TO_VIDEO.body(values) == {**values, "duration": "5"}
 
 
-def test_what_is_not_given_is_left_out() -> None:
-    """None and empty values do not go out; 0 and False do."""
+def test_empty_values_are_left_out() -> None:
+    """None and empty values are not sent; 0 and False are."""
     empty: dict[str, Any] = {"model_name": None, "negative_prompt": "", "x": [], "y": {}, "z": 0, "w": False}
     assert TEXT_TO_IMAGE.body({"prompt": "x", **empty}) == {"prompt": "x", "z": 0, "w": False}
 
 
 def test_unknown_parameters_and_models_pass() -> None:
-    """Kling may know what this table does not."""
+    """Kling may know parameters that the table does not."""
     body = TEXT_TO_IMAGE.body({"prompt": "x", "model_name": "kling-v9", "brand_new": {"a": [1]}})
     assert body == {"prompt": "x", "model_name": "kling-v9", "brand_new": {"a": [1]}}
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """One call names every parameter that is wrong."""
-    told = problems(TEXT_TO_VIDEO, prompt="", mode="fast", duration=1, cfg_scale=2, callback_url="https://x")
-    assert [each.split(":")[0] for each in told] == ["prompt", "callback_url", "mode", "duration", "cfg_scale"]
+def test_all_problems_are_reported_at_once() -> None:
+    """One error names every wrong parameter."""
+    messages = problems(TEXT_TO_VIDEO, prompt="", mode="fast", duration=1, cfg_scale=2, callback_url="https://x")
+    assert [each.split(":")[0] for each in messages] == ["prompt", "callback_url", "mode", "duration", "cfg_scale"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_all_of_kling_s_pages_refuse_is_refused(job: Job, values: dict[str,
         {"type": "simple", "config": {"roll": 10, "tilt": 0, "vertical": 0}},
     ],
 )
-def test_a_camera_that_moves_one_way(camera: dict[str, Any]) -> None:
+def test_a_camera_has_one_movement(camera: dict[str, Any]) -> None:
     """A named movement alone, or `simple` with exactly one movement that is not 0."""
     sent = TEXT_TO_VIDEO.body({"prompt": "x", "camera_control": camera})["camera_control"]
     assert sent == {name: part for name, part in camera.items() if part}
@@ -156,19 +156,19 @@ def test_a_camera_that_kling_would_refuse(camera: Any) -> None:
     assert len(problems(TEXT_TO_VIDEO, camera_control=camera)) == 1
 
 
-def test_callback_url_is_ours_to_make() -> None:
+def test_callback_url_is_reserved() -> None:
     """It is refused with a hint to hooks, in typed jobs and in any other, in both standards."""
-    told = [
+    messages = [
         *problems(TEXT_TO_IMAGE, callback_url="https://x"),
         *create_problems("videos/effects", {"callback_url": "https://x"}),
         *create_problems("/omni-video/kling-3.0", {"options": {"callback_url": "https://x"}}),
     ]
-    assert len(told) == 3
-    assert all("hook" in each for each in told)
+    assert len(messages) == 3
+    assert all("hook" in each for each in messages)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_an_image_file_goes_out_as_bare_base64(tmp_path: Path, kind: str) -> None:
+def test_an_image_file_is_sent_as_bare_base64(tmp_path: Path, kind: str) -> None:
     """By Path or by name, a JPEG or PNG is read and sent without any prefix."""
     content, file = picture(300, 750, kind), tmp_path / "picture"
     file.write_bytes(content)
@@ -177,8 +177,8 @@ def test_an_image_file_goes_out_as_bare_base64(tmp_path: Path, kind: str) -> Non
         assert base64.b64decode(body["image"]) == content
 
 
-def test_an_image_may_be_text_already() -> None:
-    """A data URL loses its prefix, bare base64 its line ends; a URL stays."""
+def test_an_image_may_be_a_str() -> None:
+    """A data URL loses its prefix, bare base64 its line ends; a URL is unchanged."""
     text = base64.b64encode(picture()).decode()
     lines = "\n".join(text[place : place + 76] for place in range(0, len(text), 76))
     for image in (text, lines, f"data:image/png;base64,{text}"):
@@ -191,12 +191,12 @@ def test_an_image_may_be_text_already() -> None:
     ("size", "problem"),
     [((299, 600), "at least 300"), ((600, 299), "at least 300"), ((300, 751), "1:2.5"), ((751, 300), "1:2.5")],
 )
-def test_an_image_has_its_size(size: tuple[int, int], problem: str) -> None:
+def test_an_image_has_limits_of_size(size: tuple[int, int], problem: str) -> None:
     """Both sides at least 300 pixels, neither more than 2.5 times the other."""
     assert problem in image_problem(base64.b64encode(picture(*size)).decode())
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_an_image_is_refused(tmp_path: Path) -> None:
     """Another format, a damaged head, a folder, a missing file, text: each with its reason."""
     gif, torn = tmp_path / "x.gif", tmp_path / "torn.png"
     gif.write_bytes(picture(kind="GIF"))
@@ -215,7 +215,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     assert "must be a Path" in image_problem(5)
 
 
-def test_a_picture_of_more_than_10_mb_is_refused_unread(tmp_path: Path) -> None:
+def test_an_image_of_more_than_10_mb_is_refused_unread(tmp_path: Path) -> None:
     """A file is refused by its size alone, base64 by its length."""
     huge = tmp_path / "huge.png"
     with huge.open("wb") as file:
@@ -224,8 +224,8 @@ def test_a_picture_of_more_than_10_mb_is_refused_unread(tmp_path: Path) -> None:
     assert "10 MB" in image_problem("A" * (2 * MAX_BYTES))
 
 
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
-    """The system's reason stands in the problem."""
+def test_an_unreadable_file_is_a_problem(tmp_path: Path) -> None:
+    """The message has the system's reason."""
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert "no file" in image_problem(loop)
@@ -233,7 +233,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
 
 
 def test_the_methods_have_the_table_s_parameters() -> None:
-    """AsyncKling's three methods take what the table has, in its names, and what every create takes."""
+    """AsyncKling's three methods have the table's parameters, and those of every create."""
     for job in JOBS:
         parameters = list(inspect.signature(getattr(AsyncKling, job.name)).parameters)
         assert set(parameters) == {
@@ -254,12 +254,12 @@ def create_problems(family: str, body: Any) -> list[str]:
 
 @pytest.mark.parametrize("family", ["images/generations", "videos/avatar/image2video", "/omni-video/kling-3.0"])
 def test_any_job_is_a_path(family: str) -> None:
-    """Under /v1, or with a leading slash one of the new standard."""
+    """Under /v1, or with a leading slash of the new standard."""
     check_create(family, {"prompt": "x"})
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "part"),
     [
         ("effects", "must be a path"),
         ("/v1/videos/effects", "must be 'videos/effects'"),
@@ -267,21 +267,21 @@ def test_any_job_is_a_path(family: str) -> None:
         ("audio/tts", "at once"),
     ],
 )
-def test_what_is_no_job_is_refused(family: str, said: str) -> None:
-    """A path that leads elsewhere, has /v1 once too often, or never calls back."""
+def test_an_invalid_family_is_refused(family: str, part: str) -> None:
+    """A path to another place, with a second /v1, or without callbacks."""
     (problem,) = create_problems(family, {})
-    assert said in problem
+    assert part in problem
 
 
 @pytest.mark.parametrize("body", [[], "x", {"a": float("nan")}, {"a": {1, 2}}, {"a": "\ud800"}, {"a": Path("x")}])
 def test_a_body_is_json(body: Any) -> None:
-    """What could not be sent is found before anything is registered."""
+    """A body that cannot be sent is refused before the registration."""
     (problem,) = create_problems("videos/effects", body)
     assert problem.startswith("body: ")
 
 
-def test_our_id_and_callback_address_go_where_the_standard_wants_them() -> None:
-    """Legacy: on top. New: in `options`, beside what is there."""
+def test_our_id_and_callback_address_are_in_the_fields_of_the_standard() -> None:
+    """Legacy: at the top level. New: in `options`, beside the other options."""
     assert with_callback("a/b", {"prompt": "x"}, "id", "url") == {
         "prompt": "x",
         "external_task_id": "id",
@@ -293,8 +293,8 @@ def test_our_id_and_callback_address_go_where_the_standard_wants_them() -> None:
     assert with_callback("/a/b", {}, "id", "url")["options"]["external_task_id"] == "id"
 
 
-def test_an_id_is_given_once() -> None:
-    """As an argument or in the body; two that differ, or one that is no id, are refused."""
+def test_an_id_is_set_once() -> None:
+    """As an argument or in the body; two different ids, or an invalid one, are refused."""
     assert chosen_id("a/b", {}, None) is None
     assert chosen_id("a/b", {}, "x") == chosen_id("a/b", {"external_task_id": "x"}, None) == "x"
     assert chosen_id("/a/b", {"options": {"external_task_id": "x"}}, "x") == "x"

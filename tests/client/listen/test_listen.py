@@ -1,4 +1,4 @@
-"""`kling listen`: each event once and in order while all is well, and none missed whatever ends or breaks."""
+"""`kling listen`: each event once and in order without faults, and none missed whatever fails."""
 
 import base64
 import json
@@ -43,8 +43,8 @@ class Listener:
             text=True,
         )
 
-    def said(self, text: str) -> str:
-        """The line of stderr that has this text in it."""
+    def message(self, text: str) -> str:
+        """The line of stderr with this text in it."""
         assert self.process.stderr
         passed = []
         for line in self.process.stderr:
@@ -66,7 +66,7 @@ class Listener:
         return found
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Its exit code after this signal."""
+        """The exit code after this signal."""
         self.process.send_signal(number)
         self.process.communicate(timeout=20)
         return self.process.returncode
@@ -82,7 +82,7 @@ def running(start: Start, gateway: Sandbox) -> Running:
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Begin]:
-    """Begin to listen to a receiver; all listeners share a state folder."""
+    """Start listening to a receiver; all listeners share a state folder."""
     begun: list[Listener] = []
 
     def begin(running: Any, *arguments: str, **settings: str) -> Listener:
@@ -95,7 +95,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 def done(running: Running, gateway: Sandbox) -> str:
-    """A task that came to its end."""
+    """A task that is done."""
     task, _ = submit(running, gateway)
     finished(running, task)
     return task
@@ -106,7 +106,7 @@ def ids(happened: list[Json]) -> list[int]:
 
 
 def everything(running: Running, task: str) -> list[Json]:
-    """All that happened to a task, also what came late."""
+    """All events of a task, late ones too."""
     with stream(running, "/api/events") as coming:
         found = []
         for each in coming:
@@ -117,65 +117,65 @@ def everything(running: Running, task: str) -> list[Json]:
     raise AssertionError
 
 
-def test_it_begins_with_what_comes_next(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """Not with what has been; each event is the receiver's, whole, on one line."""
+def test_a_new_listener_begins_with_the_next_event(running: Running, gateway: Sandbox, begin: Begin) -> None:
+    """Past events are not printed; each event is the receiver's, complete, on one line."""
     done(running, gateway)
     listener = begin(running, "--json")
-    listener.said("Listening to")
+    listener.message("Listening to")
     task = done(running, gateway)
-    heard = listener.events()
-    assert {each["task"]["id"] for each in heard} == {task}
-    told = everything(running, task)
-    assert [(each["id"], each["type"], each["at"], each["data"]) for each in heard] == [
-        (each["id"], each["type"], each["at"], each["data"]) for each in told
+    printed = listener.events()
+    assert {each["task"]["id"] for each in printed} == {task}
+    expected = everything(running, task)
+    assert [(each["id"], each["type"], each["at"], each["data"]) for each in printed] == [
+        (each["id"], each["type"], each["at"], each["data"]) for each in expected
     ]
-    assert heard[-1]["task"].keys() == told[-1]["task"].keys()
+    assert printed[-1]["task"].keys() == expected[-1]["task"].keys()
 
 
-def test_nothing_that_came_while_it_slept_is_missed(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """Killed at any moment, it goes on behind the last event that it printed."""
+def test_events_between_two_runs_are_not_missed(running: Running, gateway: Sandbox, begin: Begin) -> None:
+    """Killed at any moment, the listener continues after the last event that it printed."""
     listener = begin(running, "--json")
-    listener.said("Listening to")
+    listener.message("Listening to")
     first = done(running, gateway)
-    heard = listener.events()
+    printed = listener.events()
     listener.end()
     second = done(running, gateway)
     listener = begin(running, "--json")
     again = listener.events()
-    if again[-1]["id"] == heard[-1]["id"]:  # printed, and killed before that was on disk
+    if again[-1]["id"] == printed[-1]["id"]:  # printed, and killed before that was on disk
         again = listener.events()
-    assert ids(heard + again) == ids(everything(running, first) + everything(running, second))
+    assert ids(printed + again) == ids(everything(running, first) + everything(running, second))
 
 
-def test_it_may_begin_before_anything_happens(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """Killed before the first event, it still knows where it began."""
+def test_a_listener_may_begin_before_the_first_event(running: Running, gateway: Sandbox, begin: Begin) -> None:
+    """Killed before the first event, the next run begins at the same place."""
     listener = begin(running, "--json")
-    listener.said("after event 0")
+    listener.message("after event 0")
     listener.end()
     task = done(running, gateway)
     assert ids(begin(running, "--json").events()) == ids(everything(running, task))
 
 
 def test_from_an_event_or_from_the_latest(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """Whatever it knows of before."""
+    """Whatever the cursor says."""
     all_of_it = ids(everything(running, done(running, gateway)))
     for first in (0, 2):
         listener = begin(running, "--json", "--from", str(all_of_it[first]))
         assert ids(listener.events()) == all_of_it[first:]
         listener.end()
-    begin(running, "--from", "latest").said(f"after event {all_of_it[-1]}")
+    begin(running, "--from", "latest").message(f"after event {all_of_it[-1]}")
 
 
 def test_the_same_command_twice_is_1(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """Two would hand on each event twice, and each take the other's place; what listens for others may run."""
-    begin(running).said("Listening to")
-    begin(running, "--event", "task.done").said("Listening to")
+    """Two would forward each event twice; a listener with other filters may run."""
+    begin(running).message("Listening to")
+    begin(running, "--event", "task.done").message("Listening to")
     again = begin(running)
-    assert "already listening" in again.said("already")
+    assert "already listening" in again.message("already")
     assert again.process.wait(20) == 1
 
 
-def test_only_what_is_wanted(running: Running, gateway: Sandbox, begin: Begin) -> None:
+def test_events_are_filtered(running: Running, gateway: Sandbox, begin: Begin) -> None:
     """By types and by a tag."""
     done(running, gateway)
     listener = begin(running, "--from", "1", "--event", "task.created", "--event", "task.done")
@@ -183,7 +183,7 @@ def test_only_what_is_wanted(running: Running, gateway: Sandbox, begin: Begin) -
     assert [line[2] for line in lines] == ["task.created", "task.done"]
     assert [line[4] for line in lines] == ["succeed", "succeed"]
     tagged = begin(running, "--from", "1", "--tag", "spring")
-    tagged.said("Listening to")
+    tagged.message("Listening to")
     subprocess.run(
         [KLING, "text-to-image", "x", "--tag", "spring", "--external-task-id", "order-42"],
         env={
@@ -199,8 +199,8 @@ def test_only_what_is_wanted(running: Running, gateway: Sandbox, begin: Begin) -
     assert tagged.line().split()[2:4] == ["task.created", "order-42"]
 
 
-def test_what_is_forwarded_is_what_a_hook_gets(start: Start, gateway: Sandbox, begin: Begin) -> None:
-    """The same ids, bodies and signatures, in order, by the secret that the receiver has."""
+def test_forwarded_events_are_those_of_a_hook(start: Start, gateway: Sandbox, begin: Begin) -> None:
+    """The same ids, bodies and signatures, in order, with the receiver's secret."""
     with host(lambda visit: visit.answer(204)) as hook, host(lambda visit: visit.answer(200)) as there:
         running = start(api_base=gateway.url, hook_url=hook.url, hook_secret=HOOK_SECRET)
         listener = begin(running, "--from", "1", "--forward", f"{there.url}/in?x=1", KLING_HOOK_SECRET=HOOK_SECRET)
@@ -221,22 +221,22 @@ def test_what_is_forwarded_is_what_a_hook_gets(start: Start, gateway: Sandbox, b
 
 
 def test_a_secret_is_made_and_stays(running: Running, gateway: Sandbox, begin: Begin, tmp_path: Path) -> None:
-    """Without one in the settings; the application need not be told another each time."""
+    """Without one in the settings, each run signs with the same secret."""
     done(running, gateway)
     with host(lambda visit: visit.answer(200)) as there:
         listener = begin(running, "--from", "1", "--forward", there.url)
-        secret = listener.said("signed with the secret").split()[-1]
+        secret = listener.message("signed with the secret").split()[-1]
         (visit,) = there.wait_for(1)[:1]
         assert verify_hook(visit.body, visit.headers, secret).type == "task.created"
         listener.end()
         again = begin(running, "--forward", there.url)
-        assert again.said("signed with the secret").split()[-1] == secret
+        assert again.message("signed with the secret").split()[-1] == secret
     folder = tmp_path / "state" / "kling-callback"
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_killed_in_the_middle_it_hands_the_event_on_again(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """What was not answered comes again; nothing is left out, nothing is out of order."""
+def test_an_event_is_forwarded_again_after_a_kill(running: Running, gateway: Sandbox, begin: Begin) -> None:
+    """An unanswered event is repeated; none is missed, and the order is kept."""
     happened = ids(everything(running, done(running, gateway)))
     killed = threading.Event()
 
@@ -261,18 +261,18 @@ def test_killed_in_the_middle_it_hands_the_event_on_again(running: Running, gate
 
 
 def test_an_application_that_is_down_is_waited_for(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """It is said once; when it is back, nothing is missing."""
+    """One message is printed; once the application runs again, nothing is missing."""
     happened = ids(everything(running, done(running, gateway)))
     port = loopback.free_port()
     listener = begin(running, "--from", "1", "--forward", f"http://127.0.0.1:{port}", KLING_HOOK_SECRET=HOOK_SECRET)
-    assert f"Event {happened[0]} is retried" in listener.said("No answer from")
+    assert f"Event {happened[0]} is retried" in listener.message("No answer from")
     with host(lambda visit: visit.answer(200), port=port) as there:
         visits = there.wait_for(len(happened))
     assert [json.loads(visit.body)["id"] for visit in visits] == happened
 
 
 def test_an_application_that_hangs_up_is_waited_for(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """Without an answer nobody knows whether it took the event: it comes again, by the same name."""
+    """Without an answer it may or may not have the event: it is sent again, with the same id."""
     done(running, gateway)
 
     def respond(visit: Visit) -> None:
@@ -286,8 +286,10 @@ def test_an_application_that_hangs_up_is_waited_for(running: Running, gateway: S
 
 
 @pytest.mark.parametrize("status", [302, 400, 410, 500])
-def test_an_answer_that_is_no_is_told_and_passed(running: Running, gateway: Sandbox, begin: Begin, status: int) -> None:
-    """A redirect too, which is not followed; the next event follows at once."""
+def test_an_error_answer_is_reported_and_ends_the_event(
+    running: Running, gateway: Sandbox, begin: Begin, status: int
+) -> None:
+    """A redirect too, which is not followed; the next event is sent at once."""
     done(running, gateway)
 
     def respond(visit: Visit) -> None:
@@ -295,7 +297,7 @@ def test_an_answer_that_is_no_is_told_and_passed(running: Running, gateway: Sand
 
     with host(respond) as there:
         listener = begin(running, "--from", "1", "--forward", there.url, KLING_HOOK_SECRET=HOOK_SECRET)
-        assert f"answered {status}" in listener.said("Event 1:")
+        assert f"answered {status}" in listener.message("Event 1:")
         visits = there.wait_for(2)
     assert [json.loads(visit.body)["id"] for visit in visits[:2]] == [1, 2]
     assert [listener.line().split()[-1] for _ in range(2)] == [str(status), "200"]
@@ -313,7 +315,7 @@ sys.exit(3 if event["type"] == "task.submitted" else 0)
 
 
 def test_a_command_for_each_event(running: Running, gateway: Sandbox, begin: Begin, tmp_path: Path) -> None:
-    """The event on its stdin, what matters in its environment; no shell; an exit code is told."""
+    """The event is on its stdin, the main values in its environment; no shell; an exit code is reported."""
     happened = everything(running, done(running, gateway))
     out, script = tmp_path / "out; echo $HOME", tmp_path / "script.py"
     script.write_text(COMMAND)
@@ -326,51 +328,51 @@ def test_a_command_for_each_event(running: Running, gateway: Sandbox, begin: Beg
     assert files.split("\n") == [result["href"] for result in event["task"]["results"]]
     assert lines[0].endswith("exit code 0\n")
     failed = next(number for number, line in enumerate(lines) if line.endswith("exit code 3\n"))
-    assert f"Event {happened[failed]['id']}:" in listener.said("ended with exit code 3")
+    assert f"Event {happened[failed]['id']}:" in listener.message("ended with exit code 3")
 
 
 def test_a_command_need_not_read(running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """What it wants of the event is in its environment."""
+    """The main values of the event are in its environment."""
     done(running, gateway)
     listener = begin(running, "--from", "1", "--exec", "true")
     assert listener.line().endswith("exit code 0\n")
 
 
-def test_ctrl_c_is_130_and_the_event_under_way_comes_again(
+def test_ctrl_c_is_130_and_the_current_event_is_repeated(
     running: Running, gateway: Sandbox, begin: Begin, tmp_path: Path
 ) -> None:
-    """The command ends with it; no traceback."""
+    """The command ends with the listener; no traceback."""
     done(running, gateway)
     os.mkfifo(tmp_path / "fifo")
     listener = begin(running, "--from", "1", "--json", "--exec", shlex.join(["tee", str(tmp_path / "fifo")]))
     with (tmp_path / "fifo").open() as coming:  # opens when the command runs; it waits until we read
         assert json.load(coming)["id"] == 1
         listener.line()
-    listener.said("Listening to")
+    listener.message("Listening to")
     listener.process.send_signal(signal.SIGINT)
     _, err = listener.process.communicate(timeout=20)
     assert (listener.process.returncode, err.strip()) == (130, "")
 
 
 def test_a_receiver_that_restarts_is_waited_for(start: Start, running: Running, gateway: Sandbox, begin: Begin) -> None:
-    """The stream is taken up where it broke."""
+    """The stream is resumed."""
     listener = begin(running, "--json")
-    listener.said("Listening to")
+    listener.message("Listening to")
     first = done(running, gateway)
     assert ids(listener.events()) == ids(everything(running, first))
     running.stop()
-    listener.said("The event stream broke")
+    listener.message("The event stream broke")
     again = start(api_base=gateway.url, port=int(running.url.rpartition(":")[2]))
     second = done(again, gateway)
     assert ids(listener.events()) == ids(everything(again, second))
 
 
-def test_a_database_that_began_anew_is_heard_from_its_first_event(
+def test_a_replaced_database_is_read_from_its_first_event(
     start: Start, running: Running, gateway: Sandbox, begin: Begin, tmp_path: Path
 ) -> None:
     """Its ids are small again; waiting for the old ones would miss them all."""
     listener = begin(running, "--json")
-    listener.said("Listening to")
+    listener.message("Listening to")
     for _ in range(2):
         done(running, gateway)
         listener.events()
@@ -380,15 +382,15 @@ def test_a_database_that_began_anew_is_heard_from_its_first_event(
     anew = start(api_base=gateway.url, port=port, data_dir=tmp_path / "anew")
     task = done(anew, gateway)
     again = begin(anew, "--json")
-    again.said("another")
+    again.message("another")
     assert ids(again.events()) == ids(everything(anew, task))
 
 
 LATEST = reply(200, b": hello\nid: 0\n\n", Content_Type="text/event-stream")
 
 
-def streamed(*said: str) -> bytes:
-    return reply(200, "".join(said).encode(), Content_Type="text/event-stream")
+def streamed(*frames: str) -> bytes:
+    return reply(200, "".join(frames).encode(), Content_Type="text/event-stream")
 
 
 @pytest.mark.parametrize(
@@ -406,10 +408,10 @@ def streamed(*said: str) -> bytes:
         [LATEST, reply(401, {"error": {"code": "bad_token", "message": "no"}})],
     ],
 )
-def test_what_is_no_receiver_is_told(
+def test_an_address_without_a_receiver_is_1(
     answers: list[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A web page, a garbled stream, a refusal: exit code 1, one message, and nothing is counted as handled."""
+    """A web page, a garbled stream, a refusal: one message, and no event counts as handled."""
     with Wire(*answers) as wire:
         monkeypatch.setenv("KLING_RECEIVER_URL", wire.url)
         monkeypatch.setenv("KLING_SIGNING_SECRETS", SECRET)
@@ -421,12 +423,12 @@ def test_what_is_no_receiver_is_told(
     assert [json.loads(path.read_text())["after"] for path in tmp_path.rglob("*.json")] in ([], [0])
 
 
-def test_a_time_that_is_none_is_told(
+def test_an_event_with_an_invalid_time_is_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """An event without a time has no name to be sent by."""
-    said = frame(1, "task.created", task_json()).replace("2026-01-01T00:00:00Z", "yesterday")
-    with Wire(LATEST, streamed(said)) as wire, host(lambda visit: visit.answer(200)) as there:
+    """Without a time an event has no webhook id."""
+    content = frame(1, "task.created", task_json()).replace("2026-01-01T00:00:00Z", "yesterday")
+    with Wire(LATEST, streamed(content)) as wire, host(lambda visit: visit.answer(200)) as there:
         monkeypatch.setenv("KLING_RECEIVER_URL", wire.url)
         monkeypatch.setenv("KLING_SIGNING_SECRETS", SECRET)
         with pytest.raises(SystemExit) as ended:
@@ -436,7 +438,7 @@ def test_a_time_that_is_none_is_told(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "part"),
     [
         (["--forward", "localhost:3000"], "is not an address"),
         (["--forward", "ftp://localhost/x"], "is not an address"),
@@ -453,18 +455,18 @@ def test_a_time_that_is_none_is_told(
         (["--state", "a-file"], "a-file"),
     ],
 )
-def test_wrong_usage_is_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Before anybody is asked anything."""
+def test_wrong_usage_is_2(arguments: list[str], part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Before any request is sent."""
     (tmp_path / "a-file").touch()
     with pytest.raises(SystemExit) as ended:
         main(["listen", *arguments])
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert part in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("secret", ["whsec_c2hvcnQ=", "phrase"])
 def test_a_wrong_secret_is_2(secret: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Named, and not shown."""
+    """The message names the setting, without its value."""
     for name, value in {
         "RECEIVER_URL": "http://localhost:1",
         "SIGNING_SECRETS": SECRET,

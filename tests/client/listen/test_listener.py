@@ -1,4 +1,4 @@
-"""The parts of `kling listen`: where it begins, the cursor, the POST until there is an answer, the command."""
+"""The parts of `kling listen`: its start, the cursor, the POST with retries, the command."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def cursor(tmp_path: Path) -> Cursor:
 
 
 def latest(number: int) -> httpx.Response:
-    """The beginning of a stream behind this event."""
+    """The beginning of a stream after this event."""
     return stream(f": hello\nid: {number}\n\n")
 
 
@@ -40,36 +40,36 @@ def latest(number: int) -> httpx.Response:
     ("kept", "first", "begins"),
     [(None, None, 40), (None, 0, 40), (None, 1, 0), (30, None, 30), (30, 0, 40), (30, 17, 16), (40, None, 40)],
 )
-async def test_where_it_begins(cursor: Cursor, kept: int | None, first: int | None, begins: int) -> None:
-    """Behind the newest event at the first time, then where it was, or where it is told to."""
+async def test_the_start_of_a_run(cursor: Cursor, kept: int | None, first: int | None, begins: int) -> None:
+    """After the newest event in the first run, then at the cursor, or at the given event."""
     if kept is not None:
         cursor.advance(kept)
-    said: list[str] = []
+    messages: list[str] = []
     async with Stage(all=[latest(40)]).kling() as kling:
-        await position_cursor(kling, cursor, first, said.append)
-    assert (cursor.after, said) == (begins, [])
+        await position_cursor(kling, cursor, first, messages.append)
+    assert (cursor.after, messages) == (begins, [])
 
 
 async def test_a_database_with_fewer_events_is_another(cursor: Cursor) -> None:
-    """It is heard from its first event, and that is said."""
+    """It is read from its first event, with one message."""
     cursor.advance(41)
-    said: list[str] = []
+    messages: list[str] = []
     async with Stage(all=[latest(40)]).kling() as kling:
-        await position_cursor(kling, cursor, None, said.append)
-    assert (cursor.after, len(said)) == (0, 1)
+        await position_cursor(kling, cursor, None, messages.append)
+    assert (cursor.after, len(messages)) == (0, 1)
 
 
 @pytest.mark.parametrize("trouble", [[], [refusal(503)], [httpx.ConnectError("restarting")]])
 async def test_the_newest_event_s_id(trouble: list[Step]) -> None:
-    """Asked again while the receiver is busy; the stream is not kept."""
+    """Retried while the receiver is busy; the stream is closed."""
     stage = Stage(all=[*trouble, latest(40)])
     async with stage.kling() as kling:
         assert await kling.last_event() == 40
     assert {request.url.query for request in stage.requests["all"]} == {b"after=latest"}
 
 
-async def test_all_events_are_taken_up_where_the_stream_broke(cursor: Cursor) -> None:
-    """Also behind a task that is done; nothing comes twice, and a stream that closes is no end."""
+async def test_the_stream_of_all_events_is_resumed(cursor: Cursor) -> None:
+    """Also after a task is done; no event is repeated, and a stream that closes is not the end."""
     ended = task_json("mine", "succeed", done=True)
     stage = Stage(
         all=[
@@ -88,17 +88,19 @@ async def test_all_events_are_taken_up_where_the_stream_broke(cursor: Cursor) ->
 
 
 async def listened(
-    kling: AsyncKling, cursor: Cursor, handle: Any, wanted: EventFilter
+    kling: AsyncKling, cursor: Cursor, handle: Any, event_filter: EventFilter
 ) -> list[tuple[int, HandlerResult]]:
-    """What is told, until the receiver refuses."""
-    told: list[tuple[int, HandlerResult]] = []
+    """The reported events, until the receiver refuses."""
+    reported: list[tuple[int, HandlerResult]] = []
     with pytest.raises(ReceiverError):
-        await listen(kling, cursor, handle, event_filter=wanted, report=lambda each, how: told.append((each.id, how)))
-    return told
+        await listen(
+            kling, cursor, handle, event_filter=event_filter, report=lambda each, how: reported.append((each.id, how))
+        )
+    return reported
 
 
-async def test_an_event_is_behind_us_once_it_is_handled(cursor: Cursor) -> None:
-    """Or is not wanted; what fails on the way is where it goes on."""
+async def test_the_cursor_advances_after_an_event_is_handled(cursor: Cursor) -> None:
+    """Or filtered out; after an error, the next run begins with the same event."""
     tagged = task_json("mine", tags=["spring"])
     happened = [
         event(5, "task.created", tagged),
@@ -122,7 +124,7 @@ async def test_an_event_is_behind_us_once_it_is_handled(cursor: Cursor) -> None:
 
 
 def test_a_cursor_is_kept(tmp_path: Path) -> None:
-    """By receiver and target; with its secret, if it has one."""
+    """For each receiver and destination; with its secret, if it has one."""
     one, other = (Cursor(tmp_path, "https://receiver.test", to) for to in ("", "http://localhost:3000"))
     assert (one.after, one.secret(lambda: "first"), one.secret(lambda: "second")) == (None, "first", "first")
     one.advance(17)
@@ -134,8 +136,8 @@ def test_a_cursor_is_kept(tmp_path: Path) -> None:
     assert one.path.parent.stat().st_mode & 0o077 == one.path.stat().st_mode & 0o077 == 0
 
 
-def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
-    """Who listens for others has missed none of them; the order in which they are named does not matter."""
+def test_each_filter_has_a_cursor(tmp_path: Path) -> None:
+    """A listener with another filter misses nothing; the order of the types does not matter."""
 
     def path(*types: str, tag: str | None = None) -> Path:
         return Cursor(tmp_path, "https://receiver.test", "", only=EventFilter(types, tag).key).path
@@ -147,7 +149,7 @@ def test_a_cursor_for_each_choice_of_events(tmp_path: Path) -> None:
 
 
 def test_a_cursor_has_one_listener(tmp_path: Path) -> None:
-    """The other is told; once the first has ended, it goes on from there."""
+    """The other gets an error; after the first has ended, it continues from there."""
     one, other = (Cursor(tmp_path, "https://receiver.test", "") for _ in range(2))
     with one.lock():
         one.advance(17)
@@ -159,8 +161,8 @@ def test_a_cursor_has_one_listener(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [b"", b"\xff", b"[]", b'{"after": "17"}', b'{"after": null}', b"[" * 100_000])
-def test_a_cursor_that_cannot_be_read_is_told(cursor: Cursor, tmp_path: Path, kept: bytes) -> None:
-    """Beginning somewhere else by ourselves would miss events."""
+def test_an_unreadable_cursor_is_an_error(cursor: Cursor, tmp_path: Path, kept: bytes) -> None:
+    """Beginning elsewhere instead would miss events."""
     cursor.path.write_bytes(kept)
     with pytest.raises(KlingError, match="--from") as error:
         Cursor(tmp_path, "https://receiver.test", "")
@@ -168,19 +170,19 @@ def test_a_cursor_that_cannot_be_read_is_told(cursor: Cursor, tmp_path: Path, ke
 
 
 class Target:
-    """An application by script; the last answer from then on."""
+    """An application by script; the last answer is repeated."""
 
     def __init__(self, *steps: int | Exception) -> None:
         self._steps = list(steps)
         self.requests: list[httpx.Request] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.now = NOW
 
     def forward(self) -> Callable[[Event], Any]:
-        """What POSTs to it."""
+        """The handler that POSTs to it."""
         http = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
         return ForwardHandler(
-            http, "http://a.test/in", SECRET, report=self.said.append, retry=QUICK, clock=lambda: self.now
+            http, "http://a.test/in", SECRET, report=self.messages.append, retry=QUICK, clock=lambda: self.now
         )
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
@@ -194,7 +196,7 @@ class Target:
 
 @pytest.mark.parametrize("status", [200, 202, 204])
 async def test_what_is_forwarded(status: int) -> None:
-    """The event, signed now; any 2xx is well."""
+    """The event, signed now; any 2xx is success."""
     target = Target(status)
     assert await target.forward()(HAPPENED) == HandlerResult(str(status))
     (request,) = target.requests
@@ -203,50 +205,50 @@ async def test_what_is_forwarded(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [100, 301, 308, 404, 410, 503])
-async def test_any_other_answer_is_trouble_and_ends_the_event(status: int) -> None:
+async def test_any_other_answer_is_a_problem_and_ends_the_event(status: int) -> None:
     """It is sent once; a redirect is not followed."""
     target = Target(status)
     handled = await target.forward()(HAPPENED)
     assert (handled.label, str(status) in handled.problem, len(target.requests)) == (str(status), True, 1)
 
 
-async def test_no_answer_is_tried_again() -> None:
-    """However often, by the same name, each signed anew; it is said once."""
+async def test_a_missing_connection_is_retried() -> None:
+    """Without end, with the same id, signed anew each time; reported once."""
     broken = (httpx.ConnectError("refused."), httpx.ConnectTimeout(""), httpx.RemoteProtocolError("x"))
     target = Target(*broken * 10, 200)
     assert await target.forward()(HAPPENED) == HandlerResult("200")
-    assert target.said == ["No answer from http://a.test/in: refused. Event 17 is retried."]
+    assert target.messages == ["No answer from http://a.test/in: refused. Event 17 is retried."]
     assert len(target.requests) == 31
     assert len({request.headers["webhook-id"] for request in target.requests}) == 1
     stamps = [int(request.headers["webhook-timestamp"]) for request in target.requests]
     assert stamps == [NOW + 60 * number for number in range(31)]
 
 
-async def test_an_application_that_thinks_too_long_is_told_once() -> None:
-    """It has the event: at a breakpoint, say, where the same one again and again is no help."""
+async def test_an_application_that_answers_too_late_gets_the_event_once() -> None:
+    """It has the event, perhaps at a breakpoint: another POST would not help."""
     target = Target(httpx.ReadTimeout(""), 200)
     handled = await target.forward()(HAPPENED)
     assert handled == HandlerResult("no answer", "http://a.test/in did not answer within 15 seconds")
-    assert (len(target.requests), target.said) == (1, [])
+    assert (len(target.requests), target.messages) == (1, [])
 
 
 @pytest.mark.parametrize("at", ["", "None", "yesterday", "2027-01-15T08:00:00", "9" * 5000])
-async def test_an_event_without_a_time_is_none_of_a_receiver(at: str) -> None:
-    """Without one it has no name."""
+async def test_an_event_without_a_time_is_an_error(at: str) -> None:
+    """Without a time it has no webhook id."""
     target = Target(200)
     with pytest.raises(ReceiverError):
         await target.forward()(Event(17, "task.done", at, {}, task_json()))
     assert target.requests == []
 
 
-async def test_a_command_that_is_gone_is_told() -> None:
-    """It was there when this began."""
+async def test_a_command_that_is_gone_is_an_error() -> None:
+    """It existed when the listener started."""
     with pytest.raises(KlingError, match="no-such-command cannot be run"):
         await ExecHandler(["no-such-command"])(HAPPENED)
 
 
-async def test_a_command_may_get_anything(tmp_path: Path) -> None:
-    """What no environment can hold is left out of it, and is in the event; ours is there as well."""
+async def test_a_command_gets_any_event(tmp_path: Path) -> None:
+    """Characters that no environment can hold are removed from it, not from the event; our variables are inherited."""
     odd: dict[str, Any] = {"index": 0, "status": "stored", "href": "a\0b\ud800c", "source_url": "https://x/y?z"}
     results: list[Any] = [odd, {**odd, "index": 1, "href": None}, None, {"index": 2}]
     happened = Event(1, "x\0", "", {}, task_json("mine", "succeed", results=results))

@@ -1,4 +1,4 @@
-"""What may name a family: the rule that client and receiver share."""
+"""The rule for families that client and receiver share."""
 
 import pytest
 
@@ -37,14 +37,14 @@ def test_families_are_paths(family: str) -> None:
         "a/" + "x" * 199,
     ],
 )
-def test_what_is_no_family(family: str) -> None:
-    """Nothing that would lead a question elsewhere than to a create path."""
+def test_an_invalid_family(family: str) -> None:
+    """A text that would lead a query to another address than a task's."""
     assert not is_family(family)
     assert not is_job(family)
 
 
 @pytest.mark.parametrize("family", ["x", "/x"])
 def test_no_job_of_kling_s_has_one_part_only(family: str) -> None:
-    """None is sent there; a callback address that somebody signed for it still holds."""
+    """No create is sent there; a callback address that was signed for it is still valid."""
     assert is_family(family)
     assert not is_job(family)

@@ -1,4 +1,4 @@
-"""Task ids: growing, unique, and harmless in addresses and file names."""
+"""Task ids: increasing, unique, and safe in addresses and file names."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,15 +14,15 @@ def test_new_ids_are_ids_and_differ() -> None:
 
 
 @given(st.floats(0, 4e9), st.floats(0, 4e9))
-def test_ids_grow_with_time(one: float, other: float) -> None:
-    """An id made at least a millisecond later sorts behind, whatever its random part."""
+def test_ids_increase_with_time(one: float, other: float) -> None:
+    """An id made at least a millisecond later is greater, whatever its random part."""
     early, late = sorted((one, other))
     if int(early * 1000) < int(late * 1000):
         assert new_id(early, random=lambda n: b"\xff" * n) < new_id(late, random=lambda n: b"\0" * n)
 
 
 def test_the_clock_is_the_default_time() -> None:
-    """Without a time an id is of now: behind one of a year ago, before one of the year 2100."""
+    """Without a time an id is of now: after one of a year ago, before one of the year 2100."""
     assert new_id(1_700_000_000) < new_id() < new_id(4_102_444_800)
 
 
@@ -31,7 +31,7 @@ def test_a_callers_own_id_may_be_a_plain_name() -> None:
     assert all(is_id(text) for text in ("order-42", "a", "A.b_c:d@e=f", "0" * 128))
 
 
-def test_what_could_leave_an_address_or_folder_is_no_id() -> None:
-    """Slashes, dots in front, blanks, line ends, other alphabets and endless text are refused."""
+def test_a_text_that_could_leave_an_address_or_folder_is_not_an_id() -> None:
+    """Slashes, leading dots, blanks, line ends, other alphabets and long texts are refused."""
     bad = ("", "a/b", "../a", ".a", "-a", "a b", "a\n", "ä", "a?b", "a#b", "a%2f", "a\0", "0" * 129)
     assert not any(is_id(text) for text in bad)

@@ -1,4 +1,4 @@
-"""What of a request is kept: the same on both sides, fit for any database and reader."""
+"""The stored part of a request: the same on both sides, and storable in any database."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_a_request_is_kept_so_that_any_database_and_reader_takes_it(request: Any) -> None:
+def test_a_redacted_request_can_be_stored_in_any_database(request: Any) -> None:
     """No NUL, no lone surrogate, no number that JSON lacks; and a second time changes nothing."""
     fit = redacted(request)
     text = json.dumps(fit, allow_nan=False)
@@ -33,7 +33,7 @@ def test_a_request_is_kept_so_that_any_database_and_reader_takes_it(request: Any
     ["callback_url", "Api_Key", "apikey", "AUTHORIZATION", "secret_key", "access_key", "password", "token"],
 )
 def test_secrets_are_left_out_at_any_depth(name: str) -> None:
-    """Whoever reads the task must not learn the address that proves it, nor a key."""
+    """Readers of a task see neither its callback address nor a key."""
     request = {"options": {name: "secret", "keep": [{name: {"deep": "secret"}}]}}
     assert redacted(request) == {"options": {"keep": [{}]}}
 
@@ -44,15 +44,15 @@ def test_long_texts_are_left_out() -> None:
     assert redacted(["x" * (MAX_VALUE_CHARS + 1)]) == [f"({MAX_VALUE_CHARS + 1} characters, left out)"]
 
 
-def test_pictures_are_left_out_however_small_and_deep() -> None:
-    """Bare base64 and data URLs; what stands beside them stays."""
+def test_images_are_left_out_at_any_size_and_depth() -> None:
+    """Bare base64 and data URLs; the values beside them stay."""
     tiny = base64.b64encode(picture()).decode()
     fit = redacted({"image": tiny, "list": [{"subject": f"data:image/png;base64,{tiny}", "scale": 1}]})
     assert tiny not in str(fit)
     assert fit["list"][0]["scale"] == 1
 
 
-def test_a_request_beyond_reason_is_a_note() -> None:
-    """However it is made up."""
+def test_a_request_that_is_too_long_becomes_a_note() -> None:
+    """Whatever it consists of."""
     note = {"note": f"longer than {MAX_REQUEST_CHARS} characters, left out"}
     assert redacted({"list": ["z" * 4000] * 50}) == redacted(["z" * 4000] * 50) == note

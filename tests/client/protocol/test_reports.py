@@ -70,7 +70,7 @@ def relayed(data: Any, status: str = "SUCCESS") -> dict[str, Any]:
 @pytest.mark.parametrize("record", [LEGACY, NEW])
 @pytest.mark.parametrize("wrap", [lambda it: it, enveloped, lambda it: relayed(enveloped(it))])
 def test_both_standards_bare_or_wrapped_are_one_report(record: dict[str, Any], wrap: Any) -> None:
-    """Legacy or new, bare, in Kling's envelope or in a relay's second one: the report is the same."""
+    """Legacy or new, bare, in Kling's envelope or in a gateway's second one: the report is the same."""
     assert parse_callback(body(wrap(record))) == REPORT
 
 
@@ -122,13 +122,13 @@ def test_what_has_no_known_status_is_unreadable(document: Any) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000, b"\xef\xbb\xbf{}"])
-def test_what_is_no_json_is_unreadable(raw: bytes) -> None:
-    """Broken, endlessly nested or oversized JSON raises nothing."""
+def test_invalid_json_is_unreadable(raw: bytes) -> None:
+    """Broken, deeply nested or oversized JSON raises nothing."""
     assert parse_callback(raw) is None
 
 
-def test_a_hollow_failure_of_a_relay_counts() -> None:
-    """An outer FAILURE without an inner record is a failure, its reason the relay's."""
+def test_a_gateway_s_failure_without_a_record_counts() -> None:
+    """An outer FAILURE without an inner record is a failure, with the gateway's reason."""
     document = relayed(None, "FAILURE")
     document["data"]["fail_reason"] = "no credit"
     report = parse_callback(body(document))
@@ -136,21 +136,21 @@ def test_a_hollow_failure_of_a_relay_counts() -> None:
 
 
 def test_the_innermost_record_wins() -> None:
-    """What Kling says stands above what a relay makes of it."""
+    """Kling's record takes precedence over a gateway's."""
     report = parse_callback(body(relayed({"task_id": "inner", "task_status": "processing"}, "SUCCESS")))
     assert report is not None
     assert (report.status, report.kling_id) == ("processing", "inner")
 
 
-def test_what_the_inner_record_leaves_out_the_outer_says() -> None:
-    """A relay's inner record without an id is filled up from around it."""
+def test_the_inner_record_is_completed_from_the_outer() -> None:
+    """A gateway's inner record without an id gets the outer one."""
     report = parse_callback(body(relayed({"task_status": "processing"})))
     assert report is not None
     assert (report.status, report.kling_id) == ("processing", "relay")
 
 
-def test_a_relay_s_record_fills_every_gap() -> None:
-    """Ids, times and cost; what Kling's record inside says goes before it, and its message is its own."""
+def test_a_gateway_s_record_fills_every_gap() -> None:
+    """Ids, times and cost; Kling's values inside take precedence, and its message is its own."""
     around = {
         "id": "o",
         "status": "SUCCESS",
@@ -176,25 +176,25 @@ def test_a_relay_s_record_fills_every_gap() -> None:
 
 
 def test_a_list_is_its_first_record() -> None:
-    """A callback that comes as a list, or a record inside one, is read; what is no record is passed over."""
+    """A callback that is a list, or a record inside one, is parsed; items that are not records are ignored."""
     assert parse_callback(body([7, LEGACY, {"task_id": "other", "task_status": "failed"}])) == REPORT
     assert parse_callback(body({"data": ["x", NEW]})) == REPORT
     assert parse_callback(body([])) is None
 
 
 def test_a_legacy_record_has_no_other_id() -> None:
-    """`id` beside `task_status` is something else: matching by it would find another's task."""
+    """`id` beside `task_status` is another id: matching by it would find another task."""
     assert parse_callback(body({"id": "x", "task_status": "failed"})) == Report("failed")
 
 
 @pytest.mark.parametrize("name", ["task_status_msg", "fail_reason", "message"])
-def test_the_reason_stands_under_several_names(name: str) -> None:
-    """Kling's two, and a relay's."""
+def test_the_reason_has_several_names(name: str) -> None:
+    """Kling's two, and a gateway's."""
     assert parse_callback(body({"status": "failed", name: "no credit"})) == Report("failed", message="no credit")
 
 
-def test_images_come_in_kling_s_order() -> None:
-    """Images are sorted by their index; a strange index counts as 0."""
+def test_images_are_in_kling_s_order() -> None:
+    """Images are sorted by their index; an invalid index counts as 0."""
     images = [
         {"index": 1, "url": "https://h/1"},
         {"index": 0, "url": "https://h/0"},
@@ -206,7 +206,7 @@ def test_images_come_in_kling_s_order() -> None:
     assert {each.kind for each in report.outputs} == {"image"}
 
 
-def test_sounds_come_in_both_formats() -> None:
+def test_audio_has_both_formats() -> None:
     """One audio with an mp3 and a wav address is two files, in both standards."""
     legacy = {
         **LEGACY,
@@ -229,8 +229,8 @@ def test_a_series_is_images() -> None:
     assert report.outputs == (Output("image", "https://h/0"),)
 
 
-def test_watermarked_copies_come_last() -> None:
-    """A marked copy is a file of its own, behind all that were asked for; the same address is not one."""
+def test_watermarked_copies_are_last() -> None:
+    """A watermarked copy is a file of its own, after all results; one with the same address is not."""
     items = [
         {"type": "video", "id": "v", "duration": 5, "url": "https://h/1", "watermark_url": "https://h/w1"},
         {"type": "video", "url": "https://h/2", "watermark_url": "https://h/2"},
@@ -246,7 +246,7 @@ def test_watermarked_copies_come_last() -> None:
 
 
 def test_a_file_of_no_kind_is_a_file() -> None:
-    """What Kling does not name, or names at too great length, is still fetched."""
+    """A file without a kind, or with an oversized one, is still downloaded."""
     items = [{"url": "https://h/1"}, {"type": "model", "url": "https://h/2"}, {"type": "x" * 300, "url": "u"}]
     report = parse_callback(body({**NEW, "outputs": items}))
     assert report is not None
@@ -274,15 +274,15 @@ def test_a_file_of_no_kind_is_a_file() -> None:
         (["x" * (MAX_COST_CHARS - 3)], None),
     ],
 )
-def test_the_cost_is_kept_as_it_is_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:
-    """Text, number or list as Kling spells it; what no JSON column takes is left out."""
+def test_the_cost_is_unchanged_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:
+    """Text, number or list as Kling sends it; what no JSON column holds is left out."""
     report = parse_callback(body({**LEGACY, "final_unit_deduction": cost}))
     assert report is not None
     assert report.cost == kept
 
 
 def test_an_id_is_whole_or_none() -> None:
-    """Numbers are ids too; an id too long to be one is not cut into another's."""
+    """Numbers are ids too; an id that is too long is not truncated to another one."""
     for given_id, kept in (
         (42, "42"),
         (822953089408827433, "822953089408827433"),
@@ -298,8 +298,8 @@ def test_an_id_is_whole_or_none() -> None:
         assert report.kling_id == kept
 
 
-def test_odd_numbers_are_left_out() -> None:
-    """Times beyond 53 bits and durations that are none do not reach the database."""
+def test_invalid_numbers_are_left_out() -> None:
+    """Times beyond 53 bits and invalid durations do not reach the database."""
     wrong = ("nan", "-1", "x", None, "1e300", 10**400, 1e6)
     videos = [{"url": "https://h/x", "duration": each} for each in (*wrong, 0, "0.5", 5, 999_999)]
     report = parse_callback(
@@ -313,8 +313,8 @@ def test_odd_numbers_are_left_out() -> None:
     assert (report.created_at, report.updated_at) == (2**53 - 1, None)
 
 
-def test_outputs_are_not_endless() -> None:
-    """At most a hundred files of one task are read, and no address beyond reason."""
+def test_outputs_are_limited() -> None:
+    """At most a hundred files of one task are read, and no address beyond its limit."""
     videos = [
         {"url": "x" * (MAX_URL_CHARS + 1)},
         {"url": "x" * MAX_URL_CHARS},
@@ -328,8 +328,8 @@ def test_outputs_are_not_endless() -> None:
     assert [each.url for each in report.outputs[:2]] == ["x" * MAX_URL_CHARS, "https://h/0"]
 
 
-def test_text_is_fit_for_any_database() -> None:
-    """NUL and lone surrogates leave the text, and it is cut at its longest."""
+def test_text_can_be_stored_in_any_database() -> None:
+    """NUL and lone surrogates are removed, and the text is truncated to its limit."""
     assert sanitize("a\0b\ud800c") == "ab?c"
     assert sanitize("x" * 10, max_chars=3) == "xxx"
     assert sanitize(5) == ""
@@ -373,7 +373,7 @@ def test_success_has_several_spellings(code: Any, ok: bool, read: Any) -> None:
 @pytest.mark.parametrize(
     "document", [{"error": {"message": "no credit"}}, {"error": "no credit"}, {"msg": "no credit"}]
 )
-def test_a_relay_s_error_shape_is_understood(document: Any) -> None:
+def test_a_gateway_s_error_shape_is_parsed(document: Any) -> None:
     """{"error": ...} or {"msg": ...} without Kling's envelope still has its message."""
     answer = parse_answer(body(document))
     assert answer is not None
@@ -388,16 +388,16 @@ def test_a_batch_answers_several_records() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"1", b"<html>", b"null"])
-def test_what_is_no_object_is_no_answer(raw: bytes) -> None:
-    """An HTML page or a bare value is no answer of Kling's."""
+def test_an_answer_is_an_object(raw: bytes) -> None:
+    """An HTML page or a bare value is not an answer of Kling's."""
     assert parse_answer(raw) is None
 
 
 @pytest.mark.parametrize(
     "wrong", [".", "..", "a/b", "a,b", "a b", "a?b", "a#b", "a%2fb", "a\\b", "\n", ".\0", "\ud800"]
 )
-def test_an_id_that_would_ask_for_something_else_is_none(wrong: str) -> None:
-    """An id stands in the path of a query: what leads elsewhere, or is several, is no id."""
+def test_an_id_that_would_query_another_address_is_none(wrong: str) -> None:
+    """An id is part of a query's path: one that leads elsewhere, or is several, is not an id."""
     report = parse_callback(json.dumps({"task_id": wrong, "task_status": "succeed"}).encode())
     assert report is not None
     assert report.kling_id is None
@@ -411,8 +411,8 @@ def parted(count: int, fill: bytes = b"[],", pad: int = MAX_UNCHECKED_BYTES) -> 
 
 
 @pytest.mark.parametrize("fill", [b"[],", b"{},", b"0,", b'{"a":0},'])
-def test_a_long_body_of_very_many_parts_is_not_read(fill: bytes) -> None:
-    """Reading it would hold all else up; a short one may have what it can hold, a long text is no matter."""
+def test_a_long_body_of_too_many_parts_is_not_parsed(fill: bytes) -> None:
+    """Parsing it would block; short bodies and long texts are not limited."""
     assert parse_callback(parted(MAX_PARTS, fill)) is not None
     assert parse_callback(parted(MAX_PARTS + 7, fill)) is None
     assert parse_answer(parted(MAX_PARTS + 7, fill)) is None

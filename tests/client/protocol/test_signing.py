@@ -1,4 +1,4 @@
-"""Callback addresses, bearer tokens and result links: what holds, what expires, what is forged."""
+"""Callback addresses, bearer tokens and result links: valid, expired and forged ones."""
 
 import contextlib
 import json
@@ -34,28 +34,28 @@ def signer(*secrets: str, now: float = NOW) -> CallbackSigner:
 
 
 @given(st.from_regex(PATTERN, fullmatch=True), st.text(min_size=1, max_size=60))
-def test_a_token_says_what_was_signed(task_id: str, family: str) -> None:
-    """Task id and family come out of a token as they went in, with the moment of signing."""
+def test_a_token_contains_what_was_signed(task_id: str, family: str) -> None:
+    """Task id and family are unchanged, with the time of signing."""
     read = signer().verify(signer().token(task_id, family), DAY)
     assert (read.task_id, read.family, read.signed_at) == (task_id, family, int(NOW))
 
 
 def test_a_token_fits_a_path() -> None:
-    """A token has no letter that a path would have to escape."""
+    """A token has no character that a path would have to escape."""
     token = signer().token("order-42", "/text-to-video/kling-3.0-turbo")
     assert set(token) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 @given(st.text())
-def test_no_text_passes_for_a_token(text: str) -> None:
-    """Whatever comes in an address, it is refused with one error of ours."""
+def test_no_other_text_is_a_token(text: str) -> None:
+    """Any text is refused with a TokenError."""
     with pytest.raises(TokenError):
         signer().verify(text, DAY)
 
 
 @given(st.integers(0), st.characters())
 def test_one_changed_letter_breaks_a_token(place: int, letter: str) -> None:
-    """A token altered anywhere does not hold (but for bits that base64 ignores at its end)."""
+    """A token altered anywhere is not valid (except in bits that base64 ignores at its end)."""
     token = signer().token("a", "videos/text2video")
     place %= len(token) - 1
     altered = token[:place] + letter + token[place + 1 :]
@@ -64,8 +64,8 @@ def test_one_changed_letter_breaks_a_token(place: int, letter: str) -> None:
             signer().verify(altered, DAY)
 
 
-def test_what_an_earlier_version_signed_still_holds() -> None:
-    """Callback addresses live for a month at Kling's, and outlive updates of the receiver: these are of 0.1."""
+def test_what_an_earlier_version_signed_is_still_valid() -> None:
+    """Callback addresses are valid for a month at Kling, longer than a version of the receiver: these are of 0.1."""
     token = "WyJvcmRlci00MiIsInZpZGVvcy90ZXh0MnZpZGVvIl0.a0nSAA.O-j_thDgz55Q-_FhaThx1pL8Mf2FpOJLSGw4BTQvTJ0"
     assert signer(OLD).token("order-42", "videos/text2video") == token
     assert signer(OLD).verify(token, DAY).task_id == "order-42"
@@ -80,8 +80,8 @@ def test_what_an_earlier_version_signed_still_holds() -> None:
     assert key_fingerprint("key-1") == "5a90db34dff6e987"
 
 
-def test_without_a_clock_it_is_the_machine_s() -> None:
-    """Tokens and links of now hold now, and those of the year 2000 are over."""
+def test_the_default_clock_is_the_machine_s() -> None:
+    """Tokens and links of now are valid, and those of the year 2000 have expired."""
     past = 946_684_800
     assert CallbackSigner(NEW).verify(CallbackSigner(NEW).token("a", "b/c"), DAY).task_id == "a"
     assert verify_api_token([NEW], api_token([NEW], "read", 300)) == "read"
@@ -94,7 +94,7 @@ def test_without_a_clock_it_is_the_machine_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "said"),
+    ("call", "message"),
     [
         (lambda: signer().verify("x", DAY), "The callback token is not valid."),
         (lambda: signer(now=NOW + 999).verify(signer().token("a", "b"), 1), "The callback token has expired."),
@@ -116,15 +116,15 @@ def test_without_a_clock_it_is_the_machine_s() -> None:
         (lambda: api_token([], "read", 1), "at least one signing secret is needed"),
     ],
 )
-def test_a_refusal_says_what_and_why(attempt: Callable[[], object], said: str) -> None:
-    """In a sentence that the receiver answers, and logs, as it is."""
+def test_a_refusal_says_what_and_why(call: Callable[[], object], message: str) -> None:
+    """In one sentence that the receiver answers and logs."""
     with pytest.raises((TokenError, SettingsError, ValueError)) as raised:
-        attempt()
-    assert str(raised.value) == said
+        call()
+    assert str(raised.value) == message
 
 
-def test_a_token_of_another_purpose_does_not_hold() -> None:
-    """A bearer token is no callback token, and the other way round."""
+def test_a_token_of_another_purpose_is_not_valid() -> None:
+    """A bearer token is not a callback token, and the other way round."""
     with pytest.raises(TokenError):
         signer().verify(api_token([NEW], "admin", 60, now=NOW), DAY)
     with pytest.raises(TokenError):
@@ -132,7 +132,7 @@ def test_a_token_of_another_purpose_does_not_hold() -> None:
 
 
 def test_the_newest_secret_signs_and_all_verify() -> None:
-    """After a rotation old tokens hold as long as their secret is listed; new ones are of the newest."""
+    """After a rotation old tokens are valid while their secret is listed; new ones are signed by the newest."""
     old = signer(OLD).token("a", "b/c")
     assert signer(NEW, OLD).verify(old, DAY).task_id == "a"
     assert signer(NEW).verify(signer(NEW, OLD).token("a", "b/c"), DAY).task_id == "a"
@@ -141,8 +141,8 @@ def test_the_newest_secret_signs_and_all_verify() -> None:
 
 
 @pytest.mark.parametrize(("age", "good"), [(-61, False), (-60, True), (DAY + 60, True), (DAY + 61, False)])
-def test_a_token_has_its_time(age: int, good: bool) -> None:
-    """It is good from a minute before its signing (a clock may be behind) to a minute past its age."""
+def test_a_token_expires(age: int, good: bool) -> None:
+    """It is valid from a minute before its signing (a clock may be behind) to a minute past its age."""
     token, reader = signer().token("a", "b/c"), signer(now=NOW + age)
     if good:
         assert reader.verify(token, DAY).task_id == "a"
@@ -151,8 +151,8 @@ def test_a_token_has_its_time(age: int, good: bool) -> None:
             reader.verify(token, DAY)
 
 
-def test_a_signed_payload_that_is_no_task_does_not_hold() -> None:
-    """Even with our secret, a payload of another shape is refused."""
+def test_a_signed_payload_of_another_shape_is_not_valid() -> None:
+    """Even with our secret."""
     made = signer()
     with pytest.raises(TokenError):
         made.verify(made._signer.sign("W10").decode(), DAY)  # an empty list
@@ -160,7 +160,7 @@ def test_a_signed_payload_that_is_no_task_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize("secrets", ["", " , ", [], "too-short", [NEW, "short"]])
-def test_no_signer_without_good_secrets(secrets: str | list[str]) -> None:
+def test_a_signer_needs_valid_secrets(secrets: str | list[str]) -> None:
     """A missing or short secret is refused, and not shown."""
     with pytest.raises(SettingsError) as error:
         CallbackSigner(secrets)
@@ -168,35 +168,35 @@ def test_no_signer_without_good_secrets(secrets: str | list[str]) -> None:
 
 
 def test_secrets_may_be_one_string() -> None:
-    """One secret, or several with commas as in the setting, newest first; blanks beside a comma are nothing."""
+    """One secret, or several with commas as in the setting, newest first; blanks are stripped."""
     for secrets in (f"{NEW}, {OLD}", f"{NEW},{OLD}"):
         assert CallbackSigner(secrets).verify(CallbackSigner(OLD).token("a", "b/c"), DAY).family == "b/c"
     assert CallbackSigner("x" * MIN_SECRET_CHARS).token("a", "b/c")
 
 
-def test_a_callback_url_lies_under_the_receivers_address() -> None:
-    """The address is the receiver's, with its prefix, then /callbacks/ and the token."""
+def test_a_callback_url_is_below_the_receiver_s_address() -> None:
+    """The receiver's address, with its prefix, then /callbacks/ and the token."""
     url = signer().url("https://host/prefix/", "a", "b/c")
     assert url == f"https://host/prefix/callbacks/{signer().token('a', 'b/c')}"
 
 
 @pytest.mark.parametrize("receiver", ["/callbacks", "", "host", "http://example.com", "ftp://host"])
 def test_a_callback_url_is_absolute_and_encrypted(receiver: str) -> None:
-    """An address that Kling could not reach, or only in the clear, is refused before it is sent."""
+    """An address that Kling cannot reach, or only unencrypted, is refused."""
     with pytest.raises(ParameterError):
         signer().url(receiver, "a", "b/c")
 
 
 @pytest.mark.parametrize(("task_id", "family"), [("", "b/c"), ("a/b", "b/c"), ("a", "")])
 def test_only_tasks_get_tokens(task_id: str, family: str) -> None:
-    """An id that no task has, or no family, is refused."""
+    """An invalid id, or a missing family, is refused."""
     with pytest.raises(ParameterError):
         signer().token(task_id, family)
 
 
 @pytest.mark.parametrize("role", ["admin", "client", "read"])
-def test_a_bearer_token_carries_its_role(role: str) -> None:
-    """The role comes out, up to a minute past the token's end."""
+def test_a_bearer_token_contains_its_role(role: str) -> None:
+    """Until a minute past its expiry."""
     token = api_token([NEW], role, 300, now=NOW)  # type: ignore[arg-type]
     assert verify_api_token([OLD, NEW], token, now=NOW + 360) == role
     with pytest.raises(TokenExpired):
@@ -204,26 +204,26 @@ def test_a_bearer_token_carries_its_role(role: str) -> None:
 
 
 @given(st.text())
-def test_no_text_passes_for_a_bearer_token(text: str) -> None:
-    """Whatever comes in a header, it is refused with one error of ours."""
+def test_no_other_text_is_a_bearer_token(text: str) -> None:
+    """Any text is refused with a TokenError."""
     with pytest.raises(TokenError):
         verify_api_token([NEW], text)
 
 
-def test_an_unknown_role_is_none() -> None:
-    """A token with a role of a later version does not hold here."""
+def test_an_unknown_role_is_not_valid() -> None:
+    """Such as a token with a role of a later version."""
     with pytest.raises(TokenError):
         verify_api_token([NEW], api_token([NEW], "emperor", 60))  # type: ignore[arg-type]
 
 
 def test_no_secrets_no_bearer_token() -> None:
-    """Without a secret nothing is signed."""
+    """Nothing is signed without a secret."""
     with pytest.raises(ValueError, match="secret"):
         api_token([], "client", 60)
 
 
-def test_a_result_link_opens_until_its_time() -> None:
-    """The link names task, index and time; each is signed, and after the time it is over."""
+def test_a_result_link_is_valid_until_it_expires() -> None:
+    """Task, index and time are signed."""
     url = urlsplit(sign_link([NEW], "https://host/p", "a:b", 3, int(NOW)))
     query = {name: values[0] for name, values in parse_qs(url.query).items()}
     assert (url.netloc, url.path) == ("host", "/p/api/tasks/a%3Ab/results/3")
@@ -241,14 +241,14 @@ ANY_TEXT = st.text(st.characters())
 
 @given(ANY_TEXT, ANY_TEXT)
 @example("\ud800", "\ud800")
-def test_no_text_passes_for_a_link(expires: str, signature: str) -> None:
-    """Whatever comes in a query, it is refused with one error of ours."""
+def test_no_other_text_is_a_link(expires: str, signature: str) -> None:
+    """Any text is refused with a TokenError."""
     with pytest.raises(TokenError):
         verify_link([NEW], "a", 0, expires, signature)
 
 
-def test_a_fingerprint_tells_keys_apart_and_no_more() -> None:
-    """Two keys have two fingerprints, none of which holds a part of its key."""
+def test_a_fingerprint_identifies_a_key_without_revealing_it() -> None:
+    """Two keys have two fingerprints, none of which contains a part of its key."""
     one, other = key_fingerprint("key-1"), key_fingerprint("key-2")
     assert one != other == key_fingerprint("key-2")
     assert "key" not in json.dumps([one, other])

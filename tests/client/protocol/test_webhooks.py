@@ -1,4 +1,4 @@
-"""Standard Webhooks signatures: ours and their own package agree, and nothing hostile breaks the check."""
+"""Standard Webhooks signatures: ours agree with the standard's own package, and no header raises."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ def signed(body: bytes = BODY, *, at: int = NOW, secret: str = SECRET) -> dict[s
 
 
 def test_klings_official_vector() -> None:
-    """The example in Kling's documentation holds, byte for byte."""
+    """The example in Kling's documentation verifies, byte for byte."""
     secret = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
     expected = "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
     assert sign(secret, "9876543210", NOW, BODY) == expected
@@ -34,7 +34,7 @@ def test_klings_official_vector() -> None:
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.binary(min_size=16), st.text())
 def test_the_standards_own_package_agrees(name: str, key: bytes, body: str) -> None:
-    """What we sign it verifies, what it signs we verify."""
+    """It verifies our signatures, and we verify its."""
     secret = "whsec_" + base64.b64encode(key).decode()
     at = datetime.now(UTC)
     stamp = int(at.timestamp())
@@ -50,21 +50,21 @@ def test_the_standards_own_package_agrees(name: str, key: bytes, body: str) -> N
 @pytest.mark.parametrize(
     "seconds", [-TOLERANCE_SECONDS - 1, -TOLERANCE_SECONDS, -5, 0, 5, TOLERANCE_SECONDS, TOLERANCE_SECONDS + 1]
 )
-def test_a_signature_is_good_for_five_minutes_either_way(seconds: int) -> None:
-    """By the clock that is handed in."""
+def test_a_signature_is_valid_for_five_minutes_either_way(seconds: int) -> None:
+    """By the given clock."""
     assert verify([SECRET], signed(), BODY, NOW + seconds) == ("good" if abs(seconds) <= TOLERANCE_SECONDS else "bad")
 
 
-def test_no_header_at_all_is_absent() -> None:
-    """Which is another thing than a bad one."""
+def test_without_headers_a_signature_is_absent() -> None:
+    """Which is not the same as a bad one."""
     assert verify([SECRET], {}, BODY, NOW) == "absent"
     assert verify([SECRET], {"webhook-id": ""}, BODY, NOW) == "absent"
     for name, value in signed().items():
         assert verify([SECRET], {name: value}, BODY, NOW) == "bad"
 
 
-def test_any_secret_and_any_signature_will_do() -> None:
-    """Several of either stand side by side during a rotation; only so many are looked at."""
+def test_any_secret_and_any_signature_may_match() -> None:
+    """There are several of both during a rotation; the number of checked signatures is limited."""
     headers = signed(secret=OTHER)
     assert verify([SECRET], headers, BODY, NOW) == "bad"
     assert verify([SECRET, OTHER], headers, BODY, NOW) == "good"
@@ -86,10 +86,10 @@ BOTH = [SECRET, OTHER]
     st.sampled_from(["{}", "{}", "+{}", " {}", "{}.0", "{}_0", "0{}", "{}\n"]),
     st.text(max_size=20),
 )
-def test_what_is_good_is_good_to_the_standards_own_package(
+def test_a_good_signature_is_good_to_the_standards_own_package(
     secrets: list[str], listed: list[str], stamp: str, text: str
 ) -> None:
-    """One of the signatures, by one of the secrets, whatever stands beside it; an honest one is not missed."""
+    """One of the signatures, by one of the secrets, whatever the others are; a valid one is not missed."""
     at, body = int(datetime.now(UTC).timestamp()), text.encode()
     given = [sign(each, "m", at, body) if each in BOTH else each for each in listed]
     headers = {"webhook-id": "m", "webhook-timestamp": stamp.format(at)}
@@ -103,7 +103,7 @@ def test_what_is_good_is_good_to_the_standards_own_package(
 
 
 def verifies(secret: str, text: str, headers: dict[str, str]) -> bool:
-    """Whether the package takes it; that it may raise anything at all is why ours is another."""
+    """Whether the package accepts it; it may raise anything, which is why ours is another."""
     try:
         Webhook(secret).verify(text, headers, json_parse=False)
     except Exception:
@@ -115,14 +115,14 @@ def verifies(secret: str, text: str, headers: dict[str, str]) -> bool:
     st.dictionaries(st.sampled_from(["webhook-id", "webhook-timestamp", "webhook-signature"]), st.text()),
     st.binary(),
 )
-def test_no_header_breaks_the_check(headers: dict[str, str], body: bytes) -> None:
-    """Whatever stands in them, it is absent or bad."""
+def test_no_header_raises(headers: dict[str, str], body: bytes) -> None:
+    """Any headers are absent or bad."""
     assert verify([SECRET], headers, body, NOW) in ("absent", "bad")
 
 
 @given(st.text(), st.text(st.characters(max_codepoint=255)), st.binary())
-def test_no_text_in_one_header_breaks_the_check(name: str, signature: str, body: bytes) -> None:
-    """Nor beside a good time."""
+def test_no_text_in_one_header_raises(name: str, signature: str, body: bytes) -> None:
+    """Nor beside a valid timestamp."""
     headers = {"webhook-id": name, "webhook-timestamp": str(NOW), "webhook-signature": signature}
     assert verify([SECRET], headers, body, NOW) in ("absent", "bad")
 
@@ -138,8 +138,8 @@ def test_no_text_in_one_header_breaks_the_check(name: str, signature: str, body:
         ("my-secret-phrase", "not of the form"),
     ],
 )
-def test_secrets_that_are_none(secret: str, problem: str) -> None:
-    """Told without the secret itself."""
+def test_invalid_secrets(secret: str, problem: str) -> None:
+    """The message does not contain the secret."""
     with pytest.raises(ValueError, match=problem) as raised:
         secret_key(secret)
     assert secret.removeprefix("whsec_") not in str(raised.value) or secret == "whsec_"

@@ -1,4 +1,4 @@
-"""What a file is by its own bytes, held against files that real writers made."""
+"""Detection of media types and truncation, with files from real writers."""
 
 import io
 import struct
@@ -18,14 +18,14 @@ from kling_sandbox.media import MEDIA
 
 
 def image(kind: str) -> bytes:
-    """A picture, written by Pillow."""
+    """An image, written by Pillow."""
     file = io.BytesIO()
     Image.effect_noise((64, 48), 50).convert("RGB").save(file, kind)
     return file.getvalue()
 
 
 def video(form: str, codec: str) -> bytes:
-    """Half a second of moving picture, written by FFmpeg."""
+    """Half a second of video, written by FFmpeg."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=Fraction(10))
@@ -63,8 +63,8 @@ REAL = {
 
 
 @pytest.mark.parametrize("content_type", REAL)
-def test_real_files_are_known(tmp_path: Path, content_type: str) -> None:
-    """By their first bytes; they are whole, and have an ending of their own."""
+def test_real_files_are_detected(tmp_path: Path, content_type: str) -> None:
+    """By their first bytes; they are complete, and have an extension."""
     content = REAL[content_type]
     assert sniff(content[:HEAD_BYTES]) == content_type
     path = tmp_path / "file"
@@ -74,8 +74,8 @@ def test_real_files_are_known(tmp_path: Path, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/gif", "video/mp4", "video/quicktime"])
-def test_files_cut_anywhere_are_not_whole(tmp_path: Path, content_type: str) -> None:
-    """Half a picture or video never counts as one."""
+def test_truncated_files_are_not_complete(tmp_path: Path, content_type: str) -> None:
+    """Wherever an image or a video is truncated."""
     content, path = REAL[content_type], tmp_path / "file"
     for size in (*range(16), *range(16, len(content), max(len(content) // 50, 1)), len(content) - 1):
         path.write_bytes(content[:size])
@@ -83,15 +83,15 @@ def test_files_cut_anywhere_are_not_whole(tmp_path: Path, content_type: str) -> 
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/gif"])
-def test_a_few_bytes_after_the_end_do_no_harm(tmp_path: Path, content_type: str) -> None:
-    """Some writers add them."""
+def test_a_few_bytes_after_the_end_are_accepted(tmp_path: Path, content_type: str) -> None:
+    """Some writers append them."""
     path = tmp_path / "file"
     path.write_bytes(REAL[content_type] + b"\n" + bytes(16))
     assert is_complete(path, content_type)
 
 
 def box(name: bytes, size: int | None = None, content: bytes = b"") -> bytes:
-    """One box of an MP4, which may lie about its size."""
+    """One box of an MP4, whose size may be wrong."""
     return struct.pack(">I", len(content) + 8 if size is None else size) + name + content
 
 
@@ -113,7 +113,7 @@ def box(name: bytes, size: int | None = None, content: bytes = b"") -> bytes:
     ],
 )
 def test_boxes_add_up(tmp_path: Path, content: bytes, whole: bool) -> None:
-    """The sizes in an MP4 reach its end exactly, and the index is there; nobody keeps us walking."""
+    """The sizes in an MP4 reach its end exactly, and the index is present; the number of boxes is limited."""
     path = tmp_path / "file"
     path.write_bytes(content)
     assert is_complete(path, "video/mp4") is whole
@@ -134,8 +134,8 @@ def test_boxes_add_up(tmp_path: Path, content: bytes, whole: bool) -> None:
         b"\x89PN",
     ],
 )
-def test_what_is_no_media(head: bytes) -> None:
-    """Pages, errors, archives and beginnings of nothing."""
+def test_other_files_are_not_media(head: bytes) -> None:
+    """Pages, errors, archives and truncated signatures."""
     assert sniff(head) is None
 
 
@@ -151,18 +151,18 @@ def test_what_is_no_media(head: bytes) -> None:
     ],
 )
 def test_brands_and_frames(head: bytes, content_type: str) -> None:
-    """What tells files of one container apart."""
+    """Files of one container are distinguished by their brand."""
     assert sniff(head) == content_type
 
 
 @given(st.binary(max_size=100))
-def test_no_bytes_break_the_look(head: bytes) -> None:
-    """Whatever they are, they are known or not."""
+def test_any_bytes_can_be_sniffed(head: bytes) -> None:
+    """The result is a type of the table, or None."""
     assert sniff(head) in {None, *EXTENSIONS}
 
 
 def test_kinds_and_types() -> None:
-    """A result of a known kind is of that kind; a watermarked copy or a newer kind is any media."""
+    """A result of a known kind is of that media type; a watermarked copy or a newer kind is any media."""
     assert matches_kind("image/png", "image")
     assert not matches_kind("video/mp4", "image")
     assert matches_kind("video/mp4", "watermark")

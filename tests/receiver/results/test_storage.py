@@ -1,4 +1,4 @@
-"""Where result files lie: whole or not at all, and readable by nobody else."""
+"""Storage of result files: complete or absent, and readable by the receiver only."""
 
 import hashlib
 import sys
@@ -13,7 +13,7 @@ from kling_receiver.results.storage import LocalStorage, folder_of
 
 @pytest.fixture
 def folder(tmp_path: Path) -> LocalStorage:
-    """An opened folder."""
+    """A prepared storage."""
     folder = LocalStorage(tmp_path / "deep" / "results")
     folder.prepare()
     return folder
@@ -24,8 +24,8 @@ def everything(folder: LocalStorage) -> dict[str, bytes]:
     return {str(path.relative_to(folder.root)): path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
 
 
-def test_a_kept_file_is_there_whole(folder: LocalStorage) -> None:
-    """Under its name, with its checksum, and nothing else is left."""
+def test_a_committed_file_is_complete(folder: LocalStorage) -> None:
+    """Under its name, with its checksum, and no other file is left."""
     part = folder.create()
     part.write(b"abc")
     part.write(b"def")
@@ -38,8 +38,8 @@ def test_a_kept_file_is_there_whole(folder: LocalStorage) -> None:
     assert folder.path("task/0.png").read_bytes() == b"abcdef"
 
 
-def test_an_unfinished_file_is_seen_by_nobody(folder: LocalStorage) -> None:
-    """Before it is kept it lies apart, and dropped it is gone."""
+def test_an_unfinished_file_has_no_name(folder: LocalStorage) -> None:
+    """Until it is committed it is in `.parts`; discarded, it is removed."""
     part = folder.create()
     part.write(b"abc")
     part.flush()
@@ -49,8 +49,8 @@ def test_an_unfinished_file_is_seen_by_nobody(folder: LocalStorage) -> None:
     assert everything(folder) == {}
 
 
-def test_a_second_file_takes_the_place_of_the_first(folder: LocalStorage) -> None:
-    """After a crash between file and database the same file is fetched and kept once more."""
+def test_a_second_file_replaces_the_first(folder: LocalStorage) -> None:
+    """After a crash between file and database the same file is downloaded and committed again."""
     for content in (b"first", b"second"):
         part = folder.create()
         part.write(content)
@@ -60,8 +60,8 @@ def test_a_second_file_takes_the_place_of_the_first(folder: LocalStorage) -> Non
     assert everything(folder) == {"task/0.png": b"second"}
 
 
-def test_what_an_earlier_process_left_unfinished_is_cleared(folder: LocalStorage) -> None:
-    """At start; finished files stay."""
+def test_unfinished_files_of_an_earlier_process_are_removed(folder: LocalStorage) -> None:
+    """At the start; finished files stay."""
     part = folder.create()
     part.flush()
     folder.commit(part, "task/0.png")
@@ -74,8 +74,8 @@ def test_what_an_earlier_process_left_unfinished_is_cleared(folder: LocalStorage
     left.discard()
 
 
-def test_a_file_is_known_by_its_checksum(folder: LocalStorage) -> None:
-    """Altered, it has another, though its size be the same; gone, it has none; a new process reads it again."""
+def test_a_changed_file_has_another_checksum(folder: LocalStorage) -> None:
+    """Even with the same size; a removed file has none; a new process computes it again."""
     part = folder.create()
     part.write(b"content")
     part.flush()
@@ -93,7 +93,7 @@ def test_a_file_is_known_by_its_checksum(folder: LocalStorage) -> None:
     assert folder.sha256("task") is None
 
 
-def test_few_checksums_are_remembered(folder: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_checksums_is_limited(folder: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files there are."""
     monkeypatch.setattr("kling_receiver.results.storage.MAX_CACHED", 3)
     (folder.root / "task").mkdir()
@@ -104,32 +104,30 @@ def test_few_checksums_are_remembered(folder: LocalStorage, monkeypatch: pytest.
 
 
 @pytest.fixture
-def hasty() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+def frequent_switches() -> Iterator[None]:
+    """Threads are switched as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-7)
     yield
     sys.setswitchinterval(before)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_thread_that_remembers_second_forgets_nothing_twice(
-    folder: LocalStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Many threads remember at once: each time one is forgotten, and never more are kept than may be."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_threads_may_share_the_cache_of_checksums(folder: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each insertion removes one entry, and the limit holds."""
     monkeypatch.setattr("kling_receiver.results.storage.MAX_CACHED", 1)
 
-    def remember(thread: int) -> None:
+    def insert(thread: int) -> None:
         for n in range(5_000):
             folder._cache_checksum((thread, n, 0, 0, 0), "checksum")
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(remember, range(8)))
+        list(pool.map(insert, range(8)))
     assert len(folder._checksums) == 1
 
 
-def test_nobody_else_may_read(folder: LocalStorage) -> None:
-    """Files and the folders around them are the receiver's own."""
+def test_files_are_readable_by_the_receiver_only(folder: LocalStorage) -> None:
+    """Files have mode 0600, and their folders 0700."""
     part = folder.create()
     part.flush()
     folder.commit(part, "task/0.png")
@@ -142,20 +140,20 @@ def test_nobody_else_may_read(folder: LocalStorage) -> None:
     ("url", "path"),
     [("file:///a/b", "/a/b"), ("file://localhost/a", "/a"), ("file:///a%20b", "/a b"), ("FILE:///a", "/a")],
 )
-def test_folders_are_named_by_address(url: str, path: str) -> None:
-    """As the storage setting is written."""
+def test_a_file_address_names_a_folder(url: str, path: str) -> None:
+    """As in the storage setting."""
     assert folder_of(url) == Path(path)
 
 
 @pytest.mark.parametrize("url", ["", "/a/b", "file:a", "file://host/a", "s3://bucket", "http://x/y", "file://"])
-def test_what_is_no_folder(url: str) -> None:
-    """Is told with what to write instead."""
+def test_any_other_address_is_refused(url: str) -> None:
+    """The message has an example."""
     with pytest.raises(ValueError, match="file:///var/lib/kling/results"):
         folder_of(url)
 
 
 def test_a_probe_leaves_nothing(folder: LocalStorage) -> None:
-    """It writes a file of no meaning, and says when that cannot be."""
+    """It writes and removes a file, and raises if that fails."""
     folder.probe()
     assert everything(folder) == {}
     (folder.root / ".parts").rmdir()
@@ -165,7 +163,7 @@ def test_a_probe_leaves_nothing(folder: LocalStorage) -> None:
 
 
 def test_a_folder_that_vanished_is_not_made_again(folder: LocalStorage) -> None:
-    """It was on a volume, which may come back; what is written meanwhile would lie beneath it."""
+    """Its volume may be mounted again, and would hide files written meanwhile."""
     away = folder.root.with_name("away")
     folder.root.rename(away)
     folder.root.mkdir()  # as an empty mount point
