@@ -1,4 +1,4 @@
-"""The file of hooks: what it says is what there is, from one start to the next."""
+"""The hooks file is authoritative: at each start, hooks are added, changed and removed to match it."""
 
 import base64
 from pathlib import Path
@@ -45,25 +45,25 @@ address = "redis://127.0.0.1/events"
 """
 
 
-def written(tmp_path: Path, content: str) -> Path:
-    """A file of hooks."""
+def write_hooks(tmp_path: Path, content: str) -> Path:
+    """Write a hooks file."""
     file = tmp_path / "hooks.toml"
     file.write_text(content)
     return file
 
 
 def problems(tmp_path: Path, content: str, **environ: str) -> list[str]:
-    """What is wrong with a file."""
+    """The problems of an invalid file."""
     with pytest.raises(InvalidHook) as raised:
-        load_hooks(written(tmp_path, content), Allowlist(), environ)
+        load_hooks(write_hooks(tmp_path, content), Allowlist(), environ)
     return raised.value.problems
 
 
 def test_a_file(tmp_path: Path) -> None:
-    """All that a command could say of hooks; secrets come from the environment."""
-    found = load_hooks(written(tmp_path, WHOLE), Allowlist(), {"studio_secret": SECRET})
-    studio, archive, stream = found
-    assert [each.name for each in found] == ["studio", "archive", "stream"]
+    """It has the same fields as the command; secrets come from the environment."""
+    configs = load_hooks(write_hooks(tmp_path, WHOLE), Allowlist(), {"studio_secret": SECRET})
+    studio, archive, stream = configs
+    assert [each.name for each in configs] == ["studio", "archive", "stream"]
     assert (studio.secret, studio.events, studio.families) == (SECRET, ["task.done"], ["videos/effects"])
     assert (studio.retry_schedule, studio.concurrency, studio.rate_limit, studio.timeout) == (
         [5, 60.5],
@@ -73,11 +73,11 @@ def test_a_file(tmp_path: Path) -> None:
     )
     assert archive.address.endswith('/true", "a b"]')
     assert stream.address == "redis://127.0.0.1/events"
-    assert load_hooks(written(tmp_path, ""), Allowlist(), {}) == []
+    assert load_hooks(write_hooks(tmp_path, ""), Allowlist(), {}) == []
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         ("[hooks.a", "is not valid TOML"),
         ("name = 1", "has other keys than hooks. Write a table [hooks.NAME] for each hook."),
@@ -93,15 +93,15 @@ def test_a_file(tmp_path: Path) -> None:
         ('[hooks.a]\naddress = "command:true"\nconcurrency = "4"', "concurrency: "),
     ],
 )
-def test_a_file_that_cannot_be(tmp_path: Path, content: str, said: str) -> None:
-    """Each problem with its place."""
-    [found] = problems(tmp_path, content)
-    assert found.startswith(str(tmp_path / "hooks.toml"))
-    assert said in found
+def test_an_invalid_file(tmp_path: Path, content: str, problem: str) -> None:
+    """Each problem names its place."""
+    [message] = problems(tmp_path, content)
+    assert message.startswith(str(tmp_path / "hooks.toml"))
+    assert problem in message
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """Nor one that is no text."""
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """It is missing, or not UTF-8."""
     with pytest.raises(InvalidHook, match="cannot be read: No such file"):
         load_hooks(tmp_path / "none.toml", Allowlist(), {})
     (tmp_path / "hooks.toml").write_bytes(b"\xff\xfe")
@@ -110,7 +110,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_all_problems_of_a_file_stop_the_start_at_once(tmp_path: Path) -> None:
-    """With those of other settings; no secret among them."""
+    """Together with those of other settings; no secret is shown."""
     content = f"""
 [hooks.one]
 address = "http://10.0.0.1/"
@@ -120,17 +120,17 @@ colour = "blue"
 address = "kafka://x/y"
 """
     with pytest.raises(SettingsError) as raised:
-        make_settings(tmp_path, hooks_file=str(written(tmp_path, content)), overdue_seconds=-1)
+        make_settings(tmp_path, hooks_file=str(write_hooks(tmp_path, content)), overdue_seconds=-1)
     [about_time] = [each for each in raised.value.problems if "OVERDUE" in each]
     [about_hooks] = [each for each in raised.value.problems if each.startswith("KLING_HOOKS_FILE")]
-    for said in ("one: address: 10.0.0.1", "one: secret: is too short", "one: colour", "two: address"):
-        assert f"hooks.{said}" in about_hooks
+    for problem in ("one: address: 10.0.0.1", "one: secret: is too short", "one: colour", "two: address"):
+        assert f"hooks.{problem}" in about_hooks
     assert SHORT not in about_hooks + about_time
 
 
-def made(name: str, address: str = "https://x.example/", **given: Any) -> HookConfig:
-    """A hook as the file has it."""
-    return HookConfig(name=name, address=address, secret=given.pop("secret", SECRET), **given)
+def config(name: str, address: str = "https://x.example/", **fields: Any) -> HookConfig:
+    """A hook of the file."""
+    return HookConfig(name=name, address=address, secret=fields.pop("secret", SECRET), **fields)
 
 
 def hooks(ledger: Ledger) -> dict[str, Any]:
@@ -138,19 +138,19 @@ def hooks(ledger: Ledger) -> dict[str, Any]:
     return {row["name"]: row for row in ledger.rows(HOOK)}
 
 
-def test_what_the_file_says_is_what_there_is(database: Database) -> None:
-    """Added, changed and removed by it, those that commands added too; a changed one keeps its place."""
+def test_hooks_are_made_equal_to_the_file(database: Database) -> None:
+    """Hooks are added, changed and removed, also those of commands; a changed hook keeps its cursor."""
     ledger = Ledger(database)
     ledger.put_task()
-    ledger.change(lambda tx: sync(tx, "settings", [made("default")]))
-    ledger.change(lambda tx: sync(tx, "file", [made("one"), made("two")], also="added"))
+    ledger.change(lambda tx: sync(tx, "settings", [config("default")]))
+    ledger.change(lambda tx: sync(tx, "file", [config("one"), config("two")], also="added"))
     ledger.put_hook("by-command")
     ledger.change(lambda tx: hook_records.add_for_task(tx, "t", "https://x.example"))
     ledger.change(lambda tx: hook_records.pause(tx, "two", "for a test"))
     ledger.log("one")
     before = hooks(ledger)["two"]
-    changed = made("two", "https://y.example/", events=["task.done"], secret=NEXT, concurrency=1)
-    ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
+    changed = config("two", "https://y.example/", events=["task.done"], secret=NEXT, concurrency=1)
+    ledger.change(lambda tx: sync(tx, "file", [changed, config("three")], also="added"))
     after = hooks(ledger)
     assert sorted(after) == ["default", "task:t", "three", "two"]
     assert sorted(ledger.committed.messages) == [
@@ -161,20 +161,20 @@ def test_what_the_file_says_is_what_there_is(database: Database) -> None:
     assert (two["address"], two["concurrency"]) == ("https://y.example/", 1)
     assert two["filter"]["events"] == ["task.done"]
     assert two["secrets"] == [[NEXT, None], [SECRET, ledger.now + int(SECRET_OVERLAP_SECONDS * 1000)]]
-    for kept in ("cursor", "paused_at", "paused_because", "created_at"):
-        assert two[kept] == before[kept], kept
+    for column in ("cursor", "paused_at", "paused_because", "created_at"):
+        assert two[column] == before[column], column
     assert after["three"]["cursor"] == 1
-    ledger.change(lambda tx: sync(tx, "file", [changed, made("three")], also="added"))
+    ledger.change(lambda tx: sync(tx, "file", [changed, config("three")], also="added"))
     assert hooks(ledger)["two"] == two
     ledger.change(lambda tx: sync(tx, "settings", []))
     assert ledger.committed.messages == ("hook default was removed: it is no longer in KLING_HOOK_URL",)
 
 
-def test_without_a_file_its_hooks_stay(database: Database) -> None:
-    """A variable that was forgotten drops no events; commands may remove them then, and a file again."""
+def test_hooks_stay_without_their_file(database: Database) -> None:
+    """A forgotten variable drops no events; commands may then remove the hooks, and a later file does."""
     ledger = Ledger(database)
-    ledger.change(lambda tx: sync(tx, "settings", [made("default")]))
-    ledger.change(lambda tx: sync(tx, "file", [made("one")], also="added"))
+    ledger.change(lambda tx: sync(tx, "settings", [config("default")]))
+    ledger.change(lambda tx: sync(tx, "file", [config("one")], also="added"))
     ledger.change(detach)
     assert ledger.committed.messages == (
         "hook one came from KLING_HOOKS_FILE, which is not set any more; the hook stays until a command removes it",
@@ -185,52 +185,52 @@ def test_without_a_file_its_hooks_stay(database: Database) -> None:
     }
     ledger.change(detach)
     assert not ledger.committed.messages
-    ledger.change(lambda tx: sync(tx, "file", [made("two")], also="added"))
+    ledger.change(lambda tx: sync(tx, "file", [config("two")], also="added"))
     assert sorted(hooks(ledger)) == ["default", "two"]
 
 
-def test_a_hook_changes_its_kind(database: Database) -> None:
-    """A command has no secret, and what became a web address has one again."""
+def test_a_hook_changes_its_kind_of_address(database: Database) -> None:
+    """A command has no secret; a web address has one again."""
     ledger = Ledger(database)
     for address, secret in (("https://x.example/", SECRET), ("command:true", ""), ("https://x.example/", NEXT)):
-        wanted = HookConfig(name="one", address=address, secret=secret)
-        ledger.change(lambda tx, wanted=wanted: sync(tx, "file", [wanted]))  # type: ignore[misc]
+        desired = HookConfig(name="one", address=address, secret=secret)
+        ledger.change(lambda tx, desired=desired: sync(tx, "file", [desired]))  # type: ignore[misc]
         assert hooks(ledger)["one"]["secrets"] == ([[secret, None]] if secret else [])
 
 
 def get(running: Running, path: str) -> Any:
-    """What an admin is told."""
+    """A document of the API, for an admin."""
     return httpx.get(f"{running.url}/api/{path}", headers=running.headers("admin")).json()
 
 
-def test_from_start_to_start(
+def test_the_file_changes_between_starts(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file is changed while the receiver is down; with a file, nothing is added or changed by commands."""
-    with host(lambda visit: visit.answer(204)) as there:
-        content = f'[hooks.one]\naddress = "{there.url}"\nsecret_env = "ONE_SECRET"\n'
+    """With a file, commands can neither add nor change hooks; a changed secret signs beside the old one."""
+    with host(lambda visit: visit.answer(204)) as server:
+        content = f'[hooks.one]\naddress = "{server.url}"\nsecret_env = "ONE_SECRET"\n'
         monkeypatch.setenv("ONE_SECRET", SECRET)
         without = start(api_base="http://127.0.0.1:9")
         admin = without.headers("admin")
-        httpx.post(f"{without.url}/api/hooks", headers=admin, json={"name": "x", "address": there.url})
+        httpx.post(f"{without.url}/api/hooks", headers=admin, json={"name": "x", "address": server.url})
         without.stop()
-        first = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
+        first = start(api_base="http://127.0.0.1:9", hooks_file=str(write_hooks(tmp_path, content)))
         assert [hook["name"] for hook in get(first, "hooks")["hooks"]] == ["one"]
         assert "hook x was removed: it is no longer in KLING_HOOKS_FILE" in caplog.text
-        more = httpx.post(f"{first.url}/api/hooks", headers=admin, json={"address": there.url})
-        turned = httpx.post(f"{first.url}/api/hooks/one/rotate", headers=admin)
-        gone = httpx.delete(f"{first.url}/api/hooks/one", headers=admin)
-        assert [each.json()["error"]["code"] for each in (more, turned, gone)] == [
+        added = httpx.post(f"{first.url}/api/hooks", headers=admin, json={"address": server.url})
+        rotated = httpx.post(f"{first.url}/api/hooks/one/rotate", headers=admin)
+        removed = httpx.delete(f"{first.url}/api/hooks/one", headers=admin)
+        assert [each.json()["error"]["code"] for each in (added, rotated, removed)] == [
             *("kept_in_file", "kept_elsewhere", "kept_elsewhere"),
         ]
         first.stop()
         monkeypatch.setenv("ONE_SECRET", NEXT)
-        second = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, content)))
+        second = start(api_base="http://127.0.0.1:9", hooks_file=str(write_hooks(tmp_path, content)))
         httpx.post(f"{second.url}/api/hooks/one/test", headers=admin)
-        [visit] = there.wait_for(1)
+        [visit] = server.wait_for(1)
     for secret in (NEXT, SECRET):
         Webhook(secret).verify(visit.body, dict(visit.headers))
     second.stop()
-    third = start(api_base="http://127.0.0.1:9", hooks_file=str(written(tmp_path, "")))
-    told = get(third, "hooks")
-    assert (told["hooks"], told["kept_in_file"]) == ([], True)
+    third = start(api_base="http://127.0.0.1:9", hooks_file=str(write_hooks(tmp_path, "")))
+    document = get(third, "hooks")
+    assert (document["hooks"], document["kept_in_file"]) == ([], True)

@@ -1,4 +1,4 @@
-"""Our hooks and other people's packages: what either signs, the other takes, and neither takes a forgery."""
+"""Hooks and other packages of Standard Webhooks: each accepts what the other signs, and rejects forgeries."""
 
 import base64
 import json
@@ -28,9 +28,9 @@ NODE = """
 const { Webhook } = require("standardwebhooks");
 const { secret, body, headers, name, at } = JSON.parse(require("fs").readFileSync(0, "utf-8"));
 const hook = new Webhook(secret);
-let verdict = "good";
-try { hook.verify(body, headers); } catch (error) { verdict = error.constructor.name; }
-console.log(JSON.stringify({ verdict, signature: hook.sign(name, new Date(at * 1000), body) }));
+let result = "valid";
+try { hook.verify(body, headers); } catch (error) { result = error.constructor.name; }
+console.log(JSON.stringify({ result, signature: hook.sign(name, new Date(at * 1000), body) }));
 """
 
 Verify = Callable[[str, str, dict[str, str]], bool]
@@ -39,7 +39,7 @@ Sign = Callable[[str, str, datetime, str], str]
 
 @pytest.fixture(params=["standardwebhooks", "svix", "node"])
 def package(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Verify, Sign]:
-    """How each package verifies, and how it signs."""
+    """The functions of each package that verify and sign."""
     if request.param == "node":
         return _under_node(tmp_path)
     module: Any = {"standardwebhooks": standardwebhooks.webhooks, "svix": svix.webhooks}[request.param]
@@ -59,62 +59,62 @@ def _under_node(folder: Path) -> tuple[Verify, Sign]:
 
     def ask(secret: str, body: str, headers: dict[str, str], name: str = "m", at: int = 0) -> dict[str, str]:
         (place := folder / f"node-{next(count)}").mkdir()
-        given = {"secret": secret, "body": body, "headers": headers, "name": name, "at": at}
-        answer: dict[str, str] = json.loads(node.run(place, NODE, json.dumps(given)))
+        document = {"secret": secret, "body": body, "headers": headers, "name": name, "at": at}
+        answer: dict[str, str] = json.loads(node.run(place, NODE, json.dumps(document)))
         return answer
 
     def verify(secret: str, body: str, headers: dict[str, str]) -> bool:
-        verdict = ask(secret, body, headers)["verdict"]
-        assert verdict in ("good", "WebhookVerificationError")
-        return verdict == "good"
+        result = ask(secret, body, headers)["result"]
+        assert result in ("valid", "WebhookVerificationError")
+        return result == "valid"
 
     return verify, lambda secret, name, at, body: ask(secret, body, {}, name, int(at.timestamp()))["signature"]
 
 
 @pytest.fixture
 def visits(start: Start, gateway: Sandbox) -> list[Visit]:
-    """What a real receiver sends of a real task."""
-    with host(lambda visit: visit.answer(204)) as there:
-        running = start(api_base=gateway.url, hook_url=there.url, hook_secret=SECRET)
+    """The requests that a real receiver sends for a real task."""
+    with host(lambda visit: visit.answer(204)) as server:
+        running = start(api_base=gateway.url, hook_url=server.url, hook_secret=SECRET)
         task, _ = submit(running, gateway)
-        return there.wait_for(len(events(running, task)))
+        return server.wait_for(len(events(running, task)))
 
 
-def test_they_take_what_we_sign(visits: list[Visit], package: tuple[Verify, Sign]) -> None:
-    """From a real receiver; with one letter changed, or another secret, they do not, and nor do we."""
+def test_other_packages_accept_our_signatures(visits: list[Visit], package: tuple[Verify, Sign]) -> None:
+    """They reject a changed body and another secret, and so does verify_hook."""
     verify, _ = package
     for visit in (visits[0], visits[-1]):
         body, headers = visit.body.decode(), dict(visit.headers)
         assert verify(SECRET, body, headers)
         assert verify_hook(visit.body, headers, SECRET).webhook_id == headers["webhook-id"]
         forged = body.replace('"id"', '"iD"', 1)
-        for secret, said in ((SECRET, forged), (OTHER, body)):
-            assert not verify(secret, said, headers)
+        for secret, content in ((SECRET, forged), (OTHER, body)):
+            assert not verify(secret, content, headers)
             with pytest.raises(HookError):
-                verify_hook(said.encode(), headers, secret)
+                verify_hook(content.encode(), headers, secret)
 
 
-def test_during_a_rotation_they_take_it_with_either_secret(start: Start, package: tuple[Verify, Sign]) -> None:
-    """A test event of a hook whose secret was just replaced: signed with both, taken with each alone."""
+def test_during_a_rotation_either_secret_verifies(start: Start, package: tuple[Verify, Sign]) -> None:
+    """A test event of a hook whose secret was just rotated is signed with both secrets."""
     verify, _ = package
-    with host(lambda visit: visit.answer(204)) as there:
+    with host(lambda visit: visit.answer(204)) as server:
         running = start()
 
-        def order(path: str, **given: Any) -> Any:
+        def call(path: str, **fields: Any) -> Any:
             url, headers = f"{running.url}/api/hooks{path}", running.headers("admin")
-            return httpx.post(url, json=given, headers=headers, timeout=20).raise_for_status().json()
+            return httpx.post(url, json=fields, headers=headers, timeout=20).raise_for_status().json()
 
-        order("", name="mine", address=there.url, secret=SECRET)
-        order("/mine/rotate", secret=OTHER)
-        assert order("/mine/test")["delivered"]
-        (visit,) = there.wait_for(1)
+        call("", name="mine", address=server.url, secret=SECRET)
+        call("/mine/rotate", secret=OTHER)
+        assert call("/mine/test")["delivered"]
+        (visit,) = server.wait_for(1)
     for secret in (SECRET, OTHER):
         assert verify(secret, visit.body.decode(), dict(visit.headers))
         assert verify_hook(visit.body, visit.headers, secret).type == "hook.test"
 
 
-def test_we_take_what_they_sign(package: tuple[Verify, Sign]) -> None:
-    """An event with letters of every width."""
+def test_verify_hook_accepts_other_packages_signatures(package: tuple[Verify, Sign]) -> None:
+    """An event with characters of one to four bytes."""
     _, sign = package
     at, name = datetime.now(UTC), webhook_id(17, 1_800_000_000_000)
     task = task_json("mine", "succeed", request={"prompt": "袋鼠 🦘 é"})

@@ -1,4 +1,4 @@
-"""Commands as hooks: an argument list and no shell, the event on stdin, limits that hold."""
+"""Commands as hooks: an argument list without a shell, the event on stdin, and limits on time and number."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """On Python's own event loop, and on the receiver's: they differ in how pipes and processes end."""
+    """asyncio's event loop, and uvloop, the receiver's: they handle the end of pipes and processes differently."""
     return "asyncio", {"use_uvloop": request.param}
 
 
@@ -40,7 +40,7 @@ def python(program: str, *argv: str) -> str:
 
 
 def message(files: tuple[Path, ...] = (), body: bytes = b'{"id":7}') -> Message:
-    """An event on its way."""
+    """An event to deliver."""
     event = {"id": 7, "type": "task.done", "task": {"id": "a-task"}}
     return Message("hook_7_1", event, body, "https://receiver.test", files)
 
@@ -53,24 +53,24 @@ print(shown, sys.stdin.read())
 
 
 async def run(address: str, sent: Message | None = None) -> str:
-    """What a command that takes the event says."""
-    taken = await CommandSink(address).send(sent or message())
-    assert taken.status == 0
-    return taken.response
+    """Run a command that accepts the event; its output."""
+    delivered = await CommandSink(address).send(sent or message())
+    assert delivered.status == 0
+    return delivered.response
 
 
 @pytest.mark.parametrize(
     "awkward", ["two words", "a'b\"c", "; touch pwned", "$(touch pwned)", "`id`", "*", "", "--", "\n", "é\\"]
 )
-async def test_arguments_come_as_they_are(tmp_path: Path, awkward: str) -> None:
-    """No shell looks at them."""
+async def test_arguments_are_passed_unchanged(tmp_path: Path, awkward: str) -> None:
+    """No shell interprets them."""
     answer = await run(python("import json, sys; json.dump(sys.argv[1:], sys.stdout)", awkward, "last"))
     assert json.loads(answer) == [awkward, "last"]
     assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize(
-    ("said", "argv"),
+    ("address", "argv"),
     [
         ("command:true", ["true"]),
         ("command: true  a 'b c' \"d e\"", ["true", "a", "b c", "d e"]),
@@ -78,17 +78,17 @@ async def test_arguments_come_as_they_are(tmp_path: Path, awkward: str) -> None:
         ("command:true ; rm -rf /", ["true", ";", "rm", "-rf", "/"]),
     ],
 )
-def test_how_a_command_is_written(said: str, argv: list[str]) -> None:
-    """As in a shell, or as JSON; kept as JSON, its program with its whole path."""
-    found = parse_command(said)
-    assert found[1:] == argv[1:]
-    assert Path(found[0]).is_absolute()
-    assert os.access(found[0], os.X_OK)
-    assert parse_command(to_address(found)) == found
+def test_a_command_is_parsed(address: str, argv: list[str]) -> None:
+    """Written as in a shell, or as JSON; stored as JSON, with the absolute path of its program."""
+    parsed = parse_command(address)
+    assert parsed[1:] == argv[1:]
+    assert Path(parsed[0]).is_absolute()
+    assert os.access(parsed[0], os.X_OK)
+    assert parse_command(to_address(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("address", "reason"),
     [
         ("command:", "the command is empty"),
         ("command:[]", "the command is empty"),
@@ -101,17 +101,17 @@ def test_how_a_command_is_written(said: str, argv: list[str]) -> None:
         ("command:/", "the command / does not exist"),
     ],
 )
-def test_a_command_that_cannot_be(said: str, reason: str) -> None:
-    """Is refused when it is added."""
+def test_an_invalid_command(address: str, reason: str) -> None:
+    """It is refused when the hook is added."""
     with pytest.raises(InvalidHook, match=reason):
-        parse_hook({"address": said}, Allowlist())
+        parse_hook({"address": address}, Allowlist())
 
 
-async def test_what_a_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event on stdin, what it is about in the environment, and none of the receiver's settings."""
+async def test_the_environment_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the task, the event and the files, but none of the receiver's settings; stdin has the event."""
     monkeypatch.setenv("KLING_API_KEY", "a-secret")
     monkeypatch.setenv("KLING_SIGNING_SECRETS", "another-secret")
-    monkeypatch.setenv("kling_webhook_secrets", "a-secret-in-small-letters")
+    monkeypatch.setenv("kling_webhook_secrets", "a-lower-case-secret")
     monkeypatch.setenv("NOT_OURS", "kept")
     answer = await run(
         python(SHOW),
@@ -129,60 +129,64 @@ async def test_what_a_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.count("KLING_") == 3
 
 
-async def test_files_lie_where_a_command_is_told(tmp_path: Path) -> None:
-    """Those that are stored, by their paths on this machine."""
-    async with outgoing(make_settings(tmp_path)) as way:
-        name = await way.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
-        await way.add_events("task.created")
-        await way.change(lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE)))
-        await way.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, STORED))
-        await way.until(lambda: way.attempts(hook_name=name))
-        [attempt] = way.attempts(hook_name=name)
+async def test_the_paths_of_stored_files(tmp_path: Path) -> None:
+    """KLING_FILES lists the files that are stored, by their paths on this machine."""
+    async with outgoing(make_settings(tmp_path)) as stage:
+        name = await stage.add(python("import os; print(os.environ['KLING_FILES'])"), events=["result.stored"])
+        await stage.add_events("task.created")
+        await stage.change(lambda tx: transitions.apply_report(tx, tx.require_task("t"), says("succeed", FILE, FILE)))
+        await stage.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, STORED))
+        await stage.until(lambda: stage.attempts(hook_name=name))
+        [attempt] = stage.attempts(hook_name=name)
         assert (attempt["delivered"], attempt["response_status"]) == (True, 0)
-        assert attempt["response_body"].strip() == str(way.receiver.storage.path(STORED.path))
+        assert attempt["response_body"].strip() == str(stage.receiver.storage.path(STORED.path))
 
 
 @pytest.mark.parametrize(
     ("program", "status", "reason"),
     [
         ("import sys; print('no disk'); sys.exit(3)", 3, "the command ended with exit code 3"),
-        ("import os, signal; print('no disk', flush=True); os.kill(os.getpid(), 9)", -9, "the command was killed by signal 9"),
+        (
+            "import os, signal; print('no disk', flush=True); os.kill(os.getpid(), 9)",
+            -9,
+            "the command was killed by signal 9",
+        ),
     ],
 )
 async def test_a_command_that_fails(program: str, status: int, reason: str) -> None:
-    """Its code, or signal, and the end of what it said."""
+    """The attempt records its exit code or signal, and the end of its output."""
     with pytest.raises(NotDelivered, match=reason) as failed:
         await CommandSink(python(program)).send(message())
     assert (failed.value.status, failed.value.response.strip()) == (status, "no disk")
 
 
 async def test_the_end_of_a_long_output_is_kept() -> None:
-    """Of both of its streams; the event need not be read, however large it is."""
+    """Of stdout and stderr; the command need not read the event, however large it is."""
     program = "import sys; print('x' * 9_000_000); print('the last words', file=sys.stderr)"
     answer = await run(python(program), message(body=b"y" * 1_000_000))
     assert len(answer) == 1000
     assert answer.endswith("the last words\n")
 
 
-async def test_commands_that_read_nothing_are_well() -> None:
-    """However fast they end: many at once, each taken the first time."""
+async def test_commands_that_read_nothing_succeed() -> None:
+    """However fast they end, and many at once."""
     sink = CommandSink(command("true"))
     for size in (10, 1_000_000):
-        taken = await asyncio.gather(*[sink.send(message(body=b"x" * size)) for _ in range(16)])
-        assert {each.status for each in taken} == {0}
+        delivered = await asyncio.gather(*[sink.send(message(body=b"x" * size)) for _ in range(16)])
+        assert {each.status for each in delivered} == {0}
 
 
-async def test_what_a_command_says_may_be_anything() -> None:
-    """What is no text is shown as such."""
+async def test_output_that_is_not_text() -> None:
+    """Invalid UTF-8 is replaced."""
     answer = await run(python(r"import sys; sys.stdout.buffer.write(b'\xff\x00ok')"))
     assert answer == "\ufffd\0ok"
 
 
 @pytest.fixture
-async def way(tmp_path: Path, database_url: str) -> AsyncIterator[Outgoing]:
-    """A receiver that works."""
-    async with outgoing(make_settings(tmp_path, database_url=database_url)) as way:
-        yield way
+async def stage(tmp_path: Path, database_url: str) -> AsyncIterator[Outgoing]:
+    """A receiver that delivers events."""
+    async with outgoing(make_settings(tmp_path, database_url=database_url)) as stage:
+        yield stage
 
 
 FAMILY_OF_PROCESSES = """
@@ -197,22 +201,22 @@ time.sleep(600)
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there, and more than a corpse."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for what processes do, of which nobody tells us."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll a condition of other processes."""
     async with asyncio.timeout(PATIENCE):
-        while not true():
+        while not condition():
             await asyncio.to_thread(time.sleep, 0.01)
 
 
-async def test_a_command_that_takes_too_long_ends_with_all_its_children(tmp_path: Path) -> None:
-    """Also when none of them wants to."""
+async def test_a_cancelled_command_is_killed_with_its_children(tmp_path: Path) -> None:
+    """Also if all of them ignore SIGTERM."""
     pids = tmp_path / "pids"
     sending = asyncio.create_task(CommandSink(python(FAMILY_OF_PROCESSES, str(pids))).send(message()))
     await until(lambda: pids.exists() and " " in pids.read_text())
@@ -224,14 +228,14 @@ async def test_a_command_that_takes_too_long_ends_with_all_its_children(tmp_path
     await until(lambda: not any(map(runs, numbers)))
 
 
-async def test_the_time_limit_of_a_command(way: Outgoing) -> None:
-    """Is the hook's own; the attempt is on record, and made again."""
-    await way.add(python("import time; time.sleep(600)"), timeout=0.2)
-    await way.add_events("one")
-    await way.until(way.attempts)
-    [attempt] = way.attempts()
+async def test_the_time_limit_of_a_command(stage: Outgoing) -> None:
+    """It is the hook's own; the attempt is recorded and retried."""
+    await stage.add(python("import time; time.sleep(600)"), timeout=0.2)
+    await stage.add_events("one")
+    await stage.until(stage.attempts)
+    [attempt] = stage.attempts()
     assert (attempt["delivered"], attempt["error"]) == (False, "the hook did not answer within 0.2 s")
-    assert len(way.jobs("delivery")) == 1
+    assert len(stage.jobs("delivery")) == 1
 
 
 LEAVES_A_CHILD = """
@@ -243,8 +247,8 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-async def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> None:
-    """A child that outlives it is no way round the limits."""
+async def test_children_of_a_command_are_killed_at_its_end(tmp_path: Path) -> None:
+    """A child in the background cannot evade the limits."""
     pid = tmp_path / "pid"
     await run(python(LEAVES_A_CHILD, str(pid)))
     await until(lambda: not runs(int(pid.read_text())))
@@ -259,33 +263,33 @@ print("done")
 """
 
 
-async def test_a_child_that_holds_the_output_is_not_waited_for(tmp_path: Path) -> None:
-    """The command's own end says whether it took the event; the child ends with it."""
+async def test_a_child_that_holds_the_output_delays_nothing(tmp_path: Path) -> None:
+    """The command's own exit decides; the child is killed."""
     pid = tmp_path / "pid"
     async with asyncio.timeout(PATIENCE):
         assert await run(python(HOLDS_THE_OUTPUT, str(pid))) == "done\n"
     await until(lambda: not runs(int(pid.read_text())))
 
 
-def held() -> int:
-    """How many files, pipes and sockets this process holds open."""
+def open_descriptors() -> int:
+    """How many descriptors this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_a_command_holds_nothing_of_ours_open() -> None:
-    """Neither while it runs nor afterwards, whether it could be run or not."""
+async def test_no_descriptor_leaks() -> None:
+    """Whether the command could be run or not."""
     sink = CommandSink('command:["/no/such/program"]')
     await run(command("true"))
-    before = held()
+    before = open_descriptors()
     for _ in range(3):
         await run(command("true"))
         with pytest.raises(NotDelivered, match="cannot be run"):
             await sink.send(message())
     await asyncio.sleep(0)
-    assert held() <= before
+    assert open_descriptors() <= before
 
 
-COUNTS_ITS_LIKE = """
+COUNTS_RUNS = """
 import os, sys, time
 mine = f"{sys.argv[1]}/{os.getpid()}"
 open(mine, "x").close()
@@ -295,37 +299,37 @@ os.unlink(mine)
 """
 
 
-async def test_no_more_commands_at_once_than_allowed(way: Outgoing, tmp_path: Path) -> None:
-    """Two, unless the hook says otherwise: each run notes how many there are."""
+async def test_the_concurrency_of_commands(stage: Outgoing, tmp_path: Path) -> None:
+    """By default two: each run prints how many there are."""
     folder = tmp_path / "running"
     folder.mkdir()
-    await way.add(python(COUNTS_ITS_LIKE, str(folder)))
-    ids = await way.add_events(*["event"] * 8)
-    await way.until(lambda: len(way.attempts()) == len(ids))
-    assert {int(each["response_body"]) for each in way.attempts()} <= {1, 2}
+    await stage.add(python(COUNTS_RUNS, str(folder)))
+    ids = await stage.add_events(*["event"] * 8)
+    await stage.until(lambda: len(stage.attempts()) == len(ids))
+    assert {int(each["response_body"]) for each in stage.attempts()} <= {1, 2}
 
 
-async def test_a_command_that_is_removed_from_the_machine(way: Outgoing, tmp_path: Path) -> None:
-    """Fails like one that is down, and goes on when it is there again."""
+async def test_a_command_is_removed_and_restored(stage: Outgoing, tmp_path: Path) -> None:
+    """Deliveries fail meanwhile, and are retried afterwards."""
     script = tmp_path / "hook.sh"
 
     def write() -> None:
-        script.write_text("#!/bin/sh\ncat > /dev/null\necho taken\n")
+        script.write_text("#!/bin/sh\ncat > /dev/null\necho accepted\n")
         script.chmod(0o755)
 
     write()
-    await way.add(command(str(script)), name="script")
-    await way.add_events("one")
-    await way.until(lambda: len(way.attempts()) == 1)
+    await stage.add(command(str(script)), name="script")
+    await stage.add_events("one")
+    await stage.until(lambda: len(stage.attempts()) == 1)
     script.unlink()
-    await way.add_events("two")
-    await way.until(lambda: len(way.attempts()) == 2)
-    assert way.attempts()[1]["error"] == "the command cannot be run: No such file or directory"
+    await stage.add_events("two")
+    await stage.until(lambda: len(stage.attempts()) == 2)
+    assert stage.attempts()[1]["error"] == "the command cannot be run: No such file or directory"
     write()
-    await way.advance(5)
-    await way.until(lambda: len(way.attempts()) == 3)
-    assert [(each["delivered"], each["response_body"]) for each in way.attempts()] == [
-        (True, "taken\n"),
+    await stage.advance(5)
+    await stage.until(lambda: len(stage.attempts()) == 3)
+    assert [(each["delivered"], each["response_body"]) for each in stage.attempts()] == [
+        (True, "accepted\n"),
         (False, ""),
-        (True, "taken\n"),
+        (True, "accepted\n"),
     ]
