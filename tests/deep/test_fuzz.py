@@ -1,6 +1,6 @@
-"""What no sender should send: every parser takes it or refuses it, and no answer is 500 or more.
+"""Mutated inputs: every parser accepts or refuses them, and no response is 500 or more.
 
-The short form of `scripts/fuzz`, the same inputs each time.
+The short form of `scripts/fuzz`, with the same inputs each time.
 """
 
 import logging
@@ -14,19 +14,21 @@ from tests.support.receiver import Start
 from tools.fuzz import bodies, parsers, wire
 
 
-def test_the_parsers_stand_whatever_comes() -> None:
-    """Bodies, answers, registrations, signatures, tokens, queries: 20,000 real ones with parts changed."""
+def test_no_input_breaks_a_parser() -> None:
+    """20,000 mutated bodies, answers, registrations, signatures, tokens and queries."""
     parsers.run(20_000, Random(1))
 
 
 @pytest.mark.parametrize("make", [bodies.mutated, bodies.registered])
-def test_the_same_random_is_the_same_input(make: Callable[[Random], bytes]) -> None:
-    """What was found once can be seen again by the number that the failure names."""
+def test_the_same_seed_gives_the_same_input(make: Callable[[Random], bytes]) -> None:
+    """A failure names the seed that reproduces it."""
     assert [make(Random(n)) for n in range(200)] == [make(Random(n)) for n in range(200)]
 
 
-def test_no_answer_is_500(start: Start, gateway: Sandbox, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """500 requests, proven and not, whole and broken, each answered by 2xx, 4xx or by hanging up."""
+def test_no_response_is_500(
+    start: Start, gateway: Sandbox, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 requests, authenticated or not, valid or broken: each is answered 2xx or 4xx, or the connection is closed."""
     caplog.set_level(logging.ERROR)
     running = start(
         api_base=gateway.url,

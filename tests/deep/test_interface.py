@@ -1,6 +1,6 @@
-"""The interface against its own description: schemathesis makes requests of it, right ones and wrong ones.
+"""The HTTP interface against its OpenAPI document: schemathesis sends valid and invalid requests.
 
-Neither event stream is asked: it has no end. `scripts/fuzz` does the same for longer.
+The event streams are left out, because they do not end. `scripts/fuzz` does the same for longer.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,41 +26,41 @@ bounded = settings(
 
 @pytest.fixture
 def running(tmp_path: Path, gateway: Sandbox) -> Iterator[Process]:
-    """A receiver in a process of its own: hypothesis wants this one's `random` for itself."""
+    """A receiver in a process of its own, because hypothesis controls `random` in this one."""
     with Process(tmp_path / "data", KLING_API_BASE=gateway.url) as running:
         yield running
 
 
-UNSAYABLE = {"secret", "families", "statuses", "hook"}
-"""What has rules of its own: base64 of so many bytes, paths, what fits to events, what there is."""
-KNOWN = {"status", "family", "tag", "limit", "hook", "state", "task"}
-"""What a query may name."""
+UNDESCRIBED = {"secret", "families", "statuses", "hook"}
+"""Fields with rules that no schema describes: base64 of some length, paths, values that fit others or exist."""
+QUERY_PARAMETERS = {"status", "family", "tag", "limit", "hook", "state", "task"}
+"""The described query parameters of the routes under `/api`."""
 
 
 def operations(running: Process) -> list[Any]:
-    """Every operation that is described, but for the streams."""
+    """Every operation of the document, except the streams."""
     document = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
     schema = schemathesis.openapi.from_dict(document)
-    found = [each.ok() for each in schema.get_all_operations() if isinstance(each, Ok)]
-    asked = [each for each in found if not each.path.endswith("/events")]
-    assert len(found) == len(asked) + 2 == sum(map(len, PATHS.values()))
-    return asked
+    described = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
+    finite = [operation for operation in described if not operation.path.endswith("/events")]
+    assert len(described) == len(finite) + 2 == sum(map(len, PATHS.values()))
+    return finite
 
 
-def ask(running: Process, operation: Any, mode: GenerationMode, prepare: Callable[[Case[Any]], object]) -> None:
-    """Ask for one operation in many ways; each answer has a status, a type and a shape that are described."""
+def check(running: Process, operation: Any, mode: GenerationMode, prepare: Callable[[Case[Any]], object]) -> None:
+    """Send many requests of one operation; each response has a status, a type and a shape from the document."""
 
     @bounded
     @given(case=operation.as_strategy(generation_mode=mode))
-    def each(case: Case[Any]) -> None:
+    def check_one(case: Case[Any]) -> None:
         prepare(case)
         case.call_and_validate(base_url=running.url, headers=running.headers("admin"), timeout=20)
 
-    each()
+    check_one()
 
 
-def test_right_requests_are_taken(running: Process, gateway: Sandbox) -> None:
-    """By everything that answers once; what no schema can say is put in: a token, a task, and no cursor."""
+def test_valid_requests_are_accepted(running: Process, gateway: Sandbox) -> None:
+    """Values that no schema describes are set here: a token, a task, and no cursor."""
     task, _ = submit(running, gateway)
     finished(running, task)
     token = running.callback_url("t").rpartition("/")[2]
@@ -71,22 +71,22 @@ def test_right_requests_are_taken(running: Process, gateway: Sandbox) -> None:
         if case.path.endswith("/results/{n}") and case.path_parameters["n"] < 2:
             case.path_parameters["id"] = task
         case.query.pop("cursor", None)
-        given = case.body if isinstance(case.body, dict) else {}
-        if case.path == "/api/hooks" and given:
-            given["address"] = "http://127.0.0.1:9/"
-        for name in UNSAYABLE & given.keys():
-            del given[name]
+        body = case.body if isinstance(case.body, dict) else {}
+        if case.path == "/api/hooks" and body:
+            body["address"] = "http://127.0.0.1:9/"
+        for name in UNDESCRIBED & body.keys():
+            del body[name]
 
     for operation in operations(running):
-        ask(running, operation, GenerationMode.POSITIVE, prepare)
+        check(running, operation, GenerationMode.POSITIVE, prepare)
 
 
-def test_wrong_requests_are_refused(running: Process) -> None:
-    """Each in its path, query or body; names that we do not know are passed over, as elsewhere on the web."""
+def test_invalid_requests_are_refused(running: Process) -> None:
+    """With an invalid path, query or body; unknown query parameters are ignored, as usual on the web."""
 
     def prepare(case: Case[Any]) -> None:
-        assume("Authorization" in case.headers and set(case.query) <= KNOWN)
+        assume("Authorization" in case.headers and set(case.query) <= QUERY_PARAMETERS)
 
     for operation in operations(running):
         if operation.path.startswith("/api/") and not operation.path.endswith("{n}"):
-            ask(running, operation, GenerationMode.NEGATIVE, prepare)
+            check(running, operation, GenerationMode.NEGATIVE, prepare)

@@ -41,7 +41,11 @@ FAMILY_SCHEMA: dict[str, Any] = {
     "pattern": f"^{families.PATTERN.pattern}$",
     "examples": ["videos/text2video"],
 }
-KLING_ID_SCHEMA: dict[str, Any] = {"maxLength": MAX_ID_CHARS, "pattern": f"^{IDENTIFIER.pattern}$"}
+KLING_ID_SCHEMA: dict[str, Any] = {
+    "pattern": rf"^[^\s\x1c-\x1f\x85/\\,?#%\x00]{{1,{MAX_ID_CHARS}}}$",
+    "not": {"enum": [".", ".."]},
+}
+"""IDENTIFIER as JSON Schema: many validators know no lookahead, and differ in what `\\s` matches."""
 ONE_OF_THREE: dict[str, Any] = {
     "anyOf": [
         {"required": ["attempt"], "properties": {"outcome": {"const": None}, "attempt": {"minLength": 1}}},

@@ -27,7 +27,7 @@ async def shown(ledger: Ledger, task: str = "t") -> dict[str, Any]:
     full = (await Reader(ledger.database).details([task]))[task]
     view = VIEWS.task(full)
     assert json.loads(json.dumps(view, allow_nan=False)) == view
-    return view
+    return dict(view)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who may do what: a token opens what its role says, and nothing opens more than it was made for."""
+"""Authorization: each route accepts the roles and tokens in a table, and no others."""
 
 import time
 from collections.abc import Iterator
@@ -12,22 +12,16 @@ from starlette.routing import Route
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token, sign_link
 from kling_receiver.app import create_app
-from tests.support.receiver import SECRET, Running, Start
+from tests.support.receiver import SECRET, Running
 from tools.harness.submitting import IMAGES
 
-READING = [
+READ_ROUTES = [
     "/api/tasks",
     "/api/tasks/{task}",
     "/api/tasks/{task}/events",
     "/api/tasks/{task}/results/0",
     "/metrics",
 ]
-
-
-@pytest.fixture
-def running(start: Start) -> Running:
-    """A receiver; where Kling should be, nobody is."""
-    return start(api_base="http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def http() -> Iterator[httpx.Client]:
 
 
 def ask(
-    running: Running,
+    shared: Running,
     path: str,
     authorization: str | None,
     *,
@@ -48,14 +42,14 @@ def ask(
     """The status of one request."""
     headers = {} if authorization is None else {b"Authorization": authorization.encode("latin-1")}
     content = b'{"family":"images/generations","attempt":"x"}' if method == "PUT" else None
-    url = running.url + path.format(task="nobody")
+    url = shared.url + path.format(task="nobody")
     return (
         (http or httpx).request(method, url, headers=headers, content=content if method == "PUT" else None).status_code
     )
 
 
 ROLES = frozenset({"read", "client", "admin"})
-NOBODY = frozenset({"none", "callback", "link", "expired", "other secret"})
+WITHOUT_ROLE = frozenset({"none", "callback", "link", "expired", "other secret"})
 TABLE: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/callbacks/{token:path}"): frozenset({"callback"}),
     ("POST", "/callbacks"): frozenset(),
@@ -84,24 +78,24 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
         }.items()
         for method in methods.split()
     },
-    ("GET", "/healthz"): ROLES | NOBODY,
-    ("GET", "/readyz"): ROLES | NOBODY,
+    ("GET", "/healthz"): ROLES | WITHOUT_ROLE,
+    ("GET", "/readyz"): ROLES | WITHOUT_ROLE,
     ("GET", "/metrics"): ROLES,
     ("GET", "/openapi.json"): frozenset({"admin"}),
 }
-"""Each route, and what opens it."""
+"""Each route, and the credentials that it accepts."""
 
 
 @dataclass(frozen=True)
-class Key:
-    """One kind of proof, shown in every place that a proof may stand in: the path, a header, the query."""
+class Credential:
+    """One kind of credential, sent in each place that may contain one: the path, a header, the query."""
 
     token: str
     bearer: str | None
     query: str = ""
 
-    def turn(self, http: httpx.Client, url: str, method: str, path: str) -> int:
-        """The status of a request that shows it."""
+    def status(self, http: httpx.Client, url: str, method: str, path: str) -> int:
+        """The status of a request with this credential."""
         filled = path.replace("{token:path}", self.token).format(
             id="made" if method == "PUT" else "nobody", n=0, name="nobody", event=1
         )
@@ -109,16 +103,16 @@ class Key:
         content = b'{"family":"images/generations","attempt":"x"}' if method == "PUT" else None
         with http.stream(
             method, f"{url}{filled}{self.query}", headers=headers, content=content
-        ) as answer:  # some have no end
+        ) as answer:  # a stream does not end
             return answer.status_code
 
 
-def keys(now: float) -> dict[str, Key]:
-    """Every kind of proof; those of no use are of the highest role that there is."""
+def credentials(now: float) -> dict[str, Credential]:
+    """Every kind of credential; the invalid ones are of the highest role."""
 
-    def useless(secret: str, at: float) -> Key:
+    def invalid(secret: str, at: float) -> Credential:
         token = CallbackSigner([secret], clock=lambda: at).token("called", IMAGES)
-        return Key(token, api_token([secret], "admin", 300, now=at), linked(secret, at))
+        return Credential(token, api_token([secret], "admin", 300, now=at), linked(secret, at))
 
     def linked(secret: str, at: float) -> str:
         return "?" + sign_link([secret], "", "nobody", 0, int(at + 300)).partition("?")[2]
@@ -128,36 +122,36 @@ def keys(now: float) -> dict[str, Key]:
     signature = query.rpartition("=")[2]
     bearers = {role: api_token([SECRET], role, 300) for role in get_args(Role)}
     return {
-        "none": Key("x", None),
-        **{role: Key(bearer, bearer) for role, bearer in bearers.items()},
-        "callback": Key(token, token, f"?token={token}"),
-        "link": Key(signature, signature, query),
-        "expired": useless(SECRET, now - 31 * 86_400),
-        "other secret": useless("another-secret-that-is-32-characters!", now),
+        "none": Credential("x", None),
+        **{role: Credential(bearer, bearer) for role, bearer in bearers.items()},
+        "callback": Credential(token, token, f"?token={token}"),
+        "link": Credential(signature, signature, query),
+        "expired": invalid(SECRET, now - 31 * 86_400),
+        "other secret": invalid("another-secret-that-is-32-characters!", now),
     }
 
 
-def test_every_route_has_its_row(running: Running) -> None:
-    """A new route is a new row here, before it is anything else."""
-    routes = [route for route in create_app(running.receiver).routes if isinstance(route, Route)]
+def test_every_route_has_its_row(shared: Running) -> None:
+    """A new route needs a row in the table."""
+    routes = [route for route in create_app(shared.receiver).routes if isinstance(route, Route)]
     assert {(method, route.path) for route in routes for method in (route.methods or set()) - {"HEAD"}} == set(TABLE)
 
 
-def test_what_opens_what(running: Running, http: httpx.Client) -> None:
-    """Every route by every kind of proof: taken, 403 for a role that is too low, else 401; HEAD is like GET."""
-    shown = keys(time.time())
-    assert set(shown) == ROLES | NOBODY
-    for (method, path), opens in TABLE.items():
-        for name, key in shown.items():
-            for asked in ("GET", "HEAD") if method == "GET" else (method,):
+def test_each_route_accepts_what_the_table_says(shared: Running, http: httpx.Client) -> None:
+    """Every route with every credential: accepted, 403 for a role that is too low, else 401. HEAD is like GET."""
+    by_name = credentials(time.time())
+    assert set(by_name) == ROLES | WITHOUT_ROLE
+    for (table_method, path), accepted in TABLE.items():
+        for name, credential in by_name.items():
+            for method in ("GET", "HEAD") if table_method == "GET" else (table_method,):
                 too_low = name in ROLES and not path.startswith("/callbacks")
-                expected = (200, 201, 404, 422) if name in opens else (403,) if too_low else (401,)
-                status = key.turn(http, running.url, asked, path)
-                assert status in expected, (asked, path, name, status)
+                expected = (200, 201, 404, 422) if name in accepted else (403,) if too_low else (401,)
+                status = credential.status(http, shared.url, method, path)
+                assert status in expected, (method, path, name, status)
 
 
-def strangers(running: Running) -> list[str | None]:
-    """What opens nothing under `/api`."""
+def invalid_headers(shared: Running) -> list[str | None]:
+    """Authorization headers that are refused under `/api`."""
     month = time.time() - 31 * 86_400
     good = api_token([SECRET], "admin", 300)
     payload, _, signature = good.rpartition(".")
@@ -175,36 +169,36 @@ def strangers(running: Running) -> list[str | None]:
         "Bearer \u00e9\u00ff".encode().decode("latin-1"),
         "Bearer " + "." * 5000,
         f"Bearer {SECRET}",
-        f"Bearer {running.settings.api_key}",
+        f"Bearer {shared.settings.api_key}",
         f"Bearer {api_token([SECRET], 'admin', 300, now=month)}",
         f"Bearer {api_token([SECRET], 'root', 300)}",  # type: ignore[arg-type]
         f"Bearer {api_token(['another-secret-that-is-32-characters!'], 'admin', 300)}",
         f"Bearer {CallbackSigner([SECRET]).token('nobody', IMAGES)}",
-        f"Bearer {sign_link([SECRET], running.url, 'nobody', 0, 9_999_999_999).rpartition('=')[2]}",
+        f"Bearer {sign_link([SECRET], shared.url, 'nobody', 0, 9_999_999_999).rpartition('=')[2]}",
     ]
 
 
-def test_nothing_else_opens_anything(running: Running, http: httpx.Client) -> None:
-    """No token, another kind of token, an altered or expired one: 401 with the scheme that is wanted."""
-    for authorization in strangers(running):
-        for path in (*READING, "/api/events"):
-            assert ask(running, path, authorization, http=http) == 401, (authorization, path)
-        assert ask(running, f"/api/tasks/{new_id()}", authorization, method="PUT", http=http) == 401
-    assert httpx.get(f"{running.url}/api/tasks").headers["WWW-Authenticate"] == "Bearer"
+def test_any_other_header_is_refused(shared: Running, http: httpx.Client) -> None:
+    """A missing, altered or expired token, and one of another kind: 401 with the required scheme."""
+    for authorization in invalid_headers(shared):
+        for path in (*READ_ROUTES, "/api/events"):
+            assert ask(shared, path, authorization, http=http) == 401, (authorization, path)
+        assert ask(shared, f"/api/tasks/{new_id()}", authorization, method="PUT", http=http) == 401
+    assert httpx.get(f"{shared.url}/api/tasks").headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_a_callback_token_opens_callbacks_only(running: Running) -> None:
-    """Whoever sees a callback address can neither read the task nor fetch its files."""
+def test_a_callback_token_is_for_callbacks_only(shared: Running) -> None:
+    """With a callback address a person can neither read the task nor download its files."""
     token = CallbackSigner([SECRET]).token("nobody", IMAGES)
     for path in (
         f"/api/tasks/{token}",
         f"/api/tasks/nobody?token={token}",
         f"/api/tasks/nobody/results/0?signature={token}",
     ):
-        assert ask(running, path, None) == 401
+        assert ask(shared, path, None) == 401
     assert (
         ask(
-            running,
+            shared,
             f"/api/tasks/nobody/results/0?expires=9999999999&signature={token.rpartition('.')[2]}",
             None,
         )
@@ -212,24 +206,24 @@ def test_a_callback_token_opens_callbacks_only(running: Running) -> None:
     )
 
 
-def test_no_other_token_opens_callbacks(running: Running) -> None:
-    """Neither a bearer token nor a link's signature is a callback address."""
+def test_no_other_token_is_a_callback_token(shared: Running) -> None:
+    """Neither a bearer token nor the signature of a link."""
     for token in (
         api_token([SECRET], "admin", 300),
-        sign_link([SECRET], running.url, "x", 0, 9_999_999_999).rpartition("=")[2],
+        sign_link([SECRET], shared.url, "x", 0, 9_999_999_999).rpartition("=")[2],
     ):
-        assert httpx.post(f"{running.url}/callbacks/{token}", json={}).status_code == 401
+        assert httpx.post(f"{shared.url}/callbacks/{token}", json={}).status_code == 401
 
 
-def test_what_is_open_to_all(running: Running) -> None:
-    """Whether it lives, and whether it is ready; no secret in either."""
+def test_health_checks_need_no_token(shared: Running) -> None:
+    """`/healthz` and `/readyz` contain no secret."""
     for path in ("/healthz", "/readyz"):
-        answer = httpx.get(running.url + path)
+        answer = httpx.get(shared.url + path)
         assert answer.status_code == 200
         assert SECRET not in answer.text
-        assert running.settings.api_key not in answer.text
+        assert shared.settings.api_key not in answer.text
 
 
-def test_the_scheme_is_written_in_any_letters(running: Running) -> None:
+def test_the_scheme_is_case_insensitive(shared: Running) -> None:
     """`bearer` is `Bearer`."""
-    assert ask(running, "/api/tasks", f"bEARER  {api_token([SECRET], 'read', 300)}") == 200
+    assert ask(shared, "/api/tasks", f"bEARER  {api_token([SECRET], 'read', 300)}") == 200

@@ -1,4 +1,4 @@
-"""Reading bodies: what is kept, what is only counted, and an end to every wait."""
+"""Reading request bodies: what is kept, what is only counted, and the limits on time and memory."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 def request(messages: Iterable[Message]) -> Request:
-    """A request whose body comes in these messages, and then never goes on."""
+    """A request whose body arrives in these messages, and then stalls."""
     coming = iter(messages)
 
     async def receive() -> Message:
@@ -39,7 +39,7 @@ def request(messages: Iterable[Message]) -> Request:
 
 
 def pieces(*chunks: bytes, whole: bool = True) -> list[Message]:
-    """A body's messages; not `whole`: more should come."""
+    """A body's messages; `whole` False: more should arrive."""
     last = len(chunks) - 1
     return [
         {"type": "http.request", "body": chunk, "more_body": place < last or not whole}
@@ -51,37 +51,37 @@ def pieces(*chunks: bytes, whole: bool = True) -> list[Message]:
     "chunks",
     [(b"",), (b"abc",), (b"a", b"", b"bc"), (b"x" * MAX_KEPT_BYTES,), (b"x" * (MAX_KEPT_BYTES - 1), b"yz")],
 )
-async def test_a_body_is_read_as_it_comes(chunks: tuple[bytes, ...]) -> None:
-    """In one piece or in many, with its true size and digest, and KEPT bytes of it at most."""
+async def test_a_body_is_read_in_pieces(chunks: tuple[bytes, ...]) -> None:
+    """One or many, with the size and digest of all of them, and at most MAX_KEPT_BYTES of content."""
     whole = b"".join(chunks)
     expected = Body(whole[:MAX_KEPT_BYTES], len(whole), hashlib.sha256(whole).hexdigest())
     assert await read_body(request(pieces(*chunks)), Reservation(BodyLimiter())) == expected
 
 
-async def test_an_endless_body_ends() -> None:
-    """Past 17 MB nothing more is read, and it is known to be oversized."""
+async def test_an_endless_body_is_cut() -> None:
+    """Past 17 MB nothing more is read, and its size says that it is oversized."""
     chunk = bytes(1_000_000)
     body = await read_body(request(pieces(*[chunk] * 100)), Reservation(BodyLimiter()))
     assert (len(body.content), body.problem) == (MAX_KEPT_BYTES, None)
     assert MAX_KEPT_BYTES + MAX_DROPPED_BYTES < body.size <= MAX_KEPT_BYTES + MAX_DROPPED_BYTES + len(chunk)
 
 
-async def test_a_sender_that_goes_away() -> None:
-    """What came until then is kept."""
+async def test_a_sender_that_disconnects() -> None:
+    """The bytes that arrived are kept."""
     body = await read_body(
         request([*pieces(b"abc", whole=False), {"type": "http.disconnect"}]), Reservation(BodyLimiter())
     )
     assert (body.content, body.size, body.problem) == (b"abc", 3, "cut off")
 
 
-async def test_a_sender_that_falls_silent() -> None:
-    """After the time for reading, what came is all."""
+async def test_a_sender_that_stalls() -> None:
+    """After the time limit, the bytes that arrived are kept."""
     body = await read_body(request(pieces(b"abc", whole=False)), Reservation(BodyLimiter()), seconds=0.01)
     assert (body.content, body.problem) == (b"abc", "cut off")
 
 
-async def test_large_bodies_wait_for_room() -> None:
-    """One that finds none in time is refused, one whose turn comes is read; small ones never wait."""
+async def test_large_bodies_wait_for_a_reservation() -> None:
+    """A body that gets none in time is refused, the others are read; small bodies never wait."""
     bodies = BodyLimiter(large=1, timeout=0.01)
     large, small = pieces(bytes(LARGE_BYTES), b"x"), pieces(bytes(LARGE_BYTES))
     with Reservation(bodies) as first:
@@ -93,16 +93,16 @@ async def test_large_bodies_wait_for_room() -> None:
     patient = BodyLimiter(large=1, timeout=20)
 
     async def read() -> int:
-        with Reservation(patient) as share:
-            return (await read_body(request(large), share)).size
+        with Reservation(patient) as reservation:
+            return (await read_body(request(large), reservation)).size
 
     assert await asyncio.gather(*(read() for _ in range(5))) == [LARGE_BYTES + 1] * 5
     assert not patient.large.locked()
     assert not bodies.large.locked()
 
 
-async def test_few_large_bodies_are_read_of_those_who_have_proven_nothing() -> None:
-    """So many at once; whoever comes then is refused, unless its body is small, or it has a token."""
+async def test_few_large_bodies_are_read_without_authentication() -> None:
+    """Past the limit a body is refused, unless it is small, or its sender has a token."""
     bodies = BodyLimiter()
     large, small = pieces(bytes(LARGE_BYTES), b"x"), pieces(b"abc")
     with ExitStack() as stack:
@@ -110,10 +110,10 @@ async def test_few_large_bodies_are_read_of_those_who_have_proven_nothing() -> N
             await read_body(request(large), stack.enter_context(UnauthenticatedReservation(bodies)))
         with pytest.raises(Unavailable, match="without a token"), UnauthenticatedReservation(bodies) as late:
             await read_body(request(large), late)
-        with UnauthenticatedReservation(bodies) as little:
-            assert (await read_body(request(small), little)).content == b"abc"
-        with Reservation(bodies) as proven:
-            assert (await read_body(request(large), proven)).size == LARGE_BYTES + 1
+        with UnauthenticatedReservation(bodies) as unlimited:
+            assert (await read_body(request(small), unlimited)).content == b"abc"
+        with Reservation(bodies) as authenticated:
+            assert (await read_body(request(large), authenticated)).size == LARGE_BYTES + 1
     with UnauthenticatedReservation(bodies) as again:
         assert (await read_body(request(large), again)).size == LARGE_BYTES + 1
     assert bodies.unauthenticated == 0

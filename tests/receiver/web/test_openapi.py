@@ -3,7 +3,6 @@
 from typing import Any
 
 import httpx
-import pytest
 from starlette.routing import Route
 
 from kling_callback.protocol.ids import new_id
@@ -11,7 +10,7 @@ from kling_receiver.app import Receiver, create_app
 from kling_receiver.web.openapi.document import document, schemas
 from kling_receiver.web.openapi.paths import PATHS
 from kling_sandbox import Sandbox
-from tests.support.receiver import Running, Start
+from tests.support.receiver import Running
 from tools.harness.submitting import Json, events, finished, register, submit
 
 SCHEMAS = schemas()
@@ -53,14 +52,8 @@ def problems(value: Any, schema: Json, place: str = "") -> list[str]:
     return []
 
 
-@pytest.fixture
-def running(start: Start, gateway: Sandbox) -> Running:
-    """A receiver whose Kling is the sandbox."""
-    return start(api_base=gateway.url)
-
-
 def test_the_checker_checks() -> None:
-    """What is wrong is found."""
+    """It finds missing, undescribed and mistyped values."""
     assert problems({"error": {"code": 1, "message": "x"}}, SCHEMAS["Error"]) == [
         ".error: lacks hint",
         ".error.code: 1 is not of type string",
@@ -70,10 +63,10 @@ def test_the_checker_checks() -> None:
     assert problems(1, {"anyOf": [{"type": "string"}, {"type": "null"}]})
 
 
-def test_every_route_is_described(running: Running) -> None:
-    """Path by path and method by method, no more and no fewer."""
+def test_every_route_is_described(shared: Running) -> None:
+    """Each path and method, no more and no fewer."""
     described = {(path, method.upper()) for path, methods in PATHS.items() for method in methods}
-    receiver: Receiver = running.receiver
+    receiver: Receiver = shared.receiver
     routes = [route for route in create_app(receiver).routes if isinstance(route, Route)]
     real = {
         (route.path.replace(":path}", "}").replace(":int}", "}"), method)
@@ -83,8 +76,8 @@ def test_every_route_is_described(running: Running) -> None:
     assert described == real
 
 
-def test_real_answers_are_as_described(running: Running, gateway: Sandbox) -> None:
-    """Tasks open, done and failed, registrations, lists, events and errors."""
+def test_real_responses_match_the_document(running: Running, gateway: Sandbox) -> None:
+    """Open, done and failed tasks, registrations, lists, events and errors."""
     done = finished(running, submit(running, gateway, n=2)[0])
     failed = finished(running, submit(running, gateway, "failed")[0])
     lost, _ = submit(running, gateway, "redirect-private", "videos/text2video")
@@ -99,11 +92,11 @@ def test_real_answers_are_as_described(running: Running, gateway: Sandbox) -> No
     assert problems(httpx.get(f"{running.url}/api/tasks").json(), SCHEMAS["Error"]) == []
 
 
-def test_the_document_is_one(running: Running) -> None:
-    """Served as it stands, with this receiver's address; each reference leads somewhere."""
-    served = httpx.get(f"{running.url}/openapi.json", headers=running.headers("admin")).json()
-    assert served == document(running.url)
-    assert served["servers"] == [{"url": running.url}]
+def test_the_document_is_served(shared: Running) -> None:
+    """With this receiver's address; each reference has a schema, and each operation a summary and responses."""
+    served = httpx.get(f"{shared.url}/openapi.json", headers=shared.headers("admin")).json()
+    assert served == document(shared.url)
+    assert served["servers"] == [{"url": shared.url}]
 
     def references(part: Any) -> set[str]:
         if isinstance(part, dict):

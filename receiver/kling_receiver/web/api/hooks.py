@@ -5,10 +5,9 @@ Only web addresses can be added: commands and brokers are configured on the rece
 
 import asyncio
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 from pydantic import Field
-from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -82,7 +81,7 @@ class HookRoutes:
         return Route(path, require_role(self._settings.signing_secrets, "admin", endpoint), methods=list(by_method))
 
     async def _list(self, request: Request) -> Response:
-        def read(connection: Connection) -> HookListJson:
+        def read(connection: Any) -> HookListJson:
             rows = hook_records.hooks(connection)
             counts = deliveries.counts(connection, [row["name"] for row in rows])
             last = last_event(connection)
@@ -119,7 +118,7 @@ class HookRoutes:
         return JSONResponse(await self._payload(_name(request)))
 
     async def _payload(self, name: str) -> HookJson:
-        def read(connection: Connection) -> HookJson | None:
+        def read(connection: Any) -> HookJson | None:
             row = hook_records.hook(connection, name)
             counts = deliveries.counts(connection, [name])[name]
             return hook_payload(row, counts, last_event(connection)) if row else None

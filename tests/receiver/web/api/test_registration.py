@@ -1,13 +1,15 @@
 """Parsing and checks of a registration's body."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kling_callback.protocol.redact import redacted
-from kling_receiver.tasks.registration import Registration
+from kling_callback.protocol.reports import IDENTIFIER
+from kling_receiver.tasks.registration import KLING_ID_SCHEMA, Registration
 from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.errors import ApiError
 from tests.support.receiver import make_settings
@@ -68,3 +70,13 @@ def test_the_same_gateway_in_another_spelling(tmp_path: Path, base: str) -> None
         read(base=base, key_fingerprint="anything"),
         make_settings(tmp_path, api_base=settings.api_base, api_key=""),
     )
+
+
+def test_the_described_pattern_of_klings_id_is_that_of_the_check() -> None:
+    """The schema allows exactly the ids that a registration accepts, character by character."""
+    pattern = re.compile(KLING_ID_SCHEMA["pattern"])
+    for text in ("a", "k" * 256, "k" * 257, "", *map(chr, range(0xD800)), *map(chr, range(0xE000, 0x10000))):
+        if text not in (".", ".."):
+            assert bool(pattern.fullmatch(text)) == bool(IDENTIFIER.fullmatch(text)), ascii(text)
+    assert KLING_ID_SCHEMA["not"] == {"enum": [".", ".."]}
+    assert not any(IDENTIFIER.fullmatch(text) for text in (".", ".."))
