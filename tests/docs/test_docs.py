@@ -1,4 +1,4 @@
-"""The guides do what they say: their examples run, as they stand there, on the sandbox and a real receiver."""
+"""The examples of the guides run as printed, on the sandbox and a real receiver."""
 
 import os
 import re
@@ -25,9 +25,9 @@ OPENED = "From here on `kling` is an open `Kling`."
 
 
 def blocks(page: str, language: str = "python") -> list[str]:
-    """The examples of a page, each on its own line number, so that a traceback names the line there."""
-    found = re.finditer(rf"```{language}\n(.*?)```", page, re.DOTALL)
-    return ["\n" * (page.count("\n", 0, each.start()) + 1) + each[1] for each in found]
+    """The examples of a page, each at its own line number, so that a traceback names the page's line."""
+    matches = re.finditer(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    return ["\n" * (page.count("\n", 0, each.start()) + 1) + each[1] for each in matches]
 
 
 def section(title: str) -> str:
@@ -36,16 +36,16 @@ def section(title: str) -> str:
 
 
 def run(examples: list[str], names: dict[str, Any]) -> None:
-    """Examples one after the other, with the names that those before them made."""
+    """Run examples one after the other, in one namespace."""
     for code in examples:
         exec(compile(code, "docs", "exec"), names)
 
 
 @pytest.fixture
 def settings(start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that the guide's reader has."""
-    given = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
-    for name, value in {**given, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
+    """The environment of the guide's reader."""
+    settings = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
+    for name, value in {**settings, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
         monkeypatch.setenv(f"KLING_{name}", value)
 
 
@@ -56,7 +56,7 @@ def kling(settings: None) -> Iterator[Kling]:
 
 
 def sh(code: str, options: str = "-eu") -> subprocess.CompletedProcess[str]:
-    """A shell with the real `kling`."""
+    """Run a shell script with the real `kling`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["sh", options, "-c", code],
@@ -69,7 +69,7 @@ def sh(code: str, options: str = "-eu") -> subprocess.CompletedProcess[str]:
 
 
 def test_the_guide_runs_from_its_first_line_to_its_last(settings: None, gateway: Sandbox, tmp_path: Path) -> None:
-    """All its Python, in order; the pictures are saved, and nothing is paid twice."""
+    """All its Python, in order: the images are saved, and no task is created twice."""
     names: dict[str, Any] = {}
     opened = GUIDE.index(OPENED)
     first = blocks(GUIDE[:opened])
@@ -86,7 +86,7 @@ def test_the_guide_runs_from_its_first_line_to_its_last(settings: None, gateway:
 
 
 def test_the_guide_s_wait_may_time_out(kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """The example says that the task goes on, and the next one has its end."""
+    """The example prints that the task goes on, and the next one gets its result."""
     gateway.hold()
     names: dict[str, Any] = {"kling": kling}
     first, second = blocks(section("Waiting"))
@@ -97,8 +97,8 @@ def test_the_guide_s_wait_may_time_out(kling: Kling, gateway: Sandbox, capsys: p
     assert names["task"].status == "succeed"
 
 
-def test_the_guide_s_lost_file_is_told(kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its reason and Kling's address, for each."""
+def test_the_guide_reports_a_lost_file(kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the reason and Kling's address of each file."""
     gateway.misbehave.add("redirect-private")
     _, example = blocks(section("Results"))
     run([example], {"kling": kling})
@@ -108,7 +108,7 @@ def test_the_guide_s_lost_file_is_told(kling: Kling, gateway: Sandbox, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("switches", "said"),
+    ("switches", "message"),
     [
         ({"arrears"}, "not paid: 1101 429 "),
         ({"failed"}, "failed: "),
@@ -117,22 +117,22 @@ def test_the_guide_s_lost_file_is_told(kling: Kling, gateway: Sandbox, capsys: p
     ],
 )
 def test_the_guide_s_errors_are_raised(
-    kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str], switches: set[str], said: str
+    kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str], switches: set[str], message: str
 ) -> None:
-    """What goes wrong ends in the branch that is meant for it."""
+    """Each failure reaches its own branch."""
     gateway.misbehave.update(switches)
     run(blocks(section("Errors")), {"kling": kling})
-    assert capsys.readouterr().out.startswith(said)
+    assert capsys.readouterr().out.startswith(message)
 
 
 def test_the_guide_s_tree_is_the_code_s() -> None:
-    """The errors are drawn there as in their module."""
+    """The guide draws the errors as their module does."""
     assert (errors.__doc__ or "").split("\n\n")[1].strip() in section("Errors")
 
 
 @pytest.mark.parametrize("code", blocks(GUIDE, "sh"))
 def test_the_guide_s_shell_runs(settings: None, tmp_path: Path, code: str) -> None:
-    """By the real command: files are written, nothing is on stderr."""
+    """By the real command: files are written, stderr is empty."""
     ran = sh(code)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout
@@ -140,21 +140,21 @@ def test_the_guide_s_shell_runs(settings: None, tmp_path: Path, code: str) -> No
 
 
 def test_the_guide_s_script_may_be_run_again(settings: None, gateway: Sandbox) -> None:
-    """The same file, paid once."""
+    """The second run finds the same file; one task is created."""
     script = blocks(GUIDE, "sh")[1]
     assert sh(script).stdout == sh(script).stdout == "have out/order-44-0.mp4\n"
     assert len(gateway.creates) == 1
 
 
-def test_the_guide_s_script_hears_of_a_failure(settings: None, gateway: Sandbox) -> None:
-    """By the exit code; Kling's reason is on stderr."""
+def test_the_guide_s_script_reports_a_failure(settings: None, gateway: Sandbox) -> None:
+    """By its output; Kling's reason is on stderr."""
     gateway.misbehave.add("failed")
     ran = sh(blocks(GUIDE, "sh")[1], "-u")
     assert (ran.stdout, "asked to fail" in ran.stderr) == ("failed\n", True)
 
 
 def test_a_create_of_one_s_own_is_called_back(start: Start, gateway: Sandbox) -> None:
-    """docs/signing.md: its body, sent to Kling by anybody, makes a task that the receiver knows."""
+    """docs/signing.md: its body, sent to Kling by any client, creates a task that the receiver stores."""
     names: dict[str, Any] = {}
     run(blocks(SIGNING), names)
     (secret,) = re.findall(r'CallbackSigner\(\["(.*?)"\]\)', SIGNING)
@@ -169,9 +169,27 @@ def test_a_create_of_one_s_own_is_called_back(start: Start, gateway: Sandbox) ->
 
 
 def test_the_fingerprint_in_the_docs_is_the_code_s() -> None:
-    """Who registers without this client can check theirs against the example."""
+    """The example lets other clients check their own fingerprint."""
     (key, fingerprint) = re.findall(r"the key\s+`(.*?)`\s+it\s+is\s+`(.*?)`", HTTP)[0]
     assert fingerprint == key_fingerprint(key)
+
+
+def test_the_tests_that_a_page_names_exist() -> None:
+    """docs/reliability.md: each test file, and each `test_file`: `part of a name`, is in tests/."""
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    tests = [(path.stem, path.read_text(encoding="utf-8")) for path in DOCS.parent.glob("tests/**/test_*.py")]
+    assert {Path(name).stem for name in re.findall(r"`(?:[\w/]+/)?(test_\w+\.py)`", page)} <= {
+        stem for stem, _ in tests
+    }
+    cells = re.findall(r"`(test_\w+)`: ((?:`\w+`(?:, )?)+)", page)
+    named = [(file, name) for file, names in cells for name in re.findall(r"`(\w+)`", names)]
+    assert len(named) > 30
+    missing = [
+        (file, name)
+        for file, name in named
+        if not any(stem == file and re.search(rf"def test_\w*{name}", text) for stem, text in tests)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(
@@ -183,12 +201,12 @@ def test_the_fingerprint_in_the_docs_is_the_code_s() -> None:
     ],
 )
 def test_what_a_page_points_to_exists(page: str, link: str) -> None:
-    """No link leads nowhere, nor to a heading that is not there."""
+    """Every link leads to a file, and to a heading of it."""
     name, _, anchor = link.partition("#")
-    there = DOCS.parent / page
-    there = there.parent / name if name else there
-    assert there.exists()
-    text = there.read_text(encoding="utf-8") if anchor else ""
+    target = DOCS.parent / page
+    target = target.parent / name if name else target
+    assert target.exists()
+    text = target.read_text(encoding="utf-8") if anchor else ""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert not anchor or anchor in slugs
