@@ -111,7 +111,7 @@ class HookRoutes:
 
     def _reject_if_file_managed(self) -> None:
         if self._settings.hooks_file:
-            message = "The hooks are defined in KLING_HOOKS_FILE."
+            message = "The hooks are kept in KLING_HOOKS_FILE."
             raise ApiError(409, "kept_in_file", message, "Change the file and restart the receiver.")
 
     async def _show(self, request: Request) -> Response:
@@ -194,12 +194,12 @@ def _test_event(settings: ReceiverSettings) -> tuple[EventRow, TaskDetail]:
 
 
 MANAGED_BY: dict[str, str] = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL and KLING_HOOK_SECRET"}
-"""The settings that define the hooks of a source."""
+"""The settings in which the hooks of a source are kept."""
 
 
 def _reject_managed(row: HookRow) -> None:
     if setting := MANAGED_BY.get(row["source"]):
-        raise ApiError(409, "kept_elsewhere", f"This hook is defined by {setting}.", "Change the setting.")
+        raise ApiError(409, "kept_elsewhere", f"This hook is kept in {setting}.", "Change it there.")
 
 
 async def get_hook_or_404(reader: Reader, name: str) -> HookRow:
