@@ -12,13 +12,14 @@ from starlette.concurrency import run_in_threadpool
 
 from kling_callback.atomic_file import AtomicFile
 from kling_callback.http import retry_after_seconds
+from kling_callback.protocol.media_types import extension
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
 from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
 from kling_receiver.net.guard import Refused
 from kling_receiver.results import records as result_records
-from kling_receiver.results.media import EXTENSIONS, HEAD_BYTES, is_complete, matches_kind, sniff
+from kling_receiver.results.media import HEAD_BYTES, is_complete, matches_kind, sniff
 from kling_receiver.results.records import StoredFile
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.reader import Reader
@@ -121,7 +122,7 @@ class Downloader:
         part = await _storage_call(self._storage.create)
         try:
             content_type, measured = await self._stream_into(part, result)
-            name = f"{result['task_id']}/{result['position']}{EXTENSIONS.get(content_type, '')}"
+            name = f"{result['task_id']}/{result['position']}.{extension(content_type)}"
             await _storage_call(self._commit, part, name, None if measured else content_type)
         except BaseException:
             await run_in_threadpool(part.discard)
