@@ -48,10 +48,11 @@ def to_address(argv: list[str]) -> str:
 
 
 class CommandSink:
-    """Runs one command for each event; exit code 0 means delivered."""
+    """Runs one command for each event; exit code 0 means delivered. `grace_seconds`: from SIGTERM to SIGKILL."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, grace_seconds: float = GRACE_SECONDS) -> None:
         self._argv: list[str] = json.loads(address.removeprefix(SCHEME))
+        self._grace_seconds = grace_seconds
 
     async def send(self, message: Message) -> Delivered:
         """Run the command once. At the end, or if cancelled, kill every process that the command started."""
@@ -61,7 +62,7 @@ class CommandSink:
                 code = await process.wait()
                 await output.drain()
             finally:
-                await asyncio.shield(_end_group(process))
+                await asyncio.shield(_end_group(process, self._grace_seconds))
         if code:
             raise NotDelivered(_exit_reason(code), status=code, response=output.text)
         return Delivered(code, output.text)
@@ -134,12 +135,12 @@ async def _output() -> AsyncIterator[tuple[_Output, int]]:
         pipe.close()
 
 
-async def _end_group(process: Process) -> None:
-    """Kill a command's process group: SIGTERM, then SIGKILL after GRACE_SECONDS."""
+async def _end_group(process: Process, grace_seconds: float) -> None:
+    """Kill a command's process group: SIGTERM if it still runs, then SIGKILL."""
     if process.returncode is None:
         _signal(process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_SECONDS):
+            async with asyncio.timeout(grace_seconds):
                 await process.wait()
     _signal(process, signal.SIGKILL)
     await process.wait()

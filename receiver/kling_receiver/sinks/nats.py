@@ -10,20 +10,22 @@ from nats.errors import Error
 from kling_receiver.sinks import Delivered, Message, NotDelivered, describe_error, parse_address, to_cloudevent
 
 CONNECT_SECONDS = 5
-"""Seconds for a connection, and for a publication's acknowledgement; shorter than a hook's time limit."""
+"""Seconds for a connection; shorter than a hook's time limit, so that the reason is on record."""
+ACK_SECONDS = 5.0
+"""Seconds for the acknowledgement of a publication; shorter for the same reason."""
 
 
 class NatsSink:
     """One subject of one server. A stream must subscribe to it, or publications are not acknowledged and fail."""
 
-    def __init__(self, address: str, *, timeout: float = CONNECT_SECONDS) -> None:
-        """Open a sink. Raises ValueError for an address without a host or a valid subject. `timeout`: seconds."""
+    def __init__(self, address: str, *, ack_seconds: float = ACK_SECONDS) -> None:
+        """Open a sink. Raises ValueError for an address without a host or a valid subject."""
         parts = parse_address(address)
         self._subject = unquote(parts.path.removeprefix("/")) if parts else ""
         if not parts or not self._subject or set(self._subject) & set(" *>\t\r\n"):
             raise ValueError("must be nats://host:port/subject, with a subject without spaces, * and >.")
         self._server = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
-        self._timeout = timeout
+        self._ack_seconds = ack_seconds
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
@@ -33,7 +35,7 @@ class NatsSink:
         headers = {"Nats-Msg-Id": event["id"], "Content-Type": "application/cloudevents+json"}
         try:
             client = await self._connection()
-            stream = client.jetstream(timeout=self._timeout)
+            stream = client.jetstream(timeout=self._ack_seconds)
             ack = await stream.publish(self._subject, json.dumps(event).encode(), headers=headers)
         except (Error, OSError) as error:
             raise NotDelivered(describe_error(error)) from error
@@ -44,7 +46,7 @@ class NatsSink:
         async with self._connecting:
             if self._client is None or not self._client.is_connected:
                 await self.close()
-                self._client = await _connect(self._server, self._timeout)
+                self._client = await _connect(self._server)
         return self._client
 
     async def close(self) -> None:
@@ -54,7 +56,7 @@ class NatsSink:
             await client.close()
 
 
-async def _connect(server: str, timeout: float) -> Client:
+async def _connect(server: str) -> Client:
     """Connect once: the hook's own schedule retries."""
     client = Client()
     try:
@@ -63,7 +65,7 @@ async def _connect(server: str, timeout: float) -> Client:
             allow_reconnect=False,
             max_reconnect_attempts=1,  # also limits the first connect, and 0 means no limit
             reconnect_time_wait=0,
-            connect_timeout=timeout,
+            connect_timeout=CONNECT_SECONDS,
             error_cb=_ignore,
         )
     except BaseException:

@@ -116,14 +116,14 @@ async def test_a_hook_receives_the_events_that_its_filter_matches(stage: Outgoin
     fields, expected = FILTERS[kind]
     endpoint, unfiltered = stage.endpoint("some"), stage.endpoint("all")
     await stage.add_events(status="succeed", origin="kling")
-    with stage.receiver.database.write() as connection:
+    with stage.receiver.store.database.write() as connection:
         connection.exec_driver_sql("INSERT INTO tag (tag, task_id) VALUES ('red', 't')")
     await stage.add(endpoint, **fields)
     await stage.add(unfiltered)
     await stage.add_events(*ALL[:3])
     await stage.change(lambda tx: tx.add_event("t", "task.done", {"status": "succeed"}))
     await stage.until(lambda: len(unfiltered.accepted) == 4)
-    await stage.receiver.worker.close(PATIENCE)
+    await stage.receiver.work.worker.close(PATIENCE)
     assert sorted(message.event["type"] for message in endpoint.received) == sorted(expected)
     assert stage.hook("some")["cursor"] == max(unfiltered.ids)
 
@@ -263,7 +263,7 @@ async def test_a_hook_that_fails_too_long_is_paused(stages: Stages, caplog: pyte
     await stage.advance(100_000)
     await stage.until(lambda: all(job["due_at"] == NEVER for job in stage.jobs("delivery", "dispatch").values()))
     assert endpoint.accepted == []
-    await stage.receiver.sender.close_hook("hook")
+    await stage.receiver.work.sender.close_hook("hook")
     assert await stage.change(lambda tx: hook_records.resume(tx, "hook"))
     await stage.until(lambda: len(endpoint.accepted) == len(ids))
     assert sorted(endpoint.accepted) == ids
@@ -388,7 +388,7 @@ async def test_a_sink_that_cannot_be_opened(stage: Outgoing, caplog: pytest.LogC
 async def test_a_sink_that_cannot_be_closed(stages: Stages, caplog: pytest.LogCaptureFixture) -> None:
     """An error and a timeout are logged; the other sinks are closed."""
     stage = await stages.open()
-    stage.receiver.sender._close_timeout = 0.05
+    stage.receiver.work.sender._close_timeout = 0.05
     endpoints = [stage.endpoint(name) for name in ("one", "two", "three")]
     for each in endpoints:
         await stage.add(each)
@@ -396,7 +396,7 @@ async def test_a_sink_that_cannot_be_closed(stages: Stages, caplog: pytest.LogCa
     endpoints[2].close_seconds = 1000
     await stage.add_events("one")
     await stage.until(lambda: len(stage.attempts()) == 3)
-    await stage.receiver.sender.close_hook("one")
+    await stage.receiver.work.sender.close_hook("one")
     await stage.receiver.stop()
     assert [each.closed for each in endpoints] == [1, 1, 1]
     for name in ("two", "three"):
@@ -457,21 +457,21 @@ async def test_a_hook_changes_while_it_is_used(stage: Outgoing) -> None:
 async def test_a_run_that_ends_writes_its_records_at_once(stage: Outgoing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the next run would wait for the batch of lazy records."""
     monkeypatch.setattr("kling_receiver.hooks.runner.MAX_EVENTS", 2)
-    stage.receiver.writer._lazy_seconds = 1000
+    stage.receiver.store.writer._lazy_seconds = 1000
     endpoint = stage.endpoint("hook")
     await stage.add(endpoint)
     ids = []
     for event in MANY[:5]:
         ids += await stage.add_events(event)
         await stage.until(lambda: endpoint.accepted == ids)  # noqa: B023  # at once
-    stage.receiver.writer.flush_lazy()  # else stopping waits for it
+    stage.receiver.store.writer.flush_lazy()  # else stopping waits for it
 
 
 async def test_callbacks_are_committed_before_attempts_start(stage: Outgoing) -> None:
     """Attempts wait for callbacks, but not for ever."""
     endpoint = stage.endpoint("hook")
     await stage.add(endpoint)
-    gate = stage.receiver.writer.foreground
+    gate = stage.receiver.store.writer.foreground
     with gate.foreground():
         ids = await stage.add_events(*MANY[:3])
         await stage.until(lambda: len(endpoint.accepted) == 3)
@@ -555,7 +555,7 @@ async def test_a_start_enqueues_missing_dispatches(stages: Stages, caplog: pytes
     endpoint = first.endpoint("hook")
     await first.add(endpoint)
     ids = await first.add_events("one")
-    with first.receiver.database.write() as connection:
+    with first.receiver.store.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
     await first.receiver.stop()
     second = await stages.open()

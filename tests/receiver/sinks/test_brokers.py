@@ -119,7 +119,7 @@ async def test_a_subject_without_a_stream(jetstream: Broker) -> None:
 
 async def test_a_nats_server_goes_away_and_comes_back(jetstream: Broker) -> None:
     """Publications fail meanwhile, and succeed afterwards over a new connection; repeats are still dropped."""
-    sink = NatsSink(f"nats://127.0.0.1:{jetstream.port}/kling.events", timeout=0.5)
+    sink = NatsSink(f"nats://127.0.0.1:{jetstream.port}/kling.events", ack_seconds=0.5)
     async with listening(jetstream):
         await sink.send(message(1))
     jetstream.kill()

@@ -139,7 +139,7 @@ async def test_the_paths_of_stored_files(tmp_path: Path) -> None:
         await stage.until(lambda: stage.attempts(hook_name=name))
         [attempt] = stage.attempts(hook_name=name)
         assert (attempt["delivered"], attempt["response_status"]) == (True, 0)
-        assert attempt["response_body"].strip() == str(stage.receiver.storage.path(STORED.path))
+        assert attempt["response_body"].strip() == str(stage.receiver.store.storage.path(STORED.path))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,8 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_cancelled_command_is_killed_with_its_children(tmp_path: Path) -> None:
     """Also if all of them ignore SIGTERM."""
     pids = tmp_path / "pids"
-    sending = asyncio.create_task(CommandSink(python(FAMILY_OF_PROCESSES, str(pids))).send(message()))
+    sink = CommandSink(python(FAMILY_OF_PROCESSES, str(pids)), grace_seconds=0.2)
+    sending = asyncio.create_task(sink.send(message()))
     await until(lambda: pids.exists() and " " in pids.read_text())
     numbers = [int(each) for each in pids.read_text().split()]
     assert all(map(runs, numbers))
