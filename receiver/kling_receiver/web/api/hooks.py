@@ -105,7 +105,7 @@ class HookRoutes:
         self._reject_if_file_managed()
         row = await self._writer.run(lambda tx: hook_records.add(tx, config))
         if row is None:
-            raise ApiError(409, "name_taken", f"There is a hook {config.name} already.", "Choose another name.")
+            raise ApiError(409, "name_taken", f"There is a hook {config.name} already.", "Set another name.")
         hook = await self._payload(row["name"])
         return JSONResponse(HookSecretJson(hook=hook, secret=row["secrets"][0][0]), 201)
 
