@@ -41,9 +41,9 @@ def problems(value: Any, schema: Json, place: str = "") -> list[str]:
     if kind == "array":
         return [each for n, item in enumerate(value) for each in problems(item, schema["items"], f"{place}[{n}]")]
     if kind == "object" and "properties" in schema:
-        found = [f"{place}: lacks {name}" for name in schema.get("required", ()) if name not in value]
-        found += [f"{place}: {name} is not described" for name in value if name not in schema["properties"]]
-        return found + [
+        differences = [f"{place}: lacks {name}" for name in schema.get("required", ()) if name not in value]
+        differences += [f"{place}: {name} is not described" for name in value if name not in schema["properties"]]
+        return differences + [
             each
             for name, item in value.items()
             if name in schema["properties"]

@@ -56,14 +56,14 @@ class _Generator(GenerateJsonSchema):
 def schemas() -> Json:
     """The schema of each request and response, by name. Takes 60 ms the first time: call it beside the event loop."""
     types = REQUESTS | {type_.__name__.removesuffix("Json"): type_ for type_ in RESPONSES}
-    found: Json = {}
+    components: Json = {}
     for name, type_ in types.items():
         template = "#/components/schemas/{model}"
         schema = TypeAdapter(type_).json_schema(ref_template=template, schema_generator=_Generator)
-        found |= {**schema.pop("$defs", {}), name: schema}
-    for schema in found.values():
+        components |= {**schema.pop("$defs", {}), name: schema}
+    for schema in components.values():
         schema.pop("title", None)
-    return found
+    return components
 
 
 def document(receiver_url: str) -> Json:
