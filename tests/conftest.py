@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
+from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
@@ -33,10 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-engine", action="store_true", help="run tests of `any_database` on each engine, too")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C reach what tests start, also when the tests themselves run in the background."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the deep tests last."""
+    items.sort(key=lambda item: DEEP in item.path.parents)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -220,10 +219,10 @@ def gateway() -> Iterator[Sandbox]:
         yield gateway
 
 
-QUICK: dict[str, Any] = {
-    "download_backoff": Backoff(tuple(step / 10 for step in DOWNLOAD_BACKOFF.steps)),
-    "query_backoff": Backoff(tuple(step / 10 for step in QUERY_BACKOFF.steps)),
-}
+QUICK = Delays(
+    download=Backoff(tuple(step / 10 for step in DOWNLOAD_BACKOFF.steps)),
+    query=Backoff(tuple(step / 10 for step in QUERY_BACKOFF.steps)),
+)
 """Receivers of tests retry ten times as fast as in production."""
 
 
@@ -232,12 +231,12 @@ def start(tmp_path: Path, sqlite_template: Path) -> Iterator[Start]:
     """Start real receivers: `start(api_base=..., **settings)`; `path=` serves one under a prefix."""
     running: list[Running] = []
 
-    def start(*, options: Mapping[str, Any] | None = None, **settings: Any) -> Running:
+    def start(*, delays: Delays = QUICK, **settings: Any) -> Running:
         data = tmp_path / "data"
         if not (data.exists() or settings.keys() & {"data_dir", "database_url"}):
             data.mkdir(mode=0o700)
             shutil.copyfile(sqlite_template, data / "kling.db")
-        running.append(start_receiver(options={**QUICK, **(options or {})}, **{"data_dir": data, **settings}))
+        running.append(start_receiver(delays=delays, **{"data_dir": data, **settings}))
         return running[-1]
 
     yield start

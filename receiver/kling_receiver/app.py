@@ -1,12 +1,14 @@
-"""The receiver put together: every part made once, started in order, stopped in the opposite order."""
+"""Create each part of the receiver once, start the parts in order, stop them in the opposite order."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import httpx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -16,7 +18,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.kling_api import KlingApi, auth_from
-from kling_receiver import metrics
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
@@ -28,6 +29,7 @@ from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.kinds import Kind
 from kling_receiver.jobs.worker import OUTAGE_RETRY_SECONDS, Handler, Worker
+from kling_receiver.metrics import CONTENT_TYPE, Metrics
 from kling_receiver.net.client import GuardedClient
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.policy import Policy
@@ -59,139 +61,182 @@ log = logging.getLogger("kling_receiver")
 
 STOP_SECONDS = 8.0
 """Seconds that running jobs are given when the receiver is told to stop."""
-NEVER = 1 << 62
 HOOK_CONNECTIONS = 1_000
-"""To all hooks together; each has its own limit, and who is slow keeps nobody waiting."""
+"""To all hooks of the operator together. Each hook has a limit of its own, so that a slow one delays no other."""
+
+Clock = Callable[[], float]
+"""Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """The delays that tests shorten: between downloads, between queries, and at the end of a hook's run."""
+
+    download: Backoff = DOWNLOAD_BACKOFF
+    query: Backoff = QUERY_BACKOFF
+    hook_idle_seconds: float = IDLE_SECONDS
+
+
+PRODUCTION_DELAYS = Delays()
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What the receiver knows: the database, the result files, events and counters."""
+
+    database: Database
+    writer: Writer
+    reader: Reader
+    storage: LocalStorage
+    bus: EventBus
+    payloads: Payloads
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What runs jobs, and the HTTP clients that jobs use."""
+
+    reconciler: Reconciler
+    sender: Sender
+    worker: Worker
+    handlers: Mapping[str, Handler]
+    kling_client: httpx.AsyncClient
+    guarded_clients: tuple[GuardedClient, ...]
+
+
+def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock) -> Store:
+    """Create the parts that read and write. Raises DatabaseError, OSError."""
+    policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
+    with blame_setting(_database_setting(settings)):
+        database = Database(settings.database)
+    reader = Reader(database)
+    return Store(
+        database=database,
+        writer=Writer(database, policy=policy, on_commit=on_commit, clock=clock),
+        reader=reader,
+        storage=LocalStorage(settings.results),
+        bus=EventBus(reader),
+        payloads=Payloads(settings.signing_secrets, settings.receiver_url, clock=clock),
+        metrics=Metrics(),
+    )
+
+
+def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: Delays) -> Work:
+    """Create the handler of each kind of job, and the worker that calls them."""
+    kling_client = create_kling_client()
+    downloads = GuardedClient(settings.result_hosts)
+    hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
+    task_hooks = GuardedClient(settings.hook_hosts)
+    kling_api = KlingApi(settings.api_base, auth_from(settings), kling_client)
+    reconciler = Reconciler(kling_api, store.reader, store.metrics, backoff=delays.query)
+    sender = Sender(
+        hooks,
+        task_hooks,
+        store.storage,
+        store.payloads,
+        store.metrics,
+        source=settings.receiver_url,
+        secret=settings.hook_secret,
+        clock=clock,
+    )
+    downloader = Downloader(
+        downloads,
+        store.storage,
+        store.reader,
+        store.metrics,
+        max_bytes=settings.result_max_bytes,
+        backoff=delays.download,
+    )
+    overdue = OverdueTasks(reconciler, store.reader)
+    dispatcher = Dispatcher(
+        sender, reader=store.reader, writer=store.writer, bus=store.bus, idle_seconds=delays.hook_idle_seconds
+    )
+    handlers: dict[str, Handler] = {
+        Kind.ASK: reconciler.reconcile,
+        Kind.DOWNLOAD: downloader.download,
+        Kind.OVERDUE: overdue.check,
+        Kind.SWEEP: overdue.check_after_start,
+        Kind.DISPATCH: dispatcher.dispatch,
+        Kind.REPLAY: dispatcher.replay,
+        Kind.DELIVERY: dispatcher.retry,
+    }
+    worker = Worker(store.writer, handlers, clock=clock)
+    return Work(reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))
+
+
+def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock) -> list[Route]:
+    """Create the callback route and the API."""
+    bodies, reader, writer, payloads = BodyLimiter(), store.reader, store.writer, store.payloads
+    callbacks = CallbackRoutes(
+        settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
+    )
+    tasks = TaskRoutes(settings, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
+    stream = StreamRoutes(settings, reader=reader, bus=store.bus, payloads=payloads)
+    results = ResultRoutes(settings, reader=reader, storage=store.storage, clock=clock)
+    actions = TaskActions(
+        settings,
+        reconciler=work.reconciler,
+        writer=writer,
+        reader=reader,
+        storage=store.storage,
+        payloads=payloads,
+    )
+    hooks = HookRoutes(settings, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
+    deliveries = DeliveryRoutes(settings, reader=reader, writer=writer, bodies=bodies)
+    return [
+        Route("/callbacks/{token:path}", callbacks.receive, methods=["POST"]),
+        Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
+        *(route for group in (tasks, stream, results, actions, hooks, deliveries) for route in group.routes()),
+    ]
+
+
+def _database_setting(settings: ReceiverSettings) -> str:
+    return "KLING_DATABASE_URL" if settings.database_url else "KLING_DATA_DIR"
 
 
 class Receiver:
-    """One receiver. `clock`: unix seconds. `download_backoff`: between attempts at a result file.
-
-    `query_backoff`: between queries to Kling about a callback. `hook_idle_seconds`: of the dispatcher.
-    """
+    """One receiver: `store` and `work` are its parts."""
 
     def __init__(
-        self,
-        settings: ReceiverSettings,
-        *,
-        clock: Callable[[], float] = time.time,
-        download_backoff: Backoff = DOWNLOAD_BACKOFF,
-        query_backoff: Backoff = QUERY_BACKOFF,
-        hook_idle_seconds: float = IDLE_SECONDS,
+        self, settings: ReceiverSettings, *, clock: Clock = time.time, delays: Delays = PRODUCTION_DELAYS
     ) -> None:
-        self.settings, self._clock, self._download_backoff = settings, clock, download_backoff
-        self._hook_idle_seconds = hook_idle_seconds
-        self.metrics = metrics.Metrics()
-        self._at = "KLING_DATABASE_URL" if settings.database_url else "KLING_DATA_DIR"
-        with blame_setting(self._at):
-            self.database = Database(settings.database)
-        self.storage = LocalStorage(settings.results)
-        self.reader = Reader(self.database)
-        self.bus = EventBus(self.reader)
-        self.payloads = Payloads(settings.signing_secrets, settings.receiver_url, clock=clock)
-        rules = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
-        self.writer = Writer(self.database, policy=rules, on_commit=self._on_commit, clock=clock)
-        self._readiness: asyncio.Task[str | None] | None = None
-        self._http = create_kling_client()
-        self._downloads = GuardedClient(settings.result_hosts)
-        self._hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
-        self._task_hooks = GuardedClient(settings.hook_hosts)
-        gateway = KlingApi(settings.api_base, auth_from(settings), self._http)
-        self.reconciler = Reconciler(gateway, self.reader, self.metrics, backoff=query_backoff)
-        self.sender = Sender(
-            self._hooks,
-            self._task_hooks,
-            self.storage,
-            self.payloads,
-            self.metrics,
-            source=settings.receiver_url,
-            secret=settings.hook_secret,
-            clock=clock,
-        )
-        self.worker = Worker(self.writer, self._handlers(clock), clock=clock)
-        bodies = BodyLimiter()
-        self.callbacks = CallbackRoutes(
-            settings,
-            writer=self.writer,
-            reader=self.reader,
-            bodies=bodies,
-            metrics=self.metrics,
-            clock=clock,
-        )
+        """Raises DatabaseError, OSError."""
+        self.settings, self.clock = settings, clock
+        self.store = build_store(settings, self._on_commit, clock)
+        self.work = build_work(settings, self.store, clock, delays)
         self._startup: asyncio.Task[None] | None = None
-        self.task_actions = TaskActions(
-            settings,
-            reconciler=self.reconciler,
-            writer=self.writer,
-            reader=self.reader,
-            storage=self.storage,
-            payloads=self.payloads,
-        )
-        self.hook_routes = HookRoutes(
-            settings, reader=self.reader, writer=self.writer, sender=self.sender, bodies=bodies
-        )
-        self.delivery_routes = DeliveryRoutes(settings, reader=self.reader, writer=self.writer, bodies=bodies)
-        self.task_routes = TaskRoutes(
-            settings, writer=self.writer, reader=self.reader, bodies=bodies, payloads=self.payloads, clock=clock
-        )
-        self.stream_routes = StreamRoutes(settings, reader=self.reader, bus=self.bus, payloads=self.payloads)
-        self.result_routes = ResultRoutes(settings, reader=self.reader, storage=self.storage, clock=clock)
-
-    def _handlers(self, clock: Callable[[], float]) -> dict[str, Handler]:
-        settings = self.settings
-        overdue = OverdueTasks(self.reconciler, self.reader)
-        downloader = Downloader(
-            self._downloads,
-            self.storage,
-            self.reader,
-            self.metrics,
-            max_bytes=settings.result_max_bytes,
-            backoff=self._download_backoff,
-        )
-        dispatcher = Dispatcher(
-            self.sender,
-            reader=self.reader,
-            writer=self.writer,
-            bus=self.bus,
-            idle_seconds=self._hook_idle_seconds,
-        )
-        return {
-            Kind.ASK: self.reconciler.reconcile,
-            Kind.DOWNLOAD: downloader.download,
-            Kind.OVERDUE: overdue.check,
-            Kind.SWEEP: overdue.check_after_start,
-            Kind.DISPATCH: dispatcher.dispatch,
-            Kind.REPLAY: dispatcher.replay,
-            Kind.DELIVERY: dispatcher.retry,
-        }
+        self._readiness: asyncio.Task[str | None] | None = None
 
     def _on_commit(self, committed: CommitResult) -> None:
-        self.bus.notify(committed.task_ids)
+        """Tell the parts that wait for events and jobs; runs in the event loop after each commit."""
+        self.store.bus.notify(committed.task_ids)
         for type_, times in committed.event_counts.items():
-            self.metrics.events.labels(type_).inc(times)
+            self.store.metrics.events.labels(type_).inc(times)
         for message in committed.messages:
             log.error("%s", message)
         if committed.next_due_at is not None:
-            self.worker.wake(committed.next_due_at)
+            self.work.worker.wake(committed.next_due_at)
 
     def prepare(self) -> None:
-        """Make folders and tables, keep other receivers away. Raises DatabaseError, OSError."""
-        with blame_setting(self._at):
-            self.database.acquire_lock()
-            self.database.migrate()
+        """Take the lock, migrate the database, make the results folder. Raises DatabaseError, OSError."""
+        with blame_setting(_database_setting(self.settings)):
+            self.store.database.acquire_lock()
+            self.store.database.migrate()
         with blame_setting("KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"):
-            self.storage.prepare()
+            self.store.storage.prepare()
 
     async def start(self) -> None:
-        """Begin to write, and soon to work; what an earlier process had claimed is owed again."""
-        self.writer.start()
-        await self.writer.run(lambda tx: queue.rescue(tx, NEVER))
-        await self.writer.run(self._sync_hooks)
-        started = int(self._clock() * 1000)
-        self._startup = asyncio.create_task(self._repair_then_work(started), name="sweep")
+        """Start the writer, release jobs claimed by a previous process, then repair and start the worker."""
+        writer = self.store.writer
+        writer.start()
+        await writer.run(lambda tx: queue.rescue(tx, queue.NEVER))
+        await writer.run(self._sync_hooks)
+        started = int(self.clock() * 1000)
+        self._startup = asyncio.create_task(self._repair_then_work(started), name="startup")
 
     def _sync_hooks(self, tx: Transaction) -> None:
-        """Let there be the hooks that the settings want; those that commands added stay without a file."""
+        """Make the hooks equal to those of the settings. Without a hooks file, hooks added by commands stay."""
         url, secret = self.settings.hook_url, self.settings.hook_secret
         sync(tx, "settings", [default_hook(url, secret)] if url else [])
         if self.settings.hooks_file:
@@ -200,38 +245,38 @@ class Receiver:
             detach(tx)
 
     async def _repair_then_work(self, started: int) -> None:
-        """Look for work that is owed before the worker takes any: with many open tasks that takes its time."""
+        """Enqueue missing jobs before the worker claims any: with many open tasks it takes seconds."""
+        writer = self.store.writer
         while True:
             try:
-                await self.writer.run(startup.repair)
-                await self.writer.run(startup.clamp_due_times)
-                await self.writer.run(lambda tx: startup.schedule_sweep(tx, started))
+                await writer.run(startup.repair)
+                await writer.run(startup.clamp_due_times)
+                await writer.run(lambda tx: startup.schedule_sweep(tx, started))
                 break
             except Exception:
-                log.exception("open tasks could not be looked for; looking again in %g s", OUTAGE_RETRY_SECONDS)
+                log.exception("the check after the start failed; it runs again in %g s", OUTAGE_RETRY_SECONDS)
                 await asyncio.sleep(OUTAGE_RETRY_SECONDS)
-        self.worker.start()
+        self.work.worker.start()
 
     async def stop(self) -> None:
-        """Stop claiming, let running jobs end, write what waits, close every connection."""
-        self.bus.close()
+        """Stop claiming, let running jobs end, write pending changes, close every connection."""
+        self.store.bus.close()
         if self._startup:
             self._startup.cancel()
             await asyncio.gather(self._startup, return_exceptions=True)
-        await self.worker.close(STOP_SECONDS)
-        await self.sender.close()
-        await self.writer.close()
-        await self._http.aclose()
-        await self._downloads.close()
-        await self._hooks.close()
-        await self._task_hooks.close()
-        await self.reader.close()
-        self.database.close()
+        await self.work.worker.close(STOP_SECONDS)
+        await self.work.sender.close()
+        await self.store.writer.close()
+        await self.work.kling_client.aclose()
+        for client in self.work.guarded_clients:
+            await client.close()
+        await self.store.reader.close()
+        self.store.database.close()
 
     async def ready(self) -> str | None:
-        """Why callbacks cannot be made durable just now, or None when they can.
+        """Why callbacks cannot be made durable at the moment; None when they can.
 
-        Whoever asks meanwhile is told the same: anybody may ask, and each look costs a commit.
+        Concurrent requests share one check: the route is public, and each check costs a commit.
         """
         if self._readiness is None:
             self._readiness = asyncio.create_task(self._check_ready())
@@ -243,11 +288,11 @@ class Receiver:
 
     async def _check_ready(self) -> str | None:
         try:
-            await self.writer.probe()
+            await self.store.writer.probe()
         except Unavailable as error:
             return str(error)
         try:
-            await run_in_threadpool(self.storage.probe)
+            await run_in_threadpool(self.store.storage.probe)
         except OSError as error:
             return f"The folder for result files cannot be written: {error.strerror}."
         return None
@@ -264,9 +309,14 @@ def create_app(receiver: Receiver) -> Starlette:
         finally:
             await receiver.stop()
 
+    routes = [
+        *build_web(receiver.settings, receiver.store, receiver.work, receiver.clock),
+        *_operation_routes(receiver),
+    ]
+    prefix = urlsplit(receiver.settings.receiver_url).path
     app = Starlette(
-        routes=_routes(receiver),
-        middleware=[Middleware(PathPrefix, prefix=urlsplit(receiver.settings.receiver_url).path)],
+        routes=routes,
+        middleware=[Middleware(PathPrefix, prefix=prefix, routes=routes)],
         exception_handlers={
             ApiError: api_error,
             Unavailable: unavailable,
@@ -275,38 +325,30 @@ def create_app(receiver: Receiver) -> Starlette:
         },
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # a redirect would lose the prefix, and what was sent
+    app.router.redirect_slashes = False  # a redirect would lose the prefix, and the request's body
     return app
 
 
-def _routes(receiver: Receiver) -> list[Route]:
+def _operation_routes(receiver: Receiver) -> list[Route]:
     secrets = receiver.settings.signing_secrets
 
-    async def alive(request: Request) -> Response:
+    async def healthz(request: Request) -> Response:
         return JSONResponse({"ok": True})
 
-    async def ready(request: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         if reason := await receiver.ready():
-            return error_response(503, "not_ready", reason, "Once it is mended, all goes on by itself.")
+            return error_response(503, "not_ready", reason, "Fix the cause; no restart is needed.")
         return JSONResponse({"ok": True})
 
-    async def counted(request: Request) -> Response:
-        return Response(receiver.metrics.text(), media_type=metrics.CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        return Response(receiver.store.metrics.text(), media_type=CONTENT_TYPE)
 
-    async def described(request: Request) -> Response:
+    async def openapi(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(document, receiver.settings.receiver_url))
 
     return [
-        Route("/callbacks/{token:path}", receiver.callbacks.receive, methods=["POST"]),
-        Route("/callbacks", receiver.callbacks.receive_signed, methods=["POST"]),
-        *receiver.task_routes.routes(),
-        *receiver.stream_routes.routes(),
-        *receiver.result_routes.routes(),
-        *receiver.task_actions.routes(),
-        *receiver.hook_routes.routes(),
-        *receiver.delivery_routes.routes(),
-        Route("/healthz", alive, methods=["GET"]),
-        Route("/readyz", ready, methods=["GET"]),
-        Route("/metrics", require_role(secrets, "read", counted), methods=["GET"]),
-        Route("/openapi.json", require_role(secrets, "admin", described), methods=["GET"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", require_role(secrets, "read", metrics), methods=["GET"]),
+        Route("/openapi.json", require_role(secrets, "admin", openapi), methods=["GET"]),
     ]

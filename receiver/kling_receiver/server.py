@@ -90,7 +90,7 @@ class PlainServer(uvicorn.Server):
     def __init__(self, receiver: Receiver, **limits: float) -> None:
         # Half of the descriptors: the files that are sent, the database and the downloads need some too.
         max_connections = min(MAX_CONNECTIONS, _raise_fd_limit() // 2)
-        receiver.bus.max_streams = min(receiver.bus.max_streams, max_connections // 2)
+        receiver.store.bus.max_streams = min(receiver.store.bus.max_streams, max_connections // 2)
         protocol: dict[str, Any] = {"limit_concurrency": max_connections}  # requests over the limit are answered 503
         self._connections: ConnectionTable | None = None
         if not missing_names(LIMIT_NAMES):
@@ -153,7 +153,7 @@ class Server(PlainServer):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the event streams first: they would outlast any grace."""
-        self._receiver.bus.close()
+        self._receiver.store.bus.close()
         if self._connections is not None:
             self._connections.closed = True
         await super().shutdown(sockets)

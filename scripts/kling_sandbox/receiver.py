@@ -1,7 +1,6 @@
 """A real receiver on loopback, in a thread of the calling process. Needs the extra `receiver`."""
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import httpx
 
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token
-from kling_receiver.app import Receiver
+from kling_receiver.app import PRODUCTION_DELAYS, Delays, Receiver
 from kling_receiver.server import bind, create_server
 from kling_receiver.settings import ReceiverSettings
 
@@ -21,10 +20,10 @@ START_SECONDS = 20
 class RunningReceiver:
     """A receiver that serves until `stop`. `url`: its public address; `receiver`: its parts."""
 
-    def __init__(self, settings: ReceiverSettings, listening: socket, **options: Any) -> None:
-        """Returns once the receiver is ready; `listening` is the socket that it serves; `options`: of `Receiver`."""
+    def __init__(self, settings: ReceiverSettings, listening: socket, delays: Delays = PRODUCTION_DELAYS) -> None:
+        """Returns once the receiver is ready. `listening` is the socket that it serves."""
         self.settings, self.url = settings, settings.receiver_url
-        self.receiver = Receiver(settings, **options)
+        self.receiver = Receiver(settings, delays=delays)
         self.receiver.prepare()
         self._server = create_server(self.receiver)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
@@ -47,15 +46,12 @@ class RunningReceiver:
 
 
 def start_receiver(
-    data_dir: Path, *, path: str = "", port: int = 0, options: Mapping[str, Any] | None = None, **settings: Any
+    data_dir: Path, *, path: str = "", port: int = 0, delays: Delays = PRODUCTION_DELAYS, **settings: Any
 ) -> RunningReceiver:
-    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`.
-
-    `options`: of `Receiver`, a shorter backoff, say.
-    """
+    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`."""
     listening = bind("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
-    return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening, **(options or {}))
+    return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening, delays)
 
 
 def sandbox_settings(data_dir: Path, **settings: Any) -> ReceiverSettings:

@@ -140,7 +140,7 @@ def test_requests_in_progress_are_answered_before_the_shutdown(start: Start, gat
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
         ending.join()
     assert rows(running, "SELECT id, status FROM task") == [{"id": task, "status": "processing"}]
-    running.receiver.database.close()  # reading the rows opened it again
+    running.receiver.store.database.close()  # reading the rows opened it again
 
 
 def test_both_kinds_of_address() -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kling_receiver.app import Receiver
+from kling_receiver.app import Delays, Receiver
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.settings import ReceiverSettings
@@ -124,8 +124,10 @@ class Outgoing:
 
     def __init__(self, settings: ReceiverSettings) -> None:
         self.now = NOW
-        self.receiver = ObservedReceiver(settings, clock=lambda: self.now / 1000, hook_idle_seconds=IDLE_SECONDS)
-        self.ledger = Ledger(self.receiver.database)
+        self.receiver = ObservedReceiver(
+            settings, clock=lambda: self.now / 1000, delays=Delays(hook_idle_seconds=IDLE_SECONDS)
+        )
+        self.ledger = Ledger(self.receiver.store.database)
 
     def endpoint(self, name: str, answer: Answer = accept) -> Endpoint:
         """A new scripted sink."""
@@ -135,7 +137,7 @@ class Outgoing:
 
     async def change(self, change: Callable[[Transaction], T]) -> T:
         """Commit one change."""
-        return await self.receiver.writer.run(change)
+        return await self.receiver.store.writer.run(change)
 
     async def add(self, address: str | Endpoint, *, name: str = "", **fields: Any) -> str:
         """Add a hook; its name."""
@@ -161,7 +163,7 @@ class Outgoing:
 
     def hook(self, name: str) -> HookRow:
         """A hook's row."""
-        with self.receiver.database.read() as connection:
+        with self.receiver.store.database.read() as connection:
             row = hook_records.hook(connection, name)
         assert row
         return row
@@ -177,7 +179,7 @@ class Outgoing:
     async def advance(self, seconds: float) -> None:
         """Advance the time, and wake the worker."""
         self.now += int(seconds * 1000)
-        self.receiver.worker.wake()
+        self.receiver.work.worker.wake()
 
     async def until(self, condition: Callable[[], T]) -> T:
         """Wait for a true result, which is returned; the condition is checked after each commit and each message."""
@@ -190,7 +192,7 @@ class Outgoing:
 
     async def detail(self, task: str = "t") -> TaskDetail:
         """A task with its tags and results."""
-        return (await self.receiver.reader.details([task]))[task]
+        return (await self.receiver.store.reader.details([task]))[task]
 
 
 @asynccontextmanager
@@ -201,7 +203,7 @@ async def outgoing(settings: ReceiverSettings, *, work: bool = True) -> AsyncIte
     if work:
         await stage.receiver.start()
     else:
-        stage.receiver.writer.start()
+        stage.receiver.store.writer.start()
     try:
         yield stage
     finally:

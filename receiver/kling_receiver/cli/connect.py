@@ -27,6 +27,7 @@ NO_RETRY = RetryPolicy(max_attempts=1)
 PROXY_ERRORS = (502, 503, 504)
 """What a proxy answers for a receiver that does not run."""
 TOKEN_SECONDS = 300
+"""Seconds for which a bearer token is valid: each request has a new one."""
 
 
 @asynccontextmanager
@@ -105,13 +106,13 @@ async def _open_offline(settings: ReceiverSettings, base: str) -> AsyncIterator[
     try:
         receiver.prepare()
     except AlreadyRunning as error:
-        receiver.database.close()
+        receiver.store.database.close()
         hint = "Set KLING_RECEIVER_INTERNAL_URL to an address at which this machine reaches it."
         raise DatabaseError(f"A receiver runs ({error.holder}), but does not answer at {base}. {hint}") from error
     terminal.print_message(
         "No receiver runs, so its database is opened. Jobs are enqueued; the next receiver runs them."
     )
-    receiver.writer.start()
+    receiver.store.writer.start()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport) as http:

@@ -35,13 +35,13 @@ def serve(host: str, port: int) -> None:
         receiver.prepare()
         listener = bind(host, port)
     except BaseException:
-        receiver.database.close()
+        receiver.store.database.close()
         raise
     url_host = f"[{host}]" if ":" in host else host
     click.echo(
         f"kling-receiver {__version__} on http://{url_host}:{listener.getsockname()[1]}, "
         f"reached by Kling as {settings.receiver_url}\n"
-        f"data in {settings.data_dir.absolute()}: database {receiver.database}, results {receiver.storage.root}",
+        f"data in {settings.data_dir.absolute()}: database {receiver.store.database}, results {receiver.store.storage.root}",
         err=True,
     )
     warn_if_unreachable(settings)

@@ -1,14 +1,14 @@
 """The path prefix, and the handlers that turn exceptions into the one error shape."""
 
+from collections.abc import Sequence
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kling_receiver.web.errors import ApiError, error_response
-
-ROUTES = frozenset({"callbacks", "api", "healthz", "readyz", "metrics", "openapi.json"})
-"""The first part of the path of each route."""
 
 
 class PathPrefix:
@@ -18,13 +18,14 @@ class PathPrefix:
     `/api/api/tasks` to `/api/tasks`.
     """
 
-    def __init__(self, app: ASGIApp, prefix: str) -> None:
+    def __init__(self, app: ASGIApp, prefix: str, routes: Sequence[Route]) -> None:
         self.app, self.prefix = app, prefix.rstrip("/")
+        self.first_segments = {route.path.split("/")[1] for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
             first = scope["path"].removeprefix(self.prefix).split("/")[1]
-            if first in ROUTES:
+            if first in self.first_segments:
                 scope = {**scope, "root_path": self.prefix}
         await self.app(scope, receive, send)
 

@@ -125,7 +125,7 @@ def post(
 
 def rows(running: Running, query: str, **values: Any) -> list[Json]:
     """Rows of the receiver's database, read while the receiver runs."""
-    with running.receiver.database.read() as connection:
+    with running.receiver.store.database.read() as connection:
         return [dict(row) for row in connection.execute(text(query), values).mappings()]
 
 

@@ -1,7 +1,9 @@
 """The command `kling-receiver`: exit codes, stdout and stderr, what it imports, and no traceback."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -81,6 +83,13 @@ def test_version_and_help_import_no_heavy_module(option: str) -> None:
     imported = set(ran.stdout.splitlines()[-1].split())
     assert "click" in imported
     assert imported & HEAVY == set()
+
+
+def test_the_packages_of_the_extra_are_declared() -> None:
+    """The commands check for packages that `pip install '.[receiver]'` installs."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w-]", requirement)[0] for requirement in project["optional-dependencies"]["receiver"]}
+    assert {package.replace("_", "-") for package in PACKAGES} <= declared
 
 
 def without(packages: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:

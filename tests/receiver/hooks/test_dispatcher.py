@@ -315,7 +315,7 @@ async def test_a_job_that_found_its_hook_paused_is_due_if_it_was_resumed_meanwhi
     await stage.change(lambda tx: deliveries.replay(tx, [stage.hook("hook")], 0, event))
     await stage.change(lambda tx: hook_records.enqueue_dispatch(tx, stage.hook("hook")))
     claimed = {job.kind: job for job in await stage.change(claim_all)}
-    handlers = stage.receiver._handlers(lambda: stage.now / 1000)
+    handlers = stage.receiver.work.handlers
     effects = {kind: await handlers[kind](job) for kind, job in claimed.items()}
     await stage.change(lambda tx: hook_records.resume(tx, "hook"))
     for kind, effect in effects.items():

@@ -15,6 +15,7 @@ from kling_callback.auth import BearerAuth
 from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import Output, Report
+from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.metrics import Metrics
@@ -63,7 +64,7 @@ IMAGES, VIDEOS = "images/generations", "videos/text2video"
 def running(start: Start, gateway: Sandbox) -> Running:
     """A receiver whose Kling is the sandbox; it retries downloads after milliseconds."""
     backoff = Backoff(tuple(step / 1000 for step in DOWNLOAD_BACKOFF.steps))
-    return start(api_base=gateway.url, options={"download_backoff": backoff})
+    return start(api_base=gateway.url, delays=Delays(download=backoff))
 
 
 def picture(seed: int = 0, size: int = 300) -> bytes:

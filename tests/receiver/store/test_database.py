@@ -209,7 +209,7 @@ def test_writers_of_sqlite_wait_for_each_other(sqlite: Database) -> None:
 @pytest.mark.parametrize("driver", ["postgresql+psycopg2", "postgresql+nothing"])
 def test_a_missing_driver_is_explained(driver: str) -> None:
     """The message says what to install."""
-    with pytest.raises(DatabaseError, match=r"No driver for .+ pip install 'kling-callback\[postgres\]'"):
+    with pytest.raises(DatabaseError, match=r"No driver for .+ pip install '\.\[postgres\]'"):
         Database(f"{driver}://localhost/kling")
 
 

@@ -159,7 +159,7 @@ def test_a_create_that_was_not_taken_ends_the_task(ledger: Ledger) -> None:
     assert ledger.jobs() == {}
     ledger.register("u")
     ledger.register("u", outcome="not_created")
-    assert ledger.task("u")["status_msg"] == "The create was not taken."
+    assert ledger.task("u")["status_msg"] == "Kling did not accept the create."
 
 
 def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
@@ -184,7 +184,7 @@ def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
         ledger.register(create_token=f"{n}", outcome="not_created", reason="no")
     answer = ledger.register(create_token="last")
     assert not answer.may_create
-    assert answer.conflict == f"Task t was tried {task_registration.MAX_CREATES} times."
+    assert answer.conflict == f"Task t was refused {task_registration.MAX_CREATES} times. Use a new id."
 
 
 def test_an_attempt_that_was_overtaken_has_no_word(ledger: Ledger) -> None:

@@ -300,7 +300,7 @@ async def test_concurrent_readiness_requests_share_one_check(tmp_path: Path) -> 
     receiver = Receiver(make_settings(tmp_path))
     receiver.prepare()
     await receiver.start()
-    with statements(receiver.database) as seen:
+    with statements(receiver.store.database) as seen:
         assert await asyncio.gather(*(receiver.ready() for _ in range(50))) == [None] * 50
         assert len([each for each in seen if "user_version" in each]) == 1
         assert await receiver.ready() is None

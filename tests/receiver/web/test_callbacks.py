@@ -559,7 +559,7 @@ async def test_klings_official_vector(tmp_path: Path, ahead: int, status: int) -
         async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
             answer = await http.post(address, content=KLINGS_BODY, headers=KLINGS_HEADERS)
         assert answer.status_code == status
-        row = await receiver.reader.task(task)
+        row = await receiver.store.reader.task(task)
         assert (row and (row["status"], row["origin"])) == (("succeed", "kling") if status == 200 else None)
     finally:
         await receiver.stop()

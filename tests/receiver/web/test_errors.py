@@ -48,7 +48,7 @@ async def test_a_failure_of_the_receiver_has_the_shape_too(tmp_path: Path, fault
     """500 without details, which the log has; 503 when the database cannot be used."""
     receiver = Receiver(make_settings(tmp_path))
     receiver.prepare()
-    Ledger(receiver.database).put_task()
+    Ledger(receiver.store.database).put_task()
     engine = create_engine(receiver.settings.database)
     with engine.begin() as connection:
         connection.execute(sql(fault))
@@ -57,7 +57,7 @@ async def test_a_failure_of_the_receiver_has_the_shape_too(tmp_path: Path, fault
     async with httpx.AsyncClient(transport=transport) as http:
         headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]
         response = await http.get("http://receiver/api/tasks", headers=headers)
-    receiver.database.close()
+    receiver.store.database.close()
     assert error_of(response) == code
     assert "JSON" not in response.text
     assert "SELECT" not in response.text

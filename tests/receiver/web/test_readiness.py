@@ -33,7 +33,7 @@ def test_a_receiver_that_lost_its_storage_is_not_ready(running: Running) -> None
 
 def test_a_receiver_that_cannot_write_its_database_is_not_ready(running: Running) -> None:
     """The check commits a write."""
-    with running.receiver.database.write() as connection:
+    with running.receiver.store.database.write() as connection:
         connection.execute(sql("PRAGMA busy_timeout = 20"))
     blocker = Database(running.settings.database)
     with blocker.write():
@@ -51,4 +51,4 @@ async def test_a_receiver_that_has_not_started_is_not_ready(tmp_path: Path) -> N
         assert error_of(await http.get("http://receiver/readyz")) == (503, "not_ready")
         address = CallbackSigner([SECRET]).url(receiver.settings.receiver_url, new_id(), IMAGES)
         assert error_of(await http.post(address, json={})) == (503, "unavailable")
-    receiver.database.close()
+    receiver.store.database.close()

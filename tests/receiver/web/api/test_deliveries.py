@@ -155,7 +155,7 @@ async def test_one_delivery_is_retried(api: DeliveryApi) -> None:
     """A dead letter, a pending one and a delivered one at once; one to a paused hook when the hook is resumed."""
     one, two, _, four = await of_all_states(api)
     endpoint, paused = api.endpoint("a"), api.endpoint("b")
-    await api.receiver.sender.close_hook("a")
+    await api.receiver.work.sender.close_hook("a")
     for event in (four, two, one):
         assert (await api.call(f"/{event}/a/retry", {}))["event"] == event
     await api.until(lambda: sorted(endpoint.accepted) == [one, two, four] and not api.jobs(Kind.DELIVERY))
@@ -173,7 +173,7 @@ async def test_all_dead_letters_are_retried(api: DeliveryApi) -> None:
     *_, four = await of_all_states(api)
     assert await api.call("/retry", {"hook": "b"}) == {"deliveries": 0}
     endpoint = api.endpoint("a")
-    await api.receiver.sender.close_hook("a")
+    await api.receiver.work.sender.close_hook("a")
     assert await api.call("/retry", {"hook": "a"}) == {"deliveries": 1}
     await api.until(lambda: endpoint.accepted == [four])
     assert await api.call("/retry", {}) == {"deliveries": 0}

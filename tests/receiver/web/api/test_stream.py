@@ -4,6 +4,7 @@ import asyncio
 import functools
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,6 @@ from kling_receiver.app import Receiver, create_app
 from kling_receiver.events.bus import EventBus
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import EventRow
-from kling_receiver.web.api.stream import StreamRoutes
 from kling_sandbox import Sandbox
 from tests.support.api import error_of, get
 from tests.support.receiver import Running, make_settings
@@ -130,11 +130,9 @@ async def test_a_stream_past_the_limit_is_refused(tmp_path: Path) -> None:
 async def _follow(tmp_path: Path, new_bus: Callable[[Reader], EventBus]) -> httpx.Response:
     """The response of `/api/events` by a receiver with this event bus."""
     receiver = Receiver(make_settings(tmp_path))
+    receiver.store = replace(receiver.store, bus=new_bus(receiver.store.reader))
     receiver.prepare()
     await receiver.start()
-    receiver.stream_routes = StreamRoutes(
-        receiver.settings, reader=receiver.reader, bus=new_bus(receiver.reader), payloads=receiver.payloads
-    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(receiver))) as http:
         headers = {"Authorization": Running.headers(receiver)["Authorization"]}  # type: ignore[arg-type]
         response = await http.get("http://receiver/api/events", headers=headers)
