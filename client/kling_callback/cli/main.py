@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -202,24 +202,12 @@ def add_job(job: Job) -> None:
         tags: tuple[str, ...],
         hook: str | None,
         external_task_id: str | None,
-        output: Path | None,
-        timeout: float | None,
-        as_json: bool,
-        no_wait: bool,
         **values: Any,
     ) -> None:
+        waiting = {field.name: values.pop(field.name) for field in fields(WaitOptions)}
         values |= dict(more)
         create = partial(AsyncKling.run, job=job, values=values, tags=tags, hook=hook)
-        create_and_run(
-            create,
-            job.family,
-            values,
-            external_task_id,
-            output=output,
-            timeout=timeout,
-            as_json=as_json,
-            no_wait=no_wait,
-        )
+        create_and_run(create, job.family, values, external_task_id, **waiting)
 
 
 for each in JOBS:

@@ -1,6 +1,5 @@
 """A click group that imports a command's module only when the command is invoked."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,10 +8,18 @@ from typing import Any
 
 import click
 
-PACKAGES = ("aiohttp", "alembic", "prometheus_client", "sqlalchemy", "sqlmodel", "starlette", "uvicorn")
-"""Packages of the extra `receiver` that the commands import."""
+PACKAGES = (
+    "aiohttp",
+    "alembic",
+    "httpx_aiohttp",
+    "prometheus_client",
+    "sqlalchemy",
+    "sqlmodel",
+    "starlette",
+    "uvicorn",
+)
+"""Packages of the extra `receiver` that the receiver imports on every system."""
 INSTALL_HINT = "kling-receiver needs the extra \"receiver\". Install it with: pip install '.[receiver]'"
-USAGE_ERROR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class LazyGroup(click.Group):
             return None
         lazy = self.lazy_commands[cmd_name]
         if not all(map(_is_installed, PACKAGES)):
-            _exit_without_extra()
+            click.echo(INSTALL_HINT, err=True)
+            ctx.exit(2)
         command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
         return command
 
@@ -57,8 +65,3 @@ def _is_installed(package: str) -> bool:
         return find_spec(package) is not None
     except ImportError:
         return False
-
-
-def _exit_without_extra() -> None:
-    click.echo(INSTALL_HINT, err=True)
-    sys.exit(USAGE_ERROR)
