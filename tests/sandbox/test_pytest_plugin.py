@@ -1,90 +1,39 @@
-"""The pytest fixtures: docs/testing.md as it stands there, settings by markers, and a session that uses none."""
+"""The pytest fixtures, found by their entry point; tests/deep has the sessions of users."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
-
-
-def run_pytest(folder: Path, *arguments: str, **environment: str) -> str:
-    """Run pytest in a folder as a user does, with an environment of its own; what it prints."""
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_", "KLING_"))
-    }
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", "-W", "error", *arguments],
-        cwd=folder,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    return ran.stdout + ran.stderr
-
-
-def test_the_examples_of_the_guide_pass(tmp_path: Path) -> None:
-    """Each block is written to the file that its first line names, and all its tests run."""
-    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
-    assert [name for name, _ in blocks] == ["test_kling.py", "app.py", "test_app.py"]
-    for name, code in blocks:
-        (tmp_path / name).write_text(code, encoding="utf-8")
-    assert "5 passed" in run_pytest(tmp_path)
-
-
-def test_markers_set_the_settings(tmp_path: Path) -> None:
-    """Of the sandbox and of the receiver; the marker closest to the test counts."""
-    (tmp_path / "test_it.py").write_text(
-        """
-import pytest
-
-pytestmark = pytest.mark.kling_sandbox(image_seconds=7, concurrency=3)
-
-@pytest.mark.kling_sandbox(image_seconds=9)
-@pytest.mark.kling_receiver(overdue_seconds=77)
-def test_it(kling_sandbox, kling_receiver):
-    assert (kling_sandbox.seconds["images"], kling_sandbox.concurrency) == (9, 3)
-    assert kling_receiver.settings.overdue_seconds == 77
-"""
-    )
-    assert "1 passed" in run_pytest(tmp_path)
-
-
-def test_without_the_extra_only_the_receiver_is_missing(tmp_path: Path) -> None:
-    """The fixture fails with one line that says what to install; the sandbox runs."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys; sys.modules['sqlalchemy'] = sys.modules['starlette'] = None"
-    )
-    (tmp_path / "test_it.py").write_text(
-        "def test_sandbox(kling_sandbox): assert kling_sandbox.url\ndef test_receiver(kling_settings): pass\n"
-    )
-    output = run_pytest(tmp_path, PYTHONPATH=str(tmp_path))
-    assert "1 passed, 1 error" in output
-    (line,) = [line for line in output.splitlines() if line.startswith("The fixture")]
-    assert "Run: pip install '.[receiver]'" in line
-
-
-def test_a_session_without_the_fixtures_imports_nothing(tmp_path: Path) -> None:
-    """pytest loads the plugin itself and no more."""
-    (tmp_path / "test_it.py").write_text(
-        """
 import sys
 
-def test_it():
-    ours = {name for name in sys.modules if name.startswith("kling_")}
-    assert ours == {"kling_sandbox", "kling_sandbox.pytest_plugin"}
-    assert not sys.modules.keys() & {"httpx", "h11", "jwt", "click", "asyncio"} - {"asyncio"}
-"""
-    )
-    assert "1 passed" in run_pytest(tmp_path, "-p", "no:anyio", "-p", "no:schemathesis", "-p", "no:hypothesispytest")
+import httpx
+import pytest
+
+from kling_callback import Kling
+from kling_sandbox import Sandbox
+from kling_sandbox.receiver import RunningReceiver
 
 
-@pytest.mark.kling_sandbox(base_path="/kling")
-def test_the_fixture_is_here_too(kling_sandbox: object) -> None:
-    """By the entry point of this installation."""
-    assert str(vars(kling_sandbox)["url"]).endswith("/kling")
+def test_the_settings_are_those_of_a_client(kling_sandbox: Sandbox, kling_settings: dict[str, str]) -> None:
+    """A client submits a job and waits for its image."""
+    with Kling(**kling_settings) as kling:  # type: ignore[arg-type]
+        assert kling.text_to_image("a kangaroo").wait(30).images[0].read().startswith(b"\x89PNG")
+    assert len(kling_sandbox.creates) == 1
+
+
+@pytest.mark.kling_sandbox(image_seconds=7, concurrency=3)
+class TestMarkers:
+    """Markers of a test and of what contains it."""
+
+    @pytest.mark.kling_sandbox(image_seconds=9)
+    @pytest.mark.kling_receiver(overdue_seconds=77)
+    def test_the_closest_marker_counts(self, kling_sandbox: Sandbox, kling_receiver: RunningReceiver) -> None:
+        """For each argument of the sandbox, and each setting of the receiver."""
+        assert (kling_sandbox.seconds["images"], kling_sandbox.concurrency) == (9, 3)
+        assert kling_receiver.settings.overdue_seconds == 77
+        assert httpx.get(f"{kling_receiver.url}/readyz").status_code == 200
+
+
+def test_without_the_extra_the_receiver_fails_in_one_line(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line says what to install."""
+    monkeypatch.setitem(sys.modules, "kling_sandbox.receiver", None)
+    with pytest.raises(pytest.fail.Exception, match=r"^The fixture .* Run: pip install '\.\[receiver\]' .*$"):
+        request.getfixturevalue("kling_receiver")
