@@ -1,4 +1,4 @@
-"""What a client says of a create: one is about to be sent, and how it went. Fills gaps, never resets."""
+"""Registration of a task by its client, before its create and after it. Fills missing fields, never resets one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import transitions
 
 MAX_TAGS = 100
-"""Of one task, from however many registrations."""
+"""Tags of one task, from all its registrations."""
 
 MAX_CREATES = 100
-"""Creates of one task that were not taken."""
+"""Creates of one task that were not accepted. Each adds events, and a client in a loop would fill the disk."""
+
 INSERT_TAG = Statement("""
     INSERT INTO tag (tag, task_id) SELECT :tag, :task_id
     WHERE (SELECT count(*) FROM tag WHERE task_id = :task_id) < :max_tags ON CONFLICT DO NOTHING
@@ -115,7 +116,7 @@ class Registration(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RegistrationResult:
-    """`conflict`: why the registration was refused. `create`: whether this attempt may send the create."""
+    """`may_create`: whether this attempt may send the create. `conflict`: why the registration was refused, or None."""
 
     created: bool = False
     may_create: bool = False
@@ -123,13 +124,13 @@ class RegistrationResult:
 
 
 def register(tx: Transaction, task_id: str, registration: Registration) -> RegistrationResult:
-    """Make a task known before its create, and note after it how it went. Fills gaps, never resets."""
+    """Register a task before its create, or record the outcome after it. Fills missing fields, never resets one."""
     task = tx.task(task_id)
     if task is None:
         task = _add(tx, task_id, registration)
-        new = True
+        created = True
     else:
-        new = False
+        created = False
         if task["family"] != registration.family:
             return RegistrationResult(
                 conflict=f"Task {task_id} is of the family {task['family']}, not {registration.family}."
@@ -139,18 +140,18 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
         hook_records.add_for_task(tx, task_id, registration.hook)
     if registration.outcome:
         _record_outcome(tx, task, registration)
-        return RegistrationResult(new)
+        return RegistrationResult(created)
     if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]:
         if _too_many_creates(tx, task):
-            return RegistrationResult(conflict=f"Task {task_id} was tried {MAX_CREATES} times.")
+            return RegistrationResult(conflict=f"Task {task_id} was refused {MAX_CREATES} times. Use a new id.")
         _reopen(tx, task, registration.create_token)
-    return RegistrationResult(new, may_create=_may_create(task, registration.create_token))
+    return RegistrationResult(created, may_create=_may_create(task, registration.create_token))
 
 
 def _may_create(task: TaskRow, create_token: str) -> bool:
-    """Whether this attempt may send the create: nothing has shown yet that Kling knows the task."""
-    unknown = task["outcome"] == "pending" and task["status"] == "created" and not task["callback_count"]
-    return unknown and bool(create_token) and bool(task["create_token"] == create_token)
+    """Whether the attempt with this nonce may send the create: nothing shows that Kling knows the task."""
+    not_sent = task["outcome"] == "pending" and task["status"] == "created" and not task["callback_count"]
+    return not_sent and bool(create_token) and bool(task["create_token"] == create_token)
 
 
 def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
@@ -174,13 +175,13 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
 
 
 def _too_many_creates(tx: Transaction, task: TaskRow) -> bool:
-    """Whether there were so many attempts at its create that whoever makes them only makes events."""
-    tries = select(func.count()).where(EVENT.c.task_id == task["id"], EVENT.c.type == "task.created")
-    return bool(tx.connection.execute(tries).scalar_one() >= MAX_CREATES)
+    """Whether MAX_CREATES is reached."""
+    count = select(func.count()).where(EVENT.c.task_id == task["id"], EVENT.c.type == "task.created")
+    return bool(tx.connection.execute(count).scalar_one() >= MAX_CREATES)
 
 
 def _reopen(tx: Transaction, task: TaskRow, create_token: str) -> None:
-    """A create that was not taken is tried again, by another attempt: our own word that it failed is void."""
+    """Reopen a task whose create was not accepted, for another attempt; its local failure is withdrawn."""
     tx.update_task(
         task,
         outcome="pending",
@@ -213,29 +214,29 @@ def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) 
     if registration.outcome == "created":
         _record_created(tx, task, registration)
     elif registration.create_token not in ("", task["create_token"]):
-        return  # another attempt has the word
+        return  # a later attempt has replaced this one
     elif registration.outcome == "not_created" and task["status"] == "created" and not task["callback_count"]:
         tx.update_task(task, outcome="not_created")
-        transitions.fail_locally(tx, task, registration.reason or "The create was not taken.")
-    elif task["outcome"] == "pending":  # also when Kling has shown meanwhile that it knows the task
+        transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.")
+    elif task["outcome"] == "pending":  # also if a callback shows that Kling knows the task
         tx.update_task(task, outcome="unknown")
         tx.run_now(ask_key(task["id"]))
 
 
 def _record_created(tx: Transaction, task: TaskRow, registration: Registration) -> None:
-    """The create's own answer has Kling's id: it goes before one that a question brought, until it is said."""
+    """Record an accepted create. The first report of this attempt replaces an id that a query found."""
     first = task["outcome"] != "created"
-    named = first and registration.create_token == task["create_token"]
+    own_report = first and registration.create_token == task["create_token"]
     tx.update_task(task, outcome="created")
     if first or not task["kling_id"]:
-        set_kling_id(tx, task, registration.kling_id if named else task["kling_id"] or registration.kling_id)
+        set_kling_id(tx, task, registration.kling_id if own_report else task["kling_id"] or registration.kling_id)
 
 
 def set_kling_id(tx: Transaction, task: TaskRow, kling_id: str | None) -> None:
-    """Kling knows the task, by this id of its own; let a question that waited for it go."""
+    """Set Kling's id of a task, and run a query that waits for it."""
     tx.update_task(task, kling_id=kling_id)
     if task["origin"] == "callback":
-        enqueue.ask(tx, task["id"])  # now by an id that Kling knows
+        enqueue.ask(tx, task["id"])  # by the new id, which Kling knows
     elif transition(task["status"], task["origin"], "submitted", "kling") == "applied":
         transitions.set_status(tx, task, "submitted", "", "kling")
     tx.run_now(ask_key(task["id"]))

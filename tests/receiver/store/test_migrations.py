@@ -86,7 +86,8 @@ def test_a_running_receiver_completes_the_jobs(
         old = OldDatabase(revision, now, kling_ids, files=f"{web.url}/files", hooks=f"{web.url}/hooks")
         old.fill(bare_database_url)
         hook = {} if old.has_hooks else {"hook_url": f"{web.url}/hooks/default"}
-        running = start(api_base=gateway.url, database_url=bare_database_url, hook_secret=SECRET, **hook)
+        settings = {"api_base": gateway.url, "database_url": bare_database_url, "hook_secret": SECRET, **hook}
+        running = start(options={"hook_idle_seconds": 0.05}, **settings)
         ledger = Ledger(database)
         poll_until(lambda: set(unfinished(ledger)) <= {"delivery/1/hook-paused"})
         running.stop()

@@ -1,7 +1,5 @@
 """The tables: what no row may be, and that migrations lead to the models."""
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -190,18 +188,11 @@ def test_many_may_migrate_at_once(bare_database_url: str) -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
-    _assert_whole(bare_database_url)
+    assert_complete(bare_database_url)
 
 
-def test_two_processes_may_migrate_at_once(bare_database_url: str) -> None:
-    """The same between processes, as two starts of a receiver would."""
-    program = "import sys; from kling_receiver.store.database import Database; Database(sys.argv[1]).migrate()"
-    processes = [subprocess.Popen([sys.executable, "-c", program, bare_database_url]) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    _assert_whole(bare_database_url)
-
-
-def _assert_whole(url: str) -> None:
+def assert_complete(url: str) -> None:
+    """Every table is there, and one revision."""
     database = Database(url)
     with database.read() as connection:
         assert set(METADATA.tables) < set(inspect(connection).get_table_names())
