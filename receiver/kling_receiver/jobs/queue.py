@@ -77,25 +77,23 @@ def settle_as(outcome: Outcome) -> Settle:
 
 
 HAS_CAPACITY = "AND concurrency_key NOT IN :keys AND pool NOT IN :pools"
-
-
-def _due(condition: str) -> Statement[JobRow]:
-    sql = f"""
+DUE, DUE_WITH_CAPACITY = (
+    Statement[JobRow](
+        f"""
         SELECT id, unique_key, kind, pool, task_id, concurrency_key, args, attempts FROM job
         WHERE state = 'ready' AND due_at <= :now {condition} ORDER BY due_at, id LIMIT {MAX_SCANNED}
-    """  # constants
-    return Statement[JobRow](sql, table=JOB, lock="FOR UPDATE SKIP LOCKED")
-
-
-def _next(condition: str) -> Statement:
-    sql = f"""
+        """,  # constants
+        table=JOB,
+        lock="FOR UPDATE SKIP LOCKED",
+    )
+    for condition in ("", HAS_CAPACITY)
+)
+NEXT, NEXT_WITH_CAPACITY = (
+    Statement(f"""
         SELECT due_at FROM job WHERE state = 'ready' AND due_at < {NEVER} {condition} ORDER BY due_at LIMIT 1
-    """  # constants
-    return Statement(sql)
-
-
-DUE, DUE_WITH_CAPACITY = _due(""), _due(HAS_CAPACITY)
-NEXT, NEXT_WITH_CAPACITY = _next(""), _next(HAS_CAPACITY)
+    """)  # constants
+    for condition in ("", HAS_CAPACITY)
+)
 CLAIM = Statement("""
     UPDATE job SET state = 'running', attempts = attempts + 1, claim_id = :claim_id,
         lease_expires_at = :lease_expires_at

@@ -1,12 +1,14 @@
 """Every format in which Kling or a gateway reports a task is parsed into the same Report."""
 
 import json
+from collections.abc import Callable
 from typing import Any, cast, get_args
 
 import pytest
 
 from kling_callback.protocol.reports import (
     MAX_COST_CHARS,
+    MAX_COST_DEPTH,
     MAX_ID_CHARS,
     MAX_OUTPUTS,
     MAX_PARTS,
@@ -256,6 +258,21 @@ def test_a_file_of_no_kind_is_a_file() -> None:
     assert report.outputs == (Output("y" * MAX_ID_CHARS, "u"),)
 
 
+def list_of(value: Any) -> Any:
+    """A list with one element."""
+    return [value]
+
+
+def object_of(value: Any) -> Any:
+    """An object with one member."""
+    return {"a": value}
+
+
+def nested(count: int, wrap: Callable[[Any], Any]) -> Any:
+    """A number in so many lists or objects; its depth is one more."""
+    return wrap(nested(count - 1, wrap)) if count else 1
+
+
 @pytest.mark.parametrize(
     ("cost", "kept"),
     [
@@ -272,6 +289,8 @@ def test_a_file_of_no_kind_is_a_file() -> None:
         ("x" * 300, "x" * MAX_ID_CHARS),
         (["x" * (MAX_COST_CHARS - 4)], ["x" * (MAX_COST_CHARS - 4)]),
         (["x" * (MAX_COST_CHARS - 3)], None),
+        *[(deep := nested(MAX_COST_DEPTH - 1, wrap), deep) for wrap in (list_of, object_of)],
+        *[(nested(MAX_COST_DEPTH, wrap), None) for wrap in (list_of, object_of)],
     ],
 )
 def test_the_cost_is_unchanged_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:

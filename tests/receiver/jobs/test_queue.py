@@ -135,7 +135,7 @@ def test_what_is_tried_again_waits(ledger: Ledger) -> None:
     assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
     row = ledger.jobs()["ask/t"]
     assert (row["state"], row["due_at"], row["attempts"], row["claim_id"]) == ("ready", NOW + 7, 1, None)
-    assert row["error"] == "x" * queue.MAX_ERROR_CHARS
+    assert (row["delay_ms"], row["error"]) == (7, "x" * queue.MAX_ERROR_CHARS)
     ledger.now += 7
     (job,) = claim(ledger)
     assert (job.attempts, job.args) == (2, {"n": 1})
@@ -246,6 +246,8 @@ def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
     ledger.now += 3
     claim(ledger)
     assert (next_due("a"), next_due()) == (NOW + 3 + LEASE, NOW + 5)
+    no_capacity = Capacity(1, keys=Counter("a"))
+    assert ledger.change(lambda tx: queue.next_due(tx, no_capacity, leases=False)) is None
 
 
 def test_the_order_does_not_depend_on_an_index(bare_database_url: str) -> None:
