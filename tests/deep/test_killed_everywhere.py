@@ -1,11 +1,14 @@
 """The short form of `scripts/crash`: kills at some calls of each kind and at random moments, and one trace."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from kling_receiver.tasks import startup
 from tests.support.receiver import ABSENT
 from tools.crash import gate, random_kills, strace
+from tools.crash.checks import REPAIRED
 from tools.crash.durability import trace_run
 from tools.crash.everywhere import KINDS, run
 
@@ -28,6 +31,11 @@ def test_killed_at_a_call(kind: str, n: int) -> None:
     done = run(KIND_BY_NAME[kind], n)
     assert (done.killed, done.calls) == (True, n)
     assert done.problems == []
+
+
+def test_a_repair_at_start_is_recognized_in_the_log() -> None:
+    """The checks find a repair by the words that the receiver logs."""
+    assert inspect.getsource(startup.repair).count(REPAIRED) == 2
 
 
 @pytest.mark.skipif(not strace.available(), reason=f"{ABSENT}strace")

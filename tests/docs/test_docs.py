@@ -86,12 +86,12 @@ def test_the_guide_runs_from_its_first_line_to_its_last(settings: None, gateway:
 
 
 def test_the_guide_s_wait_may_time_out(kling: Kling, gateway: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """The example prints that the task goes on, and the next one gets its result."""
+    """The example prints that the task is still running, and the next one gets its result."""
     gateway.hold()
     names: dict[str, Any] = {"kling": kling}
     first, second = blocks(section("Waiting"))
     run([first], names)
-    assert "goes on: " in capsys.readouterr().out
+    assert "still running: " in capsys.readouterr().out
     gateway.release()
     run([second], names)
     assert names["task"].status == "succeed"
@@ -113,7 +113,7 @@ def test_the_guide_reports_a_lost_file(kling: Kling, gateway: Sandbox, capsys: p
         ({"arrears"}, "not paid: 1101 429 "),
         ({"failed"}, "failed: "),
         ({"redirect-private"}, "incomplete: "),
-        ({"create-504", "drop-external-id", "final-only"}, "perhaps taken"),
+        ({"create-504", "drop-external-id", "final-only"}, "perhaps created"),
     ],
 )
 def test_the_guide_s_errors_are_raised(
