@@ -1,4 +1,4 @@
-"""Work that is owed: what each loser of a race must not do."""
+"""The job queue: claims, leases, settlements, and what the loser of each race must not do."""
 
 import itertools
 import statistics
@@ -32,15 +32,15 @@ def ledger(database: Database) -> Ledger:
 NAMES = itertools.count()
 
 
-def claim(ledger: Ledger, busy: Capacity | None = None, *, room: int = 9) -> list[ClaimedJob]:
-    """Claim what is due; `room`: jobs of one lane, unless `busy` says more."""
+def claim(ledger: Ledger, capacity: Capacity | None = None, *, room: int = 9) -> list[ClaimedJob]:
+    """Claim the due jobs; `room`: jobs with one key, unless `capacity` is given."""
     return ledger.change(
-        lambda tx: queue.claim_due(tx, busy or Capacity(room), claim_id=f"claim {next(NAMES)}", lease_ms=LEASE)
+        lambda tx: queue.claim_due(tx, capacity or Capacity(room), claim_id=f"claim {next(NAMES)}", lease_ms=LEASE)
     )
 
 
 def settle(ledger: Ledger, job: ClaimedJob, outcome: Outcome) -> bool:
-    """Settle with a verdict that also leaves a mark on the task."""
+    """Settle with an effect that also marks the task."""
 
     def decide(tx: Transaction) -> Outcome:
         tx.update_task(tx.require_task("t"), status_msg="marked")
@@ -51,7 +51,7 @@ def settle(ledger: Ledger, job: ClaimedJob, outcome: Outcome) -> bool:
 
 
 def rescue(ledger: Ledger, until: int | None = None) -> int:
-    """Give back what nobody works at any more."""
+    """Release the jobs whose leases have expired."""
     return ledger.change(lambda tx: queue.rescue(tx, ledger.now if until is None else until))
 
 
@@ -79,8 +79,8 @@ def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
     assert [job.unique_key for job in claim(ledger)] == ["later"]
 
 
-def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
-    """As if it had not been made; other claims stand."""
+def test_an_unconfirmed_claim_is_released(ledger: Ledger) -> None:
+    """As if it had not been made; other claims stay."""
     ledger.put_job("first")
     [first] = claim(ledger)
     ledger.put_job("second")
@@ -92,16 +92,16 @@ def test_a_claim_that_nobody_heard_of_is_given_back(ledger: Ledger) -> None:
     assert settle(ledger, first, Done())
 
 
-def test_the_longest_due_goes_first(ledger: Ledger) -> None:
-    """As many as there is room for."""
+def test_the_job_that_is_due_first_is_claimed_first(ledger: Ledger) -> None:
+    """As many as there is capacity for."""
     for n in (3, 1, 2):
         ledger.put_job(f"j{n}", due_at=NOW - 10 + n)
     assert [job.unique_key for job in claim(ledger, room=2)] == ["j1", "j2"]
     assert [job.unique_key for job in claim(ledger, room=2)] == ["j3"]
 
 
-def test_of_what_is_due_together_the_oldest_goes_first(ledger: Ledger) -> None:
-    """By the order in which it came to be owed, not by where the database happens to keep it."""
+def test_of_jobs_due_together_the_oldest_is_claimed_first(ledger: Ledger) -> None:
+    """In the order in which they were enqueued, not in that of the table's pages."""
     for n in range(3):
         ledger.put_job(f"j{n}", due_at=NOW - (n > 0))
     with ledger.database.write() as connection:  # PostgreSQL puts a changed row behind the others
@@ -119,8 +119,8 @@ def test_two_claims_of_a_job_have_different_names(ledger: Ledger) -> None:
     assert second.attempts == 1
 
 
-def test_done_is_gone(ledger: Ledger) -> None:
-    """And the verdict's change is made."""
+def test_a_finished_job_is_deleted(ledger: Ledger) -> None:
+    """And its effect is applied."""
     ledger.put_job()
     (job,) = claim(ledger)
     assert settle(ledger, job, Done())
@@ -128,8 +128,8 @@ def test_done_is_gone(ledger: Ledger) -> None:
     assert (ledger.task()["status_msg"], ledger.types()) == ("marked", ["marked"])
 
 
-def test_what_is_tried_again_waits(ledger: Ledger) -> None:
-    """Until its time, with the reason, with what it knew, and with its attempts counted."""
+def test_a_retried_job_waits(ledger: Ledger) -> None:
+    """Until its time, with the error, its arguments, and its attempts counted."""
     ledger.put_job(args={"n": 1})
     (job,) = claim(ledger)
     assert settle(ledger, job, RetryAt(NOW + 7, "x" * 900))
@@ -139,10 +139,12 @@ def test_what_is_tried_again_waits(ledger: Ledger) -> None:
     ledger.now += 7
     (job,) = claim(ledger)
     assert (job.attempts, job.args) == (2, {"n": 1})
+    assert settle(ledger, job, RetryAt(NOW, "late"))
+    assert ledger.jobs()["ask/t"]["delay_ms"] == 0
 
 
-def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
-    """Dead, with the reason; owing it again gives it all its attempts."""
+def test_a_job_that_is_given_up_is_a_dead_letter(ledger: Ledger) -> None:
+    """With the error; enqueueing it again gives it all its attempts."""
     ledger.put_job()
     (job,) = claim(ledger)
     assert settle(ledger, job, GiveUp("no use"))
@@ -156,7 +158,7 @@ def test_what_is_given_up_is_kept_and_may_be_owed_again(ledger: Ledger) -> None:
 @pytest.mark.parametrize("outcome", [Done(), RetryAt(NOW, "again"), GiveUp("no use")])
 @pytest.mark.parametrize("taken_over", [True, False])
 def test_a_worker_that_lost_its_claim_settles_nothing(ledger: Ledger, outcome: Outcome, taken_over: bool) -> None:
-    """And its verdict changes nothing: neither the job nor the task."""
+    """Its effect changes neither the job nor the task."""
     ledger.put_job()
     (job,) = claim(ledger)
     ledger.now += LEASE
@@ -178,8 +180,8 @@ def test_a_job_is_settled_once(ledger: Ledger) -> None:
     assert ledger.jobs()["ask/t"]["state"] == "ready"
 
 
-def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
-    """The job is still the worker's."""
+def test_an_effect_that_fails_settles_nothing(ledger: Ledger) -> None:
+    """The worker keeps the claim."""
     ledger.put_job()
     (job,) = claim(ledger)
 
@@ -194,17 +196,17 @@ def test_a_verdict_that_fails_settles_nothing(ledger: Ledger) -> None:
 
 
 def test_one_dead_host_cannot_starve_the_rest(ledger: Ledger) -> None:
-    """Its lane is full, and the others' jobs are claimed although they were due later."""
+    """Its key has no capacity, and the jobs of others are claimed although they were due later."""
     for n in range(queue.MAX_SCANNED + 50):
         ledger.put_job(f"dead/{n}", concurrency_key="dead host", due_at=NOW - 1000 + n)
     ledger.put_job("good", concurrency_key="good host", due_at=NOW)
-    busy = Capacity(per_key=16)
-    assert Counter(job.concurrency_key for job in claim(ledger, busy)) == {"dead host": 16}
-    assert [job.unique_key for job in claim(ledger, busy)] == ["good"]
+    capacity = Capacity(per_key=16)
+    assert Counter(job.concurrency_key for job in claim(ledger, capacity)) == {"dead host": 16}
+    assert [job.unique_key for job in claim(ledger, capacity)] == ["good"]
 
 
-def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
-    """Downloads have all the room that downloads have, and a question is claimed although it was due later."""
+def test_many_dead_hosts_cannot_starve_other_pools(ledger: Ledger) -> None:
+    """Downloads use all of their pool, and a query is claimed although it was due later."""
     for n in range(queue.MAX_SCANNED + 50):
         ledger.put_job(
             f"dead/{n}",
@@ -214,27 +216,27 @@ def test_many_dead_hosts_cannot_starve_other_kinds(ledger: Ledger) -> None:
             due_at=NOW - 1000 + n,
         )
     ledger.put_job("good", kind="ask", due_at=NOW)
-    busy = Capacity(per_key=16)
-    assert Counter(job.kind for job in claim(ledger, busy)) == {"download": 48}
-    assert [job.unique_key for job in claim(ledger, busy)] == ["good"]
+    capacity = Capacity(per_key=16)
+    assert Counter(job.kind for job in claim(ledger, capacity)) == {"download": 48}
+    assert [job.unique_key for job in claim(ledger, capacity)] == ["good"]
 
 
-def test_a_lane_has_room_for_what_is_not_running(ledger: Ledger) -> None:
-    """What runs counts; within one claim too."""
+def test_running_jobs_use_the_capacity_of_their_key(ledger: Ledger) -> None:
+    """Within one claim too."""
     for n in range(5):
         ledger.put_job(f"j{n}", concurrency_key="a")
     [first] = claim(ledger, room=1)
-    busy = Capacity.of([first, replace(first, concurrency_key="b")], per_key=3)
-    assert len(claim(ledger, busy)) == 2
+    capacity = Capacity.of([first, replace(first, concurrency_key="b")], per_key=3)
+    assert len(claim(ledger, capacity)) == 2
 
 
-def test_the_next_look_is_when_something_is_due(ledger: Ledger) -> None:
-    """Or when a lease ends; a lane or kind that is full is looked at when one of its jobs ends."""
+def test_the_next_claim_is_at_the_next_due_time(ledger: Ledger) -> None:
+    """Or when a lease expires; not for a key or pool without capacity."""
 
     def next_due(*full: str, pools: tuple[str, ...] = ()) -> int | None:
         one: dict[str, int] = dict.fromkeys(Pool, 1)
-        busy = Capacity(1, one, keys=Counter(full), pools=Counter(pools))
-        return ledger.change(lambda tx: queue.next_due(tx, busy))
+        capacity = Capacity(1, one, keys=Counter(full), pools=Counter(pools))
+        return ledger.change(lambda tx: queue.next_due(tx, capacity))
 
     assert next_due() is None
     ledger.put_job("dead", state="dead")
@@ -259,8 +261,8 @@ def test_the_order_does_not_depend_on_an_index(bare_database_url: str) -> None:
         tx.connection.execute(text("DROP INDEX job_due"))
     for n in (7, 5, 6, 4):
         ledger.put_job(f"j{n}", due_at=NOW + n)
-    busy = Capacity(1)
-    assert ledger.change(lambda tx: queue.next_due(tx, busy)) == NOW + 4
+    capacity = Capacity(1)
+    assert ledger.change(lambda tx: queue.next_due(tx, capacity)) == NOW + 4
     ledger.now += 9
     assert [job.unique_key for _ in range(4) for job in claim(ledger, Capacity(1))] == [
         "j4",
@@ -272,7 +274,7 @@ def test_the_order_does_not_depend_on_an_index(bare_database_url: str) -> None:
 
 
 def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
-    """When its lease ends, not before; due at once, and the attempt that was cut off does not count."""
+    """When its lease expires, not before; due at once, and the interrupted attempt is not counted."""
     ledger.put_job("a")
     ledger.put_job("later", due_at=NOW + 10**9)
     claim(ledger)
@@ -290,16 +292,16 @@ def test_a_dead_workers_job_is_rescued(ledger: Ledger) -> None:
     assert ledger.jobs()["later"]["due_at"] == NOW + 10**9
 
 
-def test_after_a_start_all_leases_are_void(ledger: Ledger) -> None:
-    """One receiver serves a database: whoever held them is gone."""
+def test_a_start_releases_every_claim(ledger: Ledger) -> None:
+    """One receiver serves a database, so that every holder is gone."""
     ledger.put_job()
     claim(ledger)
     assert rescue(ledger, 1 << 62) == 1
     assert len(claim(ledger)) == 1
 
 
-def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
-    """The worker settles it; what came meanwhile is for its verdict to see."""
+def test_enqueueing_a_running_job_takes_no_claim(ledger: Ledger) -> None:
+    """Its worker settles it."""
     ledger.put_job()
     (job,) = claim(ledger)
     ledger.change(lambda tx: enqueue.ask(tx, "t"))
@@ -308,13 +310,13 @@ def test_owing_while_it_runs_takes_no_claim(ledger: Ledger) -> None:
 
 
 def test_a_key_keeps_the_earlier_time(ledger: Ledger) -> None:
-    """However often it is owed."""
+    """However often it is enqueued."""
     for due in (NOW + 5, NOW + 3, NOW + 8):
         ledger.change(lambda tx, due=due: enqueue.ask(tx, "t", due))  # type: ignore[misc]
     assert [job["due_at"] for job in ledger.jobs().values()] == [NOW + 3]
 
 
-def test_dropping_a_job_leaves_one_that_runs(ledger: Ledger) -> None:
+def test_cancelling_leaves_a_running_job(ledger: Ledger) -> None:
     """Its worker settles it."""
     ledger.put_job()
     (job,) = claim(ledger)
@@ -345,20 +347,20 @@ def test_two_workers_never_have_the_same_job(database: Database, database_url: s
     assert (len(taken), len(set(taken)), left) == (40, 40, [])
 
 
-def test_what_runs_counts_by_lane_and_by_kind(ledger: Ledger) -> None:
-    """However many hosts it is spread over, one kind of work leaves room for the others."""
+def test_running_jobs_count_by_key_and_by_pool(ledger: Ledger) -> None:
+    """However many hosts they are spread over, the jobs of one pool leave capacity for others."""
     ledger.put_job()
     (job,) = claim(ledger)
-    busy = Capacity.of([job, replace(job, concurrency_key="b")], per_key=2, per_pool={"kling": 2})
-    assert busy.exhausted == {"keys": [], "pools": ["kling"]}
-    assert not busy.reserve("c", job.pool)
-    assert busy.reserve(job.concurrency_key, "downloads")
-    assert busy.exhausted == {"keys": ["kling"], "pools": ["kling"]}
+    capacity = Capacity.of([job, replace(job, concurrency_key="b")], per_key=2, per_pool={"kling": 2})
+    assert capacity.exhausted == {"keys": [], "pools": ["kling"]}
+    assert not capacity.reserve("c", job.pool)
+    assert capacity.reserve(job.concurrency_key, "downloads")
+    assert capacity.exhausted == {"keys": ["kling"], "pools": ["kling"]}
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
-def test_a_claim_under_way_holds_no_other_up(database_url: str) -> None:
-    """The second worker takes what the first, not yet committed, does not look at; it waits for nobody."""
+def test_a_claim_in_progress_blocks_no_other(database_url: str) -> None:
+    """The second worker claims the jobs that the first, uncommitted claim does not read."""
     first, second = Ledger(Database(database_url)), Ledger(Database(database_url))
     first.put_task()
     for n in range(queue.MAX_SCANNED + 1):
@@ -390,8 +392,8 @@ def test_waits_spread_out() -> None:
     assert statistics.stdev(waits) > 1000
 
 
-def test_after_the_last_step_nothing_is_tried() -> None:
-    """Whatever the other side asked for."""
+def test_after_the_last_step_there_is_no_retry() -> None:
+    """Whatever `Retry-After` says."""
     backoff = Backoff((1, 2))
     assert backoff.next_at(2, NOW) is not None
     assert backoff.next_at(3, NOW) is None
@@ -406,8 +408,8 @@ def test_retry_after_is_respected_up_to_an_hour(asked: float | None, wait: float
     assert Backoff((10,), lambda: 0.0).next_at(1, NOW, at_least=asked) == NOW + wait * 1000
 
 
-def test_an_attempt_that_was_cut_off_does_not_count(ledger: Ledger) -> None:
-    """The next one is the same attempt, and knows what it was left."""
+def test_an_interrupted_attempt_is_not_counted(ledger: Ledger) -> None:
+    """The next one has the same number, and the arguments that were left for it."""
     ledger.put_job()
     for _ in range(2):
         [job] = claim(ledger)
