@@ -38,10 +38,11 @@ def serve(host: str, port: int) -> None:
         receiver.store.database.close()
         raise
     url_host = f"[{host}]" if ":" in host else host
+    database, results = receiver.store.database, receiver.store.storage.root
     click.echo(
         f"kling-receiver {__version__} on http://{url_host}:{listener.getsockname()[1]}, "
         f"reached by Kling as {settings.receiver_url}\n"
-        f"data in {settings.data_dir.absolute()}: database {receiver.store.database}, results {receiver.store.storage.root}",
+        f"data in {settings.data_dir.absolute()}: database {database}, results {results}",
         err=True,
     )
     warn_if_unreachable(settings)
