@@ -1,4 +1,4 @@
-"""Races with real threads and real processes: named by the loser, and by what it must not do."""
+"""Races with real threads and processes, named by the loser and by what it must not do."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Any
 
 from kling_receiver.jobs import queue
-from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Outcome
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Outcome, Settle
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.tables import EVENT, JOB
 from kling_receiver.store.transaction import Transaction
@@ -44,13 +44,13 @@ def each_round(race: Callable[[str], None]) -> None:
 
 
 def claim(ledger: Ledger) -> list[ClaimedJob]:
-    """Claim what is due."""
+    """Claim the due jobs."""
     return ledger.change(lambda tx: queue.claim_due(tx, Capacity(99), claim_id=token_hex(8), lease_ms=LEASE))
 
 
-def settle(ledger: Ledger, job: ClaimedJob, verdict: Callable[[Transaction], Outcome]) -> bool:
-    """Settle a job; whether the claim still held."""
-    return ledger.change(lambda tx: queue.settle(tx, job, verdict))
+def settle(ledger: Ledger, job: ClaimedJob, effect: Settle) -> bool:
+    """Settle a job. Returns whether the claim held."""
+    return ledger.change(lambda tx: queue.settle(tx, job, effect))
 
 
 def give_up(ledger: Ledger, job: ClaimedJob, task: TaskRow) -> bool:
@@ -58,18 +58,18 @@ def give_up(ledger: Ledger, job: ClaimedJob, task: TaskRow) -> bool:
     return settle(ledger, job, handle(job, task, None))
 
 
-def take(ledger: Ledger, word: Callback) -> None:
-    """Take in a callback."""
-    ledger.record(word)
+def ingest(ledger: Ledger, callback: Callback) -> None:
+    """Ingest a callback."""
+    ledger.record(callback)
 
 
 def report(ledger: Ledger, task: str) -> None:
-    """The create's answer, as the client tells it."""
+    """Report the create's answer, as a client does."""
     ledger.register(task, outcome="created", kling_id=f"k{task}")
 
 
 def mark(ledger: Ledger, job: ClaimedJob) -> bool:
-    """A verdict that leaves an event behind; whether it counted."""
+    """Settle with an effect that adds an event. Returns whether the claim held."""
 
     def marked(tx: Transaction) -> Outcome:
         tx.add_event(job.task_id, "marked")
@@ -79,29 +79,29 @@ def mark(ledger: Ledger, job: ClaimedJob) -> bool:
 
 
 def fail(ledger: Ledger, job: ClaimedJob) -> bool:
-    """Kling's word that the task failed, as a verdict; whether it counted."""
+    """Settle with Kling's status `failed`. Returns whether the claim held."""
 
-    def believed(tx: Transaction) -> Outcome:
+    def apply(tx: Transaction) -> Outcome:
         transitions.apply_report(tx, tx.require_task(job.task_id), says("failed"))
         return Done()
 
-    return settle(ledger, job, believed)
+    return settle(ledger, job, apply)
 
 
 def rescue(ledger: Ledger) -> int:
-    """Take back what is claimed for too long; how much."""
+    """Release the claims whose leases have expired. Returns how many."""
     return ledger.change(lambda tx: queue.rescue(tx, tx.now))
 
 
 def overdue(ledger: Ledger, task: str) -> ClaimedJob:
-    """The claimed last look at a task of which Kling knows nothing."""
+    """The claimed last check of a task that Kling does not know."""
     ledger.put_task(task)
     ledger.put_job(f"overdue/{task}", kind="overdue", task_id=task, args={"queries": MAX_QUERIES_UNKNOWN})
     [job] = [job for job in claim(ledger) if job.task_id == task]
     return job
 
 
-def owed(ledger: Ledger, task: str) -> ClaimedJob:
+def claimed_job(ledger: Ledger, task: str) -> ClaimedJob:
     """A claimed job of a task."""
     ledger.put_task(task)
     ledger.put_job(task_id=task)
@@ -109,8 +109,8 @@ def owed(ledger: Ledger, task: str) -> ClaimedJob:
     return job
 
 
-def test_a_repeat_that_comes_beside_the_first_is_counted(start: Start, gateway: Sandbox, database_url: str) -> None:
-    """Sixteen senders of one body at once, before anybody knows the task: one event, fifteen repeats."""
+def test_concurrent_repeats_are_counted(start: Start, gateway: Sandbox, database_url: str) -> None:
+    """Sixteen senders of one body at once, for an unknown task: one event, fifteen repeats."""
     running = start(api_base=gateway.url, database_url=database_url)
 
     def race(task: str) -> None:
@@ -125,8 +125,8 @@ def test_a_repeat_that_comes_beside_the_first_is_counted(start: Start, gateway: 
         race(task)
 
 
-def test_a_repeat_of_the_end_is_not_asked_about_twice(start: Start, gateway: Sandbox, database_url: str) -> None:
-    """However many senders bring it, Kling is asked once, and each file is fetched once."""
+def test_concurrent_final_callbacks_cause_one_query(start: Start, gateway: Sandbox, database_url: str) -> None:
+    """However many senders there are, each file is downloaded once."""
     running = start(api_base=gateway.url, database_url=database_url)
     task, theirs = submit(running, gateway, "no-callback")
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
@@ -137,12 +137,12 @@ def test_a_repeat_of_the_end_is_not_asked_about_twice(start: Start, gateway: San
     assert len(gateway.downloads) == 1
 
 
-def test_a_repeat_that_comes_at_once_adds_no_event(rivals: Rivals) -> None:
+def test_a_concurrent_repeat_adds_no_event(rivals: Rivals) -> None:
     """Whichever is first: one event, and one repeat of it."""
 
     def race(task: str) -> None:
         rivals.here.register(task)
-        rivals.at_once(*[partial(take, word=callback(task, "processing"))] * 2)
+        rivals.at_once(*[partial(ingest, callback=callback(task, "processing"))] * 2)
         [event] = [row for row in rivals.here.rows(EVENT, task_id=task) if row["body_sha256"]]
         assert event["repeat_count"] == 1
         row = rivals.here.task(task)
@@ -151,13 +151,15 @@ def test_a_repeat_that_comes_at_once_adds_no_event(rivals: Rivals) -> None:
     each_round(race)
 
 
-def test_a_deadline_that_loses_to_klings_word_ends_nothing(rivals: Rivals) -> None:
-    """And one that wins gives way to it: after both, what Kling signed stands."""
+def test_a_deadline_that_loses_to_klings_status_fails_no_task(rivals: Rivals) -> None:
+    """One that wins is replaced: after both, the status that Kling signed stands."""
 
     def race(task: str) -> None:
         job = overdue(rivals.here, task)
-        word = callback(task, "succeed", files=[FILE], signed=True)
-        assert rivals.at_once(partial(give_up, job=job, task=rivals.here.task(task)), partial(take, word=word)) == [
+        signed = callback(task, "succeed", files=[FILE], signed=True)
+        assert rivals.at_once(
+            partial(give_up, job=job, task=rivals.here.task(task)), partial(ingest, callback=signed)
+        ) == [
             True,
             None,
         ]
@@ -168,13 +170,14 @@ def test_a_deadline_that_loses_to_klings_word_ends_nothing(rivals: Rivals) -> No
     each_round(race)
 
 
-def test_a_callback_that_loses_to_the_deadline_is_asked_about(rivals: Rivals) -> None:
-    """A bare callback overturns no end, but nobody forgets it: either the task lives, or Kling is asked."""
+def test_a_callback_that_loses_to_the_deadline_causes_a_query(rivals: Rivals) -> None:
+    """An unsigned callback reopens no task: either the task stays open, or Kling is queried."""
 
     def race(task: str) -> None:
         job = overdue(rivals.here, task)
         rivals.at_once(
-            partial(give_up, job=job, task=rivals.here.task(task)), partial(take, word=callback(task, "processing"))
+            partial(give_up, job=job, task=rivals.here.task(task)),
+            partial(ingest, callback=callback(task, "processing")),
         )
         row, jobs = rivals.here.task(task), rivals.here.jobs()
         if row["origin"] == "local":
@@ -185,12 +188,12 @@ def test_a_callback_that_loses_to_the_deadline_is_asked_about(rivals: Rivals) ->
     each_round(race)
 
 
-def test_a_creates_answer_that_loses_to_the_first_callback_takes_nothing_back(rivals: Rivals) -> None:
-    """Whichever is first: the status is the further one, and Kling's id is known."""
+def test_a_creates_answer_that_loses_to_the_first_callback_changes_no_status(rivals: Rivals) -> None:
+    """Whichever is first: the status is the later one, and Kling's id is known."""
 
     def race(task: str) -> None:
         rivals.here.register(task)
-        rivals.at_once(partial(report, task=task), partial(take, word=callback(task, "processing")))
+        rivals.at_once(partial(report, task=task), partial(ingest, callback=callback(task, "processing")))
         row = rivals.here.task(task)
         assert (row["status"], row["outcome"], row["kling_id"]) == ("processing", "created", f"k{task}")
         assert rivals.here.types(task).count("task.processing") == 1
@@ -201,7 +204,7 @@ def test_a_creates_answer_that_loses_to_the_first_callback_takes_nothing_back(ri
 def test_a_registration_that_loses_to_the_first_callback_may_not_create(
     start: Start, gateway: Sandbox, database_url: str
 ) -> None:
-    """A callback shows that Kling has the task: if it is there first, this attempt must not pay for another."""
+    """A callback shows that Kling has the task: after it, this attempt must not pay for another."""
     running = start(api_base=gateway.url, database_url=database_url)
 
     def race(task: str) -> None:
@@ -224,7 +227,7 @@ def test_a_worker_that_loses_to_the_rescuer_settles_nothing(rivals: Rivals) -> N
     here = rivals.here
 
     def race(task: str) -> None:
-        job = owed(here, task)
+        job = claimed_job(here, task)
         here.now += LEASE
         held, rescued = rivals.at_once(partial(mark, job=job), rescue)
         assert (held, rescued) in ((True, 0), (False, 1))
@@ -235,8 +238,8 @@ def test_a_worker_that_loses_to_the_rescuer_settles_nothing(rivals: Rivals) -> N
     each_round(race)
 
 
-def test_a_worker_that_claims_second_gets_what_is_left(rivals: Rivals) -> None:
-    """However many jobs are due, each goes to one of the two."""
+def test_a_worker_that_claims_second_gets_the_other_jobs(rivals: Rivals) -> None:
+    """However many jobs are due, each is claimed by one of the two."""
     here, due = rivals.here, 8
 
     def race(task: str) -> None:
@@ -254,10 +257,10 @@ def test_a_worker_that_claims_second_gets_what_is_left(rivals: Rivals) -> None:
 
 
 def test_a_worker_that_settles_second_settles_nothing(rivals: Rivals) -> None:
-    """Of two that think they hold one job, one verdict is applied."""
+    """Of two workers with one claim, one effect is applied."""
 
     def race(task: str) -> None:
-        job = owed(rivals.here, task)
+        job = claimed_job(rivals.here, task)
         held = rivals.at_once(partial(fail, job=job), partial(fail, job=job))
         assert sorted(held) == [False, True]
         assert rivals.here.types(task) == ["task.failed", "task.done"]

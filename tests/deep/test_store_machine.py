@@ -1,4 +1,4 @@
-"""Any sequence of callbacks, answers, registrations and endings leads where a model of a few lines says."""
+"""Any sequence of callbacks, answers, registrations and settlements ends in the state of a small model."""
 
 import dataclasses
 import shutil
@@ -43,15 +43,15 @@ SPELLED = st.sampled_from(list(SPELLINGS))
 CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), st.booleans(), SPELLED)
 
 
-def answered(spelling: str, said: tuple[str, int]) -> Report:
-    """Kling's answer to a question, read as it comes."""
-    answer = parse_answer(spelled(spelling, said[0], files=[FILE] * said[1]))
+def answered(spelling: str, record: tuple[str, int]) -> Report:
+    """Kling's answer to a query, parsed."""
+    answer = parse_answer(spelled(spelling, record[0], files=[FILE] * record[1]))
     assert answer is not None
     return answer.reports[0]
 
 
-SAID = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("succeed", 0), ("failed", 0)])
-SURE = st.builds(answered, SPELLED, SAID)
+RECORDS = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("succeed", 0), ("failed", 0)])
+SURE = st.builds(answered, SPELLED, RECORDS)
 ANSWERS = st.none() | SURE
 FAR_FUTURE = 1 << 62
 NO_ANSWER = GatewayError("no answer")
@@ -59,7 +59,7 @@ NO_ANSWER = GatewayError("no answer")
 
 @dataclass
 class Model:
-    """What should become of a task."""
+    """The expected state of a task."""
 
     status: str = "created"
     origin: str | None = None
@@ -69,19 +69,19 @@ class Model:
     bodies: Counter[str] = field(default_factory=Counter)
 
     def kling(self, status: str, files: bool = False) -> None:
-        """Kling's first final word stands; before it, its word goes before ours, and forward."""
+        """Kling's first final status stands; before it, Kling's status replaces ours, and never goes back."""
         if self.origin != "kling" and (self.status in FINAL or RANK[status] >= RANK[self.status]):
             self.status, self.origin = status, "kling" if status in FINAL else None
         if self.status == status == "succeed":
             self.files = self.files or files
 
     def callback(self, status: str | None) -> None:
-        """A callback moves an open task forward, and ends none."""
+        """A callback moves an open task forward, but never to a final status."""
         if status and status not in FINAL and self.status not in FINAL:
             self.status = max(self.status, status, key=RANK.__getitem__)
 
     def ours(self, status: str, origin: str) -> None:
-        """Our own word ends an open task."""
+        """A local or callback status ends an open task."""
         if self.status not in FINAL:
             self.status, self.origin = status, origin
 
@@ -91,7 +91,7 @@ class Model:
         return self.status == "created" and not self.bodies
 
     def register(self, attempt: str, outcome: str | None) -> bool:
-        """A client's word; whether it may send the create."""
+        """A registration. Returns whether the client may send the create."""
         if outcome == "created":
             first, self.outcome = self.outcome != "created", "created"
             if first and self.origin not in ("callback", "kling") and self.status in ("created", "failed"):
@@ -110,14 +110,14 @@ class Model:
 
 @dataclass
 class Run:
-    """A job that a worker has, and the task as the worker read it."""
+    """A claimed job, and the task as its worker read it."""
 
     job: ClaimedJob
     task: TaskRow
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The store and the outbox on a real database, with a worker whose jobs end when hypothesis says so."""
+    """The store and the queue on a real database, with a worker whose jobs end when hypothesis decides."""
 
     template: Path
 
@@ -134,13 +134,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.ledger.change(lambda tx: hook_records.add(tx, HookConfig(address="https://example.com/events")))
 
     def teardown(self) -> None:
-        """Take the database away."""
+        """Remove the database."""
         if hasattr(self, "database"):
             self.database.close()
             shutil.rmtree(self.folder)
 
     @rule(batch=st.lists(CALLBACKS, min_size=1, max_size=5))
-    def callbacks_come(self, batch: list[tuple[str, str | None, bool, int, bool, str]]) -> None:
+    def callbacks_arrive(self, batch: list[tuple[str, str | None, bool, int, bool, str]]) -> None:
         """Repeated, reordered, contradictory, false, signed or not, in any spelling or none; in one commit."""
         made = []
         for task, status, signed, variant, named, spelling in batch:
@@ -157,7 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.ledger.record(*made)
 
     @rule(task=TASKS, attempt=ATTEMPTS, outcome=st.sampled_from([None, None, "created", "not_created", "unknown"]))
-    def a_client_says(self, task: str, attempt: str, outcome: Any) -> None:
+    def a_client_registers(self, task: str, attempt: str, outcome: Any) -> None:
         """Before its create, or after it."""
         if task not in self.models:
             self.models[task] = Model(outcome="pending", attempt=attempt)
@@ -167,12 +167,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(wait=st.sampled_from([1, 2_000, 60_000, 200_000]))
     def time_passes(self, wait: int) -> None:
-        """And a worker claims what is due."""
+        """And a worker claims the due jobs."""
         self.ledger.now += wait
         self.claim()
 
     def claim(self) -> None:
-        """Hooks are nobody's here."""
+        """Claim all jobs but those of hooks."""
 
         def claim(tx: Transaction) -> list[ClaimedJob]:
             busy = Capacity(1, {"hook-runs": 0})
@@ -184,28 +184,28 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), answer=ANSWERS, reached=st.booleans(), last=st.booleans())
     def a_job_ends(self, data: st.DataObject, answer: Report | None, reached: bool, last: bool) -> None:
-        """A question is answered or not, a file comes or does not; perhaps it was the last attempt."""
+        """A query is answered or not, a file is stored or not; perhaps in the last attempt."""
         run = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         many = {"unanswered": 99, "undecided": 99, "queries": 99}
         job = dataclasses.replace(run.job, attempts=99, args=(run.job.args or {}) | many) if last else run.job
-        verdict = getattr(self, f"_{job.kind}")
+        handler = getattr(self, f"_{job.kind}")
         settled = self.ledger.change(
-            lambda tx: queue.settle(tx, job, lambda tx: verdict(tx, job, run.task, answer, reached))
+            lambda tx: queue.settle(tx, job, lambda tx: handler(tx, job, run.task, answer, reached))
         )
         assert settled
 
     @precondition(lambda self: self.running)
     @rule(answer=ANSWERS)
     def the_process_dies(self, answer: Report | None) -> None:
-        """What ran is owed again; what a dead worker's job comes to is nothing."""
+        """Its jobs are released, and a settlement of the dead worker has no effect."""
         self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
         before = self.everything()
         for run in self.running:
             job = run.job
-            verdict = getattr(self, f"_{job.kind}")
+            handler = getattr(self, f"_{job.kind}")
             lost = self.ledger.change(
-                lambda tx, job=job, run=run, verdict=verdict: queue.settle(  # type: ignore[misc]
-                    tx, job, lambda tx: verdict(tx, job, run.task, answer, True)
+                lambda tx, job=job, run=run, handler=handler: queue.settle(  # type: ignore[misc]
+                    tx, job, lambda tx: handler(tx, job, run.task, answer, True)
                 )
             )
             assert not lost
@@ -215,8 +215,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), answer=SURE)
-    def an_operator_asks(self, data: st.DataObject, answer: Report) -> None:
-        """Kling's answer is believed, whenever it was asked."""
+    def an_operator_queries(self, data: st.DataObject, answer: Report) -> None:
+        """Kling's answer is authoritative at any time."""
         task = data.draw(st.sampled_from(sorted(self.models)))
         self.models[task].kling(str(answer.status), bool(answer.outputs))
         self.ledger.change(lambda tx: overdue.apply_answer(tx, tx.require_task(task), answer, "operator"))
@@ -224,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.models)
     @rule(data=st.data(), answer=SURE, lost=st.sets(st.integers(0, 1)))
     def an_operator_fetches(self, data: st.DataObject, answer: Report, lost: set[int]) -> None:
-        """Files that were stored are gone, and fetched again if Kling still names them."""
+        """Stored files are lost, and downloaded again if Kling still names them."""
         task = data.draw(st.sampled_from(sorted(self.models)))
         self.models[task].kling(str(answer.status), bool(answer.outputs))
         gone = [
@@ -248,14 +248,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(times=st.integers(1, 2))
     def it_starts(self, times: int) -> None:
-        """Once, or again before anything was done: nothing was forgotten, and turns go with deadlines."""
+        """Once, or twice in a row: no job is missing, and every swept task has a deadline."""
         self.running.clear()
         self.ledger.change(lambda tx: queue.rescue(tx, FAR_FUTURE))
         for _ in range(times):
             assert self.ledger.change(startup.repair) == 0
             self.ledger.change(lambda tx: startup.schedule_sweep(tx, self.ledger.now))
-        turns = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
-        assert {f"overdue/{task}" for task in turns} <= self.ledger.jobs().keys()
+        swept = {key.removeprefix("sweep/") for key in self.ledger.jobs() if key.startswith("sweep/")}
+        assert {f"overdue/{task}" for task in swept} <= self.ledger.jobs().keys()
 
     def everything(self) -> list[list[Any]]:
         """Every row there is."""
@@ -320,8 +320,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert row["callback_count"] == sum(model.bodies.values())
 
     @invariant()
-    def nothing_owed_is_forgotten(self) -> None:
-        """A live job for each pending file, hint, unnamed file, open task; done when nothing is owed."""
+    def no_job_is_missing(self) -> None:
+        """There is a job for each pending file, hint, missing file and open task; without any, the task is done."""
         jobs = self.ledger.jobs() if hasattr(self, "ledger") else {}
         live = {key for key, job in jobs.items() if job["state"] != "dead"}
         for task, model in getattr(self, "models", {}).items():
@@ -340,8 +340,8 @@ class StoreMachine(RuleBasedStateMachine):
                 assert [file["source_url"] != "" for file in named] == [True] * len(named) != []
 
     @invariant()
-    def every_event_is_offered(self) -> None:
-        """Ids grow, and the hook is owed a look at them."""
+    def every_event_is_dispatched(self) -> None:
+        """Ids grow, and the hook has a dispatch."""
         if not hasattr(self, "ledger"):
             return
         ids = [event["id"] for event in self.ledger.rows(EVENT)]
@@ -350,8 +350,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.last_event = max(ids, default=0)
 
 
-def test_any_sequence_ends_as_the_model_says(tmp_path: Path) -> None:
-    """Hypothesis looks for one that does not."""
+def test_any_sequence_ends_in_the_state_of_the_model(tmp_path: Path) -> None:
+    """Hypothesis searches for one that does not."""
     template = Database(f"sqlite:///{tmp_path / 'template.db'}")
     template.migrate()
     template.close()

@@ -25,7 +25,7 @@ def test_a_run_is_counted(start: Start, gateway: Sandbox) -> None:
     assert answer.headers["Content-Type"] == CONTENT_TYPE
 
 
-def test_names_of_outsiders_are_no_labels(start: Start) -> None:
+def test_no_label_comes_from_outside(start: Start) -> None:
     """However many tasks and families there are, the series stay the same."""
     running = start()
 
@@ -40,7 +40,7 @@ def test_names_of_outsiders_are_no_labels(start: Start) -> None:
     assert series() == before
 
 
-def test_every_receiver_counts_for_itself() -> None:
+def test_every_receiver_has_metrics_of_its_own() -> None:
     """Two in one process share no registry, and every counter is described."""
     one, other = Metrics(), Metrics()
     one.callbacks.labels("accepted").inc()

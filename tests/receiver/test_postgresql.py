@@ -70,8 +70,8 @@ def test_bodies_that_no_text_column_takes(running: Running) -> None:
     )
 
 
-def test_a_task_that_only_its_callbacks_know(running: Running, gateway: Sandbox) -> None:
-    """Made by the first of them."""
+def test_an_unregistered_task(running: Running, gateway: Sandbox) -> None:
+    """Made by its first callback."""
     task = new_id()
     create(running, gateway, task)
     eventually(lambda: show(running, task).get("done"), running)

@@ -1,4 +1,4 @@
-"""The state machine: every move there is, and the drawing of it."""
+"""The state machine: every transition, and its diagram."""
 
 import itertools
 import re
@@ -13,7 +13,7 @@ from kling_receiver.states import FINAL, RANK, STATUSES, Origin, Status, transit
 @pytest.mark.parametrize(("status", "to"), list(itertools.product(STATUSES, STATUSES[1:])))
 @pytest.mark.parametrize("by", ["kling", "callback", "local"])
 def test_an_open_task_moves_forward_only(status: str, to: str, by: Origin) -> None:
-    """A later status is taken, the same one is nothing new, an earlier one comes late."""
+    """A later status is applied, the same one changes nothing, an earlier one is late."""
     if status in FINAL:
         return
     expected = "applied" if RANK[to] > RANK[status] else "same" if to == status else "late"
@@ -22,8 +22,8 @@ def test_an_open_task_moves_forward_only(status: str, to: str, by: Origin) -> No
 
 @pytest.mark.parametrize("status", sorted(FINAL))
 @pytest.mark.parametrize("by", ["kling", "callback", "local"])
-def test_klings_first_final_word_stands(status: str, by: Origin) -> None:
-    """After it nothing moves: the other end contradicts, anything earlier is late."""
+def test_klings_first_final_status_stands(status: str, by: Origin) -> None:
+    """The other final status is contradictory, any earlier one is late."""
     other = next(iter(FINAL - {status}))
     assert transition(status, "kling", status, by) == "same"
     assert transition(status, "kling", other, by) == "contradictory"
@@ -32,13 +32,13 @@ def test_klings_first_final_word_stands(status: str, by: Origin) -> None:
 
 @pytest.mark.parametrize("origin", ["local", "callback"])
 @pytest.mark.parametrize("to", STATUSES[1:])
-def test_an_end_of_our_own_gives_way_to_klings_word(origin: str, to: str) -> None:
-    """Whatever Kling says of a task that we, or a callback, called ended, is taken."""
+def test_a_final_status_of_another_origin_is_replaced_by_klings(origin: str, to: str) -> None:
+    """Any status that Kling reports is applied."""
     assert transition("failed", origin, to, "kling") == "applied"
     assert transition("failed", origin, to, "callback") != "applied"
 
 
-def test_the_drawing_shows_the_statuses() -> None:
-    """The drawing in the module and the types name the same statuses, in the same order."""
+def test_the_diagram_shows_the_statuses() -> None:
+    """The diagram in the module and the types name the same statuses, in the same order."""
     drawn = re.findall(r"\b(created|submitted|processing|succeed|failed)\b", states.__doc__ or "")
     assert list(dict.fromkeys(drawn)) == list(STATUSES) == list(get_args(Status))

@@ -1,4 +1,4 @@
-"""One database as the tests of the inner half see it: changes at a time of their own, and rows to look at."""
+"""A database for tests: transactions at a chosen time, rows to read and write, and callbacks to ingest."""
 
 import asyncio
 import hashlib
@@ -78,28 +78,28 @@ class Ledger:
                 tx.add_event("t", type_)
 
     def record(self, *callbacks: Callback) -> None:
-        """Take in callbacks in one batch."""
+        """Ingest callbacks in one batch."""
         self.change(lambda tx: ingest.ingest(tx, list(callbacks)))
 
-    def believe(self, task: str, report: Report) -> None:
-        """Kling's own word."""
+    def apply_report(self, task: str, report: Report) -> None:
+        """Apply a status that Kling reports."""
         self.change(lambda tx: transitions.apply_report(tx, tx.require_task(task), report))
 
     def register(self, task: str = "t", **given: Any) -> RegistrationResult:
-        """A client's word."""
+        """Register a task."""
         registration = Registration.model_construct(**{"family": FAMILY, "create_token": "a", **given})  # not validated
         return self.change(lambda tx: task_registration.register(tx, task, registration))
 
-    def stand(self) -> None:
-        """Kling could not be asked about the task `t`, to the end of the retries."""
+    def accept_hint(self) -> None:
+        """Accept the hint of the task `t`, as after the last retry of a query."""
         self.change(lambda tx: transitions.accept_hint(tx, tx.require_task("t")))
 
     def store(self, n: int = 0) -> None:
-        """A file of the task `t` came."""
+        """Mark a file of the task `t` as stored."""
         self.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), n, STORED))
 
     def fail(self, n: int = 0) -> None:
-        """A file of the task `t` cannot be had."""
+        """Mark a file of the task `t` as failed."""
         self.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), n, "gone"))
 
     def rows(self, table: Any, **where: Any) -> list[Any]:
@@ -132,31 +132,31 @@ class Ledger:
         return {row["unique_key"]: row for row in self.rows(JOB)}
 
     def put_task(self, task: str = "t", **values: Any) -> None:
-        """A task's row as it is given, past all rules."""
+        """Insert a task's row, without the unit of work."""
         row = {**TASK_DEFAULTS, "id": task, "family": FAMILY, "created_at": NOW, "updated_at": NOW, **values}
         with self.database.write() as connection:
             connection.execute(insert(TASK), row)
 
     def put_hook(self, name: str = "all", address: str = "https://example.com/", **given: Any) -> None:
-        """A hook that hears of what happens from now on."""
+        """Add a hook that receives events from now on."""
         self.change(lambda tx: hook_records.add(tx, HookConfig(name=name, address=address, **given)))
 
     def put_job(self, key: str = "ask/t", **values: Any) -> None:
-        """A job's row as it is given, past the outbox."""
+        """Insert a job's row, without the queue."""
         row = {"kind": "ask", "pool": "kling", "task_id": "t", "concurrency_key": "kling", "args": None}
         usual = {"state": "ready", "attempts": 0, "error": "", "due_at": NOW, "delay_ms": 0, "created_at": NOW}
         with self.database.write() as connection:
             connection.execute(insert(JOB), {**row, **usual, "unique_key": key, **values})
 
     def run_job(self, key: str) -> None:
-        """Call a job running."""
+        """Mark a job as running."""
         with self.database.write() as connection:
             connection.execute(
                 JOB.update().where(JOB.c.unique_key == key).values(state="running", claim_id="c", lease_expires_at=NOW)
             )
 
     def kill_job(self, key: str, attempts: int = 9) -> None:
-        """Call a job dead."""
+        """Mark a job as dead."""
         with self.database.write() as connection:
             connection.execute(
                 JOB.update()
@@ -183,7 +183,7 @@ class ReadEarlier(Reader):
         return self._results
 
     async def any_recent_callback(self) -> bool:
-        """No warning is wanted."""
+        """True, so that there is no warning."""
         return True
 
 
@@ -216,7 +216,7 @@ def handle(
 
 
 def callback(task: str = "t", status: str | None = "processing", **given: Any) -> Callback:
-    """A proven callback; `status` None: one that cannot be read. What it says comes from its body."""
+    """An authenticated callback; `status` None: an unreadable one. Its report is parsed from its body."""
     signed, family = given.pop("signed", False), given.pop("family", FAMILY)
     body = given.pop("body", None) or _body(status, **given)
     report = parse_callback(body)
@@ -250,7 +250,7 @@ SPELLINGS: dict[str, Callable[[Row], Row]] = {
 
 
 def spelled(spelling: str, status: str, *, files: Sequence[str] = (), message: str = "", **record: Any) -> bytes:
-    """A body that says this of a task."""
+    """A body that reports this status."""
     images = [{"index": n, "url": url} for n, url in enumerate(files)]
     known = {"task_status": status, "task_status_msg": message, "task_result": {"images": images}}
     return json.dumps(SPELLINGS[spelling]({**known, **record, "more": record})).encode()
@@ -261,18 +261,18 @@ def _body(status: str | None, *, spelling: str = "legacy", **record: Any) -> byt
 
 
 def view(task: TaskRow) -> tuple[str, str | None, bool]:
-    """What most tests look at: a status, whose word it is, and whether all is over."""
+    """What most tests check: status, origin, done."""
     return task["status"], task["origin"], task["done"]
 
 
 def says(status: Any, *files: str, **record: Any) -> Report:
-    """A record as Kling answers it."""
+    """A report as Kling answers it."""
     return Report(status, outputs=tuple(Output("image", url) for url in files), **record)
 
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """Every statement that the driver is given meanwhile, through either door (on SQLite once for each row)."""
+    """Every statement of the driver during the block, on any connection (on SQLite once for each row)."""
     seen: list[str] = []
 
     def begin(connection: Any, *rest: Any) -> None:

@@ -1,4 +1,4 @@
-"""Two rivals on one database, each by connections of its own, who act at once: threads, or processes."""
+"""Two rivals that act on one database at the same time, each with its own connections: threads, or processes."""
 
 import multiprocessing
 import threading
@@ -14,14 +14,14 @@ from kling_receiver.store.database import Database
 from tests.support.database import Ledger
 
 PATIENCE = 20
-"""Seconds for which one waits for the other."""
+"""Seconds for which one rival waits for the other."""
 
 Action = Callable[[Ledger], Any]
 """What a rival does; in another process it must be a plain function, or a `partial` of one."""
 
 
 class Own(threading.local):
-    """What a rival has for itself: the moment at which both begin, and its own way to the database."""
+    """The state of one rival: the barrier at which both start, and its connection."""
 
     barrier: Barrier
     database: Database | None = None
@@ -38,7 +38,7 @@ class Own(threading.local):
         return ledger
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         if self.database:
             self.database.close()
         self.database, self.url = None, ""
@@ -48,38 +48,38 @@ own = Own()
 
 
 def enter(barrier: Barrier) -> None:
-    """Become a rival."""
+    """Initialize a thread or process as a rival."""
     own.barrier = barrier
 
 
 def act(url: str, now: int, action: Action) -> Any:
-    """Wait for the other, and act: what the action returns."""
+    """Wait for the other rival, then act. Returns what the action returns."""
     ledger = own.ledger(url, now)
     own.barrier.wait(PATIENCE)
     return action(ledger)
 
 
 def leave() -> None:
-    """Let go of the database; both do, since none goes on before the other has come."""
+    """Close the database, in both rivals: each waits for the other."""
     own.barrier.wait(PATIENCE)
     own.close()
 
 
 @dataclass
 class Rivals:
-    """`here`: the same database, for what precedes a race and what follows it."""
+    """Two rivals. `here`: the same database, for the steps before and after a race."""
 
     here: Ledger
     url: str
     executor: Executor = field(repr=False)
 
     def at_once(self, one: Action, other: Action) -> list[Any]:
-        """What each returns, when both begin at the same moment."""
-        begun = [self.executor.submit(act, self.url, self.here.now, action) for action in (one, other)]
-        return [each.result(PATIENCE * 2) for each in begun]
+        """Start two actions at the same moment. Returns what each returns."""
+        futures = [self.executor.submit(act, self.url, self.here.now, action) for action in (one, other)]
+        return [future.result(PATIENCE * 2) for future in futures]
 
     def part(self) -> None:
-        """End of the races on this database."""
+        """End the races on this database."""
         for each in [self.executor.submit(leave) for _ in range(2)]:
             each.result(PATIENCE * 2)
 
@@ -93,7 +93,7 @@ def rival_threads() -> Iterator[Executor]:
 
 @pytest.fixture(scope="session")
 def rival_processes() -> Iterator[Executor]:
-    """Two processes, started afresh."""
+    """Two new processes."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, spawn, initializer=enter, initargs=(spawn.Barrier(2),)) as executor:
         yield executor
@@ -101,8 +101,8 @@ def rival_processes() -> Iterator[Executor]:
 
 @pytest.fixture(params=["threads", "processes"])
 def rivals(request: pytest.FixtureRequest, database: Database, database_url: str) -> Iterator[Rivals]:
-    """Rivals of each kind in turn."""
+    """Rivals as threads, and as processes."""
     executor: Executor = request.getfixturevalue(f"rival_{request.param}")
-    there = Rivals(Ledger(database), database_url, executor)
-    yield there
-    there.part()
+    both = Rivals(Ledger(database), database_url, executor)
+    yield both
+    both.part()

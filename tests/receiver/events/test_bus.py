@@ -1,4 +1,4 @@
-"""Streams of events: everything once, in order, from where the reader was, and no longer than it should be."""
+"""Event streams: every event once, in order, from the cursor on, until the task is done."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,8 +23,8 @@ PATIENCE = 20
 class Follower:
     """Somebody who follows a task, or all tasks."""
 
-    def __init__(self, feed: EventBus, task: str | None, after: int = 0) -> None:
-        self._stream = feed.follow(task, after)
+    def __init__(self, bus: EventBus, task: str | None, after: int = 0) -> None:
+        self._stream = bus.follow(task, after)
 
     async def next(self) -> list[str]:
         """The types in the next batch."""
@@ -45,51 +45,51 @@ class Follower:
 
 
 class Scene:
-    """A database, a feed of it, and commits that it is told of."""
+    """A database, a bus of it, and commits that it is told of."""
 
     def __init__(self, database: Database, *, heartbeat: float = PATIENCE) -> None:
-        self.ledger, self.feed = Ledger(database), EventBus(Reader(database), heartbeat=heartbeat)
+        self.ledger, self.bus = Ledger(database), EventBus(Reader(database), heartbeat=heartbeat)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """What the writer does after a commit."""
-        self.feed.notify(self.ledger.committed.task_ids)
+        self.bus.notify(self.ledger.committed.task_ids)
 
-    def say(self, task: str, status: str = "processing", **given: object) -> None:
+    def receive(self, task: str, status: str = "processing", **record: object) -> None:
         """A callback comes."""
-        self.ledger.record(callback(task, status, **given))
-        self.tell()
+        self.ledger.record(callback(task, status, **record))
+        self.notify()
 
 
 @asynccontextmanager
 async def following(scene: Scene, task: str | None, after: int = 0) -> AsyncIterator[Follower]:
     """A follower, gone at the end."""
-    follower = Follower(scene.feed, task, after)
+    follower = Follower(scene.bus, task, after)
     try:
         yield follower
     finally:
         await follower._stream.aclose()  # type: ignore[attr-defined]  # it is a generator
-    assert scene.feed._waiters == {}
+    assert scene.bus._waiters == {}
 
 
 FIRST = ["task.created", "callback.received", "task.processing"]
 
 
-async def test_first_what_there_is_then_what_comes(any_database: Database) -> None:
-    """Nothing is left out, nothing comes twice."""
+async def test_past_events_come_before_new_ones(any_database: Database) -> None:
+    """None is missing, none comes twice."""
     scene = Scene(any_database)
-    scene.say("t")
+    scene.receive("t")
     async with following(scene, "t") as follower:
         assert await follower.next() == FIRST
         coming = asyncio.ensure_future(follower.next())
         await _waiting(scene)
-        scene.say("t", "submitted")
+        scene.receive("t", "submitted")
         assert await coming == ["callback.received", "callback.ignored"]
 
 
 async def _waiting(scene: Scene) -> None:
     """Until there is a follower, and every follower sleeps: each has read all that there is."""
     async with asyncio.timeout(PATIENCE):
-        while not (scene.feed._waiters and all(map(_asleep, chain(*scene.feed._waiters.values())))):
+        while not (scene.bus._waiters and all(map(_asleep, chain(*scene.bus._waiters.values())))):
             await run_in_threadpool(int)
 
 
@@ -100,7 +100,7 @@ def _asleep(event: asyncio.Event) -> bool:
 async def test_a_stream_ends_with_its_task(any_database: Database) -> None:
     """After `task.done` was sent; also for who comes later, and from any place."""
     scene = Scene(any_database)
-    scene.say("t", "failed", signed=True)
+    scene.receive("t", "failed", signed=True)
     for after, count in ((0, 4), (2, 2), (99, 0)):
         async with following(scene, "t", after) as follower:
             if count:
@@ -111,10 +111,10 @@ async def test_a_stream_ends_with_its_task(any_database: Database) -> None:
 async def test_the_end_may_come_while_one_reads(any_database: Database) -> None:
     """What was committed after the look at the task is sent before the stream ends."""
     scene = Scene(any_database)
-    scene.say("t")
+    scene.receive("t")
     async with following(scene, "t") as follower:
         await follower.next()
-        scene.say("t", "failed", signed=True)
+        scene.receive("t", "failed", signed=True)
         assert (await follower.next())[-1] == "task.done"
         assert await follower.ended()
 
@@ -128,51 +128,51 @@ async def test_a_task_that_does_not_exist_has_no_events(any_database: Database) 
 async def test_the_stream_of_all_has_no_end(any_database: Database) -> None:
     """It goes on over tasks that are done."""
     scene = Scene(any_database)
-    scene.say("t", "failed", signed=True)
+    scene.receive("t", "failed", signed=True)
     async with following(scene, None) as follower:
         assert len(await follower.next()) == 4
         coming = asyncio.ensure_future(follower.next())
         await _waiting(scene)
-        scene.say("u")
+        scene.receive("u")
         assert await coming == FIRST
 
 
-async def test_only_those_concerned_wake(any_database: Database) -> None:
-    """A commit for other tasks makes no query for this one."""
+async def test_only_the_streams_of_changed_tasks_wake(any_database: Database) -> None:
+    """A commit for other tasks causes no query for this one."""
     scene = Scene(any_database)
-    scene.say("t")
+    scene.receive("t")
     async with following(scene, "t") as follower:
         await follower.next()
         coming = asyncio.ensure_future(follower.next())
         await _waiting(scene)
         scene.ledger.record(callback("u"))
         with statements(any_database) as seen:
-            scene.tell()
+            scene.notify()
             await _waiting(scene)
             assert seen == []
-        scene.say("t", "submitted")
+        scene.receive("t", "submitted")
         await coming
 
 
-async def test_every_follower_hears(any_database: Database) -> None:
+async def test_every_stream_receives_the_events(any_database: Database) -> None:
     """Of one task as well as of all."""
     scene = Scene(any_database)
-    scene.say("t")
-    followers = [Follower(scene.feed, task) for task in ("t", "t", None)]
+    scene.receive("t")
+    followers = [Follower(scene.bus, task) for task in ("t", "t", None)]
     for follower in followers:
         assert await follower.next() == FIRST
     coming = [asyncio.ensure_future(follower.next()) for follower in followers]
     await _waiting(scene)
-    scene.say("t", "submitted")
+    scene.receive("t", "submitted")
     assert await asyncio.gather(*coming) == [["callback.received", "callback.ignored"]] * 3
     for follower in followers:
         await follower._stream.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
-async def test_a_reader_goes_on_where_it_was(any_database: Database) -> None:
-    """By the id of the last event that it has."""
+async def test_a_stream_resumes_at_its_cursor(any_database: Database) -> None:
+    """By the id of the last event."""
     scene = Scene(any_database)
-    scene.say("t")
+    scene.receive("t")
     async with following(scene, "t") as follower:
         rows = await follower.rows()
     async with following(scene, "t", rows[0]["id"]) as follower:
@@ -182,7 +182,7 @@ async def test_a_reader_goes_on_where_it_was(any_database: Database) -> None:
 async def test_many_events_come_in_batches(any_database: Database) -> None:
     """All of them, in order."""
     scene = Scene(any_database)
-    scene.say("t")
+    scene.receive("t")
     scene.ledger.log(*(f"type {n}" for n in range(reader.EVENTS_AT_ONCE)))
     async with following(scene, "t") as follower:
         first, second = await follower.next(), await follower.next()
@@ -190,71 +190,71 @@ async def test_many_events_come_in_batches(any_database: Database) -> None:
     assert [*first, *second] == scene.ledger.types()
 
 
-async def test_a_silent_stream_shows_that_it_lives(any_database: Database) -> None:
-    """By an empty batch now and then; events come all the same."""
+async def test_a_silent_stream_sends_heartbeats(any_database: Database) -> None:
+    """Empty batches; events come all the same."""
     scene = Scene(any_database, heartbeat=0.01)
-    scene.say("t")
+    scene.receive("t")
     async with following(scene, "t") as follower:
         assert await follower.next() == FIRST
         assert await follower.next() == []
         assert await follower.next() == []
-        scene.say("t", "submitted")
+        scene.receive("t", "submitted")
         assert await follower.next() == ["callback.received", "callback.ignored"]
 
 
 async def test_no_wake_is_lost(any_database: Database) -> None:
     """A commit between reading and falling asleep, at any turn of the loop, is heard of."""
     scene = Scene(any_database)
-    scene.say("t")
+    scene.receive("t")
     for turns in range(25):
         async with following(scene, "t", scene.ledger.events()[-1]["id"]) as follower:
             coming = asyncio.ensure_future(follower.next())
             for _ in range(turns):
                 await asyncio.sleep(0)
             scene.ledger.log(f"turn {turns}")
-            scene.tell()
+            scene.notify()
             assert await coming == [f"turn {turns}"]
 
 
 async def test_closing_ends_every_stream(any_database: Database) -> None:
     """Those that sleep, those of all tasks, and those that come too late."""
     scene = Scene(any_database)
-    scene.say("t")
-    followers = [Follower(scene.feed, task) for task in ("t", None)]
+    scene.receive("t")
+    followers = [Follower(scene.bus, task) for task in ("t", None)]
     for follower in followers:
         await follower.next()
     endings = [asyncio.ensure_future(follower.ended()) for follower in followers]
     await _waiting(scene)
-    scene.feed.close()
+    scene.bus.close()
     assert await asyncio.gather(*endings) == [True, True]
-    assert await Follower(scene.feed, "t").ended()
-    assert scene.feed._waiters == {}
+    assert await Follower(scene.bus, "t").ended()
+    assert scene.bus._waiters == {}
 
 
-async def test_perhaps_any_task_wakes_everybody(any_database: Database) -> None:
-    """After a commit of which nobody knows whether it took effect."""
+async def test_an_unknown_commit_wakes_every_stream(any_database: Database) -> None:
+    """Any task may have new events."""
     scene = Scene(any_database)
     scene.ledger.record(callback("t"))
-    one, every = Follower(scene.feed, "t"), Follower(scene.feed, None)
+    one, every = Follower(scene.bus, "t"), Follower(scene.bus, None)
     for each in (one, every):
         await each.next()
     waiting = [asyncio.ensure_future(each.next()) for each in (one, every)]
     await asyncio.sleep(0.05)
     scene.ledger.record(callback("t", "succeed"))
-    scene.feed.notify(None)
+    scene.bus.notify(None)
     assert await asyncio.gather(*waiting) == [["callback.received"]] * 2
 
 
-async def test_a_feed_is_full_while_so_many_follow(any_database: Database) -> None:
-    """And has room again when one of them goes."""
+async def test_the_bus_has_a_maximum_of_streams(any_database: Database) -> None:
+    """When one ends, there is room for another."""
     scene = Scene(any_database)
-    scene.say("t")
-    feed = EventBus(Reader(any_database), max_streams=2)
-    one, other = feed.follow("t", 0), feed.follow(None, 0)
+    scene.receive("t")
+    bus = EventBus(Reader(any_database), max_streams=2)
+    one, other = bus.follow("t", 0), bus.follow(None, 0)
     await anext(one)
-    assert not feed.is_full
+    assert not bus.is_full
     await anext(other)
-    assert feed.is_full
+    assert bus.is_full
     await one.aclose()
-    assert not feed.is_full
+    assert not bus.is_full
     await other.aclose()

@@ -70,7 +70,7 @@ async def test_a_task_with_files(any_database: Database) -> None:
     """One on disk, with a link that opens it; one on its way; one lost."""
     ledger = Ledger(any_database)
     ledger.register(outcome="created", kling_id="k1")
-    ledger.believe("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
+    ledger.apply_report("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
     stored = StoredFile("t/0.png", "image/png", 5, "ab" * 32)
     ledger.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, stored))
     ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 2, "gone"))
@@ -111,7 +111,7 @@ def _assert_opens(href: str) -> None:
     verify_link([SECRET], "t", 0, given["expires"], given["signature"], now=NOW / 1000)
 
 
-async def test_a_success_of_which_nobody_named_a_file(any_database: Database) -> None:
+async def test_a_success_without_a_known_file(any_database: Database) -> None:
     """The lost result has no address."""
     ledger = Ledger(any_database)
     ledger.record(callback(status="succeed"))

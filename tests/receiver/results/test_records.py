@@ -1,4 +1,4 @@
-"""The files of a task: named, owed, stored or lost, each said once."""
+"""The files of a task: pending, stored or failed, each with one event."""
 
 import itertools
 
@@ -17,10 +17,10 @@ def ledger(database: Database) -> Ledger:
     return Ledger(database)
 
 
-def test_files_that_are_named_after_all_are_fetched(ledger: Ledger) -> None:
-    """After the loud end of a success of which nobody had named any: the task is open again until they came."""
+def test_files_that_are_named_after_all_are_downloaded(ledger: Ledger) -> None:
+    """After a success without files had ended: the task is open again until they are stored."""
     ledger.record(callback(status="succeed", signed=True))
-    ledger.stand()
+    ledger.accept_hint()
     assert ledger.task()["done"]
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     assert view(ledger.task()) == ("succeed", "kling", False)
@@ -29,7 +29,7 @@ def test_files_that_are_named_after_all_are_fetched(ledger: Ledger) -> None:
     assert view(ledger.task()) == ("succeed", "kling", True)
 
 
-def test_a_file_on_disk_is_said_once(ledger: Ledger) -> None:
+def test_a_stored_file_adds_one_event(ledger: Ledger) -> None:
     """With its type, size and digest; the last file makes the task done."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     ledger.store()
@@ -51,8 +51,8 @@ def test_a_file_on_disk_is_said_once(ledger: Ledger) -> None:
     }
 
 
-def test_a_file_that_cannot_be_had_is_said_once(ledger: Ledger) -> None:
-    """Loudly; and the task is done nevertheless. A file that came after all is stored."""
+def test_a_failed_file_adds_one_event(ledger: Ledger) -> None:
+    """The task is done nevertheless. A file that is stored after all replaces the failure."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     ledger.fail()
     ledger.fail()
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_had_is_said_once(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_a_task_is_done_with_its_last_file(ledger: Ledger, order: tuple[int, ...]) -> None:
-    """In whatever order they come, stored or lost; not before."""
+    """In any order, stored or failed; not before."""
     ledger.record(callback(status="succeed", files=[FILE, f"{FILE}1", f"{FILE}2"], signed=True))
     for place, n in enumerate(order):
         assert not ledger.task()["done"]
@@ -78,9 +78,9 @@ def test_a_task_is_done_with_its_last_file(ledger: Ledger, order: tuple[int, ...
 
 
 def test_files_are_named_once(ledger: Ledger) -> None:
-    """A second answer of Kling, with other addresses, changes none and owes no second download."""
+    """A second answer of Kling, with other addresses, changes none and enqueues no second download."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
-    ledger.believe("t", says("succeed", "https://other/1.png", "https://other/2.png"))
+    ledger.apply_report("t", says("succeed", "https://other/1.png", "https://other/2.png"))
     assert [result["source_url"] for result in ledger.results()] == [FILE]
     assert list(ledger.jobs()) == ["download/t/0"]
 
@@ -93,15 +93,15 @@ def test_files_are_named_once(ledger: Ledger) -> None:
         ("nonsense", "download "),
     ],
 )
-def test_files_of_one_host_share_a_lane(ledger: Ledger, url: str, lane: str) -> None:
-    """The host as it is written, without who asks; an address that is none has a lane too."""
+def test_files_of_one_host_share_a_concurrency_key(ledger: Ledger, url: str, lane: str) -> None:
+    """The host as it is written, without credentials; a malformed address has a key too."""
     ledger.register()
     ledger.change(lambda tx: enqueue.download(tx, "t", 0, url))
     assert ledger.jobs()["download/t/0"]["concurrency_key"] == lane
 
 
-def test_files_are_fetched_from_where_they_lie_now(ledger: Ledger) -> None:
-    """What Kling named last counts for each file that is not stored; one that is stays as it is."""
+def test_files_are_downloaded_from_the_latest_address(ledger: Ledger) -> None:
+    """For each file that is not stored; a stored one stays."""
     ledger.record(callback(status="succeed", files=[FILE, FILE, FILE], signed=True))
     ledger.change(
         lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, StoredFile("t/0.png", "image/png", 1, "s"))

@@ -1,4 +1,4 @@
-"""The two engines: durability, who may hold a database, and that readers are left alone."""
+"""The database on both engines: durability, locks, snapshots and errors."""
 
 import os
 import stat
@@ -18,28 +18,28 @@ from tests.support.database import Ledger
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Database:
-    """A fresh SQLite database with its tables; closed by whoever needs it."""
+    """A new SQLite database with its tables; each test closes it."""
     database = Database(f"sqlite:///{tmp_path / 'data' / 'kling.db'}")
     database.migrate()
     return database
 
 
 def pragma(database: Database, name: str, *, write: bool) -> object:
-    """What a connection of one door is set to."""
+    """A pragma of the writer's or of a reader's connection."""
     with database.write() if write else database.read() as connection:
         return connection.execute(text(f"PRAGMA {name}")).scalar()
 
 
-def test_a_commit_is_on_the_disk(sqlite: Database) -> None:
-    """The writing door syncs each commit to a write-ahead log, and keeps references whole."""
+def test_a_commit_is_synced_to_disk(sqlite: Database) -> None:
+    """The writer syncs each commit to a write-ahead log, and checks foreign keys."""
     assert pragma(sqlite, "journal_mode", write=True) == "wal"
     assert pragma(sqlite, "synchronous", write=True) == 2
     assert pragma(sqlite, "foreign_keys", write=True) == 1
     sqlite.close()
 
 
-def test_what_need_not_be_durable_is_so_with_the_next_commit(sqlite: Database) -> None:
-    """It waits for no disk, and those after it do."""
+def test_a_commit_that_need_not_be_durable_is_not_synced(sqlite: Database) -> None:
+    """The durable commits after it are."""
     seen = []
     for durable in (True, False, False, True):
         with sqlite.write(durable=durable) as connection:
@@ -48,8 +48,8 @@ def test_what_need_not_be_durable_is_so_with_the_next_commit(sqlite: Database) -
     sqlite.close()
 
 
-def test_a_database_is_told_from_others(database: Database, database_url: str, tmp_path: Path) -> None:
-    """By what it is, not by its address; from any process."""
+def test_the_identity_of_a_database_differs_from_others(database: Database, database_url: str, tmp_path: Path) -> None:
+    """It is that of the database, not of its address, and the same in every process."""
     other = Database(f"sqlite:///{tmp_path}/other/kling.db")
     other.migrate()
     again = Database(database_url)
@@ -62,15 +62,15 @@ def test_a_database_is_told_from_others(database: Database, database_url: str, t
     assert found[0] == found[1] != found[2]
 
 
-def test_the_reading_door_cannot_write(sqlite: Database) -> None:
-    """Only one door leads to changes."""
+def test_a_reading_connection_cannot_write(sqlite: Database) -> None:
+    """Only the writer's connection can."""
     with pytest.raises(OperationalError, match="readonly"), sqlite.read() as connection:
         connection.execute(insert(TASK), TASK_ROW)
     sqlite.close()
 
 
 def test_the_file_is_private(sqlite: Database) -> None:
-    """Nobody else may read the database, its log, or its folder."""
+    """Other users can read neither the database, nor its log, nor its folder."""
     assert sqlite.path is not None
     with sqlite.write() as connection:
         connection.execute(insert(TASK), TASK_ROW)
@@ -80,8 +80,8 @@ def test_the_file_is_private(sqlite: Database) -> None:
     sqlite.close()
 
 
-def test_a_file_that_was_there_becomes_private(tmp_path: Path) -> None:
-    """Whatever made it, and however openly."""
+def test_an_existing_file_becomes_private(tmp_path: Path) -> None:
+    """Whatever its mode was."""
     path = tmp_path / "kling.db"
     path.touch(0o644)
     database = Database(f"sqlite:///{path}")
@@ -90,8 +90,8 @@ def test_a_file_that_was_there_becomes_private(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_second_holder_is_refused(database: Database, database_url: str) -> None:
-    """One receiver serves a database; the other is told which, and takes over once that has ended."""
+def test_a_second_receiver_is_refused(database: Database, database_url: str) -> None:
+    """The error names the first one; after its end, the second takes the lock."""
     database.acquire_lock()
     second = Database(database_url)
     with pytest.raises(DatabaseError, match=rf"is served by process {os.getpid()} on .+ Stop it first"):
@@ -101,8 +101,8 @@ def test_a_second_holder_is_refused(database: Database, database_url: str) -> No
     second.close()
 
 
-def test_an_ended_holder_holds_nothing(tmp_path: Path) -> None:
-    """A lock file that a killed process left behind keeps nobody away."""
+def test_the_lock_file_of_a_killed_process_locks_nothing(tmp_path: Path) -> None:
+    """It is left behind with the name of the process."""
     (tmp_path / "kling.db.lock").write_text("process 1 on a machine that is gone, and some more text")
     first = Database(f"sqlite:///{tmp_path / 'kling.db'}")
     first.acquire_lock()
@@ -110,8 +110,8 @@ def test_an_ended_holder_holds_nothing(tmp_path: Path) -> None:
     first.close()
 
 
-def test_a_holder_that_has_not_said_its_name(tmp_path: Path) -> None:
-    """The refusal says so."""
+def test_an_unknown_lock_holder_is_reported_as_such(tmp_path: Path) -> None:
+    """Its lock file is empty."""
     url = f"sqlite:///{tmp_path / 'kling.db'}"
     first, second = Database(url), Database(url)
     first.acquire_lock()
@@ -122,7 +122,7 @@ def test_a_holder_that_has_not_said_its_name(tmp_path: Path) -> None:
     second.close()
 
 
-def test_two_databases_of_one_server_are_held_apart(postgresql: str, database: Database) -> None:
+def test_two_databases_of_one_server_have_separate_locks(postgresql: str, database: Database) -> None:
     """A lock is of one database, not of the server."""
     other = Database(postgresql)
     other.acquire_lock()
@@ -130,8 +130,8 @@ def test_two_databases_of_one_server_are_held_apart(postgresql: str, database: D
     other.close()
 
 
-def test_readers_neither_wait_nor_see_what_is_not_committed(database: Database) -> None:
-    """While one writes, others read what was there before."""
+def test_readers_do_not_wait_and_see_committed_rows_only(database: Database) -> None:
+    """During a write, they read the rows from before it."""
     ledger = Ledger(database)
     with database.write() as connection:
         connection.execute(insert(TASK), TASK_ROW)
@@ -139,8 +139,8 @@ def test_readers_neither_wait_nor_see_what_is_not_committed(database: Database) 
     assert len(ledger.rows(TASK)) == 1
 
 
-def test_a_view_does_not_change(database: Database) -> None:
-    """All that one reader asks is answered from the same moment."""
+def test_a_reading_transaction_is_a_snapshot(database: Database) -> None:
+    """All its statements see the same moment."""
     count = text("SELECT count(*) FROM task")
     with database.read() as reading:
         assert reading.execute(count).scalar() == 0
@@ -149,8 +149,8 @@ def test_a_view_does_not_change(database: Database) -> None:
         assert reading.execute(count).scalar() == 0
 
 
-def test_what_raises_is_rolled_back(database: Database) -> None:
-    """Of a transaction that fails nothing is kept."""
+def test_a_transaction_that_raises_is_rolled_back(database: Database) -> None:
+    """Nothing of it is kept."""
 
     def fail() -> None:
         with database.write() as connection:
@@ -163,8 +163,8 @@ def test_what_raises_is_rolled_back(database: Database) -> None:
 
 
 @pytest.mark.parametrize("in_its_place", [False, True])
-def test_a_file_that_was_moved_is_written_no_more(sqlite: Database, in_its_place: bool) -> None:
-    """What is written there would be gone after the next start; put back, it is written again."""
+def test_a_moved_file_is_not_written(sqlite: Database, in_its_place: bool) -> None:
+    """The next start would not find the change; once the file is back, it is written again."""
     assert sqlite.path is not None
     away = sqlite.path.with_name("away")
     sqlite.path.rename(away)
@@ -179,8 +179,8 @@ def test_a_file_that_was_moved_is_written_no_more(sqlite: Database, in_its_place
     sqlite.close()
 
 
-def test_a_new_folder_outlasts_a_power_cut(tmp_path: Path) -> None:
-    """Each folder above the database is made, for its owner only; those that were there stay as they were."""
+def test_new_folders_are_private(tmp_path: Path) -> None:
+    """Each folder above the database is made for its owner only; existing ones keep their mode."""
     tmp_path.chmod(0o755)
     Database(f"sqlite:///{tmp_path}/a/b/kling.db").close()
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")]
@@ -235,8 +235,8 @@ def test_a_file_that_is_no_database_is_explained(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_change_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
-    """Also when the file is no longer there: who typed the command gets a line."""
+def test_operator_errors_are_one_line(tmp_path: Path) -> None:
+    """Also when the file is gone."""
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
     database.migrate()
     (tmp_path / "kling.db").rename(tmp_path / "moved.db")
@@ -253,8 +253,8 @@ def test_a_database_is_named_without_its_password() -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: str) -> None:
-    """With the writer's next connection; by another's meanwhile it is an outage, until that one ends."""
+def test_a_lost_lock_is_taken_again(database: Database, database_url: str) -> None:
+    """With the writer's next connection; if another receiver has it, that is an outage until that one ends."""
     database.acquire_lock()
     second = Database(database_url)
     _cut(database)
@@ -272,8 +272,8 @@ def test_a_hold_that_was_cut_is_taken_again(database: Database, database_url: st
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_holder_that_is_just_going_is_waited_for(database: Database, database_url: str) -> None:
-    """A killed process holds the database until its server finds out."""
+def test_acquiring_the_lock_waits_for_a_holder_that_ends(database: Database, database_url: str) -> None:
+    """A killed process holds the lock until its server notices."""
     database.acquire_lock()
     second = Database(database_url)
     leaving = threading.Timer(0.5, database.close)
@@ -284,8 +284,8 @@ def test_a_holder_that_is_just_going_is_waited_for(database: Database, database_
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_probe_of_a_server_that_only_reads(database: Database) -> None:
-    """Fails: it writes as any change does."""
+def test_a_probe_of_a_read_only_server_fails(database: Database) -> None:
+    """It writes as any change does."""
     with database.write() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         with pytest.raises(InternalError, match="read-only"):
@@ -299,8 +299,8 @@ def _cut(database: Database) -> None:
         other.execute(text("SELECT pg_terminate_backend(:own, 20000)"), {"own": own})
 
 
-def test_a_file_that_was_moved_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Anybody may make us look at it."""
+def test_a_moved_file_is_logged_once_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is met."""
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: 0.0)
     database.migrate()
     caplog.clear()
@@ -312,8 +312,8 @@ def test_a_file_that_was_moved_fills_no_log(tmp_path: Path, caplog: pytest.LogCa
     assert len(caplog.messages) == 1
 
 
-def test_an_outage_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """However often it is met, it is told once a second; whoever met it is told each time."""
+def test_an_outage_is_logged_once_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is met; each caller gets the error."""
     now = 0.0
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}", clock=lambda: now)
     error = DBAPIError("SELECT 1", None, Exception("disk full"))

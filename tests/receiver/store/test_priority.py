@@ -1,4 +1,4 @@
-"""Callbacks go first, and keep nothing from its turn for long."""
+"""The foreground gate: background work yields to callbacks, for a limited time."""
 
 import asyncio
 
@@ -9,8 +9,8 @@ from kling_receiver.store.priority import ForegroundGate
 pytestmark = pytest.mark.anyio
 
 
-async def test_who_may_wait_waits_while_a_callback_is_taken_in() -> None:
-    """Until the last of them is."""
+async def test_background_work_waits_for_foreground_writes() -> None:
+    """Until the last of them is done."""
     calm = ForegroundGate(max_wait=1000)
     await calm.wait_idle()
     with calm.foreground():
@@ -22,8 +22,8 @@ async def test_who_may_wait_waits_while_a_callback_is_taken_in() -> None:
     await waiting
 
 
-async def test_callbacks_without_end_hold_nobody_up() -> None:
-    """Whoever waited long enough goes on amid them."""
+async def test_background_work_waits_for_a_limited_time() -> None:
+    """Even during endless foreground writes."""
     calm = ForegroundGate(max_wait=0.001)
     with calm.foreground():
         async with asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""Questions that change nothing: what is found, in which order, and what is not."""
+"""Reads: which rows, in which order."""
 
 import asyncio
 import threading
@@ -40,8 +40,8 @@ def reader(database: Database) -> Reader:
     return Reader(database)
 
 
-async def test_what_blocks_runs_beside_the_loop() -> None:
-    """In a thread of its own."""
+async def test_queries_run_in_another_thread() -> None:
+    """Not in the event loop's."""
     assert await run_in_threadpool(threading.get_ident) != threading.get_ident()
 
 
@@ -150,8 +150,8 @@ async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> Non
         (TaskFilter(before=(NOW, "t0")), []),
     ],
 )
-async def test_a_list_can_be_narrowed(many: Ledger, reader: Reader, wanted: TaskFilter, expected: list[str]) -> None:
-    """By status, family, tag, and by where the last page ended."""
+async def test_a_list_can_be_filtered(many: Ledger, reader: Reader, wanted: TaskFilter, expected: list[str]) -> None:
+    """By status, family and tag, and from the end of the last page."""
     assert await listed(reader, wanted) == expected
 
 
@@ -179,8 +179,8 @@ async def test_a_batch_ends_where_it_is_large(many: Ledger, reader: Reader, size
     assert len(events) == 8
 
 
-async def test_who_is_reading_is_waited_for(database: Database) -> None:
-    """Also when whoever asked has gone: its connection is given back before the database is closed."""
+async def test_close_waits_for_running_queries(database: Database) -> None:
+    """Also for one whose caller was cancelled: its connection is returned before the database is closed."""
     reader = Reader(database)
     begun, go = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Statements by the driver's own hand: the same on both engines, and their errors in the one tree."""
+"""Statements by the driver's cursor: the same on both engines, with SQLAlchemy's errors."""
 
 import pytest
 from sqlalchemy import Connection

@@ -1,4 +1,4 @@
-"""The tables: what no row may be, and that migrations lead to the models."""
+"""The tables: constraints, and migrations that lead to the models."""
 
 import threading
 from pathlib import Path

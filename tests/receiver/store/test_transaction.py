@@ -1,4 +1,4 @@
-"""One commit in the making: what is gathered, and what the tables hold afterwards."""
+"""The unit of work: what is collected, and the rows after its commit."""
 
 import threading
 
@@ -23,8 +23,8 @@ def ledger(database: Database) -> Ledger:
     return ledger
 
 
-def test_an_empty_transaction_says_nothing(ledger: Ledger) -> None:
-    """It wakes nobody."""
+def test_an_empty_transaction_has_no_effects(ledger: Ledger) -> None:
+    """It wakes no waiter."""
     ledger.change(lambda tx: None)
     assert ledger.committed == CommitResult(frozenset(), None)
 
@@ -113,8 +113,8 @@ def test_repeats_are_counted(ledger: Ledger) -> None:
     assert ledger.committed.task_ids == frozenset()
 
 
-def owe(tx: Transaction, *dues: int) -> None:
-    """Owe a question: now, or at each of these times."""
+def enqueue_ask(tx: Transaction, *dues: int) -> None:
+    """Enqueue a query, now or at each of these times."""
     for due in dues or [None]:
         tx.enqueue(
             Kind.ASK,
@@ -127,47 +127,47 @@ def owe(tx: Transaction, *dues: int) -> None:
         )
 
 
-def test_a_job_is_owed_once(ledger: Ledger) -> None:
-    """The earlier of two times counts, in whatever order they are named, in one commit or in two."""
-    ledger.change(lambda tx: owe(tx, NOW + 50, NOW + 30, NOW + 40))
+def test_a_unique_key_has_one_job(ledger: Ledger) -> None:
+    """The earlier of two times counts, in either order, in one commit or in two."""
+    ledger.change(lambda tx: enqueue_ask(tx, NOW + 50, NOW + 30, NOW + 40))
     assert ledger.committed == CommitResult(frozenset(), NOW + 30)
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + 30
-    ledger.change(lambda tx: owe(tx, NOW + 99))
+    ledger.change(lambda tx: enqueue_ask(tx, NOW + 99))
     assert ledger.jobs()["ask/t"]["due_at"] == NOW + 30
-    ledger.change(owe)
+    ledger.change(enqueue_ask)
     job = ledger.jobs()["ask/t"]
     assert (job["due_at"], job["state"], job["attempts"], job["args"]) == (NOW, "ready", 0, {"n": 1})
     assert ledger.committed == CommitResult(frozenset(), NOW)
 
 
 def test_a_running_job_is_left_to_its_worker(ledger: Ledger) -> None:
-    """Owing it again takes the claim from nobody; nor does dropping it."""
-    ledger.change(lambda tx: owe(tx, NOW))
+    """Neither enqueueing nor cancelling it takes the claim away."""
+    ledger.change(lambda tx: enqueue_ask(tx, NOW))
     ledger.run_job("ask/t")
-    ledger.change(owe)
+    ledger.change(enqueue_ask)
     ledger.change(lambda tx: tx.cancel_job("ask/t"))
     ledger.change(lambda tx: tx.run_now("ask/t"))
     job = ledger.jobs()["ask/t"]
     assert (job["state"], job["claim_id"], job["due_at"]) == ("running", "c", NOW)
 
 
-def test_a_dead_job_that_is_owed_again_begins_anew(ledger: Ledger) -> None:
-    """At the new time, even when it is later, and with all its attempts."""
+def test_a_dead_job_that_is_enqueued_again_starts_over(ledger: Ledger) -> None:
+    """At the new time, even if that is later, and with all its attempts."""
     ledger.put_job(due_at=NOW - 9)
     ledger.kill_job("ask/t")
-    ledger.change(lambda tx: owe(tx, NOW + 7))
+    ledger.change(lambda tx: enqueue_ask(tx, NOW + 7))
     job = ledger.jobs()["ask/t"]
     assert (job["state"], job["due_at"], job["attempts"]) == ("ready", NOW + 7, 0)
 
 
-def test_a_job_that_is_not_needed_is_dropped(ledger: Ledger) -> None:
-    """Whether it waits or is dead; within one commit the last word counts."""
-    for last, left in ((owe, ["ask/t"]), (lambda tx: tx.cancel_job("ask/t"), [])):
+def test_a_job_can_be_cancelled(ledger: Ledger) -> None:
+    """Whether it is ready or dead; within one commit the last call counts."""
+    for last, left in ((enqueue_ask, ["ask/t"]), (lambda tx: tx.cancel_job("ask/t"), [])):
         ledger.change(lambda tx: tx.cancel_job("ask/t"))
 
         def change(tx: Transaction, last: object = last) -> None:
             tx.cancel_job("ask/t")
-            owe(tx)
+            enqueue_ask(tx)
             last(tx)  # type: ignore[operator]  # one of the two above
 
         ledger.change(change)
@@ -178,11 +178,11 @@ def test_a_job_that_is_not_needed_is_dropped(ledger: Ledger) -> None:
     assert ledger.jobs() == {}
 
 
-def test_a_waiting_job_can_be_hastened(ledger: Ledger) -> None:
-    """One that is due already, or dead, or not there, is not touched."""
+def test_a_waiting_job_can_be_run_now(ledger: Ledger) -> None:
+    """A job that is due, dead or missing is not changed."""
     ledger.change(lambda tx: tx.run_now("ask/t"))
     assert ledger.jobs() == {}
-    ledger.change(lambda tx: owe(tx, NOW + 50))
+    ledger.change(lambda tx: enqueue_ask(tx, NOW + 50))
     ledger.change(lambda tx: tx.run_now("ask/t"))
     assert ledger.jobs()["ask/t"]["due_at"] == NOW
     ledger.now += 10
@@ -191,8 +191,8 @@ def test_a_waiting_job_can_be_hastened(ledger: Ledger) -> None:
     assert ledger.committed.next_due_at == ledger.now
 
 
-def test_each_hook_is_owed_one_look_at_the_events(ledger: Ledger) -> None:
-    """Due now, however many events there are; without a hook, nothing is owed."""
+def test_events_enqueue_one_dispatch_for_each_hook(ledger: Ledger) -> None:
+    """Due now, however many events there are; without a hook, there is no job."""
     ledger.log("before")
     assert ledger.jobs() == {}
     ledger.put_hook("one")
@@ -209,8 +209,8 @@ def test_each_hook_is_owed_one_look_at_the_events(ledger: Ledger) -> None:
     assert {row["name"]: row["cursor"] for row in ledger.rows(HOOK)} == {"one": 1, "two": 1}
 
 
-def test_who_is_owed_no_look(ledger: Ledger) -> None:
-    """A paused hook, and that of another task; one that runs looks anyway, one that was put off stays so."""
+def test_hooks_without_a_new_dispatch(ledger: Ledger) -> None:
+    """A paused hook, and that of another task; a running dispatch and one that backs off are not changed."""
     for name in ("paused", "running", "dead", "late"):
         ledger.put_hook(name)
     ledger.change(lambda tx: hook_records.add_for_task(tx, "u", "https://example.com/"))
@@ -232,13 +232,13 @@ def test_who_is_owed_no_look(ledger: Ledger) -> None:
     assert "dispatch/task:u" in ledger.jobs()
 
 
-def test_what_fails_leaves_nothing(ledger: Ledger) -> None:
-    """Neither the task nor the event nor the job of a transaction that raised."""
+def test_a_failed_transaction_leaves_no_rows(ledger: Ledger) -> None:
+    """Neither the task, nor the event, nor the job."""
 
     def change(tx: Transaction) -> None:
         tx.add_tasks([{"id": "u", "family": FAMILY}])
         tx.add_event("u", "task.created")
-        owe(tx)
+        enqueue_ask(tx)
         tx.flush()
         raise ZeroDivisionError
 
@@ -298,8 +298,8 @@ def _wait_for_a_lock(database: Database, kind: str) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_crossing_writers_do_not_block_each_other_for_ever(database: Database, database_url: str) -> None:
-    """Two writers on the same tasks in opposite orders: rows are locked in one order, so both go through."""
+def test_writers_of_the_same_tasks_do_not_deadlock(database: Database, database_url: str) -> None:
+    """In opposite orders: rows are locked in one order."""
     ledger, other = Ledger(database), Database(database_url)
     names = [f"t{n}" for n in range(20)]
     for name in names:

@@ -1,4 +1,4 @@
-"""Group commit: who shares a transaction, and who is harmed by what."""
+"""Group commit: which changes share a transaction, and what a failing one affects."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ async def writing(database: Database, **given: Any) -> AsyncIterator[Writer]:
 
 
 class Gate:
-    """A change that holds the writer's thread until it is opened; what comes meanwhile waits together."""
+    """A change that blocks the writer's thread until it is opened, so that later changes share a batch."""
 
     def __init__(self, writer: Writer) -> None:
         self._entered, self._open = threading.Event(), threading.Event()
@@ -47,17 +47,17 @@ class Gate:
         assert self._open.wait(20)
 
     async def closed(self) -> None:
-        """Until the writer is held."""
+        """Wait until the writer is blocked."""
         assert await asyncio.to_thread(self._entered.wait, 20)
 
     async def open(self) -> None:
-        """Let the writer go."""
+        """Let the writer continue."""
         self._open.set()
         await self._task
 
 
 async def together(writer: Writer, *changes: Change | Callback) -> list[Any]:
-    """What becomes of changes that arrive while the writer is busy: results and errors."""
+    """The results and errors of changes that share one batch."""
     gate = Gate(writer)
     await gate.closed()
     waiting = [
@@ -91,7 +91,7 @@ def ids(database: Database) -> list[str]:
 
 @asynccontextmanager
 async def counting_commits(database: Database) -> AsyncIterator[list[int]]:
-    """Commits of the writing door."""
+    """The commits of the writer's connection."""
     seen: list[int] = []
 
     def note(connection: Any) -> None:
@@ -110,7 +110,7 @@ async def test_a_change_returns_what_it_returned(database: Database) -> None:
         assert ids(database) == ["t"]
 
 
-async def test_alone_a_change_waits_for_nobody(database: Database) -> None:
+async def test_a_single_change_is_committed_at_once(database: Database) -> None:
     """One change, one commit."""
     async with writing(database) as writer, counting_commits(database) as commits:
         for n in range(3):
@@ -118,7 +118,7 @@ async def test_alone_a_change_waits_for_nobody(database: Database) -> None:
         assert len(commits) == 3
 
 
-async def test_what_arrives_meanwhile_shares_a_commit(database: Database) -> None:
+async def test_changes_that_arrive_during_a_commit_share_the_next_one(database: Database) -> None:
     """Callbacks and other changes, of the same task and of others."""
     async with writing(database) as writer, counting_commits(database) as commits:
         answers = await together(
@@ -130,8 +130,8 @@ async def test_what_arrives_meanwhile_shares_a_commit(database: Database) -> Non
     assert Ledger(database).task()["callback_count"] == 2
 
 
-async def test_a_batch_has_a_largest_size(database: Database) -> None:
-    """More wait for the next one."""
+async def test_a_batch_has_a_maximum_size(database: Database) -> None:
+    """The rest is committed in the next batch."""
     async with writing(database) as writer, counting_commits(database) as commits:
         await together(writer, *[lambda tx: None] * (MAX_BATCH + 1))
         assert len(commits) == 3
@@ -161,8 +161,8 @@ def break_rule(tx: Transaction) -> None:
 
 
 @pytest.mark.parametrize("bad", [poison, break_rule])
-async def test_a_poisonous_change_harms_only_itself(database: Database, bad: Change) -> None:
-    """Those that shared its transaction are kept, and get their answers."""
+async def test_a_failing_change_affects_only_itself(database: Database, bad: Change) -> None:
+    """The other changes of its batch are committed, and their callers get the results."""
     async with writing(database) as writer:
         answers = await together(writer, callback("t"), bad, add("u"), callback("t", "submitted"))
         assert (answers[0], answers[2], answers[3]) == (None, "u", None)
@@ -171,8 +171,8 @@ async def test_a_poisonous_change_harms_only_itself(database: Database, bad: Cha
     assert Ledger(database).task()["callback_count"] == 2
 
 
-async def test_a_poisonous_callback_harms_only_itself(database: Database) -> None:
-    """Even where what is to be written cannot be."""
+async def test_a_failing_callback_affects_only_itself(database: Database) -> None:
+    """Even if it fails when the rows are written."""
     bad = Callback("bad", FAMILY, "digest", b"", 0, Report("processing", cost=object()), signed=True)
     async with writing(database) as writer:
         answers = await together(writer, callback("t"), bad, callback("u"))
@@ -182,8 +182,8 @@ async def test_a_poisonous_callback_harms_only_itself(database: Database) -> Non
     assert ids(database) == ["t", "u"]
 
 
-async def test_a_poisonous_change_alone_raises_what_it_raised(database: Database) -> None:
-    """And the writer goes on."""
+async def test_a_failing_change_raises_its_own_error(database: Database) -> None:
+    """The writer goes on."""
     async with writing(database) as writer:
         with pytest.raises(ZeroDivisionError):
             await writer.run(poison)
@@ -191,8 +191,8 @@ async def test_a_poisonous_change_alone_raises_what_it_raised(database: Database
     assert ids(database) == ["t"]
 
 
-async def test_an_outage_is_told_to_everybody_and_passes(tmp_path: Path) -> None:
-    """Nothing of what was refused is kept; once the database can be written, all is as before."""
+async def test_an_outage_fails_every_pending_change(tmp_path: Path) -> None:
+    """No refused change is committed; after the outage, writing works again."""
     url = f"sqlite:///{tmp_path / 'kling.db'}"
     database = Database(url)
     database.migrate()
@@ -221,8 +221,8 @@ async def together_locked(writer: Writer, *changes: Change | Callback) -> list[A
     return list(await asyncio.gather(*waiting, return_exceptions=True))
 
 
-async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
-    """A commit may have taken effect although its answer was lost."""
+async def test_an_outage_wakes_every_waiter(tmp_path: Path) -> None:
+    """The commit may have succeeded although its answer was lost."""
     database = Database(f"sqlite:///{tmp_path / 'kling.db'}")
     database.migrate()
     _impatient(database)
@@ -238,7 +238,7 @@ async def test_after_an_outage_whoever_waits_looks(tmp_path: Path) -> None:
 
 
 async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for its answer for ever."""
+    """A commit without an answer times out."""
     monkeypatch.setattr("kling_receiver.store.writer.COMMIT_TIMEOUT_SECONDS", 0.05)
     async with writing(database) as writer:
         hanging = threading.Event()
@@ -247,8 +247,8 @@ async def test_a_database_that_hangs_is_an_outage(database: Database, monkeypatc
         hanging.set()
 
 
-async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Database) -> None:
-    """From when it is asked for until it is told; what gathers is not urgent."""
+async def test_the_foreground_gate_is_closed_while_a_change_is_in_flight(database: Database) -> None:
+    """From its submission until its result; lazy changes do not close the gate."""
     async with writing(database, lazy_seconds=0.05) as writer:
         hanging, calm = threading.Event(), writer.foreground
         urgent = asyncio.ensure_future(writer.run(lambda tx: hanging.wait(20)))
@@ -264,7 +264,7 @@ async def test_what_may_wait_lets_what_is_urgent_be_written_first(database: Data
 
 
 async def test_the_probe_writes(database: Database) -> None:
-    """A transaction that is empty would show nothing; this one has a write of no meaning."""
+    """An empty transaction would prove nothing; the probe's write changes no row."""
     async with writing(database) as writer:
         with statements(database) as seen:
             await writer.probe()
@@ -272,7 +272,7 @@ async def test_the_probe_writes(database: Database) -> None:
 
 
 async def test_a_damaged_database_is_an_outage(tmp_path: Path) -> None:
-    """Nothing can be made durable in it, whatever the change."""
+    """No change can be made durable in it."""
     path = tmp_path / "kling.db"
     first = Database(f"sqlite:///{path}")
     first.migrate()
@@ -288,7 +288,7 @@ async def test_a_damaged_database_is_an_outage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("early", [True, False])
 async def test_a_lost_connection_is_an_outage(database: Database, early: bool) -> None:
-    """Lost while rows go in, or at the commit: the change is refused, the next one has a new connection."""
+    """Lost while rows are inserted, or at the commit: the change is refused, the next one has a new connection."""
 
     def cut(tx: Transaction) -> None:
         own = tx.connection.execute(text("SELECT pg_backend_pid()")).scalar()
@@ -304,8 +304,8 @@ async def test_a_lost_connection_is_an_outage(database: Database, early: bool) -
     assert ids(database) == ["u"]
 
 
-async def test_a_full_queue_refuses(database: Database) -> None:
-    """So that memory is bounded, and callers hear of it; what waited is written."""
+async def test_a_full_queue_refuses_changes(database: Database) -> None:
+    """So that memory is bounded, and callers can retry; pending changes are committed."""
     count = 0
 
     def change(tx: Transaction) -> None:
@@ -324,8 +324,8 @@ async def test_a_full_queue_refuses(database: Database) -> None:
     assert count == MAX_PENDING
 
 
-async def test_close_writes_what_waits(database: Database) -> None:
-    """Nobody is left without an answer."""
+async def test_close_commits_the_pending_changes(database: Database) -> None:
+    """Every caller gets a result."""
     writer = Writer(database)
     writer.start()
     gate = Gate(writer)
@@ -342,7 +342,7 @@ async def test_close_writes_what_waits(database: Database) -> None:
     assert len(ids(database)) == 5
 
 
-async def test_a_writer_that_does_not_run_refuses(database: Database) -> None:
+async def test_a_stopped_writer_refuses_changes(database: Database) -> None:
     """Before its start and after its end; it may be closed twice, or without a start."""
     writer = Writer(database)
     with pytest.raises(Unavailable, match="not running"):
@@ -355,8 +355,8 @@ async def test_a_writer_that_does_not_run_refuses(database: Database) -> None:
         await writer.run(add("t"))
 
 
-async def test_a_waiter_that_goes_harms_nobody(database: Database) -> None:
-    """Its change is made all the same, and those beside it get their answers."""
+async def test_a_cancelled_caller_affects_only_itself(database: Database) -> None:
+    """Its change is committed, and the other callers of the batch get their results."""
     async with writing(database) as writer:
         gate = Gate(writer)
         await gate.closed()
@@ -369,8 +369,8 @@ async def test_a_waiter_that_goes_harms_nobody(database: Database) -> None:
     assert ids(database) == ["t", "u"]
 
 
-async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
-    """In the event loop, when readers can see it; a failed one is not told."""
+async def test_on_commit_is_called_once_after_each_commit(database: Database) -> None:
+    """In the event loop, when readers can see the change; not after a failed commit."""
     told: list[tuple[CommitResult, int, threading.Thread]] = []
 
     def on_commit(committed: CommitResult) -> None:
@@ -384,8 +384,8 @@ async def test_a_commit_is_told_once_and_after_it(database: Database) -> None:
     assert told == [(CommitResult(frozenset({"t"}), NOW + 180_000, happened), 1, threading.current_thread())]
 
 
-async def test_many_at_once_all_are_kept(database: Database) -> None:
-    """Hundreds of callbacks and changes of the same few tasks, each answered, none lost, few commits."""
+async def test_many_changes_at_once_are_all_committed(database: Database) -> None:
+    """Hundreds of callbacks and changes of a few tasks, each with a result, in few commits."""
     async with writing(database) as writer, counting_commits(database) as commits:
         callbacks = [callback(f"t{n % 7}", n=n) for n in range(400)]
         counts = [writer.run(lambda tx: _count(tx)) for _ in range(100)]
@@ -405,8 +405,8 @@ def _count(tx: Transaction) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_two_writers_on_one_database_end(database: Database, database_url: str) -> None:
-    """With batches of the same tasks in opposite orders: all are kept, none waits for ever."""
+async def test_two_writers_of_the_same_tasks_do_not_deadlock(database: Database, database_url: str) -> None:
+    """With batches in opposite orders, all are committed."""
     other = Database(database_url)
     names = [f"t{n}" for n in range(12)]
     Ledger(database).record(*(callback(name) for name in names))
@@ -419,8 +419,8 @@ async def test_two_writers_on_one_database_end(database: Database, database_url:
     assert {task["callback_count"] for task in Ledger(database).rows(TASK)} == {31}
 
 
-async def test_so_many_bytes_may_wait(database: Database) -> None:
-    """More are refused, whoever holds them; what holds none goes on, and what was written makes room."""
+async def test_pending_changes_have_a_maximum_size(database: Database) -> None:
+    """More bytes are refused; a change without a body is not; a commit frees its bytes."""
     async with writing(database) as writer:
         gate = Gate(writer)
         await gate.closed()
@@ -442,8 +442,8 @@ def made(tx: Transaction, tasks: list[str]) -> None:
     tx.add_tasks([{"id": task, "family": FAMILY, "model": str(len(tasks))} for task in tasks])
 
 
-async def test_what_is_in_no_hurry_shares_a_commit(database: Database) -> None:
-    """Of its own, when nothing else comes: one for all that came meanwhile, in one call."""
+async def test_lazy_changes_share_a_commit(database: Database) -> None:
+    """Without other changes: one call and one commit for all that were collected."""
     async with writing(database) as writer, counting_commits(database) as commits:
         await asyncio.gather(*(writer.run_batched(made, f"t{n}", lazy=True) for n in range(5)))
         assert len(commits) == 1
@@ -457,8 +457,8 @@ def level(tx: Transaction) -> Any:
     return tx.connection.execute(text("PRAGMA synchronous")).scalar()
 
 
-async def test_a_commit_is_durable_when_anything_in_it_must_be(tmp_path: Path) -> None:
-    """What need not be shares the commit of what must."""
+async def test_a_commit_is_durable_if_one_of_its_changes_must_be(tmp_path: Path) -> None:
+    """A change that need not be durable shares that commit."""
     database = Database(f"sqlite:///{tmp_path / 'own.db'}")
     database.migrate()
     async with writing(database) as writer:
@@ -472,8 +472,8 @@ async def test_a_commit_is_durable_when_anything_in_it_must_be(tmp_path: Path) -
     database.close()
 
 
-async def test_who_is_in_no_hurry_makes_nobody_wait(database: Database) -> None:
-    """A change that is goes before; when the writer is closed, all is written."""
+async def test_lazy_changes_delay_no_other_change(database: Database) -> None:
+    """Another change is committed first; closing the writer commits the lazy ones."""
     async with writing(database, lazy_seconds=1000.0) as writer:
         waiting = [asyncio.ensure_future(writer.run_batched(made, task, lazy=True)) for task in "tv"]
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Callbacks taken in: kept or counted once, in any order, and what follows from each."""
+"""Ingesting callbacks: each is kept or counted once, in any order, with its consequences."""
 
 import itertools
 import json
@@ -46,8 +46,8 @@ def test_the_first_callback_makes_the_task(ledger: Ledger) -> None:
     assert list(ledger.jobs()) == [OVERDUE]
 
 
-def test_a_callback_that_cannot_be_read_is_a_hint(ledger: Ledger) -> None:
-    """Something happened, only Kling can say what; an earlier hint of an end is kept."""
+def test_an_unreadable_callback_is_a_hint(ledger: Ledger) -> None:
+    """Only Kling can say what happened; an earlier hint of a final status is kept."""
     ledger.record(callback(status="failed"), callback(status=None))
     assert (ledger.task()["hint"], ledger.task()["hint_count"]) == ("failed", 2)
     assert ledger.events()[2]["data"]["trouble"] == "unreadable"
@@ -55,8 +55,8 @@ def test_a_callback_that_cannot_be_read_is_a_hint(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(("answered", "wait"), [(False, CREATE_ANSWER_GRACE_MS), (True, 0)])
-def test_a_question_waits_for_the_creates_answer(ledger: Ledger, answered: bool, wait: int) -> None:
-    """A moment, and only while that answer is out: it names the id that Kling is to be asked by."""
+def test_a_query_waits_for_the_creates_answer(ledger: Ledger, answered: bool, wait: int) -> None:
+    """For a moment, while that answer is missing: it names the id for the query."""
     ledger.register()
     if answered:
         ledger.register(outcome="created", kling_id="k1")
@@ -72,10 +72,10 @@ def test_a_question_waits_for_the_creates_answer(ledger: Ledger, answered: bool,
         ({}, {"task_id": "new", "task_info": {"external_task_id": "other"}}),
     ],
 )
-def test_what_kling_signed_of_another_task_is_no_word_on_this_one(
+def test_a_signed_report_of_another_task_is_only_a_hint(
     ledger: Ledger, known: dict[str, Any], named: dict[str, Any]
 ) -> None:
-    """Whoever holds this task's address may have sent it on: it is a hint like any other."""
+    """Whoever has this task's address may have sent it on."""
     ledger.register("other", outcome="created", kling_id="k9")
     ledger.register(**known)
     ledger.record(callback(status="succeed", files=[FILE], signed=True, **named))
@@ -93,8 +93,8 @@ def test_what_kling_signed_of_another_task_is_no_word_on_this_one(
         {"task_info": {"external_task_id": "an id of the caller's"}},
     ],
 )
-def test_what_kling_signed_of_no_other_task_is_its_word(ledger: Ledger, named: dict[str, Any]) -> None:
-    """With our id, with Kling's, or with none that is another's."""
+def test_a_signed_report_of_no_other_task_is_authoritative(ledger: Ledger, named: dict[str, Any]) -> None:
+    """With our id, with Kling's, or with none that another task has."""
     ledger.register("another")
     ledger.register(outcome="created", kling_id="k1")
     ledger.record(callback(status="failed", signed=True, **named))
@@ -182,8 +182,8 @@ def _to(task: str, each: Callback) -> Callback:
     return Callback(task, FAMILY, each.body_sha256, each.body, each.size, each.report, each.signed, each.problem)
 
 
-def test_past_so_many_events_callbacks_are_only_counted(ledger: Ledger) -> None:
-    """A flood of different bodies fills no disk, yet the last word of it is heard, calmly."""
+def test_past_the_maximum_count_callbacks_are_only_counted(ledger: Ledger) -> None:
+    """A flood of different bodies fills no disk, yet the last status is checked, after a delay."""
     ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS + 50)))
     task = ledger.task()
     assert (task["callback_count"], task["kept_callbacks"]) == (MAX_KEPT_CALLBACKS + 50, MAX_KEPT_CALLBACKS)
@@ -197,7 +197,7 @@ def test_past_so_many_events_callbacks_are_only_counted(ledger: Ledger) -> None:
     )
 
 
-def test_past_so_many_bytes_callbacks_are_only_counted(ledger: Ledger) -> None:
+def test_past_the_maximum_size_callbacks_are_only_counted(ledger: Ledger) -> None:
     """The first body that would not fit is not kept, a smaller one after it is."""
     half = MAX_KEPT_BYTES // 2
     large = [callback(body=bytes([letter]) * half) for letter in b"abc"]
@@ -208,26 +208,26 @@ def test_past_so_many_bytes_callbacks_are_only_counted(ledger: Ledger) -> None:
     assert (ledger.task("u")["kept_callbacks"], ledger.task("u")["kept_bytes"]) == (2, MAX_KEPT_BYTES)
 
 
-def test_a_flood_after_the_end_leaves_no_trace_past_the_caps(ledger: Ledger) -> None:
-    """Contradictions that are not kept are not logged either."""
+def test_past_the_limits_contradictions_are_not_logged(ledger: Ledger) -> None:
+    """A flood after the final status adds no event."""
     ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS)))
-    ledger.believe("t", says("failed"))
+    ledger.apply_report("t", says("failed"))
     before = ledger.types()
     ledger.record(*(callback(n=n, status="succeed") for n in range(9)), callback(status="submitted"))
     assert ledger.types() == before
     assert ledger.jobs() == {}
 
 
-def test_klings_signed_word_counts_past_the_caps(ledger: Ledger) -> None:
-    """Even when its body is not kept."""
+def test_a_signed_report_is_applied_past_the_limits(ledger: Ledger) -> None:
+    """Even if its body is not kept."""
     ledger.record(*(callback(n=n, status="processing") for n in range(MAX_KEPT_CALLBACKS)))
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert list(ledger.jobs()) == ["download/t/0"]
 
 
-def test_a_signed_repeat_of_an_unsigned_body_is_believed(ledger: Ledger) -> None:
-    """One event, counted twice; what was a hint is Kling's word now, and a further repeat says nothing new."""
+def test_a_signed_repeat_of_an_unsigned_body_is_authoritative(ledger: Ledger) -> None:
+    """One event, counted twice; the hint becomes Kling's status, and a further repeat changes nothing."""
     ledger.record(callback(status="succeed", files=[FILE]))
     assert (ledger.task()["status"], ledger.task()["hint"]) == ("created", "succeed")
     for _ in range(2):
@@ -239,8 +239,8 @@ def test_a_signed_repeat_of_an_unsigned_body_is_believed(ledger: Ledger) -> None
     assert ledger.types().count("task.succeed") == 1
 
 
-def test_an_unsigned_repeat_is_not_believed(ledger: Ledger) -> None:
-    """Nor does it give cause to ask again."""
+def test_an_unsigned_repeat_changes_nothing(ledger: Ledger) -> None:
+    """It causes no further query."""
     for _ in range(3):
         ledger.record(callback(status="succeed", files=[FILE]))
     assert (ledger.task()["status"], ledger.task()["hint_count"], ledger.results()) == ("created", 1, [])
@@ -254,8 +254,8 @@ def test_a_callbacks_id_is_kept_unless_it_names_ours(ledger: Ledger, named: str 
     assert ledger.task()["callback_kling_id"] == kept
 
 
-def test_a_report_without_a_status_is_no_move(ledger: Ledger) -> None:
-    """A record that only names an id tells nothing to believe; the callback counts as a hint."""
+def test_a_report_without_a_status_changes_no_status(ledger: Ledger) -> None:
+    """The callback counts as a hint."""
     body = json.dumps({"task_id": "k1"}).encode()
     given = callback(body=body)
     bare = Callback("t", FAMILY, given.body_sha256, body, len(body), Report(None, "k1"), signed=True)

@@ -1,4 +1,4 @@
-"""Tasks whose callback never comes: found at their deadline, asked about ever more seldom, ended at last."""
+"""Overdue tasks: queried at their deadline, with doubling waits, and failed in the end."""
 
 import pytest
 
@@ -32,8 +32,8 @@ def test_a_task_without_callbacks_is_found_at_its_deadline(start: Start, gateway
     assert gateway.tasks[theirs].queries == 1
 
 
-def test_a_task_that_ended_in_time_is_not_asked_about(start: Start, gateway: Sandbox) -> None:
-    """Its deadline is forgotten with its end: a later task's deadline passes, and it was asked about once."""
+def test_a_task_that_ended_in_time_is_not_queried_at_its_deadline(start: Start, gateway: Sandbox) -> None:
+    """Its deadline is cancelled: a later task's deadline passes, and the first one was queried once."""
     running = start(api_base=gateway.url, overdue_seconds=OVERDUE)
     task, theirs = submit(running, gateway)
     finished(running, task)
@@ -43,8 +43,8 @@ def test_a_task_that_ended_in_time_is_not_asked_about(start: Start, gateway: San
     assert "task.overdue" not in types(events(running, task, "never"))
 
 
-def test_a_task_that_kling_never_heard_of_ends_as_failed(start: Start, gateway: Sandbox) -> None:
-    """After some questions, by our own word; if a callback comes after all, Kling is asked and believed."""
+def test_a_task_that_kling_does_not_know_fails(start: Start, gateway: Sandbox) -> None:
+    """After some queries, locally; if a callback arrives after all, Kling is queried, and its status is applied."""
     running = start(api_base=gateway.url, overdue_seconds=0.1)
     task = new_id()
     put(running, task)
@@ -57,8 +57,8 @@ def test_a_task_that_kling_never_heard_of_ends_as_failed(start: Start, gateway: 
     assert show(running, task)["status"] == "succeed"
 
 
-def test_a_failed_word_of_ours_is_not_overturned_by_a_callback_alone(start: Start, gateway: Sandbox) -> None:
-    """A forged callback to a task that ended makes us ask, and nothing else."""
+def test_a_local_failure_is_not_replaced_by_a_callback_alone(start: Start, gateway: Sandbox) -> None:
+    """A forged callback of a finished task causes a query, and nothing else."""
     running = start(api_base=gateway.url)
     task = new_id()
     put(running, task)
@@ -83,8 +83,8 @@ async def known(parts: Parts, theirs: str | None) -> str:  # noqa: F811
 
 
 @pytest.mark.anyio
-async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
-    """A task that Kling still works on is looked at a few times, then ended; Kling's word revives it."""
+async def test_the_waits_double_from_the_length_of_the_deadline(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """A task that Kling still processes is queried a few times, then failed; Kling's status reopens it."""
     gateway.hold()
     theirs = made(gateway)
     task = await known(parts, theirs)
@@ -111,8 +111,8 @@ async def test_the_waits_double_from_the_deadlines_own_length(parts: Parts, gate
 
 
 @pytest.mark.anyio
-async def test_a_kling_that_does_not_answer_is_looked_at_again(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
-    """Its silence is not the task's: only after the last look the task ends, with what was said."""
+async def test_a_query_without_an_answer_is_retried(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """Only after the last query the task fails, with the error."""
     task = await known(parts, made(gateway, "query-5xx"))
     for _ in range(1, MAX_QUERIES):
         assert isinstance(await look(parts, task), RetryAt)
@@ -124,8 +124,8 @@ async def test_a_kling_that_does_not_answer_is_looked_at_again(parts: Parts, gat
 
 
 @pytest.mark.anyio
-async def test_a_look_that_was_cut_off_does_not_count(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
-    """However often the process was stopped meanwhile, all looks are had, and the deadline is told of once."""
+async def test_an_interrupted_query_is_not_counted(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """However often the process was stopped, all queries are made, and there is one event."""
     task = await known(parts, made(gateway, "query-5xx"))
     for _ in range(1, MAX_QUERIES):
         assert isinstance(await look(parts, task, attempts=99), RetryAt)
@@ -133,8 +133,8 @@ async def test_a_look_that_was_cut_off_does_not_count(parts: Parts, gateway: San
 
 
 @pytest.mark.anyio
-async def test_what_a_callback_told_stands_after_the_last_look(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
-    """Kling never answered: the callback's word is better than ours."""
+async def test_after_the_last_query_a_callbacks_status_is_accepted(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """Kling never answered: the callback's status is better than a local one."""
     task = await parts.hinted(made(gateway, "query-5xx"))
     for _ in range(MAX_QUERIES):
         outcome = await look(parts, task)
@@ -146,8 +146,8 @@ async def test_what_a_callback_told_stands_after_the_last_look(parts: Parts, gat
 
 
 @pytest.mark.anyio
-async def test_an_end_without_files_is_asked_about(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
-    """`succeed` and no address yet: a question is owed."""
+async def test_a_success_without_files_is_queried(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """`succeed` and no address yet: a query is enqueued."""
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
     gateway.tasks[theirs].body["n"] = 0
@@ -159,16 +159,16 @@ async def test_an_end_without_files_is_asked_about(parts: Parts, gateway: Sandbo
 
 
 @pytest.mark.anyio
-async def test_there_is_nothing_to_look_at(parts: Parts) -> None:  # noqa: F811
-    """A task that ended meanwhile, or none at all."""
+async def test_an_ended_or_missing_task_is_not_checked(parts: Parts) -> None:  # noqa: F811
+    """The job is done."""
     ended = await parts.succeeded()
     for task in (ended, new_id()):
         assert isinstance(await look(parts, task), Done)
 
 
 @pytest.mark.anyio
-async def test_an_end_that_comes_while_kling_is_asked(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
-    """The callback was quicker: the look changes nothing, and says nothing of a deadline."""
+async def test_a_final_status_during_the_query_stands(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+    """The callback was faster: the check changes nothing, and adds no overdue event."""
     theirs = made(gateway)
     task = await known(parts, theirs)
     decide = await OverdueTasks(parts.asker, parts.reader).check(

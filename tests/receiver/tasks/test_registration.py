@@ -1,4 +1,4 @@
-"""What a client says of a create, before it and after it."""
+"""Registrations of a task, before its create and after it."""
 
 import pytest
 
@@ -16,8 +16,8 @@ def ledger(database: Database) -> Ledger:
     return Ledger(database)
 
 
-def test_a_first_callback_before_the_registration(ledger: Ledger) -> None:
-    """Whoever registers afterwards may not send the create: Kling knows the task; gaps are filled."""
+def test_a_registration_after_the_first_callback_may_not_create(ledger: Ledger) -> None:
+    """Kling knows the task; missing fields are filled."""
     ledger.record(callback())
     answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("red",))
     assert (answer.created, answer.may_create, answer.conflict) == (False, False, None)
@@ -27,8 +27,8 @@ def test_a_first_callback_before_the_registration(ledger: Ledger) -> None:
     assert (ledger.task()["kling_id"], ledger.task()["status"]) == ("k1", "processing")
 
 
-def test_the_creates_answer_lets_a_waiting_question_go(ledger: Ledger) -> None:
-    """It is due as soon as the id is known."""
+def test_the_creates_answer_runs_a_waiting_query(ledger: Ledger) -> None:
+    """As soon as the id is known."""
     ledger.register()
     ledger.record(callback(status="succeed"))
     ledger.now += 10
@@ -37,8 +37,8 @@ def test_the_creates_answer_lets_a_waiting_question_go(ledger: Ledger) -> None:
     assert ledger.committed.next_due_at == NOW + 10
 
 
-def test_a_registration_makes_the_task_known(ledger: Ledger) -> None:
-    """Before its create: this attempt may send it, and the deadline runs."""
+def test_a_registration_adds_the_task(ledger: Ledger) -> None:
+    """Before its create: this attempt may send it, and the deadline is enqueued."""
     answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("b", "a", "b"))
     assert (answer.created, answer.may_create, answer.conflict) == (True, True, None)
     task = ledger.task()
@@ -58,13 +58,13 @@ def test_only_one_attempt_may_send_the_create(ledger: Ledger, attempt: str, may:
     assert ledger.types() == ["task.created"]
 
 
-def test_a_registration_without_a_nonce_may_not_send(ledger: Ledger) -> None:
-    """Nobody could tell two such attempts apart."""
+def test_a_registration_without_a_nonce_may_not_create(ledger: Ledger) -> None:
+    """Two such attempts could not be told apart."""
     assert not ledger.register(create_token="").may_create
 
 
-def test_gaps_are_filled_and_nothing_is_reset(ledger: Ledger) -> None:
-    """Model, request, tags and Kling's id stay as they were said first."""
+def test_missing_fields_are_filled_and_none_is_reset(ledger: Ledger) -> None:
+    """Model, request, tags and Kling's id keep their first values."""
     ledger.register(tags=("a",))
     ledger.register(model="m1", request={"n": 1}, tags=("a", "b"))
     ledger.register(model="m2", request={"n": 2}, outcome="created", kling_id="k1")
@@ -74,7 +74,7 @@ def test_gaps_are_filled_and_nothing_is_reset(ledger: Ledger) -> None:
     assert [row["tag"] for row in ledger.rows(TAG)] == ["a", "b"]
 
 
-def test_a_task_has_so_many_tags(ledger: Ledger) -> None:
+def test_a_task_has_a_maximum_of_tags(ledger: Ledger) -> None:
     """However often it is registered."""
     for n in range(7):
         ledger.register(tags=tuple(f"{n} {each}" for each in range(20)))
@@ -90,8 +90,8 @@ def test_another_family_is_a_conflict(ledger: Ledger) -> None:
     assert (ledger.task()["model"], ledger.task()["outcome"]) == ("", "pending")
 
 
-def test_a_create_that_was_taken_moves_the_task(ledger: Ledger) -> None:
-    """To `submitted`, by Kling's word; said again, it says nothing new."""
+def test_an_accepted_create_makes_the_task_submitted(ledger: Ledger) -> None:
+    """With the origin Kling; a repeat changes nothing."""
     ledger.register()
     for _ in range(2):
         answer = ledger.register(outcome="created", kling_id="k1")
@@ -105,7 +105,7 @@ def test_a_create_that_was_taken_moves_the_task(ledger: Ledger) -> None:
     assert not ledger.register().may_create
 
 
-def test_an_outcome_may_be_the_first_that_is_heard(ledger: Ledger) -> None:
+def test_an_outcome_may_be_the_first_registration(ledger: Ledger) -> None:
     """Of a task that the receiver does not know."""
     assert ledger.register(outcome="created", kling_id="k1").created
     assert ledger.task()["status"] == "submitted"
@@ -113,11 +113,11 @@ def test_an_outcome_may_be_the_first_that_is_heard(ledger: Ledger) -> None:
     assert view(ledger.task("u")) == ("failed", "local", True)
 
 
-def test_the_creates_answer_after_the_end_takes_nothing_back(ledger: Ledger) -> None:
-    """Its id is learnt; a callback that stands is asked about once more, now by that id."""
+def test_the_creates_answer_after_the_end_changes_no_status(ledger: Ledger) -> None:
+    """Its id is stored; a callback's status is checked once more, by that id."""
     ledger.register()
     ledger.record(callback(status="succeed"))
-    ledger.stand()
+    ledger.accept_hint()
     ledger.kill_job("ask/t")
     ledger.register(outcome="created", kling_id="k1")
     assert view(ledger.task()) == ("succeed", "callback", True)
@@ -129,20 +129,20 @@ def test_the_creates_answer_after_the_end_takes_nothing_back(ledger: Ledger) -> 
 
 
 @pytest.mark.parametrize("origin", ["kling", "local"])
-def test_created_said_again_after_the_end_takes_nothing_back(ledger: Ledger, origin: str) -> None:
+def test_a_repeated_report_after_the_end_changes_no_status(ledger: Ledger, origin: str) -> None:
     """A client may repeat its report at any time."""
     ledger.register()
     ledger.register(outcome="created", kling_id="k1")
     if origin == "kling":
-        ledger.believe("t", says("failed"))
+        ledger.apply_report("t", says("failed"))
     else:
         ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "too late"))
     ledger.register(outcome="created", kling_id="k1")
     assert view(ledger.task()) == ("failed", origin, True)
 
 
-def test_a_task_that_we_gave_up_lives_when_its_create_is_reported(ledger: Ledger) -> None:
-    """The report came after the deadline: Kling has it, and it is watched again."""
+def test_a_report_of_the_create_reopens_a_failed_task(ledger: Ledger) -> None:
+    """It came after the deadline: Kling has the task, and it has a deadline again."""
     ledger.register()
     ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "its create did not arrive"))
     ledger.register(outcome="created", kling_id="k1")
@@ -150,8 +150,8 @@ def test_a_task_that_we_gave_up_lives_when_its_create_is_reported(ledger: Ledger
     assert OVERDUE in ledger.jobs()
 
 
-def test_a_create_that_was_not_taken_ends_the_task(ledger: Ledger) -> None:
-    """By our own judgement, with the reason; nothing is owed."""
+def test_a_create_that_was_not_accepted_fails_the_task(ledger: Ledger) -> None:
+    """Locally, with the reason; no job is left."""
     ledger.register()
     ledger.register(outcome="not_created", reason="model is not supported")
     assert view(ledger.task()) == ("failed", "local", True)
@@ -162,8 +162,8 @@ def test_a_create_that_was_not_taken_ends_the_task(ledger: Ledger) -> None:
     assert ledger.task("u")["status_msg"] == "Kling did not accept the create."
 
 
-def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
-    """As often as it is refused: each time one attempt may send, and the task is open and watched."""
+def test_a_create_that_was_not_accepted_may_be_repeated(ledger: Ledger) -> None:
+    """Each time one attempt may send it, and the task is open and has a deadline."""
     for attempt in "abc":
         assert ledger.register(create_token=attempt).may_create
         assert view(ledger.task()) == ("created", None, False)
@@ -177,8 +177,8 @@ def test_a_create_that_was_not_taken_may_be_tried_again(ledger: Ledger) -> None:
     assert ledger.types().count("task.created") == 4
 
 
-def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
-    """Whoever only makes events, by one task without end, is stopped."""
+def test_creates_of_a_task_have_a_maximum(ledger: Ledger) -> None:
+    """So that one task cannot fill the event log."""
     for n in range(task_registration.MAX_CREATES):
         assert ledger.register(create_token=f"{n}").may_create
         ledger.register(create_token=f"{n}", outcome="not_created", reason="no")
@@ -187,8 +187,8 @@ def test_a_create_is_tried_again_so_often(ledger: Ledger) -> None:
     assert answer.conflict == f"Task t was refused {task_registration.MAX_CREATES} times. Use a new id."
 
 
-def test_an_attempt_that_was_overtaken_has_no_word(ledger: Ledger) -> None:
-    """Its late report does not end the attempt that came after it; that Kling took it counts from anybody."""
+def test_a_report_of_a_replaced_attempt_is_ignored(ledger: Ledger) -> None:
+    """It does not end the attempt after it; an accepted create counts from any attempt."""
     ledger.register(create_token="a")
     ledger.register(create_token="a", outcome="not_created")
     ledger.register(create_token="b")
@@ -235,11 +235,11 @@ def test_a_callback_after_the_refusal_forbids_another_create(ledger: Ledger) -> 
     assert "ask/t" in ledger.jobs()
 
 
-def test_klings_word_after_the_refusal_forbids_another_create(ledger: Ledger) -> None:
-    """It was taken after all."""
+def test_klings_status_after_the_refusal_forbids_another_create(ledger: Ledger) -> None:
+    """The create was accepted after all."""
     ledger.register()
     ledger.register(outcome="not_created")
-    ledger.believe("t", says("processing"))
+    ledger.apply_report("t", says("processing"))
     assert not ledger.register(create_token="b").may_create
     assert ledger.task()["status"] == "processing"
 
@@ -253,13 +253,13 @@ def test_an_outcome_after_the_creation_is_known_changes_nothing(ledger: Ledger) 
 
 
 def learn(ledger: Ledger, task_id: str) -> None:
-    """Kling's answer to a question named its id for the task `t`."""
+    """Kling's answer to a query named its id of the task `t`."""
     ledger.change(lambda tx: task_registration.set_kling_id(tx, tx.require_task("t"), task_id))
 
 
 @pytest.mark.parametrize(("attempt", "stands"), [("a", "k1"), ("b", "k2")])
-def test_the_creates_own_answer_goes_before_what_a_question_brought(ledger: Ledger, attempt: str, stands: str) -> None:
-    """From whoever sent that create, and once."""
+def test_the_creates_own_answer_replaces_the_id_of_a_query(ledger: Ledger, attempt: str, stands: str) -> None:
+    """From the attempt that sent it, and once."""
     ledger.register(create_token="a")
     learn(ledger, "k2")
     assert (ledger.task()["status"], ledger.task()["kling_id"]) == ("submitted", "k2")
@@ -271,7 +271,7 @@ def test_the_creates_own_answer_goes_before_what_a_question_brought(ledger: Ledg
 
 @pytest.mark.parametrize("outcome", ["not_created", "unknown"])
 def test_a_task_that_kling_knows_was_created(ledger: Ledger, outcome: str) -> None:
-    """Whatever its client says, and no other create is sent."""
+    """Whatever its client reports, and no other create is sent."""
     ledger.register()
     learn(ledger, "k1")
     ledger.register(outcome=outcome)

@@ -1,4 +1,4 @@
-"""After a start: nothing that is owed was forgotten, and every open task is asked about once, in its turn."""
+"""After a start: missing jobs are enqueued, due times clamped, and every open task is queried once."""
 
 import logging
 import sqlite3
@@ -33,10 +33,8 @@ from tools.harness.submitting import register as put
 HOUR = 3_600_000
 
 
-def test_what_ended_while_nobody_listened_is_found_after_the_start(
-    start: Start, gateway: Sandbox, tmp_path: Path
-) -> None:
-    """The callback is lost, the deadline far: one question finds the end and the files."""
+def test_a_task_that_ended_while_no_receiver_ran_is_recovered(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
+    """The callback is lost, the deadline far: one query finds the status and the files."""
     first = start(api_base=gateway.url)
     gateway.hold()
     task, theirs = submit(first, gateway, "no-callback")
@@ -57,27 +55,27 @@ def ledger(database: Database) -> Ledger:
     return Ledger(database)
 
 
-OWED = {"overdue/open", "overdue/hinted", "ask/hinted", "ask/bare", "download/ended/0"}
+EXPECTED_KEYS = {"overdue/open", "overdue/hinted", "ask/hinted", "ask/bare", "download/ended/0"}
 
 
-def test_work_that_no_job_owes_is_owed_again(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
-    """A deadline, a question, a download: whatever is missing, with a loud line each; then nothing is."""
+def test_missing_jobs_are_enqueued(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """A deadline, a query, a download: each missing job with an error in the log; then none is missing."""
     ledger.register("open")
     ledger.record(callback("hinted", "succeed"))
     ledger.record(callback("ended", "succeed", files=[FILE], signed=True))
     ledger.put_task("bare", status="succeed", origin="kling")
-    assert set(ledger.jobs()) == OWED - {"ask/bare"}
+    assert set(ledger.jobs()) == EXPECTED_KEYS - {"ask/bare"}
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
     with caplog.at_level(logging.ERROR):
-        assert ledger.change(startup.repair) == len(OWED)
-    assert set(ledger.jobs()) == OWED
-    assert caplog.text.count("lacked a job; it is enqueued now") == len(OWED)
+        assert ledger.change(startup.repair) == len(EXPECTED_KEYS)
+    assert set(ledger.jobs()) == EXPECTED_KEYS
+    assert caplog.text.count("lacked a job; it is enqueued now") == len(EXPECTED_KEYS)
     assert ledger.change(startup.repair) == 0
 
 
-def test_what_was_given_up_is_owed_again_where_the_task_is_not_done(ledger: Ledger) -> None:
-    """A dead job is no job."""
+def test_a_dead_job_of_an_unfinished_task_is_enqueued_again(ledger: Ledger) -> None:
+    """A dead job counts as missing."""
     ledger.record(callback("ended", "succeed", files=[FILE], signed=True))
     ledger.kill_job("download/ended/0")
     assert ledger.change(startup.repair) == 1
@@ -85,8 +83,8 @@ def test_what_was_given_up_is_owed_again_where_the_task_is_not_done(ledger: Ledg
     assert (job["state"], job["attempts"]) == ("ready", 0)
 
 
-def test_a_sound_database_needs_nothing(ledger: Ledger) -> None:
-    """Open, ended, fetched, failed: each as its verbs leave it."""
+def test_a_sound_database_needs_no_repair(ledger: Ledger) -> None:
+    """Open, ended, downloading, failed: as the functions leave them."""
     ledger.register("open")
     ledger.record(callback("hinted", "failed"), callback("going", "processing"))
     ledger.record(callback("fetching", "succeed", files=[FILE], signed=True))
@@ -96,21 +94,21 @@ def test_a_sound_database_needs_nothing(ledger: Ledger) -> None:
     assert ledger.change(startup.repair) == 0
 
 
-def take_turns(ledger: Ledger) -> None:
+def start_sweep(ledger: Ledger) -> None:
     """What a start does."""
     ledger.now += 1
     ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
 
 
-def test_each_open_task_gets_its_turn(ledger: Ledger) -> None:
-    """First those whose deadline passed meanwhile, then the others, spaced; ended ones not."""
+def test_the_sweep_queries_each_open_task(ledger: Ledger) -> None:
+    """First those whose deadline passed, then the others, spaced; ended ones not."""
     for task in ("late-0", "late-1"):
         ledger.register(task)
     ledger.now += HOUR
     for task in ("early-0", "early-1"):
         ledger.register(task)
     ledger.record(callback("ended", "failed", signed=True))
-    take_turns(ledger)
+    start_sweep(ledger)
     due = {key: (job["due_at"] - ledger.now) for key, job in ledger.jobs().items()}
     assert due == {
         "overdue/late-0": SPACING_MS,
@@ -122,26 +120,26 @@ def test_each_open_task_gets_its_turn(ledger: Ledger) -> None:
     }
 
 
-def test_another_start_gives_out_the_turns_anew(ledger: Ledger) -> None:
-    """While nobody took them they all came due; Kling is not to be asked all that at once."""
+def test_another_start_spaces_the_sweep_again(ledger: Ledger) -> None:
+    """The old sweep came due while no receiver ran; Kling must not be queried about all at once."""
     for task in ("a", "b"):
         ledger.register(task)
-    take_turns(ledger)
+    start_sweep(ledger)
     ledger.now += 10_000
-    take_turns(ledger)
+    start_sweep(ledger)
     jobs = ledger.jobs()
     assert [jobs[f"sweep/{task}"]["due_at"] - ledger.now for task in ("a", "b")] == [SPACING_MS, 2 * SPACING_MS]
 
 
-def test_a_task_that_comes_after_the_start_needs_no_turn(ledger: Ledger) -> None:
-    """Its callback is listened for."""
+def test_a_task_created_after_the_start_is_not_swept(ledger: Ledger) -> None:
+    """Its callback is received."""
     ledger.register("new")
     ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
     assert set(ledger.jobs()) == {"overdue/new"}
 
 
-def test_a_task_whose_deadline_was_lost_gets_its_turn_too(ledger: Ledger) -> None:
-    """It was open before the start, whenever its deadline was owed again."""
+def test_a_task_with_a_repaired_deadline_is_swept(ledger: Ledger) -> None:
+    """It was open before the start."""
     ledger.register("open")
     with ledger.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM job")
@@ -310,7 +308,7 @@ def test_a_suspended_a_dead_and_a_running_job_are_not_clamped(ledger: Ledger, ca
     assert (resumed["due_at"], resumed["delay_ms"]) == (ledger.now, 0)
 
 
-def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: Sandbox) -> None:
+def test_a_start_clamps_due_times(start: Start, gateway: Sandbox) -> None:
     """A job that waits a day longer than its delay is due within its delay."""
     first = start(api_base=gateway.url)
     task = new_id()
@@ -327,20 +325,20 @@ def test_a_start_brings_forward_what_a_clock_had_put_off(start: Start, gateway: 
     assert job["due_at"] <= time.time() * 1000 + 180_000
 
 
-def test_a_deadline_before_its_turn_needs_none(ledger: Ledger) -> None:
-    """So many were late that this task's own deadline comes first."""
+def test_a_task_whose_deadline_comes_first_is_not_swept(ledger: Ledger) -> None:
+    """So many were late that this task's own deadline is earlier."""
     for number in range(20):
         ledger.register(f"late-{number}")
     ledger.now += 180_000 - 10 * SPACING_MS
     ledger.register("soon")
     ledger.now += 179_000
-    take_turns(ledger)
+    start_sweep(ledger)
     assert "sweep/soon" not in ledger.jobs()
     assert ledger.jobs()["overdue/soon"]["due_at"] == NOW + 180_000 - 10 * SPACING_MS + 180_000
 
 
 @pytest.mark.anyio
-async def test_kling_says_how_it_stands(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
+async def test_the_sweep_applies_klings_answer(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """Still going: noted, and its deadline stands; ended: recovered; no answer, no task: nothing."""
     overdue = OverdueTasks(parts.asker, parts.reader)
     gateway.hold()
@@ -359,12 +357,12 @@ async def test_kling_says_how_it_stands(parts: Parts, gateway: Sandbox) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_gateway_that_never_calls_back_is_named_once(
+async def test_a_gateway_that_never_calls_back_is_logged_once(
     parts: Parts,  # noqa: F811
     gateway: Sandbox,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One loud line for the first task that only its deadline found, none for the next."""
+    """For the first task that only its deadline found, not for the next."""
     overdue = OverdueTasks(parts.asker, parts.reader)
     with caplog.at_level(logging.ERROR):
         for _ in range(2):
@@ -375,12 +373,12 @@ async def test_a_gateway_that_never_calls_back_is_named_once(
 
 
 @pytest.mark.anyio
-async def test_a_gateway_that_did_call_back_is_not_blamed(
+async def test_a_gateway_that_called_back_is_not_logged(
     parts: Parts,  # noqa: F811
     gateway: Sandbox,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Another task was called back: this one's callback was lost, which happens."""
+    """Another task had a callback, so this one's was lost."""
     await parts.succeeded()
     theirs = made(gateway)
     gateway.wait_for(lambda: gateway.tasks[theirs].finished_at)
@@ -390,8 +388,8 @@ async def test_a_gateway_that_did_call_back_is_not_blamed(
     assert NEVER_CALLED_BACK not in caplog.text
 
 
-def test_a_registered_task_is_asked_about_after_a_start_and_goes_on(start: Start, gateway: Sandbox) -> None:
-    """Its client may be about to create it: that Kling does not know it yet proves nothing."""
+def test_a_registered_task_is_swept_and_stays_open(start: Start, gateway: Sandbox) -> None:
+    """Its client may be about to create it, so that it proves nothing if Kling does not know it."""
     first = start(api_base=gateway.url)
     task = new_id()
     put(first, task)

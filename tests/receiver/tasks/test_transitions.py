@@ -1,4 +1,4 @@
-"""Whom to believe: what a task's status becomes, by whose word."""
+"""Status changes of a task, by the source of the new status."""
 
 import pytest
 
@@ -21,8 +21,8 @@ def ledger(any_database: Database) -> Ledger:
 
 
 @pytest.mark.parametrize("status", ["submitted", "processing"])
-def test_a_callback_moves_an_open_task(ledger: Ledger, status: str) -> None:
-    """`submitted` and `processing` are taken from any proven callback."""
+def test_a_callback_changes_the_status_of_an_open_task(ledger: Ledger, status: str) -> None:
+    """`submitted` and `processing` are accepted from any authenticated callback."""
     ledger.register()
     ledger.record(callback(status=status, message="on its way"))
     assert view(ledger.task()) == (status, None, False)
@@ -32,7 +32,7 @@ def test_a_callback_moves_an_open_task(ledger: Ledger, status: str) -> None:
 
 @pytest.mark.parametrize("status", ["succeed", "failed"])
 def test_a_final_callback_is_a_hint(ledger: Ledger, status: str) -> None:
-    """It moves nothing, names no file to download, and makes us ask Kling at once."""
+    """It changes no status, names no file to download, and causes a query at once."""
     ledger.record(callback(status=status, files=[FILE], message="m"))
     task = ledger.task()
     assert view(task) == ("created", None, False)
@@ -42,10 +42,10 @@ def test_a_final_callback_is_a_hint(ledger: Ledger, status: str) -> None:
     assert (ledger.jobs()["ask/t"]["due_at"], ledger.jobs()["ask/t"]["concurrency_key"]) == (NOW, "kling")
 
 
-def test_klings_word_is_final(ledger: Ledger) -> None:
-    """Its answer moves the task, names the files, and owes their download; the deadline is off."""
+def test_klings_final_status_is_authoritative(ledger: Ledger) -> None:
+    """Its answer sets the status, names the files, enqueues their downloads; the deadline is cancelled."""
     ledger.record(callback(status="succeed"))
-    ledger.believe("t", says("succeed", FILE, f"{FILE}?ksTime=6a9b5d00", message="fine", cost="3.5"))
+    ledger.apply_report("t", says("succeed", FILE, f"{FILE}?ksTime=6a9b5d00", message="fine", cost="3.5"))
     task = ledger.task()
     assert view(task) == ("succeed", "kling", False)
     assert (task["status_msg"], task["cost"]) == ("fine", "3.5")
@@ -65,28 +65,28 @@ def test_klings_word_is_final(ledger: Ledger) -> None:
     )
 
 
-def test_a_body_that_kling_signed_is_klings_word(ledger: Ledger) -> None:
-    """No question is needed; the files in it are fetched."""
+def test_a_signed_callback_is_authoritative(ledger: Ledger) -> None:
+    """No query is needed; the files in it are downloaded."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert list(ledger.jobs()) == ["download/t/0"]
     assert ledger.events()[1]["data"]["signed"] is True
 
 
-def test_a_signed_success_without_files_makes_us_ask_for_them(ledger: Ledger) -> None:
-    """Kling's word stands, the files are still owed."""
+def test_a_signed_success_without_files_causes_a_query(ledger: Ledger) -> None:
+    """Kling's status stands, the files are still missing."""
     ledger.record(callback(status="succeed", signed=True))
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert list(ledger.jobs()) == ["ask/t"]
-    ledger.believe("t", says("succeed", FILE))
+    ledger.apply_report("t", says("succeed", FILE))
     assert [result["source_url"] for result in ledger.results()] == [FILE]
     assert "download/t/0" in ledger.jobs()
 
 
-def test_a_failure_by_klings_word_is_the_end(ledger: Ledger) -> None:
-    """Nothing more is owed."""
+def test_a_failure_reported_by_kling_is_final(ledger: Ledger) -> None:
+    """No job is left."""
     ledger.register(outcome="created", kling_id="k1")
-    ledger.believe("t", says("failed", message="no kangaroos"))
+    ledger.apply_report("t", says("failed", message="no kangaroos"))
     assert view(ledger.task()) == ("failed", "kling", True)
     assert ledger.types()[-2:] == ["task.failed", "task.done"]
     assert ledger.events()[-1]["data"] == {"status": "failed", "origin": "kling"}
@@ -97,10 +97,10 @@ def test_a_failure_by_klings_word_is_the_end(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("status", "reason"), [("succeed", "contradictory"), ("processing", "late"), ("submitted", "late")]
 )
-def test_what_comes_after_klings_final_word_is_logged(ledger: Ledger, status: str, reason: str, signed: bool) -> None:
-    """And changes neither status, cost nor files, whoever says it."""
+def test_a_status_after_klings_final_status_is_logged(ledger: Ledger, status: str, reason: str, signed: bool) -> None:
+    """It changes neither status, cost nor files, whatever its source."""
     ledger.register()
-    ledger.believe("t", says("failed", cost="1"))
+    ledger.apply_report("t", says("failed", cost="1"))
     ledger.record(callback(status=status, files=[FILE], signed=signed, final_unit_deduction="99"))
     task = ledger.task()
     assert view(task) == ("failed", "kling", True)
@@ -111,8 +111,8 @@ def test_what_comes_after_klings_final_word_is_logged(ledger: Ledger, status: st
     assert set(ledger.jobs()) <= {"ask/t"}
 
 
-def test_the_same_end_again_is_no_news(ledger: Ledger) -> None:
-    """A second word of the same end is logged as a callback only."""
+def test_the_same_final_status_again_changes_nothing(ledger: Ledger) -> None:
+    """Only the callback is logged."""
     ledger.record(callback(status="failed", signed=True))
     before = ledger.types()
     ledger.record(callback(status="failed", message="other words"), callback(status=None))
@@ -121,14 +121,14 @@ def test_the_same_end_again_is_no_news(ledger: Ledger) -> None:
 
 
 def test_a_late_callback_of_an_open_task_is_logged(ledger: Ledger) -> None:
-    """`submitted` after `processing` takes nothing back."""
+    """`submitted` after `processing` changes no status."""
     ledger.record(callback(status="processing"), callback(status="submitted"))
     assert view(ledger.task()) == ("processing", None, False)
     assert ledger.events()[-1]["data"] == {"reason": "late", "status": "submitted", "stands": "processing"}
 
 
-def test_the_same_status_in_another_body_is_no_news(ledger: Ledger) -> None:
-    """It is kept, and nothing follows."""
+def test_the_same_status_in_another_body_changes_nothing(ledger: Ledger) -> None:
+    """The body is kept."""
     ledger.record(callback(status="processing"), callback(status="processing", message="still"))
     assert ledger.types().count("task.processing") == 1
     assert ledger.types().count("callback.received") == 2
@@ -140,12 +140,12 @@ def test_the_same_status_in_another_body_is_no_news(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("status", "results"), [("failed", []), ("succeed", [("failed", "Kling could not be queried")])]
 )
-def test_a_callback_stands_when_kling_cannot_be_asked(
+def test_a_callbacks_status_is_accepted_if_kling_cannot_be_queried(
     ledger: Ledger, status: str, results: list[tuple[str, str]]
 ) -> None:
-    """With its origin shown; and the files of a success are lost loudly, for its addresses prove nothing."""
+    """With its origin; the files of a success are reported as failed, because its addresses prove nothing."""
     ledger.record(callback(status=status, files=[FILE], message="m"))
-    ledger.stand()
+    ledger.accept_hint()
     task = ledger.task()
     assert view(task) == (status, "callback", True)
     assert (task["status_msg"], task["hint"]) == ("m", None)
@@ -155,27 +155,27 @@ def test_a_callback_stands_when_kling_cannot_be_asked(
     assert list(ledger.jobs()) == ["ask/t"]
 
 
-def test_without_a_final_callback_nothing_stands(ledger: Ledger) -> None:
-    """Nor after Kling's own word."""
+def test_without_a_final_callback_no_status_is_accepted(ledger: Ledger) -> None:
+    """Nor after Kling's own."""
     ledger.record(callback(status=None))
-    ledger.stand()
+    ledger.accept_hint()
     assert view(ledger.task()) == ("created", None, False)
     ledger.record(callback(status="succeed"))
-    ledger.believe("t", says("failed"))
-    ledger.stand()
+    ledger.apply_report("t", says("failed"))
+    ledger.accept_hint()
     assert view(ledger.task()) == ("failed", "kling", True)
 
 
 @pytest.mark.parametrize("stood", [True, False])
-def test_a_success_of_which_nobody_names_the_files_is_loud(ledger: Ledger, stood: bool) -> None:
-    """Kling signed it without files, and then could not be asked for them: the task does not hang."""
+def test_a_success_without_files_ends_with_a_failed_result(ledger: Ledger, stood: bool) -> None:
+    """Kling signed it without files, and then could not be queried: the task does not hang."""
     if stood:
         ledger.record(callback(status="succeed"))
-        ledger.stand()
+        ledger.accept_hint()
     ledger.record(callback(status="succeed", signed=True, n=1))
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert "ask/t" in ledger.jobs()
-    ledger.stand()
+    ledger.accept_hint()
     assert view(ledger.task()) == ("succeed", "kling", True)
     assert ledger.types().count("result.failed") == 1
     assert [result["status"] for result in ledger.results()] == ["failed"]
@@ -185,9 +185,9 @@ def test_a_success_of_which_nobody_names_the_files_is_loud(ledger: Ledger, stood
 def test_an_answer_without_files_fails_none_that_was_named(ledger: Ledger, status: Status) -> None:
     """They may have been named by a signed callback while Kling was asked."""
     ledger.record(callback(status="succeed", files=[FILE], signed=True))
-    ledger.believe("t", says(status))
+    ledger.apply_report("t", says(status))
     ledger.change(lambda tx: result_records.mark_missing(tx, tx.require_task("t"), "no file"))
-    ledger.stand()
+    ledger.accept_hint()
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert [result["status"] for result in ledger.results()] == ["pending"]
 
@@ -196,18 +196,18 @@ def end(ledger: Ledger, origin: str) -> None:
     """End the task `t`, not by Kling's word."""
     if origin == "callback":
         ledger.record(callback(status="succeed", files=[FILE]))
-        ledger.stand()
+        ledger.accept_hint()
     else:
         ledger.register()
         ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "too late"))
 
 
 @pytest.mark.parametrize("origin", ["callback", "local"])
-def test_an_end_of_our_own_gives_way_to_klings_files(ledger: Ledger, origin: str) -> None:
-    """Whenever its word comes: the task is open again until its files are there."""
+def test_a_final_status_of_another_origin_is_replaced_by_klings_files(ledger: Ledger, origin: str) -> None:
+    """Whenever Kling's report arrives: the task is open again until its files are stored."""
     end(ledger, origin)
     assert ledger.task()["done"]
-    ledger.believe("t", says("succeed", FILE, f"{FILE}2"))
+    ledger.apply_report("t", says("succeed", FILE, f"{FILE}2"))
     assert view(ledger.task()) == ("succeed", "kling", False)
     assert [(each["position"], each["status"], each["error"]) for each in ledger.results()] == [
         (0, "pending", ""),
@@ -222,21 +222,25 @@ def test_an_end_of_our_own_gives_way_to_klings_files(ledger: Ledger, origin: str
 
 @pytest.mark.parametrize("origin", ["callback", "local"])
 @pytest.mark.parametrize("status", ["submitted", "processing"])
-def test_an_end_of_our_own_is_revived_by_klings_word(ledger: Ledger, origin: str, status: Status) -> None:
-    """The task lives, and is watched again."""
+def test_a_final_status_of_another_origin_is_replaced_by_klings_status(
+    ledger: Ledger, origin: str, status: Status
+) -> None:
+    """The task is open, and has a deadline again."""
     end(ledger, origin)
     assert OVERDUE not in ledger.jobs()
-    ledger.believe("t", says(status))
+    ledger.apply_report("t", says(status))
     assert view(ledger.task()) == (status, None, False)
     assert OVERDUE in ledger.jobs()
-    ledger.believe("t", says("failed"))
+    ledger.apply_report("t", says("failed"))
     assert view(ledger.task()) == ("failed", "kling", True)
 
 
 @pytest.mark.parametrize("origin", ["callback", "local"])
 @pytest.mark.parametrize("status", ["submitted", "processing", "succeed", "failed", None])
-def test_a_callback_after_an_end_of_our_own_makes_us_ask(ledger: Ledger, origin: str, status: str | None) -> None:
-    """It cannot revive the task by itself, but it shows that Kling knows more."""
+def test_a_callback_after_a_final_status_of_another_origin_causes_a_query(
+    ledger: Ledger, origin: str, status: str | None
+) -> None:
+    """It cannot reopen the task by itself, but it shows that Kling knows more."""
     end(ledger, origin)
     before = view(ledger.task())
     if "ask/t" in ledger.jobs():
@@ -247,8 +251,8 @@ def test_a_callback_after_an_end_of_our_own_makes_us_ask(ledger: Ledger, origin:
     assert ledger.jobs()["ask/t"]["attempts"] == 0
 
 
-def test_a_revived_task_with_a_hint_has_a_question(ledger: Ledger) -> None:
-    """Even where the question before was given up."""
+def test_a_reopened_task_with_a_hint_has_a_query(ledger: Ledger) -> None:
+    """Even if the earlier query was given up."""
     end(ledger, "local")
     ledger.record(callback(status="failed"))
     ledger.kill_job("ask/t")
@@ -257,19 +261,19 @@ def test_a_revived_task_with_a_hint_has_a_question(ledger: Ledger) -> None:
     assert ledger.jobs()["ask/t"]["state"] == "ready"
 
 
-def test_an_end_of_our_own_ends_open_tasks_only(ledger: Ledger) -> None:
-    """It says why, and comes too late for a task that has ended."""
+def test_a_local_failure_is_for_open_tasks_only(ledger: Ledger) -> None:
+    """It has a reason, and does not change a task that has ended."""
     end(ledger, "local")
     assert view(ledger.task()) == ("failed", "local", True)
     assert ledger.task()["status_msg"] == "too late"
-    ledger.believe("t", says("failed", message="theirs"))
+    ledger.apply_report("t", says("failed", message="theirs"))
     assert view(ledger.task()) == ("failed", "kling", True)
     ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "again"))
     assert ledger.task()["status_msg"] == "theirs"
 
 
-def test_a_false_hint_is_dropped(ledger: Ledger) -> None:
-    """Kling, asked again and again, says otherwise: the callback is called contradictory, in the log."""
+def test_a_false_hint_is_rejected(ledger: Ledger) -> None:
+    """Kling repeatedly reports another status: the callback is logged as ignored."""
     ledger.record(callback(status="succeed", message="m"))
     ledger.change(lambda tx: transitions.reject_hint(tx, tx.require_task("t"), "processing"))
     assert (ledger.task()["hint"], ledger.task()["hint_msg"]) == (None, "")
@@ -300,8 +304,8 @@ def test_a_change_of_many_kinds_is_one_commit(ledger: Ledger) -> None:
     ]
 
 
-def test_a_question_that_was_given_up_begins_anew(ledger: Ledger) -> None:
-    """With all its tries: what it knew of the earlier ones is forgotten."""
+def test_a_query_that_was_given_up_starts_over(ledger: Ledger) -> None:
+    """With all its attempts, and without the arguments of the earlier ones."""
     ledger.record(callback(status="succeed"))
     with ledger.database.write() as connection:
         connection.execute(JOB.update().values(args={"unanswered": 12}))
