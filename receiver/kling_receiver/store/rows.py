@@ -60,7 +60,7 @@ class TaskChanges(TypedDict, total=False):
 
 
 class EventRow(TypedDict):
-    """One event as it is shown; the stored body of a callback is read by nobody but an operator."""
+    """One event as it is shown, without the stored body of a callback."""
 
     id: int
     task_id: str

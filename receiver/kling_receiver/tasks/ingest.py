@@ -122,7 +122,7 @@ def _apply(tx: Transaction, task: TaskRow, callback: Callback, kept: bool) -> No
 
 
 def _belongs_to_another_task(tx: Transaction, task: TaskRow, report: Report) -> bool:
-    """Whether a record that Kling signed is of another task: then somebody else sent it to this address."""
+    """Whether a report that Kling signed is of another task, so that a third party sent it to this address."""
     if report.external_task_id == task["id"]:
         return False
     if report.external_task_id and task["outcome"] != "none":

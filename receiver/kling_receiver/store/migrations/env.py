@@ -1,4 +1,4 @@
-"""Run by Alembic, on the connection that `Database.migrate` (or a developer's comparison) hands over."""
+"""Alembic's environment: migrations run in the transaction of `Database.migrate`, on its connection."""
 
 from alembic import context
 

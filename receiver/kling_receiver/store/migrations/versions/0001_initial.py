@@ -1,4 +1,4 @@
-"""The first tables"""
+"""Tables of tasks, events, results, tags and jobs"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""An index of the tasks that have ended and are not done: few, however many there are"""
+"""An index of the tasks that have ended and are not done, which are few"""
 
 import sqlalchemy as sa
 from alembic import op

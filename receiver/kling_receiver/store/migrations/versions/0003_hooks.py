@@ -1,4 +1,4 @@
-"""Hooks, and each attempt to deliver to one; what was owed to the one hook there was goes to `default`"""
+"""Tables of hooks and delivery attempts; deliveries to the former single hook go to the hook `default`"""
 
 import sqlalchemy as sa
 from alembic import op

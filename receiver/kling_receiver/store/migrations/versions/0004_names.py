@@ -1,6 +1,6 @@
-"""The columns have the names of the field; jobs know their pool and the delay that they were given.
+"""Columns have the names of the field; jobs have a pool and the delay of their due time.
 
-Columns and tables are renamed in place, so that pending jobs, files and deliveries stay as they are.
+Columns and tables are renamed in place, so that pending jobs, files and deliveries keep their content.
 """
 
 import sqlalchemy as sa
@@ -51,11 +51,12 @@ def upgrade() -> None:
     op.rename_table("attempt", "delivery_attempt")
     for table, columns in RENAMED.items():
         for old, new in columns.items():
-            # In place on both engines: SQLite's batch mode would copy the table instead.
+            # In place on both engines: SQLite's batch mode would copy the table. The new name is unquoted, because SQLite
+            # writes it into the constraints as it stands here.
             op.execute(f'ALTER TABLE {table} RENAME COLUMN "{old}" TO {new}')
     op.execute("ALTER TABLE job ADD COLUMN pool VARCHAR NOT NULL DEFAULT ''")
     op.execute("ALTER TABLE job ADD COLUMN delay_ms BIGINT NOT NULL DEFAULT 0")
-    # No job was put off for longer than the time from its creation to its due time, by one and the same clock.
+    # An upper bound: no delay is longer than the time from the creation of the job to its due time.
     op.execute(f"""
         UPDATE job SET delay_ms = CASE WHEN due_at >= {NEVER} THEN {NEVER}
             WHEN due_at > created_at THEN due_at - created_at ELSE 0 END
