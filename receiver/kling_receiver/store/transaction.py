@@ -105,7 +105,7 @@ class Transaction:
     _woken: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
-        """Read these tasks into `tasks` and lock them until the commit, in one order, so that writers cannot deadlock."""
+        """Read these tasks into `tasks` and lock them until the commit, in one order: writers cannot deadlock."""
         missing = sorted(set(ids) - self.tasks.keys())
         if missing:
             self.tasks.update((row["id"], row) for row in SELECT_TASKS.all(self.connection, ids=missing))

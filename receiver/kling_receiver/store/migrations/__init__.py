@@ -1,1 +1,1 @@
-"""The shapes that the tables had, oldest first; `kling-receiver serve` and `migrate` apply what is missing."""
+"""Migrations of the tables, oldest first; `kling-receiver serve` and `migrate` apply those that are missing."""

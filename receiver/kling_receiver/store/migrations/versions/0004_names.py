@@ -51,8 +51,8 @@ def upgrade() -> None:
     op.rename_table("attempt", "delivery_attempt")
     for table, columns in RENAMED.items():
         for old, new in columns.items():
-            # In place on both engines: SQLite's batch mode would copy the table. The new name is unquoted, because SQLite
-            # writes it into the constraints as it stands here.
+            # In place on both engines: SQLite's batch mode would copy the table. The new name has no quotes: SQLite
+            # would write them into the constraints.
             op.execute(f'ALTER TABLE {table} RENAME COLUMN "{old}" TO {new}')
     op.execute("ALTER TABLE job ADD COLUMN pool VARCHAR NOT NULL DEFAULT ''")
     op.execute("ALTER TABLE job ADD COLUMN delay_ms BIGINT NOT NULL DEFAULT 0")
