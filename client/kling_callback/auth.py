@@ -1,4 +1,4 @@
-"""Authentication at Kling or a gateway: a bearer key, or a JWT signed with access key and secret key (section 2)."""
+"""Authentication at Kling or a gateway: a bearer key, or a JWT signed with access key and secret key."""
 
 import time
 import warnings

@@ -159,7 +159,7 @@ class BaseResult(Generic[F]):
 
 
 def is_created(task: dict[str, Any]) -> bool:
-    """Whether Kling surely has this task. `task`: its JSON."""
+    """Whether Kling certainly has this task. `task`: its JSON."""
     return bool(task.get("task_id")) or task["status"] in ("submitted", "processing", "succeed")
 
 

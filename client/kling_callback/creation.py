@@ -1,7 +1,7 @@
 """One create: register it, send it, report its outcome. A task is never paid for twice:
 
 register ─▶ send ─┬─ taken ──────────────▶ report created
-                  ├─ surely not taken ───▶ retry for a while (only after 1302, 1303, no connection),
+                  ├─ not accepted ───────▶ retry for a while (only after 1302, 1303, no connection),
                   │                        then report not_created
                   └─ unknown ────────────▶ query it by our id a few times, never send it again,
                                            report created or unknown
@@ -173,6 +173,6 @@ class CreateCall:
 
 
 def may_resend(error: KlingError) -> bool:
-    """Whether a create that ended with this error may be sent again: it surely was not taken, and may be later."""
+    """Whether a create that ended with this error may be sent again: it was not accepted, and may be later."""
     not_sent = isinstance(error.__cause__, NOT_SENT_ERRORS) and error.retryable
     return isinstance(error, NotCreated) and (error.code in (RATE_LIMITED, CONCURRENCY_LIMITED) or not_sent)

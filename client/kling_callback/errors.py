@@ -7,7 +7,7 @@ KlingError
 │   └── TokenExpired     a signed token has expired
 ├── HookError            a request to your hook is not an event of your receiver; `code` says why
 ├── GatewayError         Kling or the gateway did not give a usable answer
-│   ├── NotCreated       Kling surely did not take the create: nothing is generated, nothing is paid
+│   ├── NotCreated       Kling certainly did not accept the create: nothing is generated, nothing is paid
 │   └── CreateUnknown    Kling may have taken the create: it is never sent again
 ├── ReceiverError        the receiver refused the request, or could not be reached
 ├── TaskFailed           the task ended as `failed`; the message is Kling's reason
@@ -95,7 +95,7 @@ class GatewayError(KlingError):
 
 
 class NotCreated(GatewayError):
-    """Kling surely did not take the create: nothing is generated, nothing is paid."""
+    """Kling certainly did not accept the create: nothing is generated, nothing is paid."""
 
     outcome: Outcome | None = "not_created"
 

@@ -212,8 +212,8 @@ class AsyncKling:
         `hook`: URL to which the receiver POSTs this task's events, signed with its KLING_HOOK_SECRET.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
 
-        Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling surely
-        did not take the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
+        Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
+        did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
         finds out, and the create is never sent again.
         """
         check_create(family, body)

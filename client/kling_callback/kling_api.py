@@ -26,7 +26,7 @@ NOT_SENT_ERRORS = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
-"""Failures before a request is sent: a create was surely not taken."""
+"""Failures before a request is sent: a create was certainly not accepted."""
 
 RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
 RETRYABLE = frozenset({RATE_LIMITED, CONCURRENCY_LIMITED, 5000, 5001, 5002})
@@ -80,7 +80,7 @@ class KlingApi:
     async def create(self, family: str, body: dict[str, Any]) -> Report:
         """Send one create. The report has a `kling_id`.
 
-        Raises NotCreated when Kling surely did not take it, CreateUnknown when it may have.
+        Raises NotCreated when Kling certainly did not accept it, CreateUnknown when it may have.
         """
         try:
             response, answer = await self._call(family, "POST", self.address(family), json=body)

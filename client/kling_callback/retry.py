@@ -27,7 +27,7 @@ class RetryPolicy:
     max_attempts: int | None = None
     """Attempts of one call; None: limited by time only."""
     create_seconds: float = 300
-    """For all attempts at a create that Kling surely did not take."""
+    """For all attempts at a create that Kling certainly did not accept."""
     connect_seconds: float = 30
     """For those of them that fail because there is no connection to Kling."""
     write_seconds: float = 20

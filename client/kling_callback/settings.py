@@ -39,7 +39,7 @@ _required: ContextVar[frozenset[str]] = ContextVar("required", default=frozenset
 
 
 def is_required(name: str) -> bool:
-    """Whether the `load` in progress requires this setting. For validators."""
+    """Whether `load` was called with this setting in `require`. For validators."""
     return name in _required.get()
 
 

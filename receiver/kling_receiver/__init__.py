@@ -1,6 +1,6 @@
 """The receiver: stores Kling's callbacks, downloads the results, notifies waiters, delivers events to hooks.
 
-The folders, in reading order. A folder imports only those below it in the second list.
+The folders, in reading order:
 
 web/        incoming HTTP: the callback route, the API under /api, authentication, limits, OpenAPI
 tasks/      the life cycle of a task: ingest callbacks, transitions, queries to Kling, deadlines, repair at start
@@ -16,21 +16,36 @@ cli/        the command `kling-receiver`
 app.py creates each part once and starts and stops them; server.py runs uvicorn; settings.py is the table of settings;
 states.py is the state machine; policy.py, metrics.py, validation.py and filesystem.py are small helpers.
 
-Lowest first: states, policy, validation, metrics, filesystem, store, jobs, net, events, sinks, results, hooks, tasks,
-settings, web, app, server, cli.
+A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
+policy, validation, metrics, filesystem, store, jobs, net, events, sinks, results, hooks, tasks, settings, web, app,
+server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and
-`worker` are asynchronous and never use a connection.
+`worker` are asynchronous; they reach the database only through `Reader.read` and `Writer.run`.
 
-One callback, from its first byte to the hooks, always downward:
+One callback, from its first byte to the hooks:
 
-web/callbacks -> web/body -> kling_callback.protocol.webhooks.verify, kling_callback.protocol.reports.parse_callback
+web/callbacks -> kling_callback.protocol.signing.CallbackSigner.verify -> web/body
+-> kling_callback.protocol.webhooks.verify, kling_callback.protocol.reports.parse_callback
 -> store/writer.run_batched(tasks/ingest.ingest), one commit: tasks/transitions, jobs/enqueue, store/transaction.flush
 -> app._on_commit -> events/bus.notify, jobs/worker.wake
 -> jobs/queue.claim_due -> tasks/reconcile -> kling_callback.kling_api.query -> tasks/transitions -> results/records
 -> results/download -> net/client -> results/storage -> results/records.mark_stored, finish_task
 -> hooks/dispatcher -> hooks/runner -> hooks/limiter -> hooks/sender -> sinks/http -> hooks/deliveries.record_attempts
+
+Where to look:
+
+a token or signature of a callback   web/callbacks; kling_callback.protocol.signing and .webhooks
+a final status that is only a hint   tasks/ingest (recorded), tasks/reconcile (queried), tasks/transitions (ended)
+a second paid create                 tasks/registration (may it be sent?), kling_callback.creation (sending, retries)
+an interrupted download              results/download (resumed by Range), results/storage (the partial file)
+a dead letter                        jobs/queue (state), hooks/deliveries (retry_dead, redeliver), web/api/deliveries
+a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)
+jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/worker
+how many jobs run at once            jobs/kinds (each pool), jobs/worker (each concurrency key)
+a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
+a new column                         store/tables, store/rows, store/migrations
 """
 
 from importlib.metadata import version

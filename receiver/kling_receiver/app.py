@@ -62,7 +62,7 @@ log = logging.getLogger("kling_receiver")
 STOP_SECONDS = 8.0
 """Seconds that running jobs are given when the receiver is told to stop."""
 HOOK_CONNECTIONS = 1_000
-"""To all hooks of the operator together. Each hook has a limit of its own, so that a slow one delays no other."""
+"""Connections at once to all hooks of the operator. Each hook has a limit of its own: a slow one delays no other."""
 
 Clock = Callable[[], float]
 """Unix seconds."""
@@ -82,7 +82,7 @@ PRODUCTION_DELAYS = Delays()
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What the receiver knows: the database, the result files, events and counters."""
+    """The parts that hold data: database, writer, reader, result files, events, counters."""
 
     database: Database
     writer: Writer
@@ -95,7 +95,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What runs jobs, and the HTTP clients that jobs use."""
+    """The parts that run jobs: handlers, worker, sender, and the HTTP clients that they use."""
 
     reconciler: Reconciler
     sender: Sender

@@ -8,13 +8,16 @@ DEFAULT_HOOK_PAUSE_SECONDS = 43_200
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`overdue_seconds`: the deadline of every task; None: by family. `hook_pause_seconds`: failing time of a hook."""
+    """`overdue_seconds`: from the create to the deadline; None: by family.
+
+    `hook_pause_seconds`: of continuous failure, before a hook is paused.
+    """
 
     overdue_seconds: float | None = None
     hook_pause_seconds: float = DEFAULT_HOOK_PAUSE_SECONDS
 
     def overdue_ms(self, family: str) -> int:
-        """Milliseconds from the create to the deadline. Images take seconds, everything else minutes (section 7)."""
+        """Milliseconds from the create to the deadline. Images take seconds, everything else minutes."""
         default = 180 if family.startswith("images/") else 1200
         return int((self.overdue_seconds or default) * 1000)
 

@@ -10,7 +10,7 @@
 
 a  Kling accepted the create, or any authenticated callback says so.
 b  Kling started the job.
-c  Kling finished the job. In a callback this is only a hint, until Kling itself confirms it.
+c  Kling finished the job. A callback with a final status is only a hint: `tasks/ingest` never sets it.
 d  Callbacks may be lost, late or out of order: a later status needs no earlier one.
 e  A final status that did not come from Kling (`origin` `local` or `callback`) is replaced by Kling's status.
 f  A create that was certainly not accepted (`local`) is retried by a registration with the same id.

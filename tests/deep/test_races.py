@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Any
 
 from kling_receiver.jobs import queue
-from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Outcome, Settle
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Effect, Outcome
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.tables import EVENT, JOB
 from kling_receiver.store.transaction import Transaction
@@ -48,8 +48,8 @@ def claim(ledger: Ledger) -> list[ClaimedJob]:
     return ledger.change(lambda tx: queue.claim_due(tx, Capacity(99), claim_id=token_hex(8), lease_ms=LEASE))
 
 
-def settle(ledger: Ledger, job: ClaimedJob, effect: Settle) -> bool:
-    """Settle a job. Returns whether the claim held."""
+def settle(ledger: Ledger, job: ClaimedJob, effect: Effect) -> bool:
+    """Effect a job. Returns whether the claim held."""
     return ledger.change(lambda tx: queue.settle(tx, job, effect))
 
 
@@ -69,7 +69,7 @@ def report(ledger: Ledger, task: str) -> None:
 
 
 def mark(ledger: Ledger, job: ClaimedJob) -> bool:
-    """Settle with an effect that adds an event. Returns whether the claim held."""
+    """Effect with an effect that adds an event. Returns whether the claim held."""
 
     def marked(tx: Transaction) -> Outcome:
         tx.add_event(job.task_id, "marked")
@@ -79,7 +79,7 @@ def mark(ledger: Ledger, job: ClaimedJob) -> bool:
 
 
 def fail(ledger: Ledger, job: ClaimedJob) -> bool:
-    """Settle with Kling's status `failed`. Returns whether the claim held."""
+    """Effect with Kling's status `failed`. Returns whether the claim held."""
 
     def apply(tx: Transaction) -> Outcome:
         transitions.apply_report(tx, tx.require_task(job.task_id), says("failed"))

@@ -16,7 +16,7 @@ from kling_callback.protocol.reports import Output, Report, parse_callback
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.jobs.kinds import Kind
-from kling_receiver.jobs.queue import ClaimedJob, Settle
+from kling_receiver.jobs.queue import ClaimedJob, Effect
 from kling_receiver.metrics import Metrics
 from kling_receiver.policy import Policy
 from kling_receiver.results import records as result_records
@@ -206,7 +206,7 @@ def handle(
     task: TaskRow | None,
     answer: Report | GatewayError | None,
     results: Sequence[ResultRow] = (),
-) -> Settle:
+) -> Effect:
     """What the handler of a job about Kling returns, for a task as it was read and for Kling's answer."""
     reader = ReadEarlier(task, results)
     reconciler = Answered(answer, reader)

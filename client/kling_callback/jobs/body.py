@@ -11,7 +11,7 @@ from kling_callback.protocol.families import is_job, is_new_standard
 from kling_callback.protocol.ids import DESCRIPTION, is_id
 
 SYNCHRONOUS_FAMILIES = frozenset({"audio/tts"})
-"""Families whose answer is the result: Kling sends no callback for them (section 3)."""
+"""Families whose answer is the result: Kling sends no callback for them."""
 
 CALLBACK_URL_RESERVED = (
     "callback_url is set by this client, to the receiver's address. To receive the events yourself, "

@@ -1,6 +1,6 @@
 """The table of typed jobs, from which their checks, command-line options and help are made.
 
-Only values that all of Kling's pages refuse are refused (section 6); models and unknown parameters pass.
+Only values that all of Kling's pages refuse are refused; models and unknown parameters pass.
 """
 
 from collections.abc import Iterator, Mapping

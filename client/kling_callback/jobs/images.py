@@ -12,7 +12,7 @@ from pathlib import Path
 import imagesize  # type: ignore[import-untyped]  # it ships no types
 
 MAX_BYTES = 10 * 1024 * 1024
-"""Bytes of an image (section 6: 10 MB)."""
+"""Bytes of an image (Kling's limit: 10 MB)."""
 
 MIN_SIDE_PIXELS = 300
 

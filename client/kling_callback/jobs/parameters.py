@@ -99,7 +99,7 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True)
 class CameraControl:
-    """A camera movement (section 6): a `type`, and for `simple` a `config` with one movement."""
+    """A camera movement: a `type`, and for `simple` a `config` with one movement."""
 
     types: tuple[str, ...] = ("simple", "down_back", "forward_up", "right_turn_forward", "left_turn_forward")
     movements: tuple[str, ...] = ("horizontal", "vertical", "pan", "tilt", "roll", "zoom")

@@ -81,5 +81,5 @@ async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, 
 
 
 async def print_only(event: Event) -> HandlerResult:
-    """Handle an event by nothing: its line is printed by the caller."""
+    """Do nothing: the caller prints the event."""
     return HandlerResult()

@@ -50,7 +50,7 @@ MAX_COST_DEPTH = 10
 MAX_WRAP_DEPTH = 4
 
 UNKNOWN_TASK = frozenset({1200, 1201})
-"""Kling's codes for a query about an unknown task (section 3)."""
+"""Kling's codes for a query about an unknown task."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from kling_receiver.hooks.limiter import SLOT_TIMEOUT_SECONDS
 from kling_receiver.hooks.runner import EventRange, HookRun, RunResult
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.jobs.kinds import Kind
-from kling_receiver.jobs.queue import NEVER, ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
+from kling_receiver.jobs.queue import NEVER, ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import HookRow
@@ -42,7 +42,7 @@ class Dispatcher:
         self._bus, self._idle_seconds = bus, idle_seconds
         self._unrecorded = asyncio.Semaphore(MAX_UNRECORDED)
 
-    async def dispatch(self, job: ClaimedJob) -> Settle:
+    async def dispatch(self, job: ClaimedJob) -> Effect:
         """Send the events behind a hook's cursor, then those that are committed meanwhile."""
         name = job.unique_key.removeprefix(f"{Kind.DISPATCH}/")
         hook, attempted = await self._reader.read(functools.partial(_load_hook, name=name))
@@ -62,7 +62,7 @@ class Dispatcher:
 
         return settle
 
-    async def replay(self, job: ClaimedJob) -> Settle:
+    async def replay(self, job: ClaimedJob) -> Effect:
         """Send a range of the event log to a hook again."""
         hook = await self._hook(job.args["hook"])
         if hook is None:
@@ -79,7 +79,7 @@ class Dispatcher:
 
         return settle
 
-    async def retry(self, job: ClaimedJob) -> Settle:
+    async def retry(self, job: ClaimedJob) -> Effect:
         """Make the next attempt at one delivery."""
         hook, event = await self._hook(job.args["hook"]), await self._reader.event(int(job.args["event"]))
         if hook is None or event is None:
@@ -134,11 +134,11 @@ def _load_hook(connection: Connection, name: str) -> tuple[HookRow | None, set[i
     return hook, deliveries.attempted_events(connection, name, hook["cursor"]) if hook else set()
 
 
-def _retry_in(seconds: float, reason: str) -> Settle:
+def _retry_in(seconds: float, reason: str) -> Effect:
     return lambda tx: RetryAt(tx.now + int(seconds * 1000), reason, counts=False)
 
 
-def _retry_once_resumed(name: str) -> Settle:
+def _retry_once_resumed(name: str) -> Effect:
     """Suspend the job of a paused hook; if the hook was resumed since it was read, the job is due now."""
 
     def settle(tx: Transaction) -> Outcome:

@@ -44,7 +44,7 @@ MAX_PER_POOL: dict[str, int] = {
 }
 """Jobs that run at once. Slow download hosts leave room for queries and hooks; hook jobs mostly wait for others."""
 MAX_PER_UNKNOWN_POOL = 16
-"""The same for a pool of another version of this program: its jobs must not stop the queue."""
+"""The limit of a pool that this version does not know: its jobs must not stop the queue."""
 
 HOOK_POOLS = {
     Kind.DISPATCH: Pool.HOOK_RUNS,
@@ -59,30 +59,30 @@ def hook_pool(kind: Kind, task_id: str | None) -> Pool:
 
 
 def ask_key(task_id: str) -> str:
-    """One query job a task."""
+    """The unique key of a task's query job: at most one exists."""
     return f"{Kind.ASK}/{task_id}"
 
 
 def overdue_key(task_id: str) -> str:
-    """One deadline a task."""
+    """The unique key of a task's deadline."""
     return f"{Kind.OVERDUE}/{task_id}"
 
 
 def download_key(task_id: str, index: int) -> str:
-    """One download a result file."""
+    """The unique key of a result file's download."""
     return f"{Kind.DOWNLOAD}/{task_id}/{index}"
 
 
 def dispatch_key(hook_name: str) -> str:
-    """One dispatch a hook: two would send its events twice."""
+    """The unique key of a hook's dispatch: two at once would send its events twice."""
     return f"{Kind.DISPATCH}/{hook_name}"
 
 
 def delivery_key(event_id: int, hook_name: str) -> str:
-    """One retry for each event and hook."""
+    """The unique key of a delivery's retry."""
     return f"{Kind.DELIVERY}/{event_id}/{hook_name}"
 
 
 def replay_key(hook_name: str, after: int, until: int, task_id: str | None) -> str:
-    """One replay for each hook and range of events."""
+    """The unique key of a replay: of one hook and one range of events."""
     return f"{Kind.REPLAY}/{hook_name}/{after}/{until}/{task_id or ''}"

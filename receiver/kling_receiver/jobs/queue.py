@@ -48,7 +48,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """The job runs again at `due_at` (unix ms). `args`: those of the next attempt; None: the same.
+    """The job runs again at `due_at` (unix ms). `args`: for the next attempt; None keeps them.
 
     `counts`: False for an attempt that was interrupted before it could succeed or fail.
     """
@@ -67,12 +67,12 @@ class GiveUp:
 
 
 Outcome = Done | RetryAt | GiveUp
-Settle = Callable[[Transaction], Outcome]
+Effect = Callable[[Transaction], Outcome]
 """What a handler returns: it is applied in the transaction that settles the job, so that both happen or neither."""
 
 
-def settle_as(outcome: Outcome) -> Settle:
-    """A `Settle` that changes only the job."""
+def settle_as(outcome: Outcome) -> Effect:
+    """An `Effect` that changes only the job."""
     return lambda tx: outcome
 
 
@@ -202,7 +202,7 @@ def next_due(tx: Transaction, capacity: Capacity, *, leases: bool = True) -> int
     return min((at for at in (due, lease) if at is not None), default=None)
 
 
-def settle(tx: Transaction, job: ClaimedJob, effect: Settle) -> bool:
+def settle(tx: Transaction, job: ClaimedJob, effect: Effect) -> bool:
     """Finish a claimed job: apply its effect and outcome in this transaction.
 
     Returns False, changing nothing, if another worker has taken the claim.
@@ -237,7 +237,7 @@ def rescue(tx: Transaction, expired_by: int) -> int:
 
 
 def clamp_due_times(tx: Transaction) -> int:
-    """Move jobs forward that are due later than the delay they were given. Returns how many.
+    """Make jobs due earlier that are due more than `delay_ms` from now. Returns how many.
 
     The clock was ahead when their due time was set, and has been corrected since.
     """

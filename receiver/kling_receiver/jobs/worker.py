@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.queue import Capacity, ClaimedJob, RetryAt, Settle
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, RetryAt
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 
 log = logging.getLogger("kling_receiver.worker")
 
-Handler = Callable[[ClaimedJob], Awaitable[Settle]]
+Handler = Callable[[ClaimedJob], Awaitable[Effect]]
 
 MAX_PER_KEY = 16
 """Running jobs with one concurrency key, so that one slow host cannot take every place."""
@@ -148,7 +148,7 @@ class Worker:
         except Exception as error:
             await asyncio.shield(self._settle(job, self._unexpected_error(job, error)))
 
-    async def _handle(self, job: ClaimedJob) -> Settle:
+    async def _handle(self, job: ClaimedJob) -> Effect:
         try:
             async with asyncio.timeout(JOB_TIMEOUT_SECONDS):
                 return await self._handlers[job.kind](job)
@@ -159,10 +159,10 @@ class Worker:
         except Exception as error:
             return self._unexpected_error(job, error)
 
-    def _interrupted(self, reason: str, delay_seconds: float) -> Settle:
+    def _interrupted(self, reason: str, delay_seconds: float) -> Effect:
         return queue.settle_as(RetryAt(int((self._clock() + delay_seconds) * 1000), reason, counts=False))
 
-    async def _settle(self, job: ClaimedJob, effect: Settle) -> None:
+    async def _settle(self, job: ClaimedJob, effect: Effect) -> None:
         while True:
             try:
                 if not await self._writer.run(lambda tx: queue.settle(tx, job, effect)):
@@ -173,7 +173,7 @@ class Worker:
                     return
                 await asyncio.sleep(self._outage_seconds)
 
-    def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Settle:
+    def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Effect:
         log.error("job %s raised an unexpected error; it is retried", job.unique_key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         due = UNEXPECTED_ERROR_BACKOFF.next_at(

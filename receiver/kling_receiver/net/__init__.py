@@ -1,1 +1,1 @@
-"""HTTP requests to addresses that others chose, guarded against private networks."""
+"""HTTP requests to untrusted addresses (result files, hooks), guarded against private networks."""

@@ -107,7 +107,7 @@ def _ssl_context() -> ssl.SSLContext:
 
 
 class GuardedClient:
-    """A client for one purpose; `allowed` is the setting of that purpose. The caller checks redirects.
+    """An HTTP client that connects only to public addresses and to those in `allowed`. The caller checks redirects.
 
     `connections`: how many at once.
     """

@@ -14,7 +14,7 @@ from kling_callback.atomic_file import AtomicFile
 from kling_callback.http import retry_after_seconds
 from kling_callback.protocol.media_types import extension
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
+from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
 from kling_receiver.net.guard import Refused
@@ -87,7 +87,7 @@ class Downloader:
         self._client, self._storage, self._reader, self._metrics = client, storage, reader, metrics
         self._max_bytes, self._backoff, self._timeout_seconds = max_bytes, backoff, timeout_seconds
 
-    async def download(self, job: ClaimedJob) -> Settle:
+    async def download(self, job: ClaimedJob) -> Effect:
         """Handle one `download` job: the file is stored, retried, or failed with a reason."""
         index = int(job.args["index"])
         result = await self._reader.result(job.task_id, index)

@@ -1,4 +1,4 @@
-"""When the URL of a result expires: Kling writes the time into its query, in hexadecimal seconds (section 7)."""
+"""When the URL of a result expires: Kling writes the time into its query, in hexadecimal seconds."""
 
 import re
 

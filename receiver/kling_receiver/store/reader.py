@@ -124,7 +124,7 @@ class Reader:
     async def render_events(
         self, events: Sequence[EventRow], render: Callable[[EventRow, TaskDetail], bytes]
     ) -> list[bytes]:
-        """The first of these events, at least one, each with its task. `render` runs in the reader's thread."""
+        """Render events, each with its task, up to the byte limit; at least one. `render` runs in a thread."""
         return await self.read(functools.partial(_render_events, events=events, render=render))
 
     async def events(self, after: int, task_id: str | None = None) -> list[EventRow]:
@@ -133,7 +133,7 @@ class Reader:
         return await self.read(query)
 
     async def event(self, event_id: int) -> EventRow | None:
-        """One event."""
+        """The event with this id, or None."""
         return await self.read(lambda connection: SELECT_EVENTS.first(connection, ids=[event_id]))
 
     async def any_recent_callback(self) -> bool:

@@ -1,5 +1,7 @@
 """The tables, with constraints that refuse impossible rows. Times are unix milliseconds.
 
+A new column also needs an entry in `rows` and a migration.
+
 JSON is stored as ASCII text with escapes, so that no NUL or lone surrogate reaches a database.
 """
 

@@ -173,9 +173,10 @@ class Transaction:
         args: Any = None,
         **values: Any,
     ) -> None:
-        """Add a job. Where a job with this `unique_key` waits already, the earlier of both times counts.
+        """Add a job. A job that waits with this `unique_key` keeps the earlier due time; a dead one becomes ready.
 
-        `due_at`: unix ms; None: now. `concurrency_key`: what a slow or dead peer delays; other jobs go on.
+        `due_at`: unix ms; None: now. `concurrency_key`: jobs with the same key share one limit, so that a slow or dead
+        peer delays only these.
         `values`: `hook_name`, the `attempts` made so far, the `state` and `error` of a job that is dead at once.
         """
         due = self.now if due_at is None else due_at

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from kling_receiver.policy import DEFAULT_POLICY, Policy
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
-from kling_receiver.store.priority import ForegroundGate
+from kling_receiver.store.foreground_gate import ForegroundGate
 from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
 
 T = TypeVar("T")

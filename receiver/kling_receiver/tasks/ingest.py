@@ -1,4 +1,8 @@
-"""Store authenticated callbacks: keep or count each body, and apply what it says. None is refused here."""
+"""Store authenticated callbacks: keep or count each body, apply its status or record it as a hint.
+
+`submitted` and `processing` are applied. A final status is a hint, which enqueues a query to Kling; only a body that
+Kling signed is applied at once. No callback is refused here.
+"""
 
 from dataclasses import dataclass
 from typing import cast

@@ -9,7 +9,7 @@ from typing import Literal
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
-from kling_receiver.jobs.queue import ClaimedJob, Done, Outcome, RetryAt, Settle, settle_as
+from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, Outcome, RetryAt, settle_as
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import TaskRow
@@ -41,7 +41,7 @@ class OverdueTasks:
         self._reconciler, self._reader = reconciler, reader
         self._warned = False
 
-    async def check(self, job: ClaimedJob) -> Settle:
+    async def check(self, job: ClaimedJob) -> Effect:
         """Handle one `overdue` job: query Kling, then end the task, fail it, or retry after a longer wait."""
         task = await self._reader.task(job.task_id)
         if task is None or task["status"] in FINAL:
@@ -82,7 +82,7 @@ class OverdueTasks:
 
         return apply
 
-    async def check_after_start(self, job: ClaimedJob) -> Settle:
+    async def check_after_start(self, job: ClaimedJob) -> Effect:
         """Handle one `sweep` job: query Kling once, because a callback may have been missed before the start."""
         task = await self._reader.task(job.task_id)
         if task is None or task["status"] in FINAL:

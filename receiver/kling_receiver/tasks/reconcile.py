@@ -8,7 +8,7 @@ from kling_callback.errors import GatewayError
 from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
+from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
 from kling_receiver.results import records as result_records
 from kling_receiver.states import FINAL
@@ -46,7 +46,7 @@ class Reconciler:
         undecided = Backoff(backoff.steps[:MAX_UNDECIDED_RETRIES], backoff.draw)
         self._backoffs = {"unanswered": backoff, "undecided": undecided}
 
-    async def reconcile(self, job: ClaimedJob) -> Settle:
+    async def reconcile(self, job: ClaimedJob) -> Effect:
         """Handle one `ask` job: a callback hinted at a final status, or Kling's report named no files."""
         task = await self._reader.task(job.task_id)
         if task is None or await self._is_settled(task):

@@ -1,7 +1,7 @@
 """Status changes of a task, by their source. Nothing here replaces Kling's own final status.
 
-A callback with a valid token moves a task to `submitted` or `processing`. Its final status is only a hint, until Kling
-itself confirms it: in the answer to a query, or in a body that Kling signed.
+`apply_report` applies what Kling itself reports. `accept_hint` and `reject_hint` end a hint: the final status of a
+callback, which `tasks/ingest` records. `fail_locally` is the receiver's own decision.
 """
 
 from kling_callback.protocol.reports import Report

@@ -1,6 +1,7 @@
 """The callback routes: authenticate, read, commit, answer. They never query Kling, and change no status themselves.
 
-With a valid token no body is refused for its content: an unreadable one still is a hint to query Kling.
+With a valid token no body is refused for its content, unless KLING_WEBHOOK_SIGNATURE is `required`: an unreadable body
+is still a hint to query Kling.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Callback latency under hook traffic with and without the foreground gate (`store/priority.py`): paired runs."""
+"""Callback latency under hook traffic with and without the foreground gate (store/foreground_gate): paired runs."""
 
 import sys
 from contextlib import ExitStack

@@ -6,7 +6,7 @@ Run as a process of its own: `python -m tools.bench.gate_switch off serve --port
 import sys
 
 from kling_receiver.cli.main import main
-from kling_receiver.store.priority import ForegroundGate
+from kling_receiver.store.foreground_gate import ForegroundGate
 
 
 async def no_wait(gate: ForegroundGate) -> None:

@@ -35,7 +35,7 @@ def image_problem(image: Any) -> str:
 
 
 def test_a_whole_text_to_image() -> None:
-    """Every parameter of section 6 is sent unchanged under Kling's name."""
+    """Every parameter of Kling's pages is sent unchanged under Kling's name."""
     values = {
         "prompt": "a kangaroo",
         "negative_prompt": "blur",

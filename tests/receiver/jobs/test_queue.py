@@ -40,7 +40,7 @@ def claim(ledger: Ledger, capacity: Capacity | None = None, *, room: int = 9) ->
 
 
 def settle(ledger: Ledger, job: ClaimedJob, outcome: Outcome) -> bool:
-    """Settle with an effect that also marks the task."""
+    """Effect with an effect that also marks the task."""
 
     def decide(tx: Transaction) -> Outcome:
         tx.update_task(tx.require_task("t"), status_msg="marked")

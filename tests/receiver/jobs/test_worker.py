@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from kling_receiver.jobs import enqueue, queue
 from kling_receiver.jobs.kinds import MAX_PER_POOL
-from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt, Settle, settle_as
+from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.jobs.worker import MAX_PER_KEY, UNEXPECTED_ERROR_BACKOFF, Handler, Worker
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
@@ -75,7 +75,7 @@ async def working(
 def answering(outcome: Outcome) -> Handler:
     """A handler with a fixed outcome."""
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         return settle_as(outcome)
 
     return handle
@@ -88,7 +88,7 @@ class Slow:
         self.entered: asyncio.Queue[ClaimedJob] = asyncio.Queue()
         self.go = asyncio.Event()
 
-    async def __call__(self, job: ClaimedJob) -> Settle:
+    async def __call__(self, job: ClaimedJob) -> Effect:
         """Handle a job."""
         self.entered.put_nowait(job)
         await self.go.wait()
@@ -109,7 +109,7 @@ async def test_due_jobs_are_run(database: Database) -> None:
     """Those from before the start, and those enqueued after it; each once."""
     done: list[str] = []
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         done.append(job.unique_key)
         return settle_as(Done())
 
@@ -125,7 +125,7 @@ async def test_due_jobs_are_run(database: Database) -> None:
 async def test_an_effect_is_applied_when_the_job_is_settled(database: Database) -> None:
     """In one transaction: the change is visible when the job is gone."""
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         def decide(tx: Transaction) -> Outcome:
             tx.add_tasks([{"id": "t", "family": "f"}])
             tx.add_event("t", "done")
@@ -143,7 +143,7 @@ async def test_no_wake_is_lost(database: Database) -> None:
     """Jobs that are owed while the loop claims, runs and settles are all done, by their wakes alone."""
     count = 0
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         nonlocal count
         count += 1
         return settle_as(Done())
@@ -187,7 +187,7 @@ async def test_the_worker_sleeps_until_a_job_is_due(database: Database) -> None:
     begun: list[float] = []
     due = 0.0
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         begun.append(time.time())
         return settle_as(Done())
 
@@ -259,7 +259,7 @@ async def test_a_retried_job_runs_at_its_time(database: Database) -> None:
     """Its attempts are counted."""
     attempts: list[int] = []
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         attempts.append(job.attempts)
         return lambda tx: Done() if job.attempts == 3 else RetryAt(tx.now + 5, "again")
 
@@ -277,12 +277,12 @@ async def test_a_job_that_is_given_up_is_kept_as_dead(database: Database) -> Non
     assert jobs["ask/t"]["error"] == "no use"
 
 
-async def fail(job: ClaimedJob) -> Settle:
+async def fail(job: ClaimedJob) -> Effect:
     """A handler that raises an unexpected error."""
     raise ZeroDivisionError("surprise")
 
 
-async def fail_to_settle(job: ClaimedJob) -> Settle:
+async def fail_to_settle(job: ClaimedJob) -> Effect:
     """A handler whose effect raises an unexpected error."""
 
     def decide(tx: Transaction) -> Outcome:
@@ -359,7 +359,7 @@ async def test_a_claim_with_a_lost_answer_is_repeated(database: Database) -> Non
     attempts: list[int] = []
     told: list[str] = []
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         attempts.append(job.attempts)
         return settle_as(Done())
 
@@ -514,7 +514,7 @@ async def test_an_attempt_that_an_outage_interrupted_is_not_counted(database: Da
     """It is repeated as the first."""
     attempts: list[int] = []
 
-    async def handle(job: ClaimedJob) -> Settle:
+    async def handle(job: ClaimedJob) -> Effect:
         attempts.append(job.attempts)
         if len(attempts) == 1:
             raise Unavailable("The database cannot be used.")

@@ -1,1 +1,1 @@
-"""Migrations of the tables, oldest first; `kling-receiver serve` and `migrate` apply those that are missing."""
+"""Alembic migrations, oldest first; `kling-receiver serve` and `migrate` apply the missing ones."""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kling_receiver.store.priority import ForegroundGate
+from kling_receiver.store.foreground_gate import ForegroundGate
 
 pytestmark = pytest.mark.anyio
 
