@@ -3,13 +3,13 @@
 import re
 from collections.abc import Awaitable, Callable
 
-from kling_sandbox.creates import Creates
-from kling_sandbox.files import Files
-from kling_sandbox.http import Request, Response, json_response
+from kling_sandbox.api.creates import Creates
+from kling_sandbox.api.files import Files
+from kling_sandbox.api.queries import Queries
+from kling_sandbox.api.replies import ApiError
 from kling_sandbox.lifecycle import Lifecycle
-from kling_sandbox.queries import Queries
-from kling_sandbox.replies import ApiError
 from kling_sandbox.state import State
+from kling_sandbox.web.http import Request, Response, json_response
 
 Handler = Callable[..., Awaitable[Response]]
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from kling_sandbox.app import App
 from kling_sandbox.lifecycle import Lifecycle
-from kling_sandbox.server import Server
 from kling_sandbox.state import State
+from kling_sandbox.web.server import Server
 
 
 class Sandbox(State):

@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kling_sandbox.families import Family
+from kling_sandbox.api.families import Family
+from kling_sandbox.api.replies import envelope
 from kling_sandbox.misbehaviour import Has
-from kling_sandbox.replies import envelope
 
 EXTENSIONS = {"videos": ["mp4"], "audios": ["mp3", "wav"]}
 """The files of each result, by kind; images have one file of the requested format."""

@@ -24,8 +24,8 @@ from standardwebhooks import Webhook
 
 from kling_sandbox import Sandbox
 from kling_sandbox.__main__ import main
+from kling_sandbox.api.families import FAMILIES
 from kling_sandbox.callbacks import webhook_headers
-from kling_sandbox.families import FAMILIES
 from kling_sandbox.misbehaviour import SWITCHES
 
 ROOT = Path(__file__).parents[2]
@@ -471,7 +471,7 @@ def test_files_come_in_ranges(gateway: Sandbox, api: httpx.Client) -> None:
 
 
 def test_every_switch_is_done_somewhere_and_tested() -> None:
-    sources = [path for path in (ROOT / "scripts/kling_sandbox").glob("*.py") if path.stem != "misbehaviour"]
+    sources = [path for path in (ROOT / "scripts/kling_sandbox").rglob("*.py") if path.stem != "misbehaviour"]
     done = set(re.findall(r'"([a-z0-9-]+)"', "".join(path.read_text() for path in sources)))
     tested = set(re.findall(r"[a-z0-9-]+", Path(__file__).read_text()))
     assert SWITCHES.keys() <= done

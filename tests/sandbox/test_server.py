@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from kling_sandbox import Sandbox
-from kling_sandbox.http import Chunked, CutShort, Hangup, Request, Response, redirect, text_response
-from kling_sandbox.server import Server
+from kling_sandbox.web.http import Chunked, CutShort, Hangup, Request, Response, redirect, text_response
+from kling_sandbox.web.server import Server
 
 LARGE = 3_000_000
 

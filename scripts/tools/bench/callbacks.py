@@ -21,7 +21,7 @@ def run(rounds: int, requests: int, connections: int, load: str) -> None:
     with ExitStack() as stack:
         database_url = stack.enter_context(postgresql())
         urls = {
-            "bare route": stack.enter_context(servers.module("tools.bench.bare_route")),
+            "bare route": stack.enter_context(servers.module("tools.bench.processes.bare_route")),
             "SQLite": stack.enter_context(servers.receiver()),
             "PostgreSQL": stack.enter_context(servers.receiver(database_url)),
         }

@@ -7,7 +7,7 @@ from statistics import median
 from tools.bench.hooks import EVENTS_PER_TASK, SECRET, percentile, received, run_load
 from tools.harness import servers
 
-SWITCH = (sys.executable, "-m", "tools.bench.gate_switch")
+SWITCH = (sys.executable, "-m", "tools.bench.processes.gate_switch")
 
 
 def run(pairs: int, rate: float, seconds: float) -> None:
@@ -16,8 +16,8 @@ def run(pairs: int, rate: float, seconds: float) -> None:
     print(f"{'pair':>4} {'median ms':>20} {'p99 ms':>22} {'ratio of medians':>17} {'ratio of p99':>13}")
     medians, p99s = [], []
     with ExitStack() as stack:
-        hook = stack.enter_context(servers.module("tools.bench.hook"))
-        kling = stack.enter_context(servers.module("tools.bench.finished_kling"))
+        hook = stack.enter_context(servers.module("tools.bench.processes.hook"))
+        kling = stack.enter_context(servers.module("tools.bench.processes.finished_kling"))
         for pair in range(1, pairs + 1):
             gated, open_ = (_callback_ms(kling, hook, switch, rate, seconds) for switch in ("on", "off"))
             middle, tail = [median(ms) for ms in (gated, open_)], [percentile(ms, 99) for ms in (gated, open_)]

@@ -28,8 +28,8 @@ WITHOUT, WITH = "without a hook", "with a hook"
 def run(rate: float, seconds: float, backlog: int, rounds: int) -> None:
     """Measure latency under steady load, then draining; each on a fresh receiver with SQLite."""
     with ExitStack() as stack:
-        hook = stack.enter_context(servers.module("tools.bench.hook"))
-        kling = stack.enter_context(servers.module("tools.bench.finished_kling"))
+        hook = stack.enter_context(servers.module("tools.bench.processes.hook"))
+        kling = stack.enter_context(servers.module("tools.bench.processes.finished_kling"))
         _steady(kling, hook, rate, seconds)
         _drain(hook, backlog, rounds)
 
@@ -80,7 +80,7 @@ def run_load(url: str, rate: float, seconds: float) -> dict[str, Any]:
         ids = [new_id() for _ in range(int(rate * seconds))]
         file.writelines(f"{task_id} {signer.url(url, task_id, FAMILY)}\n" for task_id in ids)
         file.flush()
-        command = [sys.executable, "-m", "tools.bench.load_steady", file.name, str(rate)]
+        command = [sys.executable, "-m", "tools.bench.processes.load_steady", file.name, str(rate)]
         out = subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
     output: dict[str, Any] = json.loads(out.stdout)
     return output
@@ -120,7 +120,7 @@ def _fill(url: str, backlog: int) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{signer.url(url, new_id(), FAMILY)}\n" for _ in range(backlog))
         file.flush()
-        command = [sys.executable, "-m", "tools.bench.load_sockets", file.name, "128", "processing"]
+        command = [sys.executable, "-m", "tools.bench.processes.load_sockets", file.name, "128", "processing"]
         subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=300)
 
 
@@ -129,7 +129,7 @@ def _post_bare(hook: str, bodies: list[str]) -> float:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{body}\n" for body in bodies)
         file.flush()
-        command = [sys.executable, "-m", "tools.bench.bare_client", file.name, hook, str(CONCURRENCY)]
+        command = [sys.executable, "-m", "tools.bench.processes.bare_client", file.name, hook, str(CONCURRENCY)]
         out = subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=300)
     return float(out.stdout)
 

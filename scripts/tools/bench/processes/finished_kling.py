@@ -1,6 +1,6 @@
 """A Kling API for benches at which every task has succeeded, with one small image.
 
-Run as a process of its own: `python -m tools.bench.finished_kling PORT`.
+Run as a process of its own: `python -m tools.bench.processes.finished_kling PORT`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A steady load: tasks start at a fixed rate, however slow the receiver is; each sends two callbacks.
 
-Run as a process of its own: `python -m tools.bench.load_steady FILE RATE`; a line is a task's id and its callback
+Run as a process: `python -m tools.bench.processes.load_steady FILE RATE`; a line is a task's id and its callback
 address. Prints JSON: `ms`, the duration of each callback, and `sent_at`, the unix seconds of each task's last one.
 """
 

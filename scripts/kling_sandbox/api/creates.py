@@ -4,14 +4,14 @@ import functools
 import json
 from typing import Any
 
-from kling_sandbox.auth import authenticate
-from kling_sandbox.families import FAMILIES, Family, check
-from kling_sandbox.http import Hangup, Request, Response, html_response, json_response
+from kling_sandbox.api.auth import authenticate
+from kling_sandbox.api.families import FAMILIES, Family, check
+from kling_sandbox.api.replies import ApiError, broken_json
 from kling_sandbox.lifecycle import Lifecycle
 from kling_sandbox.misbehaviour import Has, parse_marks
-from kling_sandbox.replies import ApiError, broken_json
 from kling_sandbox.state import State
 from kling_sandbox.tasks import Task, task_record, wrap
+from kling_sandbox.web.http import Hangup, Request, Response, html_response, json_response
 
 NOT_IN_CREATE = ("task_status_msg", "task_result")
 """Fields of a task that the answer to a create does not have."""

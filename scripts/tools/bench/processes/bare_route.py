@@ -1,6 +1,6 @@
 """The minimal cost of a callback route: Starlette on uvicorn, configured like the receiver, that stores nothing.
 
-Run as a process of its own: `python -m tools.bench.bare_route PORT`.
+Run as a process of its own: `python -m tools.bench.processes.bare_route PORT`.
 """
 
 import sys

@@ -4,7 +4,10 @@ import hashlib
 import re
 import time
 
-from kling_sandbox.http import (
+from kling_sandbox.media import TYPES, render
+from kling_sandbox.state import Download, State
+from kling_sandbox.tasks import Task, now
+from kling_sandbox.web.http import (
     Chunked,
     CutShort,
     Request,
@@ -14,9 +17,6 @@ from kling_sandbox.http import (
     redirect,
     text_response,
 )
-from kling_sandbox.media import TYPES, render
-from kling_sandbox.state import Download, State
-from kling_sandbox.tasks import Task, now
 
 METADATA_URL = "http://169.254.169.254/"
 """A private address that a download must not be redirected to."""

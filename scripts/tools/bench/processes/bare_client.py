@@ -1,6 +1,6 @@
 """The bare HTTP client: posts bodies to one address concurrently, prints the rate.
 
-Run as a process of its own: `python -m tools.bench.bare_client FILE URL CONCURRENCY`, one body a line.
+Run as a process of its own: `python -m tools.bench.processes.bare_client FILE URL CONCURRENCY`, one body a line.
 """
 
 import asyncio

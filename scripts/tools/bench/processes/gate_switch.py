@@ -1,6 +1,6 @@
 """`kling-receiver` with the foreground gate `on` or `off`.
 
-Run as a process of its own: `python -m tools.bench.gate_switch off serve --port 8000`.
+Run as a process of its own: `python -m tools.bench.processes.gate_switch off serve --port 8000`.
 """
 
 import sys

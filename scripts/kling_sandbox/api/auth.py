@@ -2,10 +2,10 @@
 
 import jwt
 
-from kling_sandbox.http import Request
+from kling_sandbox.api.replies import ApiError
 from kling_sandbox.misbehaviour import Has
-from kling_sandbox.replies import ApiError
 from kling_sandbox.state import State
+from kling_sandbox.web.http import Request
 
 JWT_ERRORS: list[tuple[type[Exception], int, str]] = [
     (jwt.ExpiredSignatureError, 1004, "Authorization expired"),

@@ -1,6 +1,6 @@
 """A load of POSTs over kept-alive bare sockets, each with one request in flight; prints rate and durations as JSON.
 
-Run as a process of its own: `python -m tools.bench.load_sockets URL_FILE CONNECTIONS STATUS`, one address a line.
+Run as a process: `python -m tools.bench.processes.load_sockets URL_FILE CONNECTIONS STATUS`, one address a line.
 """
 
 import asyncio

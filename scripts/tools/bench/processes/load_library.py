@@ -1,6 +1,6 @@
 """The load of `load_sockets`, sent by an HTTP library as programs use one: aiohttp with kept-alive connections.
 
-Run as a process of its own: `python -m tools.bench.load_library URL_FILE CONNECTIONS STATUS`.
+Run as a process of its own: `python -m tools.bench.processes.load_library URL_FILE CONNECTIONS STATUS`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from tools.bench.load_sockets import BODY
+from tools.bench.processes.load_sockets import BODY
 
 
 async def run(urls: list[str], connections: int, status: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import h11
 
-from kling_sandbox.http import Request, Response
+from kling_sandbox.web.http import Request, Response
 
 READ_BYTES = 2**16
 """Bytes. One read from a connection."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from kling_sandbox.replies import ApiError
+from kling_sandbox.api.replies import ApiError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A hook for benches: accepts every POST; GET returns and forgets them as `[[unix seconds, body], ...]`.
 
-Run as a process of its own: `python -m tools.bench.hook PORT`.
+Run as a process of its own: `python -m tools.bench.processes.hook PORT`.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import uuid4
 
-from kling_sandbox.http import Response, json_response
+from kling_sandbox.web.http import Response, json_response
 
 HTTP_STATUS = {
     **dict.fromkeys((1000, 1001, 1002, 1003, 1004), 401),

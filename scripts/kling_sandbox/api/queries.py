@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from kling_sandbox.auth import authenticate
-from kling_sandbox.families import FAMILIES
-from kling_sandbox.http import Request, Response, json_response
-from kling_sandbox.replies import ApiError, broken_json, envelope
+from kling_sandbox.api.auth import authenticate
+from kling_sandbox.api.families import FAMILIES
+from kling_sandbox.api.replies import ApiError, broken_json, envelope
 from kling_sandbox.state import Query, State
 from kling_sandbox.tasks import Task, now, task_record, wrap
+from kling_sandbox.web.http import Request, Response, json_response
 
 
 class Queries:

@@ -1,0 +1,1 @@
+"""Kling's routes: creates, queries, result files, and what each refuses."""

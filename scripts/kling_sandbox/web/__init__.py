@@ -1,0 +1,1 @@
+"""A small HTTP server on h11: requests, responses, connections."""
