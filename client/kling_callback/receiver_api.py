@@ -59,7 +59,8 @@ class Registration:
     def fields(self) -> dict[str, Any]:
         """The JSON fields of the request body."""
         fields = asdict(self)
-        return {**fields, "attempt": fields.pop("create_token")}
+        fields["attempt"] = fields.pop("create_token")
+        return fields
 
 
 @dataclass(frozen=True, slots=True)

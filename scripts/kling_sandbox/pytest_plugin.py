@@ -51,8 +51,15 @@ def kling_receiver(
 
 @pytest.fixture
 def kling_settings(kling_sandbox: "Sandbox", kling_receiver: "RunningReceiver") -> dict[str, str]:
-    """The settings of a client: `Kling(**kling_settings)`, or `KLING_...` in the environment."""
+    """The settings of a client: `Kling(**kling_settings)`, or `KLING_...` in the environment.
+
+    Settings that would lead elsewhere are empty, so that none comes from the environment or a `.env` file.
+    """
     return {
+        "access_key": "",
+        "secret_key": "",
+        "receiver_token": "",
+        "receiver_internal_url": "",
         "api_base": kling_sandbox.url,
         "api_key": next(iter(kling_sandbox.keys)),
         "receiver_url": kling_receiver.url,

@@ -24,11 +24,19 @@ class RunningReceiver:
         """Returns once the receiver is ready. `listening` is the socket that it serves."""
         self.settings, self.url = settings, settings.receiver_url
         self.receiver = Receiver(settings, delays=delays)
-        self.receiver.prepare()
+        try:
+            self.receiver.prepare()
+        except BaseException:
+            self.receiver.store.database.close()
+            raise
         self._server = create_server(self.receiver)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
         self._thread.start()
-        assert httpx.get(f"{self.url}/readyz", timeout=START_SECONDS).status_code == 200
+        try:
+            httpx.get(f"{self.url}/readyz", timeout=START_SECONDS, trust_env=False).raise_for_status()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Shut down in order; a second call does nothing."""
@@ -51,12 +59,20 @@ def start_receiver(
     """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`."""
     listening = bind("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
-    return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening, delays)
+    try:
+        return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening, delays)
+    except BaseException:
+        listening.close()
+        raise
 
 
 def sandbox_settings(data_dir: Path, **settings: Any) -> ReceiverSettings:
-    """Settings of a receiver for tests: its data lie in `data_dir`, and it may reach loopback."""
+    """Settings of a receiver for tests: its data lie in `data_dir`, and it may reach loopback.
+
+    Every setting is given, so that none comes from the environment or a `.env` file.
+    """
     defaults = {
+        **{name: field.get_default() for name, field in ReceiverSettings.model_fields.items()},
         "api_key": API_KEY,
         "signing_secrets": (SIGNING_SECRET,),
         "receiver_url": "http://127.0.0.1:8000",

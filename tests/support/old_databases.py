@@ -288,7 +288,7 @@ class OldDatabase:
         self._add_hook_jobs(name, state, lane, task, kinds=("dispatch-task", "replay-task", "hook-task"))
 
     def _add_hook_jobs(self, name: str, state: str, lane: str, task: str | None, kinds: tuple[str, str, str]) -> None:
-        pools = ("task-hooks",) * 3 if task else ("hook-runs", "hook-replays", "hook-retries")
+        pools = [f"{'task-' if task else ''}hook-{name}" for name in ("runs", "replays", "retries")]
         dispatch, replay, delivery = kinds
         new: Row = {"kind": "dispatch", "pool": pools[0]}
         self._add_job(f"dispatch/{name}", dispatch, state, new, lane=f"dispatch {lane}", hook=name)

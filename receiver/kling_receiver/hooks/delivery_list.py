@@ -74,7 +74,8 @@ def get_delivery(connection: Connection, event_id: int, hook_name: str) -> Deliv
 
 
 NOT_QUEUED = text(f"""
-    NOT EXISTS (SELECT 1 FROM job WHERE unique_key = '{Kind.DELIVERY}/' || event_id || '/' || hook_name)
+    NOT EXISTS (SELECT 1 FROM job WHERE unique_key =
+        '{Kind.DELIVERY}/' || delivery_attempt.event_id || '/' || delivery_attempt.hook_name)
 """)  # a constant
 SELECT_JOBS = Statement[JobRow](f"SELECT {columns(JOB)} FROM job WHERE unique_key IN :keys", table=JOB)
 SELECT_ATTEMPTS = Statement[AttemptRow](

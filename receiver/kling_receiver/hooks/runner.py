@@ -26,7 +26,7 @@ MAX_RUN_SECONDS = 240.0
 MAX_EVENTS = 5_000
 """Events that one run reads; at its end the cursor is saved."""
 BATCH_EVENTS = 200
-MIN_READ_INTERVAL = 0.02
+MIN_READ_INTERVAL_SECONDS = 0.02
 """Seconds between two reads of the log."""
 RECHECK_SECONDS = 1.0
 """Seconds after which a run reads its hook again, because it may have been paused or removed."""
@@ -136,7 +136,7 @@ class HookRun:
     async def _throttle(self) -> None:
         """Under load, let several commits gather before the next read; after an idle time, read at once."""
         now = asyncio.get_running_loop().time()
-        await asyncio.sleep(max(self._read_at + MIN_READ_INTERVAL - now, 0))
+        await asyncio.sleep(max(self._read_at + MIN_READ_INTERVAL_SECONDS - now, 0))
         self._read_at = asyncio.get_running_loop().time()
 
     def _out_of_time(self) -> bool:

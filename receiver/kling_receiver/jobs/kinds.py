@@ -30,8 +30,11 @@ class Pool(StrEnum):
     HOOK_RUNS = "hook-runs"
     HOOK_REPLAYS = "hook-replays"
     HOOK_RETRIES = "hook-retries"
-    TASK_HOOKS = "task-hooks"
-    """Everything for hooks of single tasks. Clients choose them, so they never take places of the operator's."""
+    TASK_HOOK_RUNS = "task-hook-runs"
+    """Of hooks of single tasks. Clients choose these hooks, so that their jobs never take places of the operator's."""
+    TASK_HOOK_REPLAYS = "task-hook-replays"
+    TASK_HOOK_RETRIES = "task-hook-retries"
+    """Retries have a pool of their own: dead hosts must not delay the first deliveries to other hosts."""
 
 
 MAX_PER_POOL: dict[str, int] = {
@@ -40,7 +43,9 @@ MAX_PER_POOL: dict[str, int] = {
     Pool.HOOK_RUNS: 512,
     Pool.HOOK_REPLAYS: 48,
     Pool.HOOK_RETRIES: 256,
-    Pool.TASK_HOOKS: 64,
+    Pool.TASK_HOOK_RUNS: 48,
+    Pool.TASK_HOOK_REPLAYS: 48,
+    Pool.TASK_HOOK_RETRIES: 48,
 }
 """Jobs that run at once. Slow download hosts leave room for queries and hooks; hook jobs mostly wait for others."""
 MAX_PER_UNKNOWN_POOL = 16
@@ -52,10 +57,16 @@ HOOK_POOLS = {
     Kind.DELIVERY: Pool.HOOK_RETRIES,
 }
 
+TASK_HOOK_POOLS = {
+    Kind.DISPATCH: Pool.TASK_HOOK_RUNS,
+    Kind.REPLAY: Pool.TASK_HOOK_REPLAYS,
+    Kind.DELIVERY: Pool.TASK_HOOK_RETRIES,
+}
+
 
 def hook_pool(kind: Kind, task_id: str | None) -> Pool:
     """The pool of a hook's job. `task_id`: the only task whose events the hook receives, if there is one."""
-    return HOOK_POOLS[kind] if task_id is None else Pool.TASK_HOOKS
+    return (HOOK_POOLS if task_id is None else TASK_HOOK_POOLS)[kind]
 
 
 def ask_key(task_id: str) -> str:

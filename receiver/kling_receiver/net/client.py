@@ -4,6 +4,7 @@ Every address that a name resolves to is checked, and the checked address is the
 sent to a private network, to this machine, or through a proxy of the environment, unless the operator allows it.
 """
 
+import asyncio
 import functools
 import os
 import ssl
@@ -59,7 +60,7 @@ def request_failed(error: Exception, read_timeout: float) -> RequestFailed:
 
 def _system_text(error: OSError) -> str | None:
     if isinstance(error, ssl.SSLError):  # its number is OpenSSL's, not the system's
-        return getattr(error, "verify_message", None) or error.reason or error.strerror
+        return getattr(error, "verify_message", None) or getattr(error, "reason", None) or error.strerror
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
 
 
@@ -87,11 +88,17 @@ class Response:
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """The body, not decompressed. Raises RequestFailed."""
-        try:
-            async for chunk in self._response.content.iter_chunked(CHUNK_BYTES):
-                yield chunk
-        except (aiohttp.ClientError, OSError) as error:
-            raise request_failed(error, self._read_timeout) from error
+        content = self._response.content
+        while True:
+            try:
+                # aiohttp's own limit does not hold once a malformed chunk has ended its parser.
+                async with asyncio.timeout(self._read_timeout):
+                    chunk = await content.read(CHUNK_BYTES)
+            except (aiohttp.ClientError, OSError) as error:
+                raise request_failed(error, self._read_timeout) from error
+            if not chunk:
+                return
+            yield chunk
 
     async def close(self) -> None:
         """Give the connection back; one whose body was not read to its end is closed."""

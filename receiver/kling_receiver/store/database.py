@@ -30,7 +30,7 @@ log = logging.getLogger("kling_receiver.database")
 
 READERS = 4
 """Connections for reading, and threads that use them."""
-OUTAGE_LOG_INTERVAL = 1.0
+OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 """Seconds between two log lines about an outage, because any request to `/readyz` meets it."""
 BUSY_MS = 10_000
 """Milliseconds. SQLite: the longest wait for another process's write lock."""
@@ -44,7 +44,7 @@ class Database:
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: monotonic seconds. Raises DatabaseError if the driver is missing, OSError for the folder."""
-        self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL
+        self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL_SECONDS
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
@@ -91,8 +91,8 @@ class Database:
         return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
 
     def _log_outage(self, reason: str) -> None:
-        """Log an outage, at most once in OUTAGE_LOG_INTERVAL."""
-        if self._clock() - self._logged_at >= OUTAGE_LOG_INTERVAL:
+        """Log an outage, at most once in OUTAGE_LOG_INTERVAL_SECONDS."""
+        if self._clock() - self._logged_at >= OUTAGE_LOG_INTERVAL_SECONDS:
             self._logged_at = self._clock()
             log.error("the database cannot be used: %s", reason)
 

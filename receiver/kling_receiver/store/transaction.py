@@ -54,7 +54,7 @@ ENQUEUE_DISPATCH = Statement(f"""
     FROM (
         SELECT name, concurrency_key, '{Pool.HOOK_RUNS}' AS pool FROM hook
         WHERE task_id IS NULL AND paused_at IS NULL
-        UNION ALL SELECT name, concurrency_key, '{Pool.TASK_HOOKS}' FROM hook WHERE paused_at IS NULL
+        UNION ALL SELECT name, concurrency_key, '{Pool.TASK_HOOK_RUNS}' FROM hook WHERE paused_at IS NULL
             AND task_id IN (SELECT task_id FROM event WHERE id > (SELECT max(id) FROM event) - :count)
     ) AS due WHERE true ORDER BY name
     ON CONFLICT (unique_key) DO UPDATE SET due_at = excluded.due_at, delay_ms = 0

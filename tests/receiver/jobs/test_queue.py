@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from kling_receiver.jobs import enqueue, queue
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.kinds import Pool
+from kling_receiver.jobs.kinds import Kind, Pool, hook_pool
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.store.database import Database
 from kling_receiver.store.tables import JOB
@@ -53,6 +53,15 @@ def settle(ledger: Ledger, job: ClaimedJob, outcome: Outcome) -> bool:
 def rescue(ledger: Ledger, until: int | None = None) -> int:
     """Release the jobs whose leases have expired."""
     return ledger.change(lambda tx: queue.rescue(tx, ledger.now if until is None else until))
+
+
+def test_retries_to_dead_hosts_leave_capacity_for_first_deliveries_of_hooks_of_single_tasks() -> None:
+    """Each kind of job has a pool of its own, also for hooks that clients choose."""
+    capacity = Capacity(per_key=16)
+    while capacity.reserve(f"hook {sum(capacity.pools.values()) // 16}", hook_pool(Kind.DELIVERY, "t")):
+        pass
+    assert capacity.exhausted["pools"] == ["task-hook-retries"]
+    assert capacity.reserve("dispatch task good.example", hook_pool(Kind.DISPATCH, "t"))
 
 
 def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:

@@ -518,6 +518,29 @@ async def test_a_silent_host_is_given_up_after_the_read_timeout(client: GuardedC
 
 
 @pytest.mark.anyio
+async def test_a_malformed_chunk_amid_a_body_ends_in_the_read_timeout_at_the_latest(client: GuardedClient) -> None:
+    """The first chunk is good, the second, which arrives later, is not: the body has an end all the same."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await writer.drain()
+        await reading.wait()
+        writer.write(b"zz\r\n")
+        await writer.drain()
+        writer.close()
+
+    reading = asyncio.Event()
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        chunks = (await client.send("GET", address, read_timeout=0.3)).iter_bytes()
+        assert await anext(chunks) == b"hello"
+        reading.set()
+        with pytest.raises(RequestFailed):
+            await anext(chunks)
+
+
+@pytest.mark.anyio
 async def test_headers_are_found_in_any_case_and_encoding(client: GuardedClient) -> None:
     """Bytes that are not UTF-8 are Latin-1; the values of a repeated header are joined."""
     with Wire(b"HTTP/1.1 302 Found\r\netag: \xe9\r\nX-A: 1\r\nx-a: 2\r\nLOCATION: /x\r\n\r\n") as wire:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
-from kling_receiver.store.database import OUTAGE_LOG_INTERVAL, Database
+from kling_receiver.store.database import OUTAGE_LOG_INTERVAL_SECONDS, Database
 from kling_receiver.store.errors import DatabaseError, Unavailable
 from kling_receiver.store.tables import TASK
 from tests.receiver.store.test_tables import TASK_ROW
@@ -319,7 +319,7 @@ def test_an_outage_is_logged_once_a_second(tmp_path: Path, caplog: pytest.LogCap
     error = DBAPIError("SELECT 1", None, Exception("disk full"))
     for _ in range(5):
         assert str(database.to_unavailable(error)) == "The database cannot be used: disk full."
-    now += OUTAGE_LOG_INTERVAL
+    now += OUTAGE_LOG_INTERVAL_SECONDS
     database.to_unavailable(error)
     database.close()
     assert caplog.messages == ["the database cannot be used: disk full"] * 2

@@ -120,6 +120,18 @@ async def test_a_list_of_every_state(api: DeliveryApi) -> None:
     assert (await api.call("?hook=nobody", status=404))["error"]["code"] == "unknown_hook"
 
 
+async def test_an_event_is_delivered_to_one_hook_and_dead_at_another(api: DeliveryApi) -> None:
+    """The state at one hook does not hide the delivery to the other."""
+    good, bad = api.endpoint("a"), api.endpoint("b")
+    await api.add(good)
+    await api.add(bad, retry_schedule=[])
+    bad.answer = refuse
+    [event] = await api.add_events("one")
+    await api.until(lambda: len(api.attempts()) == 2)
+    assert await api.listed(state="delivered") == [(event, "a", "delivered")]
+    assert await api.listed(state="dead") == [(event, "b", "dead")]
+
+
 async def test_one_delivery_with_all_its_attempts(api: DeliveryApi) -> None:
     """Each attempt has its time, duration, status, error, and the first bytes of the response."""
     _, two, three, four = await of_all_states(api)

@@ -63,7 +63,8 @@ def upgrade() -> None:
     """)  # a constant
     op.execute("""
         UPDATE job SET pool = CASE
-            WHEN kind IN ('dispatch-task', 'replay-task', 'hook-task') THEN 'task-hooks'
+            WHEN kind = 'dispatch-task' THEN 'task-hook-runs' WHEN kind = 'replay-task' THEN 'task-hook-replays'
+            WHEN kind = 'hook-task' THEN 'task-hook-retries'
             WHEN kind = 'dispatch' THEN 'hook-runs' WHEN kind = 'replay' THEN 'hook-replays'
             WHEN kind = 'hook' THEN 'hook-retries' WHEN kind = 'download' THEN 'downloads' ELSE 'kling' END
     """)
