@@ -117,16 +117,18 @@ class ReceiverSettings(CommonSettings):
     @classmethod
     def _check_database(cls, value: str) -> str:
         from sqlalchemy.engine import make_url  # here: not every command opens a database
-        from sqlalchemy.exc import ArgumentError
+        from sqlalchemy.exc import ArgumentError  # invalid ports and numbers are ValueErrors, which quote the password
 
         if not value:
             return value
         try:
             url = make_url(value)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise ValueError("must look like sqlite:///path or postgresql://user:password@host/name.") from None
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise ValueError(f"is for sqlite and postgresql only, not {url.get_backend_name()}.")
+        if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"):
+            raise ValueError(f"names a driver that is not used here. Remove +{url.drivername.partition('+')[2]}.")
         if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
         return value
@@ -186,8 +188,8 @@ class ReceiverSettings(CommonSettings):
     def _require_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if is_required("signing_secrets") and not values:
             raise ValueError(
-                "is needed, it signs callback addresses and tokens. Set the secrets that the receiver has. "
-                f"For a new receiver: {MAKE_SECRET_HINT}"
+                "is missing; it signs callback addresses and tokens. Client and receiver need the same secrets. "
+                f"{MAKE_SECRET_HINT}"
             )
         return values
 
@@ -195,7 +197,7 @@ class ReceiverSettings(CommonSettings):
     @classmethod
     def _require_url(cls, value: str) -> str:
         if is_required("receiver_url") and not value:
-            raise ValueError("is needed. Set it to the address at which Kling reaches this receiver.")
+            raise ValueError("is missing. Set it to the address at which Kling reaches this receiver.")
         return value
 
     @field_validator("webhook_secrets")

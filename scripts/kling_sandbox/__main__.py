@@ -1,7 +1,9 @@
 """The command `kling-sandbox`."""
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import click
@@ -16,7 +18,8 @@ DEFAULT_KEYS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-
 SETTINGS = """Settings for client and receiver on this machine:
   export KLING_API_BASE={url} KLING_API_KEY={key}
   export KLING_PRIVATE_RESULT_HOSTS=127.0.0.1 KLING_PRIVATE_HOOK_HOSTS=127.0.0.1
-  export KLING_RECEIVER_URL=http://127.0.0.1:8000"""
+  export KLING_RECEIVER_URL=http://127.0.0.1:8000
+  export KLING_SIGNING_SECRETS={secret}"""
 
 
 class Command(click.Command):
@@ -24,7 +27,7 @@ class Command(click.Command):
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help."""
-        formatter.write("This is a sandbox (not Kling): it speaks Kling's protocol on loopback, generates nothing.\n\n")
+        formatter.write("This is a sandbox (not Kling): Kling's protocol on loopback, without generating anything.\n\n")
         super().format_help(context, formatter)
         formatter.write("\nMisbehaviours, also for one task by a mark in its prompt: [sandbox: NAME, NAME]\n\n")
         formatter.write("".join(f"  {line}\n" for line in TABLE.splitlines()))
@@ -45,7 +48,8 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
     return names
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("kling-callback"), prog_name="kling-sandbox")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: a free one.")
 @click.option("--base-path", default="", help="Serve all routes below a prefix, as relays do: /kling")
@@ -67,7 +71,7 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
     multiple=True,
     callback=list_switches,
     is_eager=True,
-    help="Repeatable. The names are at the end of this help, or printed by `list`.",
+    help="Repeatable. The names are at the end of this help, or printed by `--misbehave list`.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the base address there when listening.")
 def main(ready_file: Path | None, **options: Any) -> None:
@@ -79,7 +83,8 @@ def main(ready_file: Path | None, **options: Any) -> None:
     try:
         with Sandbox(**options) as sandbox:
             click.echo(f"sandbox gateway (not Kling) on {sandbox.url}")
-            click.echo(SETTINGS.format(url=sandbox.url, key=(*options["keys"], "...")[0]), err=True)
+            key = (*options["keys"], "...")[0]
+            click.echo(SETTINGS.format(url=sandbox.url, key=key, secret=token_urlsafe(32)), err=True)
             if ready_file:
                 write_ready_file(ready_file, sandbox.url)
             signal.sigwait(signals)

@@ -80,4 +80,6 @@ def sandbox_settings(data_dir: Path, **settings: Any) -> ReceiverSettings:
         "private_result_hosts": ("127.0.0.1",),
         "private_hook_hosts": ("127.0.0.1",),
     }
+    if unknown := settings.keys() - defaults.keys():
+        raise TypeError(f"The receiver has no setting {', '.join(sorted(unknown))}.")
     return ReceiverSettings.load(**{**defaults, **settings})

@@ -122,13 +122,24 @@ def test_serving_requires_secrets_an_address_and_a_key() -> None:
     assert len(problems(TO_SERVE, access_key="a", secret_key="s")) == 2
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://user:hidden/db", "postgresql://user:hidden:5432/db", "sqlite+aiosqlite:///x.db"]
+)
+def test_a_malformed_database_url_is_refused_without_its_password(url: str) -> None:
+    """Also when the host is forgotten, or the driver is one that the receiver does not use."""
+    with pytest.raises(SettingsError) as raised:
+        ReceiverSettings.load(database_url=url)
+    assert "KLING_DATABASE_URL: " in str(raised.value)
+    assert "hidden" not in str(raised.value)
+
+
 def test_administering_requires_secrets_and_an_address() -> None:
     """A command that signs for a receiver says that the secrets must be the receiver's, or how to make some."""
     secrets, address = problems(TO_ADMINISTER)
-    assert secrets.startswith("KLING_SIGNING_SECRETS: is needed")
-    assert "Set the secrets that the receiver has." in secrets
+    assert secrets.startswith("KLING_SIGNING_SECRETS: is missing")
+    assert "Client and receiver need the same secrets." in secrets
     assert "token_urlsafe" in secrets
-    assert address.startswith("KLING_RECEIVER_URL: is needed")
+    assert address.startswith("KLING_RECEIVER_URL: is missing")
     assert problems(("signing_secrets",)) == [secrets]
 
 

@@ -792,9 +792,10 @@ def test_the_command_serves_until_it_is_ended(tmp_path: Path, end: signal.Signal
             process.send_signal(end)
             assert process.wait(timeout=5) == 0
         assert process.stderr
-        said = process.stderr.read().splitlines()
-        assert f"export KLING_API_BASE={url} KLING_API_KEY=mine" in said[1]
-        assert len(said) == 4
+        lines = process.stderr.read().splitlines()
+        assert f"export KLING_API_BASE={url} KLING_API_KEY=mine" in lines[1]
+        assert lines[4].startswith("  export KLING_SIGNING_SECRETS=")
+        assert len(lines) == 5
 
 
 def test_a_taken_port_is_an_error_of_one_line(gateway: Sandbox) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from subprocess import CompletedProcess
 from typing import Any
 
+import alembic  # noqa: F401  # the first import adds a handler to its logger
 from click.testing import CliRunner
 
 from kling_receiver.cli.main import main as kling_receiver

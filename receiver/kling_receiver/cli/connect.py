@@ -110,7 +110,7 @@ async def _open_offline(settings: ReceiverSettings, base: str) -> AsyncIterator[
         hint = "Set KLING_RECEIVER_INTERNAL_URL to an address at which this machine reaches it."
         raise DatabaseError(f"A receiver runs ({error.holder}), but does not answer at {base}. {hint}") from error
     terminal.print_message(
-        "No receiver runs, so its database is opened. Jobs are enqueued; the next receiver runs them."
+        "No receiver runs, so its database is opened. Jobs that this enqueues run after the next start."
     )
     receiver.store.writer.start()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)

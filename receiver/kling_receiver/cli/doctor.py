@@ -85,7 +85,7 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
     yield _check_response(response, nonce)
 
 
-CONNECTION_HINT = "Check that the receiver and the proxy run, that the port is open, and the proxy's certificate."
+CONNECTION_HINT = "Check that the receiver and the proxy run, that the port is open and, with https, the certificate."
 
 
 def _check_response(response: httpx.Response, nonce: str) -> Check:

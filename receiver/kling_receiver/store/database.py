@@ -57,7 +57,7 @@ class Database:
         self._readers = self._engine(write=False)
 
     def __str__(self) -> str:
-        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        return str(self.path) if self.path else self.url.set(query={}).render_as_string(hide_password=True)
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:

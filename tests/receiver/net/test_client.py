@@ -533,11 +533,13 @@ async def test_a_malformed_chunk_amid_a_body_ends_in_the_read_timeout_at_the_lat
     reading = asyncio.Event()
     async with await asyncio.start_server(serve, "127.0.0.1") as server:
         address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        chunks = (await client.send("GET", address, read_timeout=0.3)).iter_bytes()
+        response = await client.send("GET", address, read_timeout=0.3)
+        chunks = response.iter_bytes()
         assert await anext(chunks) == b"hello"
         reading.set()
         with pytest.raises(RequestFailed):
             await anext(chunks)
+        await response.close()
 
 
 @pytest.mark.anyio
