@@ -58,13 +58,16 @@ SHUTDOWN_NAMES = {
 
 
 def missing_names(required: Mapping[str, Sequence[str]]) -> list[str]:
-    """The required names that the installed uvicorn lacks: a module, or its `name` or `Class.attribute`."""
+    """The required names that the installed uvicorn lacks: a module, or its `name` or `Class.attribute`.
+
+    A module that cannot be imported counts by the name of the one that is not installed, such as `httptools`.
+    """
     missing = []
     for module_name, names in required.items():
         try:
             module = importlib.import_module(module_name)
-        except ImportError:
-            missing.append(module_name)
+        except ImportError as error:
+            missing.append(error.name or module_name)
         else:
             missing += [name for name in names if not _exists(module, *name.split("."))]
     return missing
@@ -168,7 +171,7 @@ def create_server(receiver: Receiver, **limits: float) -> PlainServer:
         log.warning(
             "uvicorn %s lacks %s. These limits are off: seconds for a request head, its bytes and headers, "
             "pipelined requests, stalled responses, the end of idle connections when there are too many. "
-            "Put a proxy with such limits in front of the receiver, or install another version of uvicorn.",
+            "Put a proxy with such limits in front of the receiver, or install what is missing, or another uvicorn.",
             uvicorn.__version__,
             ", ".join(missing),
         )

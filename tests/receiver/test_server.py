@@ -196,13 +196,21 @@ def remove_module(monkeypatch: pytest.MonkeyPatch) -> str:
     return "lacks uvicorn.protocols.http.httptools_impl. "
 
 
+def remove_httptools(monkeypatch: pytest.MonkeyPatch) -> str:
+    """uvicorn installed without httptools, which its protocol imports."""
+    for name in ("uvicorn.protocols.http.auto", "uvicorn.protocols.http.httptools_impl"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    return "lacks httptools. "
+
+
 def add_requirement(monkeypatch: pytest.MonkeyPatch) -> str:
     """uvicorn without an attribute of its instances."""
     monkeypatch.setitem(LIMIT_NAMES, "uvicorn.server", ("ServerState.gone",))
     return "ServerState.gone"
 
 
-@pytest.mark.parametrize("change", [remove_method, remove_module, add_requirement])
+@pytest.mark.parametrize("change", [remove_method, remove_module, remove_httptools, add_requirement])
 def test_without_parts_of_uvicorn_it_serves_without_limits(
     start: Start,
     monkeypatch: pytest.MonkeyPatch,
