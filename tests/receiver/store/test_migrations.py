@@ -87,7 +87,7 @@ def test_a_running_receiver_completes_the_jobs(
         old.fill(bare_database_url)
         hook = {} if old.has_hooks else {"hook_url": f"{web.url}/hooks/default"}
         settings = {"api_base": gateway.url, "database_url": bare_database_url, "hook_secret": SECRET, **hook}
-        running = start(options={"hook_idle_seconds": 0.05}, **settings)
+        running = start(**settings)
         ledger = Ledger(database)
         poll_until(lambda: set(unfinished(ledger)) <= {"delivery/1/hook-paused"})
         running.stop()
