@@ -38,7 +38,7 @@ def _run_load(url: str, requests: int, connections: int, load: str) -> dict[str,
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{signer.url(url, new_id(), FAMILY)}\n" for _ in range(requests))
         file.flush()
-        command = [sys.executable, "-m", f"tools.bench.{load}", file.name, str(connections), "processing"]
+        command = [sys.executable, "-m", f"tools.bench.processes.{load}", file.name, str(connections), "processing"]
         out = subprocess.run(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE, check=True, timeout=300)
     result: dict[str, Any] = json.loads(out.stdout)
     if set(result["statuses"]) != {"200"}:
