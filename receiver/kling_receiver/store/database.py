@@ -5,6 +5,7 @@ Writes and reads have separate connections: on SQLite a reader never blocks the 
 
 import hashlib
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -214,7 +215,8 @@ class Database:
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:
-    _configure(connection, "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
+    _configure(connection, "synchronous = FULL", "foreign_keys = ON")
+    _use_wal(connection)
 
 
 def _open_for_reading(connection: Any, record: Any) -> None:
@@ -225,6 +227,19 @@ def _configure(connection: Any, *pragmas: str) -> None:
     connection.isolation_level = None  # the driver must not begin transactions itself
     for pragma in (f"busy_timeout = {BUSY_MS}", *pragmas):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_wal(connection: Any) -> None:
+    """Switch to WAL. SQLite waits for no lock when several connections switch a new file at once, so this waits."""
+    deadline = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -191,6 +191,32 @@ def test_many_may_migrate_at_once(bare_database_url: str) -> None:
     assert_complete(bare_database_url)
 
 
+def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
+    """SQLite itself refuses some of those that switch a new file to WAL at the same moment."""
+    failures = []
+
+    def connect(url: str, barrier: threading.Barrier) -> None:
+        database = Database(url)
+        try:
+            barrier.wait(20)
+            with database.write():
+                pass
+        except Exception as error:  # told to the test's own thread
+            failures.append(error)
+        finally:
+            database.close()
+
+    for number in range(60):
+        barrier = threading.Barrier(6)
+        url = f"sqlite:///{tmp_path}/{number}.db"
+        threads = [threading.Thread(target=connect, args=(url, barrier)) for _ in range(barrier.parties)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert failures == []
+
+
 def assert_complete(url: str) -> None:
     """Every table is there, and one revision."""
     database = Database(url)
