@@ -36,13 +36,9 @@ RECEIVER_ORDER = (
 CLIENT_ORDER = (
     "errors",
     "protocol",
-    "auth",
-    "retry",
-    "http",
     "atomic_file",
     "settings",
-    "kling_api",
-    "receiver_api",
+    "api",
     "jobs",
     "base",
     "events",
@@ -107,7 +103,7 @@ def test_no_folder_is_crowded() -> None:
     for root in (CLIENT, RECEIVER):
         for folder in {path.parent for path in root.rglob("*.py") if "migrations" not in path.parts}:
             modules = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
-            assert len(modules) <= (18 if folder == CLIENT else 13), folder
+            assert len(modules) <= 13, folder
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 `Kling` blocks, `AsyncKling` has the same methods, awaited; all errors are KlingErrors.
 """
 
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.errors import (
     CreateUnknown,
     GatewayError,
@@ -22,7 +23,6 @@ from kling_callback.hooks import HookEvent, verify_hook
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.signing import CallbackSigner
-from kling_callback.retry import RetryPolicy
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import File, Kling, Result, Task
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask

@@ -14,13 +14,13 @@ from typing import Any
 
 import anyio
 
+from kling_callback.api.kling import CONCURRENCY_LIMITED, NOT_SENT_ERRORS, RATE_LIMITED, KlingApi
+from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
 from kling_callback.base import is_created
 from kling_callback.errors import CreateUnknown, GatewayError, KlingError, NotCreated, ReceiverError
 from kling_callback.jobs.body import model_of, with_callback
-from kling_callback.kling_api import CONCURRENCY_LIMITED, NOT_SENT_ERRORS, RATE_LIMITED, KlingApi
 from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.reports import UNKNOWN_TASK, Report
-from kling_callback.receiver_api import CreateOutcome, ReceiverApi, Registered, Registration
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 

@@ -10,9 +10,9 @@ import anyio
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
+from kling_callback.api.receiver import ReceiverApi, is_task, task_path, unreadable_answer
 from kling_callback.errors import ReceiverError
 from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
-from kling_callback.receiver_api import ReceiverApi, is_task, task_path, unreadable_answer
 
 log = logging.getLogger("kling_callback.events")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kling_callback.api.receiver import is_task
 from kling_callback.errors import HookError, SettingsError
 from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
 from kling_callback.protocol.webhooks import (
@@ -15,7 +16,6 @@ from kling_callback.protocol.webhooks import (
     signature_matches,
     timestamp_of,
 )
-from kling_callback.receiver_api import is_task
 from kling_callback.settings import split
 
 RAW_BODY = "verify_hook needs the raw body: bytes, neither decoded nor parsed, as from `await request.body()`."

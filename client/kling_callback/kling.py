@@ -9,19 +9,19 @@ from typing import Any, Self
 import httpx
 from anyio import to_thread
 
+from kling_callback.api.http import create_client
+from kling_callback.api.kling import KlingApi, auth_from
+from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.creation import CreateCall
 from kling_callback.errors import ParameterError, SettingsError
 from kling_callback.events import follow, last_event
-from kling_callback.http import create_client
 from kling_callback.jobs.body import check_create, chosen_id
 from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
-from kling_callback.kling_api import KlingApi, auth_from
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import DESCRIPTION, is_id, new_id
 from kling_callback.protocol.signing import api_token
-from kling_callback.receiver_api import PAGE_SIZE, ReceiverApi
-from kling_callback.retry import RetryPolicy
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 

@@ -11,11 +11,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVa
 
 import httpx
 
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import BaseFile, BaseResult, BaseTask
 from kling_callback.errors import KlingError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
-from kling_callback.retry import RetryPolicy
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
 

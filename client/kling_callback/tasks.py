@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio import to_thread
 
+from kling_callback.api.receiver import ReceiverApi
 from kling_callback.atomic_file import AtomicFile, MemoryFile, temporary_path
 from kling_callback.base import BaseFile, BaseResult, BaseTask, check_files, stored_files
 from kling_callback.errors import ReceiverError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.events import follow
 from kling_callback.protocol.events import Event
-from kling_callback.receiver_api import ReceiverApi
 
 OnEvent = Callable[[Event], object]
 """Called with each event; an awaitable result is awaited."""

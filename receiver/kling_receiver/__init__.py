@@ -30,7 +30,7 @@ web/callbacks -> kling_callback.protocol.signing.CallbackSigner.verify -> web/bo
 -> kling_callback.protocol.webhooks.verify, kling_callback.protocol.reports.parse_callback
 -> store/writer.run_batched(tasks/ingest.ingest), one commit: tasks/transitions, jobs/enqueue, store/transaction.flush
 -> app._on_commit -> events/bus.notify, jobs/worker.wake
--> jobs/queue.claim_due -> tasks/reconcile -> kling_callback.kling_api.query -> tasks/transitions -> results/records
+-> jobs/queue.claim_due -> tasks/reconcile -> kling_callback.api.kling.query -> tasks/transitions -> results/records
 -> results/download -> net/client -> results/storage -> results/records.mark_stored, finish_task
 -> hooks/dispatcher -> hooks/runner -> hooks/limiter -> hooks/sender -> sinks/http -> hooks/deliveries.record_attempts
 

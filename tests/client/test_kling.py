@@ -28,7 +28,7 @@ from kling_callback import (
     TaskFailed,
     WaitTimeout,
 )
-from kling_callback.http import create_client
+from kling_callback.api.http import create_client
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import KlingArguments, Task
 from kling_sandbox import Sandbox

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import psycopg
 from sqlalchemy import event, insert, select
 
+from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
-from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.reports import Output, Report, parse_callback
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig

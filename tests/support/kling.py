@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import httpx
 
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.kling import AsyncKling
-from kling_callback.retry import RetryPolicy
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 QUICK = RetryPolicy(

@@ -15,8 +15,8 @@ import click
 from anyio import to_thread
 
 from kling_callback import errors
+from kling_callback.api.http import create_client
 from kling_callback.cli import options, terminal
-from kling_callback.http import create_client
 from kling_callback.jobs.body import chosen_id
 from kling_callback.jobs.catalog import JOBS, Job
 from kling_callback.kling import AsyncKling

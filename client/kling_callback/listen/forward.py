@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import httpx
 
+from kling_callback.api.receiver import unreadable_answer
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.listen.listener import HandlerResult, Reporter
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.webhooks import hook_body, signed_headers, webhook_id
-from kling_callback.receiver_api import unreadable_answer
-from kling_callback.retry import RetryPolicy
 
 TIMEOUT_SECONDS = 15
 """Seconds for the application to answer: the default of the receiver's hooks."""

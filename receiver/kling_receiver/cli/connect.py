@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from kling_callback.api.http import create_client
+from kling_callback.api.receiver import ReceiverApi
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError
-from kling_callback.http import create_client
 from kling_callback.protocol.signing import api_token
-from kling_callback.receiver_api import ReceiverApi
-from kling_callback.retry import RetryPolicy
 from kling_receiver.cli.base import load_settings
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import click
 import httpx
 
+from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import PAGE_SIZE, ReceiverApi
 from kling_receiver.cli.base import USAGE_ERROR, exit_with, report_errors
 from kling_receiver.cli.connect import call_receiver
 

@@ -12,8 +12,8 @@ import anyio.to_thread
 import click
 import httpx
 
+from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.errors import GatewayError
-from kling_callback.kling_api import KlingApi, auth_from
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
 from kling_receiver.cli.base import FAILED, load_settings, warn_if_unreachable

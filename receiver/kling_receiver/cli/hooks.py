@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import click
 
+from kling_callback.api.receiver import ReceiverApi
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import ReceiverApi
 from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
 from kling_receiver.hooks.config import EVENT_STATUSES, WEB_SCHEMES, HookConfig, InvalidHook, parse_hook

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+from kling_callback.api.receiver import task_path
 from kling_callback.base import BaseTask
 from kling_callback.cli import options, terminal
-from kling_callback.receiver_api import task_path
 from kling_receiver.cli.base import report_errors
 from kling_receiver.cli.connect import call_receiver
 

@@ -10,8 +10,8 @@ from urllib.parse import urljoin
 
 from starlette.concurrency import run_in_threadpool
 
+from kling_callback.api.http import retry_after_seconds
 from kling_callback.atomic_file import AtomicFile
-from kling_callback.http import retry_after_seconds
 from kling_callback.protocol.media_types import extension
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from kling_callback.http import retry_after_seconds
+from kling_callback.api.http import retry_after_seconds
 from kling_callback.protocol.webhooks import signed_headers
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
 from kling_receiver.net.guard import Allowlist, Refused, check_url

@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
-from kling_callback.kling_api import KlingApi
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from kling_callback.auth import BearerAuth
-from kling_callback.kling_api import KlingApi
+from kling_callback.api.auth import BearerAuth
+from kling_callback.api.kling import KlingApi
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import Output, Report
 from kling_receiver.app import Delays

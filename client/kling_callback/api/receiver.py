@@ -10,9 +10,9 @@ from urllib.parse import quote, urlsplit
 import anyio
 import httpx
 
+from kling_callback.api.http import retry_after_seconds
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.errors import Outcome, ReceiverError
-from kling_callback.http import retry_after_seconds
-from kling_callback.retry import RetryPolicy
 
 PAGE_SIZE = 100
 """Tasks of one page of a list."""

@@ -12,7 +12,7 @@ from kling_callback.errors import KlingError
 
 T = TypeVar("T")
 
-log = logging.getLogger("kling_callback.retry")
+log = logging.getLogger("kling_callback.api.retry")
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # stamina would write to stderr what `log` reports
 
 _RANDOM = random.SystemRandom()

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import anyio
 import httpx
 
-from kling_callback.auth import STALE_TOKEN_CODES, AuthPair, BearerAuth, JwtAuth
+from kling_callback.api.auth import STALE_TOKEN_CODES, AuthPair, BearerAuth, JwtAuth
+from kling_callback.api.http import retry_after_seconds
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
-from kling_callback.http import retry_after_seconds
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, parse_answer
 from kling_callback.settings import CommonSettings

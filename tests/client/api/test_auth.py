@@ -3,7 +3,7 @@
 import httpx
 import jwt
 
-from kling_callback.auth import LIFETIME_SECONDS, RENEW_BEFORE_SECONDS, BearerAuth, JwtAuth
+from kling_callback.api.auth import LIFETIME_SECONDS, RENEW_BEFORE_SECONDS, BearerAuth, JwtAuth
 
 SECRET = "kling-secret-key-of-thirty-two-chars"
 

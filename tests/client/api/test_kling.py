@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from kling_callback.auth import BearerAuth, JwtAuth
+from kling_callback.api.auth import BearerAuth, JwtAuth
+from kling_callback.api.http import retry_after_seconds
+from kling_callback.api.kling import MAX_ANSWER_BYTES, KlingApi, auth_from
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
-from kling_callback.http import retry_after_seconds
-from kling_callback.kling_api import MAX_ANSWER_BYTES, KlingApi, auth_from
 from kling_callback.settings import ClientSettings
 from kling_sandbox import Sandbox
 from tests.support.wire import Wire, reply

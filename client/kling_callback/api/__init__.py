@@ -1,0 +1,1 @@
+"""The HTTP calls to Kling and to the receiver: authentication, retries, and what each answer means."""
