@@ -1,0 +1,32 @@
+"""The benches start, with the processes that they name. How fast anything is, no test asks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (("callbacks", "--rounds=1", "--requests=60", "--connections=4"), ("bare route", "SQLite", "PostgreSQL")),
+        (("callbacks", "--rounds=1", "--requests=60", "--connections=4", "--library"), ("bare route", "SQLite")),
+        (("starting", "--tasks=200", "--seconds=0.5"), ("SQLite", "PostgreSQL")),
+        (("hooks", "--rate=10", "--seconds=1", "--backlog=100", "--rounds=1"), ("drained",)),
+    ],
+)
+def test_a_bench_runs_to_its_end(arguments: tuple[str, ...], rows: tuple[str, ...]) -> None:
+    """With little to do, each prints its rows."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tools.bench", *arguments],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [row for row in rows if row not in ran.stdout] == []
