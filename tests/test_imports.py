@@ -42,6 +42,7 @@ CLIENT_ORDER = (
     "jobs",
     "base",
     "events",
+    "job_methods",
     "tasks",
     "creation",
     "kling",

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,11 @@ from anyio import to_thread
 from kling_callback import errors
 from kling_callback.api.http import create_client
 from kling_callback.cli import options, terminal
-from kling_callback.jobs.body import chosen_id
-from kling_callback.jobs.catalog import JOBS, Job
+from kling_callback.jobs.body import chosen_id, model_of
+from kling_callback.jobs.catalog import JOBS
+from kling_callback.jobs.job import Job
+from kling_callback.jobs.prices import estimate
+from kling_callback.jobs.untyped import prepare
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
 from kling_callback.protocol.ids import new_id
@@ -191,6 +194,17 @@ def create_and_run(create: Create, family: str, body: Any, external_task_id: str
     run_task(lambda kling: create(kling, external_task_id=task_id), TO_CREATE, task_id, WaitOptions(**waiting))
 
 
+def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
+    """Print the expected cost of a create that is not sent. Raises KlingError if no price is known."""
+    cost = estimate(family, body)
+    if cost is None:
+        raise errors.KlingError(
+            f"No list price is known for {model_of(family, body) or 'a job without model_name'} at {family}.",
+            hint="Kling's console has the prices; `kling show ID` prints the cost of a finished task.",
+        )
+    terminal.print_json({"estimate": asdict(cost)}) if as_json else terminal.print_data(str(cost))
+
+
 def add_job(job: Job) -> None:
     """Add the command of a typed job; its parameters come from the table of jobs."""
 
@@ -202,12 +216,16 @@ def add_job(job: Job) -> None:
         tags: tuple[str, ...],
         hook: str | None,
         external_task_id: str | None,
+        estimate_only: bool,
         **values: Any,
     ) -> None:
         waiting = {field.name: values.pop(field.name) for field in fields(WaitOptions)}
         values |= dict(more)
+        if estimate_only:
+            return print_estimate(*job.create(values), as_json=waiting["as_json"])
         create = partial(AsyncKling.run, job=job, values=values, tags=tags, hook=hook)
-        create_and_run(create, job.family, values, external_task_id, **waiting)
+        create_and_run(create, "", values, external_task_id, **waiting)
+        return None
 
 
 for each in JOBS:
@@ -219,15 +237,24 @@ for each in JOBS:
 @click.option("--body", type=options.Json(), required=True, help="Kling's parameters as JSON; @FILE reads them.")
 @options.create_options
 def create_any(
-    family: str, body: Any, tags: tuple[str, ...], hook: str | None, external_task_id: str | None, **waiting: Any
+    family: str,
+    body: Any,
+    tags: tuple[str, ...],
+    hook: str | None,
+    external_task_id: str | None,
+    estimate_only: bool,
+    **waiting: Any,
 ) -> None:
     """Create a task of any family.
 
     FAMILY is a path under /v1, such as videos/effects, or a new-standard path with a leading slash, such as
     /text-to-video/kling-3.0-turbo.
     """
+    if estimate_only:
+        return print_estimate(family, prepare(family, body), as_json=waiting["as_json"])
     create = partial(AsyncKling.create, family=family, body=body, tags=tags, hook=hook)
     create_and_run(create, family, body, external_task_id, **waiting)
+    return None
 
 
 @kling.command("wait")

@@ -4,14 +4,25 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from kling_callback.jobs.catalog import Job, Parameter
-from kling_callback.jobs.parameters import CameraControl, Choice, Integer, Number, Seconds
+from kling_callback.jobs.job import Job, Parameter
+from kling_callback.jobs.parameters import (
+    CameraControl,
+    Choice,
+    Flag,
+    ImageInput,
+    Integer,
+    ListOf,
+    Number,
+    ObjectWith,
+    Seconds,
+    VideoInput,
+)
 from kling_callback.protocol.reports import TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
@@ -39,6 +50,20 @@ class Json(click.ParamType[Any]):
             self.fail(f"{value[1:]} cannot be read: {error.strerror}.", param, ctx)
         except (ValueError, RecursionError) as error:
             self.fail(f"not valid JSON: {error}.", param, ctx)
+
+
+class JsonOrText(Json):
+    """JSON, also in a file as @NAME; a value that is not JSON is text."""
+
+    name = "VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value.startswith("@"):
+            return super().convert(value, param, ctx)
+        try:
+            return json.loads(value, parse_constant=_reject_constant)
+        except (ValueError, RecursionError):
+            return value
 
 
 class JsonAssignment(Json):
@@ -158,6 +183,12 @@ def create_options(function: Function) -> Function:
         click.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the task by; repeatable."),
         click.option("--hook", metavar="URL", help="The receiver POSTs the task's events to this URL, signed."),
         click.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
+        click.option(
+            "--estimate",
+            "estimate_only",
+            is_flag=True,
+            help="Print what it would cost by Kling's list prices, and create nothing.",
+        ),
         wait_options,
     )
 
@@ -187,13 +218,21 @@ def job_parameters(job: Job) -> list[click.Parameter]:
 
 
 def _parameter(parameter: Parameter) -> click.Parameter:
-    if parameter.name == "prompt":
-        return click.Argument(["prompt"])
-    option = "--" + parameter.name.replace("_", "-")
+    name, option = parameter.name, "--" + parameter.name.replace("_", "-")
+    if name == "prompt":
+        return click.Argument(["prompt"], required=False)
+    if isinstance(parameter.kind, Flag | ObjectWith):
+        return click.Option([f"{option}/--no{option[1:]}", name], default=None, help=parameter.help)
+    if isinstance(parameter.kind, ListOf):
+        item = JsonOrText()
+        return click.Option([option, name], type=item, multiple=True, callback=_flatten, help=parameter.help)
     kind, metavar = _type(parameter)
-    return click.Option(
-        [option, parameter.name], type=kind, metavar=metavar, help=parameter.help, required=parameter.required
-    )
+    return click.Option([option, name], type=kind, metavar=metavar, help=parameter.help)
+
+
+def _flatten(context: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> list[Any]:
+    """The items of a repeatable option: each value is one item, or a JSON list of items."""
+    return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
 def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
@@ -209,8 +248,12 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
             return click.STRING, "SECONDS"
         case CameraControl():
             return Json(), "JSON"
+        case ImageInput():
+            return click.STRING, "FILE_OR_URL"
+        case VideoInput():
+            return click.STRING, "URL"
         case _:
-            return click.STRING, "FILE_OR_URL" if parameter.name == "image" else "TEXT"
+            return click.STRING, "TEXT"
 
 
 def _read(name: str) -> str:
