@@ -69,14 +69,14 @@ def test_the_python_in_the_readme_is_python() -> None:
 def test_the_python_in_the_readme_runs(
     start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As printed: the image is saved, all four jobs are created."""
+    """As printed: the image is saved, all five jobs are created."""
     settings = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
     for name, value in {**settings, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
         monkeypatch.setenv(f"KLING_{name}", value)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})
     assert (tmp_path / "kangaroo.png").read_bytes().startswith(b"\x89PNG")
-    assert len(gateway.tasks) == 4
+    assert len(gateway.tasks) == 5
 
 
 def test_the_drawing_is_the_code_s() -> None:
