@@ -117,6 +117,30 @@ def test_the_map_follows_a_callback_through_modules_that_exist() -> None:
 
 def test_the_top_level_stays_short() -> None:
     """The root has the agreed files and folders only."""
-    allowed = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    allowed = {"pyproject.toml", "README.md", "README.zh.md", "LICENSE", "CHANGELOG.md"}
     allowed |= {"receiver", "client", "tests", "scripts", "docs", "data", "build", "dist"}
     assert {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} <= allowed
+
+
+ZH = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+
+
+def code_of(page: str) -> list[str]:
+    """The fenced blocks of a page without their comments."""
+    return [re.sub(r" +#.*", "", block) for block in re.findall(r"```.*?```", page, re.DOTALL)]
+
+
+def test_the_chinese_readme_is_in_step() -> None:
+    """It has the same commands, drawings and figures, links, headings in number and depth, and each setting's row."""
+    assert code_of(ZH) == code_of(README)
+    assert re.findall(r"^#+ ", ZH, re.MULTILINE) == re.findall(r"^#+ ", README, re.MULTILINE)
+    for pattern in (
+        r"\]\((docs/[^)]*)\)",
+        r"^\| (`KLING_\w+`) \|",
+        r"\| (`?[^|]*`?) \|$",
+        r"^\d\. ",
+        r"`(scripts/\w+)`",
+    ):
+        found = [sorted(re.findall(pattern, page, re.MULTILINE)) for page in (ZH, README)]
+        assert [each for each in found[0] if not each.isascii() or each in found[1]] == found[0], pattern
+        assert len(found[0]) == len(found[1]), pattern
