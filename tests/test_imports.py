@@ -44,6 +44,7 @@ CLIENT_ORDER = (
     "events",
     "tasks",
     "creation",
+    "calls",
     "kling",
     "sync",
     "hooks",

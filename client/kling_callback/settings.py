@@ -29,6 +29,9 @@ MIN_SIMILARITY = 0.85
 TO_WAIT = ("receiver_url", "receiver_token")
 """The settings required to wait for tasks, show and list them."""
 
+TO_CALL = ("api_key",)
+"""The settings required to call Kling without a receiver."""
+
 TO_CREATE = ("api_key", *TO_WAIT)
 """The settings required to create tasks."""
 

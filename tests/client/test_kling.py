@@ -343,7 +343,7 @@ async def test_every_public_thing_works_awaited(settings: dict[str, Any], tmp_pa
 
 @pytest.mark.anyio
 async def test_a_list_follows_its_cursor_and_ends() -> None:
-    """Page by page until there are enough; an empty page ends it whatever its cursor says."""
+    """Page by page until there are enough; an empty page whose cursor is the last one ends it."""
     pages = [
         answer(200, {"tasks": [task_json(f"{page}-{number}") for number in range(100)], "next": "more"})
         for page in range(3)

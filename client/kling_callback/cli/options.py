@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ MAX_EVENT_ID_DIGITS = 18
 
 
 class Json(click.ParamType[Any]):
-    """JSON as an argument, or in a file as @NAME."""
+    """JSON as an argument, in a file as @NAME, or on stdin as @-."""
 
     name = "JSON"
 
@@ -120,6 +121,7 @@ class EventPosition(click.ParamType[int]):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 id_argument = click.argument("task_id", metavar="ID")
+"""Any id of a task: ours, Kling's, or the caller's at Kling."""
 set_option = click.option(
     "--set",
     "more",
@@ -168,7 +170,9 @@ def list_options(function: Function) -> Function:
         function,
         click.option("--status", type=click.Choice(TASK_STATUSES)),
         click.option("--family", help="Such as videos/text2video."),
+        click.option("--model", help="Such as kling-v3."),
         click.option("--tag"),
+        click.option("--task-id", metavar="ID", help="Kling's id."),
         click.option("--limit", type=click.IntRange(1), default=50, show_default=True),
         json_option,
     )
@@ -214,6 +218,8 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
 
 
 def _read(name: str) -> str:
+    if name == "-":
+        return sys.stdin.buffer.read(MAX_FILE_CHARS).decode()
     with Path(name).open(encoding="utf-8") as file:
         return file.read(MAX_FILE_CHARS)
 

@@ -1,17 +1,12 @@
 """The body of a create: check it, and add our id and callback address."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.protocol.families import DESCRIPTION as FAMILY_RULE
-from kling_callback.protocol.families import is_job, is_new_standard
+from kling_callback.protocol.families import family_problems, is_new_standard
 from kling_callback.protocol.ids import DESCRIPTION, is_id
-
-SYNCHRONOUS_FAMILIES = frozenset({"audio/tts"})
-"""Families whose answer is the result: Kling sends no callback for them."""
 
 CALLBACK_URL_RESERVED = (
     "callback_url is set by this client, to the receiver's address. To receive the events yourself, "
@@ -21,7 +16,7 @@ CALLBACK_URL_RESERVED = (
 
 def check_create(family: str, body: Any) -> None:
     """Check a create before it is sent. Raises ParameterError with all problems."""
-    problems = [*_family_problems(family), *_body_problems(body)]
+    problems = [*family_problems(family), *_body_problems(body)]
     if problems:
         raise ParameterError(problems)
 
@@ -63,16 +58,6 @@ def _options(family: str, body: Any) -> Mapping[str, Any]:
     return options if isinstance(options, Mapping) else {}
 
 
-def _family_problems(family: str) -> list[str]:
-    if not is_job(family):
-        return [f"family: {family!r} must be {FAMILY_RULE}."]
-    if re.match(r"/?v\d+/", family):
-        return [f"family: must be {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
-    if family in SYNCHRONOUS_FAMILIES:
-        return [f"family: {family} answers at once, without a callback. Call it without this client."]
-    return []
-
-
 def _body_problems(body: Any) -> list[str]:
     if not isinstance(body, Mapping):
         return ["body: must be a JSON object."]
@@ -80,8 +65,15 @@ def _body_problems(body: Any) -> list[str]:
     problems = [CALLBACK_URL_RESERVED] if "callback_url" in body else []
     if isinstance(options, Mapping) and "callback_url" in options:
         problems.append(CALLBACK_URL_RESERVED)
+    return problems + json_problems(body)
+
+
+def json_problems(body: Any) -> list[str]:
+    """Why a body cannot be sent as a JSON object: messages for people."""
+    if not isinstance(body, Mapping):
+        return ["body: must be a JSON object."]
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        problems.append(f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}.")
-    return problems
+        return [f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}."]
+    return []
