@@ -13,7 +13,7 @@ import click
 
 from kling_callback.jobs.catalog import Job, Parameter
 from kling_callback.jobs.parameters import CameraControl, Choice, Integer, Number, Seconds
-from kling_callback.protocol.reports import TASK_STATUSES
+from kling_callback.protocol.reports import IDENTIFIER, TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -90,6 +90,19 @@ class UrlParam(click.ParamType[str]):
         return str(value)
 
 
+class TaskId(click.ParamType[str]):
+    """Any id of a task. It is one part of a URL's path."""
+
+    name = "ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not IDENTIFIER.fullmatch(str(value)):
+            self.fail(
+                f"{value!r} is not a task's id: it must be one part of a path. Use the receiver's id.", param, ctx
+            )
+        return str(value)
+
+
 class CommandLine(click.ParamType[tuple[str, ...]]):
     """A command with its arguments, split as a shell would split them; no shell runs it."""
 
@@ -120,7 +133,7 @@ class EventPosition(click.ParamType[int]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
-id_argument = click.argument("task_id", metavar="ID")
+id_argument = click.argument("task_id", metavar="ID", type=TaskId())
 """Any id of a task: ours, Kling's, or the caller's at Kling."""
 set_option = click.option(
     "--set",

@@ -28,7 +28,7 @@ def adopt(tx: Transaction, family: str, kling_id: str, report: Report) -> Adopte
     Its `external_task_id` becomes our id if it can be one: a client that creates under this id then continues the
     task, and does not pay for another.
     """
-    if known := FIND_BY_KLING_ID.scalar(tx.connection, kling_id=kling_id):
+    if known := _known(tx, kling_id):
         return Adopted(known, created=False)
     task = _unfinished_create(tx, family, report)
     created = task is None
@@ -38,6 +38,12 @@ def adopt(tx: Transaction, family: str, kling_id: str, report: Report) -> Adopte
     task_registration.set_kling_id(tx, task, kling_id)
     apply_answer(tx, task, report, "operator")
     return Adopted(task["id"], created)
+
+
+def _known(tx: Transaction, kling_id: str) -> str | None:
+    """Our id of the task that Kling's id belongs to, perhaps since an adoption in this transaction."""
+    here = next((task["id"] for task in tx.tasks.values() if task["kling_id"] == kling_id), None)
+    return here or FIND_BY_KLING_ID.scalar(tx.connection, kling_id=kling_id)
 
 
 def _unfinished_create(tx: Transaction, family: str, report: Report) -> TaskRow | None:

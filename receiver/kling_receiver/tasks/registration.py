@@ -1,6 +1,6 @@
 """Registration of a task by its client, before its create and after it. Fills missing fields, never resets one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from sqlalchemy import func, select
 
 from kling_callback.protocol import families
-from kling_callback.protocol.redact import LEFT_OUT, redacted
+from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.reports import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import Label
@@ -20,15 +20,10 @@ from kling_receiver.store.sql import Statement
 from kling_receiver.store.tables import EVENT
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import transitions
+from kling_receiver.tasks.parameters import describe_other_parameters
 
 MAX_TAGS = 100
 """Tags of one task, from all its registrations."""
-
-MAX_NAMES = 10
-"""Names of parameters in the message about a different request."""
-
-ABSENT: tuple[Any, ...] = (None, "", [], {})
-"""Values that mean the same as no value."""
 
 MAX_CREATES = 100
 """Creates of one task that were not accepted. Each adds events, and a client in a loop would fill the disk."""
@@ -147,7 +142,7 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
             )
         if _has_other_parameters(task, registration):
             if not _may_reopen(task):
-                return RegistrationResult(conflict=_describe_other_parameters(task, registration))
+                return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
             tx.update_task(
                 task,
                 model=registration.model or task["model"],
@@ -171,27 +166,6 @@ def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:
     """Whether a create with other parameters is announced. The outcome of a create is recorded in any case."""
     ours, theirs = task["request_sha256"], registration.request_sha256
     return registration.outcome is None and None not in (ours, theirs) and ours != theirs
-
-
-def _describe_other_parameters(task: TaskRow, registration: Registration) -> str:
-    names = sorted(differences(task["request"], registration.request))
-    which = f"they differ in {', '.join(names[:MAX_NAMES])}" if names else "they differ in a value that is not stored"
-    return f"Task {task['id']} is registered with other parameters: {which}."
-
-
-def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
-    """The names of the parameters in which two stored requests differ, with a dot before those of inner objects.
-
-    None and empty values are absent, as in the digest.
-    """
-    if not isinstance(ours, dict) or not isinstance(theirs, dict) or LEFT_OUT in (ours, theirs):
-        return
-    for name in ours.keys() | theirs.keys():
-        one, other = ours.get(name), theirs.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from differences(one, other, f"{prefix}{name}.")
-        elif one != other and (one not in ABSENT or other not in ABSENT):
-            yield f"{prefix}{name}"
 
 
 def _may_reopen(task: TaskRow) -> bool:
