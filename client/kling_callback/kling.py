@@ -56,9 +56,10 @@ class AsyncKling:
 
         `settings`: all settings at once, from `ClientSettings.load`; the others are then ignored.
         `retry`: retries and timeouts. `http`: your own HTTP client, which `aclose` closes.
-        Raises SettingsError with all problems.
+        Raises SettingsError with all problems. Without any setting of a receiver, only `call` and `tasks_at_kling`
+        work; the other methods raise SettingsError.
         """
-        self._settings = settings or ClientSettings.load(
+        self._settings = settings or ClientSettings.load_for_program(
             api_base=api_base,
             api_key=api_key,
             access_key=access_key,
@@ -326,6 +327,7 @@ class AsyncKling:
 
     def _token(self) -> str:
         settings = self._settings
+        settings.check_receiver()
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
 
 

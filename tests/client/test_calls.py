@@ -180,9 +180,24 @@ def test_a_call_needs_no_receiver() -> None:
     """Nor its settings; the blocking client returns the same."""
     with host(lambda visit: visit.answer(200, json.dumps(FACES).encode())) as web:
         settings = ClientSettings.load(require=TO_CALL, api_base=web.url, api_key="the-kling-key")
-        with Kling(settings=settings) as kling:
-            assert kling.call("videos/identify-face", FACE_BODY) == FACES
-        assert [visit.path for visit in web.visits] == ["/v1/videos/identify-face"]
+        for kling in (Kling(api_base=web.url, api_key="the-kling-key"), Kling(settings=settings)):
+            with kling:
+                assert kling.call("videos/identify-face", FACE_BODY) == FACES
+                for method in (lambda: kling.create("images/generations", {}), kling.tasks):  # noqa: B023
+                    with pytest.raises(SettingsError) as error:
+                        method()
+                    assert len(error.value.problems) == 2
+        assert [visit.path for visit in web.visits] == ["/v1/videos/identify-face"] * 2
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"api_key": "k", "receiver_url": "https://receiver.test"}, {"signing_secrets": "x"}]
+)
+def test_half_the_settings_are_refused_at_once(given: dict[str, str]) -> None:
+    """Without a key, and with a receiver whose other setting is missing or wrong."""
+    with pytest.raises(SettingsError) as error:
+        Kling(**given)  # type: ignore[arg-type]
+    assert len(error.value.problems) == {0: 3, 1: 3, 2: 1}[len(given)]
 
 
 # --- Kling's own list --------------------------------------------------------------------------------------
