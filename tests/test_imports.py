@@ -45,6 +45,7 @@ CLIENT_ORDER = (
     "job_methods",
     "tasks",
     "creation",
+    "calls",
     "kling",
     "sync",
     "hooks",

@@ -9,6 +9,7 @@ register ─▶ send ─┬─ taken ──────────────�
 
 import logging
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,10 +17,11 @@ import anyio
 
 from kling_callback.api.kling import CONCURRENCY_LIMITED, NOT_SENT_ERRORS, RATE_LIMITED, KlingApi
 from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
 from kling_callback.errors import CreateUnknown, GatewayError, KlingError, NotCreated, ReceiverError
 from kling_callback.jobs.body import model_of, with_callback
-from kling_callback.protocol.redact import redacted
+from kling_callback.protocol.redact import digest, redacted
 from kling_callback.protocol.reports import UNKNOWN_TASK, Report
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
@@ -48,6 +50,7 @@ class CreateCall:
             family=family,
             model=model_of(family, body),
             request=redacted(body),
+            request_sha256=digest(body),
             base=settings.api_base,
             key_fingerprint=settings.key_fingerprint,
             tags=tags,
@@ -56,7 +59,6 @@ class CreateCall:
         )
         self.outcome = CreateOutcome("not_created", reason="It was interrupted before it was sent.")
         self._unreported: str | None = None
-        self._sending_since = 0.0
 
     async def run(self) -> AsyncTask:
         """Return the task, new or registered before. Raises NotCreated, or ReceiverError before anything was sent."""
@@ -94,10 +96,9 @@ class CreateCall:
     async def _send(self, callback_url: str) -> NotCreated | None:
         """Send the create until its outcome is final or unknown. Returns Kling's refusal, if it refused."""
         body = with_callback(self._family, self._body, self._task_id, callback_url)
-        self._sending_since = anyio.current_time()
         try:
             self._set_created(
-                await self._retry.retry(lambda: self._try(body), self._may_resend, self._retry.create_seconds)
+                await self._retry.retry(lambda: self._try(body), resend_rule(self._retry), self._retry.create_seconds)
             )
         except NotCreated as error:
             return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
@@ -114,11 +115,6 @@ class CreateCall:
         except NotCreated as error:
             self.outcome = CreateOutcome("not_created", reason=error.message)
             raise
-
-    def _may_resend(self, error: KlingError) -> bool:
-        """Whether to send it again. Without a connection, retries end sooner than at a busy Kling."""
-        waited = anyio.current_time() - self._sending_since
-        return may_resend(error) and (error.code is not None or waited < self._retry.connect_seconds)
 
     async def _check_exists(self, refusal: NotCreated) -> NotCreated | None:
         """Tell an id that is taken, hence a created task, from bad parameters: Kling has one code for both."""
@@ -170,6 +166,17 @@ class CreateCall:
             suppress(KlingError, RuntimeError),
         ):
             await self._receiver.report(self._task_id, self._registration, self.outcome, retry=False)
+
+
+def resend_rule(retry: RetryPolicy) -> Callable[[KlingError], bool]:
+    """Whether to send a create or a call again, from now on. Without a connection, retries end sooner."""
+    started_at = anyio.current_time()
+
+    def again(error: KlingError) -> bool:
+        waited = anyio.current_time() - started_at
+        return may_resend(error) and (error.code is not None or waited < retry.connect_seconds)
+
+    return again
 
 
 def may_resend(error: KlingError) -> bool:

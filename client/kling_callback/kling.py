@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx
 from anyio import to_thread
 
+from kling_callback import calls
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
@@ -21,7 +22,8 @@ from kling_callback.jobs.job import Job
 from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.families import is_new_standard
-from kling_callback.protocol.ids import DESCRIPTION, is_id, new_id
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.reports import IDENTIFIER
 from kling_callback.protocol.signing import api_token
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask, with_files
@@ -56,9 +58,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
         `settings`: all settings at once, from `ClientSettings.load`; the others are then ignored.
         `retry`: retries and timeouts. `http`: your own HTTP client, which `aclose` closes.
-        Raises SettingsError with all problems.
+        Raises SettingsError with all problems. Without any setting of a receiver, only `call` and `tasks_at_kling`
+        work; the other methods raise SettingsError.
         """
-        self._settings = settings or ClientSettings.load(
+        self._settings = settings or ClientSettings.load_for_program(
             api_base=api_base,
             api_key=api_key,
             access_key=access_key,
@@ -148,7 +151,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         return await creation.run()
 
     async def task(self, task_id: str) -> AsyncTask:
-        """Read a task from the receiver. `task_id`: our id. Raises ReceiverError, ParameterError for an invalid id."""
+        """Read a task from the receiver. Raises ReceiverError, ParameterError for an invalid id.
+
+        `task_id`: our id, Kling's, or the `external_task_id` that another program sent.
+        """
         return AsyncTask(self._receiver, await self._receiver.task(_valid_id(task_id)))
 
     async def tasks(
@@ -156,15 +162,41 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         status: str | None = None,
         family: str | None = None,
+        model: str | None = None,
         tag: str | None = None,
+        task_id: str | None = None,
         limit: int = PAGE_SIZE,
     ) -> list[AsyncTask]:
-        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError."""
-        tasks = await self._receiver.tasks(limit, status=status, family=family, tag=tag)
+        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError.
+
+        `task_id`: Kling's id.
+        """
+        filters = {"status": status, "family": family, "model": model, "tag": tag, "task_id": task_id}
+        tasks = await self._receiver.tasks(limit, **filters)
         return [AsyncTask(self._receiver, task) for task in tasks]
 
+    async def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
+
+        GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
+        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+
+        A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
+        anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
+        """
+        self._require_key()
+        return await calls.call(self._kling_api, self._receiver.retry, path, body)
+
+    async def tasks_at_kling(self, family: str, *, limit: int = PAGE_SIZE) -> list[dict[str, Any]]:
+        """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.
+
+        Raises ParameterError for another family, GatewayError if Kling gives no list.
+        """
+        self._require_key()
+        return await calls.tasks_at_kling(self._kling_api, self._receiver.retry, family, limit)
+
     def attach(self, task_id: str) -> AsyncTask:
-        """A handle to a task by our id, without a request: `wait` raises ReceiverError if there is no such task."""
+        """A handle to a task by any of its ids, without a request: `wait` raises ReceiverError if there is none."""
         return AsyncTask(self._receiver, {"id": _valid_id(task_id), "status": "created"})
 
     async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
@@ -200,20 +232,24 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
     ) -> None:
         await self.aclose()
 
-    def _check_key(self, family: str) -> None:
+    def _require_key(self) -> None:
         if not self._settings.key_fingerprint:
             raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
+
+    def _check_key(self, family: str) -> None:
+        self._require_key()
         if is_new_standard(family) and not self._settings.api_key:
             raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
 
     def _token(self) -> str:
         settings = self._settings
+        settings.check_receiver()
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
 
 
 def _valid_id(task_id: str) -> str:
-    if not is_id(task_id):
-        raise ParameterError([f"{task_id!r} is not a task's id. {DESCRIPTION}"])
+    if not IDENTIFIER.fullmatch(task_id):
+        raise ParameterError([f"{task_id!r} is not a task's id: it must be one part of a path. Use the receiver's id."])
     return task_id
 
 

@@ -263,11 +263,43 @@ class Kling(JobMethods[Task]):
         return Task(self.loop, self.loop.run(call))
 
     def tasks(
-        self, *, status: str | None = None, family: str | None = None, tag: str | None = None, limit: int = 100
+        self,
+        *,
+        status: str | None = None,
+        family: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        task_id: str | None = None,
+        limit: int = 100,
     ) -> list[Task]:
-        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError."""
-        tasks = self.loop.run(lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit))
+        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError.
+
+        `task_id`: Kling's id.
+        """
+        tasks = self.loop.run(
+            lambda: self.asynchronous.tasks(
+                status=status, family=family, model=model, tag=tag, task_id=task_id, limit=limit
+            )
+        )
         return [Task(self.loop, task) for task in tasks]
+
+    def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
+
+        GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
+        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+
+        A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
+        anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
+        """
+        return self.loop.run(lambda: self.asynchronous.call(path, body))
+
+    def tasks_at_kling(self, family: str, *, limit: int = 100) -> list[dict[str, Any]]:
+        """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.
+
+        Raises ParameterError for another family, GatewayError if Kling gives no list.
+        """
+        return self.loop.run(lambda: self.asynchronous.tasks_at_kling(family, limit=limit))
 
     def close(self) -> None:
         """Cancel the calls that still run, close all connections, end the thread."""

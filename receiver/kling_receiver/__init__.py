@@ -39,6 +39,8 @@ Where to look:
 a token or signature of a callback   web/callbacks; kling_callback.protocol.signing and .webhooks
 a final status that is only a hint   tasks/ingest (recorded), tasks/reconcile (queried), tasks/transitions (ended)
 a second paid create                 tasks/registration (may it be sent?), kling_callback.creation (sending, retries)
+a task of another program            tasks/adoption; web/api/tasks.find_task (by any of its ids)
+the same id, other parameters        tasks/parameters; kling_callback.protocol.redact.digest
 an interrupted download              results/download (resumed by Range), results/storage (the partial file)
 a dead letter                        jobs/queue (state), hooks/deliveries (retry_dead, redeliver), web/api/deliveries
 a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)

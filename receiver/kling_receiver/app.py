@@ -181,6 +181,7 @@ def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock
         reader=reader,
         storage=store.storage,
         payloads=payloads,
+        bodies=bodies,
     )
     hooks = HookRoutes(settings, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
     deliveries = DeliveryRoutes(settings, reader=reader, writer=writer, bodies=bodies)
@@ -349,6 +350,6 @@ def _operation_routes(receiver: Receiver) -> list[Route]:
     return [
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", require_role(secrets, "read", metrics), methods=["GET"]),
-        Route("/openapi.json", require_role(secrets, "admin", openapi), methods=["GET"]),
+        Route("/metrics", require_role(secrets, "read", metrics, query=None), methods=["GET"]),
+        Route("/openapi.json", require_role(secrets, "admin", openapi, query=None), methods=["GET"]),
     ]

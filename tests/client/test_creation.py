@@ -72,7 +72,7 @@ async def test_an_id_is_made_when_none_is_given() -> None:
     assert [body["external_task_id"] for body in stage.bodies("create")] == [task.id for task in made]
     create_tokens = [body["attempt"] for body in stage.bodies("register")]
     assert create_tokens[0] != create_tokens[1]
-    fields = {"family", "model", "request", "base", "key_fingerprint", "tags", "hook", "attempt"}
+    fields = {"family", "model", "request", "request_sha256", "base", "key_fingerprint", "tags", "hook", "attempt"}
     assert stage.bodies("register")[0].keys() == fields  # the names that the receiver documents, and no others
 
 

@@ -174,6 +174,41 @@ def test_another_family_under_the_same_id_is_a_conflict(kling: Kling) -> None:
     assert (error.value.http_status, error.value.outcome) == (409, "not_created")
 
 
+def test_other_parameters_under_the_same_id_are_a_conflict(kling: Kling, gateway: Sandbox) -> None:
+    """The old file is not returned for a new prompt, nor for another image of the same size; nothing is sent."""
+    kling.text_to_image("x", n=1, external_task_id="order-42")
+    with pytest.raises(ReceiverError, match="they differ in n, prompt") as error:
+        kling.text_to_image("y", n=2, external_task_id="order-42")
+    assert (error.value.http_status, error.value.outcome) == (409, "not_created")
+    assert "same parameters" in (error.value.hint or "")
+    same = {"prompt": "x", "n": 1, "negative_prompt": "", "model_name": None, "external_task_id": "order-42"}
+    assert kling.create("images/generations", same).id == "order-42"
+    images = [base64.b64encode(picture() + bytes([number])).decode() for number in range(2)]
+    kling.create("images/generations", {"prompt": "x", "image": images[0]}, external_task_id="order-43")
+    with pytest.raises(ReceiverError, match="a value that is not stored"):
+        kling.create("images/generations", {"prompt": "x", "image": images[1]}, external_task_id="order-43")
+    assert len(gateway.creates) == 2
+
+
+def test_a_refused_create_can_be_corrected(kling: Kling) -> None:
+    """Under the same id: nothing was paid."""
+    with pytest.raises(NotCreated):
+        kling.create("images/generations", {"prompt": "x", "n": 99}, external_task_id="order-42")
+    assert kling.create("images/generations", {"prompt": "x", "n": 1}, external_task_id="order-42").wait(60).images
+
+
+def test_a_task_is_found_by_kling_s_id(kling: Kling) -> None:
+    """Read, attached to and waited for; then it has our id."""
+    task = kling.text_to_image("x")
+    assert task.task_id
+    assert kling.task(task.task_id).id == task.id
+    attached = kling.asynchronous.attach(task.task_id)
+    kling.loop.run(lambda: attached.wait(60))
+    assert attached.id == task.id
+    assert [each.id for each in kling.tasks(task_id=task.task_id)] == [task.id]
+    assert [each.id for each in kling.tasks(model="kling-v9")] == []
+
+
 def test_another_key_is_a_conflict(settings: dict[str, Any], gateway: Sandbox) -> None:
     """One receiver serves one account; nothing is sent."""
     with Kling(**{**settings, "api_key": "another"}) as kling, pytest.raises(ReceiverError) as error:
@@ -354,7 +389,7 @@ def test_both_classes_have_the_same_arguments() -> None:
 
 def test_both_classes_have_the_same_methods() -> None:
     """What AsyncKling can do, Kling can, with the same parameters."""
-    for name in (*(job.name for job in JOBS), "run", "create", "task", "tasks"):
+    for name in (*(job.name for job in JOBS), "run", "create", "task", "tasks", "call", "tasks_at_kling"):
         blocking, asynchronous = getattr(Kling, name), getattr(AsyncKling, name)
         assert list(inspect.signature(blocking).parameters) == list(inspect.signature(asynchronous).parameters)
         assert not inspect.iscoroutinefunction(blocking)
@@ -373,7 +408,7 @@ async def test_every_public_thing_works_awaited(settings: dict[str, Any], tmp_pa
 
 @pytest.mark.anyio
 async def test_a_list_follows_its_cursor_and_ends() -> None:
-    """Page by page until there are enough; an empty page ends it whatever its cursor says."""
+    """Page by page until there are enough; an empty page whose cursor is the last one ends it."""
     pages = [
         answer(200, {"tasks": [task_json(f"{page}-{number}") for number in range(100)], "next": "more"})
         for page in range(3)

@@ -17,6 +17,9 @@ from kling_receiver.store.database import Database
 
 Row = dict[str, Any]
 
+ADDED: dict[str, dict[str, Any]] = {"task": {"external_task_id": None, "request_sha256": None}}
+"""The columns that were added since then, and their values in rows of before."""
+
 STATES = ("ready", "running", "dead")
 NEVER = 1 << 60
 HOUR = 3_600_000
@@ -103,6 +106,7 @@ class OldDatabase:
         """Add an old row, and the new one, which has the same values but for its names and the `changes`."""
         self.old.setdefault(table, []).append(row)
         names = RENAMED[table]
+        changes = {**ADDED.get(table, {}), **changes}
         renamed = {names.get(name, name): value for name, value in row.items()}
         self.new.setdefault("delivery_attempt" if table == "attempt" else table, []).append({**renamed, **changes})
 

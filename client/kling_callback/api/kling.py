@@ -4,8 +4,10 @@
 new standard (`/text-to-video/kling-3.0-turbo`).
 """
 
+import json
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -85,11 +87,7 @@ class KlingApi:
         try:
             response, answer = await self._call(family, "POST", self.address(family), json=body)
         except NOT_SENT_ERRORS as error:
-            raise NotCreated(
-                f"Kling could not be reached at {self._base}: {_reason(error)}.",
-                retryable=not isinstance(error, httpx.UnsupportedProtocol),
-                hint="Check KLING_API_BASE and the network.",
-            ) from error
+            raise self._not_sent(error) from error
         except TRANSPORT_ERRORS as error:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
         return _created(response.status_code, answer, retry_after_seconds(response.headers))
@@ -127,21 +125,79 @@ class KlingApi:
             raise _refusal(GatewayError, status, answer, retry_after_seconds(response.headers))
         return report
 
+    async def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint that answers at once, and return its answer's JSON, unchanged: GET, or POST with a body.
+
+        `path`: under `/v1`, or with a leading slash from the root; it may have a query.
+        Raises NotCreated when Kling certainly did not accept the call, CreateUnknown when it may have.
+        """
+        try:
+            method = "GET" if body is None else "POST"
+            response, content = await self._exchange(path, method, self.address(path), json=body)
+        except NOT_SENT_ERRORS as error:
+            raise self._not_sent(error) from error
+        except TRANSPORT_ERRORS as error:
+            raise CreateUnknown(f"The call got no answer: {_reason(error)}.", hint=UNKNOWN_CALL_HINT) from error
+        answer, status = parse_answer(content), response.status_code
+        code = answer.code if answer else None
+        refused = _is_refused(code, status)
+        if status < 300 and not refused and code not in OUTCOME_UNKNOWN_CODES:
+            with suppress(ValueError, RecursionError):
+                document = json.loads(content)
+                # `answer` is None for a long document; gateways have various codes for success.
+                if isinstance(document, dict) and (answer is None or answer.ok or document.get("data")):
+                    return document
+        kind = NotCreated if refused else CreateUnknown
+        refusal = _refusal(kind, status, answer, retry_after_seconds(response.headers))
+        if not refused:
+            refusal.hint = UNKNOWN_CALL_HINT
+        raise refusal
+
+    async def list_tasks(self, family: str, page: int, size: int) -> list[dict[str, Any]]:
+        """One page of Kling's own list of a legacy family's tasks: its records, unchanged. `page`: from 1.
+
+        Raises GatewayError for any answer that is not a list.
+        """
+        url = f"{self.address(family)}?pageNum={page}&pageSize={size}"
+        try:
+            response, content = await self._exchange(family, "GET", url)
+        except TRANSPORT_ERRORS as error:
+            raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
+        answer, status = parse_answer(content), response.status_code
+        if answer is None or not answer.ok or status >= 300:
+            raise _refusal(GatewayError, status, answer, retry_after_seconds(response.headers))
+        data = json.loads(content).get("data")
+        if not isinstance(data, list) or not all(isinstance(record, dict) for record in data):
+            raise GatewayError(f"The answer has no list of the tasks of {family}.", http_status=status)
+        return data
+
+    def _not_sent(self, error: Exception) -> NotCreated:
+        return NotCreated(
+            f"Kling could not be reached at {self._base}: {_reason(error)}.",
+            retryable=not isinstance(error, httpx.UnsupportedProtocol),
+            hint="Check KLING_API_BASE and the network.",
+        )
+
     async def _call(self, family: str, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
+        response, content = await self._exchange(family, method, url, **body)
+        return response, parse_answer(content)
+
+    async def _exchange(self, family: str, method: str, url: str, **body: Any) -> tuple[httpx.Response, bytes]:
+        """Send one request, and read its answer. Sent once more, with a new JWT, if the JWT was stale."""
         auth = self._auth.for_family(family)
-        response, answer = await self._once(auth, method, url, **body)
-        if answer is not None and answer.code in STALE_TOKEN_CODES and isinstance(auth, JwtAuth):
+        response, content = await self._once(auth, method, url, **body)
+        if isinstance(auth, JwtAuth) and (answer := parse_answer(content)) and answer.code in STALE_TOKEN_CODES:
             auth.invalidate()
             return await self._once(auth, method, url, **body)
-        return response, answer
+        return response, content
 
-    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
-        headers = {"Accept-Encoding": "identity"}
+    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[httpx.Response, bytes]:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
         with anyio.fail_after(MAX_CALL_SECONDS):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
-                return response, parse_answer(_without_key(await _content(response), response.request))
+                return response, _without_key(await _content(response), response.request)
             finally:
                 await response.aclose()
 
@@ -180,11 +236,16 @@ def _inflater(response: httpx.Response) -> Callable[[bytes, int], bytes]:
 def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:
     code = answer.code if answer else None
     report = next((each for each in answer.reports if each.kling_id), None) if answer else None
-    refused = code in REFUSED_CODES or (code not in OUTCOME_UNKNOWN_CODES and status in HTTP_REFUSED)
+    refused = _is_refused(code, status)
     # An answer with Kling's id proves that the task exists: gateways have various codes for success.
     if report is not None and status < 300 and not refused and code not in OUTCOME_UNKNOWN_CODES:
         return report
     raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
+
+
+def _is_refused(code: int | str | None, status: int) -> bool:
+    """Whether an answer proves that a create or a call was not accepted."""
+    return code in REFUSED_CODES or (code not in OUTCOME_UNKNOWN_CODES and status in HTTP_REFUSED)
 
 
 def _refusal(kind: type[GatewayError], status: int, answer: Answer | None, retry_after: float | None) -> GatewayError:
@@ -218,6 +279,11 @@ HINTS = {
     1301: "Kling's content safety forbids this prompt or image: change it.",
     1304: "Put this machine's address on the allow-list in Kling's console.",
 }
+
+
+UNKNOWN_CALL_HINT = (
+    "The call may have been carried out and paid for, so it is not sent again. Check the account before you repeat it."
+)
 
 
 HTTP_HINTS = {

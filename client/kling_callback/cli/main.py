@@ -1,6 +1,5 @@
 """The command `kling`. Data goes to stdout, messages to stderr; an error is a message and its remedy, no traceback."""
 
-import asyncio
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,9 @@ from anyio import to_thread
 from kling_callback import errors
 from kling_callback.api.http import create_client
 from kling_callback.cli import options, terminal
+from kling_callback.cli.call import call
+from kling_callback.cli.run import with_kling
+from kling_callback.cli.tasks import list_tasks, show
 from kling_callback.jobs.body import chosen_id, model_of
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.job import Job
@@ -89,31 +91,6 @@ def _exit_code(error: errors.KlingError) -> int:
     if isinstance(error, errors.SettingsError | errors.ParameterError):
         return USAGE_ERROR
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
-
-
-def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
-    """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
-
-    `require`: names of the settings that must be set. Raises KlingError, KeyboardInterrupt.
-    """
-    kling = AsyncKling(settings=ClientSettings.load(require=require))
-    for warning in ClientSettings.unknown_variables():
-        terminal.print_message(warning)
-
-    async def run() -> T:
-        async with kling:
-            return await call(kling)
-
-    try:
-        return asyncio.run(run())
-    except KeyboardInterrupt:
-        if require == TO_CREATE and not kling.receiver_reached:
-            terminal.print_message("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
-        elif task_id:
-            terminal.print_message(
-                f"Interrupted. If Kling took the task, it continues. Wait for it with:\nkling wait {task_id}"
-            )
-        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,25 +246,8 @@ def wait_for(task_id: str, **waiting: Any) -> None:
     run_task(begin, TO_WAIT, task_id, WaitOptions(**waiting))
 
 
-@kling.command()
-@options.id_argument
-@options.json_option
-def show(task_id: str, as_json: bool) -> None:
-    """Print a task as JSON."""
-    task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
-    terminal.print_json(task.data, pretty=not as_json)
-
-
-@kling.command("list")
-@options.list_options
-def list_tasks(as_json: bool, **filters: Any) -> None:
-    """List tasks, newest first."""
-    tasks = with_kling(TO_WAIT, lambda kling: kling.tasks(**filters))
-    if not as_json:
-        return terminal.print_tasks(tasks)
-    for task in tasks:
-        terminal.print_json(task.data)
-    return None
+for command in (call, show, list_tasks):
+    kling.add_command(command)
 
 
 @kling.command()

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from kling_callback.jobs.parameters import (
     Seconds,
     VideoInput,
 )
-from kling_callback.protocol.reports import TASK_STATUSES
+from kling_callback.protocol.reports import IDENTIFIER, TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -36,7 +37,7 @@ MAX_EVENT_ID_DIGITS = 18
 
 
 class Json(click.ParamType[Any]):
-    """JSON as an argument, or in a file as @NAME."""
+    """JSON as an argument, in a file as @NAME, or on stdin as @-."""
 
     name = "JSON"
 
@@ -114,6 +115,19 @@ class UrlParam(click.ParamType[str]):
         return str(value)
 
 
+class TaskId(click.ParamType[str]):
+    """Any id of a task. It is one part of a URL's path."""
+
+    name = "ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not IDENTIFIER.fullmatch(str(value)):
+            self.fail(
+                f"{value!r} is not a task's id: it must be one part of a path. Use the receiver's id.", param, ctx
+            )
+        return str(value)
+
+
 class CommandLine(click.ParamType[tuple[str, ...]]):
     """A command with its arguments, split as a shell would split them; no shell runs it."""
 
@@ -144,7 +158,8 @@ class EventPosition(click.ParamType[int]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
-id_argument = click.argument("task_id", metavar="ID")
+id_argument = click.argument("task_id", metavar="ID", type=TaskId())
+"""Any id of a task: ours, Kling's, or the caller's at Kling."""
 set_option = click.option(
     "--set",
     "more",
@@ -199,7 +214,9 @@ def list_options(function: Function) -> Function:
         function,
         click.option("--status", type=click.Choice(TASK_STATUSES)),
         click.option("--family", help="Such as videos/text2video."),
+        click.option("--model", help="Such as kling-v3."),
         click.option("--tag"),
+        click.option("--task-id", metavar="ID", help="Kling's id."),
         click.option("--limit", type=click.IntRange(1), default=50, show_default=True),
         json_option,
     )
@@ -257,6 +274,8 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
 
 
 def _read(name: str) -> str:
+    if name == "-":
+        return sys.stdin.buffer.read(MAX_FILE_CHARS).decode()
     with Path(name).open(encoding="utf-8") as file:
         return file.read(MAX_FILE_CHARS)
 

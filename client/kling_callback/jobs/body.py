@@ -1,5 +1,6 @@
 """The body of a create: its model, and the fields that have our id and callback address."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,3 +49,14 @@ def options_of(family: str, body: Any) -> Mapping[str, Any]:
         return body
     options = body.get("options")
     return options if isinstance(options, Mapping) else {}
+
+
+def json_problems(body: Any) -> list[str]:
+    """Why a body cannot be sent as a JSON object: messages for people."""
+    if not isinstance(body, Mapping):
+        return ["body: must be a JSON object."]
+    try:
+        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}."]
+    return []

@@ -1,23 +1,18 @@
 """The body of `create`, for any family: files become what Kling accepts, and what is certainly wrong is refused."""
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED, options_of
+from kling_callback.jobs.body import CALLBACK_URL_RESERVED, json_problems, options_of
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, encode_image, is_file
 from kling_callback.jobs.inputs import InputFile
 from kling_callback.jobs.spelling import misspelt
-from kling_callback.protocol.families import DESCRIPTION as FAMILY_RULE
-from kling_callback.protocol.families import is_job, is_new_standard
-
-SYNCHRONOUS_FAMILIES = frozenset({"audio/tts"})
-"""Families whose answer is the result: Kling sends no callback for them."""
+from kling_callback.protocol.families import family_problems, is_new_standard
 
 IMAGE_NAME = re.compile(r"(.*_)?(image|mask|frame)(_\d+|_tail|_url|_\d+_url)?")
 """Names of image parameters, in any family: `image`, `subject_image`, `static_mask`, `image_tail`, ..."""
@@ -31,7 +26,7 @@ MAX_DEPTH = 20
 
 def prepare(family: str, body: Any) -> dict[str, Any]:
     """The body to send, with files encoded. Blocks to read them. Raises ParameterError with all problems."""
-    problems = _family_problems(family)
+    problems = list(family_problems(family))
     if not isinstance(body, Mapping):
         raise ParameterError([*problems, "body: must be a JSON object."])
     if body.get("callback_url") or options_of(family, body).get("callback_url"):
@@ -40,10 +35,7 @@ def prepare(family: str, body: Any) -> dict[str, Any]:
     encoded = _Encoder(MAX_BYTES_NEW if is_new_standard(family) else MAX_BYTES)
     sent = encoded.encode(body, "", MAX_DEPTH)
     problems += encoded.problems
-    try:
-        json.dumps(sent, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        problems.append(f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}.")
+    problems += json_problems(sent)
     if problems:
         raise ParameterError(problems)
     return dict(sent)
@@ -97,16 +89,6 @@ class _Encoder:
     def _is_local(self, text: str) -> bool:
         """Whether a text in an image's place is a data URL, or the name of an image file."""
         return bool(DATA_URL.match(text)) or (text.lower().endswith(IMAGE_SUFFIXES) and is_file(text))
-
-
-def _family_problems(family: str) -> list[str]:
-    if not is_job(family):
-        return [f"family: {family!r} must be {FAMILY_RULE}."]
-    if re.match(r"/?v\d+/", family):
-        return [f"family: must be {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
-    if family in SYNCHRONOUS_FAMILIES:
-        return [f"family: {family} answers at once, without a callback. Call it without this client."]
-    return []
 
 
 def _misspelt(family: str, body: Mapping[str, Any]) -> list[str]:

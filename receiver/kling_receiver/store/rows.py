@@ -16,9 +16,11 @@ class TaskRow(TypedDict):
 
     id: str
     kling_id: str | None
+    external_task_id: str | None
     family: str
     model: str
     request: Any
+    request_sha256: str | None
     outcome: str
     create_token: str
     status: Status
@@ -41,8 +43,10 @@ class TaskChanges(TypedDict, total=False):
     """The columns of a task that may change."""
 
     kling_id: str | None
+    external_task_id: str | None
     model: str
     request: Any
+    request_sha256: str | None
     outcome: str
     create_token: str
     status: Status

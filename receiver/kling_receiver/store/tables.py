@@ -90,14 +90,19 @@ class Task(SQLModel, table=True):
         Index("task_newest", "created_at", "id"),
         Index("task_status", "status", "created_at", "id"),
         Index("task_kling_id", "kling_id", **_partial("kling_id IS NOT NULL")),
+        Index("task_external_id", "external_task_id", **_partial("external_task_id IS NOT NULL")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 
     id: str = Field(primary_key=True)
     kling_id: str | None = None
+    external_task_id: str | None = None
+    """The caller's id at Kling, if it is not `id`: of tasks that no client of ours created."""
     family: str
     model: str = ""
     request: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    request_sha256: str | None = None
+    """The digest of the create's parameters, image bytes included; null if the client sent none."""
     outcome: str = "none"
     create_token: str = ""
     """The nonce of the create call that has the right to create this task."""

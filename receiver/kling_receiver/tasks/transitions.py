@@ -19,6 +19,8 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
     `log`: False for a callback that is only counted, so that no event says that it was ignored.
     """
     assert report.status
+    if report.external_task_id:
+        set_external_id(tx, task, report.external_task_id)
     outcome = transition(task["status"], task["origin"], report.status, "kling")
     if outcome in ("late", "contradictory"):
         if log:
@@ -32,6 +34,12 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
         result_records.finish_task(tx, task)
     elif report.status == "succeed":
         result_records.enqueue_downloads(tx, task, report.outputs)
+
+
+def set_external_id(tx: Transaction, task: TaskRow, external_task_id: str) -> None:
+    """Store the caller's id at Kling of a task, by which people find it, unless it is our id."""
+    if external_task_id not in (task["id"], task["external_task_id"]):
+        tx.update_task(task, external_task_id=external_task_id)
 
 
 def accept_hint(tx: Transaction, task: TaskRow) -> None:

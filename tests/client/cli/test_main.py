@@ -453,6 +453,7 @@ def test_help_and_version(bare: Run) -> None:
     assert bare("--version").out == f"kling, version {version('kling-callback')}\n"
     assert bare("-h").code == 0
     assert sorted(command.commands) == [
+        "call",
         "create",
         "image-to-image",
         "image-to-video",

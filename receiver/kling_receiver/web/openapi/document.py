@@ -10,7 +10,7 @@ from kling_receiver import __version__
 from kling_receiver.events.payloads import EventJson
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.tasks.registration import Registration
-from kling_receiver.web.api.actions import ActionJson
+from kling_receiver.web.api.actions import ActionJson, Adoption
 from kling_receiver.web.api.deliveries import Replay, Retry
 from kling_receiver.web.api.hook_payloads import (
     DeliveryJson,
@@ -29,6 +29,7 @@ from kling_receiver.web.openapi.paths import PATHS, Json
 
 REQUESTS: dict[str, Any] = {
     "Registration": Registration,
+    "Adoption": Adoption,
     "NewHook": HookConfig,
     "Rotation": Rotation,
     "Replay": Replay,

@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from kling_callback.protocol import ids
 from kling_callback.protocol.signing import Role
 from kling_receiver.hooks.config import NAME
 from kling_receiver.hooks.delivery_list import STATES
 from kling_receiver.states import STATUSES
+from kling_receiver.tasks.registration import KLING_ID_SCHEMA
 from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 
 Json = dict[str, Any]
@@ -17,7 +17,11 @@ STRING: Json = {"type": "string"}
 EVENT_ID = "[0-9]{1,18}"
 IN_PATH: dict[str, Json] = {
     "token": STRING,
-    "id": {**STRING, "pattern": f"^{ids.PATTERN.pattern}$"},
+    "id": {
+        **STRING,
+        "pattern": KLING_ID_SCHEMA["pattern"],
+        "description": "our id; except in PUT also Kling's, or the caller's external_task_id at Kling",
+    },
     "n": {"type": "integer", "minimum": 0},
     "event": {"type": "integer", "minimum": 1},
     "name": {**STRING, "pattern": NAME},
@@ -49,6 +53,7 @@ STREAM = _response("Server-Sent Events; each `data` is an Event", STRING, "text/
 TASK = _response("the task", _ref("Task"))
 TASK_PAGE = _response("a page", _ref("TaskPage"))
 ACTION = _response("Kling's status, and the task after the action", _ref("Action"))
+TASK_KNOWN = _response("the task, which was known before", _ref("Action"))
 HOOK = _response("the hook", _ref("Hook"))
 HOOK_SECRET = _response("the hook and its secret", _ref("HookSecret"))
 DELIVERY = _response("the delivery with all its attempts", _ref("Delivery"))
@@ -75,13 +80,15 @@ PAGE = (
 TASKS = (
     _parameter("query", "status", {"enum": [*STATUSES, ""]}, "empty means any, as in the other filters"),
     _parameter("query", "family", STRING),
+    _parameter("query", "model", STRING),
     _parameter("query", "tag", STRING),
+    _parameter("query", "task_id", STRING, "Kling's id"),
     *PAGE,
 )
 DELIVERIES = (
     _parameter("query", "hook", STRING, "empty means any, as in the other filters"),
     _parameter("query", "state", {"enum": [*STATES, ""]}),
-    _parameter("query", "task", {**STRING, "pattern": f"^({ids.PATTERN.pattern})?$"}),
+    _parameter("query", "task", STRING, "an id of a task"),
     *PAGE,
 )
 
@@ -119,7 +126,7 @@ OPERATIONS: dict[str, Operation] = {
         "Receive a callback that Kling itself signed", DONE, (401, 503), role=None, body=ANY_BODY
     ),
     "GET /api/tasks": Operation("List tasks, newest first", TASK_PAGE, (422,), "read", TASKS),
-    "GET /api/tasks/{id}": Operation("Show a task", TASK, (404,), "read"),
+    "GET /api/tasks/{id}": Operation("Show a task", TASK, (404, 409, 422), "read"),
     "PUT /api/tasks/{id}": Operation(
         "Register a task before its create, and report the outcome after it",
         REGISTERED,
@@ -127,12 +134,18 @@ OPERATIONS: dict[str, Operation] = {
         "client",
         body=_body(_ref("Registration")),
     ),
+    "POST /api/tasks/adopt": Operation(
+        "Adopt a task that was created elsewhere: query Kling about it, and add it",
+        {"200": TASK_KNOWN, "201": ACTION},
+        (404, 409, 413, 422, 502, 503),
+        body=_body(_ref("Adoption")),
+    ),
     "POST /api/tasks/{id}/ask": Operation("Query Kling now and apply its answer", ACTION, (404, 409, 502, 503)),
     "POST /api/tasks/{id}/fetch": Operation(
         "Query Kling for new file addresses and download the files that are not stored", ACTION, (404, 409, 502, 503)
     ),
     "GET /api/tasks/{id}/events": Operation(
-        "Stream a task's past events, then its live events until it is done", STREAM, (404, 422), "read", START
+        "Stream a task's past events, then its live events until it is done", STREAM, (404, 409, 422), "read", START
     ),
     "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (422,), "read", START),
     "GET /api/tasks/{id}/results/{n}": Operation(
