@@ -12,46 +12,54 @@ MAX_CHARS = 200
 
 DESCRIPTION = "a path under /v1 like videos/effects, or a new one like /text-to-video/kling-3.0-turbo"
 
-ASYNCHRONOUS = (
-    "images/generations",
-    "images/multi-image2image",
-    "images/editing/expand",
-    "images/kolors-virtual-try-on",
-    "images/omni-image",
-    "videos/text2video",
-    "videos/image2video",
-    "videos/multi-image2video",
-    "videos/omni-video",
-    "videos/motion-control",
-    "videos/video-extend",
-    "videos/advanced-lip-sync",
-    "videos/lip-sync",
-    "videos/effects",
-    "videos/avatar/image2video",
-    "videos/multi-elements",
-    "audio/text-to-audio",
-    "audio/video-to-audio",
-    "general/advanced-custom-elements",
-    "general/custom-voices",
-    "general/ai-multi-shot",
-)
-"""The known families under `/v1` that create tasks."""
+ASYNCHRONOUS = {
+    "images/generations": "images from a text, or from a text and an image",
+    "images/multi-image2image": "images from several images",
+    "images/editing/expand": "an image continued beyond its edges",
+    "images/kolors-virtual-try-on": "a person in other clothes",
+    "images/omni-image": "images from texts, images and elements; a series",
+    "videos/text2video": "a video from a text",
+    "videos/image2video": "a video from an image",
+    "videos/multi-image2video": "a video from several images",
+    "videos/omni-video": "a video from texts, images, elements and a video",
+    "videos/motion-control": "an image that moves as in a video",
+    "videos/video-extend": "a video continued",
+    "videos/advanced-lip-sync": "a video whose lips follow a sound",
+    "videos/lip-sync": "the same, older",
+    "videos/effects": "a video effect",
+    "videos/avatar/image2video": "a portrait that speaks",
+    "videos/multi-elements": "a video with elements replaced, added or deleted",
+    "audio/text-to-audio": "a sound from a text",
+    "audio/video-to-audio": "a sound for a video",
+    "general/advanced-custom-elements": "an element, in `outputs`",
+    "general/custom-voices": "a voice, in `outputs`",
+    "general/ai-multi-shot": "three views of one image",
+}
+"""The known families under `/v1` that create tasks, with what they make."""
 
 NEW_STANDARD = frozenset({"text-to-video", "image-to-video", "omni-video", "motion-control"})
 """The first parts of the new standard's known paths."""
 
-SYNCHRONOUS_GET = frozenset({"general/presets-voices", "general/advanced-presets-elements", "account/costs"})
-SYNCHRONOUS_POST = frozenset(
-    {
-        "audio/tts",
-        "videos/identify-face",
-        "videos/image-recognize",
-        *(f"videos/multi-elements/{step}-selection" for step in ("init", "add", "delete", "clear", "preview")),
-        *(f"general/delete-{kind}" for kind in ("elements", "advanced-elements", "voices")),
-        "account/billing/balance",
-        "account/billing/package",
-    }
-)
+SYNCHRONOUS_GET = {
+    "general/presets-voices": "Kling's own voices",
+    "general/advanced-presets-elements": "Kling's own elements",
+    "account/costs": "resource packs, `?start_time=...&end_time=...` in unix ms",
+}
+SYNCHRONOUS_POST = {
+    "audio/tts": "speech from a text",
+    "videos/identify-face": "the faces of a video, for advanced-lip-sync",
+    "videos/image-recognize": "the subjects of an image",
+    **{
+        f"videos/multi-elements/{step}-selection": f"{step} a selection, for multi-elements"
+        for step in ("init", "add", "delete", "clear", "preview")
+    },
+    **{
+        f"general/delete-{kind}": f"delete {kind.replace('-', ' ')}"
+        for kind in ("elements", "advanced-elements", "voices")
+    },
+    "account/billing/balance": "what was paid from the balance",
+    "account/billing/package": "what was paid from resource packs",
+}
 SYNCHRONOUS = SYNCHRONOUS_GET | SYNCHRONOUS_POST
 """The known endpoints that answer at once. Those of the account are at the root, the others under `/v1`."""
 

@@ -50,6 +50,7 @@ def test_a_list_is_filtered_by_model_and_kling_s_id(run: Run, receiver: Running)
 
 def test_kling_s_own_list(run: Run, receiver: Running, gateway: Sandbox) -> None:
     """A table, newest first, of all families or of one; with --json Kling's records, each with its family."""
+    gateway.hold()
     tasks = [submit(receiver, gateway, family=family) for family in ("images/generations", "videos/text2video") * 2]
     ran = run("list", "--at-kling")
     heading, *lines = ran.out.splitlines()
