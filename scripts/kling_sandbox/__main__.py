@@ -11,7 +11,8 @@ import click
 from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
-TABLE = "\n".join(f"{name:20} {meaning}" for name, meaning in SWITCHES.items())
+WIDTH = max(map(len, SWITCHES))
+TABLE = "\n".join(f"{name:{WIDTH}} {meaning}" for name, meaning in SWITCHES.items())
 DEFAULT_KEYS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-sandbox")
 """API key, access key and secret key of a sandbox that is started without any."""
 
@@ -52,7 +53,7 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
 @click.version_option(version("kling-callback"), prog_name="kling-sandbox")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: a free one.")
-@click.option("--base-path", default="", help="Serve all routes below a prefix, as relays do: /kling")
+@click.option("--base-path", default="", help="Serve Kling's routes below a prefix, as relays do: /kling")
 @click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
 @click.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
 @click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
