@@ -1,11 +1,14 @@
 """What a create of the legacy standard may contain: Kling's refusals, and nothing beyond them."""
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
 from kling_sandbox import Sandbox
+from kling_sandbox.api.direct import POSTS
+from kling_sandbox.api.families import FAMILIES
 from tests.support.sandbox import IMAGES, NEW, VIDEOS, code, create, finished, picture
 
 IMAGE_TO_VIDEO = "/v1/videos/image2video"
@@ -96,6 +99,35 @@ def test_what_kling_takes_is_taken(api: httpx.Client, path: str, body: Any) -> N
     """Values of today's models, and fields that the sandbox does not know."""
     answer = create(api, path=path, **body)
     assert code(answer) == (0, 200), answer.text
+
+
+NAMES = {name for family in FAMILIES.values() for name in family.rules} | {
+    "session_id",
+    "options",
+    "settings",
+    "contents",
+}
+ODD = ["\ud800", [[]], {"enabled": 7}, 10**30, -1.5, True, ["x", {"url": None}]]
+
+
+@pytest.mark.parametrize("path", [*FAMILIES, *POSTS])
+def test_no_value_surprises_the_sandbox(gateway: Sandbox, api: httpx.Client, path: str) -> None:
+    """Whatever a parameter is, the answer is Kling's: a task, or one of its codes."""
+    address = f"{path}/kling-4.0" if path.startswith("/") else f"/v1/{path}"
+    for odd in ODD:
+        for value in (
+            dict.fromkeys(NAMES, odd),
+            {"prompt": "x", "image": URL, "n": 1, "tag_list": odd, "video_id": odd},
+        ):
+            answer = api.post(address, content=json.dumps(value))
+            assert answer.json()["code"] in (0, 1200, 1201, 1203), answer.text
+    for content in (b"[" * 100_000, b'{"prompt": NaN}', b'{"prompt": "\xff"}'):
+        assert api.post(address, content=content).json()["code"] in (1200, 1201)
+    gateway.wait_for(lambda: all(task.finished_at for task in gateway.tasks.values()))
+    assert api.get("/sandbox/account").status_code == 200
+    assert api.post("/account/billing/package", json={"start_time": 0, "end_time": 10**15}).status_code == 200
+    for number in gateway.tasks:
+        assert api.get("/tasks", params={"task_ids": number}).status_code == 200
 
 
 EMPTY = ["negative_prompt", "callback_url", "external_task_id", "aspect_ratio", "mode", "image_tail", "model_name"]

@@ -136,6 +136,15 @@ def test_no_url_leaves_the_address_out(gateway: Sandbox, api: httpx.Client, mark
     assert "url" not in answers[-1]
 
 
+@pytest.mark.parametrize("path", ["audio/text-to-audio", "general/custom-voices", "general/ai-multi-shot"])
+def test_no_url_leaves_addresses_of_every_name_out(gateway: Sandbox, api: httpx.Client, path: str) -> None:
+    """Such as `trial_url` and `url_1`; what is no address stays."""
+    _, answers = queried(gateway, api, "no-url", f"/v1/{path}")
+    ((result,),) = answers[-1]["data"]["task_result"].values()
+    assert result
+    assert "http" not in str(result)
+
+
 @pytest.mark.parametrize("base_path", ["", "/kling"])
 def test_the_file_is_sent_for_the_key(base_path: str) -> None:
     """Below the relay's prefix, and at its host; to nobody else."""

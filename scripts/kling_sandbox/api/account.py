@@ -96,15 +96,19 @@ def _window(body: dict[str, Any]) -> tuple[int, int, int, int]:
     return body["start_time"], body["end_time"], body.get("limit", MAX_ROWS), 0
 
 
+def _resolution(task: Task) -> str:
+    if task.family.new:
+        return str(task.body.get("settings", {}).get("resolution", "720p"))
+    return {"pro": "1080p", "4k": "4k"}.get(str(task.body.get("mode")), "720p")
+
+
 def _row(task: Task, kind: str) -> dict[str, Any]:
-    settings = task.body.get("settings", {})
-    resolution = settings.get("resolution") or {"pro": "1080p", "4k": "4k"}.get(task.body.get("mode", ""), "720p")
     row = {
         "task_id": task.id,
         "api_key_name": "sandbox",
         "product_function": task.path,
         "model_name": task.model,
-        "resolution": resolution,
+        "resolution": _resolution(task),
         "duration": "5.0" if task.family.kind == "videos" else "",
         "deduction_time": str(task.finished_at),
         "deduction_amount": float(task.cost),

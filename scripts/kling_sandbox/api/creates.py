@@ -75,12 +75,16 @@ def _created(task: Task) -> Response:
 def parse(content: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises ApiError."""
     try:
-        body = json.loads(content)
-    except ValueError:
+        body = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or not isinstance(body.get("options") or {}, dict):
         raise ApiError(1200, "The body must be a JSON object")
     return body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def marks(content: bytes) -> frozenset[str]:

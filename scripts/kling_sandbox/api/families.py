@@ -157,7 +157,7 @@ FAMILIES = {
             },
         ),
         Family("general/custom-voices", "voices", {"voice_name": text(20), "voice_url": URL}),
-        Family("general/ai-multi-shot", "images", {"element_frontal_image": IMAGE}),
+        Family("general/ai-multi-shot", "images", IMAGES | {"element_frontal_image": IMAGE}),
         *(Family(product, "videos") for product in new_standard.PRODUCTS),
     )
 }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kling_sandbox.records.results import legacy_results, outputs
+from kling_sandbox.records.results import legacy_results, outputs, without_addresses
 from kling_sandbox.tasks import Task
 
 
@@ -26,7 +26,7 @@ def _legacy_record(task: Task, status: str, external_id: str | None, has_results
         "task_status": status,
         "task_status_msg": task.message(status),
         "task_info": info,
-        "task_result": legacy_results(task) if has_results else {},
+        "task_result": _shown(task, legacy_results(task)) if has_results else {},
         "created_at": _time(task, task.created_at),
         "updated_at": _time(task, task.updated_at),
     }
@@ -41,8 +41,12 @@ def _new_record(task: Task, status: str, external_id: str | None, has_results: b
         "create_time": _time(task, task.created_at),
         "update_time": _time(task, task.updated_at),
     }
-    results = {"outputs": outputs(task), "billing": [_bill(task)]} if has_results else {}
+    results = {"outputs": _shown(task, outputs(task)), "billing": [_bill(task)]} if has_results else {}
     return fields | results | ({"external_id": external_id} if external_id else {})
+
+
+def _shown(task: Task, results: Any) -> Any:
+    return without_addresses(results) if task.has("no-url") else results
 
 
 def _time(task: Task, milliseconds: int) -> int | str:

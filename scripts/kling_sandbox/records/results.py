@@ -30,10 +30,15 @@ def outputs(task: Task) -> list[dict[str, Any]]:
 
 def _addresses(task: Task, name: str) -> dict[str, str]:
     """The address of an image or video, and that of its watermarked copy."""
-    if task.has("no-url"):
-        return {}
     url = "" if task.has("watermark-only") else task.file_url(name)
     return {"url": url} | ({"watermark_url": task.file_url(watermarked(name))} if task.has_watermark else {})
+
+
+def without_addresses(results: Any) -> Any:
+    """The results without the fields that are addresses."""
+    if isinstance(results, dict):
+        return {name: without_addresses(value) for name, value in results.items() if not is_url(value)}
+    return [without_addresses(each) for each in results] if isinstance(results, list) else results
 
 
 def watermarked(name: str) -> str:
