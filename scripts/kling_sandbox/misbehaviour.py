@@ -76,6 +76,7 @@ SWITCHES = {
     "file-html": "files answer 200 with an HTML page",
     "file-500-once": "the first download of each file answers 500",
     "wrong-type": "files have the content type text/plain",
+    "other-formats": "files are AVIF, QuickTime, M4A and FLAC",
     "no-length": "files have no Content-Length",
     "redirect-file": "files redirect once to themselves",
     "redirect-private": "files redirect to a private address",

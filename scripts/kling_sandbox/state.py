@@ -94,7 +94,7 @@ class State:
         self.webhook_secret = webhook_secret
         self.misbehave = check_names(set(misbehave))
         self.concurrency = concurrency
-        self.sizes = {"png": image_bytes, "jpg": image_bytes, "mp4": video_bytes}
+        self.sizes = dict.fromkeys(("png", "jpg", "avif"), image_bytes) | dict.fromkeys(("mp4", "mov"), video_bytes)
         self.base_path, self.host, self.port = base_path, host, port
 
         self.tasks: dict[str, Task] = {}

@@ -14,6 +14,8 @@ from kling_sandbox.misbehaviour import Has
 EXTENSIONS = {"videos": ["mp4"], "audios": ["mp3", "wav"], "voices": ["mp3"], "elements": []}
 """The files of each result, by kind; images have one file of the requested format."""
 
+OTHER_FORMATS = {"png": "avif", "jpg": "avif", "mp4": "mov", "mp3": "m4a", "wav": "flac"}
+
 MULTI_SHOT = "general/ai-multi-shot"
 SHOTS = 3
 """Images of one result of this family."""
@@ -106,6 +108,8 @@ class Task:
         if self.names:
             return self.names
         extensions = EXTENSIONS.get(self.family.kind, [self.body.get("output_format", "png")])
+        if self.has("other-formats"):
+            extensions = [OTHER_FORMATS[extension] for extension in extensions]
         count = SHOTS if self.path == MULTI_SHOT else self.slots
         return [f"{index}.{extension}" for index in range(count) for extension in extensions]
 

@@ -303,6 +303,22 @@ def test_films_and_sounds_play(gateway: Sandbox, api: httpx.Client, path: str, t
         assert seconds(file.content) == pytest.approx(length, abs=0.2)
 
 
+def test_other_formats_open_and_no_two_are_alike(gateway: Sandbox, api: httpx.Client) -> None:
+    images = [api.get(url) for url in addresses(gateway, api, "other-formats", n=2)]
+    (film,) = (api.get(url) for url in addresses(gateway, api, "other-formats", VIDEOS))
+    sounds = [api.get(url) for url in addresses(gateway, api, "other-formats", "/v1/audio/text-to-audio")]
+    types = [file.headers["content-type"] for file in (*images, film, *sounds)]
+    assert types == ["image/avif", "image/avif", "video/quicktime", "audio/mp4", "audio/flac"]
+    assert images[0].content != images[1].content
+    for image in images:
+        with Image.open(io.BytesIO(image.content)) as opened:
+            opened.load()
+            assert opened.format == "AVIF"
+    assert film.content[4:12] == b"ftypqt  "
+    assert seconds(film.content) > 4.8
+    assert [seconds(sound.content) for sound in sounds] == [pytest.approx(2, abs=0.2)] * 2
+
+
 def test_files_can_be_padded() -> None:
     with (
         Sandbox(image_bytes=300_000, video_bytes=400_000) as gateway,
