@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from kling_sandbox.api.account import Account
 from kling_sandbox.api.creates import Creates
 from kling_sandbox.api.direct import GETS, POSTS, Direct
-from kling_sandbox.api.faults import error_response
+from kling_sandbox.api.faults import error_response, openai_error
 from kling_sandbox.api.files import Files
 from kling_sandbox.api.queries import Queries
 from kling_sandbox.api.replies import ApiError
@@ -22,7 +22,7 @@ CONTENT = re.compile(r"/v1/videos/(?P<task_id>[^/]+)/content")
 class App:
     """Find the handler of a request; the groups of its path are the handler's arguments.
 
-    Outside the base path are a relay's own routes.
+    Outside the base path are a relay's own routes, and errors in the shape of OpenAI's.
     """
 
     def __init__(self, state: State, lifecycle: Lifecycle) -> None:
@@ -61,6 +61,8 @@ class App:
         for allowed, pattern, handler in self._routes if inside else self._outside:
             if allowed == method and (match := pattern.fullmatch(path)):
                 return await handler(request, **match.groupdict())
+        if not inside:
+            return openai_error(404, "", f"Invalid URL ({request.method} {request.path})")
         raise ApiError(1202, f"{request.method} {request.path} does not exist")
 
     async def _account(self, request: Request) -> Response:

@@ -260,4 +260,10 @@ def test_without_the_prefix_a_relay_answers_as_openai() -> None:
         assert api.get(answer["data"][0]["url"]).content.startswith(b"\x89PNG")
         assert [call.path for call in relay.calls] == [IMAGES]
         assert (relay.tasks, relay.creates) == ({}, [])
-        assert httpx.post(f"{root}{IMAGES}", json={}).status_code == 401
+        refused = (
+            httpx.post(f"{root}{IMAGES}", json={}),
+            api.post(f"{root}{VIDEOS}", json={}),
+            api.get(f"{root}{IMAGES}/1"),
+        )
+        assert [answer.status_code for answer in refused] == [401, 404, 404]
+        assert all(answer.json().keys() == {"error"} for answer in refused)

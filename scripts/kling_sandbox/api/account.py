@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from kling_sandbox.api.auth import authenticate
-from kling_sandbox.api.creates import parse
+from kling_sandbox.api.bodies import parse
 from kling_sandbox.api.parameters import ANY_LIST, Rule, integer, problems, without_empty
 from kling_sandbox.api.replies import ApiError, envelope
 from kling_sandbox.state import Call, State

@@ -1,16 +1,16 @@
 """Create calls: which are refused, which create a task, and what is answered."""
 
 import functools
-import json
 from typing import Any
 
 from kling_sandbox.api.auth import authenticate
+from kling_sandbox.api.bodies import marks, parse
 from kling_sandbox.api.families import FAMILIES, Family, check
 from kling_sandbox.api.faults import KLING, error_response, lose, refuse
 from kling_sandbox.api.parameters import without_empty
 from kling_sandbox.api.replies import ApiError
 from kling_sandbox.lifecycle import Lifecycle
-from kling_sandbox.misbehaviour import Has, parse_marks
+from kling_sandbox.misbehaviour import Has
 from kling_sandbox.records.kling import task_record
 from kling_sandbox.records.relays import task_answer
 from kling_sandbox.state import State
@@ -70,29 +70,6 @@ def _created(task: Task) -> Response:
     fields = task_record(task, "submitted", new=task.family.new)
     fields = {name: value for name, value in fields.items() if name not in NOT_IN_CREATE}
     return json_response(task_answer(task, fields, "create"))
-
-
-def parse(content: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Raises ApiError."""
-    try:
-        body = json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict) or not isinstance(body.get("options") or {}, dict):
-        raise ApiError(1200, "The body must be a JSON object")
-    return body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def marks(content: bytes) -> frozenset[str]:
-    """The switches in the marks of a body. Raises ApiError."""
-    try:
-        return parse_marks(content.decode())
-    except ValueError as error:
-        raise ApiError(1201, str(error)) from None
 
 
 def _family(request: Request, path: str, model: str) -> tuple[str, Family]:

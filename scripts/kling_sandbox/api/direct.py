@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kling_sandbox.api.auth import authenticate
-from kling_sandbox.api.creates import marks, parse
+from kling_sandbox.api.bodies import marks, parse
 from kling_sandbox.api.families import Family
-from kling_sandbox.api.faults import error_response, lose, refuse
+from kling_sandbox.api.faults import error_response, lose, openai_error, refuse
 from kling_sandbox.api.parameters import (
     ANY_LIST,
     ID,
@@ -93,7 +93,10 @@ class Direct:
         body = parse(request.body)
         self._state.record(self._state.calls, Call("POST", request.path, body, now()))
         has = self._state.switches(marks(request.body))
-        authenticate(request, self._state, has, new=False)
+        try:
+            authenticate(request, self._state, has, new=False)
+        except ApiError as error:
+            return openai_error(401, "invalid_api_key", error.message)
         task = self._made(request, "openai", body, has, ("0.png",))
         return json_response(openai_images(task.file_url("0.png"), now()))
 

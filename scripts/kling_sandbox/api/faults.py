@@ -50,7 +50,8 @@ def unknown_task() -> Response:
     return json_response({"code": "task_not_exist", "message": "task_not_exist", "data": None}, 400)
 
 
-def _openai_error(status: int, code: str, message: str) -> Response:
+def openai_error(status: int, code: str, message: str) -> Response:
+    """An error in the shape of OpenAI's, which relays use for their own."""
     return json_response({"error": {"code": code, "message": message}}, status)
 
 
@@ -60,10 +61,10 @@ def _bad_gateway() -> Response:
 
 RELAYS: Mapping[str, Callable[[str], Response]] = {
     "drop-before-create": lambda model: Hangup(),
-    "relay-no-channel": lambda model: _openai_error(
+    "relay-no-channel": lambda model: openai_error(
         503, "model_not_found", f"当前分组 default 下对于模型 {model} 无可用渠道"
     ),
-    "relay-no-quota": lambda model: _openai_error(403, "insufficient_user_quota", "用户额度不足"),
+    "relay-no-quota": lambda model: openai_error(403, "insufficient_user_quota", "用户额度不足"),
     "relay-401-in-200": lambda model: json_response({"code": 401, "message": "invalid token"}),
     "bad-gateway": lambda model: _bad_gateway(),
 }
