@@ -72,9 +72,14 @@ class Task:
         return self.path.rpartition("/")[2] if self.family.new else str(self.body.get("model_name", "kling-v1"))
 
     @cached_property
+    def has_unusable_image(self) -> bool:
+        """Whether one of its images is too small or too narrow."""
+        return has_unusable_image(self.body)
+
+    @property
     def failure(self) -> str:
         """Why it will fail; empty if it will not."""
-        if has_unusable_image(self.body):
+        if self.has_unusable_image:
             return "Image pixel is invalid"
         asked = self.has("failed") or self.has("outer-failure")
         return "The sandbox was asked to fail this task" if asked else ""

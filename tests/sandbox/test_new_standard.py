@@ -116,6 +116,7 @@ def test_what_a_model_does_not_support_is_refused(
     [
         {"contents": [{"type": "prompt", "text": "x"}, {"type": "first_frame", "url": URL}]},
         {"contents": [{"type": "first_frame", "first_frame": URL}], "prompt": "x"},
+        {"contents": [{"type": "first_frame", "image_url": URL}, {"type": "element", "element_id": 1}]},
         {"contents": {"prompt": "x", "first_frame": {"url": URL}, "element": ["1", {"id": "2"}]}},
         {"prompt": "x", "first_frame": URL, "element": ["1", "2"]},
         {"first_frame": URL},

@@ -162,7 +162,10 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _value(name: str, item: Any) -> Any:
-    """The text, the address or the id in a content."""
+    """The text, the address or the id in a content; the protocol leaves the name of its field open."""
     if not isinstance(item, dict):
         return item
-    return next((item[key] for key in ("text", "url", "id", name) if key in item), item)
+    fields = {key: value for key, value in item.items() if key != "type"}
+    return next(
+        (fields[key] for key in ("text", "url", "id", name) if key in fields), next(iter(fields.values()), item)
+    )
