@@ -25,7 +25,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
-from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
+from kling_receiver.tasks.registration import JOB_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
 from kling_receiver.web.api.tasks import find_task, get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import BodyLimiter
@@ -50,7 +50,7 @@ class ActionJson(TypedDict):
 class Adoption(RequestModel):
     """Which task of Kling's to adopt."""
 
-    family: Annotated[str, Field(json_schema_extra=FAMILY_SCHEMA)]
+    family: Annotated[str, Field(json_schema_extra=JOB_SCHEMA)]
     task_id: Annotated[str, Field(description="Kling's id", json_schema_extra=KLING_ID_SCHEMA)]
 
     @field_validator("family")
