@@ -55,7 +55,10 @@ STREAM = _response("Server-Sent Events; each `data` is an Event", STRING, "text/
 TASK = _response("the task", _ref("Task"))
 TASK_PAGE = _response("a page", _ref("TaskPage"))
 ACTION = _response("Kling's status, and the task after the action", _ref("Action"))
-TASK_KNOWN = _response("the task, which was known before", _ref("Action"))
+ADOPTED = {
+    "200": _response("the task, which was known before", _ref("Adopted")),
+    "201": _response("the task, which is new here", _ref("Adopted")),
+}
 HOOK = _response("the hook", _ref("Hook"))
 HOOK_SECRET = _response("the hook and its secret", _ref("HookSecret"))
 DELIVERY = _response("the delivery with all its attempts", _ref("Delivery"))
@@ -144,7 +147,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /api/tasks/adopt": Operation(
         "Adopt a task that was created elsewhere: query Kling about it, and add it",
-        {"200": TASK_KNOWN, "201": ACTION},
+        ADOPTED,
         (404, 409, 413, 422, 502, 503),
         body=_body(_ref("Adoption")),
     ),

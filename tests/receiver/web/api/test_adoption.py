@@ -10,6 +10,7 @@ import pytest
 from kling_callback.protocol.families import ASYNCHRONOUS, SYNCHRONOUS, family_problems
 from kling_receiver.tasks.registration import JOB_SCHEMA
 from kling_sandbox import Sandbox
+from tests.receiver.web.test_openapi import SCHEMAS, problems
 from tests.support.api import error_of
 from tests.support.receiver import KEY, Running, Start
 from tests.support.web import Visit, host
@@ -96,7 +97,9 @@ def test_an_adoption_is_idempotent(running: Running, gateway: Sandbox) -> None:
     before = tables(running)
     for any_id in (kling_id, "order-42"):
         again = adopt(running, any_id)
-        assert (again.status_code, again.json()["kling"], again.json()["task"]["id"]) == (200, None, first["id"])
+        assert (again.status_code, again.json()["task"]["id"]) == (200, first["id"])
+        assert (again.json()["kling"], again.json()["queried"]) == (None, False)
+        assert problems(again.json(), SCHEMAS["Adopted"]) == []
     assert gateway.tasks[kling_id].queries == 1
     assert tables(running) == before
 
