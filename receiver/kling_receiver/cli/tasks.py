@@ -77,18 +77,21 @@ def adopt(family: str, kling_id: str, as_json: bool) -> None:
     """
     body = {"family": family, "task_id": kling_id}
     answer = call_receiver(lambda receiver: receiver.call("POST", "/api/tasks/adopt", body))
-    _print_answer(answer, "The task is known already; Kling was not queried.", as_json=as_json)
+    _print_answer(answer, as_json=as_json)
 
 
 def _query_kling(task_id: str, action: str, *, as_json: bool) -> None:
     answer = call_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{action}"))
-    _print_answer(answer, "Kling's status could not be parsed.", as_json=as_json)
+    _print_answer(answer, as_json=as_json)
 
 
-def _print_answer(answer: dict[str, Any], without_status: str, *, as_json: bool) -> None:
+def _print_answer(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         terminal.print_json(answer["task"])
         return
-    status = answer["kling"]
-    terminal.print_message(f"Kling says {status}." if status else without_status)
+    if answer.get("queried", True):
+        status = answer["kling"]
+        terminal.print_message(f"Kling says {status}." if status else "Kling's status could not be parsed.")
+    else:
+        terminal.print_message("The task is known already; Kling was not queried.")
     terminal.print_tasks([BaseTask(answer["task"])])

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, exists, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
@@ -50,6 +50,7 @@ RECENT_TASKS = 100
 """The newest tasks, by which is judged whether the gateway calls back at all."""
 
 T = TypeVar("T")
+Columns = ReadOnlyColumnCollection[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +249,11 @@ def _page_ids(connection: Connection, task_filter: TaskFilter) -> tuple[list[str
     tasks must not hold a thread for long. Also returns the place at which the search ended there, else None.
     """
     wanted = [name for name in CONDITIONS if getattr(task_filter, name)]
-    by_index = [name for name in wanted[:1] if name in INDEXED]
-    others = wanted[len(by_index) :]
+    by_index = next((name for name in wanted if _is_selective(connection, name, task_filter)), None)
+    others = [name for name in wanted if name != by_index]
     rows = select(*(TASK.c[name] for name in FILTERED)).order_by(TASK.c.created_at.desc(), TASK.c.id.desc())
-    rows = rows.where(*(CONDITIONS[name](TASK.c, task_filter) for name in by_index))
+    if by_index:
+        rows = rows.where((_tagged if by_index == "tag" else CONDITIONS[by_index])(TASK.c, task_filter))
     if task_filter.before:
         rows = rows.where(tuple_(TASK.c.created_at, TASK.c.id) < task_filter.before)
     if not others:
@@ -268,17 +270,27 @@ def _page_ids(connection: Connection, task_filter: TaskFilter) -> tuple[list[str
     return ids, (last.created_at, last.id) if last else None
 
 
-Columns = ReadOnlyColumnCollection[str, Any]
+def _tagged(task: Columns, task_filter: TaskFilter) -> ColumnElement[bool]:
+    """The tag's condition for a look-up in its index: that in CONDITIONS is checked row by row."""
+    condition: ColumnElement[bool] = task.id.in_(select(TAG.c.task_id).where(TAG.c.tag == task_filter.tag))
+    return condition
+
+
+def _is_selective(connection: Connection, name: str, task_filter: TaskFilter) -> bool:
+    """Whether an index finds the tasks of a filter in order, or finds few."""
+    if name == "tag":
+        return len(SOME_OF_TAG.scalars(connection, tag=task_filter.tag, limit=MAX_SCANNED)) < MAX_SCANNED
+    return name in ("kling_id", "status")
+
 
 CONDITIONS: dict[str, Callable[[Columns, TaskFilter], ColumnElement[bool]]] = {
     "kling_id": lambda task, wanted: task.kling_id == wanted.kling_id,
-    "tag": lambda task, wanted: task.id.in_(select(TAG.c.task_id).where(TAG.c.tag == wanted.tag)),
+    "tag": lambda task, wanted: exists().where(TAG.c.tag == wanted.tag, TAG.c.task_id == task.id),
     "status": lambda task, wanted: task.status == wanted.status,
     "family": lambda task, wanted: task.family == wanted.family,
     "model": lambda task, wanted: task.model == wanted.model,
 }
 """The filters; those that usually leave the fewest tasks come first."""
+SOME_OF_TAG = Statement("SELECT task_id FROM tag WHERE tag = :tag LIMIT :limit")
 FILTERED = ("id", "created_at", "kling_id", "status", "family", "model")
 """The columns that the filters and the order of a list need."""
-INDEXED = ("kling_id", "tag", "status")
-"""The filters whose tasks an index finds."""

@@ -1,7 +1,9 @@
 """The command `kling call`: JSON on stdout, and an exit code for each kind of failure."""
 
 import json
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +15,17 @@ from tests.support.web import Host, Visit, host
 
 Run = Callable[..., Ran]
 
+RELEASE = threading.Event()
+"""Ends a silence."""
+
 VOICES = {"code": 0, "message": "SUCCEED", "request_id": "r", "data": [{"voice_id": "v", "name": "袋鼠"}]}
 
 
 def respond(visit: Visit) -> None:
     """Voices for a GET, the body for a POST; a refusal, or an answer that says nothing, if the path asks for it."""
-    if "refuse" in visit.path:
+    if "silent" in visit.path:
+        RELEASE.wait(60)
+    elif "refuse" in visit.path:
         visit.answer(429, b'{"code": 1102, "message": "used up", "request_id": "r-1"}')
     elif "garbage" in visit.path:
         visit.answer(200, b"<html>")
@@ -98,3 +105,15 @@ def test_a_key_is_needed(bare: Run) -> None:
     assert ran.code == 2
     assert "KLING_API_KEY is missing" in ran.err
     assert "RECEIVER" not in ran.err
+
+
+def test_ctrl_c_says_that_it_may_be_paid(kling_host: Host) -> None:
+    """The call was sent and not answered."""
+    process = subprocess.Popen([KLING, "call", "general/silent"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    kling_host.wait_for(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    RELEASE.set()
+    assert (process.returncode, out) == (130, b"")
+    assert b"may have been carried out and paid for" in err
+    assert b"Traceback" not in err

@@ -178,6 +178,8 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: i
         TaskFilter(family=FAMILY),
         TaskFilter(family=FAMILY, status="created"),
         TaskFilter(family="videos/effects", tag="even"),
+        TaskFilter(tag="even"),
+        TaskFilter(tag="even", status="failed"),
         TaskFilter(model="m3"),
         TaskFilter(model="nothing"),
     ],

@@ -25,7 +25,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
-from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
+from kling_receiver.tasks.registration import JOB_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
 from kling_receiver.web.api.tasks import find_task, get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import BodyLimiter
@@ -43,14 +43,22 @@ NOT_FOUND = (404, "Check the id, and the family: a task is found only at the pat
 class ActionJson(TypedDict):
     """Kling's status of a task, and the task after the action."""
 
+    kling: Annotated[Status | None, Field(description="null if its answer has no known status")]
+    task: TaskJson
+
+
+class AdoptedJson(TypedDict):
+    """Kling's status of an adopted task, and the task."""
+
     kling: Annotated[Status | None, Field(description="null if Kling was not queried, or its answer has no status")]
+    queried: Annotated[bool, Field(description="whether Kling was queried: false for a task that was known before")]
     task: TaskJson
 
 
 class Adoption(RequestModel):
     """Which task of Kling's to adopt."""
 
-    family: Annotated[str, Field(json_schema_extra=FAMILY_SCHEMA)]
+    family: Annotated[str, Field(json_schema_extra=JOB_SCHEMA)]
     task_id: Annotated[str, Field(description="Kling's id", json_schema_extra=KLING_ID_SCHEMA)]
 
     @field_validator("family")
@@ -109,20 +117,27 @@ class TaskActions:
         """Query Kling about a task that is not known here, and add it: nothing is added unless Kling knows it."""
         adoption = parse(Adoption, await read_json(request, self._bodies))
         if known := await find_task(self._reader, adoption.task_id):
-            return self._adopted(adoption, known, None, 200)
+            return self._adopted(adoption, known)
         report = await self._answer(self._reconciler.query_kling_id(adoption.family, adoption.task_id), NOT_FOUND)
         # Behind a relay, the report may name another id than the one by which the relay knows the task.
         by_external_id = adoption.task_id == report.external_task_id
         kling_id = report.kling_id if by_external_id and report.kling_id else adoption.task_id
         adopted = await self._writer.run(lambda tx: adopt(tx, adoption.family, kling_id, report))
         task = await get_task_or_404(self._reader, adopted.task_id)
-        return self._adopted(adoption, task, report.status, 201 if adopted.created else 200)
+        return self._adopted(adoption, task, report, status=201 if adopted.created else 200)
 
-    def _adopted(self, adoption: Adoption, task: TaskDetail, kling: Status | None, status: int) -> Response:
+    def _adopted(
+        self, adoption: Adoption, task: TaskDetail, report: Report | None = None, *, status: int = 200
+    ) -> Response:
         if task.row["family"] != adoption.family:
             message = f"The task is known as {task.row['id']}, of the family {task.row['family']}."
             raise ApiError(409, "conflict", message, "Check the family.")
-        return JSONResponse(ActionJson(kling=kling, task=self._payloads.task(task)), status)
+        content: AdoptedJson = {
+            "kling": report.status if report else None,
+            "queried": report is not None,
+            "task": self._payloads.task(task),
+        }
+        return JSONResponse(content, status)
 
     async def _ask(self, task: TaskRow) -> Report:
         report = await self._query(task)

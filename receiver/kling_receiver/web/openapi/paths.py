@@ -1,9 +1,10 @@
 """The paths of the OpenAPI document: summaries, parameters and responses."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from kling_callback.protocol import ids
 from kling_callback.protocol.signing import Role
 from kling_receiver.hooks.config import NAME
 from kling_receiver.hooks.delivery_list import STATES
@@ -15,12 +16,13 @@ Json = dict[str, Any]
 
 STRING: Json = {"type": "string"}
 EVENT_ID = "[0-9]{1,18}"
+OWN_ID: Json = {**STRING, "pattern": f"^{ids.PATTERN.pattern}$", "description": "our id"}
 IN_PATH: dict[str, Json] = {
     "token": STRING,
     "id": {
         **STRING,
         "pattern": KLING_ID_SCHEMA["pattern"],
-        "description": "our id; except in PUT also Kling's, or the caller's external_task_id at Kling",
+        "description": "our id, Kling's, or the caller's external_task_id at Kling",
     },
     "n": {"type": "integer", "minimum": 0},
     "event": {"type": "integer", "minimum": 1},
@@ -53,7 +55,10 @@ STREAM = _response("Server-Sent Events; each `data` is an Event", STRING, "text/
 TASK = _response("the task", _ref("Task"))
 TASK_PAGE = _response("a page", _ref("TaskPage"))
 ACTION = _response("Kling's status, and the task after the action", _ref("Action"))
-TASK_KNOWN = _response("the task, which was known before", _ref("Action"))
+ADOPTED = {
+    "200": _response("the task, which was known before", _ref("Adopted")),
+    "201": _response("the task, which is new here", _ref("Adopted")),
+}
 HOOK = _response("the hook", _ref("Hook"))
 HOOK_SECRET = _response("the hook and its secret", _ref("HookSecret"))
 DELIVERY = _response("the delivery with all its attempts", _ref("Delivery"))
@@ -88,14 +93,17 @@ TASKS = (
 DELIVERIES = (
     _parameter("query", "hook", STRING, "empty means any, as in the other filters"),
     _parameter("query", "state", {"enum": [*STATES, ""]}),
-    _parameter("query", "task", STRING, "an id of a task"),
+    _parameter("query", "task", {"anyOf": [{"enum": [""]}, {**STRING, **KLING_ID_SCHEMA}]}, "any id of a task"),
     *PAGE,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `ok`: its response, or its responses by status; `errors`: besides those of its `role`."""
+    """One method of one path. `ok`: its response, or its responses by status; `errors`: besides those of its `role`.
+
+    `task_id`: the schema of the id in its path, if it has one.
+    """
 
     summary: str
     ok: Json
@@ -103,10 +111,12 @@ class Operation:
     role: Role | None = "admin"
     parameters: tuple[Json, ...] = ()
     body: Json | None = None
+    task_id: Json = field(default_factory=lambda: IN_PATH["id"])
 
     def document(self, path: str) -> Json:
         """The operation as OpenAPI."""
-        in_path = [_parameter("path", name, IN_PATH[name]) for name in re.findall(r"{(\w+)}", path)]
+        schemas = {**IN_PATH, "id": self.task_id}
+        in_path = [_parameter("path", name, schemas[name]) for name in re.findall(r"{(\w+)}", path)]
         responses = {"200": self.ok} if "description" in self.ok else self.ok
         errors = {str(status): _response("an error", _ref("Error")) for status in ERRORS[self.role] + self.errors}
         return {
@@ -133,10 +143,11 @@ OPERATIONS: dict[str, Operation] = {
         (409, 413, 422, 503),
         "client",
         body=_body(_ref("Registration")),
+        task_id=OWN_ID,
     ),
     "POST /api/tasks/adopt": Operation(
         "Adopt a task that was created elsewhere: query Kling about it, and add it",
-        {"200": TASK_KNOWN, "201": ACTION},
+        ADOPTED,
         (404, 409, 413, 422, 502, 503),
         body=_body(_ref("Adoption")),
     ),

@@ -1,12 +1,16 @@
 """POST /api/tasks/adopt: a task that another program created becomes a task like any other."""
 
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
+from kling_callback.protocol.families import ASYNCHRONOUS, SYNCHRONOUS, family_problems
+from kling_receiver.tasks.registration import JOB_SCHEMA
 from kling_sandbox import Sandbox
+from tests.receiver.web.test_openapi import SCHEMAS, problems
 from tests.support.api import error_of
 from tests.support.receiver import KEY, Running, Start
 from tests.support.web import Visit, host
@@ -93,7 +97,9 @@ def test_an_adoption_is_idempotent(running: Running, gateway: Sandbox) -> None:
     before = tables(running)
     for any_id in (kling_id, "order-42"):
         again = adopt(running, any_id)
-        assert (again.status_code, again.json()["kling"], again.json()["task"]["id"]) == (200, None, first["id"])
+        assert (again.status_code, again.json()["task"]["id"]) == (200, first["id"])
+        assert (again.json()["kling"], again.json()["queried"]) == (None, False)
+        assert problems(again.json(), SCHEMAS["Adopted"]) == []
     assert gateway.tasks[kling_id].queries == 1
     assert tables(running) == before
 
@@ -187,6 +193,32 @@ def test_an_invalid_adoption_is_refused(shared: Running, body: Any, says: str) -
     response = httpx.post(f"{shared.url}/api/tasks/adopt", json=body, headers=shared.headers("admin"))
     assert error_of(response) == (422, "bad_request")
     assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *ASYNCHRONOUS,
+        *sorted(SYNCHRONOUS),
+        "/audio/tts",
+        NEW,
+        "x",
+        "/x",
+        "account/x",
+        "v1/a/b",
+        "/v2/a/b",
+        "a/b/c",
+        "a//b",
+    ],
+)
+def test_the_schema_of_a_family_is_its_rule(family: str) -> None:
+    """Programs that check a request by the document refuse what the receiver refuses."""
+    matches = re.search(JOB_SCHEMA["pattern"], family) is not None
+    excluded = any(
+        family in rule.get("enum", ()) or ("pattern" in rule and re.search(rule["pattern"], family))
+        for rule in JOB_SCHEMA["not"]["anyOf"]
+    )
+    assert (matches and not excluded) == (family_problems(family) == [])
 
 
 def test_only_an_operator_adopts(shared: Running) -> None:
