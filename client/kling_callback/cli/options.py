@@ -12,7 +12,7 @@ import click
 
 from kling_callback.jobs.catalog import Job, Parameter
 from kling_callback.jobs.parameters import CameraControl, Choice, Integer, Number, Seconds
-from kling_callback.protocol.reports import TASK_STATUSES
+from kling_callback.protocol.statuses import TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
 Function = TypeVar("Function", bound=Callable[..., Any])

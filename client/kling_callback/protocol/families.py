@@ -25,3 +25,16 @@ def is_job(family: str) -> bool:
 def is_new_standard(family: str) -> bool:
     """Whether the family is of Kling's new standard: a path from the root, not under `/v1`."""
     return family.startswith("/")
+
+
+def usual_kind(family: str) -> str:
+    """The kind of the files that jobs of this family make: `video`, `image`, `audio`, or `file` if it does not tell."""
+    first = family.lower().strip("/").partition("/")[0]
+    if first in LEGACY_KINDS:
+        return LEGACY_KINDS[first]
+    made = first.rpartition("-to-")[2]
+    return next((kind for kind in ("video", "image", "audio") if kind in made), "video" if "motion" in made else "file")
+
+
+LEGACY_KINDS = {"images": "image", "videos": "video", "audio": "audio"}
+"""By the first part of a path under `/v1`."""
