@@ -56,6 +56,8 @@ RENAMED: dict[str, dict[str, str]] = {
     },
 }
 """The columns of the first three revisions that have another name since revision 0004."""
+ADDED: dict[str, Row] = {"task": {"duration_ms": None}}
+"""The columns of later revisions, and their values in old rows."""
 
 
 def migrate_to(database: Database, revision: str) -> None:
@@ -104,7 +106,9 @@ class OldDatabase:
         self.old.setdefault(table, []).append(row)
         names = RENAMED[table]
         renamed = {names.get(name, name): value for name, value in row.items()}
-        self.new.setdefault("delivery_attempt" if table == "attempt" else table, []).append({**renamed, **changes})
+        self.new.setdefault("delivery_attempt" if table == "attempt" else table, []).append(
+            {**renamed, **changes, **ADDED.get(table, {})}
+        )
 
     def _add_task(self, task: str, status: str, **columns: Any) -> None:
         row: Row = {
