@@ -64,7 +64,7 @@ UPDATED_AT = ("updated_at", "update_time", "completed_at", "finish_time", "updat
 FIRST_MILLISECONDS = 10**11
 """A smaller time is in seconds: as seconds this one is in the year 5138, as milliseconds in 1973."""
 
-CONTENT_PATH = re.compile(r"/v1/videos/[^/?#]+/content")
+CONTENT_PATH = re.compile(r"/v1/videos/(?!\.{1,2}/)[^/\\?#\s]+/content")
 """Where relays serve a video themselves, to those who have the key."""
 
 MAX_DEPTH = 4
