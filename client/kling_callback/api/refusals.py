@@ -107,7 +107,7 @@ def _hint(reply: Reply, base: str) -> str | None:
     if isinstance(code, int) and code in HINTS:
         return HINTS[code]
     if code in QUOTA_CODES or (status in (402, 403) and QUOTA.search(message)):
-        return "The quota at the relay is used up: top up the account there, or raise the limit of this key."
+        return "The relay's quota is used up: top up the account there, or raise its limit."
     better = _better_base(base)
     if code == NO_CHANNEL_CODE or NO_CHANNEL.search(message):
         other = f" Or {better}" if better else ""

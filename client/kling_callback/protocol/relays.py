@@ -145,12 +145,12 @@ def _duration(item: dict[str, Any], record: dict[str, Any]) -> Any:
 
 def first_time(record: dict[str, Any], names: tuple[str, ...]) -> int | None:
     """The first of these fields that is a time, in unix milliseconds."""
-    return next((time for name in names if (time := _milliseconds(record.get(name)))), None)
+    return next((time for name in names if (value := record.get(name)) and (time := _milliseconds(value))), None)
 
 
 def _milliseconds(value: Any) -> int | None:
     """Unix milliseconds of a time in seconds or milliseconds, a number or a text; None for no time."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)[:30]) == 30:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
@@ -186,12 +186,12 @@ def base_origin(base: str) -> str:
 def reason(record: dict[str, Any], names: tuple[str, ...] = (*REASONS, "message")) -> str:
     """Why a record's task failed, or its message; "" for none. An error as JSON inside is read."""
     for name in names:
-        if (text := _words(record.get(name))) and not is_address(text):
+        if (value := record.get(name)) and (text := _words(value)) and not is_address(text):
             return text
     return ""
 
 
-def error_of(document: dict[str, Any]) -> tuple[Any, str, Any]:
+def error_of(document: dict[str, Any], depth: int = 0) -> tuple[Any, str, Any]:
     """The code, words and request id of an answer: of the innermost error, where a relay passes on Kling's as text."""
     error = document.get("error")
     code = document.get("code")
@@ -200,9 +200,9 @@ def error_of(document: dict[str, Any]) -> tuple[Any, str, Any]:
     request_id, words = document.get("request_id"), ""
     for name in MESSAGES:
         value = document.get(name)
-        inner = embedded(value)
+        inner = embedded(value) if depth < MAX_DEPTH else None
         if inner is not None and _is_error(inner):
-            inner_code, words, inner_id = error_of(inner)
+            inner_code, words, inner_id = error_of(inner, depth + 1)
             return code if inner_code in (None, "") else inner_code, words or _words(value), inner_id or request_id
         words = words or _words(value)
     return code, words, request_id

@@ -166,8 +166,9 @@ def _innermost(document: Any) -> Report | None:
         if reports[depth].status:
             report = reduce(_fill, reversed(reports[:depth]), reports[depth])
             nearest = layers[depth::-1] + layers[depth + 1 :]
-            inner_id = next((inner.kling_id for inner in reports[depth + 1 :] if inner.kling_id), None)
-            return _complete(replace(report, kling_id=report.kling_id or inner_id), nearest)
+            if not report.kling_id and (named := [inner for inner in reports[depth + 1 :] if inner.kling_id]):
+                report = replace(report, kling_id=named[0].kling_id)
+            return _complete(report, nearest)
     return next((report for report in reversed(reports) if report.kling_id), None)
 
 

@@ -169,6 +169,16 @@ def test_the_error_inside_a_relay_s_error_is_read(document: Any, code: int | str
     assert not found.ok or code is None
 
 
+@pytest.mark.parametrize("depth", [3, 10, 900])
+def test_deeply_nested_errors_are_read_in_part(depth: int) -> None:
+    """No depth exhausts the stack."""
+    text = '{"message":' * depth + '"no"' + "}" * depth
+    found = parse_answer(text.encode())
+    assert found
+    assert found.message == ("no" if depth < 4 else "")
+    assert parse_callback(f'{{"status":"failed","id":"T","error":{text}}}'.encode())
+
+
 def test_the_request_id_inside_is_kling_s() -> None:
     """Its support asks for it."""
     assert answer({"code": "x", "message": json.dumps(KLING_REFUSES), "request_id": "outer"}).request_id == "r"
