@@ -53,7 +53,7 @@ class BaseTask:
 
     @property
     def status_msg(self) -> str:
-        """The reason for a failure, or ""."""
+        """The reason for a failure, or why it is not known whether Kling took the create, or ""."""
         return str(self.data.get("status_msg") or "")
 
     @property

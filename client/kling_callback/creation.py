@@ -15,8 +15,9 @@ from typing import Any
 
 import anyio
 
-from kling_callback.api.kling import CONCURRENCY_LIMITED, NOT_SENT_ERRORS, RATE_LIMITED, KlingApi
+from kling_callback.api.kling import NOT_SENT_ERRORS, KlingApi
 from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
+from kling_callback.api.refusals import CONCURRENCY_LIMITED, RATE_LIMITED
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
 from kling_callback.errors import CreateUnknown, GatewayError, KlingError, NotCreated, ReceiverError
@@ -103,8 +104,10 @@ class CreateCall:
         except NotCreated as error:
             return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
         except CreateUnknown as error:
-            self.outcome = CreateOutcome("unknown", reason=error.message)
-            log.warning("It is not known yet whether Kling took task %s. It is not sent again.", self._task_id)
+            self.outcome = CreateOutcome("unknown", reason=str(error))
+            log.warning(
+                "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
+            )
             await self._search_created()
         return None
 
@@ -123,7 +126,7 @@ class CreateCall:
             return None
         if "already exist" not in refusal.message.lower():
             return refusal
-        self.outcome = CreateOutcome("unknown", reason=refusal.message)
+        self.outcome = CreateOutcome("unknown", reason=str(refusal))
         return None
 
     async def _search_created(self) -> None:
@@ -149,13 +152,14 @@ class CreateCall:
         try:
             return await self._receiver.report(self._task_id, self._registration, self.outcome)
         except ReceiverError as error:
-            outcome, kling_id = self.outcome.outcome, self.outcome.kling_id
+            outcome, kling_id, reason = self.outcome.outcome, self.outcome.kling_id, self.outcome.reason
             self._unreported = (
                 f"The outcome of the create of task {self._task_id} could not be reported to the receiver: {outcome}"
-                f"{f', {kling_id} at Kling' if kling_id else ''}. {error}"
+                f"{f', {kling_id} at Kling' if kling_id else ''}. {error}{f' {reason}' if reason else ''}"
             )
             log.warning("%s", self._unreported)
-            return {**task, "task_id": task.get("task_id") or kling_id}
+            unknown = {"status_msg": reason} if outcome == "unknown" else {}
+            return {**task, "task_id": task.get("task_id") or kling_id, **unknown}
 
     async def _report_interrupted(self) -> None:
         """Report what is known of the outcome, briefly, after an interruption."""

@@ -17,9 +17,6 @@ from kling_receiver.store.database import Database
 
 Row = dict[str, Any]
 
-ADDED: dict[str, dict[str, Any]] = {"task": {"external_task_id": None, "request_sha256": None}}
-"""The columns that were added since then, and their values in rows of before."""
-
 STATES = ("ready", "running", "dead")
 NEVER = 1 << 60
 HOUR = 3_600_000
@@ -59,6 +56,8 @@ RENAMED: dict[str, dict[str, str]] = {
     },
 }
 """The columns of the first three revisions that have another name since revision 0004."""
+ADDED: dict[str, Row] = {"task": {"external_task_id": None, "request_sha256": None, "duration_ms": None}}
+"""The columns of later revisions, and their values in old rows."""
 
 
 def migrate_to(database: Database, revision: str) -> None:
@@ -108,7 +107,9 @@ class OldDatabase:
         names = RENAMED[table]
         changes = {**ADDED.get(table, {}), **changes}
         renamed = {names.get(name, name): value for name, value in row.items()}
-        self.new.setdefault("delivery_attempt" if table == "attempt" else table, []).append({**renamed, **changes})
+        self.new.setdefault("delivery_attempt" if table == "attempt" else table, []).append(
+            {**renamed, **changes, **ADDED.get(table, {})}
+        )
 
     def _add_task(self, task: str, status: str, **columns: Any) -> None:
         row: Row = {

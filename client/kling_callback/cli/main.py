@@ -128,9 +128,10 @@ def warn_about_create(task: AsyncTask) -> None:
     """Print a warning if the receiver missed the create's outcome, or the outcome is unknown."""
     if task.unreported:
         terminal.print_message(task.unreported)
-    if task.outcome == "unknown" and task.family:
+    if task.outcome == "unknown" and task.family and not task.done:
         terminal.print_message(
-            f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show."
+            f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show. "
+            f"{task.status_msg}".rstrip()
         )
 
 

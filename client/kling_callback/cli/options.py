@@ -24,7 +24,8 @@ from kling_callback.jobs.parameters import (
     Seconds,
     VideoInput,
 )
-from kling_callback.protocol.reports import IDENTIFIER, TASK_STATUSES
+from kling_callback.protocol.reports import IDENTIFIER
+from kling_callback.protocol.statuses import TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
 Function = TypeVar("Function", bound=Callable[..., Any])

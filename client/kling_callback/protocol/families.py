@@ -114,3 +114,16 @@ def family_problems(family: str) -> list[str]:
 
 def _bare(path: str) -> str:
     return path.removeprefix("/").removeprefix("v1/")
+
+
+def usual_kind(family: str) -> str:
+    """The kind of the files that jobs of this family make: `video`, `image`, `audio`, or `file` if it does not tell."""
+    first = family.lower().strip("/").partition("/")[0]
+    if first in LEGACY_KINDS:
+        return LEGACY_KINDS[first]
+    made = first.rpartition("-to-")[2]
+    return next((kind for kind in ("video", "image", "audio") if kind in made), "video" if "motion" in made else "file")
+
+
+LEGACY_KINDS = {"images": "image", "videos": "video", "audio": "audio"}
+"""By the first part of a path under `/v1`."""

@@ -31,6 +31,7 @@ class TaskRow(TypedDict):
     hint_count: int
     callback_kling_id: str | None
     cost: Any
+    duration_ms: int | None
     done: bool
     callback_count: int
     kept_callbacks: int
@@ -57,6 +58,7 @@ class TaskChanges(TypedDict, total=False):
     hint_count: int
     callback_kling_id: str | None
     cost: Any
+    duration_ms: int | None
     done: bool
     callback_count: int
     kept_callbacks: int

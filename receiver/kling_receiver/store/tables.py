@@ -91,6 +91,7 @@ class Task(SQLModel, table=True):
         Index("task_status", "status", "created_at", "id"),
         Index("task_kling_id", "kling_id", **_partial("kling_id IS NOT NULL")),
         Index("task_external_id", "external_task_id", **_partial("external_task_id IS NOT NULL")),
+        Index("task_durations", "family", "created_at", **_partial("duration_ms IS NOT NULL")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 
@@ -117,6 +118,8 @@ class Task(SQLModel, table=True):
     callback_kling_id: str | None = None
     """The id in the last callback; behind a relay it may differ from `kling_id`."""
     cost: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    duration_ms: int | None = Field(default=None, sa_type=BigInteger)
+    """From the create to the success, by Kling's own times where it names them."""
     done: bool = False
     callback_count: int = Field(default=0, sa_type=BigInteger)
     """Authenticated callbacks, including repeats and those past the limits of the event log."""

@@ -101,7 +101,7 @@ class Reconciler:
         """Kling did not answer, or does not know the task: retry, and at last accept the callback's status."""
         if retry := self._retry(tx, job, "unanswered", str(error), at_least=error.retry_after):
             return retry
-        transitions.accept_hint(tx, tx.require_task(job.task_id))
+        transitions.accept_hint(tx, tx.require_task(job.task_id), str(error))
         return GiveUp(str(error))
 
     def _retry(

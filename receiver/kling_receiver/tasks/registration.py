@@ -19,7 +19,7 @@ from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.tables import EVENT
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import transitions
+from kling_receiver.tasks import durations, transitions
 from kling_receiver.tasks.parameters import describe_other_parameters
 
 MAX_TAGS = 100
@@ -207,7 +207,8 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     task = tx.tasks[task_id]
     tx.add_event(task_id, "task.created", {"by": "client"})
     _tag(tx, task_id, registration.tags)
-    enqueue.overdue(tx, task_id, registration.family)
+    early_ms = durations.early_question_ms(tx, registration.family, registration.model)
+    enqueue.overdue(tx, task_id, registration.family, early_ms)
     return task
 
 
@@ -259,6 +260,8 @@ def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) 
         transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.")
     elif task["outcome"] == "pending":  # also if a callback shows that Kling knows the task
         tx.update_task(task, outcome="unknown")
+        if task["status"] == "created":
+            tx.update_task(task, status_msg=registration.reason)
         tx.run_now(ask_key(task["id"]))
 
 

@@ -11,6 +11,7 @@ from kling_receiver.results import records as result_records
 from kling_receiver.states import FINAL, Origin, Status, transition
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import durations
 
 
 def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True) -> None:
@@ -29,6 +30,8 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
     if report.cost is not None:
         tx.update_task(task, cost=report.cost)
     if outcome == "applied":
+        if report.status == "succeed":
+            tx.update_task(task, duration_ms=durations.of(task, report, tx.now))
         set_status(tx, task, report.status, report.message, "kling")
     if report.status == "failed":
         result_records.finish_task(tx, task)
@@ -42,12 +45,16 @@ def set_external_id(tx: Transaction, task: TaskRow, external_task_id: str) -> No
         tx.update_task(task, external_task_id=external_task_id)
 
 
-def accept_hint(tx: Transaction, task: TaskRow) -> None:
-    """Accept the callback's final status, because Kling could not be queried; not the files that it names."""
+def accept_hint(tx: Transaction, task: TaskRow, error: str = "") -> None:
+    """Accept the callback's final status, because Kling could not be queried; not the files that it names.
+
+    `error`: of the last query.
+    """
     if task["hint"] and task["status"] not in FINAL:
         set_status(tx, task, task["hint"], task["hint_msg"], "callback")
     if task["status"] == "succeed":
         reason = "Kling could not be queried, and file addresses are accepted from Kling only."
+        reason = f"{reason} {error}".rstrip()
         result_records.mark_missing(tx, task, reason)
     elif task["status"] == "failed":
         result_records.finish_task(tx, task)

@@ -13,23 +13,26 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from kling_callback.api.receiver import ReceiverApi
 from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
-from kling_callback.cli.main import main, report_error
+from kling_callback.cli.main import main, report_error, warn_about_create
 from kling_callback.cli.terminal import escape, live_progress, print_json, print_tasks
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import is_id
+from kling_callback.tasks import AsyncTask
 from kling_sandbox import Sandbox
 from tests.client.jobs.test_catalog import picture
 from tests.support.commands import leaves_no_trace
+from tests.support.kling import task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import host
 from tests.support.wire import Wire
@@ -274,6 +277,18 @@ def test_an_unknown_outcome_is_resolved_without_a_second_create(run: Run, gatewa
     """The create is not sent again, and the result comes by callback."""
     ran = run("text-to-image", "x [sandbox: create-garbage]")
     assert (ran.code, len(gateway.creates)) == (0, 1)
+
+
+def test_an_unknown_outcome_is_shown_with_the_words_of_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """At once; of a task that is done, its own end tells more."""
+    words = "Kling answered HTTP 502: 502 Bad Gateway."
+    for done in (False, True):
+        data = task_json("t", status_msg=words, done=done)
+        warn_about_create(AsyncTask(cast(ReceiverApi, None), data))
+    assert capsys.readouterr().err == (
+        "It is not known yet whether Kling took task t. It is not sent again; a callback will show. "
+        "Kling answered HTTP 502: 502 Bad Gateway.\n"
+    )
 
 
 def test_waiting_too_long_is_3(run: Run, gateway: Sandbox) -> None:

@@ -14,15 +14,13 @@ from kling_callback.protocol.reports import (
     MAX_PARTS,
     MAX_UNCHECKED_BYTES,
     MAX_URL_CHARS,
-    STATUS_WORDS,
-    TASK_STATUSES,
     Output,
     Report,
-    Status,
     parse_answer,
     parse_callback,
     sanitize,
 )
+from kling_callback.protocol.statuses import STATUS_WORDS, TASK_STATUSES, Status
 from kling_receiver import states
 
 LEGACY = {
@@ -108,7 +106,7 @@ def test_every_spelling_of_a_status_is_parsed(spelling: str, status: str) -> Non
 @pytest.mark.parametrize(
     "document",
     [
-        {"task_id": "a", "task_status": "cancelled"},
+        {"task_id": "a", "task_status": "perhaps"},
         {"task_id": "a", "task_status": None},
         {"task_id": "a"},
         {"code": 1201, "message": "no"},
@@ -157,24 +155,26 @@ def test_a_gateway_s_record_fills_every_gap() -> None:
         "id": "o",
         "status": "SUCCESS",
         "external_id": "mine",
-        "create_time": 1,
-        "update_time": 2,
+        "create_time": 1764235825001,
+        "update_time": 1764235825002,
         "billing": "7",
         "message": "outside",
     }
     filled = parse_callback(body({**around, "data": {"status": "processing"}}))
-    assert filled == Report("processing", "o", "mine", created_at=1, updated_at=2, cost="7")
+    assert filled == Report("processing", "o", "mine", created_at=1764235825001, updated_at=1764235825002, cost="7")
     inside = {
         "id": "i",
         "status": "processing",
         "external_id": "yours",
-        "create_time": 3,
-        "update_time": 4,
+        "create_time": 1764235825003,
+        "update_time": 1764235825004,
         "billing": "8",
         "message": "inside",
     }
     kept = parse_callback(body({**around, "data": inside}))
-    assert kept == Report("processing", "i", "yours", "inside", created_at=3, updated_at=4, cost="8")
+    assert kept == Report(
+        "processing", "i", "yours", "inside", created_at=1764235825003, updated_at=1764235825004, cost="8"
+    )
 
 
 def test_a_list_is_its_first_record() -> None:

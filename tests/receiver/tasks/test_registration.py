@@ -201,6 +201,23 @@ def test_a_report_of_a_replaced_attempt_is_ignored(ledger: Ledger) -> None:
     assert ledger.task()["status"] == "submitted"
 
 
+def test_the_words_of_an_unknown_create_are_shown(ledger: Ledger) -> None:
+    """As the task's message, until a status arrives."""
+    ledger.register(create_token="a")
+    ledger.register(create_token="a", outcome="unknown", reason="Kling answered HTTP 502: 502 Bad Gateway.")
+    assert ledger.task()["status_msg"] == "Kling answered HTTP 502: 502 Bad Gateway."
+    ledger.apply_report("t", says("processing"))
+    assert ledger.task()["status_msg"] == ""
+
+
+def test_the_words_of_an_unknown_create_replace_no_status(ledger: Ledger) -> None:
+    """A callback was faster: its message stays."""
+    ledger.register(create_token="a")
+    ledger.record(callback("t", "processing", message="in the queue"))
+    ledger.register(create_token="a", outcome="unknown", reason="Kling answered HTTP 502: 502 Bad Gateway.")
+    assert (ledger.task()["outcome"], ledger.task()["status_msg"]) == ("unknown", "in the queue")
+
+
 def test_after_an_unknown_outcome_no_create_is_sent(ledger: Ledger) -> None:
     """One intent, one paid task; what turns out later is noted."""
     ledger.register()
