@@ -133,6 +133,7 @@ def test_few_modules_know_the_database() -> None:
         "store/reader",
         "store/sql",
         "store/tables",
+        "store/task_list",
         "store/transaction",
         "store/writer",
         "tasks/registration",

@@ -43,17 +43,6 @@ FAMILY_SCHEMA: dict[str, Any] = {
     "pattern": f"^{families.PATTERN.pattern}$",
     "examples": ["videos/text2video"],
 }
-JOB_SCHEMA: dict[str, Any] = {
-    **FAMILY_SCHEMA,
-    "pattern": f"^{families.PATTERN.pattern.removesuffix('*')}+$",
-    "not": {
-        "anyOf": [
-            {"enum": [f"{slash}{path}" for slash in ("", "/") for path in sorted(families.SYNCHRONOUS)]},
-            {"pattern": "^/?(account|v[0-9]+)/"},
-        ]
-    },
-}
-"""A family that creates tasks, as `families.family_problems` checks it."""
 KLING_ID_RULE = f"must be 1 to {MAX_ID_CHARS} characters that may stand in a path, not . or .."
 KLING_ID_SCHEMA: dict[str, Any] = {
     "pattern": rf"^[^\s\x1c-\x1f\x85/\\,?#%\x00]{{1,{MAX_ID_CHARS}}}$",

@@ -55,11 +55,11 @@ def test_no_other_text_is_a_token(text: str) -> None:
 
 @given(st.integers(0), st.characters())
 def test_one_changed_letter_breaks_a_token(place: int, letter: str) -> None:
-    """A token altered anywhere is not valid (except in bits that base64 ignores at its end)."""
+    """A token altered anywhere is not valid (except in what base64 reads alike: bits at its end, `+` and `-`)."""
     token = signer().token("a", "videos/text2video")
     place %= len(token) - 1
     altered = token[:place] + letter + token[place + 1 :]
-    if altered != token:
+    if altered.translate(str.maketrans("+/", "-_")) != token:
         with pytest.raises(TokenError):
             signer().verify(altered, DAY)
 

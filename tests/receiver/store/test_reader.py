@@ -19,8 +19,8 @@ from kling_receiver.store.reader import (
     PAGE_BYTES,
     Reader,
     TaskDetail,
-    TaskFilter,
 )
+from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.tasks import transitions
 from tests.support.database import FAMILY, FILE, NOW, Ledger, callback, statements
 
@@ -192,7 +192,7 @@ async def test_a_search_ends_at_its_bound_and_goes_on(
     """A page may be short or empty; all pages have every task once."""
     many.change(lambda tx: tx.update_task(tx.require_task("t3"), model="m3"))
     (expected,) = {tuple(await listed(reader, replace(wanted, limit=50)))}
-    monkeypatch.setattr("kling_receiver.store.reader.MAX_SCANNED", scanned)
+    monkeypatch.setattr("kling_receiver.store.task_list.MAX_SCANNED", scanned)
     seen, pages, before = [], 0, None
     while pages == 0 or before:
         page = await reader.render_page(replace(wanted, before=before, limit=limit), name)

@@ -56,6 +56,7 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/api/tasks"): ROLES,
     ("GET", "/api/tasks/{id}"): ROLES,
     ("PUT", "/api/tasks/{id}"): ROLES - {"read"},
+    ("POST", "/api/tasks/adopt"): frozenset({"admin"}),
     ("POST", "/api/tasks/{id}/ask"): frozenset({"admin"}),
     ("POST", "/api/tasks/{id}/fetch"): frozenset({"admin"}),
     ("GET", "/api/tasks/{id}/events"): ROLES,

@@ -1,7 +1,7 @@
 """Actions on a task, for role admin: query Kling now, download lost files again, adopt a task of elsewhere."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 from starlette.concurrency import run_in_threadpool
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.families import family_problems
+from kling_callback.protocol import families
 from kling_callback.protocol.reports import IDENTIFIER, Report
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.results import records as result_records
@@ -25,7 +25,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
-from kling_receiver.tasks.registration import JOB_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
+from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
 from kling_receiver.web.api.tasks import find_task, get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import BodyLimiter
@@ -55,6 +55,19 @@ class AdoptedJson(TypedDict):
     task: TaskJson
 
 
+JOB_SCHEMA: dict[str, Any] = {
+    **FAMILY_SCHEMA,
+    "pattern": f"^{families.PATTERN.pattern.removesuffix('*')}+$",
+    "not": {
+        "anyOf": [
+            {"enum": [f"{slash}{path}" for slash in ("", "/") for path in sorted(families.SYNCHRONOUS)]},
+            {"pattern": "^/?(account|v[0-9]+)/"},
+        ]
+    },
+}
+"""A family that creates tasks, as `families.family_problems` checks it."""
+
+
 class Adoption(RequestModel):
     """Which task of Kling's to adopt."""
 
@@ -64,7 +77,7 @@ class Adoption(RequestModel):
     @field_validator("family")
     @classmethod
     def _family(cls, value: str) -> str:
-        if problems := family_problems(value):
+        if problems := families.family_problems(value):
             raise ValueError(problems[0].removeprefix("family: "))
         return value
 

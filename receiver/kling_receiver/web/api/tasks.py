@@ -19,7 +19,8 @@ from kling_callback.protocol.signing import CallbackSigner, Role
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import STATUSES
-from kling_receiver.store.reader import Reader, TaskDetail, TaskFilter
+from kling_receiver.store.reader import Reader, TaskDetail
+from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit

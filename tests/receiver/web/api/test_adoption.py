@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from kling_callback.protocol.families import ASYNCHRONOUS, SYNCHRONOUS, family_problems
-from kling_receiver.tasks.registration import JOB_SCHEMA
+from kling_receiver.web.api.actions import JOB_SCHEMA
 from kling_sandbox import Sandbox
 from tests.receiver.web.test_openapi import SCHEMAS, problems
 from tests.support.api import error_of
