@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import httpx
 import psycopg
 from sqlalchemy import event, insert, select
 
+from kling_callback.api.auth import BearerAuth
 from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Output, Report, parse_callback
@@ -191,7 +193,8 @@ class Answered(Reconciler):
     """A reconciler whose queries have one answer."""
 
     def __init__(self, answer: Report | GatewayError | None, reader: Reader) -> None:
-        super().__init__(cast(KlingApi, None), reader, METRICS)
+        kling_api = KlingApi("https://api-singapore.klingai.com", BearerAuth(""), cast(httpx.AsyncClient, None))
+        super().__init__(kling_api, reader, METRICS)
         self._answer = answer
 
     async def query(self, task: TaskRow) -> Report | None:

@@ -23,13 +23,14 @@ from kling_callback.api.refusals import (
     RETRYABLE,
     Reply,
     first_words,
+    is_kling,
     is_page,
     refusal,
 )
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.protocol.families import is_new_standard, usual_kind
-from kling_callback.protocol.relays import ANY_KIND, CONTENT_PATH, whole_address
-from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, parse_answer
+from kling_callback.protocol.relays import ANY_KIND, CONTENT_PATH, content_path, whole_address
+from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Output, Report, parse_answer
 from kling_callback.settings import CommonSettings
 
 NOT_SENT_ERRORS = (
@@ -192,6 +193,15 @@ class KlingApi:
         request = httpx.Request("GET", self._base)
         next(self._auth.new.auth_flow(request))
         return str(request.headers["Authorization"])
+
+    def content(self, family: str, kling_id: str | None) -> Output | None:
+        """The file of a success without an address, where a relay may serve it; None at Kling itself.
+
+        A relay's own record gets it from `query` at once; in Kling's shape the address may just come late.
+        """
+        if not kling_id or usual_kind(family) != "video" or is_kling(self._base):
+            return None
+        return Output("video", whole_address(self._base, content_path(quote(kling_id, safe=""))))
 
     def _located(self, family: str, report: Report) -> Report:
         """The report with whole addresses and the kind of each file, which a relay may leave out."""

@@ -123,14 +123,19 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
     return [(_kind(kind, url, record), url, record) for url in _addresses(record.get("fail_reason"), bare=True)]
 
 
-def content_path(record: dict[str, Any], task_id: str) -> str | None:
-    """The path at the relay's own host of the file of a success that names no address, if the record is a relay's.
+def content_path(task_id: str) -> str:
+    """The path at a relay's own host of a video that has no other address. `task_id`: quoted."""
+    return f"/v1/videos/{task_id}/content"
+
+
+def is_relays(record: dict[str, Any]) -> bool:
+    """Whether a record with a status is of a relay's own making.
 
     Kling's records have `task_status`, `task_result` or `outputs`, or Kling's words for success.
     """
     status = str(record.get("status") or record.get("state") or "").lower()
     is_kling = not {"task_status", "task_result", "outputs"}.isdisjoint(record) or status in ("succeed", "succeeded")
-    return f"/v1/videos/{task_id}/content" if record.get("object") == "video" or (status and not is_kling) else None
+    return record.get("object") == "video" or (bool(status) and not is_kling)
 
 
 def _duration(item: dict[str, Any], record: dict[str, Any]) -> Any:

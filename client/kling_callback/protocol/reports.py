@@ -192,8 +192,9 @@ def _relay_outputs(layers: list[dict[str, Any]], report: Report) -> tuple[Output
         )
         if outputs := tuple(islice(_outputs(layer), MAX_OUTPUTS)) or named:
             return outputs
-    path = relays.content_path(layers[0], quote(report.kling_id, safe="")) if report.kling_id else None
-    return (Output(relays.ANY_KIND, path),) if path else ()
+    if report.kling_id and relays.is_relays(layers[0]):
+        return (Output(relays.ANY_KIND, relays.content_path(quote(report.kling_id, safe=""))),)
+    return ()
 
 
 def _fill(inner: Report, outer: Report) -> Report:

@@ -76,7 +76,10 @@ class Reconciler:
                 return Done()
             if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", "Kling names no file.")):
                 return retry
-            result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no file.")
+            if answer.status == "succeed" and (content := self._kling_api.content(task["family"], answer.kling_id)):
+                result_records.refresh_downloads(tx, task, (content,))
+            else:
+                result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no file.")
             return Done()
 
         return apply

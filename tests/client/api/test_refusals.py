@@ -219,6 +219,23 @@ async def test_the_family_tells_what_a_relay_leaves_out(
     assert list(found.outputs) == [Output(kind, url.format(origin=wire.url)) for kind, url in outputs]
 
 
+@pytest.mark.parametrize(
+    ("base", "family", "url"),
+    [
+        ("https://relay.example/kling", VIDEOS, "https://relay.example/v1/videos/T%20/content"),
+        ("https://relay.example/kling", IMAGES, None),
+        ("https://api-singapore.klingai.com", VIDEOS, None),
+    ],
+)
+async def test_a_relay_may_serve_a_video_without_an_address(
+    http: httpx.AsyncClient, base: str, family: str, url: str | None
+) -> None:
+    """Kling itself names every file."""
+    kling = KlingApi(base, BearerAuth(KEY), http)
+    assert kling.content(family, "T ") == (Output("video", url) if url else None)
+    assert kling.content(family, None) is None
+
+
 async def test_no_answer_shows_the_key(http: httpx.AsyncClient) -> None:
     """Pages and JSON that quote it have a placeholder instead."""
     for answer in (reply(502, f"<html>{KEY} is wrong".encode()), reply(500, nested(5000, f"{KEY} is wrong"))):

@@ -8,6 +8,10 @@ import pytest
 from kling_callback import Kling
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.errors import NotCreated, TaskFailed
+from kling_receiver.app import Delays
+from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.tasks.reconcile import MAX_UNDECIDED_RETRIES, QUERY_BACKOFF
+from kling_sandbox import Sandbox
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.relay import CONTENT, MP4, Reply, relay
 from tests.support.web import Host
@@ -107,3 +111,32 @@ def test_the_host_alone_suggests_the_suffix(start: Start) -> None:
             kling.text_to_video("x")
     assert refused.value.hint
     assert refused.value.hint.endswith(f"KLING_API_BASE={there.url}/kling")
+
+
+@pytest.mark.parametrize("switches", [["no-url"], ["no-url", "wrap-twice"], ["no-url", "relay-flat"]])
+def test_a_video_that_never_gets_an_address_is_the_relay_s_content(start: Start, switches: list[str]) -> None:
+    """In a relay's own shape at once; in Kling's shape after some more questions, for the address may come late."""
+    quick = Delays(query=Backoff(tuple(step / 1000 for step in QUERY_BACKOFF.steps)))
+    with Sandbox(base_path="/kling", misbehave=switches) as gateway:
+        running = start(api_base=gateway.url, delays=quick)
+        with Kling(api_base=gateway.url, api_key=KEY, signing_secrets=SECRET, receiver_url=running.url) as kling:
+            result = kling.text_to_video("x").wait(timeout=20)
+        assert [video.content_type for video in result.videos] == ["video/mp4"]
+        asked = 1 if "relay-flat" in switches else 1 + MAX_UNDECIDED_RETRIES
+        assert len(gateway.queries) == asked
+
+
+@pytest.mark.parametrize("switch", ["relay-flat", "relay-result-url", "relay-openai-video", "wrap-twice"])
+@pytest.mark.parametrize("family", ["videos/text2video", "images/generations"])
+def test_the_sandbox_as_a_relay(start: Start, switch: str, family: str) -> None:
+    """Every dialect, with and without callbacks: the file has the kind of its family."""
+    with Sandbox(base_path="/kling", misbehave=[switch]) as gateway:
+        running = start(api_base=gateway.url, overdue_seconds=2)
+        retry = RetryPolicy(lookup_waits=(0,))
+        with Kling(
+            api_base=gateway.url, api_key=KEY, signing_secrets=SECRET, receiver_url=running.url, retry=retry
+        ) as kling:
+            for prompt in ("x", "x [sandbox: no-callback]"):
+                (file,) = kling.create(family, {"prompt": prompt}).wait(timeout=20).files
+                assert file.kind == family.partition("s/")[0]
+        assert len(gateway.queries) == 2
