@@ -13,23 +13,18 @@ from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.creation import CreateCall
-from kling_callback.errors import ParameterError, SettingsError
+from kling_callback.creation import CreateCall, check_call, check_key
+from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
-from kling_callback.jobs.body import check_create, chosen_id
 from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
 from kling_callback.protocol.events import Event
-from kling_callback.protocol.families import is_new_standard
-from kling_callback.protocol.ids import DESCRIPTION, is_id, new_id
+from kling_callback.protocol.ids import DESCRIPTION, is_id
 from kling_callback.protocol.signing import api_token
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 
 TOKEN_LIFETIME_SECONDS = 300
 """Seconds for which a bearer token made here is valid: it is used for one request."""
-
-MAX_TAG_CHARS, MAX_TAGS = 100, 20
-"""Characters of a tag, and tags of a task: the receiver's limits."""
 
 
 class AsyncKling:
@@ -66,9 +61,8 @@ class AsyncKling:
             receiver_url=receiver_url,
             receiver_internal_url=receiver_internal_url,
         )
-        base = self._settings.receiver_base
-        self._http = http or create_client(base)
-        self._receiver = ReceiverApi(self._http, base, self._token, retry or RetryPolicy())
+        self._http = http or create_client()
+        self._receiver = ReceiverApi(self._http, self._settings.receiver_base, self._token, retry or RetryPolicy())
         self._kling_api = KlingApi(self._settings.api_base, auth_from(self._settings), self._http)
 
     async def text_to_image(
@@ -193,8 +187,10 @@ class AsyncKling:
 
         Other arguments and errors as in `create`.
         """
-        body = await to_thread.run_sync(job.body, values)
-        return await self.create(job.family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        problems, body = ProblemCollector(), {}
+        with problems:
+            body = await to_thread.run_sync(job.body, values)
+        return await self._create(problems, job.family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def create(
         self,
@@ -216,9 +212,27 @@ class AsyncKling:
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
         finds out, and the create is never sent again.
         """
-        check_create(family, body)
-        task_id = chosen_id(family, body, external_task_id) or new_id()
-        self._check_key(family)
+        return await self._create(
+            ProblemCollector(), family, body, tags=tags, hook=hook, external_task_id=external_task_id
+        )
+
+    async def _create(
+        self,
+        problems: ProblemCollector,
+        family: str,
+        body: Mapping[str, Any],
+        *,
+        tags: Sequence[str],
+        hook: str | None,
+        external_task_id: str | None,
+    ) -> AsyncTask:
+        """Report all problems, also those that were found before; then create the task."""
+        task_id, distinct_tags = "", tuple[str, ...]()
+        with problems:
+            task_id, distinct_tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        with problems:
+            check_key(self._settings, family)
+        problems.raise_all()
         creation = CreateCall(
             self._kling_api,
             self._receiver,
@@ -226,7 +240,7 @@ class AsyncKling:
             task_id=task_id,
             family=family,
             body=dict(body),
-            tags=_valid_tags(tags),
+            tags=distinct_tags,
             hook=hook or "",
         )
         return await creation.run()
@@ -284,12 +298,6 @@ class AsyncKling:
     ) -> None:
         await self.aclose()
 
-    def _check_key(self, family: str) -> None:
-        if not self._settings.key_fingerprint:
-            raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
-        if is_new_standard(family) and not self._settings.api_key:
-            raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
-
     def _token(self) -> str:
         settings = self._settings
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
@@ -299,16 +307,3 @@ def _valid_id(task_id: str) -> str:
     if not is_id(task_id):
         raise ParameterError([f"{task_id!r} is not a task's id. {DESCRIPTION}"])
     return task_id
-
-
-def _valid_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """The distinct tags; a string is one tag. Raises ParameterError."""
-    distinct = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
-    problems = []
-    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in distinct):
-        problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
-    if len(distinct) > MAX_TAGS:
-        problems.append(f"tags: there are {len(distinct)}, at most {MAX_TAGS}.")
-    if problems:
-        raise ParameterError(problems)
-    return distinct

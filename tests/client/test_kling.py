@@ -28,7 +28,7 @@ from kling_callback import (
     TaskFailed,
     WaitTimeout,
 )
-from kling_callback.api.http import create_client
+from kling_callback.environment import proxy_for
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import KlingArguments, Task
 from kling_sandbox import Sandbox
@@ -403,10 +403,8 @@ def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     for receiver in ("http://127.0.0.1:8000", "http://[::1]:8000"):
-        http = create_client(receiver)
-        direct = http._transport_for_url(httpx.URL(receiver))
-        assert direct is http._transport
-        assert http._transport_for_url(httpx.URL("https://kling.test")) is not direct
+        assert proxy_for(receiver) is None
+    assert proxy_for("https://kling.test") == "http://proxy.test:3128"
 
 
 def test_client_imports_nothing_of_the_receiver() -> None:

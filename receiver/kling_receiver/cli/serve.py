@@ -42,7 +42,7 @@ def serve(host: str, port: int) -> None:
     click.echo(
         f"kling-receiver {__version__} on http://{url_host}:{listener.getsockname()[1]}, "
         f"reached by Kling as {settings.receiver_url}\n"
-        f"data in {settings.data_dir.absolute()}: database {database}, results {results}",
+        f"data in {settings.data_dir}: database {database}, results {results}",
         err=True,
     )
     warn_if_unreachable(settings)

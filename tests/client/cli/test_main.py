@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -400,11 +401,54 @@ def test_a_list_shortens_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "ID  STATUS\n"
 
 
-def test_an_output_that_cannot_be_written_is_1(run: Run, tmp_path: Path) -> None:
-    """stderr has the system's reason; the task exists and can be waited for again."""
+def test_an_output_that_cannot_be_written_is_2_before_the_create(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
+    """stderr has the reason, and nothing was paid for."""
     (tmp_path / "a-file").touch()
-    ran = run("text-to-image", "x", "--output", "a-file/out")
-    assert (ran.code, "cannot be written" in ran.err) == (1, True)
+    for output in ("a-file/out", "a-file/x.png", "a-file", "x" * 300, f"{'x' * 300}.png", "/proc/new/folder", ""):
+        ran = run("text-to-image", "x", "--output", output)
+        assert (ran.code, "output" in ran.err) == (2, True), output
+    assert gateway.creates == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "data"]
+
+
+def test_an_output_with_a_suffix_is_a_file(run: Run) -> None:
+    """The first result has this name, the others a number; its folder is created, and a folder of this name stays."""
+    ran = run("text-to-image", "x", "--n", "3", "--output", "new/kangaroo.jpeg")
+    assert ran.out.splitlines() == ["new/kangaroo.jpeg", "new/kangaroo-1.png", "new/kangaroo-2.png"]
+    assert all(Path(line).read_bytes() for line in ran.out.splitlines())
+    Path("folder.png").mkdir()
+    for folder in ("folder.png", "v1.2", "slash.png/"):
+        ran = run("text-to-image", "x", "--output", folder, "--external-task-id", f"order-{folder.strip('/')}")
+        assert ran.out == f"{Path(folder)}/order-{Path(folder)}-0.png\n"
+
+
+def test_a_file_that_cannot_be_written_later_is_1_and_the_others_are_saved(run: Run) -> None:
+    """stderr names the task's id and the command that downloads again."""
+    Path("out", "order-42-0.png", "order-42-0.png").mkdir(parents=True)
+    ran = run("text-to-image", "x", "--n", "2", "--output", "out", "--external-task-id", "order-42")
+    assert (ran.code, ran.out) == (1, "out/order-42-1.png\n")
+    assert ran.err.splitlines()[0].startswith("out/order-42-0.png cannot be written: ")
+    assert ran.err.splitlines()[1:] == [
+        "Download the files of task order-42 again with:",
+        "kling wait order-42 --output out",
+    ]
+
+
+def test_all_problems_of_a_call_are_reported_at_once(
+    run: Run, gateway: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, tags, hook, output and settings, before a request is sent; for typed and other jobs."""
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("KLING_API_KEY", "")
+    monkeypatch.setenv("KLING_RECEIVER_URL", "nonsense")
+    wrong = ["--tag", "", "--hook", "nonsense", "--output", "a-file", "--external-task-id", "a/b"]
+    typed = run("text-to-image", "x", "--n", "11", "--aspect-ratio", "5:4", *wrong)
+    other = run("create", "effects", "--body", "[]", *wrong)
+    common = ["external_task_id", "tags", "hook", "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
+    for ran, own in ((typed, ["n", "aspect_ratio"]), (other, ["family", "body"])):
+        assert ran.code == 2
+        assert [re.split(r"[: ]", line)[0] for line in ran.err.splitlines()] == [*own, *common]
+    assert gateway.creates == []
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
