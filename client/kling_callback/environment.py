@@ -9,6 +9,7 @@ import os
 import ssl
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -16,6 +17,7 @@ import httpx
 
 from kling_callback.protocol.urls import PORTS, is_loopback
 
+TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 SOCKS_EXTRA = "pip install '.[socks]'"
 
 
@@ -23,7 +25,14 @@ class EnvironmentProblem(ValueError):
     """A variable that is not ours cannot be used. The message begins with its name, and never repeats its value."""
 
 
-def proxy_for(url: str) -> str | None:
+class Proxy(NamedTuple):
+    """A proxy's address, as httpx takes it, and the variable that names it."""
+
+    address: str
+    variable: str
+
+
+def proxy_for(url: str) -> Proxy | None:
     """The proxy through which the environment says to reach an http(s) address; None to reach it directly.
 
     Loopback is always reached directly: a proxy has a loopback of its own. Raises EnvironmentProblem.
@@ -35,7 +44,8 @@ def proxy_for(url: str) -> str | None:
         return None
     for scheme in (parts.scheme, "all"):
         if value := proxies.get(scheme, "").strip():
-            return _checked_proxy(_variable(scheme), value)
+            variable = _variable(scheme)
+            return Proxy(_checked_address(variable, value), variable)
     return None
 
 
@@ -59,10 +69,10 @@ def _matches(host: str, port: int, entry: str) -> bool:
     return domain != "" and (host == domain or host.endswith(f".{domain}"))
 
 
-def _checked_proxy(name: str, value: str) -> str:
+def _checked_address(name: str, value: str) -> str:
     """The address of a proxy, as httpx takes it. Raises EnvironmentProblem."""
-    scheme, _, rest = value.rpartition("://")
-    scheme = {"": "http", "socks": "socks5"}.get(scheme.lower(), scheme.lower())
+    scheme, _, rest = (value if "://" in value else f"http://{value}").partition("://")
+    scheme = {"socks": "socks5"}.get(scheme.lower(), scheme.lower())
     address = f"{scheme}://{rest}"
     try:
         usable = bool(value.isprintable() and " " not in value and urlsplit(address).port != 0)
@@ -83,7 +93,7 @@ def _checked_proxy(name: str, value: str) -> str:
 
 
 @functools.cache
-def _context(file: str, folder: str) -> ssl.SSLContext:
+def _context(*variables: str) -> ssl.SSLContext:
     """The TLS context for the variables' values, which httpx reads itself: they are only the key of the cache."""
     return httpx.create_ssl_context()
 
@@ -93,21 +103,23 @@ def tls_context() -> ssl.SSLContext:
 
     Raises EnvironmentProblem.
     """
-    file, folder = os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", "")
+    file, folder, key_log = (os.environ.get(name, "") for name in TLS_VARIABLES)
     try:
         if folder and not file and not any(Path(each).is_dir() for each in folder.split(os.pathsep)):
             raise EnvironmentProblem("SSL_CERT_DIR is not a folder. Set it to one with CA certificates, or remove it.")
-        return _context(file, folder)
+        return _context(file, folder, key_log)
     except OSError as error:
-        name = "SSL_CERT_FILE" if file else "SSLKEYLOGFILE"
         reason = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-        action = "Set it to a file with CA certificates" if file else "Set it to a file that can be written"
-        raise EnvironmentProblem(f"{name} cannot be used: {reason}. {action}, or remove it.") from None
+        if error.filename:  # Python opens this file to write to it
+            raise EnvironmentProblem(f"SSLKEYLOGFILE cannot be written: {reason}. Remove it.") from None
+        raise EnvironmentProblem(
+            f"SSL_CERT_FILE cannot be used: {reason}. Set it to a file with CA certificates, or remove it."
+        ) from None
 
 
 def certificate_problems() -> list[str]:
     """The problems of the variables that name CA certificates. Fast where none is set."""
-    if not any(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")):
+    if not any(os.environ.get(name) for name in TLS_VARIABLES):
         return []
     try:
         tls_context()

@@ -140,14 +140,9 @@ class ReceiverSettings(CommonSettings):
     def _resolve_folder(cls, value: Path) -> Path:
         """The absolute path; `~` is the home folder, as in a shell, which does not read `.env`."""
         try:
-            return value.expanduser().absolute()
+            return _absolute(value.expanduser())
         except RuntimeError:
             raise ValueError("begins with ~, but there is no home folder. Set it to an absolute path.") from None
-        except OSError:
-            raise ValueError(
-                "is relative to the working folder, which no longer exists. Change to another folder, or set it to an "
-                "absolute path."
-            ) from None
 
     @field_validator("storage_url")
     @classmethod
@@ -289,7 +284,18 @@ def _check_file(value: str, file: str | None, host: str | None) -> None:
         raise ValueError(
             f"has two slashes, where SQLite needs three: sqlite:///{path} (or four: sqlite:////folder/file)."
         )
-    if file in (None, "", ":memory:"):
+    if not file or file == ":memory:":
         raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
+    _absolute(Path(file))
     if "?" in value:
         raise ValueError("must be sqlite:/// and the file's path, without options. A `?` in the path is %3F.")
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except OSError:
+        raise ValueError(
+            "is relative to the working folder, which no longer exists. Change to another folder, or set it to an "
+            "absolute path."
+        ) from None

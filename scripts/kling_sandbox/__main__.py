@@ -1,6 +1,7 @@
 """The command `kling-sandbox`."""
 
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_urlsafe
@@ -8,6 +9,7 @@ from typing import Any
 
 import click
 
+from kling_callback.cli import terminal
 from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
@@ -24,6 +26,14 @@ SETTINGS = """Settings for client and receiver on this machine:
 
 class Command(click.Command):
     """A command whose help begins with the warning that this is not Kling, and ends with the switches."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, in any locale. A full disk behind stdout is a message, and exit code 1."""
+        terminal.use_utf8()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            sys.exit(terminal.report_unwritable(error))
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help."""

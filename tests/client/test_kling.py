@@ -404,7 +404,7 @@ def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     for receiver in ("http://127.0.0.1:8000", "http://[::1]:8000"):
         assert proxy_for(receiver) is None
-    assert proxy_for("https://kling.test") == "http://proxy.test:3128"
+    assert proxy_for("https://kling.test") == ("http://proxy.test:3128", "HTTPS_PROXY")
 
 
 def test_client_imports_nothing_of_the_receiver() -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import httpx
 
-from kling_callback.environment import EnvironmentProblem, proxy_for, tls_context
+from kling_callback.environment import EnvironmentProblem, Proxy, proxy_for, tls_context
 
 AGENT = f"kling-callback/{version('kling-callback')}"
 
@@ -20,20 +20,28 @@ class RoutedTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, direct: httpx.AsyncBaseTransport | None = None) -> None:
         """`direct`: sends the requests that need no proxy."""
-        self._transports: dict[str | None, httpx.AsyncBaseTransport] = {None: direct} if direct else {}
+        self._transports: dict[Proxy | None, httpx.AsyncBaseTransport] = {None: direct} if direct else {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request. A variable that cannot be used is an httpx.ProxyError: nothing was sent."""
         try:
-            transport = self._transport(proxy_for(str(request.url)))
+            proxy = proxy_for(str(request.url))
+            transport = self._transport(proxy)
         except EnvironmentProblem as problem:
             raise httpx.ProxyError(str(problem), request=request) from problem
-        return await transport.handle_async_request(request)
+        try:
+            return await transport.handle_async_request(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            if proxy is None:
+                raise
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise httpx.ProxyError(f"{reason} (through the proxy that {proxy.variable} names)") from error
 
-    def _transport(self, proxy: str | None) -> httpx.AsyncBaseTransport:
+    def _transport(self, proxy: Proxy | None) -> httpx.AsyncBaseTransport:
         if proxy not in self._transports:
-            tls = tls_context()
-            route = httpx.Proxy(proxy, ssl_context=tls if proxy.startswith("https:") else None) if proxy else None
+            tls, route = tls_context(), None
+            if proxy:
+                route = httpx.Proxy(proxy.address, ssl_context=tls if proxy.address.startswith("https:") else None)
             self._transports[proxy] = httpx.AsyncHTTPTransport(verify=tls, limits=LIMITS, proxy=route)
         return self._transports[proxy]
 

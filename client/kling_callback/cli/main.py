@@ -380,7 +380,11 @@ def listen(
     settings = ClientSettings.load(require=TO_WAIT)
     target = forward or (shlex.join(command) if command else "")
     event_filter = listener.EventFilter(types, tag)
-    cursor = Cursor(state.expanduser(), settings.receiver_base, target, only=event_filter.key)
+    try:
+        folder = state.expanduser()
+    except RuntimeError:
+        raise click.UsageError("There is no home folder. Name a folder with --state.") from None
+    cursor = Cursor(folder, settings.receiver_base, target, only=event_filter.key)
 
     def report(event: Event, handled: listener.HandlerResult) -> None:
         terminal.print_json(event.document) if as_json else terminal.print_event(event, handled.label)

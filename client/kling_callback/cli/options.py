@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -227,6 +228,8 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
 
 def _read(name: str) -> str:
     """The text of a file, or of stdin if `name` is `-`. Raises OSError, ValueError."""
+    if name == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
     with click.open_file(name, "rb") as file:
         content: bytes = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
