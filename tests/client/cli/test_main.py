@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,71 @@ def test_any_other_job(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
     assert run("create", "/text-to-video/kling-3.0-turbo", "--body", "@body.json").code == 0
     assert run("create", "images/generations", "--body", '{"prompt": "x"}').code == 0
     assert gateway.creates[0]["prompt"] == "袋鼠"
+
+
+@pytest.mark.parametrize("content", [b'\xef\xbb\xbf{"prompt": "\xe8\xa2\x8b"}', b'\n {"prompt": "\xe8\xa2\x8b"}\r\n'])
+def test_a_body_in_a_file_or_on_stdin(
+    run: Run, tmp_path: Path, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """With or without a byte order mark, in any locale; the same for each option that takes JSON."""
+    (tmp_path / "body.json").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(content), encoding="gbk"))
+    for body in ("@body.json", "@-", content.decode()):
+        assert run("create", "images/generations", "--body", body, "--no-wait").code == 0
+    assert [create["prompt"] for create in gateway.creates] == ["袋"] * 3
+    camera = BytesIO(b'{"type": "down_back"}')
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(camera))
+    assert run("text-to-video", "x", "--camera-control", "@-", "--no-wait").code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ('{"a": 1}'.encode("utf-16-le"), "UTF-16"),
+        ('{"a": "ÿ"}'.encode("latin-1"), "not UTF-8 text. Save it as UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 5_000, "not valid JSON"),
+        (b'{"prompt": ', "not valid JSON"),
+        (None, "is closed"),
+    ],
+)
+def test_a_body_that_cannot_be_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    """One message, and exit code 2; in a file as on stdin."""
+    (tmp_path / "body.json").write_bytes(content or b"")
+    monkeypatch.setattr("sys.stdin", None if content is None else TextIOWrapper(BytesIO(content)))
+    for body in ["@-"] if content is None else ["@body.json", "@-"]:
+        ran = run("create", "images/generations", "--body", body)
+        assert (ran.code, ran.out) == (2, "")
+        assert message in ran.err
+
+
+@pytest.mark.parametrize("name", ["", "missing", ".", "x" * 5_000])
+def test_a_file_that_cannot_be_opened(run: Run, name: str) -> None:
+    """The message has the system's reason."""
+    ran = run("create", "images/generations", "--body", f"@{name}")
+    assert (ran.code, "cannot be read: " in ran.err) == (2, True)
+
+
+def test_a_pipe_is_read_like_a_file(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
+    """As a shell passes the output of a command: @<(...)."""
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=['{"prompt": "x"}'])
+    writing.start()
+    assert run("create", "images/generations", "--body", "@pipe", "--no-wait").code == 0
+    writing.join()
+    assert gateway.creates[0]["prompt"] == "x"
+
+
+def test_without_a_home_folder_listen_asks_for_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that cannot be stored is wrong usage."""
+    monkeypatch.setenv("XDG_STATE_HOME", "~no-such-user/state")
+    ran = run("listen")
+    assert (ran.code, "--state" in ran.err) == (2, True)
 
 
 def test_the_same_id_again_continues(run: Run, gateway: Sandbox) -> None:
