@@ -28,12 +28,12 @@ class Command(click.Command):
     """A command whose help begins with the warning that this is not Kling, and ends with the switches."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command, in any locale. A full disk behind stdout is a message, and exit code 1."""
+        """Run the command, in any locale. An output that cannot be written is a message, no traceback."""
         terminal.use_utf8()
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:
-            sys.exit(terminal.report_unwritable(error))
+        except (OSError, UnicodeEncodeError) as error:
+            sys.exit(terminal.report_bad_stream(error))
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help."""

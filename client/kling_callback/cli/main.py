@@ -68,8 +68,8 @@ def report_error(error: Exception) -> int:
         case errors.KlingError():
             terminal.print_message(_format(error))
             return _exit_code(error)
-        case OSError():
-            return terminal.report_unwritable(error)
+        case OSError() | UnicodeEncodeError():
+            return terminal.report_bad_stream(error)
         case _:
             raise error
 

@@ -57,8 +57,12 @@ def discard_unwritten() -> None:
             pass
 
 
-def report_unwritable(error: OSError) -> int:
-    """Print that a file or stdout cannot be written. Returns the exit code, 1."""
+def report_bad_stream(error: OSError | UnicodeEncodeError) -> int:
+    """Print that a file or stdout cannot be written, or that an argument is not text. Returns the exit code."""
+    if isinstance(error, UnicodeEncodeError):
+        place = ascii(error.object[max(error.start - 20, 0) : error.end + 20])
+        print_message(f"An argument contains bytes that are not UTF-8 text, near {place}.")
+        return 2
     discard_unwritten()
     print_message(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
     return 1

@@ -41,13 +41,13 @@ class LazyGroup(click.Group):
         self.lazy_commands = lazy_commands
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command. A full disk behind stdout is a message, and exit code 1."""
+        """Run a command. An output that cannot be written is a message, no traceback."""
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
             from kling_callback.cli import terminal  # here: the help needs none of it
 
-            sys.exit(terminal.report_unwritable(error))
+            sys.exit(terminal.report_bad_stream(error))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands."""
