@@ -59,6 +59,21 @@ class JsonAssignment(Json):
             return name, text
 
 
+class NumberParam(click.ParamType[Any]):
+    """A number of this type. Other text is left as it is: the table of jobs reports it beside the other problems."""
+
+    name = "NUMBER"
+
+    def __init__(self, number: Callable[[str], Any]) -> None:
+        self._number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._number(value)
+        except ValueError:
+            return value
+
+
 class OutputParam(click.ParamType[Output]):
     """A folder, or a file whose name has a suffix."""
 
@@ -210,14 +225,14 @@ def _parameter(parameter: Parameter) -> click.Parameter:
 
 
 def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
-    """click's type and metavar. Ranges are left to the table of jobs, which reports all problems at once."""
+    """click's type and metavar. Checks are left to the table of jobs, which reports all problems at once."""
     match parameter.kind:
         case Choice(values):
             return click.STRING, "|".join(values)
         case Integer(low, high):
-            return click.INT, f"{low}-{high}"
+            return NumberParam(int), f"{low}-{high}"
         case Number(low, high):
-            return click.FLOAT, f"{low}-{high}"
+            return NumberParam(float), f"{low}-{high}"
         case Seconds():
             return click.STRING, "SECONDS"
         case CameraControl():

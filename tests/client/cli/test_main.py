@@ -508,7 +508,7 @@ def test_all_problems_of_a_call_are_reported_at_once(
     monkeypatch.setenv("KLING_API_KEY", "")
     monkeypatch.setenv("KLING_RECEIVER_URL", "nonsense")
     wrong = ["--tag", "", "--hook", "nonsense", "--output", "a-file", "--external-task-id", "a/b"]
-    typed = run("text-to-image", "x", "--n", "11", "--aspect-ratio", "5:4", *wrong)
+    typed = run("text-to-image", "x", "--n", "many", "--aspect-ratio", "5:4", *wrong)
     other = run("create", "effects", "--body", "[]", *wrong)
     common = ["external_task_id", "tags", "hook", "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
     for ran, own in ((typed, ["n", "aspect_ratio"]), (other, ["family", "body"])):
