@@ -39,8 +39,10 @@ def proxy_for(url: str) -> Proxy | None:
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
+    if is_loopback(host):
+        return None
     proxies = getproxies()  # the system's own settings where the environment has none
-    if is_loopback(host) or is_excluded(host, port, proxies.get("no", "")):
+    if is_excluded(host, port, proxies.get("no", "")):
         return None
     for scheme in (parts.scheme, "all"):
         if value := proxies.get(scheme, "").strip():

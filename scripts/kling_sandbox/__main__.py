@@ -105,6 +105,7 @@ def main(ready_file: Path | None, **options: Any) -> None:
     signals = {signal.SIGINT, signal.SIGTERM}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
+        options["host"].encode()
         with Sandbox(**options) as sandbox:
             click.echo(f"sandbox gateway (not Kling) on {sandbox.url}")
             key = (*options["keys"], "...")[0]
@@ -112,7 +113,7 @@ def main(ready_file: Path | None, **options: Any) -> None:
             if ready_file:
                 write_ready_file(ready_file, sandbox.url)
             signal.sigwait(signals)
-    except (OSError, TypeError, ValueError) as error:  # of a host or file name that cannot be one
+    except (OSError, ValueError) as error:  # ValueError: a host or file name that cannot be one
         raise click.ClickException(str(error)) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

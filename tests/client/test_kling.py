@@ -398,6 +398,24 @@ async def test_an_internal_address_is_used_for_the_receiver() -> None:
     assert stage.bodies("create")[0]["callback_url"].startswith("https://receiver.test/")
 
 
+@pytest.mark.anyio
+async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
+    """Parameters, id, tags, hook and key, before anything is sent: neither Kling nor the receiver is asked."""
+    settings = ClientSettings.load(require=(), receiver_url="http://127.0.0.1:1", api_base=gateway.url)
+    wrong: dict[str, Any] = {"tags": [""], "hook": "nonsense", "external_task_id": "a/b"}
+    async with AsyncKling(settings=settings) as kling:
+        for create in (
+            kling.text_to_image("x" * 3000, n=11, **wrong),
+            kling.create("effects", {"callback_url": "https://x.example"}, **wrong),
+        ):
+            with pytest.raises(ParameterError) as raised:
+                await create
+            names = [each.split()[0].rstrip(":") for each in raised.value.problems]
+            assert names[2:] == ["external_task_id", "tags", "hook", "KLING_API_KEY"]
+            assert len(names) == 6
+    assert gateway.creates == []
+
+
 def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy from the environment is for Kling; a loopback receiver is called directly."""
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")

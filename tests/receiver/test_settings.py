@@ -109,7 +109,7 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"storage_url": "/var/x"}, "file:///"),
         ({"storage_url": "s3://bucket"}, "file:///"),
         ({"private_hook_hosts": "a/b"}, "neither a host"),
-        ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y"}, "host:port: 'a/b', 'c d', 'x:y'."),
+        ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y, z:²"}, "host:port: 'a/b', 'c d', 'x:y', 'z:²'."),
     ],
 )
 def test_each_problem_says_what_to_do(values: dict[str, Any], part: str) -> None:

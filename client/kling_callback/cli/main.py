@@ -288,9 +288,13 @@ def wait_for(task_id: str, **waiting: Any) -> None:
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(task_id)
 
-    wait_options = WaitOptions(**waiting)
-    if wait_options.output:
-        wait_options.output.check()
+    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
+    with problems:
+        if wait_options.output:
+            wait_options.output.check()
+    with problems:
+        ClientSettings.load(require=TO_WAIT)
+    problems.raise_all()
     run_task(begin, TO_WAIT, task_id, wait_options)
 
 

@@ -37,7 +37,7 @@ class Json(click.ParamType[Any]):
             text = _read(value[1:]) if value.startswith("@") else value
             return json.loads(text.removeprefix("\ufeff"), parse_constant=_reject_constant)
         except OSError as error:
-            self.fail(f"{value[1:]} cannot be read: {error.strerror}.", param, ctx)
+            self.fail(f"{value} cannot be read: {error.strerror}.", param, ctx)
         except (ValueError, RecursionError) as error:
             self.fail(f"not valid JSON: {error}.", param, ctx)
 

@@ -68,7 +68,10 @@ class Secret(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value != "-":
             return str(value)
-        line = sys.stdin.readline().strip()
+        try:
+            line = sys.stdin.readline().strip() if sys.stdin else ""
+        except UnicodeDecodeError:
+            line = ""
         return line or self.fail("there is no secret on stdin.", param, ctx)
 
 
