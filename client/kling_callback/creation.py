@@ -9,7 +9,7 @@ register ─▶ send ─┬─ taken ──────────────�
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,14 +20,77 @@ from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, 
 from kling_callback.api.refusals import CONCURRENCY_LIMITED, RATE_LIMITED
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
-from kling_callback.errors import CreateUnknown, GatewayError, KlingError, NotCreated, ReceiverError
-from kling_callback.jobs.body import model_of, with_callback
+from kling_callback.errors import (
+    CreateUnknown,
+    GatewayError,
+    KlingError,
+    NotCreated,
+    ParameterError,
+    ProblemCollector,
+    ReceiverError,
+    SettingsError,
+)
+from kling_callback.jobs.body import chosen_id, model_of, with_callback
+from kling_callback.protocol.families import is_new_standard
+from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import digest, redacted
 from kling_callback.protocol.reports import UNKNOWN_TASK, Report
+from kling_callback.protocol.urls import normalize_url
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 
 log = logging.getLogger("kling_callback.creation")
+
+
+MAX_TAG_CHARS, MAX_TAGS = 100, 20
+"""Characters of a tag, and tags of a task: the receiver's limits."""
+
+
+def check_call(
+    family: str, body: Any, *, tags: Sequence[str], hook: str | None, external_task_id: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """Check what belongs to a create beside its parameters. Returns the task's id, chosen or new, and distinct tags.
+
+    Raises ParameterError with all problems.
+    """
+    problems, task_id, distinct_tags = ProblemCollector(), None, tuple[str, ...]()
+    with problems:
+        task_id = chosen_id(family, body, external_task_id)
+    with problems:
+        distinct_tags = _valid_tags(tags)
+    with problems:
+        _check_hook(hook)
+    problems.raise_all()
+    return task_id or new_id(), distinct_tags
+
+
+def check_key(settings: ClientSettings, family: str = "") -> None:
+    """Check that the settings have a key for a family. Raises SettingsError, ParameterError."""
+    if not settings.key_fingerprint:
+        raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
+    if is_new_standard(family) and not settings.api_key:
+        raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
+
+
+def _valid_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """The distinct tags; a string is one tag. Raises ParameterError."""
+    distinct = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
+    problems = []
+    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in distinct):
+        problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
+    if len(distinct) > MAX_TAGS:
+        problems.append(f"tags: there are {len(distinct)}, at most {MAX_TAGS}.")
+    if problems:
+        raise ParameterError(problems)
+    return distinct
+
+
+def _check_hook(hook: str | None) -> None:
+    try:
+        if hook:
+            normalize_url(hook.partition("?")[0])
+    except ValueError as error:
+        raise ParameterError([f"hook: {error}"]) from None
 
 
 class CreateCall:

@@ -74,6 +74,29 @@ class ParameterError(_Problems):
     outcome: Outcome | None = "not_created"
 
 
+class ProblemCollector:
+    """Collects what several checks raise, to report it at once: `with collector: check()`, then `raise_all()`."""
+
+    def __init__(self) -> None:
+        self._errors: list[ParameterError | SettingsError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        if not isinstance(error, ParameterError | SettingsError):
+            return False
+        self._errors.append(error)
+        return True
+
+    def raise_all(self) -> None:
+        """Raise all problems as one error: a ParameterError, or a SettingsError if all are about settings."""
+        problems = list(dict.fromkeys(problem for error in self._errors for problem in error.problems))
+        if problems:
+            parameters = any(isinstance(error, ParameterError) for error in self._errors)
+            raise (ParameterError if parameters else SettingsError)(problems)
+
+
 class TokenError(KlingError):
     """A signed token was forged, altered, or signed with another secret."""
 

@@ -13,16 +13,13 @@ from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.creation import CreateCall
-from kling_callback.errors import ParameterError, SettingsError
+from kling_callback.creation import CreateCall, check_call, check_key
+from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
 from kling_callback.job_methods import JobMethods, returning
-from kling_callback.jobs.body import chosen_id
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.events import Event
-from kling_callback.protocol.families import is_new_standard
-from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import IDENTIFIER
 from kling_callback.protocol.signing import api_token
 from kling_callback.settings import ClientSettings
@@ -30,9 +27,6 @@ from kling_callback.tasks import AsyncTask, with_files
 
 TOKEN_LIFETIME_SECONDS = 300
 """Seconds for which a bearer token made here is valid: it is used for one request."""
-
-MAX_TAG_CHARS, MAX_TAGS = 100, 20
-"""Characters of a tag, and tags of a task: the receiver's limits."""
 
 
 @returning(AsyncTask)
@@ -71,9 +65,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             receiver_url=receiver_url,
             receiver_internal_url=receiver_internal_url,
         )
-        base = self._settings.receiver_base
-        self._http = http or create_client(base)
-        self._receiver = ReceiverApi(self._http, base, self._token, retry or RetryPolicy())
+        self._http = http or create_client()
+        self._receiver = ReceiverApi(self._http, self._settings.receiver_base, self._token, retry or RetryPolicy())
         self._kling_api = KlingApi(self._settings.api_base, auth_from(self._settings), self._http)
 
     async def run(
@@ -89,8 +82,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
         Other arguments and errors as in `create`.
         """
-        family, body = await to_thread.run_sync(job.create, await with_files(values))
-        return await self._create(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        problems, family, body = ProblemCollector(), job.endpoints[0].family, dict(values)
+        with problems:
+            family, body = await to_thread.run_sync(job.create, await with_files(values))
+        return await self._create(problems, family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def create(
         self,
@@ -114,8 +109,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
         finds out, and the create is never sent again.
         """
-        sent = await to_thread.run_sync(prepare, family, await with_files(body))
-        return await self._create(family, sent, tags=tags, hook=hook, external_task_id=external_task_id)
+        problems, sent = ProblemCollector(), dict[str, Any]()
+        with problems:
+            sent = await to_thread.run_sync(prepare, family, await with_files(body))
+        return await self._create(problems, family, sent, tags=tags, hook=hook, external_task_id=external_task_id)
 
     def _run(
         self,
@@ -129,6 +126,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
     async def _create(
         self,
+        problems: ProblemCollector,
         family: str,
         body: dict[str, Any],
         *,
@@ -136,8 +134,13 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         hook: str | None,
         external_task_id: str | None,
     ) -> AsyncTask:
-        task_id = chosen_id(family, body, external_task_id) or new_id()
-        self._check_key(family)
+        """Report all problems, also those that were found before; then create the task."""
+        task_id, distinct_tags = "", tuple[str, ...]()
+        with problems:
+            task_id, distinct_tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        with problems:
+            check_key(self._settings, family)
+        problems.raise_all()
         creation = CreateCall(
             self._kling_api,
             self._receiver,
@@ -145,7 +148,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             task_id=task_id,
             family=family,
             body=body,
-            tags=_valid_tags(tags),
+            tags=distinct_tags,
             hook=hook or "",
         )
         return await creation.run()
@@ -184,7 +187,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
         """
-        self._require_key()
+        check_key(self._settings)
         return await calls.call(self._kling_api, self._receiver.retry, path, body)
 
     async def tasks_at_kling(self, family: str, *, limit: int = PAGE_SIZE) -> list[dict[str, Any]]:
@@ -192,7 +195,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
         Raises ParameterError for another family, GatewayError if Kling gives no list.
         """
-        self._require_key()
+        check_key(self._settings)
         return await calls.tasks_at_kling(self._kling_api, self._receiver.retry, family, limit)
 
     def attach(self, task_id: str) -> AsyncTask:
@@ -232,15 +235,6 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
     ) -> None:
         await self.aclose()
 
-    def _require_key(self) -> None:
-        if not self._settings.key_fingerprint:
-            raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
-
-    def _check_key(self, family: str) -> None:
-        self._require_key()
-        if is_new_standard(family) and not self._settings.api_key:
-            raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
-
     def _token(self) -> str:
         settings = self._settings
         settings.check_receiver()
@@ -251,16 +245,3 @@ def _valid_id(task_id: str) -> str:
     if not IDENTIFIER.fullmatch(task_id):
         raise ParameterError([f"{task_id!r} is not a task's id: it must be one part of a path. Use the receiver's id."])
     return task_id
-
-
-def _valid_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """The distinct tags; a string is one tag. Raises ParameterError."""
-    distinct = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
-    problems = []
-    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in distinct):
-        problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
-    if len(distinct) > MAX_TAGS:
-        problems.append(f"tags: there are {len(distinct)}, at most {MAX_TAGS}.")
-    if problems:
-        raise ParameterError(problems)
-    return distinct

@@ -3,11 +3,13 @@
 The environment is read here and nowhere else.
 """
 
+import errno
 from collections.abc import Collection
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
@@ -19,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from kling_callback.environment import EnvironmentProblem, certificate_problems, proxy_for
 from kling_callback.errors import SettingsError
 from kling_callback.protocol.signing import MAKE_SECRET_HINT, MIN_SECRET_CHARS, key_fingerprint
 from kling_callback.protocol.urls import normalize_public_url, normalize_url
@@ -27,14 +30,17 @@ from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_ke
 MIN_SIMILARITY = 0.85
 """From 0 to 1: a variable this similar to a setting is reported as misspelt."""
 
-TO_WAIT = ("receiver_url", "receiver_token")
+TO_WAIT = ("receiver_url", "receiver_token", "receiver_internal_url")
 """The settings required to wait for tasks, show and list them."""
 
-TO_CALL = ("api_key",)
+TO_CALL = ("api_key", "api_base")
 """The settings required to call Kling without a receiver."""
 
-TO_CREATE = ("api_key", *TO_WAIT)
+TO_CREATE = ("api_key", "api_base", *TO_WAIT)
 """The settings required to create tasks."""
+
+ENV_FILE = ".env"
+"""In the working folder."""
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
@@ -72,8 +78,8 @@ class CommonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="KLING_",
-        env_file=".env",
-        env_file_encoding="utf-8",
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -104,8 +110,11 @@ class CommonSettings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _strip(cls, value: Any) -> Any:
-        return value.strip() if isinstance(value, str) else value
+    def _strip(cls, value: Any, info: ValidationInfo) -> Any:
+        """Without the blanks around it; a value of blanks only is unset, as an empty variable is."""
+        if not isinstance(value, str) or not value:
+            return value
+        return value.strip() or cls.model_fields[str(info.field_name)].get_default()
 
     @field_validator("signing_secrets", mode="before")
     @classmethod
@@ -125,7 +134,10 @@ class CommonSettings(BaseSettings):
     @field_validator("api_base")
     @classmethod
     def _normalize_base(cls, value: str) -> str:
-        return normalize_url(value).removesuffix("/v1")
+        base = normalize_url(value).removesuffix("/v1")
+        if is_required("api_base"):
+            proxy_for(base)
+        return base
 
     @field_validator("receiver_url")
     @classmethod
@@ -134,8 +146,11 @@ class CommonSettings(BaseSettings):
 
     @field_validator("receiver_internal_url")
     @classmethod
-    def _normalize_internal(cls, value: str) -> str:
-        return normalize_url(value) if value else value
+    def _normalize_internal(cls, value: str, info: ValidationInfo) -> str:
+        address = normalize_url(value) if value else value
+        if is_required("receiver_internal_url"):
+            proxy_for(address or info.data.get("receiver_url", ""))
+        return address
 
     @field_validator("api_key", "access_key")
     @classmethod
@@ -169,21 +184,28 @@ class CommonSettings(BaseSettings):
     def load(cls, *, require: Collection[str] = (), **values: Any) -> Self:
         """Read the settings. `values` that are not None take precedence over the environment, that over `.env`.
 
-        `require`: names of the settings that must be set, or an alternative to them. Raises SettingsError with
-        all problems, invalid and missing settings alike.
+        `require`: names of the settings that must be set, or an alternative to them; an address that has a default
+        is required to be reachable with the proxies of the environment. Raises SettingsError with all problems,
+        invalid and missing settings alike.
         """
         if unknown := set(require) - cls.model_fields.keys():
             raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
         token = _required.set(frozenset(require))
+        problems = certificate_problems()
         try:
-            return cls(**{name: value for name, value in values.items() if value is not None})
+            if Path(ENV_FILE).is_fifo():  # reading it could wait for ever
+                raise OSError(errno.EINVAL, "it is a pipe")
+            settings = cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
-            raise SettingsError([cls._describe(each) for each in error.errors()]) from None
+            problems += [cls._describe(each) for each in error.errors()]
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise SettingsError([f".env cannot be read: {reason}. Fix it, or remove it."]) from None
+            problems.append(f"{ENV_FILE} cannot be read: {reason}. Fix it, or remove it.")
         finally:
             _required.reset(token)
+        if problems:
+            raise SettingsError(list(dict.fromkeys(problems)))
+        return settings
 
     @classmethod
     def unknown_variables(cls) -> list[str]:
@@ -209,7 +231,8 @@ class CommonSettings(BaseSettings):
         expected = [each.text for each in cls.model_fields[name].metadata if isinstance(each, Expected)]
         ours = error["type"] == "value_error"
         message = error["msg"].removeprefix("Value error, ") if ours or not expected else expected[0]
-        return message if message.startswith("KLING_") else f"KLING_{name.upper()}: {message}"
+        names_variable = ours and isinstance(error["ctx"]["error"], EnvironmentProblem)
+        return message if names_variable or message.startswith("KLING_") else f"KLING_{name.upper()}: {message}"
 
 
 class ClientSettings(CommonSettings):

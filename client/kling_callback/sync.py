@@ -197,7 +197,8 @@ class File(BaseFile):
     def save(self, path: str | Path) -> Path:
         """Download the file to `path`, or into the folder `path` as `name`: complete and checked, or not at all.
 
-        Returns its Path. Raises ResultFailed when it cannot be downloaded, OSError when it cannot be written.
+        A `path` that ends with a slash is a folder. Returns the file's Path. Raises ResultFailed when it cannot be
+        downloaded, OSError when it cannot be written.
         """
         return self._loop.run(lambda: self._file.save(path))
 

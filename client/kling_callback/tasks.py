@@ -102,9 +102,10 @@ class AsyncFile(BaseFile):
     async def save(self, path: str | Path) -> Path:
         """Download the file to `path`, or into the folder `path` as `name`: complete and checked, or not at all.
 
-        Returns its Path. Raises ResultFailed when it cannot be downloaded, OSError when it cannot be written.
+        A `path` that ends with a slash is a folder. Returns the file's Path. Raises ResultFailed when it cannot be
+        downloaded, OSError when it cannot be written.
         """
-        target = await to_thread.run_sync(self._target, Path(path))
+        target = await to_thread.run_sync(self._target, path)
         await self._download(lambda: AtomicFile(temporary_path(target)), lambda file: file.commit(target))
         return target
 
@@ -112,8 +113,9 @@ class AsyncFile(BaseFile):
         """Download the content as bytes, checked. Raises ResultFailed when it cannot be downloaded."""
         return await self._download(MemoryFile, lambda file: bytes(file.content))
 
-    def _target(self, path: Path) -> Path:
-        return path / self.name if path.is_dir() else path
+    def _target(self, path: str | Path) -> Path:
+        is_folder = str(path).endswith("/") or Path(path).is_dir()
+        return Path(path) / self.name if is_folder else Path(path)
 
     async def _download(self, create: Callable[[], W], finish: Callable[[W], R]) -> R:
         """Download into what `create` returns, check it, and return what `finish` makes of it. Retries."""

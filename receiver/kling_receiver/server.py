@@ -203,8 +203,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)  # connections made before the first accept wait in it
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: the name is not text
         listener.close()
         hint = "Stop the program that listens there, or set another --host or --port."
-        raise OSError(f"Cannot listen on {host}, port {port}: {error.strerror}. {hint}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"Cannot listen on {host}, port {port}: {reason}. {hint}") from error
     return listener

@@ -1,5 +1,6 @@
 """The receiver's settings: one table, checked against each other before anything starts."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -24,10 +25,10 @@ MAX_SECONDS = 365 * DAY
 MAX_BYTES = 1 << 40
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
 
-TO_ADMINISTER = ("signing_secrets", "receiver_url")
+TO_ADMINISTER = ("signing_secrets", "receiver_url", "receiver_internal_url")
 """The settings required to sign callback addresses of this receiver, and to call its API as an admin."""
 
-TO_SERVE = (*TO_ADMINISTER, "api_key")
+TO_SERVE = ("signing_secrets", "receiver_url", "api_key", "api_base")
 """The settings required to serve; Kling's webhook secrets are an alternative to a key."""
 
 
@@ -121,6 +122,7 @@ class ReceiverSettings(CommonSettings):
 
         if not value:
             return value
+        value = re.sub(r"^postgres(?=[:+])", "postgresql", value)
         try:
             url = make_url(value)
         except (ArgumentError, ValueError):
@@ -129,9 +131,18 @@ class ReceiverSettings(CommonSettings):
             raise ValueError(f"is for sqlite and postgresql only, not {url.get_backend_name()}.")
         if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"):
             raise ValueError(f"names a driver that is not used here. Remove +{url.drivername.partition('+')[2]}.")
-        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-            raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
+        if url.get_backend_name() == "sqlite":
+            _check_file(value, url.database, url.host)
         return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _resolve_folder(cls, value: Path) -> Path:
+        """The absolute path; `~` is the home folder, as in a shell, which does not read `.env`."""
+        try:
+            return _absolute(value.expanduser())
+        except RuntimeError:
+            raise ValueError("begins with ~, but there is no home folder. Set it to an absolute path.") from None
 
     @field_validator("storage_url")
     @classmethod
@@ -242,7 +253,10 @@ class ReceiverSettings(CommonSettings):
     @property
     def database(self) -> str:
         """The database's address, or its default in the data folder."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'kling.db'}"
+        from sqlalchemy.engine import URL
+
+        default = URL.create("sqlite", database=str(self.data_dir / "kling.db"))  # it encodes %, ? and #
+        return self.database_url or str(default)
 
     @property
     def database_file(self) -> Path | None:
@@ -255,9 +269,33 @@ class ReceiverSettings(CommonSettings):
     @property
     def results(self) -> Path:
         """The folder of the result files, or its default in the data folder."""
-        return folder_of(self.storage_url) if self.storage_url else self.data_dir.absolute() / "results"
+        return folder_of(self.storage_url) if self.storage_url else self.data_dir / "results"
 
     @property
     def has_key(self) -> bool:
         """Whether Kling can be queried."""
         return bool(self.key_fingerprint)
+
+
+def _check_file(value: str, file: str | None, host: str | None) -> None:
+    """Check the address of an SQLite database. Raises ValueError."""
+    if host is not None:
+        path = f"{host}/{file or ''}".rstrip("/")
+        raise ValueError(
+            f"has two slashes, where SQLite needs three: sqlite:///{path} (or four: sqlite:////folder/file)."
+        )
+    if not file or file == ":memory:":
+        raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
+    _absolute(Path(file))
+    if "?" in value:
+        raise ValueError("must be sqlite:/// and the file's path, without options. A `?` in the path is %3F.")
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except OSError:
+        raise ValueError(
+            "is relative to the working folder, which no longer exists. Change to another folder, or set it to an "
+            "absolute path."
+        ) from None

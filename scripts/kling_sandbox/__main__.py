@@ -1,6 +1,8 @@
 """The command `kling-sandbox`."""
 
+import math
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_urlsafe
@@ -8,6 +10,7 @@ from typing import Any
 
 import click
 
+from kling_callback.cli import terminal
 from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
@@ -23,8 +26,27 @@ SETTINGS = """Settings for client and receiver on this machine:
   export KLING_SIGNING_SECRETS={secret}"""
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds that a program can wait."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number.", param, ctx) if math.isnan(seconds) else seconds
+
+
+SECONDS, BYTES = Seconds(0, 1e9), click.IntRange(0, 1 << 30)
+
+
 class Command(click.Command):
     """A command whose help begins with the warning that this is not Kling, and ends with the switches."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, in any locale. An output that cannot be written is a message, no traceback."""
+        terminal.use_utf8()
+        try:
+            return super().main(*args, **kwargs)
+        except (OSError, UnicodeEncodeError) as error:
+            sys.exit(terminal.report_bad_stream(error))
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help."""
@@ -52,17 +74,21 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("kling-callback"), prog_name="kling-sandbox")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=0, help="Default: a free one.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Default: a free one.")
 @click.option("--base-path", default="", help="Serve Kling's routes below a prefix, as relays do: /kling")
 @click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
 @click.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
 @click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
 @click.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
-@click.option("--image-seconds", default=0.5, show_default=True, help="Duration of a task that makes no video.")
-@click.option("--video-seconds", default=1.5, show_default=True, help="Duration of a task that makes a video.")
-@click.option("--result-seconds", default=30 * 86400.0, help="Lifetime of file URLs. Default: 30 days.")
-@click.option("--image-bytes", default=0, help="Pad images to at least this size.")
-@click.option("--video-bytes", default=0, help="Pad videos to at least this size.")
+@click.option(
+    "--image-seconds", default=0.5, type=SECONDS, show_default=True, help="Duration of a task that makes no video."
+)
+@click.option(
+    "--video-seconds", default=1.5, type=SECONDS, show_default=True, help="Duration of a task that makes a video."
+)
+@click.option("--result-seconds", default=30 * 86400.0, type=SECONDS, help="Lifetime of file URLs. Default: 30 days.")
+@click.option("--image-bytes", default=0, type=BYTES, help="Pad images to at least this size.")
+@click.option("--video-bytes", default=0, type=BYTES, help="Pad videos to at least this size.")
 @click.option("--webhook-secret", help="Sign callbacks with this whsec_... secret.")
 @click.option("--concurrency", type=click.IntRange(1), help="Refuse creates above this limit (1303).")
 @click.option(
@@ -74,7 +100,9 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
     is_eager=True,
     help="Repeatable. The names are at the end of this help, or printed by `--misbehave list`.",
 )
-@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the base address there when listening.")
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the base address there when listening."
+)
 def main(ready_file: Path | None, **options: Any) -> None:
     """Serve until SIGINT or SIGTERM."""
     if not options["keys"] and not options["access_key"]:
@@ -82,6 +110,7 @@ def main(ready_file: Path | None, **options: Any) -> None:
     signals = {signal.SIGINT, signal.SIGTERM}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
+        options["host"].encode()
         with Sandbox(**options) as sandbox:
             click.echo(f"sandbox gateway (not Kling) on {sandbox.url}")
             key = (*options["keys"], "...")[0]
@@ -89,7 +118,7 @@ def main(ready_file: Path | None, **options: Any) -> None:
             if ready_file:
                 write_ready_file(ready_file, sandbox.url)
             signal.sigwait(signals)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a host or file name that cannot be one
         raise click.ClickException(str(error)) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

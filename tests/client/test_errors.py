@@ -61,3 +61,20 @@ def test_an_error_about_a_task_has_its_json() -> None:
     """TaskFailed, ResultFailed and WaitTimeout have the task's JSON, an empty one if there is none."""
     assert errors.TaskFailed("no", task={"id": "a"}).task == {"id": "a"}
     assert errors.WaitTimeout("late").task == {}
+
+
+def test_problems_of_several_checks_are_one_error() -> None:
+    """In their order, each once; other errors are not held back."""
+    collector = errors.ProblemCollector()
+    collector.raise_all()
+    with collector:
+        raise errors.SettingsError(["a", "b"])
+    with pytest.raises(errors.SettingsError) as settings:
+        collector.raise_all()
+    with collector:
+        raise errors.ParameterError(["c", "a"])
+    with pytest.raises(errors.ParameterError) as both:
+        collector.raise_all()
+    assert (settings.value.problems, both.value.problems) == (["a", "b"], ["a", "b", "c"])
+    with pytest.raises(errors.KlingError), collector:
+        raise errors.KlingError("other")

@@ -29,7 +29,7 @@ from kling_callback import (
     TaskFailed,
     WaitTimeout,
 )
-from kling_callback.api.http import create_client
+from kling_callback.environment import proxy_for
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import KlingArguments, Task
@@ -463,15 +463,31 @@ async def test_an_internal_address_is_used_for_the_receiver() -> None:
     assert stage.bodies("create")[0]["callback_url"].startswith("https://receiver.test/")
 
 
+@pytest.mark.anyio
+async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
+    """Parameters, id, tags, hook and key, before anything is sent: neither Kling nor the receiver is asked."""
+    settings = ClientSettings.load(require=(), receiver_url="http://127.0.0.1:1", api_base=gateway.url)
+    wrong: dict[str, Any] = {"tags": [""], "hook": "nonsense", "external_task_id": "a/b"}
+    async with AsyncKling(settings=settings) as kling:
+        for create in (
+            kling.text_to_image("x" * 3000, n=11, **wrong),
+            kling.create("effects", {"callback_url": "https://x.example"}, **wrong),
+        ):
+            with pytest.raises(ParameterError) as raised:
+                await create
+            names = [each.split()[0].rstrip(":") for each in raised.value.problems]
+            assert names[2:] == ["external_task_id", "tags", "hook", "KLING_API_KEY"]
+            assert len(names) == 6
+    assert gateway.creates == []
+
+
 def test_a_receiver_on_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy from the environment is for Kling; a loopback receiver is called directly."""
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     for receiver in ("http://127.0.0.1:8000", "http://[::1]:8000"):
-        http = create_client(receiver)
-        direct = http._transport_for_url(httpx.URL(receiver))
-        assert direct is http._transport
-        assert http._transport_for_url(httpx.URL("https://kling.test")) is not direct
+        assert proxy_for(receiver) is None
+    assert proxy_for("https://kling.test") == ("http://proxy.test:3128", "HTTPS_PROXY")
 
 
 def test_client_imports_nothing_of_the_receiver() -> None:

@@ -1,5 +1,6 @@
 """The client's settings: their sources, and the messages about their problems."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,36 @@ def test_a_dot_env_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None
     """A `.env` of another encoding is reported as such, not as a traceback."""
     (tmp_path / ".env").write_bytes(b"KLING_API_KEY=\xff\xfe")
     assert problems() == [".env cannot be read: it is not UTF-8 text. Fix it, or remove it."]
+
+
+def test_a_dot_env_file_of_windows(tmp_path: Path) -> None:
+    """A byte order mark, Windows' line ends, quotes and blanks."""
+    lines = [
+        "\ufeffKLING_API_KEY = file",
+        'KLING_RECEIVER_URL="https://file.example " # ours',
+        f"KLING_SIGNING_SECRETS='{SECRET}'",
+    ]
+    (tmp_path / ".env").write_bytes("\r\n".join(lines).encode())
+    settings = ClientSettings.load()
+    assert (settings.api_key, settings.receiver_url) == ("file", "https://file.example")
+
+
+@pytest.mark.parametrize("value", ["", "  ", "\t"])
+def test_blanks_are_no_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A variable of blanks only is not set: the default holds."""
+    monkeypatch.setenv("KLING_API_BASE", value)
+    monkeypatch.setenv("KLING_API_KEY", value)
+    assert ClientSettings.load(require=()).api_base == "https://api-singapore.klingai.com"
+    assert problems()[0].startswith("KLING_API_KEY is missing")
+
+
+def test_a_dot_env_that_is_no_file(tmp_path: Path) -> None:
+    """A folder (of a virtual environment, for instance) holds no settings; a pipe may never end."""
+    (tmp_path / ".env").mkdir()
+    assert ClientSettings.load(**GOOD).api_key == "key"
+    (tmp_path / ".env").rmdir()
+    os.mkfifo(tmp_path / ".env")
+    assert problems() == [".env cannot be read: it is a pipe. Fix it, or remove it."]
 
 
 def test_all_missing_settings_are_reported_at_once_each_with_what_to_do() -> None:

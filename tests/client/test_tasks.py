@@ -222,11 +222,13 @@ async def test_a_file_is_saved_into_a_folder_under_its_own_name(tmp_path: Path) 
     assert path == tmp_path / "mine-0.png"
 
 
-async def test_a_missing_folder_is_an_oserror(tmp_path: Path) -> None:
-    """As for any file."""
+@pytest.mark.parametrize("name", ["missing/x.png", "missing/"])
+async def test_a_missing_folder_is_an_oserror(tmp_path: Path, name: str) -> None:
+    """As for any file; a name that ends with a slash is a folder."""
     stage = Stage(file=[httpx.Response(200, content=CONTENT)])
     with pytest.raises(FileNotFoundError):
-        await fetch(stage, lambda file: file.save(tmp_path / "missing" / "x.png"))
+        await fetch(stage, lambda file: file.save(f"{tmp_path}/{name}"))
+    assert inside(tmp_path) == {}
 
 
 async def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from kling_callback.errors import SettingsError
 from kling_callback.settings import ClientSettings, Expected
+from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import TO_ADMINISTER, TO_SERVE, ReceiverSettings
+from kling_receiver.store.database import Database
 from tests.support.receiver import SECRET, make_settings
 
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef").decode()
@@ -98,10 +101,15 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"database_url": "sqlite://"}, "must name a file"),
         ({"database_url": "sqlite:///:memory:"}, "must name a file"),
         ({"database_url": "mysql://x"}, "not mysql"),
+        ({"database_url": "sqlite://data/x.db"}, "sqlite:///data/x.db"),
+        ({"database_url": "sqlite://data"}, "sqlite:///data "),
+        ({"database_url": "sqlite://u:hidden@data/x.db"}, "sqlite:///data/x.db"),
+        ({"database_url": "sqlite:///data/a?b.db"}, "%3F"),
+        ({"data_dir": "~no-such-user/data"}, "absolute path"),
         ({"storage_url": "/var/x"}, "file:///"),
         ({"storage_url": "s3://bucket"}, "file:///"),
         ({"private_hook_hosts": "a/b"}, "neither a host"),
-        ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y"}, "host:port: 'a/b', 'c d', 'x:y'."),
+        ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y, z:²"}, "host:port: 'a/b', 'c d', 'x:y', 'z:²'."),
     ],
 )
 def test_each_problem_says_what_to_do(values: dict[str, Any], part: str) -> None:
@@ -131,6 +139,47 @@ def test_a_malformed_database_url_is_refused_without_its_password(url: str) -> N
         ReceiverSettings.load(database_url=url)
     assert "KLING_DATABASE_URL: " in str(raised.value)
     assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["./a%20b?c", "d#e", "f g/", "ключ 🦘", "%", ":memory:", "file:x", "sqlite:"])
+def test_data_lie_in_that_very_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever a URL would make of its name: database, lock and results."""
+    monkeypatch.setenv("KLING_DATA_DIR", name)
+    settings = ReceiverSettings.load()
+    database = Database(settings.database)
+    database.acquire_lock()
+    database.migrate()
+    database.close()
+    LocalStorage(settings.results).prepare()
+    assert [path.name for path in tmp_path.iterdir()] == [Path(name).name]
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"kling.db", "kling.db.lock", "results"}
+    assert settings.database_file == tmp_path / name / "kling.db"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell expands it, which does not read `.env`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert ReceiverSettings.load(data_dir="~/kling").results == tmp_path / "home" / "kling" / "results"
+
+
+def test_a_relative_folder_needs_a_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was removed is named as the cause; absolute addresses work."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    messages = problems(database_url="sqlite:///x.db")
+    assert [message.partition(":")[0] for message in messages] == ["KLING_DATA_DIR", "KLING_DATABASE_URL"]
+    assert all("no longer exists" in message for message in messages)
+    assert ReceiverSettings.load(data_dir="/x").results == Path("/x/results")
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgres+psycopg"])
+def test_postgres_is_postgresql(scheme: str) -> None:
+    """As hosts of databases write it; the password stays as it is."""
+    settings = ReceiverSettings.load(database_url=f"{scheme}://user:postgres:%40@host/postgres")
+    assert make_url(settings.database).get_backend_name() == "postgresql"
+    assert make_url(settings.database).password == "postgres:@"
 
 
 def test_administering_requires_secrets_and_an_address() -> None:

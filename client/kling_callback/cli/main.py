@@ -5,28 +5,28 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from errno import EPIPE
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from anyio import to_thread
 
 from kling_callback import errors
 from kling_callback.api.http import create_client
 from kling_callback.cli import options, terminal
 from kling_callback.cli.call import call
+from kling_callback.cli.output import Output
 from kling_callback.cli.run import with_kling
 from kling_callback.cli.tasks import list_tasks, show
-from kling_callback.jobs.body import chosen_id, model_of
+from kling_callback.creation import check_call, check_key
+from kling_callback.jobs.body import model_of
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.prices import estimate
 from kling_callback.jobs.untyped import prepare
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
-from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.webhooks import new_secret
 from kling_callback.settings import TO_CREATE, TO_WAIT, ClientSettings
 from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
-Create = Callable[..., Awaitable[AsyncTask]]
-"""Called with the client and `external_task_id=`."""
 
 FAILED, USAGE_ERROR, TIMED_OUT, INTERRUPTED = 1, 2, 3, 130
 
@@ -66,16 +64,18 @@ def report_error(error: Exception) -> int:
     """Print what is wrong and what to do. Returns the exit code; raises errors that are bugs again."""
     match error:
         case click.ClickException():
-            error.show()
+            try:
+                error.show()
+            except OSError:
+                terminal.discard_unwritten()
             return error.exit_code
         case click.Abort():
             return INTERRUPTED
         case errors.KlingError():
             terminal.print_message(_format(error))
             return _exit_code(error)
-        case OSError():
-            terminal.print_message(f"{error.filename or 'A file'} cannot be written: {error.strerror or error}.")
-            return FAILED
+        case OSError() | UnicodeEncodeError():
+            return terminal.report_bad_stream(error)
         case _:
             raise error
 
@@ -97,7 +97,7 @@ def _exit_code(error: errors.KlingError) -> int:
 class WaitOptions:
     """The options of `options.wait_options`. `timeout`: seconds; `no_wait`: print the task without waiting."""
 
-    output: Path | None
+    output: Output | None
     timeout: float | None
     as_json: bool
     no_wait: bool = False
@@ -116,10 +116,15 @@ def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options:
             if wait_options.as_json:
                 terminal.print_json(timeout.task)
             raise
-        if outcome is None:
-            terminal.print_json(task.data) if wait_options.as_json else terminal.print_data(task.id)
-        else:
-            await output_files(outcome, wait_options)
+        try:
+            if outcome is None:
+                terminal.print_json(task.data) if wait_options.as_json else terminal.print_data(task.id)
+            else:
+                await output_files(outcome, wait_options)
+        except OSError as error:
+            if error.errno != EPIPE:  # whose reader wants no more
+                terminal.print_message(f"The result can be printed again with:\nkling wait {task.id}")
+            raise
 
     with_kling(require, call, task_id=task_id)
 
@@ -152,24 +157,67 @@ async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> Wai
 
 
 async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
-    """Save the files into the output folder, or print a link to each; then raise the outcome's error, if any."""
-    output = wait_options.output
+    """Save the files, all that can be; print their paths or links, or the task; then raise what went wrong.
+
+    Nothing is printed before all files are saved: stdout may be closed, and the files are paid for.
+    """
+    output, files, problems = wait_options.output, outcome.result.files, list[str]()
+    lines = [str(file.href) for file in files]
+    if output:
+        paths, problems = await output.save(files)
+        lines = [str(path) for path in paths]
     if wait_options.as_json:
         terminal.print_json(outcome.result.task)
-    if output:
-        await to_thread.run_sync(partial(output.mkdir, parents=True, exist_ok=True))
-    for file in outcome.result.files:
-        line = await file.save(output / file.name) if output else file.href
-        if not wait_options.as_json:
-            terminal.print_data(str(line))
+    else:
+        for line in lines:
+            terminal.print_data(line)
+    if output and problems:
+        task = outcome.result.task
+        hint = f"Download the files of task {task['id']} again with:\n{output.again(task['id'])}"
+        unsaved = errors.ResultFailed("\n".join(problems), task=task, hint=hint)
+        if outcome.error is None:
+            raise unsaved
+        terminal.print_message(_format(unsaved))
     if outcome.error:
         raise outcome.error
 
 
-def create_and_run(create: Create, family: str, body: Any, external_task_id: str | None, **waiting: Any) -> None:
-    """Create a task and run it. Its id is generated here, so that Ctrl-C can name it at any moment."""
-    task_id = chosen_id(family, body, external_task_id) or new_id()
-    run_task(lambda kling: create(kling, external_task_id=task_id), TO_CREATE, task_id, WaitOptions(**waiting))
+def create_and_run(
+    family: str,
+    make: Callable[[], tuple[str, dict[str, Any]]],
+    given: Any,
+    *,
+    tags: tuple[str, ...],
+    hook: str | None,
+    external_task_id: str | None,
+    estimate_only: bool,
+    **waiting: Any,
+) -> None:
+    """Check everything, report all problems at once, then create a task and run it, or print its price.
+
+    `make` returns the family and the body to send; until then, `family` and `given` stand for them. The id is
+    generated here, so that Ctrl-C can name it at any moment.
+    """
+    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
+    body, task_id = given, ""
+    with problems:
+        family, body = make()
+    if estimate_only:
+        problems.raise_all()
+        return print_estimate(family, body, as_json=wait_options.as_json)
+    with problems:
+        task_id, tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+    with problems:
+        if wait_options.output:
+            wait_options.output.check()
+    with problems:
+        check_key(ClientSettings.load(require=TO_CREATE), family)
+    problems.raise_all()
+
+    async def begin(kling: AsyncKling) -> AsyncTask:
+        return await kling.create(family, body, tags=tags, hook=hook, external_task_id=task_id)
+
+    return run_task(begin, TO_CREATE, task_id, wait_options)
 
 
 def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
@@ -199,11 +247,16 @@ def add_job(job: Job) -> None:
     ) -> None:
         waiting = {field.name: values.pop(field.name) for field in fields(WaitOptions)}
         values |= dict(more)
-        if estimate_only:
-            return print_estimate(*job.create(values), as_json=waiting["as_json"])
-        create = partial(AsyncKling.run, job=job, values=values, tags=tags, hook=hook)
-        create_and_run(create, "", values, external_task_id, **waiting)
-        return None
+        create_and_run(
+            job.endpoints[0].family,
+            lambda: job.create(values),
+            values,
+            tags=tags,
+            hook=hook,
+            external_task_id=external_task_id,
+            estimate_only=estimate_only,
+            **waiting,
+        )
 
 
 for each in JOBS:
@@ -212,27 +265,20 @@ for each in JOBS:
 
 @kling.command("create")
 @click.argument("family", metavar="FAMILY")
-@click.option("--body", type=options.Json(), required=True, help="Kling's parameters as JSON; @FILE reads them.")
+@click.option(
+    "--body",
+    type=options.Json(),
+    required=True,
+    help="Kling's parameters as JSON; @FILE reads them from a file, @- from stdin.",
+)
 @options.create_options
-def create_any(
-    family: str,
-    body: Any,
-    tags: tuple[str, ...],
-    hook: str | None,
-    external_task_id: str | None,
-    estimate_only: bool,
-    **waiting: Any,
-) -> None:
+def create_any(family: str, body: Any, **others: Any) -> None:
     """Create a task of any family.
 
     FAMILY is a path under /v1, such as videos/effects, or a new-standard path with a leading slash, such as
     /text-to-video/kling-3.0-turbo.
     """
-    if estimate_only:
-        return print_estimate(family, prepare(family, body), as_json=waiting["as_json"])
-    create = partial(AsyncKling.create, family=family, body=body, tags=tags, hook=hook)
-    create_and_run(create, family, body, external_task_id, **waiting)
-    return None
+    create_and_run(family, lambda: (family, prepare(family, body)), body, **others)
 
 
 @kling.command("wait")
@@ -244,7 +290,14 @@ def wait_for(task_id: str, **waiting: Any) -> None:
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(task_id)
 
-    run_task(begin, TO_WAIT, task_id, WaitOptions(**waiting))
+    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
+    with problems:
+        if wait_options.output:
+            wait_options.output.check()
+    with problems:
+        ClientSettings.load(require=TO_WAIT)
+    problems.raise_all()
+    run_task(begin, TO_WAIT, task_id, wait_options)
 
 
 for command in (call, show, list_tasks):
@@ -316,7 +369,11 @@ def listen(
     settings = ClientSettings.load(require=TO_WAIT)
     target = forward or (shlex.join(command) if command else "")
     event_filter = listener.EventFilter(types, tag)
-    cursor = Cursor(state.expanduser(), settings.receiver_base, target, only=event_filter.key)
+    try:
+        folder = state.expanduser()
+    except RuntimeError:
+        raise click.UsageError("There is no home folder. Name a folder with --state.") from None
+    cursor = Cursor(folder, settings.receiver_base, target, only=event_filter.key)
 
     def report(event: Event, handled: listener.HandlerResult) -> None:
         terminal.print_json(event.document) if as_json else terminal.print_event(event, handled.label)
@@ -333,7 +390,7 @@ def listen(
         async with AsyncExitStack() as stack:
             handle: listener.Handle = ExecHandler(command) if command else listener.print_only
             if forward:
-                http = await stack.enter_async_context(create_client(forward))
+                http = await stack.enter_async_context(create_client())
                 handle = ForwardHandler(http, forward, hook_secret(settings, cursor), report=terminal.print_message)
             await listener.listen(kling, cursor, handle, event_filter=event_filter, report=report)
 

@@ -6,11 +6,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from kling_callback.cli.output import Output
 from kling_callback.jobs.job import Job, Parameter
 from kling_callback.jobs.parameters import (
     CameraControl,
@@ -31,8 +31,8 @@ from kling_callback.protocol.urls import normalize_url
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
-MAX_FILE_CHARS = 32_000_000
-"""Characters of a `--body @FILE`: room for two images of 10 MB in base64."""
+MAX_FILE_BYTES = 32_000_000
+"""Bytes of a `--body @FILE`: room for two images of 10 MB in base64."""
 MAX_EVENT_ID_DIGITS = 18
 """Digits of an event id: a larger number does not fit into the database's 64 bits."""
 
@@ -47,9 +47,9 @@ class Json(click.ParamType[Any]):
             return value
         try:
             text = _read(value[1:]) if value.startswith("@") else value
-            return json.loads(text, parse_constant=_reject_constant)
+            return json.loads(text.removeprefix("\ufeff"), parse_constant=_reject_constant)
         except OSError as error:
-            self.fail(f"{value[1:]} cannot be read: {error.strerror}.", param, ctx)
+            self.fail(f"{value} cannot be read: {error.strerror}.", param, ctx)
         except (ValueError, RecursionError) as error:
             self.fail(f"not valid JSON: {error}.", param, ctx)
 
@@ -83,6 +83,32 @@ class JsonAssignment(Json):
             return name, json.loads(text, parse_constant=_reject_constant)
         except (ValueError, RecursionError):
             return name, text
+
+
+class NumberParam(click.ParamType[Any]):
+    """A number of this type. Other text is left as it is: the table of jobs reports it beside the other problems."""
+
+    name = "NUMBER"
+
+    def __init__(self, number: Callable[[str], Any]) -> None:
+        self._number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._number(value)
+        except ValueError:
+            return value
+
+
+class OutputParam(click.ParamType[Output]):
+    """A folder, or a file whose name has a suffix."""
+
+    name = "DIR|FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Output:
+        if not value:
+            self.fail("is empty. Name a folder, such as `.`, or a file.", param, ctx)
+        return Output.parse(value)
 
 
 class Timeout(click.ParamType[float]):
@@ -176,9 +202,10 @@ def wait_options(function: Function) -> Function:
         function,
         click.option(
             "--output",
-            metavar="DIR",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Write the files into this folder, as ID-N.EXT. Without it, print one link per file.",
+            metavar="DIR|FILE",
+            type=OutputParam(),
+            help="Write the files into this folder, as ID-N.EXT. A name with a suffix is a file: x.png, then x-1.png "
+            "and so on. Without it, print one link per file.",
         ),
         click.option(
             "--timeout", type=Timeout(), help="Wait at most so many seconds after the create; the task continues."
@@ -254,14 +281,14 @@ def _flatten(context: click.Context, parameter: click.Parameter, values: Sequenc
 
 
 def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
-    """click's type and metavar. Ranges are left to the table of jobs, which reports all problems at once."""
+    """click's type and metavar. Checks are left to the table of jobs, which reports all problems at once."""
     match parameter.kind:
         case Choice(values):
             return click.STRING, "|".join(values)
         case Integer(low, high):
-            return click.INT, f"{low}-{high}"
+            return NumberParam(int), f"{low}-{high}"
         case Number(low, high):
-            return click.FLOAT, f"{low}-{high}"
+            return NumberParam(float), f"{low}-{high}"
         case Seconds():
             return click.STRING, "SECONDS"
         case CameraControl():
@@ -275,10 +302,21 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
 
 
 def _read(name: str) -> str:
-    if name == "-":
-        return sys.stdin.buffer.read(MAX_FILE_CHARS).decode()
-    with Path(name).open(encoding="utf-8") as file:
-        return file.read(MAX_FILE_CHARS)
+    """The text of a file, or of stdin if `name` is `-`. Raises OSError, ValueError."""
+    if name == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
+    with click.open_file(name, "rb") as file:
+        content: bytes = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES:,} bytes")
+    if not content.strip():
+        raise ValueError("it is empty")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
+        raise ValueError("it is UTF-16 text. Save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text. Save it as UTF-8") from None
 
 
 def _reject_constant(constant: str) -> None:

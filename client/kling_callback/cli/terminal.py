@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,8 +38,34 @@ def escape(value: Any) -> str:
 
 
 def print_message(text: str) -> None:
-    """Print a message on stderr; its line ends are kept."""
-    click.echo("\n".join(escape(line) for line in text.splitlines()), err=True)
+    """Print a message on stderr; its line ends are kept. One that cannot be written is lost."""
+    try:
+        click.echo("\n".join(escape(line) for line in text.splitlines()), err=True)
+    except OSError:
+        discard_unwritten()
+
+
+def discard_unwritten() -> None:
+    """Discard what stdout and stderr could not write: the interpreter would try again at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
+        except AttributeError:  # closed before the start
+            pass
+
+
+def report_bad_stream(error: OSError | UnicodeEncodeError) -> int:
+    """Print that a file or stdout cannot be written, or that an argument is not text. Returns the exit code."""
+    if isinstance(error, UnicodeEncodeError):
+        place = ascii(error.object[max(error.start - 20, 0) : error.end + 20])
+        print_message(f"An argument contains bytes that are not UTF-8 text, near {place}.")
+        return 2
+    discard_unwritten()
+    print_message(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
+    return 1
 
 
 def print_data(text: str) -> None:

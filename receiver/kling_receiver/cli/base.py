@@ -51,7 +51,11 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except BrokenPipeError:  # the reader of stdout is gone: click exits without a message
             raise
-        except (DatabaseError, ReceiverError, OSError) as error:
+        except (DatabaseError, ReceiverError) as error:
             exit_with([str(error)], FAILED)
+        except OSError as error:
+            if error.errno and not error.filename:  # of stdout: the group reports it
+                raise
+            exit_with([f"{error.filename} cannot be used: {error.strerror}." if error.filename else str(error)], FAILED)
 
     return run

@@ -37,7 +37,7 @@ async def connect(settings: ReceiverSettings) -> AsyncIterator[ReceiverApi]:
     Raises DatabaseError if a receiver runs and does not answer, or there is no database.
     """
     base = settings.receiver_base
-    async with create_client(base) as http:
+    async with create_client() as http:
         api = _api(http, base, settings)
         try:
             await api.tasks(limit=1)

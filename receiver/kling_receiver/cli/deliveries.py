@@ -9,6 +9,7 @@ import httpx
 
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
 from kling_callback.cli import options, terminal
+from kling_receiver.cli.answers import DeliveryPage, ReplayedEvents, RetriedDeliveries, checked
 from kling_receiver.cli.base import USAGE_ERROR, exit_with, report_errors
 from kling_receiver.cli.connect import call_receiver
 
@@ -64,7 +65,7 @@ async def _read_pages(receiver: ReceiverApi, limit: int, filters: dict[str, str 
     while len(rows) < limit:
         parameters = {**filters, "limit": str(min(limit - len(rows), PAGE_SIZE)), "cursor": cursor}
         query = httpx.QueryParams({name: value for name, value in parameters.items() if value})
-        page = await receiver.call("GET", f"/api/deliveries?{query}")
+        page = checked(DeliveryPage, await receiver.call("GET", f"/api/deliveries?{query}"))
         rows += page["deliveries"]
         cursor = page["next"]
         if not cursor:
@@ -113,7 +114,8 @@ def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
 
     async def retry_all(receiver: ReceiverApi) -> int:
         if dead:
-            return int((await receiver.call("POST", "/api/deliveries/retry", body))["deliveries"])
+            answer = await receiver.call("POST", "/api/deliveries/retry", body)
+            return int(checked(RetriedDeliveries, answer)["deliveries"])
         for path in paths:
             await receiver.call("POST", path)
         return len(paths)
@@ -139,6 +141,7 @@ def replay(from_: int | None, since: str | None, task: str | None, hook: str | N
     values = {"from": from_, "since": since, "task": task, "hook": hook}
     body = {name: value for name, value in values.items() if value is not None}
     answer = call_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))
+    checked(ReplayedEvents, answer)
     if answer["hooks"]:
         terminal.print_message(
             f"Of {answer['events']} events, those that match are delivered again to {', '.join(answer['hooks'])}."

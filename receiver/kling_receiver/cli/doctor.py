@@ -12,11 +12,13 @@ import anyio.to_thread
 import click
 import httpx
 
+from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
 from kling_receiver.cli.base import FAILED, load_settings, warn_if_unreachable
+from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.web.callbacks import DOCTOR_FAMILY, doctor_answer
 
@@ -40,7 +42,7 @@ def doctor() -> None:
 
     Sends a signed callback through its public address, and names the step that fails.
     """
-    settings = load_settings(TO_ADMINISTER)
+    settings = load_settings((*TO_ADMINISTER, "api_base"))
     warn_if_unreachable(settings)
     if not asyncio.run(_print_checks(settings)):
         sys.exit(FAILED)
@@ -57,11 +59,11 @@ async def _print_checks(settings: ReceiverSettings) -> bool:
 
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
     """Check the steps of a callback in order, up to the first that fails; then Kling's key."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False) as http:
+    async with create_client() as http:
         async for check in _check_public_route(settings, http):
             yield check
-        if settings.has_key:
-            yield await _check_key(settings, http)
+    if settings.has_key:
+        yield await _check_key(settings)
 
 
 async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncIterator[Check]:
@@ -77,7 +79,7 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
     url = CallbackSigner(settings.signing_secrets).url(settings.receiver_url, nonce, DOCTOR_FAMILY)
     body = {"doctor": secrets.token_hex(LARGE_BODY_BYTES // 2)}
     try:
-        response = await http.post(url, json=body)
+        response = await http.post(url, json=body, timeout=TIMEOUT_SECONDS)
     except httpx.HTTPError as error:
         yield Check("connection", False, f"{host}:{port} does not answer ({_reason(error)}). {CONNECTION_HINT}")
         return
@@ -125,13 +127,17 @@ HINTS = {
 }
 
 
-async def _check_key(settings: ReceiverSettings, http: httpx.AsyncClient) -> Check:
-    """Whether Kling accepts the key: queried for a task that cannot exist, it answers that it has none."""
-    kling_api = KlingApi(settings.api_base, auth_from(settings), http)
-    try:
-        await kling_api.query("videos/text2video", task_id=new_id())
-    except GatewayError as error:
-        return Check("key", False, str(error))
+async def _check_key(settings: ReceiverSettings) -> Check:
+    """Whether Kling accepts the key: queried for a task that cannot exist, it answers that it has none.
+
+    The query takes the way of the receiver's queries.
+    """
+    async with create_kling_client() as http:
+        kling_api = KlingApi(settings.api_base, auth_from(settings), http)
+        try:
+            await kling_api.query("videos/text2video", task_id=new_id())
+        except GatewayError as error:
+            return Check("key", False, str(error))
     return Check("key", True, f"{settings.api_base} accepts the key")
 
 

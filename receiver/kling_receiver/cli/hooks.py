@@ -1,5 +1,6 @@
 """The commands `kling-receiver hooks ...`: add, list, test, pause, resume, rotate and remove hooks."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import click
 
 from kling_callback.api.receiver import ReceiverApi
 from kling_callback.cli import options, terminal
+from kling_receiver.cli.answers import AddedHook, HookList, HookName, NewSecret, TestedHook, checked
 from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
 from kling_receiver.hooks.config import EVENT_STATUSES, WEB_SCHEMES, HookConfig, InvalidHook, parse_hook
@@ -42,9 +44,20 @@ class SecondsList(click.ParamType[list[float]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         try:
-            return [float(part) for part in str(value).split(",") if part.strip()]
+            seconds = [float(part) for part in str(value).split(",") if part.strip()]
         except ValueError:
+            seconds = [math.nan]
+        if not all(map(math.isfinite, seconds)):
             self.fail(f"{value!r} is not a list of seconds, such as 5,30,120.", param, ctx)
+        return seconds
+
+
+class FiniteNumber(click.FloatRange):
+    """A number, neither infinite nor NaN, in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a number.", param, ctx)
 
 
 class Secret(click.ParamType[str]):
@@ -55,7 +68,10 @@ class Secret(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value != "-":
             return str(value)
-        line = sys.stdin.readline().strip()
+        try:
+            line = sys.stdin.readline().strip() if sys.stdin else ""
+        except UnicodeDecodeError:
+            line = ""
         return line or self.fail("there is no secret on stdin.", param, ctx)
 
 
@@ -81,8 +97,8 @@ class Secret(click.ParamType[str]):
 )
 @click.option("--retry-schedule", type=SecondsList(), help="Seconds between attempts (5,30,120,900,3600,...).")
 @click.option("--concurrency", type=click.IntRange(1, 256), help="Attempts at once.")
-@click.option("--rate-limit", type=float, help="Maximum events per second.")
-@click.option("--timeout", type=float, help="Seconds for one attempt.")
+@click.option("--rate-limit", type=FiniteNumber(), help="Maximum events per second.")
+@click.option("--timeout", type=FiniteNumber(), help="Seconds for one attempt.")
 @options.json_option
 @report_errors
 def add(as_json: bool, **values: Any) -> None:
@@ -94,7 +110,7 @@ def add(as_json: bool, **values: Any) -> None:
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     config: dict[str, Any] = {name: value for name, value in lists.items() if value not in (None, "", [])}
     if scheme_of(str(config.get("address", ""))) in WEB_SCHEMES:
-        answer = call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", config))
+        answer = checked(AddedHook, call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", config)))
         name, secret = answer["hook"]["name"], None if "secret" in config else answer["secret"]
     else:
         name, secret = _add_to_database(config), None
@@ -148,7 +164,7 @@ OTHER_DATABASE = (
 @report_errors
 def list_hooks(as_json: bool) -> None:
     """List hooks with their state."""
-    rows = call_receiver(lambda receiver: receiver.call("GET", "/api/hooks"))["hooks"]
+    rows = checked(HookList, call_receiver(lambda receiver: receiver.call("GET", "/api/hooks")))["hooks"]
     if as_json:
         for row in rows:
             terminal.print_json(row)
@@ -202,7 +218,7 @@ def show(name: str, as_json: bool) -> None:
 @report_errors
 def test(name: str, as_json: bool) -> None:
     """Send a signed test event and print the response. Exit code 1 if it is not delivered."""
-    answer = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test"))
+    answer = checked(TestedHook, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test")))
     if as_json:
         terminal.print_json(answer)
     else:
@@ -221,7 +237,7 @@ def test(name: str, as_json: bool) -> None:
 @report_errors
 def pause(name: str) -> None:
     """Stop deliveries to a hook; its events are kept."""
-    hook = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause"))
+    hook = checked(HookName, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause")))
     terminal.print_message(f"{hook['name']} paused. Its events are kept.")
 
 
@@ -233,7 +249,7 @@ def resume(name: str) -> None:
 
     All events that were kept for it are delivered now.
     """
-    hook = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/resume"))
+    hook = checked(HookName, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/resume")))
     terminal.print_message(f"{hook['name']} resumed.")
 
 
@@ -247,7 +263,7 @@ def resume(name: str) -> None:
 )
 @click.option(
     "--overlap",
-    type=click.FloatRange(0, 30 * 86_400),
+    type=FiniteNumber(0, 30 * 86_400),
     default=86_400,
     show_default=True,
     help="Seconds for which the old secret signs as well.",
@@ -257,6 +273,7 @@ def rotate(name: str, secret: str, overlap: float) -> None:
     """Replace a hook's secret."""
     body = {"secret": secret, "overlap": overlap}
     answer = call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/rotate", body))
+    checked(NewSecret, answer)
     terminal.print_message(f"{name} has a new secret. The old one signs as well for {overlap:g} seconds.")
     if not secret:
         terminal.print_data(answer["secret"])

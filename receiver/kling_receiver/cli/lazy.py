@@ -1,5 +1,6 @@
 """A click group that imports a command's module only when the command is invoked."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -39,6 +40,15 @@ class LazyGroup(click.Group):
         super().__init__(*args, **kwargs)
         self.lazy_commands = lazy_commands
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command. An output that cannot be written is a message, no traceback."""
+        try:
+            return super().main(*args, **kwargs)
+        except (OSError, UnicodeEncodeError) as error:
+            from kling_callback.cli import terminal  # here: the help needs none of it
+
+            sys.exit(terminal.report_bad_stream(error))
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands."""
         return list(self.lazy_commands)
@@ -51,6 +61,9 @@ class LazyGroup(click.Group):
         if not all(map(_is_installed, PACKAGES)):
             click.echo(INSTALL_HINT, err=True)
             ctx.exit(2)
+        from kling_callback.cli import terminal
+
+        terminal.use_utf8()
         command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
         return command
 

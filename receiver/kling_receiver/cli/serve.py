@@ -26,6 +26,8 @@ QUIET_LOGGERS = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.
 @report_errors
 def serve(host: str, port: int) -> None:
     """Run the receiver until SIGTERM or Ctrl-C."""
+    if not host:  # the system would take it for all addresses
+        raise click.BadParameter("is empty. 127.0.0.1 is this machine, 0.0.0.0 all addresses.", param_hint="--host")
     settings = load_settings(TO_SERVE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name, level in QUIET_LOGGERS.items():
@@ -42,7 +44,7 @@ def serve(host: str, port: int) -> None:
     click.echo(
         f"kling-receiver {__version__} on http://{url_host}:{listener.getsockname()[1]}, "
         f"reached by Kling as {settings.receiver_url}\n"
-        f"data in {settings.data_dir.absolute()}: database {database}, results {results}",
+        f"data in {settings.data_dir}: database {database}, results {results}",
         err=True,
     )
     warn_if_unreachable(settings)

@@ -7,6 +7,7 @@ import click
 from kling_callback.api.receiver import task_path
 from kling_callback.base import BaseTask
 from kling_callback.cli import options, terminal
+from kling_receiver.cli.answers import QueriedTask, checked
 from kling_receiver.cli.base import report_errors
 from kling_receiver.cli.connect import call_receiver
 
@@ -86,6 +87,7 @@ def _query_kling(task_id: str, action: str, *, as_json: bool) -> None:
 
 
 def _print_answer(answer: dict[str, Any], *, as_json: bool) -> None:
+    checked(QueriedTask, answer)
     if as_json:
         terminal.print_json(answer["task"])
         return

@@ -3,6 +3,7 @@
 Both are authoritative: at each start `sync` adds, updates and removes hooks accordingly.
 """
 
+import errno
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,9 @@ def load_hooks(path: Path, allowed: Allowlist, variables: Mapping[str, str | Non
     `variables`: those of the environment and `.env`, by their names in lower case.
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        if path.is_fifo():  # reading it could wait for ever, and it is read twice
+            raise OSError(errno.EINVAL, "it is a pipe")
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InvalidHook([f"{path} cannot be read: {error.strerror}."]) from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; deep nesting

@@ -15,6 +15,7 @@ import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver
 
+from kling_callback.environment import tls_context
 from kling_receiver import __version__
 from kling_receiver.net.guard import Allowlist, Refused, check_url
 from kling_receiver.net.resolver import GuardedResolver, ThreadedResolver
@@ -107,12 +108,6 @@ class Response:
             await self._response.wait_for_close()
 
 
-@functools.cache
-def _ssl_context() -> ssl.SSLContext:
-    """The TLS context with the usual CA certificates."""
-    return httpx.create_ssl_context()
-
-
 class GuardedClient:
     """An HTTP client that connects only to public addresses and to those in `allowed`. The caller checks redirects.
 
@@ -128,7 +123,7 @@ class GuardedClient:
     ) -> None:
         self.allowed, self._connections = allowed, connections
         self._resolver = GuardedResolver(allowed, resolver())
-        self._ssl = _ssl_context()  # here: loading the certificates blocks
+        self._ssl = tls_context()  # here: loading the certificates blocks
         self._opened: aiohttp.ClientSession | None = None
 
     def _session(self) -> aiohttp.ClientSession:

@@ -76,7 +76,7 @@ def _network(entry: str) -> Network | None:
 def _host_and_port(entry: str) -> tuple[str, int | None] | None:
     host, _, port = entry.rpartition(":") if entry.count(":") == 1 or "]:" in entry else (entry, "", "")
     host = host.strip("[]").lower()
-    if not host or set(host) & set("/@ *?#") or (port and not port.isdigit()):
+    if not host or set(host) & set("/@ *?#") or (port and not (port.isascii() and port.isdigit())):
         return None
     return host, int(port) if port else None
 

@@ -4,6 +4,8 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from kling_callback.api.http import RoutedTransport
+from kling_callback.environment import tls_context
 from kling_receiver.net.client import AGENT
 
 
@@ -18,5 +20,6 @@ class KlingTransport(AiohttpTransport):
 
 
 def create_kling_client() -> httpx.AsyncClient:
-    """A client without a proxy of the environment."""
-    return httpx.AsyncClient(transport=KlingTransport(trust_env=False), trust_env=False, headers=AGENT)
+    """A client that uses the proxy which the environment names for Kling; httpx itself speaks to proxies."""
+    transport = RoutedTransport(KlingTransport(verify=tls_context()))
+    return httpx.AsyncClient(transport=transport, trust_env=False, headers=AGENT)

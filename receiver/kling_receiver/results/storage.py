@@ -6,10 +6,11 @@ folder in its place would be hidden once the volume is mounted again.
 
 import errno
 import hashlib
+import re
 import secrets
 import threading
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from kling_callback.atomic_file import AtomicFile, fsync_folder
 from kling_receiver.filesystem import make_durable_folder
@@ -93,8 +94,12 @@ def _fingerprint(path: Path) -> Fingerprint:
 
 
 def folder_of(url: str) -> Path:
-    """The folder that a `file:///...` address names. Raises ValueError for any other address."""
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    """The folder that a `file:///...` address names. Raises ValueError for any other address.
+
+    `?` and `#` are part of the path, for no file has a query; `%20` is a blank, as in every URL.
+    """
+    match = re.fullmatch(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", url, re.IGNORECASE | re.DOTALL)
+    path = unquote(match[1] or match[2], errors="surrogateescape") if match else ""
+    if not path or "\0" in path:
         raise ValueError("must be a folder's address like file:///var/lib/kling/results.")
-    return Path(unquote(parts.path))
+    return Path(path)

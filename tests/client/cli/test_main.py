@@ -4,14 +4,16 @@ import json
 import logging
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
@@ -220,6 +222,71 @@ def test_any_other_job(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
     assert run("create", "/text-to-video/kling-3.0-turbo", "--body", "@body.json").code == 0
     assert run("create", "images/generations", "--body", '{"prompt": "x"}').code == 0
     assert gateway.creates[0]["prompt"] == "袋鼠"
+
+
+@pytest.mark.parametrize("content", [b'\xef\xbb\xbf{"prompt": "\xe8\xa2\x8b"}', b'\n {"prompt": "\xe8\xa2\x8b"}\r\n'])
+def test_a_body_in_a_file_or_on_stdin(
+    run: Run, tmp_path: Path, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """With or without a byte order mark, in any locale; the same for each option that takes JSON."""
+    (tmp_path / "body.json").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(content), encoding="gbk"))
+    for body in ("@body.json", "@-", content.decode()):
+        assert run("create", "images/generations", "--body", body, "--no-wait").code == 0
+    assert [create["prompt"] for create in gateway.creates] == ["袋"] * 3
+    camera = BytesIO(b'{"type": "down_back"}')
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(camera))
+    assert run("text-to-video", "x", "--camera-control", "@-", "--no-wait").code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ('{"a": 1}'.encode("utf-16-le"), "UTF-16"),
+        ('{"a": "ÿ"}'.encode("latin-1"), "not UTF-8 text. Save it as UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 5_000, "not valid JSON"),
+        (b'{"prompt": ', "not valid JSON"),
+        (None, "is closed"),
+    ],
+)
+def test_a_body_that_cannot_be_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    """One message, and exit code 2; in a file as on stdin."""
+    (tmp_path / "body.json").write_bytes(content or b"")
+    monkeypatch.setattr("sys.stdin", None if content is None else TextIOWrapper(BytesIO(content)))
+    for body in ["@-"] if content is None else ["@body.json", "@-"]:
+        ran = run("create", "images/generations", "--body", body)
+        assert (ran.code, ran.out) == (2, "")
+        assert message in ran.err
+
+
+@pytest.mark.parametrize("name", ["", "missing", ".", "x" * 5_000])
+def test_a_file_that_cannot_be_opened(run: Run, name: str) -> None:
+    """The message has the system's reason."""
+    ran = run("create", "images/generations", "--body", f"@{name}")
+    assert (ran.code, "cannot be read: " in ran.err) == (2, True)
+
+
+def test_a_pipe_is_read_like_a_file(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
+    """As a shell passes the output of a command: @<(...)."""
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=['{"prompt": "x"}'])
+    writing.start()
+    assert run("create", "images/generations", "--body", "@pipe", "--no-wait").code == 0
+    writing.join()
+    assert gateway.creates[0]["prompt"] == "x"
+
+
+def test_without_a_home_folder_listen_asks_for_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that cannot be stored is wrong usage."""
+    monkeypatch.setenv("XDG_STATE_HOME", "~no-such-user/state")
+    ran = run("listen")
+    assert (ran.code, "--state" in ran.err) == (2, True)
 
 
 def test_the_same_id_again_continues(run: Run, gateway: Sandbox) -> None:
@@ -442,11 +509,54 @@ def test_a_list_shortens_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "ID  STATUS\n"
 
 
-def test_an_output_that_cannot_be_written_is_1(run: Run, tmp_path: Path) -> None:
-    """stderr has the system's reason; the task exists and can be waited for again."""
+def test_an_output_that_cannot_be_written_is_2_before_the_create(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
+    """stderr has the reason, and nothing was paid for."""
     (tmp_path / "a-file").touch()
-    ran = run("text-to-image", "x", "--output", "a-file/out")
-    assert (ran.code, "cannot be written" in ran.err) == (1, True)
+    for output in ("a-file/out", "a-file/x.png", "a-file", "x" * 300, f"{'x' * 300}.png", "/proc/new/folder", ""):
+        ran = run("text-to-image", "x", "--output", output)
+        assert (ran.code, "output" in ran.err) == (2, True), output
+    assert gateway.creates == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "data"]
+
+
+def test_an_output_with_a_suffix_is_a_file(run: Run) -> None:
+    """The first result has this name, the others a number; its folder is created, and a folder of this name stays."""
+    ran = run("text-to-image", "x", "--n", "3", "--output", "new/kangaroo.jpeg")
+    assert ran.out.splitlines() == ["new/kangaroo.jpeg", "new/kangaroo-1.png", "new/kangaroo-2.png"]
+    assert all(Path(line).read_bytes() for line in ran.out.splitlines())
+    Path("folder.png").mkdir()
+    for folder in ("folder.png", "v1.2", "slash.png/"):
+        ran = run("text-to-image", "x", "--output", folder, "--external-task-id", f"order-{folder.strip('/')}")
+        assert ran.out == f"{Path(folder)}/order-{Path(folder)}-0.png\n"
+
+
+def test_a_file_that_cannot_be_written_later_is_1_and_the_others_are_saved(run: Run) -> None:
+    """stderr names the task's id and the command that downloads again."""
+    Path("out", "order-42-0.png", "order-42-0.png").mkdir(parents=True)
+    ran = run("text-to-image", "x", "--n", "2", "--output", "out", "--external-task-id", "order-42")
+    assert (ran.code, ran.out) == (1, "out/order-42-1.png\n")
+    assert ran.err.splitlines()[0].startswith("out/order-42-0.png cannot be written: ")
+    assert ran.err.splitlines()[1:] == [
+        "Download the files of task order-42 again with:",
+        "kling wait order-42 --output out",
+    ]
+
+
+def test_all_problems_of_a_call_are_reported_at_once(
+    run: Run, gateway: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters, tags, hook, output and settings, before a request is sent; for typed and other jobs."""
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("KLING_API_KEY", "")
+    monkeypatch.setenv("KLING_RECEIVER_URL", "nonsense")
+    wrong = ["--tag", "", "--hook", "nonsense", "--output", "a-file", "--external-task-id", "a/b"]
+    typed = run("text-to-image", "x", "--n", "many", "--aspect-ratio", "5:4", *wrong)
+    other = run("create", "effects", "--body", "[]", *wrong)
+    common = ["external_task_id", "tags", "hook", "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
+    for ran, own in ((typed, ["n", "aspect_ratio"]), (other, ["family", "body"])):
+        assert ran.code == 2
+        assert [re.split(r"[: ]", line)[0] for line in ran.err.splitlines()] == [*own, *common]
+    assert gateway.creates == []
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

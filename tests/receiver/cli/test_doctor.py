@@ -11,6 +11,7 @@ import pytest
 from kling_receiver.cli.doctor import Check, run_checks
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here
+from tests.support.proxies import http_proxy
 from tests.support.receiver import KEY, Start, make_settings
 from tests.support.relay import relay
 from tests.support.web import Visit, host
@@ -154,6 +155,34 @@ async def test_a_relay_s_own_code_for_an_unknown_task_shows_a_good_key(tmp_path:
     with relay((200, {}), unknown) as there:
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base=f"{there.url}/kling")
     assert [check.ok for check in checks] == [True] * 4
+
+
+async def test_the_key_is_checked_on_the_way_of_the_receivers_questions(
+    tmp_path: Path, start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the proxy that the environment names for Kling; the receiver on loopback is called directly."""
+    running = start()
+    with http_proxy(gateway.url) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        checks = await all_checks(tmp_path, receiver_url=running.url, api_base="http://kling.test")
+        assert [check.ok for check in checks] == [True] * 4, checks
+        await running.receiver.work.kling_client.get("http://kling.test/v1/x")
+    assert [visit.path.split("/")[2] for visit in proxy.visits] == ["kling.test"] * 2
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy"])
+def test_a_proxy_that_cannot_be_used_is_2(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the variable; also where only Kling needs it."""
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    env = environment(tmp_path, KLING_RECEIVER_URL="http://127.0.0.1:1", KLING_API_BASE="http://kling.test")
+    for command in ("doctor", "serve"):
+        failure = run_here(command, env={**env, name: "socks4://user:secret@127.0.0.1:7891"})
+        assert (failure.returncode, failure.stderr.count("\n"), failure.stdout) == (2, 1, "")
+        assert failure.stderr.startswith(f"kling-receiver: {name} is not the address of a proxy")
+        assert "secret" not in failure.stderr
 
 
 def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox) -> None:

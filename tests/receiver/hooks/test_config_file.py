@@ -1,6 +1,7 @@
 """The hooks file is authoritative: at each start, hooks are added, changed and removed to match it."""
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,16 @@ def test_an_invalid_file(tmp_path: Path, content: str, problem: str) -> None:
     assert problem in message
 
 
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    assert len(load_hooks(write_hooks(tmp_path, '\ufeff[hooks.a]\naddress = "command:true"'), Allowlist(), {})) == 1
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """It is missing, or not UTF-8."""
+    """It is missing, not UTF-8, or a pipe, which may never end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidHook, match="cannot be read: it is a pipe"):
+        load_hooks(tmp_path / "pipe", Allowlist(), {})
     with pytest.raises(InvalidHook, match="cannot be read: No such file"):
         load_hooks(tmp_path / "none.toml", Allowlist(), {})
     (tmp_path / "hooks.toml").write_bytes(b"\xff\xfe")

@@ -138,14 +138,24 @@ def test_files_are_readable_by_the_receiver_only(folder: LocalStorage) -> None:
 
 @pytest.mark.parametrize(
     ("url", "path"),
-    [("file:///a/b", "/a/b"), ("file://localhost/a", "/a"), ("file:///a%20b", "/a b"), ("FILE:///a", "/a")],
+    [
+        ("file:///a/b", "/a/b"),
+        ("file://localhost/a", "/a"),
+        ("file:///a%20b", "/a b"),
+        ("FILE:///a", "/a"),
+        ("file:/a", "/a"),
+        ("file:///a?b#c", "/a?b#c"),
+        ("file:///a%3Fb%25/", "/a?b%"),
+    ],
 )
 def test_a_file_address_names_a_folder(url: str, path: str) -> None:
     """As in the storage setting."""
     assert folder_of(url) == Path(path)
 
 
-@pytest.mark.parametrize("url", ["", "/a/b", "file:a", "file://host/a", "s3://bucket", "http://x/y", "file://"])
+@pytest.mark.parametrize(
+    "url", ["", "/a/b", "file:a", "file://host/a", "s3://bucket", "http://x/y", "file://", "file:///a%00"]
+)
 def test_any_other_address_is_refused(url: str) -> None:
     """The message has an example."""
     with pytest.raises(ValueError, match="file:///var/lib/kling/results"):
