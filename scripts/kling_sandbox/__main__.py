@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from kling_callback.cli import terminal
 from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
@@ -41,11 +40,12 @@ class Command(click.Command):
     """A command whose help begins with the warning that this is not Kling, and ends with the switches."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command, in any locale. An output that cannot be written is a message, no traceback."""
-        terminal.use_utf8()
+        """Run the command. An output that cannot be written is a message, no traceback."""
         try:
             return super().main(*args, **kwargs)
         except (OSError, UnicodeEncodeError) as error:
+            from kling_callback.cli import terminal  # here: the sandbox starts faster without
+
             sys.exit(terminal.report_bad_stream(error))
 
     def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
