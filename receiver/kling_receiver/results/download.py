@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 from starlette.concurrency import run_in_threadpool
 
@@ -17,7 +16,7 @@ from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
-from kling_receiver.net.guard import Refused
+from kling_receiver.net.guard import Refused, join_url
 from kling_receiver.results import records as result_records
 from kling_receiver.results.media import HEAD_BYTES, is_complete, matches_kind, sniff
 from kling_receiver.results.records import StoredFile
@@ -175,18 +174,11 @@ class Downloader:
             if response.location is None:
                 break
             await response.close()
-            url = _redirect_target(url, response.location)
+            url = join_url(url, response.location)
         if response.status == (206 if start else 200) and _resumes_at(response, start):
             return response
         await response.close()
         raise UnexpectedResponse(response)
-
-
-def _redirect_target(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise Refused(f"the redirect does not lead to a valid URL ({error})") from error
 
 
 def _check(head: bytes, kind: str) -> str:
