@@ -29,6 +29,10 @@ class TaskRow(TypedDict):
     hint_count: int
     callback_kling_id: str | None
     cost: Any
+    outputs: list[dict[str, Any]] | None
+    request_id: str | None
+    kling_created_at: int | None
+    kling_updated_at: int | None
     done: bool
     callback_count: int
     kept_callbacks: int
@@ -53,6 +57,10 @@ class TaskChanges(TypedDict, total=False):
     hint_count: int
     callback_kling_id: str | None
     cost: Any
+    outputs: list[dict[str, Any]] | None
+    request_id: str | None
+    kling_created_at: int | None
+    kling_updated_at: int | None
     done: bool
     callback_count: int
     kept_callbacks: int
@@ -85,6 +93,7 @@ class ResultRow(TypedDict):
     source_url: str
     expires_at: int | None
     error: str
+    warning: str
 
 
 class JobRow(TypedDict):
