@@ -171,7 +171,10 @@ async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> Wai
 
 
 async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
-    """Save the files into the output folder, or print a link to each; then raise the outcome's error, if any."""
+    """Save the files into the output folder, or print a link to each, and print the outputs that are no files.
+
+    Raises the outcome's error, if any.
+    """
     output = wait_options.output
     if wait_options.as_json:
         terminal.print_json(outcome.result.task)
@@ -181,6 +184,11 @@ async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
         line = await file.save(output / file.name) if output else file.href
         if not wait_options.as_json:
             terminal.print_data(str(line))
+        if file.warning:
+            terminal.print_message(f"{file.name}: {file.warning}")
+    if not wait_options.as_json:
+        for each in outcome.result.outputs:
+            terminal.print_json(each)
     if outcome.error:
         raise outcome.error
 
@@ -234,7 +242,7 @@ def create_any(
 @options.id_argument
 @options.wait_options
 def wait_for(task_id: str, **waiting: Any) -> None:
-    """Wait for a task, then save its files or print their links."""
+    """Wait for a task, then save its files or print their links, and print its other outputs."""
 
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(task_id)
@@ -246,9 +254,9 @@ def wait_for(task_id: str, **waiting: Any) -> None:
 @options.id_argument
 @options.json_option
 def show(task_id: str, as_json: bool) -> None:
-    """Print a task as JSON."""
+    """Print a task with its files and other outputs."""
     task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
-    terminal.print_json(task.data, pretty=not as_json)
+    terminal.print_json(task.data) if as_json else terminal.print_task(task)
 
 
 @kling.command("list")
