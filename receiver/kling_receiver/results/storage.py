@@ -103,7 +103,7 @@ class PartialFile:
         self.size += len(chunk)
         if self.validator:
             values = (self._source, self.validator, self.size, self.length, self.sha256)
-            temporary = self._note.with_suffix(".new")
+            temporary = self.path.with_suffix(".new")
             temporary.write_text(json.dumps(dict(zip(NOTE, values, strict=True))))
             temporary.replace(self._note)
 
@@ -125,11 +125,15 @@ class PartialFile:
     def discard(self) -> None:
         """Remove the part, if it was not committed."""
         if not self._file.closed:
-            with suppress(OSError):
-                self.path.unlink()
-            with suppress(OSError):
-                self._note.unlink()
+            _remove_part(self.path)
             self._file.close()
+
+
+def _remove_part(path: Path) -> None:
+    """Remove a part with its note, as far as they are there."""
+    for suffix in ("", ".json", ".new"):
+        with suppress(OSError):
+            path.with_suffix(suffix).unlink()
 
 
 NOTE = ("source", "validator", "size", "length", "sha256")
@@ -166,10 +170,7 @@ class LocalStorage:
 
     def discard_part(self, name: str) -> None:
         """Remove the part of the file `name`, if there is one."""
-        path = self._part_path(name)
-        for each in (path, path.with_suffix(".json")):
-            with suppress(OSError):
-                each.unlink()
+        _remove_part(self._part_path(name))
 
     def remove_orphans(self, names: Iterable[str]) -> None:
         """Remove all parts but those of the files `names`. Raises OSError."""
