@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from kling_callback.protocol.media_types import kind_of_suffix
 
-KINDS = ("image", "video", "audio", "watermark", "file")
-"""Kinds of records that are files; a record of another kind (`element`, `voice`) is an output of its own."""
+KINDS = ("image", "video", "audio", "watermark", "file", "result")
+"""Kinds of records that are files, or details of the result as a whole; a record of another kind (`element`, `voice`) is
+an output of its own."""
 
 MAIN_FIELDS = ("url", "url_mp3", "mp3_url", "url_wav", "wav_url")
 """The fields of a result's own file, in the order in which the files are listed."""
@@ -84,6 +85,12 @@ def kind_of_file(kind: str, name: str, address: str) -> str:
     if told or WATERMARK_FIELD.fullmatch(name):
         return kind
     return kind_of_suffix(_path(address)) or ("file" if kind in KINDS else kind)
+
+
+def kind_of_single(kind: str, item: Mapping[str, Any]) -> str:
+    """The kind of a record that is in no list: without an id it holds details of the result."""
+    named = any((name == "id" or OBJECT_ID.fullmatch(name)) and value for name, value in item.items())
+    return kind if kind in KINDS or named else "result"
 
 
 def object_of(kind: str, item: Mapping[str, Any], files: set[str]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from functools import reduce
 from itertools import islice
 from typing import Any, Literal, get_args
 
-from kling_callback.protocol.outputs import file_fields, json_chars, kind_of_file, object_of
+from kling_callback.protocol.outputs import file_fields, json_chars, kind_of_file, kind_of_single, object_of
 
 Status = Literal["submitted", "processing", "succeed", "failed"]
 """Kling's statuses of a task."""
@@ -301,6 +301,7 @@ def _legacy_items(results: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any
     for name, value in islice(results.items(), MAX_RECORDS):
         if isinstance(value, dict | list):
             kind = sanitize(name, MAX_ID_CHARS).removeprefix("series_").removesuffix("s")
+            kind = kind_of_single(kind, value) if isinstance(value, dict) else kind
             yield from ((kind, item) for item in _ordered(value))
         else:
             others[name] = value

@@ -26,6 +26,8 @@ T = TypeVar("T")
 MAX_REDIRECTS = 5
 MAX_RESUMES = 5
 """Times that a download which was cut short is resumed, within one attempt."""
+RESPONSE_SECONDS = 120
+"""Seconds until a host has sent the head of its response; its body may take any time."""
 BUFFER_BYTES = 1 << 20
 """Bytes that are written to the disk at once."""
 BUFFER_SECONDS = 1.0
@@ -93,7 +95,7 @@ async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: i
     if part.size and part.validator:
         headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator}
     for _ in range(MAX_REDIRECTS + 1):
-        response = await client.send("GET", url, headers=headers)
+        response = await _send(client, url, headers)
         if response.location is None:
             break
         await response.close()
@@ -104,6 +106,14 @@ async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: i
         await response.close()
         raise
     return response
+
+
+async def _send(client: GuardedClient, url: str, headers: Mapping[str, str]) -> Response:
+    try:
+        async with asyncio.timeout(RESPONSE_SECONDS):
+            return await client.send("GET", url, headers=headers)
+    except TimeoutError as error:
+        raise RequestFailed(f"the host did not answer within {RESPONSE_SECONDS:g} s") from error
 
 
 async def _begin(response: Response, part: PartialFile, max_bytes: int) -> None:

@@ -566,6 +566,8 @@ ELEMENT = {"element_id": 829836802793406551, "element_name": "kangaroo", "status
         ),
         ({"models": [{"glb": f"{H}/m.glb", "result_link": f"{H}/m"}]}, [("model", "m")], [{"glb": f"{H}/m.glb"}]),
         ({"videos": [{"id": "v", "url": ""}], "images": []}, [], []),
+        ({"images": [], "progress": "100%", "meta": {"seed": 7}, "width": 64}, [], []),
+        ({"captions": [{"text": "a kangaroo", "start": 0}]}, [], [{"text": "a kangaroo", "start": 0}]),
         ({"elements": [{}, {"index": 0, "status": "succeed", "element_id": "", "list": []}]}, [], []),
     ],
 )

@@ -465,6 +465,24 @@ async def test_a_silent_host_ends_the_attempt(parts: Parts, monkeypatch: pytest.
     assert sizes_of_parts(parts) == [1000]
 
 
+@pytest.mark.anyio
+async def test_the_head_of_a_response_has_a_time_limit(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that sends it byte by byte is retried later."""
+    monkeypatch.setattr(fetch, "RESPONSE_SECONDS", 0.2)
+    ended = threading.Event()
+
+    def respond(visit: Visit) -> None:
+        visit.send(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not ended.wait(0.02):
+            visit.send(b".")
+
+    with host(respond) as there:
+        outcome = await parts.do(parts.fetcher.download, await parts.succeeded(f"{there.url}/0.png"))
+        ended.set()
+    assert isinstance(outcome, RetryAt)
+    assert outcome.error == "the host did not answer within 0.2 s"
+
+
 SEND_DEFAULTS = dict(GuardedClient.send.__kwdefaults__ or {})
 
 
