@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from kling_callback.protocol.media_types import kind_of_suffix
 
 KINDS = ("image", "video", "audio", "watermark", "file", "result")
-"""Kinds of records that are files, or details of the result; one of another kind (`element`) is an output of its own."""
+"""Kinds of records that are files, or details of a result; one of another kind (`element`) is an output of its own."""
 
 MAIN_FIELDS = ("url", "url_mp3", "mp3_url", "url_wav", "wav_url")
 """The fields of a result's own file, in the order in which the files are listed."""

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.media_types import extension
-from kling_callback.protocol.reports import Report
+from kling_callback.protocol.reports import Output, Report
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
@@ -96,20 +96,25 @@ class Downloader:
     async def _failed(self, job: ClaimedJob, result: ResultRow, error: Exception) -> Effect:
         """Retry, from another address if Kling has one, or give up."""
         index, reason = result["position"], describe(error)
+        latest = await self._reader.result(job.task_id, index)
+        if latest and latest["source_url"] != result["source_url"]:  # Kling was asked for another file of the task
+            args = {**job.args, "asked_after": job.attempts}
+            return lambda tx: RetryAt(tx.now, reason, args=args)
         attempts = job.attempts - job.args.get("asked_after", 0)
         is_refusal, is_final = _is_refusal(error), isinstance(error, Refused)
         is_last = is_final or attempts > len(self._backoff.steps) or (is_refusal and attempts >= MAX_REFUSALS)
         expired = result["expires_at"] is not None and result["expires_at"] <= self._clock() * 1000
         may_be_old = is_last or (is_refusal and (expired or attempts >= REFUSALS_BEFORE_QUERY))
-        asked, address = False, None
+        outputs: tuple[Output, ...] | None = None
         if may_be_old and not is_final and "asked_after" not in job.args:
-            asked, address = await self._ask_for_address(result)
-        if is_last and not address:
+            outputs = await self._ask_for_addresses(result)
+        is_other = result_records.has_moved(result, outputs or ())
+        if is_last and not is_other:
             await run_in_threadpool(self._storage.discard_part, part_name(job.task_id, index))
 
         def settle(tx: Transaction) -> Outcome:
-            if address:
-                result_records.set_address(tx, job.task_id, index, address)
+            if is_other:
+                result_records.set_addresses(tx, job.task_id, outputs or ())
                 return RetryAt(tx.now, reason, args={**job.args, "asked_after": job.attempts})
             if is_last:
                 result_records.mark_failed(tx, tx.require_task(job.task_id), index, reason)
@@ -117,23 +122,19 @@ class Downloader:
             retry_after = error.retry_after if isinstance(error, UnexpectedResponse) else None
             due = self._backoff.next_at(attempts, tx.now, at_least=retry_after)
             assert due is not None
-            return RetryAt(due, reason, args={**job.args, "asked_after": 0} if asked else None)
+            return RetryAt(due, reason, args=None if outputs is None else {**job.args, "asked_after": 0})
 
         return settle
 
-    async def _ask_for_address(self, result: ResultRow) -> tuple[bool, str | None]:
-        """Ask Kling where a file is now. Returns whether Kling answered, and the address if it is another one."""
+    async def _ask_for_addresses(self, result: ResultRow) -> tuple[Output, ...] | None:
+        """Ask Kling where the files of a task are now; None without an answer."""
         task = await self._reader.task(result["task_id"])
         try:
             report = await self._query(task) if task else None
         except GatewayError as error:
             log.warning("task %s: no other address of a file is known: %s", result["task_id"], error)
-            return False, None
-        outputs = report.outputs if report and report.status == "succeed" else ()
-        output = next(iter(outputs[result["position"] :]), None)
-        if output is None or output.kind != result["kind"] or output.url == result["source_url"]:
-            return True, None
-        return True, output.url
+            return None
+        return report.outputs if report and report.status == "succeed" else ()
 
     async def _download(self, result: ResultRow) -> StoredFile:
         name, url, kind = part_name(result["task_id"], result["position"]), result["source_url"], result["kind"]

@@ -24,7 +24,7 @@ SELECT_PENDING = Statement[ResultRow](
 SELECT_ALL_PENDING = Statement("SELECT task_id, position FROM result WHERE status = 'pending'")
 SET_ADDRESS = Statement("""
     UPDATE result SET source_url = :source_url, expires_at = :expires_at
-    WHERE task_id = :task_id AND position = :position AND status = 'pending'
+    WHERE task_id = :task_id AND position = :position AND kind = :kind AND status = 'pending'
 """)
 COUNT_NAMED = Statement("SELECT count(*) FROM result WHERE task_id = :task_id AND source_url <> ''")
 MARK_STORED = Statement("""
@@ -89,10 +89,25 @@ def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...
         enqueue.download(tx, task["id"], row["position"], row["source_url"])
 
 
-def set_address(tx: Transaction, task_id: str, index: int, url: str) -> None:
-    """Download a pending file from another address from now on."""
-    row = {"source_url": url, "expires_at": expires_at(url, tx.now)}
-    SET_ADDRESS.execute(tx.connection, task_id=task_id, position=index, **row)
+def has_moved(result: ResultRow, outputs: tuple[Output, ...]) -> bool:
+    """Whether Kling's latest report names another address for a file."""
+    output = next(iter(outputs[result["position"] :]), None)
+    return output is not None and output.kind == result["kind"] and output.url != result["source_url"]
+
+
+def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) -> None:
+    """Download the pending files of a task from the addresses in Kling's latest report from now on."""
+    rows = [
+        {
+            "task_id": task_id,
+            "position": position,
+            "kind": output.kind,
+            "source_url": output.url,
+            "expires_at": expires_at(output.url, tx.now),
+        }
+        for position, output in enumerate(outputs)
+    ]
+    SET_ADDRESS.executemany(tx.connection, rows)
 
 
 def part_name(task_id: str, index: int) -> str:

@@ -29,7 +29,7 @@ from kling_receiver.net.guard import Allowlist, Refused
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.results import download, fetch
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, REFUSALS_BEFORE_QUERY, Downloader
-from kling_receiver.results.fetch import MAX_RESUMES
+from kling_receiver.results.fetch import MAX_RESUMES, InvalidFile
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -1087,6 +1087,36 @@ async def test_without_another_address_the_file_is_retried_for_minutes(
     assert (paths.count("/old.png"), paths.count(QUERIED), len(attempts)) == (MAX_REFUSALS, 1, MAX_REFUSALS)
     assert (row["status"], row["error"]) == ("failed", "the host answered 403")
     assert sum(DOWNLOAD_BACKOFF.steps[: MAX_REFUSALS - 1]) / 2 > 120
+
+
+@pytest.mark.anyio
+async def test_kling_is_asked_once_for_all_files_of_a_task(tmp_path: Path) -> None:
+    """A file whose own address was refused meanwhile uses the new one."""
+    names = ("a", "b")
+
+    def respond(visit: Visit) -> None:
+        if visit.path.startswith("/v1/"):
+            files = [{"url": f"{there.url}/new-{name}.png"} for name in names]
+            record = {"task_id": "k", "task_status": "succeed", "task_result": {"images": files}}
+            visit.answer(200, json.dumps({"code": 0, "data": record}).encode())
+        else:
+            visit.answer(200 if "new" in visit.path else 404, picture(size=32))
+
+    with host(respond) as there:
+        parts = Parts(tmp_path, there.url)
+        parts.writer.start()
+        task = await parts.succeeded(*(f"{there.url}/old-{name}.png" for name in names))
+        row = await parts.result(task, 1)
+        job = ClaimedJob(1, "download", "download", "downloads", task, "key", {"index": 1}, 5, "claim")
+        assert isinstance(await parts.do(parts.fetcher.download, task, REFUSALS_BEFORE_QUERY), RetryAt)
+        failed = await parts.fetcher._failed(job, row, InvalidFile("as before"))
+        outcome = await parts.writer.run(lambda tx: failed(tx))
+        assert isinstance(outcome, RetryAt)
+        assert outcome.args == {"index": 1, "asked_after": 5}
+        for n in (0, 1):
+            assert isinstance(await parts.do(parts.fetcher.download, task, 6, n), Done)
+        await parts.close()
+        assert [visit.path for visit in there.visits if visit.path.startswith("/v1/")] == [f"{QUERIED}{task}"]
 
 
 @pytest.mark.anyio
