@@ -1,5 +1,6 @@
 """A task, its result and its files as attributes of their JSON: the bases of the blocking and asynchronous classes."""
 
+from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar
 
 from kling_callback.display import file_html, result_html
@@ -53,7 +54,7 @@ class BaseTask:
 
     @property
     def status_msg(self) -> str:
-        """The reason for a failure, or ""."""
+        """The reason for a failure, or why it is not known whether Kling took the create, or ""."""
         return str(self.data.get("status_msg") or "")
 
     @property
@@ -146,6 +147,10 @@ class BaseFile:
         """A file name: `ID-INDEX.EXT`, with the task's id and the extension for the media type."""
         content_type = self.content_type
         return f"{self.task['id']}-{self.index}.{extension(str(content_type) if content_type else None, self.kind)}"
+
+    def read(self) -> bytes | Awaitable[bytes]:
+        """Download the content; the asynchronous class returns an awaitable of it."""
+        raise NotImplementedError
 
 
 F = TypeVar("F", bound=BaseFile)

@@ -9,17 +9,20 @@ register ─▶ send ─┬─ taken ──────────────�
 
 import logging
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import anyio
 
-from kling_callback.api.kling import CONCURRENCY_LIMITED, NOT_SENT_ERRORS, RATE_LIMITED, KlingApi
+from kling_callback.api.kling import NOT_SENT_ERRORS, KlingApi
 from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
+from kling_callback.api.refusals import CONCURRENCY_LIMITED, RATE_LIMITED
+from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
 from kling_callback.errors import CreateUnknown, GatewayError, KlingError, NotCreated, ReceiverError
 from kling_callback.jobs.body import model_of, with_callback
-from kling_callback.protocol.redact import redacted
+from kling_callback.protocol.redact import digest, redacted
 from kling_callback.protocol.reports import UNKNOWN_TASK, Report
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
@@ -48,6 +51,7 @@ class CreateCall:
             family=family,
             model=model_of(family, body),
             request=redacted(body),
+            request_sha256=digest(body),
             base=settings.api_base,
             key_fingerprint=settings.key_fingerprint,
             tags=tags,
@@ -56,7 +60,6 @@ class CreateCall:
         )
         self.outcome = CreateOutcome("not_created", reason="It was interrupted before it was sent.")
         self._unreported: str | None = None
-        self._sending_since = 0.0
 
     async def run(self) -> AsyncTask:
         """Return the task, new or registered before. Raises NotCreated, or ReceiverError before anything was sent."""
@@ -94,16 +97,17 @@ class CreateCall:
     async def _send(self, callback_url: str) -> NotCreated | None:
         """Send the create until its outcome is final or unknown. Returns Kling's refusal, if it refused."""
         body = with_callback(self._family, self._body, self._task_id, callback_url)
-        self._sending_since = anyio.current_time()
         try:
             self._set_created(
-                await self._retry.retry(lambda: self._try(body), self._may_resend, self._retry.create_seconds)
+                await self._retry.retry(lambda: self._try(body), resend_rule(self._retry), self._retry.create_seconds)
             )
         except NotCreated as error:
             return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
         except CreateUnknown as error:
-            self.outcome = CreateOutcome("unknown", reason=error.message, request_id=error.request_id or "")
-            log.warning("It is not known yet whether Kling took task %s. It is not sent again.", self._task_id)
+            self.outcome = CreateOutcome("unknown", reason=str(error), request_id=error.request_id or "")
+            log.warning(
+                "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
+            )
             await self._search_created()
         return None
 
@@ -115,11 +119,6 @@ class CreateCall:
             self.outcome = CreateOutcome("not_created", reason=error.message, request_id=error.request_id or "")
             raise
 
-    def _may_resend(self, error: KlingError) -> bool:
-        """Whether to send it again. Without a connection, retries end sooner than at a busy Kling."""
-        waited = anyio.current_time() - self._sending_since
-        return may_resend(error) and (error.code is not None or waited < self._retry.connect_seconds)
-
     async def _check_exists(self, refusal: NotCreated) -> NotCreated | None:
         """Tell an id that is taken, hence a created task, from bad parameters: Kling has one code for both."""
         if report := await self._find_created():
@@ -127,7 +126,7 @@ class CreateCall:
             return None
         if "already exist" not in refusal.message.lower():
             return refusal
-        self.outcome = CreateOutcome("unknown", reason=refusal.message)
+        self.outcome = CreateOutcome("unknown", reason=str(refusal))
         return None
 
     async def _search_created(self) -> None:
@@ -153,13 +152,14 @@ class CreateCall:
         try:
             return await self._receiver.report(self._task_id, self._registration, self.outcome)
         except ReceiverError as error:
-            outcome, kling_id = self.outcome.outcome, self.outcome.kling_id
+            outcome, kling_id, reason = self.outcome.outcome, self.outcome.kling_id, self.outcome.reason
             self._unreported = (
                 f"The outcome of the create of task {self._task_id} could not be reported to the receiver: {outcome}"
-                f"{f', {kling_id} at Kling' if kling_id else ''}. {error}"
+                f"{f', {kling_id} at Kling' if kling_id else ''}. {error}{f' {reason}' if reason else ''}"
             )
             log.warning("%s", self._unreported)
-            return {**task, "task_id": task.get("task_id") or kling_id}
+            unknown = {"status_msg": reason} if outcome == "unknown" else {}
+            return {**task, "task_id": task.get("task_id") or kling_id, **unknown}
 
     async def _report_interrupted(self) -> None:
         """Report what is known of the outcome, briefly, after an interruption."""
@@ -170,6 +170,17 @@ class CreateCall:
             suppress(KlingError, RuntimeError),
         ):
             await self._receiver.report(self._task_id, self._registration, self.outcome, retry=False)
+
+
+def resend_rule(retry: RetryPolicy) -> Callable[[KlingError], bool]:
+    """Whether to send a create or a call again, from now on. Without a connection, retries end sooner."""
+    started_at = anyio.current_time()
+
+    def again(error: KlingError) -> bool:
+        waited = anyio.current_time() - started_at
+        return may_resend(error) and (error.code is not None or waited < retry.connect_seconds)
+
+    return again
 
 
 def may_resend(error: KlingError) -> bool:

@@ -7,8 +7,8 @@ KlingError
 │   └── TokenExpired     a signed token has expired
 ├── HookError            a request to your hook is not an event of your receiver; `code` says why
 ├── GatewayError         Kling or the gateway did not give a usable answer
-│   ├── NotCreated       Kling certainly did not accept the create: nothing is generated, nothing is paid
-│   └── CreateUnknown    Kling may have taken the create: it is never sent again
+│   ├── NotCreated       Kling certainly did not accept the create or call: nothing is generated, nothing is paid
+│   └── CreateUnknown    Kling may have taken the create or call: it is never sent again
 ├── ReceiverError        the receiver refused the request, or could not be reached
 ├── TaskFailed           the task ended as `failed`; the message is Kling's reason
 ├── ResultFailed         the task succeeded, but a result could not be stored or downloaded
@@ -95,13 +95,13 @@ class GatewayError(KlingError):
 
 
 class NotCreated(GatewayError):
-    """Kling certainly did not accept the create: nothing is generated, nothing is paid."""
+    """Kling certainly did not accept the create or the call: nothing is generated, nothing is paid."""
 
     outcome: Outcome | None = "not_created"
 
 
 class CreateUnknown(GatewayError):
-    """Kling may have taken the create; sending it again could pay twice."""
+    """Kling may have taken the create, or carried out the call; sending it again could pay twice."""
 
     outcome: Outcome | None = "unknown"
 

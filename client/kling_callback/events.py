@@ -10,7 +10,7 @@ import anyio
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
-from kling_callback.api.receiver import ReceiverApi, is_task, task_path, unreadable_answer
+from kling_callback.api.receiver import ReceiverApi, has_id, is_task, task_path, unreadable_answer
 from kling_callback.errors import ReceiverError
 from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
 
@@ -22,6 +22,7 @@ async def follow(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of a task until it is done; without `task_id`, of all tasks, without end. Reconnects.
 
+    `task_id`: any id of the task. Reconnections use ours: Kling's id may be corrected meanwhile.
     `after`: id of an event; only later ones are yielded. Raises ReceiverError when the receiver refuses, or was
     never reached within `unreachable_seconds`.
     """
@@ -31,6 +32,7 @@ async def follow(
             async with aclosing(_stream(receiver, task_id, last)) as events:
                 async for event in events:
                     last, failures = event.id, 0
+                    task_id = task_id and event.task["id"]
                     yield event
                     done = task_id is not None and event.task.get("done") is True
                     if done and event.ends:
@@ -92,7 +94,7 @@ def _event(frame: ServerSentEvent, task_id: str | None) -> Event:
         event_id = _event_id(frame.id or content["id"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise unreadable_answer() from None
-    if not is_task(task, task_id):
+    if not is_task(task) or not (task_id is None or has_id(task, task_id)):
         raise unreadable_answer()
     return Event(event_id, frame.event, str(content.get("at")), data if isinstance(data, dict) else {}, task)
 

@@ -1,14 +1,14 @@
 """AsyncKling, the asynchronous client: create tasks, wait for them, download their files."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from anyio import to_thread
 
+from kling_callback import calls
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
@@ -16,14 +16,17 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.creation import CreateCall
 from kling_callback.errors import ParameterError, SettingsError
 from kling_callback.events import follow, last_event
-from kling_callback.jobs.body import check_create, chosen_id
-from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, TEXT_TO_VIDEO, Job
+from kling_callback.job_methods import JobMethods, returning
+from kling_callback.jobs.body import chosen_id
+from kling_callback.jobs.job import Job
+from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.families import is_new_standard
-from kling_callback.protocol.ids import DESCRIPTION, is_id, new_id
+from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.reports import IDENTIFIER
 from kling_callback.protocol.signing import api_token
 from kling_callback.settings import ClientSettings
-from kling_callback.tasks import AsyncTask
+from kling_callback.tasks import AsyncTask, with_files
 
 TOKEN_LIFETIME_SECONDS = 300
 """Seconds for which a bearer token made here is valid: it is used for one request."""
@@ -32,7 +35,8 @@ MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task: the receiver's limits."""
 
 
-class AsyncKling:
+@returning(AsyncTask)
+class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
     """An asynchronous client of Kling and its receiver. Open it with `async with`, or call `aclose`."""
 
     def __init__(
@@ -54,9 +58,10 @@ class AsyncKling:
 
         `settings`: all settings at once, from `ClientSettings.load`; the others are then ignored.
         `retry`: retries and timeouts. `http`: your own HTTP client, which `aclose` closes.
-        Raises SettingsError with all problems.
+        Raises SettingsError with all problems. Without any setting of a receiver, only `call` and `tasks_at_kling`
+        work; the other methods raise SettingsError.
         """
-        self._settings = settings or ClientSettings.load(
+        self._settings = settings or ClientSettings.load_for_program(
             api_base=api_base,
             api_key=api_key,
             access_key=access_key,
@@ -71,115 +76,6 @@ class AsyncKling:
         self._receiver = ReceiverApi(self._http, base, self._token, retry or RetryPolicy())
         self._kling_api = KlingApi(self._settings.api_base, auth_from(self._settings), self._http)
 
-    async def text_to_image(
-        self,
-        /,
-        prompt: str,
-        *,
-        negative_prompt: str | None = None,
-        model_name: str | None = None,
-        n: int | None = None,
-        aspect_ratio: str | None = None,
-        resolution: str | None = None,
-        output_format: str | None = None,
-        tags: Sequence[str] = (),
-        hook: str | None = None,
-        external_task_id: str | None = None,
-        **more: Any,
-    ) -> AsyncTask:
-        """Create images from a text.
-
-        `n`: number of images. `more`: any other parameters of Kling. Other arguments and errors as in `create`.
-        """
-        values = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "model_name": model_name,
-            "n": n,
-            "aspect_ratio": aspect_ratio,
-            "resolution": resolution,
-            "output_format": output_format,
-        }
-        return await self.run(
-            TEXT_TO_IMAGE, {**values, **more}, tags=tags, hook=hook, external_task_id=external_task_id
-        )
-
-    async def image_to_image(
-        self,
-        /,
-        prompt: str,
-        image: Path | str,
-        *,
-        model_name: str | None = None,
-        n: int | None = None,
-        aspect_ratio: str | None = None,
-        resolution: str | None = None,
-        output_format: str | None = None,
-        image_reference: str | None = None,
-        image_fidelity: float | None = None,
-        human_fidelity: float | None = None,
-        tags: Sequence[str] = (),
-        hook: str | None = None,
-        external_task_id: str | None = None,
-        **more: Any,
-    ) -> AsyncTask:
-        """Create images from a text and an image.
-
-        `image`: a Path, or a str with a URL, a data URL, a file name, or bare base64. `image_fidelity` and
-        `human_fidelity`: 0 to 1. Other arguments and errors as in `create`.
-        """
-        values = {
-            "prompt": prompt,
-            "image": image,
-            "model_name": model_name,
-            "n": n,
-            "aspect_ratio": aspect_ratio,
-            "resolution": resolution,
-            "output_format": output_format,
-            "image_reference": image_reference,
-            "image_fidelity": image_fidelity,
-            "human_fidelity": human_fidelity,
-        }
-        return await self.run(
-            IMAGE_TO_IMAGE, {**values, **more}, tags=tags, hook=hook, external_task_id=external_task_id
-        )
-
-    async def text_to_video(
-        self,
-        /,
-        prompt: str,
-        *,
-        negative_prompt: str | None = None,
-        model_name: str | None = None,
-        cfg_scale: float | None = None,
-        mode: str | None = None,
-        aspect_ratio: str | None = None,
-        duration: str | int | None = None,
-        camera_control: Mapping[str, Any] | None = None,
-        tags: Sequence[str] = (),
-        hook: str | None = None,
-        external_task_id: str | None = None,
-        **more: Any,
-    ) -> AsyncTask:
-        """Create a video from a text.
-
-        `duration`: seconds. `cfg_scale`: 0 to 1. `more`: any other parameters of Kling. Other arguments and errors
-        as in `create`.
-        """
-        values = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "model_name": model_name,
-            "cfg_scale": cfg_scale,
-            "mode": mode,
-            "aspect_ratio": aspect_ratio,
-            "duration": duration,
-            "camera_control": camera_control,
-        }
-        return await self.run(
-            TEXT_TO_VIDEO, {**values, **more}, tags=tags, hook=hook, external_task_id=external_task_id
-        )
-
     async def run(
         self,
         job: Job,
@@ -193,8 +89,8 @@ class AsyncKling:
 
         Other arguments and errors as in `create`.
         """
-        body = await to_thread.run_sync(job.body, values)
-        return await self.create(job.family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        family, body = await to_thread.run_sync(job.create, await with_files(values))
+        return await self._create(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def create(
         self,
@@ -208,7 +104,9 @@ class AsyncKling:
         """Create a task of any job, and return it once Kling has it.
 
         `family`: a path under `/v1` (`videos/effects`), or a path of the new standard with a leading slash.
-        `body`: Kling's parameters, JSON. `tags`: labels; at most 20, of at most 100 characters.
+        `body`: Kling's parameters, JSON. Where Kling accepts an image, it may be a Path, a file name, a data URL or an
+        image of an earlier result; where it accepts a video's URL, a video of an earlier result.
+        `tags`: labels; at most 20, of at most 100 characters.
         `hook`: URL to which the receiver POSTs this task's events, signed with its KLING_HOOK_SECRET.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
 
@@ -216,7 +114,28 @@ class AsyncKling:
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
         finds out, and the create is never sent again.
         """
-        check_create(family, body)
+        sent = await to_thread.run_sync(prepare, family, await with_files(body))
+        return await self._create(family, sent, tags=tags, hook=hook, external_task_id=external_task_id)
+
+    def _run(
+        self,
+        job: Job,
+        values: Mapping[str, Any],
+        tags: Sequence[str],
+        hook: str | None,
+        external_task_id: str | None,
+    ) -> Coroutine[Any, Any, AsyncTask]:
+        return self.run(job, values, tags=tags, hook=hook, external_task_id=external_task_id)
+
+    async def _create(
+        self,
+        family: str,
+        body: dict[str, Any],
+        *,
+        tags: Sequence[str],
+        hook: str | None,
+        external_task_id: str | None,
+    ) -> AsyncTask:
         task_id = chosen_id(family, body, external_task_id) or new_id()
         self._check_key(family)
         creation = CreateCall(
@@ -225,14 +144,17 @@ class AsyncKling:
             self._settings,
             task_id=task_id,
             family=family,
-            body=dict(body),
+            body=body,
             tags=_valid_tags(tags),
             hook=hook or "",
         )
         return await creation.run()
 
     async def task(self, task_id: str) -> AsyncTask:
-        """Read a task from the receiver. `task_id`: our id. Raises ReceiverError, ParameterError for an invalid id."""
+        """Read a task from the receiver. Raises ReceiverError, ParameterError for an invalid id.
+
+        `task_id`: our id, Kling's, or the `external_task_id` that another program sent.
+        """
         return AsyncTask(self._receiver, await self._receiver.task(_valid_id(task_id)))
 
     async def tasks(
@@ -240,15 +162,41 @@ class AsyncKling:
         *,
         status: str | None = None,
         family: str | None = None,
+        model: str | None = None,
         tag: str | None = None,
+        task_id: str | None = None,
         limit: int = PAGE_SIZE,
     ) -> list[AsyncTask]:
-        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError."""
-        tasks = await self._receiver.tasks(limit, status=status, family=family, tag=tag)
+        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError.
+
+        `task_id`: Kling's id.
+        """
+        filters = {"status": status, "family": family, "model": model, "tag": tag, "task_id": task_id}
+        tasks = await self._receiver.tasks(limit, **filters)
         return [AsyncTask(self._receiver, task) for task in tasks]
 
+    async def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
+
+        GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
+        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+
+        A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
+        anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
+        """
+        self._require_key()
+        return await calls.call(self._kling_api, self._receiver.retry, path, body)
+
+    async def tasks_at_kling(self, family: str, *, limit: int = PAGE_SIZE) -> list[dict[str, Any]]:
+        """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.
+
+        Raises ParameterError for another family, GatewayError if Kling gives no list.
+        """
+        self._require_key()
+        return await calls.tasks_at_kling(self._kling_api, self._receiver.retry, family, limit)
+
     def attach(self, task_id: str) -> AsyncTask:
-        """A handle to a task by our id, without a request: `wait` raises ReceiverError if there is no such task."""
+        """A handle to a task by any of its ids, without a request: `wait` raises ReceiverError if there is none."""
         return AsyncTask(self._receiver, {"id": _valid_id(task_id), "status": "created"})
 
     async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
@@ -284,20 +232,24 @@ class AsyncKling:
     ) -> None:
         await self.aclose()
 
-    def _check_key(self, family: str) -> None:
+    def _require_key(self) -> None:
         if not self._settings.key_fingerprint:
             raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
+
+    def _check_key(self, family: str) -> None:
+        self._require_key()
         if is_new_standard(family) and not self._settings.api_key:
             raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
 
     def _token(self) -> str:
         settings = self._settings
+        settings.check_receiver()
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
 
 
 def _valid_id(task_id: str) -> str:
-    if not is_id(task_id):
-        raise ParameterError([f"{task_id!r} is not a task's id. {DESCRIPTION}"])
+    if not IDENTIFIER.fullmatch(task_id):
+        raise ParameterError([f"{task_id!r} is not a task's id: it must be one part of a path. Use the receiver's id."])
     return task_id
 
 

@@ -4,6 +4,7 @@ The environment is read here and nowhere else.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,6 +29,9 @@ MIN_SIMILARITY = 0.85
 
 TO_WAIT = ("receiver_url", "receiver_token")
 """The settings required to wait for tasks, show and list them."""
+
+TO_CALL = ("api_key",)
+"""The settings required to call Kling without a receiver."""
 
 TO_CREATE = ("api_key", *TO_WAIT)
 """The settings required to create tasks."""
@@ -233,6 +237,24 @@ class ClientSettings(CommonSettings):
         SettingsError with all problems, invalid and missing settings alike.
         """
         return super().load(require=require, **values)
+
+    @classmethod
+    def load_for_program(cls, **values: Any) -> Self:
+        """The settings to create tasks; or to call Kling only, if none of a receiver is set. Raises SettingsError."""
+        try:
+            return cls.load(**values)
+        except SettingsError as error:
+            with suppress(SettingsError):
+                settings = cls.load(require=TO_CALL, **values)
+                receiver = (settings.receiver_base, settings.receiver_token, settings.signing_secrets)
+                if not any(receiver):
+                    return settings
+            raise error from None
+
+    def check_receiver(self) -> None:
+        """Raise SettingsError with all problems unless the receiver's settings are complete."""
+        if not self.receiver_base or not (self.receiver_token or self.signing_secrets):
+            type(self).load(require=TO_WAIT, **self.model_dump())
 
     @field_validator("secret_key")
     @classmethod

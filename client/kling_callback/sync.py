@@ -1,14 +1,14 @@
 """Kling without `await`: each method runs its namesake of AsyncKling in an event loop of its own thread."""
 
 import asyncio
-import functools
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 
@@ -16,12 +16,13 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import BaseFile, BaseResult, BaseTask
 from kling_callback.display import MAX_INLINE_BYTES, data_url, is_media
 from kling_callback.errors import KlingError
+from kling_callback.job_methods import JobMethods, returning
+from kling_callback.jobs.job import Job
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -121,20 +122,6 @@ class LoopThread:
             return self._loop
 
 
-def _blocking_create(
-    method: Callable[Concatenate[AsyncKling, P], Awaitable[AsyncTask]],
-) -> "Callable[Concatenate[Kling, P], Task]":
-    """The method of Kling for this method of AsyncKling, with the same parameters."""
-
-    def blocking(self: "Kling", /, *args: P.args, **kwargs: P.kwargs) -> "Task":
-        task = self.loop.run(lambda: method(self.asynchronous, *args, **kwargs))
-        return Task(self.loop, task)
-
-    functools.update_wrapper(blocking, method)
-    blocking.__qualname__ = f"Kling.{method.__name__}"
-    return blocking
-
-
 class KlingArguments(TypedDict, total=False):
     """The arguments of AsyncKling and Kling, by the same names."""
 
@@ -149,44 +136,6 @@ class KlingArguments(TypedDict, total=False):
     settings: ClientSettings | None
     retry: RetryPolicy | None
     http: httpx.AsyncClient | None
-
-
-class Kling:
-    """A blocking client of Kling and its receiver. Open it with `with`, or call `close`. Threads may share it."""
-
-    def __init__(self, **settings: Unpack[KlingArguments]) -> None:
-        """The arguments are those of AsyncKling. Raises SettingsError with all problems."""
-        self.asynchronous = AsyncKling(**settings)
-        self.loop = LoopThread()
-
-    text_to_image = _blocking_create(AsyncKling.text_to_image)
-    image_to_image = _blocking_create(AsyncKling.image_to_image)
-    text_to_video = _blocking_create(AsyncKling.text_to_video)
-    run = _blocking_create(AsyncKling.run)
-    create = _blocking_create(AsyncKling.create)
-    task = _blocking_create(AsyncKling.task)
-
-    def tasks(
-        self, *, status: str | None = None, family: str | None = None, tag: str | None = None, limit: int = 100
-    ) -> "list[Task]":
-        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError."""
-        tasks = self.loop.run(lambda: self.asynchronous.tasks(status=status, family=family, tag=tag, limit=limit))
-        return [Task(self.loop, task) for task in tasks]
-
-    def close(self) -> None:
-        """Cancel the calls that still run, close all connections, end the thread."""
-        self.loop.close(self.asynchronous.aclose)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Task(BaseTask):
@@ -264,3 +213,114 @@ class File(BaseFile):
             with suppress(KlingError):
                 return data_url(self.read(), str(self.content_type))
         return self.href
+
+
+@returning(Task)
+class Kling(JobMethods[Task]):
+    """A blocking client of Kling and its receiver. Open it with `with`, or call `close`. Threads may share it."""
+
+    def __init__(self, **settings: Unpack[KlingArguments]) -> None:
+        """The arguments are those of AsyncKling. Raises SettingsError with all problems."""
+        self.asynchronous = AsyncKling(**settings)
+        self.loop = LoopThread()
+
+    def run(
+        self,
+        job: Job,
+        values: Mapping[str, Any],
+        *,
+        tags: Sequence[str] = (),
+        hook: str | None = None,
+        external_task_id: str | None = None,
+    ) -> Task:
+        """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
+
+        Other arguments and errors as in `create`.
+        """
+        return self._run(job, values, tags, hook, external_task_id)
+
+    def create(
+        self,
+        family: str,
+        body: Mapping[str, Any],
+        *,
+        tags: Sequence[str] = (),
+        hook: str | None = None,
+        external_task_id: str | None = None,
+    ) -> Task:
+        create = partial(self.asynchronous.create, family, body)
+        return self._task(lambda: create(tags=tags, hook=hook, external_task_id=external_task_id))
+
+    create.__doc__ = AsyncKling.create.__doc__
+
+    def task(self, task_id: str) -> Task:
+        """Read a task from the receiver. `task_id`: our id. Raises ReceiverError, ParameterError for an invalid id."""
+        return self._task(lambda: self.asynchronous.task(task_id))
+
+    def _run(
+        self,
+        job: Job,
+        values: Mapping[str, Any],
+        tags: Sequence[str],
+        hook: str | None,
+        external_task_id: str | None,
+    ) -> Task:
+        run = partial(self.asynchronous.run, job, values)
+        return self._task(lambda: run(tags=tags, hook=hook, external_task_id=external_task_id))
+
+    def _task(self, call: Callable[[], Awaitable[AsyncTask]]) -> Task:
+        return Task(self.loop, self.loop.run(call))
+
+    def tasks(
+        self,
+        *,
+        status: str | None = None,
+        family: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        task_id: str | None = None,
+        limit: int = 100,
+    ) -> list[Task]:
+        """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError.
+
+        `task_id`: Kling's id.
+        """
+        tasks = self.loop.run(
+            lambda: self.asynchronous.tasks(
+                status=status, family=family, model=model, tag=tag, task_id=task_id, limit=limit
+            )
+        )
+        return [Task(self.loop, task) for task in tasks]
+
+    def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
+
+        GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
+        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+
+        A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
+        anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
+        """
+        return self.loop.run(lambda: self.asynchronous.call(path, body))
+
+    def tasks_at_kling(self, family: str, *, limit: int = 100) -> list[dict[str, Any]]:
+        """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.
+
+        Raises ParameterError for another family, GatewayError if Kling gives no list.
+        """
+        return self.loop.run(lambda: self.asynchronous.tasks_at_kling(family, limit=limit))
+
+    def close(self) -> None:
+        """Cancel the calls that still run, close all connections, end the thread."""
+        self.loop.close(self.asynchronous.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

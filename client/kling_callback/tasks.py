@@ -1,6 +1,6 @@
 """AsyncTask, AsyncResult and AsyncFile: wait for a task, read and save its files."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from inspect import isawaitable
 from pathlib import Path
@@ -14,6 +14,7 @@ from kling_callback.atomic_file import AtomicFile, MemoryFile, temporary_path
 from kling_callback.base import BaseFile, BaseResult, BaseTask, check_files, stored_files
 from kling_callback.errors import ReceiverError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.events import follow
+from kling_callback.jobs.inputs import InputFile, reachable_url
 from kling_callback.protocol.events import Event
 
 OnEvent = Callable[[Event], object]
@@ -144,3 +145,24 @@ class AsyncFile(BaseFile):
     def _check(self, intact: bool) -> None:
         if not intact:
             raise ReceiverError("it arrived damaged.", code="damaged", retryable=True)
+
+
+async def with_files(value: Any) -> Any:
+    """The parameters of a job with each file of an earlier result as an InputFile; images are downloaded.
+
+    Raises ResultFailed when an image cannot be downloaded.
+    """
+    if isinstance(value, BaseFile):
+        return await _input_file(value)
+    if isinstance(value, Mapping):
+        return {name: await with_files(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [await with_files(each) for each in value]
+    return value
+
+
+async def _input_file(file: BaseFile) -> InputFile:
+    """A file of either client as an input. A blocking one waits for its own loop, hence the thread."""
+    kind = file.kind if file.kind in ("image", "video", "audio") else (file.content_type or "file").partition("/")[0]
+    content = await to_thread.run_sync(file.read) if kind == "image" else None
+    return InputFile(kind, await content if isawaitable(content) else content, reachable_url(file.data))

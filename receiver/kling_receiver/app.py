@@ -34,6 +34,7 @@ from kling_receiver.net.client import GuardedClient
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.policy import Policy
 from kling_receiver.results import records as result_records
+from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
@@ -126,10 +127,14 @@ def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], 
 def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: Delays) -> Work:
     """Create the handler of each kind of job, and the worker that calls them."""
     kling_client = create_kling_client()
-    downloads = GuardedClient(settings.result_hosts)
     hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
     task_hooks = GuardedClient(settings.hook_hosts)
     kling_api = KlingApi(settings.api_base, auth_from(settings), kling_client)
+    downloads = (
+        ResultClient(settings.result_hosts, settings.api_base, kling_api.authorization)
+        if settings.has_key
+        else GuardedClient(settings.result_hosts)
+    )
     reconciler = Reconciler(kling_api, store.reader, store.metrics, backoff=delays.query)
     sender = Sender(
         hooks,
@@ -184,6 +189,7 @@ def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock
         reader=reader,
         storage=store.storage,
         payloads=payloads,
+        bodies=bodies,
     )
     hooks = HookRoutes(settings, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
     deliveries = DeliveryRoutes(settings, reader=reader, writer=writer, bodies=bodies)
@@ -361,6 +367,6 @@ def _operation_routes(receiver: Receiver) -> list[Route]:
     return [
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", require_role(secrets, "read", metrics), methods=["GET"]),
-        Route("/openapi.json", require_role(secrets, "admin", openapi), methods=["GET"]),
+        Route("/metrics", require_role(secrets, "read", metrics, query=None), methods=["GET"]),
+        Route("/openapi.json", require_role(secrets, "admin", openapi, query=None), methods=["GET"]),
     ]

@@ -11,7 +11,8 @@ import click
 from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
-TABLE = "\n".join(f"{name:20} {meaning}" for name, meaning in SWITCHES.items())
+WIDTH = max(map(len, SWITCHES))
+TABLE = "\n".join(f"{name:{WIDTH}} {meaning}" for name, meaning in SWITCHES.items())
 DEFAULT_KEYS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-sandbox")
 """API key, access key and secret key of a sandbox that is started without any."""
 
@@ -52,13 +53,13 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
 @click.version_option(version("kling-callback"), prog_name="kling-sandbox")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: a free one.")
-@click.option("--base-path", default="", help="Serve all routes below a prefix, as relays do: /kling")
+@click.option("--base-path", default="", help="Serve Kling's routes below a prefix, as relays do: /kling")
 @click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
 @click.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
 @click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
 @click.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
-@click.option("--image-seconds", default=0.5, show_default=True)
-@click.option("--video-seconds", default=1.5, show_default=True)
+@click.option("--image-seconds", default=0.5, show_default=True, help="Duration of a task that makes no video.")
+@click.option("--video-seconds", default=1.5, show_default=True, help="Duration of a task that makes a video.")
 @click.option("--result-seconds", default=30 * 86400.0, help="Lifetime of file URLs. Default: 30 days.")
 @click.option("--image-bytes", default=0, help="Pad images to at least this size.")
 @click.option("--video-bytes", default=0, help="Pad videos to at least this size.")

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 
+from kling_sandbox.records.kling import task_record
+from kling_sandbox.records.relays import task_answer
 from kling_sandbox.state import Callback, State
-from kling_sandbox.tasks import Task, now, task_record, wrap
+from kling_sandbox.tasks import Task, now
 
 MAX_CONCURRENT = 32
 """Requests at a time: httpx slows down badly when hundreds of them queue inside it."""
@@ -65,7 +67,7 @@ class Callbacks:
         new = task.family.new != task.has("other-spelling")
         relayed, bare = task.has("relay-id"), task.has("no-results")
         fields = task_record(task, status, new=new, relayed=relayed, bare=bare)
-        body = _encode(task, wrap(task, fields, "callback"))
+        body = _encode(task, task_answer(task, fields, "callback"))
         headers = {"content-type": "application/json", "user-agent": "kling-sandbox"}
         if self._state.webhook_secret:
             headers |= webhook_headers(self._state.webhook_secret, str(time.time_ns()), body)

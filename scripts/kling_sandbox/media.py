@@ -5,13 +5,17 @@ import zlib
 from pathlib import Path
 
 MEDIA = Path(__file__).parent / "media"
-VARIANTS = {"png": 3, "jpg": 3, "mp4": 3, "mp3": 1, "wav": 1}
+VARIANTS = {"png": 3, "jpg": 3, "mp4": 3, "mp3": 1, "wav": 1, "avif": 1, "mov": 1, "m4a": 1, "flac": 1}
 TYPES = {
     "png": "image/png",
     "jpg": "image/jpeg",
     "mp4": "video/mp4",
     "mp3": "audio/mpeg",
     "wav": "audio/wav",
+    "avif": "image/avif",
+    "mov": "video/quicktime",
+    "m4a": "audio/mp4",
+    "flac": "audio/flac",
 }
 
 
@@ -34,7 +38,7 @@ def _jpg(plain: bytes, comment: bytes) -> bytes:
     return plain[:2] + segments + plain[2:]
 
 
-def _mp4(plain: bytes, comment: bytes) -> bytes:
+def _box(plain: bytes, comment: bytes) -> bytes:
     return plain + struct.pack(">I", len(comment) + 8) + b"free" + comment
 
 
@@ -50,4 +54,13 @@ def _wav(plain: bytes, comment: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(longer)) + longer
 
 
-STAMPS = {"png": _png, "jpg": _jpg, "mp4": _mp4, "mp3": _mp3, "wav": _wav}
+def _flac(plain: bytes, comment: bytes) -> bytes:
+    block = b"sbox" + comment
+    first = 42  # the mark, and the block that must be the first one
+    return plain[:first] + b"\2" + len(block).to_bytes(3, "big") + block + plain[first:]
+
+
+BOXES = ("mp4", "mov", "m4a", "avif")
+"""The formats that consist of ISO's boxes."""
+
+STAMPS = {"png": _png, "jpg": _jpg, "mp3": _mp3, "wav": _wav, "flac": _flac, **dict.fromkeys(BOXES, _box)}

@@ -16,7 +16,7 @@ class Sandbox(State):
     """A stand-in for Kling that serves on loopback inside a `with` block; `url` is its address.
 
     The constructor's arguments are those of `State`. Everything that State records may be read meanwhile: `tasks`,
-    `creates`, `queries`, `callbacks`, `downloads`; `wait_for` waits for it.
+    `creates`, `calls`, `queries`, `callbacks`, `downloads`; `wait_for` waits for it.
     """
 
     url: str

@@ -2,14 +2,18 @@
 
 import threading
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, TypeVar
 
+from kling_sandbox.api.families import Family
 from kling_sandbox.misbehaviour import Has, check_names
 from kling_sandbox.tasks import Task, now
 
 T = TypeVar("T")
+
+KINDS = ("images", "videos", "audios", "elements", "voices")
+"""The kinds of results."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,16 @@ class Query:
 
     path: str
     ids: list[str]
+    at: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that answers at once. `path`: below /v1, or with a leading slash; `values`: its body or its query."""
+
+    method: str
+    path: str
+    values: dict[str, Any]
     at: int
 
 
@@ -67,25 +81,28 @@ class State:
     ) -> None:
         """Set the sandbox up.
 
-        `seed`: makes ids and the choice of pictures repeatable. `image_seconds`, `video_seconds`: duration of a task.
-        `result_seconds`: lifetime of file URLs. `keys`: accepted API keys. `webhook_secret`: signs callbacks.
-        `misbehave`: switches that are on for all tasks. `concurrency`: maximum results in the making; unlimited if
-        None. `image_bytes`, `video_bytes`: minimum sizes of files. `base_path`: prefix of all routes. `port`: 0
-        chooses a free one.
+        `seed`: makes ids and the choice of pictures repeatable. `video_seconds`, `image_seconds`: duration of a task,
+        for videos and for all else. `result_seconds`: lifetime of file URLs. `keys`: accepted API keys.
+        `webhook_secret`: signs callbacks. `misbehave`: switches that are on for all tasks. `concurrency`: maximum
+        results in the making; unlimited if None. `image_bytes`, `video_bytes`: minimum sizes of files. `base_path`:
+        prefix of Kling's routes, as relays have one; outside it are routes of OpenAI's. `port`: 0 chooses a free one.
         """
         self.random = Random(seed)
-        self.seconds = {"images": image_seconds, "videos": video_seconds, "audios": image_seconds}
+        self.seconds = dict.fromkeys(KINDS, image_seconds) | {"videos": video_seconds}
         self.result_seconds = result_seconds
         self.keys, self.access_key, self.secret_key = keys, access_key, secret_key
         self.webhook_secret = webhook_secret
         self.misbehave = check_names(set(misbehave))
         self.concurrency = concurrency
-        self.sizes = {"images": image_bytes, "videos": video_bytes, "audios": 0}
+        self.sizes = dict.fromkeys(("png", "jpg", "avif"), image_bytes) | dict.fromkeys(("mp4", "mov"), video_bytes)
         self.base_path, self.host, self.port = base_path, host, port
 
         self.tasks: dict[str, Task] = {}
         self.external: dict[str, Task] = {}
+        self.shown: dict[str, Task] = {}
+        """What calls that answer at once made: only their files are served."""
         self.creates: list[dict[str, Any]] = []
+        self.calls: list[Call] = []
         self.queries: list[Query] = []
         self.callbacks: list[Callback] = []
         self.downloads: list[Download] = []
@@ -106,6 +123,22 @@ class State:
         with self.changed:
             entries.append(entry)
             self.changed.notify_all()
+
+    def make(self, path: str, family: Family, body: dict[str, Any], has: Has, origin: str, **more: Any) -> Task:
+        """Make a task that is in none of the lists yet. `origin`: the address by which the client came."""
+        return Task(
+            id=self.new_id(),
+            alias=self.new_id(),
+            result_id=self.new_id(),
+            variant=self.random.randrange(100),
+            path=path,
+            family=family,
+            body=body,
+            has=has,
+            base_url=f"{origin}{self.base_path}",
+            result_seconds=self.result_seconds,
+            **more,
+        )
 
     def add(self, task: Task) -> None:
         """Add a task, under both of its ids."""
@@ -142,7 +175,7 @@ class State:
         return lambda name: name in self.misbehave or name in marks
 
     def account(self) -> dict[str, Any]:
-        """A summary of every task, and totals; served at /sandbox/account."""
+        """A summary of every task, every call that was answered at once, and totals; served at /sandbox/account."""
         with self.changed:
             totals = {
                 "creates": len(self.creates),
@@ -151,4 +184,5 @@ class State:
                 "queries": len(self.queries),
                 "downloads": len(self.downloads),
             }
-            return {"tasks": [task.summary() for task in self.tasks.values()], "totals": totals}
+            tasks, calls = [task.summary() for task in self.tasks.values()], [asdict(call) for call in self.calls]
+            return {"tasks": tasks, "calls": calls, "totals": totals}

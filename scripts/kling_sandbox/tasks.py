@@ -1,20 +1,27 @@
-"""One task, and its JSON in both standards and in those of relays."""
+"""One task: its parameters, status, files and cost."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 from kling_sandbox.api.families import Family
-from kling_sandbox.api.replies import envelope
+from kling_sandbox.api.parameters import has_unusable_image
 from kling_sandbox.misbehaviour import Has
 
-EXTENSIONS = {"videos": ["mp4"], "audios": ["mp3", "wav"]}
+EXTENSIONS = {"videos": ["mp4"], "audios": ["mp3", "wav"], "voices": ["mp3"], "elements": []}
 """The files of each result, by kind; images have one file of the requested format."""
 
-Occasion = Literal["create", "query", "callback"]
-RELAY_STATUSES = {"submitted": "SUBMITTED", "processing": "IN_PROGRESS", "failed": "FAILURE"}
-"""The words of relays that wrap twice; every other status is SUCCESS."""
+OTHER_FORMATS = {"png": "avif", "jpg": "avif", "mp4": "mov", "mp3": "m4a", "wav": "flac"}
+
+MULTI_SHOT = "general/ai-multi-shot"
+SHOTS = 3
+"""Images of one result of this family."""
+
+WATERMARK = "-watermark."
+"""What the name of a watermarked copy has in place of the point."""
 
 
 def now() -> int:
@@ -24,7 +31,9 @@ def now() -> int:
 
 @dataclass(eq=False)
 class Task:
-    """A created task. `alias`: the id in a relay's callbacks; `steps`: released once for each step of a held task."""
+    """A created task. `body`: as Kling reads it, without empty values. `alias`: the id in a relay's callbacks.
+    `names`: its files, if they are not those of its family. `steps`: released once for each step of a held task.
+    """
 
     id: str
     alias: str
@@ -36,6 +45,7 @@ class Task:
     has: Has
     base_url: str
     result_seconds: float
+    names: Sequence[str] = ()
     status: str = "submitted"
     created_at: int = field(default_factory=now)
     updated_at: int = field(default_factory=now)
@@ -57,9 +67,27 @@ class Task:
         return self.family.options(self.body).get("callback_url")
 
     @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self.path.rpartition("/")[2] if self.family.new else str(self.body.get("model_name", "kling-v1"))
+
+    @cached_property
+    def has_unusable_image(self) -> bool:
+        """Whether one of its images is too small or too narrow."""
+        return has_unusable_image(self.body)
+
+    @property
+    def failure(self) -> str:
+        """Why it will fail; empty if it will not."""
+        if self.has_unusable_image:
+            return "Image pixel is invalid"
+        asked = self.has("failed") or self.has("outer-failure")
+        return "The sandbox was asked to fail this task" if asked else ""
+
+    @property
     def final_status(self) -> str:
         """The status at its end."""
-        return "failed" if self.has("failed") or self.has("outer-failure") else "succeed"
+        return "failed" if self.failure else "succeed"
 
     @property
     def is_series(self) -> bool:
@@ -69,8 +97,10 @@ class Task:
     @property
     def slots(self) -> int:
         """The concurrency that it uses: one for each image."""
-        count: int = self.body.get("series_amount" if self.is_series else "n", 1)
-        return count if self.family.kind == "images" else 1
+        if self.family.kind != "images":
+            return 1
+        count = self.body.get("series_amount" if self.is_series else "n", 1)
+        return count if isinstance(count, int) else 2  # `auto`
 
     @property
     def cost(self) -> str:
@@ -78,10 +108,21 @@ class Task:
         return str(self.slots) if self.family.kind == "images" else "3.5"
 
     @property
-    def files(self) -> list[str]:
-        """The names of its files."""
-        extensions = EXTENSIONS.get(self.family.kind) or [self.body.get("output_format", "png")]
-        return [f"{index}.{extension}" for index in range(self.slots) for extension in extensions]
+    def files(self) -> Sequence[str]:
+        """The names of its files, without watermarked copies."""
+        if self.names:
+            return self.names
+        extensions = EXTENSIONS.get(self.family.kind, [self.body.get("output_format", "png")])
+        if self.has("other-formats"):
+            extensions = [OTHER_FORMATS[extension] for extension in extensions]
+        count = SHOTS if self.path == MULTI_SHOT else self.slots
+        return [f"{index}.{extension}" for index in range(count) for extension in extensions]
+
+    @property
+    def has_watermark(self) -> bool:
+        """Whether each image and video has a watermarked copy."""
+        info = self.family.options(self.body).get("watermark_info", {})
+        return info.get("enabled") is True or self.has("watermark-only")
 
     def file_url(self, name: str) -> str:
         """The address of a file."""
@@ -92,94 +133,10 @@ class Task:
 
     def message(self, status: str) -> str:
         """The text beside a status."""
-        reason = "The sandbox was asked to fail this task" if status == "failed" else ""
-        return reason + "\0" * self.has("nul")
+        return (self.failure if status == "failed" else "") + "\0" * self.has("nul")
 
     def summary(self) -> dict[str, Any]:
         """The task in the account."""
         names = ("status", "created_at", "finished_at", "queries")
         ids = {"task_id": self.id, "external_task_id": self.external_id, "family": self.path}
         return ids | {name: getattr(self, name) for name in names} | {"callbacks": list(self.posted)}
-
-
-def task_record(
-    task: Task, status: str = "", *, new: bool, relayed: bool = False, bare: bool = False
-) -> dict[str, Any]:
-    """The task's JSON at a status. `relayed` hides its ids; `bare` leaves the results out."""
-    status = status or task.status
-    external_id = None if relayed or task.has("drop-external-id") else task.external_id
-    urls = [task.file_url(name) for name in task.files] if status == "succeed" and not bare else []
-    fields = (_new_record if new else _legacy_record)(task, status, external_id, urls)
-    return fields | {"id" if new else "task_id": task.alias if relayed else task.id}
-
-
-def _legacy_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
-    info: dict[str, Any] = {"external_task_id": external_id} if external_id else {}
-    if task.path == "videos/video-extend" and status == "succeed":
-        info["parent_video"] = {"id": task.body.get("video_id")}
-    fields = {
-        "task_id": task.id,
-        "task_status": status,
-        "task_status_msg": task.message(status),
-        "task_info": info,
-        "task_result": _legacy_results(task, urls) if urls else {},
-        "created_at": task.created_at,
-        "updated_at": task.updated_at,
-    }
-    return fields | ({"final_unit_deduction": task.cost} if status == "succeed" else {})
-
-
-def _legacy_results(task: Task, urls: list[str]) -> dict[str, Any]:
-    if task.family.kind == "images":
-        name = "series_images" if task.is_series else "images"
-        return {name: [{"index": index, "url": url} for index, url in enumerate(urls)]}
-    if task.family.kind == "audios":
-        mp3, wav = urls
-        sound = {"url_mp3": mp3, "url_wav": wav, "duration_mp3": "2.0", "duration_wav": "2.0"}
-        return {"audios": [{"id": task.result_id, **sound}]}
-    length = {} if task.path == "videos/effects" else {"duration": "5.0"}
-    return {"videos": [{"id": task.result_id, "url": urls[0], **length}]}
-
-
-def _new_record(task: Task, status: str, external_id: str | None, urls: list[str]) -> dict[str, Any]:
-    fields = {
-        "id": task.id,
-        "status": "succeeded" if status == "succeed" else status,
-        "message": task.message(status),
-        "create_time": task.created_at,
-        "update_time": task.updated_at,
-    }
-    results = {"outputs": _outputs(task, urls), "billing": [{"amount": task.cost}]} if urls else {}
-    return fields | results | ({"external_id": external_id} if external_id else {})
-
-
-def _outputs(task: Task, urls: list[str]) -> list[dict[str, Any]]:
-    if task.family.kind == "images":
-        return [{"type": "image", "url": url, "group_id": task.result_id} for url in urls]
-    if task.family.kind == "audios":
-        mp3, wav = urls
-        return [{"type": "audio", "id": task.result_id, "mp3_url": mp3, "wav_url": wav}]
-    return [{"type": "video", "id": task.result_id, "url": urls[0], "duration": "5.0"}]
-
-
-def wrap(task: Task, fields: dict[str, Any], occasion: Occasion) -> dict[str, Any]:
-    """Wrap a record as Kling does (answers once, callbacks not), or as a relay does."""
-    if task.has("wrap-twice") or task.has("outer-failure"):
-        return _wrap_twice(task, fields)
-    once_more = task.has("wrap-once") and occasion != "create"
-    for _ in range((occasion != "callback") + once_more):
-        fields = envelope(fields)
-    return fields
-
-
-def _wrap_twice(task: Task, fields: dict[str, Any]) -> dict[str, Any]:
-    status = RELAY_STATUSES.get(fields.get("task_status") or fields["status"], "SUCCESS")
-    failed = status == "FAILURE"
-    outer = {
-        "task_id": fields.get("task_id") or fields["id"],
-        "status": status,
-        "fail_reason": task.message("failed") if failed else "",
-        "progress": "100%" if failed or status == "SUCCESS" else "30%",
-        "data": None if failed and task.has("outer-failure") else envelope(fields),
-    }
-    return {"code": "success", "message": "", "data": outer}

@@ -90,7 +90,7 @@ async def test_an_id_is_made_when_none_is_given() -> None:
     assert [body["external_task_id"] for body in stage.bodies("create")] == [task.id for task in made]
     create_tokens = [body["attempt"] for body in stage.bodies("register")]
     assert create_tokens[0] != create_tokens[1]
-    fields = {"family", "model", "request", "base", "key_fingerprint", "tags", "hook", "attempt"}
+    fields = {"family", "model", "request", "request_sha256", "base", "key_fingerprint", "tags", "hook", "attempt"}
     assert stage.bodies("register")[0].keys() == fields  # the names that the receiver documents, and no others
 
 
@@ -253,6 +253,56 @@ async def test_what_is_not_found_stays_unknown(step: Callable[[], Any]) -> None:
     report = stage.bodies("report")[0]
     assert (report["outcome"], "task_id" in report, bool(report["reason"])) == ("unknown", False, True)
     assert (task.id, task.outcome) == ("mine", "unknown")
+
+
+BAD_GATEWAY = "Kling answered HTTP 502: 502 Bad Gateway."
+
+
+async def test_the_words_of_an_unknown_outcome_are_reported_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """What the relay answered is all that anybody will know of this create."""
+    stage = Stage(create=[httpx.Response(502, content=b"<html><body>502 Bad Gateway</body></html>")])
+    await create(stage)
+    assert stage.bodies("report")[0]["reason"] == BAD_GATEWAY
+    assert BAD_GATEWAY in caplog.text
+
+
+async def test_the_words_of_an_unknown_outcome_survive_a_receiver_that_is_gone() -> None:
+    """They are on the task, and in the warning that the report failed."""
+    gone = [refusal(503) for _ in range(9)]
+    stage = Stage(create=[httpx.Response(502, content=b"502 Bad Gateway")], report=gone)
+    task = await create(stage)
+    assert task.status_msg == BAD_GATEWAY
+    assert BAD_GATEWAY in (task.unreported or "")
+
+
+RELAYED_1303 = {"code": "fail_to_fetch_task", "message": '{"code":1303,"message":"parallel task over limit"}'}
+
+
+async def test_a_relay_s_1303_is_sent_again_as_kling_s() -> None:
+    """The pack is full: nothing was taken, and a place becomes free."""
+    stage = Stage(create=[answer(429, RELAYED_1303), answer(429, RELAYED_1303)])
+    assert (await create(stage)).outcome == "created"
+    assert len(stage.requests["create"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (503, {"error": {"code": "model_not_found", "message": "no channel"}}),
+        (403, {"error": {"code": "insufficient_user_quota", "message": "no channel"}}),
+        (200, {"code": 401, "message": "no channel"}),
+        (400, {"code": "fail_to_fetch_task", "message": '{"code":1102,"message":"no channel"}'}),
+    ],
+)
+async def test_a_relay_s_refusal_is_final_at_once(status: int, body: Any) -> None:
+    """One create, reported as not created with the relay's words, which the caller gets with a hint."""
+    stage = Stage(create=[answer(status, body)])
+    error = await refused(stage)
+    assert isinstance(error, NotCreated)
+    assert error.hint
+    assert stage.order == ["register", "create", "report"]
+    assert stage.bodies("report")[0]["outcome"] == "not_created"
+    assert "no channel" in stage.bodies("report")[0]["reason"]
 
 
 async def test_a_query_that_fails_proves_nothing() -> None:

@@ -38,6 +38,19 @@ async def test_past_events_come_first_then_live_ones_until_the_last() -> None:
     assert stage.order == ["events"]
 
 
+@pytest.mark.parametrize("name", ["task_id", "external_task_id"])
+async def test_a_task_may_be_followed_by_another_of_its_ids(name: str) -> None:
+    """The stream is resumed by ours, which never changes; another task's event is refused."""
+    alias, end = task_json("ours", **{name: "mine"}), task_json("ours", "succeed", done=True)
+    stage = Stage(events=[stream(event(1, "task.created", alias), CUT), stream(event(9, "task.done", end))])
+    assert [each.id for each in await received(stage)] == [1, 9]
+    paths = [request.url.path for request in stage.requests["events"]]
+    assert paths == ["/api/tasks/mine/events", "/api/tasks/ours/events"]
+    other = task_json("other", "succeed", done=True, **{name: "ours"})
+    with pytest.raises(ReceiverError, match="cannot be read"):
+        await received(Stage(events=[stream(event(9, "task.done", other))]))
+
+
 async def test_events_may_come_in_any_pieces() -> None:
     """Split anywhere by the network, an event is the same."""
     text = (BEGIN + END).encode()

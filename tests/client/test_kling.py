@@ -18,6 +18,7 @@ import pytest
 import kling_callback
 from kling_callback import (
     AsyncKling,
+    File,
     Kling,
     KlingError,
     NotCreated,
@@ -29,8 +30,10 @@ from kling_callback import (
     WaitTimeout,
 )
 from kling_callback.api.http import create_client
+from kling_callback.jobs.catalog import JOBS
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import KlingArguments, Task
+from kling_callback.tasks import AsyncFile
 from kling_sandbox import Sandbox
 from tests.client.jobs.test_catalog import picture
 from tests.client.test_tasks import CONTENT, done, file_json
@@ -52,6 +55,18 @@ def settings(receiver: Running, gateway: Sandbox) -> dict[str, Any]:
         "signing_secrets": SECRET,
         "receiver_url": receiver.url,
     }
+
+
+class InputImage(File):
+    """A file of an earlier task, with an image that is large enough to be an input."""
+
+    def __init__(self, kling: Kling, path: Path) -> None:
+        data = {"index": 0, "kind": "image", "status": "stored", "content_type": "image/png"}
+        super().__init__(kling.loop, AsyncFile(None, data, {"id": "earlier"}))  # type: ignore[arg-type]
+        self.path = path
+
+    def read(self) -> bytes:
+        return self.path.read_bytes()
 
 
 @pytest.fixture
@@ -89,6 +104,21 @@ def test_a_video_from_a_prompt(kling: Kling) -> None:
 def test_any_other_job(kling: Kling) -> None:
     """By its path, in the new standard too."""
     assert kling.create("/text-to-video/kling-3.0-turbo", {"prompt": "x"}).wait(60).videos
+
+
+def test_a_result_is_the_next_job_s_input(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
+    """An image by its bytes, in both standards and in any job; a video by an address that Kling can load."""
+    (tmp_path / "in.png").write_bytes(picture())
+    image = InputImage(kling, tmp_path / "in.png")
+    video = kling.image_to_video("it waves", image=image).wait(60).videos[0]
+    kling.image_to_video("it waves", image=image, model_name="kling-3.0", last_frame=tmp_path / "in.png")
+    kling.create("videos/effects", {"effect_scene": "squish", "input": {"image": image}})
+    kling.motion_control(image, video, character_orientation="image")
+    legacy, new, effect, motion = gateway.creates
+    frames = [each["url"] for each in new["contents"] if each["type"] in ("first_frame", "last_frame")]
+    sent = [legacy["image"], *frames, effect["input"]["image"], motion["image_url"]]
+    assert [base64.b64decode(each) for each in sent] == [picture()] * 5
+    assert motion["video_url"] == video.data["source_url"]
 
 
 def test_kling_s_failure_is_raised(kling: Kling) -> None:
@@ -142,6 +172,41 @@ def test_another_family_under_the_same_id_is_a_conflict(kling: Kling) -> None:
     with pytest.raises(ReceiverError) as error:
         kling.text_to_video("x", external_task_id="order-42")
     assert (error.value.http_status, error.value.outcome) == (409, "not_created")
+
+
+def test_other_parameters_under_the_same_id_are_a_conflict(kling: Kling, gateway: Sandbox) -> None:
+    """The old file is not returned for a new prompt, nor for another image of the same size; nothing is sent."""
+    kling.text_to_image("x", n=1, external_task_id="order-42")
+    with pytest.raises(ReceiverError, match="they differ in n, prompt") as error:
+        kling.text_to_image("y", n=2, external_task_id="order-42")
+    assert (error.value.http_status, error.value.outcome) == (409, "not_created")
+    assert "same parameters" in (error.value.hint or "")
+    same = {"prompt": "x", "n": 1, "negative_prompt": "", "model_name": None, "external_task_id": "order-42"}
+    assert kling.create("images/generations", same).id == "order-42"
+    images = [base64.b64encode(picture() + bytes([number])).decode() for number in range(2)]
+    kling.create("images/generations", {"prompt": "x", "image": images[0]}, external_task_id="order-43")
+    with pytest.raises(ReceiverError, match="a value that is not stored"):
+        kling.create("images/generations", {"prompt": "x", "image": images[1]}, external_task_id="order-43")
+    assert len(gateway.creates) == 2
+
+
+def test_a_refused_create_can_be_corrected(kling: Kling) -> None:
+    """Under the same id: nothing was paid."""
+    with pytest.raises(NotCreated):
+        kling.create("images/generations", {"prompt": "x", "n": 99}, external_task_id="order-42")
+    assert kling.create("images/generations", {"prompt": "x", "n": 1}, external_task_id="order-42").wait(60).images
+
+
+def test_a_task_is_found_by_kling_s_id(kling: Kling) -> None:
+    """Read, attached to and waited for; then it has our id."""
+    task = kling.text_to_image("x")
+    assert task.task_id
+    assert kling.task(task.task_id).id == task.id
+    attached = kling.asynchronous.attach(task.task_id)
+    kling.loop.run(lambda: attached.wait(60))
+    assert attached.id == task.id
+    assert [each.id for each in kling.tasks(task_id=task.task_id)] == [task.id]
+    assert [each.id for each in kling.tasks(model="kling-v9")] == []
 
 
 def test_another_key_is_a_conflict(settings: dict[str, Any], gateway: Sandbox) -> None:
@@ -324,7 +389,7 @@ def test_both_classes_have_the_same_arguments() -> None:
 
 def test_both_classes_have_the_same_methods() -> None:
     """What AsyncKling can do, Kling can, with the same parameters."""
-    for name in ("text_to_image", "image_to_image", "text_to_video", "run", "create", "task", "tasks"):
+    for name in (*(job.name for job in JOBS), "run", "create", "task", "tasks", "call", "tasks_at_kling"):
         blocking, asynchronous = getattr(Kling, name), getattr(AsyncKling, name)
         assert list(inspect.signature(blocking).parameters) == list(inspect.signature(asynchronous).parameters)
         assert not inspect.iscoroutinefunction(blocking)
@@ -343,7 +408,7 @@ async def test_every_public_thing_works_awaited(settings: dict[str, Any], tmp_pa
 
 @pytest.mark.anyio
 async def test_a_list_follows_its_cursor_and_ends() -> None:
-    """Page by page until there are enough; an empty page ends it whatever its cursor says."""
+    """Page by page until there are enough; an empty page whose cursor is the last one ends it."""
     pages = [
         answer(200, {"tasks": [task_json(f"{page}-{number}") for number in range(100)], "next": "more"})
         for page in range(3)

@@ -14,7 +14,7 @@ import pytest
 from kling_callback import Kling, RetryPolicy, errors
 from kling_callback.protocol.signing import key_fingerprint
 from kling_sandbox import Sandbox
-from tests.support.receiver import KEY, SECRET, Start
+from tests.support.receiver import KEY, Start
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
@@ -39,14 +39,6 @@ def run(examples: list[str], names: dict[str, Any]) -> None:
     """Run examples one after the other, in one namespace."""
     for code in examples:
         exec(compile(code, "docs", "exec"), names)
-
-
-@pytest.fixture
-def settings(start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of the guide's reader."""
-    settings = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
-    for name, value in {**settings, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
-        monkeypatch.setenv(f"KLING_{name}", value)
 
 
 @pytest.fixture

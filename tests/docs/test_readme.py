@@ -69,14 +69,14 @@ def test_the_python_in_the_readme_is_python() -> None:
 def test_the_python_in_the_readme_runs(
     start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As printed: the image is saved, all four jobs are created."""
+    """As printed: the image is saved, all five jobs are created."""
     settings = {"API_BASE": gateway.url, "API_KEY": KEY, "SIGNING_SECRETS": SECRET}
     for name, value in {**settings, "RECEIVER_URL": start(api_base=gateway.url).url}.items():
         monkeypatch.setenv(f"KLING_{name}", value)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})
     assert (tmp_path / "kangaroo.png").read_bytes().startswith(b"\x89PNG")
-    assert len(gateway.tasks) == 4
+    assert len(gateway.tasks) == 5
 
 
 def test_the_drawing_is_the_code_s() -> None:
@@ -117,6 +117,28 @@ def test_the_map_follows_a_callback_through_modules_that_exist() -> None:
 
 def test_the_top_level_stays_short() -> None:
     """The root has the agreed files and folders only."""
-    allowed = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    allowed = {"pyproject.toml", "README.md", "README.zh.md", "LICENSE", "CHANGELOG.md"}
     allowed |= {"receiver", "client", "tests", "scripts", "docs", "data", "build", "dist"}
     assert {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} <= allowed
+
+
+ZH = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+
+
+def code_of(page: str) -> list[str]:
+    """The fenced blocks of a page without their comments."""
+    return [re.sub(r" +#.*", "", block) for block in re.findall(r"```.*?```", page, re.DOTALL)]
+
+
+def test_the_chinese_readme_is_in_step() -> None:
+    """It has the same commands, drawings and figures, links, headings in number and depth, and each setting's row."""
+    assert code_of(ZH) == code_of(README)
+    assert re.findall(r"^#+ ", ZH, re.MULTILINE) == re.findall(r"^#+ ", README, re.MULTILINE)
+    for pattern in (
+        r"\]\((docs/[^)]*)\)",
+        r"^\| `(KLING_\w+)` \|.*\| (.*) \|$",
+        r"^\|[^|]*\| (\d+ \| \d+) \|$",
+        r"^(\d\. )\*\*",
+        r"`(scripts/\w+)`",
+    ):
+        assert sorted(re.findall(pattern, ZH, re.MULTILINE)) == sorted(re.findall(pattern, README, re.MULTILINE))

@@ -1,6 +1,5 @@
 """The sandbox gateway keeps to the protocol page, and each of its switches does what its line says."""
 
-import base64
 import io
 import json
 import re
@@ -9,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,84 +21,17 @@ from standardwebhooks import Webhook
 
 from kling_sandbox import Sandbox
 from kling_sandbox.__main__ import main
-from kling_sandbox.api.families import FAMILIES
 from kling_sandbox.callbacks import webhook_headers
 from kling_sandbox.misbehaviour import SWITCHES
+from tests.support.sandbox import HEADERS, IMAGES, NEW, VIDEOS, bodies, code, create, finished, made
 
 ROOT = Path(__file__).parents[2]
-IMAGES = "/v1/images/generations"
-VIDEOS = "/v1/videos/text2video"
-NEW = "/text-to-video/kling-3.0-turbo"
 ALL = ["submitted", "processing", "succeed"]
-HEADERS = {"authorization": "Bearer sandbox-key"}
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
-CAMERA = {"type": "simple", "config": {"zoom": 5}}
-
-
-class Recipient(BaseHTTPRequestHandler):
-    """Answers callbacks with the status in the last part of their path."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(int(self.path.rpartition("/")[2]))
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Tests are quiet."""
-
-
-@pytest.fixture(scope="module")
-def recipient() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Recipient) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/200"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def gateway() -> Iterator[Sandbox]:
-    with Sandbox(image_seconds=0.01, video_seconds=0.01) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def api(gateway: Sandbox) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=gateway.url, headers=HEADERS) as api:
-        yield api
-
-
-def create(api: httpx.Client, mark: str = "", path: str = IMAGES, **body: Any) -> httpx.Response:
-    return api.post(path, json={"prompt": f"a kangaroo [sandbox: {mark}]" if mark else "a kangaroo", **body})
-
-
-def made(api: httpx.Client, mark: str = "", path: str = IMAGES, **body: Any) -> str:
-    data = create(api, mark, path, **body).json()["data"]
-    return str(data.get("task_id") or data["id"])
-
-
-def finished(gateway: Sandbox, api: httpx.Client, mark: str = "", path: str = IMAGES, **body: Any) -> Any:
-    """Make a task, wait for its end, and return what a query says."""
-    number = made(api, mark, path, **body)
-    gateway.wait_for(lambda: gateway.tasks[number].finished_at)
-    if path.startswith("/v1"):
-        return api.get(f"{path}/{number}").json()["data"]
-    return api.get("/tasks", params={"task_ids": number}).json()["data"][0]
 
 
 def statuses(gateway: Sandbox) -> list[str]:
     return [callback.status for callback in gateway.callbacks]
-
-
-def bodies(gateway: Sandbox, count: int = 3) -> list[Any]:
-    gateway.wait_for(lambda: len(gateway.callbacks) >= count)
-    return [json.loads(callback.body) for callback in gateway.callbacks]
-
-
-def code(response: httpx.Response) -> tuple[int, int]:
-    return response.json()["code"], response.status_code
 
 
 # The protocol
@@ -115,22 +45,6 @@ def test_create_answers_the_envelope_with_a_submitted_task(api: httpx.Client) ->
     assert answer["data"]["task_status"] == "submitted"
     assert answer["data"]["task_info"] == {"external_task_id": "order-42"}
     assert re.fullmatch(r"\d{18}", answer["data"]["task_id"])
-
-
-@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if not family.new])
-def test_every_legacy_family_makes_its_kind_of_result(gateway: Sandbox, api: httpx.Client, family: Any) -> None:
-    data = finished(gateway, api, path=f"/v1/{family.path}", text="hello")
-    assert data["task_status"] == "succeed"
-    (result,) = data["task_result"][family.kind]
-    for address in (value for name, value in result.items() if name.startswith("url")):
-        assert api.get(address).status_code == 200
-
-
-def test_tts_answers_at_once_and_never_calls_back(gateway: Sandbox, api: httpx.Client, recipient: str) -> None:
-    data = create(api, path="/v1/audio/tts", text="hello", callback_url=recipient).json()["data"]
-    assert data["task_status"] == "succeed"
-    assert data["task_result"]["audios"][0]["url_mp3"].startswith(gateway.url)
-    assert gateway.callbacks == []
 
 
 def test_new_standard_speaks_its_own_spelling(gateway: Sandbox, api: httpx.Client, recipient: str) -> None:
@@ -182,19 +96,21 @@ def test_list_shows_a_page_of_the_family_newest_first(api: httpx.Client) -> None
 
 def test_batch_query_answers_both_standards_in_the_new_spelling(api: httpx.Client) -> None:
     numbers = [made(api), made(api, path=NEW)]
-    found = api.get("/tasks", params={"task_ids": ",".join([*numbers, "unknown"])}).json()["data"]
+    numbers.append(made(api, external_task_id="order-42"))
+    query = {"task_ids": ",".join([*numbers[:2], "unknown"]), "external_task_ids": "order-42,unknown"}
+    found = api.get("/tasks", params=query).json()["data"]
     assert [record["id"] for record in found] == numbers
-    assert code(api.get("/tasks", params={"task_ids": "unknown"})) == (1201, 400)
-    assert code(api.get("/tasks", params={"task_ids": ",".join("x" * 21)})) == (1201, 400)
+    assert api.get("/tasks", params={"task_ids": "unknown"}).json()["data"] == []
+
+
+def test_batch_query_takes_20_ids_of_both_kinds_together(api: httpx.Client) -> None:
+    assert code(api.get("/tasks", params={"task_ids": ",".join("x" * 20)})) == (0, 200)
+    for query in (
+        {"task_ids": ",".join("x" * 21)},
+        {"task_ids": ",".join("x" * 11), "external_task_ids": ",".join("x" * 10)},
+    ):
+        assert code(api.get("/tasks", params=query)) == (1201, 400)
     assert code(api.get("/tasks")) == (1201, 400)
-
-
-@pytest.mark.parametrize(("path", "kind"), [(IMAGES, "image"), (VIDEOS, "video"), ("/v1/audio/text-to-audio", "audio")])
-def test_outputs_are_told_apart_by_type(gateway: Sandbox, api: httpx.Client, path: str, kind: str) -> None:
-    number = made(api, path=path)
-    gateway.wait_for(lambda: gateway.tasks[number].finished_at)
-    (record,) = api.get("/tasks", params={"task_ids": number}).json()["data"]
-    assert [output["type"] for output in record["outputs"]] == [kind]
 
 
 def test_an_external_id_makes_one_task_only(gateway: Sandbox, api: httpx.Client) -> None:
@@ -204,41 +120,6 @@ def test_an_external_id_makes_one_task_only(gateway: Sandbox, api: httpx.Client)
     assert "already exists" in again.json()["message"]
     assert len(gateway.tasks) == 1
     assert len(gateway.creates) == 2
-
-
-@pytest.mark.parametrize(
-    ("expected", "body"),
-    [
-        ((1200, 400), {"prompt": ""}),
-        ((1200, 400), {"callback_url": "/callbacks/x"}),
-        ((1201, 400), {"external_task_id": 7}),
-        ((1201, 400), {"prompt": "x" * 2501}),
-        ((1201, 400), {"image": "https://example.com/x.png", "negative_prompt": "rain"}),
-        ((1201, 400), {"image": "data:image/png;base64,aGVsbG8="}),
-        ((1201, 400), {"image": "no base64!"}),
-        ((1201, 400), {"n": 10}),
-        ((1201, 400), {"n": True}),
-        ((1201, 400), {"aspect_ratio": "2:1"}),
-        ((1201, 400), {"image_fidelity": 1.5}),
-        ((1201, 400), {"duration": 5}),
-        ((1201, 400), {"camera_control": {"type": "simple", "config": {"zoom": 5, "pan": 1}}}),
-        ((1201, 400), {"camera_control": {"type": "down_back", "config": {"zoom": 5}}}),
-        ((1201, 400), {"camera_control": {"type": "simple"}}),
-        ((1201, 400), {"camera_control": "simple"}),
-        ((1201, 400), {"prompt": "[sandbox: no-such-switch]"}),
-        ((1203, 404), {"model_name": "sora"}),
-    ],
-)
-def test_bad_parameters_are_refused(gateway: Sandbox, api: httpx.Client, expected: Any, body: Any) -> None:
-    assert code(create(api, **body)) == expected
-    assert gateway.tasks == {}
-
-
-def test_good_parameters_are_taken(api: httpx.Client) -> None:
-    picture = base64.b64encode(b"a picture").decode()
-    assert code(create(api, image=picture, image_reference="face", human_fidelity=0.5, n=9)) == (0, 200)
-    assert code(create(api, path=VIDEOS, duration="10", cfg_scale=1, camera_control=CAMERA)) == (0, 200)
-    assert code(create(api, path=VIDEOS, camera_control={"type": "down_back"}, unheard_of=1)) == (0, 200)
 
 
 @pytest.mark.parametrize(
@@ -422,6 +303,22 @@ def test_films_and_sounds_play(gateway: Sandbox, api: httpx.Client, path: str, t
         assert seconds(file.content) == pytest.approx(length, abs=0.2)
 
 
+def test_other_formats_open_and_no_two_are_alike(gateway: Sandbox, api: httpx.Client) -> None:
+    images = [api.get(url) for url in addresses(gateway, api, "other-formats", n=2)]
+    (film,) = (api.get(url) for url in addresses(gateway, api, "other-formats", VIDEOS))
+    sounds = [api.get(url) for url in addresses(gateway, api, "other-formats", "/v1/audio/text-to-audio")]
+    types = [file.headers["content-type"] for file in (*images, film, *sounds)]
+    assert types == ["image/avif", "image/avif", "video/quicktime", "audio/mp4", "audio/flac"]
+    assert images[0].content != images[1].content
+    for image in images:
+        with Image.open(io.BytesIO(image.content)) as opened:
+            opened.load()
+            assert opened.format == "AVIF"
+    assert film.content[4:12] == b"ftypqt  "
+    assert seconds(film.content) > 4.8
+    assert [seconds(sound.content) for sound in sounds] == [pytest.approx(2, abs=0.2)] * 2
+
+
 def test_files_can_be_padded() -> None:
     with (
         Sandbox(image_bytes=300_000, video_bytes=400_000) as gateway,
@@ -473,7 +370,7 @@ def test_files_come_in_ranges(gateway: Sandbox, api: httpx.Client) -> None:
 def test_every_switch_is_done_somewhere_and_tested() -> None:
     sources = [path for path in (ROOT / "scripts/kling_sandbox").rglob("*.py") if path.stem != "misbehaviour"]
     done = set(re.findall(r'"([a-z0-9-]+)"', "".join(path.read_text() for path in sources)))
-    tested = set(re.findall(r"[a-z0-9-]+", Path(__file__).read_text()))
+    tested = set(re.findall(r"[a-z0-9-]+", "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))))
     assert SWITCHES.keys() <= done
     assert SWITCHES.keys() <= tested
 
@@ -515,6 +412,7 @@ def test_failed_gives_a_reason_and_no_result(gateway: Sandbox, api: httpx.Client
     data = finished(gateway, api, "failed")
     assert (data["task_status"], data["task_result"]) == ("failed", {})
     assert data["task_status_msg"]
+    assert api.get(f"{IMAGES}/{data['task_id']}").json()["message"] == "SUCCEED"
 
 
 def test_slow_takes_ten_times_as_long(gateway: Sandbox, api: httpx.Client) -> None:
@@ -643,6 +541,7 @@ def test_dropped_connections_have_no_answer(gateway: Sandbox, api: httpx.Client,
     ("mark", "status", "beginning"),
     [
         ("create-5002", 504, '{"code":5002'),
+        ("create-502", 502, "<html>"),
         ("create-504", 504, "<h1>"),
         ("create-garbage", 200, '{"code": 0, '),
     ],
@@ -657,11 +556,19 @@ def test_answers_get_lost_though_the_task_is_taken(
 
 
 @pytest.mark.parametrize(
-    ("mark", "expected"), [("busy", 1302), ("full", 1303), ("arrears", 1101), ("not-allowed", 1304)]
+    ("mark", "expected"), [("busy", 1302), ("full", 1303), ("arrears", 1101), ("used-up", 1102), ("not-allowed", 1304)]
 )
 def test_refusals_take_no_task(gateway: Sandbox, api: httpx.Client, mark: str, expected: int) -> None:
     assert code(create(api, mark)) == (expected, 429)
     assert code(create(api, mark)) == (expected, 429)
+    assert gateway.tasks == {}
+
+
+def test_discontinued_names_the_model(gateway: Sandbox, api: httpx.Client) -> None:
+    for path, body, name in ((VIDEOS, {"model_name": "kling-v1-6"}, "kling-v1-6"), (NEW, {}, "kling-3.0-turbo")):
+        answer = create(api, "discontinued", path, **body)
+        assert code(answer) == (1203, 404)
+        assert answer.json()["message"] == f"The model '{name}' has been discontinued and is no longer available."
     assert gateway.tasks == {}
 
 

@@ -57,10 +57,18 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 """The columns of the first three revisions that have another name since revision 0004."""
 ADDED: dict[str, Row] = {
-    "task": {"outputs": "null", "request_id": None, "kling_created_at": None, "kling_updated_at": None},
+    "task": {
+        "outputs": "null",
+        "request_id": None,
+        "kling_created_at": None,
+        "kling_updated_at": None,
+        "external_task_id": None,
+        "request_sha256": None,
+        "duration_ms": None,
+    },
     "result": {"warning": ""},
 }
-"""The columns that revision 0005 adds, and their values in old rows."""
+"""The columns of later revisions, and their values in old rows."""
 
 
 def migrate_to(database: Database, revision: str) -> None:

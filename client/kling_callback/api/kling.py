@@ -4,8 +4,11 @@
 new standard (`/text-to-video/kling-3.0-turbo`).
 """
 
+import json
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -14,8 +17,18 @@ import httpx
 
 from kling_callback.api.auth import STALE_TOKEN_CODES, AuthPair, BearerAuth, JwtAuth
 from kling_callback.api.http import retry_after_seconds
+from kling_callback.api.refusals import (
+    OUTCOME_UNKNOWN_CODES,
+    REFUSED_CODES,
+    RETRYABLE,
+    Reply,
+    first_words,
+    is_page,
+    refusal,
+)
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
-from kling_callback.protocol.families import is_new_standard
+from kling_callback.protocol.families import is_new_standard, usual_kind
+from kling_callback.protocol.relays import ANY_KIND, CONTENT_PATH, whole_address
 from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, parse_answer
 from kling_callback.settings import CommonSettings
 
@@ -27,13 +40,6 @@ NOT_SENT_ERRORS = (
     httpx.UnsupportedProtocol,
 )
 """Failures before a request is sent: a create was certainly not accepted."""
-
-RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
-RETRYABLE = frozenset({RATE_LIMITED, CONCURRENCY_LIMITED, 5000, 5001, 5002})
-OUTCOME_UNKNOWN_CODES = frozenset({5000, 5001, 5002})
-REFUSED_CODES = range(1000, 1400)
-HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 425, 499}
-"""Statuses that prove, without one of Kling's codes, that a create was not taken. After a timeout or 5xx it may be."""
 
 NO_SUCH_QUERY = frozenset({404, 405, 501})
 """Statuses of a gateway that has no batch query."""
@@ -62,6 +68,10 @@ def auth_from(settings: CommonSettings) -> AuthPair:
     return AuthPair(jwt, key if settings.api_key else jwt)
 
 
+UNKNOWN_CALL_HINT = (
+    "The call may have been carried out and paid for, so it is not sent again. Check the account before you repeat it."
+)
+
 MIN_KEY_CHARS = 8
 """Characters: a shorter text is not a key, and may occur in any answer."""
 
@@ -83,16 +93,16 @@ class KlingApi:
         Raises NotCreated when Kling certainly did not accept it, CreateUnknown when it may have.
         """
         try:
-            response, answer = await self._call(family, "POST", self.address(family), json=body)
+            reply = await self._call(family, "POST", self.address(family), json=body)
         except NOT_SENT_ERRORS as error:
-            raise NotCreated(
-                f"Kling could not be reached at {self._base}: {_reason(error)}.",
-                retryable=not isinstance(error, httpx.UnsupportedProtocol),
-                hint="Check KLING_API_BASE and the network.",
-            ) from error
+            raise self._not_sent(error) from error
         except TRANSPORT_ERRORS as error:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
-        return _created(response.status_code, answer, retry_after_seconds(response.headers))
+        report = next((each for each in reply.answer.reports if each.kling_id), None) if reply.answer else None
+        # An answer with Kling's id proves that the task exists: gateways have various codes for success.
+        if report is None or reply.status >= 300 or reply.proves_refusal or reply.code in OUTCOME_UNKNOWN_CODES:
+            raise refusal(NotCreated if reply.proves_refusal else CreateUnknown, reply, self._base)
+        return report
 
     async def query(self, family: str, *, kling_id: str | None = None, task_id: str | None = None) -> Report | None:
         """Query one task, by Kling's id or by ours; None when Kling answers that it does not know the task.
@@ -114,36 +124,123 @@ class KlingApi:
     async def _query_once(self, family: str, url: str, identifier: str, *, in_path: bool = False) -> Report | None:
         """Send one query. `in_path`: the path names the task, so that a gateway's bare 404 is about the task."""
         try:
-            response, answer = await self._call(family, "GET", url)
+            reply = await self._call(family, "GET", url)
         except TRANSPORT_ERRORS as error:
             raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
-        status, code = response.status_code, answer.code if answer else None
-        if code in UNKNOWN_TASK or (in_path and answer and status == 404 and not isinstance(code, int)):
+        status, code, answer = reply.status, reply.code, reply.answer
+        about_task = in_path and answer is not None and not answer.is_openai and code not in REFUSED_CODES
+        if code in UNKNOWN_TASK or (about_task and status == 404):
             return None
         report = _find_report(answer, identifier) if answer is not None and status < 300 else None
         if report and report.status and code not in RETRYABLE and code not in REFUSED_CODES:
-            return report  # gateways have various codes for success
-        if answer is None or not answer.ok or status >= 300:
-            raise _refusal(GatewayError, status, answer, retry_after_seconds(response.headers))
+            return self._located(family, report)  # gateways have various codes for success
+        if answer is None or not answer.ok or answer.is_openai or status >= 300:
+            raise refusal(GatewayError, reply, self._base)
         return report
 
-    async def _call(self, family: str, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
+    async def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint that answers at once, and return its answer's JSON, unchanged: GET, or POST with a body.
+
+        `path`: under `/v1`, or with a leading slash from the root; it may have a query.
+        Raises NotCreated when Kling certainly did not accept the call, CreateUnknown when it may have.
+        """
+        try:
+            method = "GET" if body is None else "POST"
+            reply, content = await self._exchange(path, method, self.address(path), json=body)
+        except NOT_SENT_ERRORS as error:
+            raise self._not_sent(error) from error
+        except TRANSPORT_ERRORS as error:
+            raise CreateUnknown(f"The call got no answer: {_reason(error)}.", hint=UNKNOWN_CALL_HINT) from error
+        answer = reply.answer
+        if reply.status < 300 and not reply.proves_refusal and reply.code not in OUTCOME_UNKNOWN_CODES:
+            with suppress(ValueError, RecursionError):
+                document = json.loads(content)
+                # `answer` is None for a long document; gateways have various codes for success.
+                if isinstance(document, dict) and (answer is None or answer.ok or document.get("data")):
+                    return document
+        failure = refusal(NotCreated if reply.proves_refusal else CreateUnknown, reply, self._base)
+        if not reply.proves_refusal:
+            failure.hint = UNKNOWN_CALL_HINT
+        raise failure
+
+    async def list_tasks(self, family: str, page: int, size: int) -> list[dict[str, Any]]:
+        """One page of Kling's own list of a legacy family's tasks: its records, unchanged. `page`: from 1.
+
+        Raises GatewayError for any answer that is not a list.
+        """
+        url = f"{self.address(family)}?pageNum={page}&pageSize={size}"
+        try:
+            reply, content = await self._exchange(family, "GET", url)
+        except TRANSPORT_ERRORS as error:
+            raise GatewayError(f"Kling gave no answer: {_reason(error)}.", retryable=True) from error
+        if reply.answer is None or not reply.answer.ok or reply.answer.is_openai or reply.status >= 300:
+            raise refusal(GatewayError, reply, self._base)
+        data = json.loads(content).get("data")
+        if not isinstance(data, list) or not all(isinstance(record, dict) for record in data):
+            raise GatewayError(f"The answer has no list of the tasks of {family}.", http_status=reply.http_status)
+        return data
+
+    def _not_sent(self, error: Exception) -> NotCreated:
+        return NotCreated(
+            f"Kling could not be reached at {self._base}: {_reason(error)}.",
+            retryable=not isinstance(error, httpx.UnsupportedProtocol),
+            hint="Check KLING_API_BASE and the network.",
+        )
+
+    def authorization(self) -> str:
+        """The header that proves the account, for a file that a relay serves at its own host."""
+        request = httpx.Request("GET", self._base)
+        next(self._auth.new.auth_flow(request))
+        return str(request.headers["Authorization"])
+
+    def _located(self, family: str, report: Report) -> Report:
+        """The report with whole addresses and the kind of each file, which a relay may leave out."""
+        kind = usual_kind(family)
+        outputs = [
+            replace(
+                output,
+                url=whole_address(self._base, output.url),
+                kind=kind if output.kind == ANY_KIND else output.kind,
+            )
+            for output in report.outputs
+            if kind == "video" or not CONTENT_PATH.fullmatch(output.url)
+        ]
+        return replace(report, outputs=tuple(outputs))
+
+    async def _call(self, family: str, method: str, url: str, **body: Any) -> Reply:
+        return (await self._exchange(family, method, url, **body))[0]
+
+    async def _exchange(self, family: str, method: str, url: str, **body: Any) -> tuple[Reply, bytes]:
+        """Send one request, and read its answer. Sent once more, with a new JWT, if the JWT was stale."""
         auth = self._auth.for_family(family)
-        response, answer = await self._once(auth, method, url, **body)
-        if answer is not None and answer.code in STALE_TOKEN_CODES and isinstance(auth, JwtAuth):
+        reply, content = await self._once(auth, method, url, **body)
+        if reply.code in STALE_TOKEN_CODES and isinstance(auth, JwtAuth):
             auth.invalidate()
             return await self._once(auth, method, url, **body)
-        return response, answer
+        return reply, content
 
-    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[httpx.Response, Answer | None]:
-        headers = {"Accept-Encoding": "identity"}
+    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[Reply, bytes]:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
         with anyio.fail_after(MAX_CALL_SECONDS):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
-                return response, parse_answer(_without_key(await _content(response), response.request))
+                content = _without_key(await _content(response), response.request)
+                return _reply(response, content), content
             finally:
                 await response.aclose()
+
+
+def _reply(response: httpx.Response, content: bytes) -> Reply:
+    answer = parse_answer(content)
+    has_words = answer is not None and (answer.message or answer.reports)
+    return Reply(
+        response.status_code,
+        answer,
+        words="" if has_words else first_words(content, response.headers.get("Content-Type", "")),
+        is_page=answer is None and is_page(content),
+        retry_after=retry_after_seconds(response.headers),
+    )
 
 
 def _without_key(content: bytes, request: httpx.Request) -> bytes:
@@ -175,57 +272,6 @@ def _inflater(response: httpx.Response) -> Callable[[bytes, int], bytes]:
         return zlib.decompressobj(GZIP_OR_ZLIB).decompress
     message = f"the answer is encoded as {encoding[:20]}, although identity was requested"
     raise httpx.DecodingError(message, request=response.request)
-
-
-def _created(status: int, answer: Answer | None, retry_after: float | None) -> Report:
-    code = answer.code if answer else None
-    report = next((each for each in answer.reports if each.kling_id), None) if answer else None
-    refused = code in REFUSED_CODES or (code not in OUTCOME_UNKNOWN_CODES and status in HTTP_REFUSED)
-    # An answer with Kling's id proves that the task exists: gateways have various codes for success.
-    if report is not None and status < 300 and not refused and code not in OUTCOME_UNKNOWN_CODES:
-        return report
-    raise _refusal(NotCreated if refused else CreateUnknown, status, answer, retry_after)
-
-
-def _refusal(kind: type[GatewayError], status: int, answer: Answer | None, retry_after: float | None) -> GatewayError:
-    code = answer.code if answer else None
-    message = answer.message if answer and answer.message else "no readable answer"
-    message = "".join(letter if letter.isprintable() else " " for letter in message)  # it is logged, too
-    return kind(
-        f"Kling answered {'' if code is None else f'{code}, '}HTTP {status}: {message.rstrip('.')}.",
-        code=code,
-        http_status=status,
-        request_id=answer.request_id if answer else None,
-        retryable=code in RETRYABLE or (not isinstance(code, int) and (status == 429 or status >= 500)),
-        retry_after=retry_after,
-        hint=HINTS.get(code) if isinstance(code, int) else HTTP_HINTS.get(status),
-    )
-
-
-HINTS = {
-    1000: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
-    1001: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
-    1002: "Check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY.",
-    1003: "Check this machine's clock.",
-    1004: "Check this machine's clock.",
-    1100: "Check the account in Kling's console.",
-    1101: "The account is in arrears: top it up.",
-    1102: "The resource pack is used up or has expired: buy another.",
-    1103: "The account has no right to this model: choose another, or buy it.",
-    1202: "Check the path of the job (KLING_API_BASE, family).",
-    1203: "Check model_name.",
-    1300: "Kling's policy forbids this prompt or image: change it.",
-    1301: "Kling's content safety forbids this prompt or image: change it.",
-    1304: "Put this machine's address on the allow-list in Kling's console.",
-}
-
-
-HTTP_HINTS = {
-    401: "Check that KLING_API_KEY is a key of the gateway at KLING_API_BASE.",
-    403: "Check that KLING_API_KEY is a key of the gateway at KLING_API_BASE.",
-    404: "Check KLING_API_BASE and the family: there is no job at this path.",
-    413: "The request is too large for the gateway: send the image as a URL.",
-}
 
 
 def _find_report(answer: Answer, identifier: str) -> Report | None:

@@ -44,12 +44,14 @@ WRONG_SERVER_HINT = (
 class Registration:
     """A task as it is registered before its create, and again with the outcome of the create.
 
+    `request_sha256`: the digest of the whole body: the receiver refuses another one under the same id.
     `create_token`: unique to one create call; the receiver lets only one of them send the create.
     """
 
     family: str
     model: str
     request: dict[str, Any]
+    request_sha256: str
     base: str
     key_fingerprint: str
     tags: tuple[str, ...]
@@ -124,9 +126,9 @@ class ReceiverApi:
         return task
 
     async def task(self, task_id: str) -> dict[str, Any]:
-        """The JSON of a task. `task_id`: our id."""
+        """The JSON of a task. `task_id`: any of its ids."""
         task = await self._call_with_retry("GET", task_path(task_id))
-        if not is_task(task, task_id):
+        if not is_task(task) or not has_id(task, task_id):
             raise unreadable_answer()
         return task
 
@@ -135,9 +137,10 @@ class ReceiverApi:
         tasks: list[dict[str, Any]] = []
         cursor: str | None = None
         while len(tasks) < limit:
+            before = cursor
             page, cursor = await self._page(limit=min(limit - len(tasks), PAGE_SIZE), cursor=cursor, **filters)
             tasks += page
-            if not cursor or not page:
+            if not cursor or (not page and cursor == before):
                 break
         return tasks[:limit]
 
@@ -231,6 +234,11 @@ def is_task(value: Any, task_id: str | None = None) -> TypeGuard[dict[str, Any]]
         and isinstance(value.get("status"), str)
         and isinstance(value.get("results", []), list)
     )
+
+
+def has_id(task: dict[str, Any], any_id: str) -> bool:
+    """Whether a task has this id: ours, Kling's, or the caller's at Kling. `task`: its JSON."""
+    return any_id in (task["id"], task.get("task_id"), task.get("external_task_id"))
 
 
 def unreadable_answer() -> ReceiverError:

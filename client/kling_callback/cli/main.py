@@ -1,11 +1,10 @@
 """The command `kling`. Data goes to stdout, messages to stderr; an error is a message and its remedy, no traceback."""
 
-import asyncio
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +16,14 @@ from anyio import to_thread
 from kling_callback import errors
 from kling_callback.api.http import create_client
 from kling_callback.cli import options, terminal
-from kling_callback.jobs.body import chosen_id
-from kling_callback.jobs.catalog import JOBS, Job
+from kling_callback.cli.call import call
+from kling_callback.cli.run import with_kling
+from kling_callback.cli.tasks import list_tasks, show
+from kling_callback.jobs.body import chosen_id, model_of
+from kling_callback.jobs.catalog import JOBS
+from kling_callback.jobs.job import Job
+from kling_callback.jobs.prices import estimate
+from kling_callback.jobs.untyped import prepare
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
 from kling_callback.protocol.ids import new_id
@@ -88,31 +93,6 @@ def _exit_code(error: errors.KlingError) -> int:
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
 
 
-def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
-    """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
-
-    `require`: names of the settings that must be set. Raises KlingError, KeyboardInterrupt.
-    """
-    kling = AsyncKling(settings=ClientSettings.load(require=require))
-    for warning in ClientSettings.unknown_variables():
-        terminal.print_message(warning)
-
-    async def run() -> T:
-        async with kling:
-            return await call(kling)
-
-    try:
-        return asyncio.run(run())
-    except KeyboardInterrupt:
-        if require == TO_CREATE and not kling.receiver_reached:
-            terminal.print_message("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
-        elif task_id:
-            terminal.print_message(
-                f"Interrupted. If Kling took the task, it continues. Wait for it with:\nkling wait {task_id}"
-            )
-        raise
-
-
 @dataclass(frozen=True, kw_only=True)
 class WaitOptions:
     """The options of `options.wait_options`. `timeout`: seconds; `no_wait`: print the task without waiting."""
@@ -148,9 +128,10 @@ def warn_about_create(task: AsyncTask) -> None:
     """Print a warning if the receiver missed the create's outcome, or the outcome is unknown."""
     if task.unreported:
         terminal.print_message(task.unreported)
-    if task.outcome == "unknown" and task.family:
+    if task.outcome == "unknown" and task.family and not task.done:
         terminal.print_message(
-            f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show."
+            f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show. "
+            f"{task.status_msg}".rstrip()
         )
 
 
@@ -199,6 +180,17 @@ def create_and_run(create: Create, family: str, body: Any, external_task_id: str
     run_task(lambda kling: create(kling, external_task_id=task_id), TO_CREATE, task_id, WaitOptions(**waiting))
 
 
+def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
+    """Print the expected cost of a create that is not sent. Raises KlingError if no price is known."""
+    cost = estimate(family, body)
+    if cost is None:
+        raise errors.KlingError(
+            f"No list price is known for {model_of(family, body) or 'a job without model_name'} at {family}.",
+            hint="Kling's console has the prices; `kling show ID` prints the cost of a finished task.",
+        )
+    terminal.print_json({"estimate": asdict(cost)}) if as_json else terminal.print_data(str(cost))
+
+
 def add_job(job: Job) -> None:
     """Add the command of a typed job; its parameters come from the table of jobs."""
 
@@ -210,12 +202,16 @@ def add_job(job: Job) -> None:
         tags: tuple[str, ...],
         hook: str | None,
         external_task_id: str | None,
+        estimate_only: bool,
         **values: Any,
     ) -> None:
         waiting = {field.name: values.pop(field.name) for field in fields(WaitOptions)}
         values |= dict(more)
+        if estimate_only:
+            return print_estimate(*job.create(values), as_json=waiting["as_json"])
         create = partial(AsyncKling.run, job=job, values=values, tags=tags, hook=hook)
-        create_and_run(create, job.family, values, external_task_id, **waiting)
+        create_and_run(create, "", values, external_task_id, **waiting)
+        return None
 
 
 for each in JOBS:
@@ -227,15 +223,24 @@ for each in JOBS:
 @click.option("--body", type=options.Json(), required=True, help="Kling's parameters as JSON; @FILE reads them.")
 @options.create_options
 def create_any(
-    family: str, body: Any, tags: tuple[str, ...], hook: str | None, external_task_id: str | None, **waiting: Any
+    family: str,
+    body: Any,
+    tags: tuple[str, ...],
+    hook: str | None,
+    external_task_id: str | None,
+    estimate_only: bool,
+    **waiting: Any,
 ) -> None:
     """Create a task of any family.
 
     FAMILY is a path under /v1, such as videos/effects, or a new-standard path with a leading slash, such as
     /text-to-video/kling-3.0-turbo.
     """
+    if estimate_only:
+        return print_estimate(family, prepare(family, body), as_json=waiting["as_json"])
     create = partial(AsyncKling.create, family=family, body=body, tags=tags, hook=hook)
     create_and_run(create, family, body, external_task_id, **waiting)
+    return None
 
 
 @kling.command("wait")
@@ -250,25 +255,8 @@ def wait_for(task_id: str, **waiting: Any) -> None:
     run_task(begin, TO_WAIT, task_id, WaitOptions(**waiting))
 
 
-@kling.command()
-@options.id_argument
-@options.json_option
-def show(task_id: str, as_json: bool) -> None:
-    """Print a task with its files and other outputs."""
-    task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
-    terminal.print_json(task.data) if as_json else terminal.print_task(task)
-
-
-@kling.command("list")
-@options.list_options
-def list_tasks(as_json: bool, **filters: Any) -> None:
-    """List tasks, newest first."""
-    tasks = with_kling(TO_WAIT, lambda kling: kling.tasks(**filters))
-    if not as_json:
-        return terminal.print_tasks(tasks)
-    for task in tasks:
-        terminal.print_json(task.data)
-    return None
+for command in (call, show, list_tasks):
+    kling.add_command(command)
 
 
 @kling.command()

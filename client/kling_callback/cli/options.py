@@ -4,15 +4,28 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from kling_callback.jobs.catalog import Job, Parameter
-from kling_callback.jobs.parameters import CameraControl, Choice, Integer, Number, Seconds
-from kling_callback.protocol.reports import TASK_STATUSES
+from kling_callback.jobs.job import Job, Parameter
+from kling_callback.jobs.parameters import (
+    CameraControl,
+    Choice,
+    Flag,
+    ImageInput,
+    Integer,
+    ListOf,
+    Number,
+    ObjectWith,
+    Seconds,
+    VideoInput,
+)
+from kling_callback.protocol.reports import IDENTIFIER
+from kling_callback.protocol.statuses import TASK_STATUSES
 from kling_callback.protocol.urls import normalize_url
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,7 +38,7 @@ MAX_EVENT_ID_DIGITS = 18
 
 
 class Json(click.ParamType[Any]):
-    """JSON as an argument, or in a file as @NAME."""
+    """JSON as an argument, in a file as @NAME, or on stdin as @-."""
 
     name = "JSON"
 
@@ -39,6 +52,20 @@ class Json(click.ParamType[Any]):
             self.fail(f"{value[1:]} cannot be read: {error.strerror}.", param, ctx)
         except (ValueError, RecursionError) as error:
             self.fail(f"not valid JSON: {error}.", param, ctx)
+
+
+class JsonOrText(Json):
+    """JSON, also in a file as @NAME; a value that is not JSON is text."""
+
+    name = "VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value.startswith("@"):
+            return super().convert(value, param, ctx)
+        try:
+            return json.loads(value, parse_constant=_reject_constant)
+        except (ValueError, RecursionError):
+            return value
 
 
 class JsonAssignment(Json):
@@ -89,6 +116,19 @@ class UrlParam(click.ParamType[str]):
         return str(value)
 
 
+class TaskId(click.ParamType[str]):
+    """Any id of a task. It is one part of a URL's path."""
+
+    name = "ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not IDENTIFIER.fullmatch(str(value)):
+            self.fail(
+                f"{value!r} is not a task's id: it must be one part of a path. Use the receiver's id.", param, ctx
+            )
+        return str(value)
+
+
 class CommandLine(click.ParamType[tuple[str, ...]]):
     """A command with its arguments, split as a shell would split them; no shell runs it."""
 
@@ -119,7 +159,8 @@ class EventPosition(click.ParamType[int]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
-id_argument = click.argument("task_id", metavar="ID")
+id_argument = click.argument("task_id", metavar="ID", type=TaskId())
+"""Any id of a task: ours, Kling's, or the caller's at Kling."""
 set_option = click.option(
     "--set",
     "more",
@@ -158,6 +199,12 @@ def create_options(function: Function) -> Function:
         click.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the task by; repeatable."),
         click.option("--hook", metavar="URL", help="The receiver POSTs the task's events to this URL, signed."),
         click.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
+        click.option(
+            "--estimate",
+            "estimate_only",
+            is_flag=True,
+            help="Print what it would cost by Kling's list prices, and create nothing.",
+        ),
         wait_options,
     )
 
@@ -168,7 +215,9 @@ def list_options(function: Function) -> Function:
         function,
         click.option("--status", type=click.Choice(TASK_STATUSES)),
         click.option("--family", help="Such as videos/text2video."),
+        click.option("--model", help="Such as kling-v3."),
         click.option("--tag"),
+        click.option("--task-id", metavar="ID", help="Kling's id."),
         click.option("--limit", type=click.IntRange(1), default=50, show_default=True),
         json_option,
     )
@@ -187,13 +236,21 @@ def job_parameters(job: Job) -> list[click.Parameter]:
 
 
 def _parameter(parameter: Parameter) -> click.Parameter:
-    if parameter.name == "prompt":
-        return click.Argument(["prompt"])
-    option = "--" + parameter.name.replace("_", "-")
+    name, option = parameter.name, "--" + parameter.name.replace("_", "-")
+    if name == "prompt":
+        return click.Argument(["prompt"], required=False)
+    if isinstance(parameter.kind, Flag | ObjectWith):
+        return click.Option([f"{option}/--no{option[1:]}", name], default=None, help=parameter.help)
+    if isinstance(parameter.kind, ListOf):
+        item = JsonOrText()
+        return click.Option([option, name], type=item, multiple=True, callback=_flatten, help=parameter.help)
     kind, metavar = _type(parameter)
-    return click.Option(
-        [option, parameter.name], type=kind, metavar=metavar, help=parameter.help, required=parameter.required
-    )
+    return click.Option([option, name], type=kind, metavar=metavar, help=parameter.help)
+
+
+def _flatten(context: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> list[Any]:
+    """The items of a repeatable option: each value is one item, or a JSON list of items."""
+    return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
 def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
@@ -209,11 +266,17 @@ def _type(parameter: Parameter) -> tuple[click.ParamType[Any], str | None]:
             return click.STRING, "SECONDS"
         case CameraControl():
             return Json(), "JSON"
+        case ImageInput():
+            return click.STRING, "FILE_OR_URL"
+        case VideoInput():
+            return click.STRING, "URL"
         case _:
-            return click.STRING, "FILE_OR_URL" if parameter.name == "image" else "TEXT"
+            return click.STRING, "TEXT"
 
 
 def _read(name: str) -> str:
+    if name == "-":
+        return sys.stdin.buffer.read(MAX_FILE_CHARS).decode()
     with Path(name).open(encoding="utf-8") as file:
         return file.read(MAX_FILE_CHARS)
 

@@ -1,17 +1,12 @@
-"""The body of a create: check it, and add our id and callback address."""
+"""The body of a create: its model, and the fields that have our id and callback address."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.protocol.families import DESCRIPTION as FAMILY_RULE
-from kling_callback.protocol.families import is_job, is_new_standard
+from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import DESCRIPTION, is_id
-
-SYNCHRONOUS_FAMILIES = frozenset({"audio/tts"})
-"""Families whose answer is the result: Kling sends no callback for them."""
 
 CALLBACK_URL_RESERVED = (
     "callback_url is set by this client, to the receiver's address. To receive the events yourself, "
@@ -19,16 +14,9 @@ CALLBACK_URL_RESERVED = (
 )
 
 
-def check_create(family: str, body: Any) -> None:
-    """Check a create before it is sent. Raises ParameterError with all problems."""
-    problems = [*_family_problems(family), *_body_problems(body)]
-    if problems:
-        raise ParameterError(problems)
-
-
 def chosen_id(family: str, body: Any, external_task_id: str | None) -> str | None:
     """The task id that the caller chose, as argument or in the body, or None. Raises ParameterError."""
-    in_body = _options(family, body).get("external_task_id")
+    in_body = options_of(family, body).get("external_task_id")
     task_id = external_task_id or in_body or None
     if external_task_id and in_body and external_task_id != in_body:
         raise ParameterError([f"external_task_id is {external_task_id!r}, but {in_body!r} in the body. Set it once."])
@@ -42,7 +30,7 @@ def with_callback(family: str, body: Mapping[str, Any], task_id: str, callback_u
     ours = {"external_task_id": task_id, "callback_url": callback_url}
     if not is_new_standard(family):
         return {**body, **ours}
-    return {**body, "options": {**_options(family, body), **ours}}
+    return {**body, "options": {**options_of(family, body), **ours}}
 
 
 def model_of(family: str, body: Mapping[str, Any]) -> str:
@@ -53,7 +41,7 @@ def model_of(family: str, body: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _options(family: str, body: Any) -> Mapping[str, Any]:
+def options_of(family: str, body: Any) -> Mapping[str, Any]:
     """The object of the body that has `external_task_id` and `callback_url` in the family's standard."""
     if not isinstance(body, Mapping):
         return {}
@@ -63,25 +51,12 @@ def _options(family: str, body: Any) -> Mapping[str, Any]:
     return options if isinstance(options, Mapping) else {}
 
 
-def _family_problems(family: str) -> list[str]:
-    if not is_job(family):
-        return [f"family: {family!r} must be {FAMILY_RULE}."]
-    if re.match(r"/?v\d+/", family):
-        return [f"family: must be {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
-    if family in SYNCHRONOUS_FAMILIES:
-        return [f"family: {family} answers at once, without a callback. Call it without this client."]
-    return []
-
-
-def _body_problems(body: Any) -> list[str]:
+def json_problems(body: Any) -> list[str]:
+    """Why a body cannot be sent as a JSON object: messages for people."""
     if not isinstance(body, Mapping):
         return ["body: must be a JSON object."]
-    options = body.get("options")
-    problems = [CALLBACK_URL_RESERVED] if "callback_url" in body else []
-    if isinstance(options, Mapping) and "callback_url" in options:
-        problems.append(CALLBACK_URL_RESERVED)
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        problems.append(f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}.")
-    return problems
+        return [f"body: is not valid JSON: {'invalid Unicode' if isinstance(error, UnicodeError) else error}."]
+    return []

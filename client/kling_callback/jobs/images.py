@@ -1,6 +1,6 @@
-"""Encode the image of an image job: a URL, or base64 of a file that meets Kling's limits.
+"""Encode an image parameter: a URL, or base64 of a file that meets Kling's limits.
 
-Nothing is sent from here. A ValueError's message follows `image:`.
+Nothing is sent from here. A ValueError's message follows the parameter's name.
 """
 
 import base64
@@ -11,8 +11,13 @@ from pathlib import Path
 
 import imagesize  # type: ignore[import-untyped]  # it ships no types
 
-MAX_BYTES = 10 * 1024 * 1024
-"""Bytes of an image (Kling's limit: 10 MB)."""
+from kling_callback.jobs.inputs import InputFile
+
+MEGABYTE = 1024 * 1024
+MAX_BYTES = 10 * MEGABYTE
+"""Bytes of an image in a legacy job."""
+MAX_BYTES_NEW = 50 * MEGABYTE
+"""Bytes of an image in a job of the new standard."""
 
 MIN_SIDE_PIXELS = 300
 
@@ -25,61 +30,65 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 DATA_URL = re.compile(r"data:[^,]*,", re.ASCII)
 
 
-def encode_image(image: Path | str) -> str:
-    """The value to send as `image`: the URL unchanged, or bare base64 of a checked JPEG or PNG. Blocks.
+def encode_image(image: Path | str | InputFile, max_bytes: int = MAX_BYTES) -> str:
+    """The value to send as an image: the URL unchanged, or bare base64 of a checked JPEG or PNG. Blocks.
 
     A str is a URL (`http(s)://`), a data URL, a file name, or bare base64, tried in this order. Raises ValueError.
     """
+    if isinstance(image, InputFile):
+        return _encoded(image.image(), max_bytes)
     if isinstance(image, Path):
-        return _encoded(_file(image))
+        return _encoded(_file(image, max_bytes), max_bytes)
     if re.match(r"https?://", image, re.IGNORECASE):
-        return _url(image)
+        return check_url(image)
     if prefix := DATA_URL.match(image):
-        return _encoded(_data_url(image, prefix.group()))
-    if _is_file(image):
-        return _encoded(_file(Path(image)))
-    return _encoded(_decoded(image, "is neither a URL, nor an existing file, nor base64."))
+        return _encoded(_data_url(image, prefix.group(), max_bytes), max_bytes)
+    if is_file(image):
+        return _encoded(_file(Path(image), max_bytes), max_bytes)
+    return _encoded(_decoded(image, "is neither a URL, nor an existing file, nor base64.", max_bytes), max_bytes)
 
 
-def _url(url: str) -> str:
+def check_url(url: str) -> str:
+    """Return a URL unchanged. Raises ValueError for one with blanks or without a host."""
     if not re.fullmatch(r"[^\s/]+/?[^\s]*", url.partition("://")[2]):
         raise ValueError("is a URL with blanks, or without a host.")
     return url
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether a text names an existing file."""
     try:
         return len(name) < MAX_NAME_CHARS and Path(name).is_file()
     except (OSError, ValueError):
         return False
 
 
-def _file(path: Path) -> bytes:
+def _file(path: Path, max_bytes: int) -> bytes:
     try:
         if not path.is_file():
             raise ValueError(f"there is no file {str(path)!r}.")
-        _check_size(path.stat().st_size)
+        _check_size(path.stat().st_size, max_bytes)
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
 
 
-def _data_url(image: str, prefix: str) -> bytes:
+def _data_url(image: str, prefix: str, max_bytes: int) -> bytes:
     if not prefix.endswith(";base64,"):
         raise ValueError("is a data URL without `;base64`.")
-    return _decoded(image[len(prefix) :], "is a data URL whose base64 does not decode.")
+    return _decoded(image[len(prefix) :], "is a data URL whose base64 does not decode.", max_bytes)
 
 
-def _decoded(text: str, problem: str) -> bytes:
-    _check_size(len(text) * 3 // 5)  # four characters are three bytes; some may be line ends
+def _decoded(text: str, problem: str, max_bytes: int) -> bytes:
+    _check_size(len(text) * 3 // 5, max_bytes)  # four characters are three bytes; some may be line ends
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(problem) from None
 
 
-def _encoded(content: bytes) -> str:
-    _check_size(len(content))
+def _encoded(content: bytes, max_bytes: int) -> str:
+    _check_size(len(content), max_bytes)
     if not content.startswith(MAGIC):
         raise ValueError("is neither a JPEG nor a PNG.")
     width, height = imagesize.get(io.BytesIO(content), exif_rotation=False)
@@ -92,6 +101,6 @@ def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise ValueError(f"has {size:,} bytes; at most {MAX_BYTES:,} (10 MB), or send a URL.")
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ValueError(f"has {size:,} bytes; at most {max_bytes:,} ({max_bytes // MEGABYTE} MB), or send a URL.")

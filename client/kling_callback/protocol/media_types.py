@@ -60,3 +60,4 @@ KIND_OF_EXTENSION = MORE_SUFFIXES | {
     for media_type, suffix in EXTENSIONS.items()
     if (kind := media_type.partition("/")[0]) in EXTENSIONS_BY_KIND
 }
+"""`image`, `video` or `audio`, by extension."""

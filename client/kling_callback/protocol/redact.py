@@ -1,7 +1,9 @@
-"""Redact request parameters for storage: no image bytes, secrets or callback addresses."""
+"""Redact request parameters for storage: no image bytes, secrets or callback addresses; and their digest."""
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,9 @@ MAX_VALUE_CHARS = 4096
 
 MAX_REQUEST_CHARS = 20_000
 """Characters of a whole request that the receiver stores."""
+
+LEFT_OUT = {"note": f"longer than {MAX_REQUEST_CHARS} characters, left out"}
+"""What is stored in place of a longer request."""
 
 IMAGE_PREFIXES = ("data:", "/9j/", "iVBORw0KGgo")
 """Prefixes of data URLs and of JPEG and PNG in base64: images of any size."""
@@ -26,8 +31,40 @@ def redacted(request: Any) -> Any:
     """The request as the receiver stores it: JSON that any database can hold. Idempotent: both sides apply it."""
     redacted_request = _redact(request)
     if len(json.dumps(redacted_request)) > MAX_REQUEST_CHARS:
-        return {"note": f"longer than {MAX_REQUEST_CHARS} characters, left out"}
+        return dict(LEFT_OUT)
     return redacted_request
+
+
+SIGNED_LINK = re.compile(r"(https?://.+/api/tasks/[^/?#]+/results/[0-9]+)\?.*")
+"""A link to a result in the receiver's archive: the signature behind `?` differs each time, the file does not."""
+
+
+def digest(request: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of a create's parameters, image bytes included; equal for bodies that mean the same.
+
+    None and empty values are absent, the order of names and the spelling of numbers do not count. Neither do the
+    task's id and the callback address, which each create has.
+    """
+    options = request.get("options")
+    request = {name: value for name, value in request.items() if name not in ADDRESSING}
+    if isinstance(options, Mapping):
+        request["options"] = {name: value for name, value in options.items() if name not in ADDRESSING}
+    return hashlib.sha256(json.dumps(_canonical(request), sort_keys=True).encode()).hexdigest()
+
+
+ADDRESSING = frozenset({"external_task_id", "callback_url"})
+"""The parameters that do not say what is to be created."""
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        items = {str(name): _canonical(each) for name, each in value.items()}
+        return {name: each for name, each in items.items() if each not in (None, "", [], {})}
+    if isinstance(value, list | tuple):
+        return [_canonical(each) for each in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return SIGNED_LINK.sub(r"\1", value) if isinstance(value, str) and len(value) < MAX_VALUE_CHARS else value
 
 
 def _redact(value: Any) -> Any:

@@ -9,31 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any
+from urllib.parse import quote
 
+from kling_callback.protocol import relays
 from kling_callback.protocol.outputs import file_fields, json_chars, kind_of_file, kind_of_single, object_of
+from kling_callback.protocol.statuses import Status, parse_status
 
-Status = Literal["submitted", "processing", "succeed", "failed"]
-"""Kling's statuses of a task."""
-TaskStatus = Literal["created", "submitted", "processing", "succeed", "failed"]
-"""The statuses of a task at the receiver: `created`, then Kling's."""
-TASK_STATUSES: tuple[TaskStatus, ...] = get_args(TaskStatus)
 Kind = str
 """`image`, `video` or `audio`; `watermark` for a watermarked copy; Kling's own name for anything newer."""
-
-STATUS_WORDS: dict[str, Status] = {
-    "submitted": "submitted",
-    "processing": "processing",
-    "succeed": "succeed",
-    "succeeded": "succeed",
-    "failed": "failed",
-    # of gateways that wrap Kling's record in one of their own
-    "not_start": "submitted",
-    "queued": "submitted",
-    "in_progress": "processing",
-    "success": "succeed",
-    "failure": "failed",
-}
 
 MAX_TEXT_CHARS = 4000
 MAX_ID_CHARS = 256
@@ -55,8 +39,8 @@ MAX_WRAP_DEPTH = 4
 EARLIEST_MS, LATEST_MS = 946_684_800_000, 7_258_118_400_000
 """Unix ms of the years 2000 and 2200: between them are the plausible times."""
 
-UNKNOWN_TASK = frozenset({1200, 1201})
-"""Kling's codes for a query about an unknown task."""
+UNKNOWN_TASK: frozenset[int | str] = frozenset({1200, 1201, "task_not_exist", "task_not_found"})
+"""The codes of Kling and of relays for a query about an unknown task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +84,16 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to a create or a query. `code`: 0 is success, None an answer without an envelope."""
+    """An answer to a create or a query. `code`: 0 is success, None an answer without an envelope.
+
+    `is_openai`: it is that of an OpenAI endpoint, as relays have them beside Kling's API.
+    """
 
     code: int | str | None
     message: str
     request_id: str | None
     reports: tuple[Report, ...]
+    is_openai: bool = False
 
     @property
     def ok(self) -> bool:
@@ -125,18 +113,24 @@ def parse_answer(body: bytes) -> Answer | None:
     if not isinstance(document, dict):
         return None
     data = document.get("data")
-    records = data if isinstance(data, list) else [document]
-    request_id = _identifier(document.get("request_id"))
-    reports = tuple(
-        replace(report, request_id=report.request_id or request_id)
-        for record in records[:MAX_OUTPUTS]
-        if (report := _innermost(record))
-    )
+    records = data[:MAX_OUTPUTS] if isinstance(data, list) else [document]
+    reports = tuple(report for record in records if (report := _innermost(record)))
+    if isinstance(data, list) and not any(report.status for report in reports):
+        outer = _innermost(document)
+        reports = (outer,) if outer and outer.status else reports  # the list has its files
+    has_status = any(report.status for report in reports)
+    is_openai = not has_status and relays.is_openai(document)
+    if is_openai or (document.get("error") and not has_status):
+        reports = ()  # the id is not a task's
+    code, message, request_id = (document.get("code"), "", None) if has_status else relays.error_of(document)
+    request_id = _identifier(request_id or document.get("request_id"))
+    reports = tuple(replace(report, request_id=report.request_id or request_id) for report in reports)
     return Answer(
-        code=_code(document.get("code")),
-        message=sanitize(document.get("message")) or sanitize(document.get("msg")) or _error_message(document),
+        code=_code(code),
+        message=sanitize(message) or sanitize(document.get("message")),
         request_id=request_id,
         reports=reports,
+        is_openai=is_openai,
     )
 
 
@@ -167,21 +161,15 @@ def _code(value: Any) -> int | str | None:
     return int(text) if text.isascii() and text.isdecimal() else text or _integer(value)
 
 
-def _error_message(document: dict[str, Any]) -> str:
-    """The message of an answer in the shape of some gateways: {"error": {"message": ...}}."""
-    error = document.get("error")
-    return sanitize(error.get("message")) if isinstance(error, dict) else sanitize(error)
-
-
 def _layers(document: Any) -> Iterator[dict[str, Any]]:
-    """The document and the records nested in its `data`, outermost first."""
+    """The document and the records nested in it, outermost first."""
     for _ in range(MAX_WRAP_DEPTH):
         if isinstance(document, list):
             document = next((item for item in document if isinstance(item, dict)), None)
         if not isinstance(document, dict):
             return
         yield document
-        document = document.get("data")
+        document = relays.inner_record(document)
 
 
 def _innermost(document: Any) -> Report | None:
@@ -189,11 +177,40 @@ def _innermost(document: Any) -> Report | None:
 
     Values that it lacks are taken from the records around it: a gateway's inner record may lack its id.
     """
-    reports = [_report(record) for record in _layers(document)]
+    layers = list(_layers(document))
+    reports = [_report(record) for record in layers]
     for depth in reversed(range(len(reports))):
         if reports[depth].status:
-            return reduce(_fill, reversed(reports[:depth]), reports[depth])
+            report = reduce(_fill, reversed(reports[:depth]), reports[depth])
+            nearest = layers[depth::-1] + layers[depth + 1 :]
+            if not report.kling_id and (named := [inner for inner in reports[depth + 1 :] if inner.kling_id]):
+                report = replace(report, kling_id=named[0].kling_id)
+            return _complete(report, nearest)
     return next((report for report in reversed(reports) if report.kling_id), None)
+
+
+def _complete(report: Report, layers: list[dict[str, Any]]) -> Report:
+    """Add what a relay reports in its own way or in another record: files of a success, the reason of a failure."""
+    if report.status == "succeed" and not report.has_results:
+        return replace(report, outputs=_relay_outputs(layers, report))
+    if report.status == "failed" and not report.message:
+        reasons = (relays.reason(layer, relays.REASONS) for layer in layers)
+        return replace(report, message=sanitize(next(filter(None, reasons), "")))
+    return report
+
+
+def _relay_outputs(layers: list[dict[str, Any]], report: Report) -> tuple[Output, ...]:
+    """The files that a relay names in the first of the records that has any, or serves at its own host."""
+    for layer in layers:
+        named = tuple(
+            Output(kind, address, _identifier(identifier), _seconds(seconds))
+            for kind, url, identifier, seconds in relays.files(layer)[:MAX_OUTPUTS]
+            if (address := _address(url))
+        )
+        if outputs := tuple(islice(_outputs(layer), MAX_OUTPUTS)) or named:
+            return outputs
+    path = relays.content_path(layers[0], quote(report.kling_id, safe="")) if report.kling_id else None
+    return (Output(relays.ANY_KIND, path),) if path else ()
 
 
 def _fill(inner: Report, outer: Report) -> Report:
@@ -210,16 +227,17 @@ def _fill(inner: Report, outer: Report) -> Report:
 
 def _report(record: dict[str, Any]) -> Report:
     legacy = "task_id" in record or "task_status" in record
-    status = record.get("task_status") if "task_status" in record else record.get("status")
+    status = record.get("task_status") if "task_status" in record else record.get("status", record.get("state"))
+    identifier = record.get("task_id") if legacy else record.get("id", record.get("taskId"))
     info = record.get("task_info")
     external = info.get("external_task_id") if isinstance(info, dict) else None
     return Report(
-        status=STATUS_WORDS.get(status.strip().lower()) if isinstance(status, str) and len(status) < 100 else None,
-        kling_id=_identifier(record.get("task_id") if legacy else record.get("id")),
+        status=parse_status(status),
+        kling_id=_identifier(identifier),
         external_task_id=_identifier(external or record.get("external_id")),
-        message=_message(record),
-        created_at=_time(record.get("created_at", record.get("create_time"))),
-        updated_at=_time(record.get("updated_at", record.get("update_time"))),
+        message=sanitize(relays.reason(record)),
+        created_at=_plausible(relays.first_time(record, relays.CREATED_AT)),
+        updated_at=_plausible(relays.first_time(record, relays.UPDATED_AT)),
         outputs=tuple(islice(_outputs(record), MAX_OUTPUTS)),
         cost=_costs(record),
         objects=tuple(islice(_objects(record), MAX_OUTPUTS)),
@@ -243,13 +261,6 @@ def _cost(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return sanitize(value, MAX_ID_CHARS) or None
     return value if value not in ([], {}) and json_chars(value) <= MAX_COST_CHARS else None
-
-
-def _message(record: dict[str, Any]) -> str:
-    for name in ("task_status_msg", "fail_reason", "message"):
-        if text := sanitize(record.get(name)):
-            return text
-    return ""
 
 
 def _outputs(record: dict[str, Any]) -> Iterator[Output]:
@@ -340,14 +351,9 @@ def _integer(value: Any) -> int | None:
     return value if fits else None
 
 
-def _time(value: Any) -> int | None:
-    """Unix milliseconds; some gateways send seconds, some send numbers as text. None for no plausible time."""
-    try:
-        number = int(float(value)) if not isinstance(value, bool) else 0
-    except (TypeError, ValueError, OverflowError):
-        return None
-    milliseconds = number if number >= EARLIEST_MS else number * 1000
-    return milliseconds if EARLIEST_MS <= milliseconds < LATEST_MS else None
+def _plausible(time: int | None) -> int | None:
+    """A time of this and the next centuries, in unix milliseconds; else None."""
+    return time if time is not None and EARLIEST_MS <= time < LATEST_MS else None
 
 
 def _seconds(value: Any) -> float | None:

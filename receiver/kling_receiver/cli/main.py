@@ -10,7 +10,9 @@ COMMANDS = {
     "migrate": LazyCommand("kling_receiver.cli.migrate", "migrate", "Create or update the tables of the database."),
     "doctor": LazyCommand("kling_receiver.cli.doctor", "doctor", "Check that callbacks can reach this receiver."),
     "token": LazyCommand("kling_receiver.cli.token", "token", "Print a bearer token for the receiver's API."),
-    "tasks": LazyCommand("kling_receiver.cli.tasks", "tasks", "List tasks, query Kling, download files again."),
+    "tasks": LazyCommand(
+        "kling_receiver.cli.tasks", "tasks", "List and adopt tasks, query Kling, download files again."
+    ),
     "hooks": LazyCommand("kling_receiver.cli.hooks", "hooks", "Add, list, test, pause and remove hooks."),
     "deliveries": LazyCommand("kling_receiver.cli.deliveries", "deliveries", "List and retry deliveries to hooks."),
     "replay": LazyCommand("kling_receiver.cli.deliveries", "replay", "Deliver past events to the hooks again."),

@@ -1,4 +1,4 @@
-"""The commands `kling-receiver tasks ...`: list and show tasks, query Kling, download files again."""
+"""The commands `kling-receiver tasks ...`: list, show and adopt tasks, query Kling, download files again."""
 
 from typing import Any
 
@@ -13,7 +13,9 @@ from kling_receiver.cli.connect import call_receiver
 
 @click.group()
 def tasks() -> None:
-    """List tasks, query Kling, download files again.
+    """List and adopt tasks, query Kling, download files again.
+
+    ID is ours, Kling's, or the external_task_id that another program sent.
 
     The commands call the running receiver; they open its database only when no receiver runs.
     """
@@ -62,11 +64,34 @@ def fetch(task_id: str, as_json: bool) -> None:
     _query_kling(task_id, "fetch", as_json=as_json)
 
 
+@tasks.command()
+@click.argument("family", metavar="FAMILY")
+@click.argument("kling_id", metavar="TASK_ID", type=options.TaskId())
+@options.json_option
+@report_errors
+def adopt(family: str, kling_id: str, as_json: bool) -> None:
+    """Take over a task that was created elsewhere.
+
+    FAMILY is the path that created it, such as videos/text2video; TASK_ID is Kling's. Kling is queried now, and again
+    at the task's deadline. A task that is known already is shown.
+    """
+    body = {"family": family, "task_id": kling_id}
+    answer = call_receiver(lambda receiver: receiver.call("POST", "/api/tasks/adopt", body))
+    _print_answer(answer, as_json=as_json)
+
+
 def _query_kling(task_id: str, action: str, *, as_json: bool) -> None:
     answer = call_receiver(lambda receiver: receiver.call("POST", f"{task_path(task_id)}/{action}"))
+    _print_answer(answer, as_json=as_json)
+
+
+def _print_answer(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         terminal.print_json(answer["task"])
         return
-    status = answer["kling"]
-    terminal.print_message(f"Kling says {status}." if status else "Kling's status could not be parsed.")
+    if answer.get("queried", True):
+        status = answer["kling"]
+        terminal.print_message(f"Kling says {status}." if status else "Kling's status could not be parsed.")
+    else:
+        terminal.print_message("The task is known already; Kling was not queried.")
     terminal.print_tasks([BaseTask(answer["task"])])

@@ -43,6 +43,7 @@ class TaskJson(TypedDict):
 
     id: Annotated[str, Field(description="our id")]
     task_id: Annotated[str | None, Field(description="Kling's id")]
+    external_task_id: Annotated[str | None, Field(description="the caller's id at Kling, if it is not our id")]
     family: str
     model: str
     tags: list[str]
@@ -100,6 +101,7 @@ class Payloads:
         return {
             "id": row["id"],
             "task_id": row["kling_id"],
+            "external_task_id": row["external_task_id"],
             "family": row["family"],
             "model": row["model"],
             "tags": detail.tags,

@@ -15,15 +15,16 @@ def ask(tx: Transaction, task_id: str, due_at: int | None = None) -> None:
     tx.enqueue(Kind.ASK, task_id, unique_key=key, pool=Pool.KLING, concurrency_key="kling", due_at=due_at)
 
 
-def overdue(tx: Transaction, task_id: str, family: str) -> None:
-    """Enqueue the check of a task at its deadline."""
+def overdue(tx: Transaction, task_id: str, family: str, early_ms: int | None = None) -> None:
+    """Enqueue the check of a task at its deadline, or `early_ms` from now, if it is not to wait for that."""
     tx.enqueue(
         Kind.OVERDUE,
         task_id,
         unique_key=overdue_key(task_id),
         pool=Pool.KLING,
         concurrency_key=OVERDUE_CONCURRENCY_KEY,
-        due_at=tx.now + tx.policy.overdue_ms(family),
+        due_at=tx.now + (tx.policy.overdue_ms(family) if early_ms is None else early_ms),
+        args=None if early_ms is None else {"early": True},
     )
 
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, exists, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from kling_receiver.store.database import READERS, Database
 from kling_receiver.store.errors import STATEMENT_ERRORS
@@ -24,6 +25,12 @@ EVENT_COLUMNS = "id, task_id, type, created_at, data"
 """The columns of an event that are shown: all but a callback's body."""
 SELECT_TASKS = Statement[TaskRow](f"SELECT {columns(TASK)} FROM task WHERE id IN :task_ids", table=TASK)
 FIND_BY_KLING_ID = Statement("SELECT id FROM task WHERE kling_id = :kling_id LIMIT 1")
+FIND_BY_OTHER_ID = Statement("""
+    SELECT id FROM task WHERE kling_id = :other_id UNION SELECT id FROM task WHERE external_task_id = :other_id
+    ORDER BY id LIMIT :limit
+""")
+MAX_FOUND = 5
+"""Tasks of one id of Kling's or of the caller, of which usually one exists."""
 SELECT_RESULTS = Statement[ResultRow](
     f"SELECT {columns(RESULT)} FROM result WHERE task_id IN :task_ids ORDER BY task_id, position",
     table=RESULT,
@@ -37,10 +44,13 @@ PAGE_BYTES = 256_000
 """Bytes. A page ends with the task that exceeds this, whatever its limit. A usual task has 1 to 2 KB."""
 BATCH_BYTES = 64_000
 """Bytes of the events that one step of a stream renders, each with its task: a slow client holds that much."""
+MAX_SCANNED = 10_000
+"""Tasks that one page reads for filters that have no index. A page ends there, with or without a task."""
 RECENT_TASKS = 100
 """The newest tasks, by which is judged whether the gateway calls back at all."""
 
 T = TypeVar("T")
+Columns = ReadOnlyColumnCollection[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +62,29 @@ class TaskDetail:
     tags: list[str]
 
 
+Position = tuple[int, str]
+"""The (created_at, id) of a task: its place in a list."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskFilter:
-    """Which tasks a list has. `before`: the (created_at, id) of the last task of the page before."""
+    """Which tasks a list has. `before`: the (created_at, id) after which the page before ended."""
 
     status: str | None = None
     family: str | None = None
+    model: str | None = None
     tag: str | None = None
-    before: tuple[int, str] | None = None
+    kling_id: str | None = None
+    before: Position | None = None
     limit: int = 50
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """Rendered tasks. `last`: the (created_at, id) of the last one, when there are more."""
+    """Rendered tasks. `last`: the (created_at, id) after which the next page begins, if there may be more."""
 
     items: list[bytes]
-    last: tuple[int, str] | None
+    last: Position | None
 
 
 class Reader:
@@ -104,6 +120,12 @@ class Reader:
         """Our id of the task that Kling's id belongs to."""
         task_id: str | None = await self.read(lambda connection: FIND_BY_KLING_ID.scalar(connection, kling_id=kling_id))
         return task_id
+
+    async def find_by_other_id(self, other_id: str) -> list[str]:
+        """Our ids of the tasks of which this is Kling's id or the caller's; at most MAX_FOUND."""
+        return await self.read(
+            lambda connection: FIND_BY_OTHER_ID.scalars(connection, other_id=other_id, limit=MAX_FOUND)
+        )
 
     async def results(self, task_id: str) -> list[ResultRow]:
         """A task's results, in order."""
@@ -187,7 +209,7 @@ def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, T
 
 
 def _render_page(connection: Connection, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
-    ids = list(connection.execute(_page_query(task_filter)).scalars())
+    ids, end = _page_ids(connection, task_filter)
     items: list[bytes] = []
     size, last = 0, None
     for detail in _iter_details(connection, ids[: task_filter.limit]):
@@ -195,7 +217,7 @@ def _render_page(connection: Connection, task_filter: TaskFilter, render: Callab
         size, last = size + len(items[-1]), (detail.row["created_at"], detail.row["id"])
         if size > PAGE_BYTES:
             break
-    return TaskPage(items, last if len(items) < len(ids) else None)
+    return TaskPage(items, last if len(items) < len(ids) else end)
 
 
 def _render_events(
@@ -220,15 +242,55 @@ def _iter_details(connection: Connection, task_ids: Sequence[str]) -> Iterator[T
         yield from (details[task_id] for task_id in few)
 
 
-def _page_query(task_filter: TaskFilter) -> Select[Any]:
-    """The ids of a page, and one more to tell whether there is another page."""
-    query = select(TASK.c.id).order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(task_filter.limit + 1)
-    if task_filter.status:
-        query = query.where(TASK.c.status == task_filter.status)
-    if task_filter.family:
-        query = query.where(TASK.c.family == task_filter.family)
-    if task_filter.tag:
-        query = query.where(TASK.c.id.in_(select(TAG.c.task_id).where(TAG.c.tag == task_filter.tag)))
+def _page_ids(connection: Connection, task_filter: TaskFilter) -> tuple[list[str], Position | None]:
+    """The ids of a page, and one more if there is another page.
+
+    One filter is looked up in an index, the others are checked on at most MAX_SCANNED rows: a rare value among many
+    tasks must not hold a thread for long. Also returns the place at which the search ended there, else None.
+    """
+    wanted = [name for name in CONDITIONS if getattr(task_filter, name)]
+    by_index = next((name for name in wanted if _is_selective(connection, name, task_filter)), None)
+    others = [name for name in wanted if name != by_index]
+    rows = select(*(TASK.c[name] for name in FILTERED)).order_by(TASK.c.created_at.desc(), TASK.c.id.desc())
+    if by_index:
+        rows = rows.where((_tagged if by_index == "tag" else CONDITIONS[by_index])(TASK.c, task_filter))
     if task_filter.before:
-        query = query.where(tuple_(TASK.c.created_at, TASK.c.id) < task_filter.before)
-    return query
+        rows = rows.where(tuple_(TASK.c.created_at, TASK.c.id) < task_filter.before)
+    if not others:
+        rows = rows.with_only_columns(TASK.c.id).limit(task_filter.limit + 1)
+        return list(connection.execute(rows).scalars()), None
+    scanned = rows.limit(MAX_SCANNED).subquery()
+    matching = select(scanned.c.id).where(*(CONDITIONS[name](scanned.c, task_filter) for name in others))
+    matching = matching.order_by(scanned.c.created_at.desc(), scanned.c.id.desc()).limit(task_filter.limit + 1)
+    ids = list(connection.execute(matching).scalars())
+    if len(ids) > task_filter.limit:
+        return ids, None
+    end = rows.with_only_columns(TASK.c.created_at, TASK.c.id).offset(MAX_SCANNED - 1).limit(1)
+    last = connection.execute(end).first()
+    return ids, (last.created_at, last.id) if last else None
+
+
+def _tagged(task: Columns, task_filter: TaskFilter) -> ColumnElement[bool]:
+    """The tag's condition for a look-up in its index: that in CONDITIONS is checked row by row."""
+    condition: ColumnElement[bool] = task.id.in_(select(TAG.c.task_id).where(TAG.c.tag == task_filter.tag))
+    return condition
+
+
+def _is_selective(connection: Connection, name: str, task_filter: TaskFilter) -> bool:
+    """Whether an index finds the tasks of a filter in order, or finds few."""
+    if name == "tag":
+        return len(SOME_OF_TAG.scalars(connection, tag=task_filter.tag, limit=MAX_SCANNED)) < MAX_SCANNED
+    return name in ("kling_id", "status")
+
+
+CONDITIONS: dict[str, Callable[[Columns, TaskFilter], ColumnElement[bool]]] = {
+    "kling_id": lambda task, wanted: task.kling_id == wanted.kling_id,
+    "tag": lambda task, wanted: exists().where(TAG.c.tag == wanted.tag, TAG.c.task_id == task.id),
+    "status": lambda task, wanted: task.status == wanted.status,
+    "family": lambda task, wanted: task.family == wanted.family,
+    "model": lambda task, wanted: task.model == wanted.model,
+}
+"""The filters; those that usually leave the fewest tasks come first."""
+SOME_OF_TAG = Statement("SELECT task_id FROM tag WHERE tag = :tag LIMIT :limit")
+FILTERED = ("id", "created_at", "kling_id", "status", "family", "model")
+"""The columns that the filters and the order of a list need."""

@@ -16,9 +16,11 @@ class TaskRow(TypedDict):
 
     id: str
     kling_id: str | None
+    external_task_id: str | None
     family: str
     model: str
     request: Any
+    request_sha256: str | None
     outcome: str
     create_token: str
     status: Status
@@ -33,6 +35,7 @@ class TaskRow(TypedDict):
     request_id: str | None
     kling_created_at: int | None
     kling_updated_at: int | None
+    duration_ms: int | None
     done: bool
     callback_count: int
     kept_callbacks: int
@@ -45,8 +48,10 @@ class TaskChanges(TypedDict, total=False):
     """The columns of a task that may change."""
 
     kling_id: str | None
+    external_task_id: str | None
     model: str
     request: Any
+    request_sha256: str | None
     outcome: str
     create_token: str
     status: Status
@@ -61,6 +66,7 @@ class TaskChanges(TypedDict, total=False):
     request_id: str | None
     kling_created_at: int | None
     kling_updated_at: int | None
+    duration_ms: int | None
     done: bool
     callback_count: int
     kept_callbacks: int

@@ -90,14 +90,20 @@ class Task(SQLModel, table=True):
         Index("task_newest", "created_at", "id"),
         Index("task_status", "status", "created_at", "id"),
         Index("task_kling_id", "kling_id", **_partial("kling_id IS NOT NULL")),
+        Index("task_external_id", "external_task_id", **_partial("external_task_id IS NOT NULL")),
+        Index("task_durations", "family", "created_at", **_partial("duration_ms IS NOT NULL")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 
     id: str = Field(primary_key=True)
     kling_id: str | None = None
+    external_task_id: str | None = None
+    """The caller's id at Kling, if it is not `id`: of tasks that no client of ours created."""
     family: str
     model: str = ""
     request: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    request_sha256: str | None = None
+    """The digest of the create's parameters, image bytes included; null if the client sent none."""
     outcome: str = "none"
     create_token: str = ""
     """The nonce of the create call that has the right to create this task."""
@@ -118,6 +124,8 @@ class Task(SQLModel, table=True):
     """Kling's id of the create's answer, or of the latest query's."""
     kling_created_at: int | None = Field(default=None, sa_type=BigInteger)
     kling_updated_at: int | None = Field(default=None, sa_type=BigInteger)
+    duration_ms: int | None = Field(default=None, sa_type=BigInteger)
+    """From the create to the success, by Kling's own times where it names them."""
     done: bool = False
     callback_count: int = Field(default=0, sa_type=BigInteger)
     """Authenticated callbacks, including repeats and those past the limits of the event log."""

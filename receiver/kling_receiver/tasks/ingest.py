@@ -115,6 +115,8 @@ def _apply(tx: Transaction, task: TaskRow, callback: Callback, kept: bool) -> No
     report = callback.report
     if report and report.kling_id and report.external_task_id != task["id"]:
         tx.update_task(task, callback_kling_id=report.kling_id)
+    if report and report.external_task_id and task["outcome"] == "none" and not task["external_task_id"]:
+        transitions.set_external_id(tx, task, report.external_task_id)  # until Kling itself names it
     if report and report.status and callback.signed and not _belongs_to_another_task(tx, task, report):
         transitions.apply_report(tx, task, report, log=kept)
         if report.status == "succeed" and not report.has_results:

@@ -1,5 +1,6 @@
 """Tasks without a final callback at their deadline: Kling is queried, with doubling waits, six times at most.
 
+Tasks of a family that is never called back are asked about before that, when they usually end (`tasks/durations`).
 Kling is also queried once after a start, and when an operator requests it.
 """
 
@@ -14,8 +15,8 @@ from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import durations, transitions
 from kling_receiver.tasks import registration as task_registration
-from kling_receiver.tasks import transitions
 from kling_receiver.tasks.reconcile import Reconciler
 
 log = logging.getLogger("kling_receiver.overdue")
@@ -69,12 +70,16 @@ class OverdueTasks:
                 return Done()
             if not job.args:
                 tx.add_event(job.task_id, "task.overdue", {})
+            elif job.args.get("early") and not (isinstance(answer, Report) and answer.final):
+                if isinstance(answer, Report):
+                    apply_answer(tx, task, answer, "deadline")
+                return _ask_again_before_deadline(tx, task)
             if isinstance(answer, GatewayError):
                 return _retry_or_fail(tx, job, str(answer))
             if answer is None:
                 if _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callback_count"]:
                     reason = NOT_FOUND_REASON[task["kling_id"] is not None]
-                    transitions.fail_locally(tx, task, f"Kling does not know this task{reason}.")
+                    transitions.fail_locally(tx, task, f"Kling does not know this task{reason}.{_create_words(task)}")
                     return Done()
                 return _retry_or_fail(tx, job, "Kling does not know the task.")
             apply_answer(tx, task, answer, "deadline")
@@ -127,12 +132,27 @@ def _query_count(job: ClaimedJob) -> int:
     return int((job.args or {}).get("queries", 0)) + 1
 
 
+def _ask_again_before_deadline(tx: Transaction, task: TaskRow) -> RetryAt:
+    """The question came too early: the task's age doubles until the next one, which is at the deadline at last."""
+    deadline = task["created_at"] + tx.policy.overdue_ms(task["family"])
+    due = tx.now + max(tx.now - task["created_at"], durations.MIN_QUESTION_MS)
+    if due < deadline:
+        return RetryAt(due, "The task usually ends sooner.")
+    return RetryAt(max(deadline, tx.now), "The task usually ends sooner.", args={})
+
+
+def _create_words(task: TaskRow) -> str:
+    """What was answered to a create of unknown outcome, for the last message about its task."""
+    return f" {task['status_msg']}" if task["status"] == "created" and task["status_msg"] else ""
+
+
 def _retry_or_fail(tx: Transaction, job: ClaimedJob, error: str) -> Outcome:
     """Query again after a longer wait; after the last query, accept the callback's status or fail the task."""
     task, count = tx.require_task(job.task_id), _query_count(job)
     if count >= MAX_QUERIES:
-        transitions.accept_hint(tx, task)  # a callback's final status is better than a local one
-        transitions.fail_locally(tx, task, f"The task did not finish. Kling was queried {count} times: {error}")
+        transitions.accept_hint(tx, task, error)  # a callback's final status is better than a local one
+        said = f"The task did not finish. Kling was queried {count} times: {error}{_create_words(task)}"
+        transitions.fail_locally(tx, task, said)
         return Done()
     wait = tx.policy.overdue_ms(task["family"]) * 2 ** (count - 1)
     return RetryAt(tx.now + wait, error, args={"queries": count})

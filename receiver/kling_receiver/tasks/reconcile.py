@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
@@ -101,7 +101,7 @@ class Reconciler:
         """Kling did not answer, or does not know the task: retry, and at last accept the callback's status."""
         if retry := self._retry(tx, job, "unanswered", str(error), at_least=error.retry_after):
             return retry
-        transitions.accept_hint(tx, tx.require_task(job.task_id))
+        transitions.accept_hint(tx, tx.require_task(job.task_id), str(error))
         return GiveUp(str(error))
 
     def _retry(
@@ -119,9 +119,17 @@ class Reconciler:
         callback's address proves which task it is for, its body proves nothing. It is not used while the create's
         answer is missing either: the id may be that of another task whose answer is missing. Raises GatewayError.
         """
+        return await self._count(self._query_by_known_id(task))
+
+    async def query_kling_id(self, family: str, kling_id: str) -> Report | None:
+        """Kling's report of a task that is not known here. Raises GatewayError."""
+        return await self._count(self._kling_api.query(family, kling_id=kling_id))
+
+    async def _count(self, query: Awaitable[Report | None]) -> Report | None:
+        """Await a query, and count it by its outcome."""
         outcome = "unanswered"
         try:
-            report = await self._query_by_known_id(task)
+            report = await query
             outcome = "answered" if report else "unknown_task"
         finally:
             self._metrics.queries.labels(outcome).inc()

@@ -19,7 +19,8 @@ from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.tables import EVENT
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import transitions
+from kling_receiver.tasks import durations, transitions
+from kling_receiver.tasks.parameters import describe_other_parameters
 
 MAX_TAGS = 100
 """Tags of one task, from all its registrations."""
@@ -42,6 +43,18 @@ FAMILY_SCHEMA: dict[str, Any] = {
     "pattern": f"^{families.PATTERN.pattern}$",
     "examples": ["videos/text2video"],
 }
+JOB_SCHEMA: dict[str, Any] = {
+    **FAMILY_SCHEMA,
+    "pattern": f"^{families.PATTERN.pattern.removesuffix('*')}+$",
+    "not": {
+        "anyOf": [
+            {"enum": [f"{slash}{path}" for slash in ("", "/") for path in sorted(families.SYNCHRONOUS)]},
+            {"pattern": "^/?(account|v[0-9]+)/"},
+        ]
+    },
+}
+"""A family that creates tasks, as `families.family_problems` checks it."""
+KLING_ID_RULE = f"must be 1 to {MAX_ID_CHARS} characters that may stand in a path, not . or .."
 KLING_ID_SCHEMA: dict[str, Any] = {
     "pattern": rf"^[^\s\x1c-\x1f\x85/\\,?#%\x00]{{1,{MAX_ID_CHARS}}}$",
     "not": {"enum": [".", ".."]},
@@ -70,6 +83,9 @@ class Registration(BaseModel):
     family: Annotated[str, Field(json_schema_extra=FAMILY_SCHEMA)]
     model: ShortText = ""
     request: Any = Field(None, description="the create's parameters; image bytes and secrets are not stored")
+    request_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="a digest of all parameters of the create, image bytes included: others are refused"
+    )
     base: str = Field("", max_length=2000, description="the client's KLING_API_BASE: another account is refused")
     key_fingerprint: str = Field("", max_length=256, description="of the client's Kling key")
     tags: tuple[Label, ...] = Field((), max_length=MAX_REPORTED_TAGS)
@@ -93,7 +109,7 @@ class Registration(BaseModel):
     @classmethod
     def _kling_id(cls, value: str | None) -> str | None:
         if value and not IDENTIFIER.fullmatch(value):
-            raise ValueError(f"must be 1 to {MAX_ID_CHARS} characters that may stand in a path, not . or ..")
+            raise ValueError(KLING_ID_RULE)
         return value or None
 
     @field_validator("request")
@@ -136,17 +152,37 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
             return RegistrationResult(
                 conflict=f"Task {task_id} is of the family {task['family']}, not {registration.family}."
             )
+        if _has_other_parameters(task, registration):
+            if not _may_reopen(task):
+                return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
+            tx.update_task(
+                task,
+                model=registration.model or task["model"],
+                request=registration.request or task["request"],
+                request_sha256=registration.request_sha256,
+            )
         _fill_gaps(tx, task, registration)
     if registration.hook:
         hook_records.add_for_task(tx, task_id, registration.hook)
     if registration.outcome:
         _record_outcome(tx, task, registration)
         return RegistrationResult(created)
-    if task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]:
+    if _may_reopen(task):
         if _too_many_creates(tx, task):
             return RegistrationResult(conflict=f"Task {task_id} was refused {MAX_CREATES} times. Use a new id.")
         _reopen(tx, task, registration.create_token)
     return RegistrationResult(created, may_create=_may_create(task, registration.create_token))
+
+
+def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:
+    """Whether a create with other parameters is announced. The outcome of a create is recorded in any case."""
+    ours, theirs = task["request_sha256"], registration.request_sha256
+    return registration.outcome is None and None not in (ours, theirs) and ours != theirs
+
+
+def _may_reopen(task: TaskRow) -> bool:
+    """Whether the create was certainly not accepted: nothing was paid, and another attempt may follow."""
+    return task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]
 
 
 def _may_create(task: TaskRow, create_token: str) -> bool:
@@ -163,6 +199,7 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
                 "family": registration.family,
                 "model": registration.model,
                 "request": registration.request,
+                "request_sha256": registration.request_sha256,
                 "outcome": "pending",
                 "create_token": registration.create_token,
             }
@@ -171,7 +208,8 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     task = tx.tasks[task_id]
     tx.add_event(task_id, "task.created", {"by": "client"})
     _tag(tx, task_id, registration.tags)
-    enqueue.overdue(tx, task_id, registration.family)
+    early_ms = durations.early_question_ms(tx, registration.family, registration.model)
+    enqueue.overdue(tx, task_id, registration.family, early_ms)
     return task
 
 
@@ -201,6 +239,8 @@ def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> No
         tx.update_task(task, model=registration.model)
     if registration.request and not task["request"]:
         tx.update_task(task, request=registration.request)
+    if registration.request_sha256 and not task["request_sha256"]:
+        tx.update_task(task, request_sha256=registration.request_sha256)
     _tag(tx, task["id"], registration.tags)
 
 
@@ -224,6 +264,8 @@ def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) 
         transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.")
     elif task["outcome"] == "pending":  # also if a callback shows that Kling knows the task
         tx.update_task(task, outcome="unknown")
+        if task["status"] == "created":
+            tx.update_task(task, status_msg=registration.reason)
         tx.run_now(ask_key(task["id"]))
 
 

@@ -13,6 +13,7 @@ from kling_receiver.results import records as result_records
 from kling_receiver.states import FINAL, Origin, Status, transition
 from kling_receiver.store.rows import TaskChanges, TaskRow
 from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import durations
 
 
 def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True) -> None:
@@ -21,6 +22,8 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
     `log`: False for a callback that is only counted, so that no event says that it was ignored.
     """
     assert report.status
+    if report.external_task_id:
+        set_external_id(tx, task, report.external_task_id)
     outcome = transition(task["status"], task["origin"], report.status, "kling")
     if outcome in ("late", "contradictory"):
         if log:
@@ -28,6 +31,8 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
         return
     _record_details(tx, task, report)
     if outcome == "applied":
+        if report.status == "succeed":
+            tx.update_task(task, duration_ms=durations.of(task, report, tx.now))
         set_status(tx, task, report.status, report.message, "kling")
     if report.status == "failed":
         result_records.finish_task(tx, task)
@@ -50,12 +55,22 @@ def _record_details(tx: Transaction, task: TaskRow, report: Report) -> None:
     tx.update_task(task, **cast(TaskChanges, changes))
 
 
-def accept_hint(tx: Transaction, task: TaskRow) -> None:
-    """Accept the callback's final status, because Kling could not be queried; not the files that it names."""
+def set_external_id(tx: Transaction, task: TaskRow, external_task_id: str) -> None:
+    """Store the caller's id at Kling of a task, by which people find it, unless it is our id."""
+    if external_task_id not in (task["id"], task["external_task_id"]):
+        tx.update_task(task, external_task_id=external_task_id)
+
+
+def accept_hint(tx: Transaction, task: TaskRow, error: str = "") -> None:
+    """Accept the callback's final status, because Kling could not be queried; not the files that it names.
+
+    `error`: of the last query.
+    """
     if task["hint"] and task["status"] not in FINAL:
         set_status(tx, task, task["hint"], task["hint_msg"], "callback")
     if task["status"] == "succeed":
         reason = "Kling could not be queried, and file addresses are accepted from Kling only."
+        reason = f"{reason} {error}".rstrip()
         result_records.mark_missing(tx, task, reason)
     elif task["status"] == "failed":
         result_records.finish_task(tx, task)

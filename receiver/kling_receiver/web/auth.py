@@ -1,6 +1,6 @@
 """Authorization under `/api`: a bearer token contains its role, and each role includes those of lower rank."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,6 +8,7 @@ from starlette.responses import Response
 from kling_callback.errors import TokenError
 from kling_callback.protocol.signing import Role, verify_api_token
 from kling_receiver.web.errors import ApiError
+from kling_receiver.web.requests import check_query
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -29,11 +30,19 @@ def check_role(request: Request, secrets: Sequence[str], role: Role) -> None:
         raise ApiError(403, "forbidden", message, f"Create a token with: kling-receiver token --role {role}")
 
 
-def require_role(secrets: Sequence[str], role: Role, endpoint: Endpoint) -> Endpoint:
-    """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one."""
+def require_role(
+    secrets: Sequence[str], role: Role, endpoint: Endpoint, *, query: Collection[str] | None = ()
+) -> Endpoint:
+    """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one.
+
+    `query`: the query parameters that it has; others are refused. None: the endpoint checks them itself, or ignores
+    them.
+    """
 
     async def guarded(request: Request) -> Response:
         check_role(request, secrets, role)
+        if query is not None:
+            check_query(request, query)
         return await endpoint(request)
 
     return guarded

@@ -1,6 +1,8 @@
-"""Read and validate the JSON bodies of requests."""
+"""Read and validate the JSON bodies and the query parameters of requests."""
 
 import json
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,11 +15,39 @@ from kling_receiver.web.errors import ApiError
 
 M = TypeVar("M", bound="RequestModel")
 
+MAX_NAME_CHARS = 100
+"""Characters of a parameter's name in a message."""
+
 
 class RequestModel(BaseModel):
     """A request body. Unknown fields and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+def query_problems(request: Request, known: Collection[str]) -> list[str]:
+    """What is wrong with the names of a request's query parameters: a name that was ignored would change the answer.
+
+    `known`: the parameters that the route has.
+    """
+    problems = []
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in dict.fromkeys(given):
+        shown = sanitize(name, MAX_NAME_CHARS)
+        if name in known and given.count(name) > 1:
+            problems.append(f"`{shown}` is given {given.count(name)} times.")
+        elif name not in known:
+            closest = get_close_matches(name[:MAX_NAME_CHARS], known, 1)
+            has = f"has {', '.join(known)}" if known else "has none"
+            suggestion = f"Did you mean `{closest[0]}`?" if closest else f"This route {has}."
+            problems.append(f"`{shown}` is not a parameter. {suggestion}")
+    return problems
+
+
+def check_query(request: Request, known: Collection[str] = ()) -> None:
+    """Raise ApiError naming every query parameter that the route does not have. `known`: those that it has."""
+    if problems := query_problems(request, known):
+        raise ApiError(422, "bad_query", " ".join(problems), "Fix the query and send it again.")
 
 
 def parse(model: type[M], document: Any) -> M:

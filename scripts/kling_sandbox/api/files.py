@@ -4,7 +4,9 @@ import hashlib
 import re
 import time
 
+from kling_sandbox.api.auth import authenticate
 from kling_sandbox.media import TYPES, render
+from kling_sandbox.records.results import watermarked
 from kling_sandbox.state import Download, State
 from kling_sandbox.tasks import Task, now
 from kling_sandbox.web.http import (
@@ -31,16 +33,27 @@ class Files:
     async def get(self, request: Request, task_id: str, name: str) -> Response:
         """Answer with a file, or as the task's switches say."""
         self._state.record(self._state.downloads, Download(task_id, name, now()))
-        task = self._state.tasks.get(task_id)
-        if not task or name not in task.files:
+        task = self._state.tasks.get(task_id) or self._state.shown.get(task_id)
+        if not task or name not in (*task.files, *map(watermarked, task.files)):
             return text_response("no such file", 404)
         if _is_expired(request.query.get("ksTime", "")):
             return text_response("this address has expired", 403)
         return self._refusal(task, request) or self._file(task, name, request)
 
+    async def content(self, request: Request, task_id: str) -> Response:
+        """Answer with the first file of a task whose results have no address (`no-url`), for the key only."""
+        authenticate(request, self._state, self._state.switches(), new=False)
+        self._state.record(self._state.downloads, Download(task_id, "content", now()))
+        task = self._state.tasks.get(task_id)
+        if not task or not task.has("no-url") or not task.files:
+            return text_response("no such file", 404)
+        if task.status != "succeed":
+            return text_response(f"the task is {task.status}", 400)
+        return self._refusal(task, request) or self._file(task, task.files[0], request)
+
     def _refusal(self, task: Task, request: Request) -> Response | None:
         if task.has("redirect-file") and "direct" not in request.query:
-            return redirect(f"{request.origin}{request.target}&direct=1")
+            return redirect(f"{request.origin}{request.target}{'&' if request.query else '?'}direct=1")
         if task.has("redirect-private"):
             return redirect(METADATA_URL)
         if task.has("file-403"):
@@ -52,9 +65,9 @@ class Files:
         return None
 
     def _file(self, task: Task, name: str, request: Request) -> Response:
-        index, _, extension = name.partition(".")
-        stamp, size = f"{task.id}/{name}", self._state.sizes[task.family.kind]
-        body = render(extension, task.variant + int(index), stamp, size)
+        index, extension = int(re.sub(r"\D.*", "", name) or 0), name.rpartition(".")[2]
+        stamp, size = f"{task.id}/{name}", self._state.sizes.get(extension, 0)
+        body = render(extension, task.variant + index, stamp, size)
         content_type = "text/plain" if task.has("wrong-type") else TYPES[extension]
         if task.has("cut-once") and self._state.is_first("cut-once", request.path):
             return CutShort(body, content_type=content_type)

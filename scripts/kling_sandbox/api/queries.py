@@ -4,9 +4,12 @@ from typing import Any
 
 from kling_sandbox.api.auth import authenticate
 from kling_sandbox.api.families import FAMILIES
+from kling_sandbox.api.faults import unknown_task
 from kling_sandbox.api.replies import ApiError, broken_json, envelope
+from kling_sandbox.records.kling import task_record
+from kling_sandbox.records.relays import task_answer
 from kling_sandbox.state import Query, State
-from kling_sandbox.tasks import Task, now, task_record, wrap
+from kling_sandbox.tasks import Task, now
 from kling_sandbox.web.http import Request, Response, json_response
 
 
@@ -24,20 +27,26 @@ class Queries:
         family, _, task_id = path.rpartition("/")
         task = self._state.tasks.get(task_id) or self._state.external.get(task_id)
         tasks = [task] if task and task.path == family else []
-        return self._problem(request, tasks, [task_id]) or self._answer(tasks[0])
+        if problem := self._problem(request, tasks, [task_id]):
+            return problem
+        if not tasks and self._state.switches()("relay-task-not-exist"):
+            return unknown_task()
+        if not tasks:
+            raise ApiError(1201, f"Task not found: {task_id}")
+        return self._answer(tasks[0])
 
     def _answer(self, task: Task) -> Response:
-        return json_response(wrap(task, self._current(task, new=False), "query"))
+        return json_response(task_answer(task, self._current(task, new=False), "query"))
 
     def _list(self, request: Request, family: str) -> Response:
         self._state.record(self._state.queries, Query(request.path, [], now()))
-        page, size = _integer(request, "pageNum", 1, 1000), _integer(request, "pageSize", 30, 500)
+        page, size = page_of(request, 500)
         tasks = [task for task in self._state.tasks.values() if task.path == family]
         shown = tasks[::-1][(page - 1) * size : page * size]
         return json_response(envelope([task_record(task, new=False) for task in shown]))
 
     async def batch(self, request: Request) -> Response:
-        """Answer a new-standard query of up to 20 tasks."""
+        """Answer a new-standard query of up to 20 tasks; those that are unknown are left out."""
         authenticate(request, self._state, self._state.switches(), new=True)
         ids, external_ids = _names(request, "task_ids"), _names(request, "external_task_ids")
         if not 1 <= len(ids + external_ids) <= 20:
@@ -48,12 +57,10 @@ class Queries:
         return problem or json_response(envelope([self._current(task, new=True) for task in tasks]))
 
     def _problem(self, request: Request, tasks: list[Task], ids: list[str]) -> Response | None:
-        """Count a query. Returns or raises the response of an unknown id or of a switch."""
+        """Count a query. Returns or raises the response of a switch."""
         for task in tasks:
             task.queries += 1
         self._state.record(self._state.queries, Query(request.path, ids, now()))
-        if not tasks:
-            raise ApiError(1201, f"Task not found: {', '.join(ids)}")
         if any(self._is_unavailable(task) for task in tasks):
             raise ApiError(5001, "Service unavailable")
         return broken_json() if any(task.has("query-garbage") for task in tasks) else None
@@ -68,8 +75,13 @@ class Queries:
         return task_record(task, "processing" if late else task.status, new=new)
 
 
+def page_of(request: Request, most: int) -> tuple[int, int]:
+    """The number of a page of a list, and its size, up to `most`. Raises ApiError."""
+    return _integer(request, "pageNum", 1, 1000), _integer(request, "pageSize", 30, most)
+
+
 def _integer(request: Request, name: str, default: int, maximum: int) -> int:
-    value = request.query.get(name, str(default))
+    value = request.query.get(name) or str(default)
     if not value.isdecimal() or not 1 <= int(value) <= maximum:
         raise ApiError(1201, f"{name} must be 1 to {maximum}")
     return int(value)

@@ -105,7 +105,7 @@ class Hangup(Response):
 
 def json_response(content: Any, status: int = 200) -> Response:
     """A JSON document."""
-    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
     return Response(body, status, "application/json")
 
 

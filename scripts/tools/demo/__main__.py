@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -140,13 +141,10 @@ def main() -> None:
 
         token = api_token([secret], "read", 3600)
         threading.Thread(target=show_events, args=(receiver, token), daemon=True).start()
-        image = kling("text-to-image", "a kangaroo holding a sign", environment=settings, folder=folder)
-        kling(
-            *("image-to-image", "the same at night", "--image", image, "--output-format", "jpg"),
-            environment=settings,
-            folder=folder,
-        )
-        kling("text-to-video", "the kangaroo waves", "--duration", "5", environment=settings, folder=folder)
+        run = partial(kling, environment=settings, folder=folder)
+        image = run("text-to-image", "a kangaroo holding a sign", "--model-name", "kling-v3")
+        run("image-to-image", "the same at night", "--image", image, "--output-format", "jpg")
+        run("image-to-video", "the kangaroo waves", "--image", image, "--model-name", "kling-3.0-turbo")
         print(f"\n{account(gateway, receiver, token)}")
 
 

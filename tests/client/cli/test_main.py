@@ -13,23 +13,26 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from kling_callback.api.receiver import ReceiverApi
 from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
-from kling_callback.cli.main import main, report_error
+from kling_callback.cli.main import main, report_error, warn_about_create
 from kling_callback.cli.terminal import escape, live_progress, print_json, print_task, print_tasks
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import is_id
+from kling_callback.tasks import AsyncTask
 from kling_sandbox import Sandbox
 from tests.client.jobs.test_catalog import picture
 from tests.support.commands import leaves_no_trace
+from tests.support.kling import task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire
@@ -172,6 +175,30 @@ def test_an_image_from_a_file(run: Run, tmp_path: Path) -> None:
     assert ran.code == 0
 
 
+def test_a_video_from_an_image(run: Run, gateway: Sandbox, tmp_path: Path) -> None:
+    """Repeatable options are lists, of texts or of JSON; a flag is true, false, or absent."""
+    (tmp_path / "in.png").write_bytes(picture())
+    options = ("--image", "in.png", "--element-list", "1", "--element-list", '[{"element_id": "x"}, 3]')
+    flags = ("--no-multi-shot", "--watermark-info", "--no-wait")
+    assert run("image-to-video", "x", *options, "--model-name", "kling-v3", *flags).code == 0
+    sent = gateway.creates[0]
+    assert sent["element_list"] == [{"element_id": 1}, {"element_id": "x"}, {"element_id": 3}]
+    assert (sent["multi_shot"], sent["watermark_info"], "voice_list" in sent) == (False, {"enabled": True}, False)
+
+
+def test_an_estimate_creates_nothing(run: Run, gateway: Sandbox) -> None:
+    """Units and money, marked as an estimate; without a known price, exit code 1 says so. Wrong parameters stay 2."""
+    job = ("text-to-video", "x", "--model-name", "kling-v3", "--duration", "10", "--estimate")
+    assert run(*job).out == "6 units, 0.84 USD (estimate)\n"
+    assert run(*job, "--json").json == {"estimate": {"units": 6.0, "usd": 0.84, "per": ""}}
+    body = '{"model_name": "kling-v3", "n": 2}'
+    assert run("create", "images/generations", "--body", body, "--estimate").out.startswith("16 units")
+    unknown = run("text-to-video", "x", "--model-name", "kling-v9", "--estimate")
+    assert (unknown.code, unknown.out, "No list price" in unknown.err) == (1, "", True)
+    assert run(*job, "--cfg-scale", "7").code == 2
+    assert gateway.creates == []
+
+
 def test_parameters_without_an_option(run: Run, gateway: Sandbox) -> None:
     """--set accepts JSON; other values are text."""
     ran = run("text-to-image", "x", "--set", 'a={"b": [1]}', "--set", "c=plain text", "--set", "d=5", "--no-wait")
@@ -252,6 +279,18 @@ def test_an_unknown_outcome_is_resolved_without_a_second_create(run: Run, gatewa
     assert (ran.code, len(gateway.creates)) == (0, 1)
 
 
+def test_an_unknown_outcome_is_shown_with_the_words_of_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """At once; of a task that is done, its own end tells more."""
+    words = "Kling answered HTTP 502: 502 Bad Gateway."
+    for done in (False, True):
+        data = task_json("t", status_msg=words, done=done)
+        warn_about_create(AsyncTask(cast(ReceiverApi, None), data))
+    assert capsys.readouterr().err == (
+        "It is not known yet whether Kling took task t. It is not sent again; a callback will show. "
+        "Kling answered HTTP 502: 502 Bad Gateway.\n"
+    )
+
+
 def test_waiting_too_long_is_3(run: Run, gateway: Sandbox) -> None:
     """The task continues; stderr has the command to wait again."""
     gateway.hold()
@@ -308,6 +347,9 @@ def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
         ["text-to-video", "x", "--camera-control", "{"],
         ["text-to-video", "x", "--camera-control", "NaN"],
         ["image-to-image", "x"],
+        ["image-to-video", "x"],
+        ["text-to-image", "x", "--set", "apsect_ratio=1:1"],
+        ["text-to-video", "x", "--model-name", "kling-3.0", "--mode", "pro"],
         ["image-to-image", "x", "--image", "missing.png"],
         ["create", "videos/effects"],
         ["create", "videos/effects", "--body", "@missing.json"],
@@ -473,10 +515,14 @@ def test_help_and_version(bare: Run) -> None:
     assert bare("--version").out == f"kling, version {version('kling-callback')}\n"
     assert bare("-h").code == 0
     assert sorted(command.commands) == [
+        "call",
         "create",
         "image-to-image",
+        "image-to-video",
         "list",
         "listen",
+        "motion-control",
+        "omni-video",
         "show",
         "text-to-image",
         "text-to-video",

@@ -2,7 +2,16 @@
 
 import pytest
 
-from kling_callback.protocol.families import is_family, is_job, is_new_standard
+from kling_callback.protocol.families import (
+    ASYNCHRONOUS,
+    SYNCHRONOUS,
+    creates_tasks,
+    family_problems,
+    is_family,
+    is_job,
+    is_new_standard,
+    is_synchronous,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +57,30 @@ def test_no_job_of_kling_s_has_one_part_only(family: str) -> None:
     """No create is sent there; a callback address that was signed for it is still valid."""
     assert is_family(family)
     assert not is_job(family)
+
+
+@pytest.mark.parametrize("family", [*ASYNCHRONOUS, "/text-to-video/kling-3.0-turbo", "/new-things/kling-9"])
+def test_an_asynchronous_family_creates_tasks(family: str) -> None:
+    """Each in the tables, and each path of the new standard's shape."""
+    assert creates_tasks(family)
+    assert family_problems(family) == []
+
+
+@pytest.mark.parametrize("path", [*sorted(SYNCHRONOUS), "account/anything-new"])
+@pytest.mark.parametrize("prefix", ["", "/", "v1/", "/v1/"])
+def test_a_synchronous_endpoint_creates_none(path: str, prefix: str) -> None:
+    """However its path is written; the message names the command that calls it."""
+    if path.startswith("account/") and "v1" in prefix:
+        return
+    assert is_synchronous(prefix + path)
+    assert not creates_tasks(prefix + path)
+    (problem,) = family_problems(prefix + path)
+    assert "kling call" in problem
+
+
+@pytest.mark.parametrize("family", ["videos/not-known-yet", "images/generations-2", "/things/new"])
+def test_an_unknown_family_passes(family: str) -> None:
+    """Kling adds some each month."""
+    assert family_problems(family) == []
+    assert not is_synchronous(family)
+    assert not creates_tasks(family)

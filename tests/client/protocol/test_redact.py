@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_callback.protocol.redact import MAX_REQUEST_CHARS, MAX_VALUE_CHARS, redacted
+from kling_callback.protocol.redact import MAX_REQUEST_CHARS, MAX_VALUE_CHARS, digest, redacted
 from tests.client.jobs.test_catalog import picture
 
 JSON = st.recursive(
@@ -56,3 +56,55 @@ def test_a_request_that_is_too_long_becomes_a_note() -> None:
     """Whatever it consists of."""
     note = {"note": f"longer than {MAX_REQUEST_CHARS} characters, left out"}
     assert redacted({"list": ["z" * 4000] * 50}) == redacted(["z" * 4000] * 50) == note
+
+
+BODY: dict[str, Any] = {"prompt": "x", "n": 2, "camera_control": {"type": "simple", "config": {"zoom": 5}}}
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        dict(reversed(BODY.items())),
+        {**BODY, "n": 2.0},
+        {**BODY, "negative_prompt": "", "model_name": None, "element_list": [], "options": {}},
+        {**BODY, "external_task_id": "order-42", "callback_url": "https://receiver.test/callbacks/x"},
+        {**BODY, "options": {"external_task_id": "order-42", "watermark_info": {"enabled": None}}},
+        {**BODY, "camera_control": {"config": {"zoom": 5, "pan": None}, "type": "simple"}},
+    ],
+)
+def test_bodies_that_mean_the_same_have_one_digest(same: dict[str, Any]) -> None:
+    """Whatever the order, empty values, the task's id and the callback address."""
+    assert digest(same) == digest(BODY)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**BODY, "prompt": "X"},
+        {**BODY, "n": "2"},
+        {**BODY, "n": True},
+        {**BODY, "seed": 0},
+        {**BODY, "sound": False},
+        {**BODY, "camera_control": {"type": "simple", "config": {"zoom": 6}}},
+        {**BODY, "options": {"watermark_info": {"enabled": True}}},
+        {**BODY, "image": "iVBORw0KGgo"},
+    ],
+)
+def test_other_parameters_have_another_digest(other: dict[str, Any]) -> None:
+    """Also in the bytes of an image, of which nothing is stored."""
+    assert digest(other) != digest(BODY)
+
+
+def test_a_digest_tells_images_of_one_size_apart() -> None:
+    """Which look alike in the stored request."""
+    one, other = ({"image": "/9j/" + letter * 5000} for letter in "ab")
+    assert redacted(one) == redacted(other)
+    assert digest(one) != digest(other)
+
+
+def test_a_link_to_a_result_counts_without_its_signature() -> None:
+    """It is signed anew each time; another file is another parameter."""
+    link = "https://receiver.test/kling/api/tasks/order-42/results/{}?expires={}&signature={}"
+    assert digest({"image": link.format(0, 1, "a")}) == digest({"image": link.format(0, 2, "b")})
+    assert digest({"image": link.format(0, 1, "a")}) != digest({"image": link.format(1, 1, "a")})
+    assert digest({"image": "https://a.test/x.png?v=1"}) != digest({"image": "https://a.test/x.png?v=2"})

@@ -12,6 +12,7 @@ from kling_receiver.cli.doctor import Check, run_checks
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here
 from tests.support.receiver import KEY, Start, make_settings
+from tests.support.relay import relay
 from tests.support.web import Visit, host
 from tools.harness.process import environment
 from tools.harness.submitting import rows
@@ -135,6 +136,24 @@ async def test_a_key_that_kling_refuses(tmp_path: Path, start: Start, gateway: S
     assert [check.ok for check in checks] == [True, True, True, False]
     assert "KLING_API_KEY" in checks[-1].message
     assert "wrong-key" not in checks[-1].message
+
+
+async def test_a_relay_s_host_alone_is_not_kling_s_api(tmp_path: Path, start: Start) -> None:
+    """Its OpenAI routes answer; the message names the address that is to be set."""
+    running = start()
+    with relay() as there:
+        checks = await all_checks(tmp_path, receiver_url=running.url, api_base=there.url)
+    assert [check.ok for check in checks] == [True, True, True, False]
+    assert f"KLING_API_BASE={there.url}/kling" in checks[-1].message
+
+
+async def test_a_relay_s_own_code_for_an_unknown_task_shows_a_good_key(tmp_path: Path, start: Start) -> None:
+    """It answers about the task, so it accepted the key."""
+    running = start()
+    unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
+    with relay((200, {}), unknown) as there:
+        checks = await all_checks(tmp_path, receiver_url=running.url, api_base=f"{there.url}/kling")
+    assert [check.ok for check in checks] == [True] * 4
 
 
 def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox) -> None:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here
-from tests.support.receiver import Start
+from tests.support.receiver import KEY, Start
 from tools.harness.process import environment
 from tools.harness.submitting import finished, submit
 
@@ -34,6 +36,52 @@ def test_the_commands_work_with_a_running_receiver_and_without(start: Start, gat
     assert finished(again, task)["results"][0]["status"] == "stored"
     plain = run_here("tasks", "ask", task, env=env)
     assert (plain.returncode, "Kling says succeed." in plain.stderr, task in plain.stdout) == (0, True, True)
+
+
+def test_a_task_of_elsewhere_is_adopted(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
+    """By the running receiver, or in its database: with its files, and once."""
+    running = start(api_base=gateway.url)
+    env = environment(tmp_path / "data", KLING_RECEIVER_URL=running.url, KLING_API_BASE=gateway.url)
+
+    def run(*arguments: str) -> Any:
+        return run_here("tasks", *arguments, env=env)
+
+    elsewhere = [create_elsewhere(gateway, f"order-{number}") for number in range(2)]
+    adopted = run("adopt", "images/generations", elsewhere[0])
+    assert (adopted.returncode, adopted.stderr) == (0, "Kling says succeed.\n")
+    assert finished(running, "order-0")["results"][0]["status"] == "stored"
+    again = run("adopt", "images/generations", elsewhere[0])
+    assert (again.returncode, "known already" in again.stderr, "order-0" in again.stdout) == (0, True, True)
+    running.stop()
+    offline = run("adopt", "images/generations", elsewhere[1], "--json")
+    assert (offline.returncode, json.loads(offline.stdout)["id"]) == (0, "order-1")
+    refused = run("adopt", "images/generations", "nobody")
+    assert (refused.returncode, "Kling does not know this task" in refused.stderr) == (1, True)
+    listed = run("list", "--task-id", elsewhere[1], "--json")
+    assert [json.loads(line)["id"] for line in listed.stdout.splitlines()] == ["order-1"]
+    assert json.loads(run("show", elsewhere[1], "--json").stdout)["id"] == "order-1"
+    started = start(api_base=gateway.url, port=int(running.url.rpartition(":")[2]))
+    assert finished(started, "order-1")["results"][0]["status"] == "stored"
+
+
+def create_elsewhere(gateway: Sandbox, external_task_id: str) -> str:
+    """A finished task that another program created, without a callback. Returns Kling's id."""
+    response = httpx.post(
+        f"{gateway.url}/v1/images/generations",
+        json={"prompt": "a kangaroo", "external_task_id": external_task_id},
+        headers={"Authorization": f"Bearer {KEY}"},
+    )
+    kling_id: str = response.json()["data"]["task_id"]
+    gateway.wait_for(lambda: gateway.tasks[kling_id].finished_at)
+    return kling_id
+
+
+def test_an_id_that_is_no_part_of_a_path_is_2(tmp_path: Path) -> None:
+    """Before anything is called."""
+    env = environment(tmp_path / "none", KLING_RECEIVER_URL="http://127.0.0.1:1")
+    for arguments in (("show", "a/b"), ("ask", ".."), ("fetch", "a b"), ("adopt", "images/generations", "a?b")):
+        completed = run_here("tasks", *arguments, env=env)
+        assert (completed.returncode, "one part of a path" in completed.stderr) == (2, True), completed.stderr
 
 
 def test_an_error_of_a_command_is_one_line(start: Start, gateway: Sandbox, tmp_path: Path) -> None:

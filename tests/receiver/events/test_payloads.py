@@ -51,6 +51,7 @@ async def test_a_new_task(any_database: Database) -> None:
     assert await shown(ledger) == {
         "id": "t",
         "task_id": None,
+        "external_task_id": None,
         "family": FAMILY,
         "model": "kling-v3",
         "tags": ["a", "b"],

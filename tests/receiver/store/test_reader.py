@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import (
     BATCH_BYTES,
     EVENTS_AT_ONCE,
+    FIND_BY_OTHER_ID,
     PAGE_BYTES,
     Reader,
     TaskDetail,
     TaskFilter,
 )
 from kling_receiver.tasks import transitions
-from tests.support.database import FAMILY, FILE, NOW, Ledger, callback
+from tests.support.database import FAMILY, FILE, NOW, Ledger, callback, statements
 
 pytestmark = pytest.mark.anyio
 
@@ -168,6 +170,79 @@ async def test_pages_hold_every_task_once(many: Ledger, reader: Reader, limit: i
         before, pages = page.last, pages + 1
     assert seen == ["t5", "t4", "t3", "t2", "t1", "t0"]
     assert pages == ceil(6 / min(limit, {1: 6, PAGE_BYTES // 2: 3, PAGE_BYTES + 1: 1}[size]))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        TaskFilter(family=FAMILY),
+        TaskFilter(family=FAMILY, status="created"),
+        TaskFilter(family="videos/effects", tag="even"),
+        TaskFilter(tag="even"),
+        TaskFilter(tag="even", status="failed"),
+        TaskFilter(model="m3"),
+        TaskFilter(model="nothing"),
+    ],
+)
+@pytest.mark.parametrize("scanned", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("limit", [1, 2, 50])
+async def test_a_search_ends_at_its_bound_and_goes_on(
+    many: Ledger, reader: Reader, monkeypatch: pytest.MonkeyPatch, wanted: TaskFilter, scanned: int, limit: int
+) -> None:
+    """A page may be short or empty; all pages have every task once."""
+    many.change(lambda tx: tx.update_task(tx.require_task("t3"), model="m3"))
+    (expected,) = {tuple(await listed(reader, replace(wanted, limit=50)))}
+    monkeypatch.setattr("kling_receiver.store.reader.MAX_SCANNED", scanned)
+    seen, pages, before = [], 0, None
+    while pages == 0 or before:
+        page = await reader.render_page(replace(wanted, before=before, limit=limit), name)
+        seen += [each.decode() for each in page.items]
+        before, pages = page.last, pages + 1
+        assert pages < 20
+    assert seen == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (TaskFilter(kling_id="k", family="x", status="failed"), "task_kling_id"),
+        (TaskFilter(status="failed", family="x", model="m"), "task_status"),
+        (TaskFilter(family="x", model="m"), "task_newest"),
+        (TaskFilter(), "task_newest"),
+        (TaskFilter(before=(NOW, "t")), "task_newest"),
+    ],
+)
+async def test_no_filter_reads_the_whole_table(ledger: Ledger, reader: Reader, wanted: TaskFilter, index: str) -> None:
+    """One of them is looked up in an index; with others, the search has a bound."""
+    if not ledger.database.is_sqlite:
+        return  # PostgreSQL plans by statistics
+    with statements(ledger.database) as seen:
+        await reader.render_page(wanted, name)
+    lists = [statement for statement in seen if "FROM task" in statement and "IN (" not in statement]
+    assert lists
+    for statement in lists:
+        with ledger.database.read() as connection:
+            plan = [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+        assert any(index in step for step in plan), plan
+        assert "SCAN task" not in plan, plan
+
+
+async def test_a_task_is_found_by_its_other_ids(ledger: Ledger, reader: Reader) -> None:
+    """By Kling's and by the caller's, through their indexes; all tasks that have it, up to a limit."""
+    ledger.put_task("u", external_task_id="k1")
+    ledger.put_task("v", external_task_id="order-42")
+    assert await reader.find_by_other_id("k1") == ["t", "u"]
+    assert await reader.find_by_other_id("order-42") == ["v"]
+    assert await reader.find_by_other_id("t") == []
+    for number in range(9):
+        ledger.put_task(f"w{number}", external_task_id="many")
+    assert len(await reader.find_by_other_id("many")) == 5
+    if ledger.database.is_sqlite:
+        with ledger.database.read() as connection:
+            sql = f"EXPLAIN QUERY PLAN {FIND_BY_OTHER_ID._sqlite}"
+            plan = " ".join(row.detail for row in connection.exec_driver_sql(sql, {"other_id": "x", "limit": 5}))
+        assert "task_kling_id" in plan
+        assert "task_external_id" in plan
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 8), (BATCH_BYTES // 3, 4), (BATCH_BYTES + 1, 1)])

@@ -123,6 +123,34 @@ async def test_a_query_without_an_answer_is_retried(parts: Parts, gateway: Sandb
     assert "5001" in row["status_msg"]
 
 
+BAD_GATEWAY = "Kling answered HTTP 502: 502 Bad Gateway."
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("switch", "queries"), [("", MAX_QUERIES_UNKNOWN), ("query-5xx", MAX_QUERIES)])
+async def test_the_last_message_has_the_words_of_an_unknown_create(
+    parts: Parts,  # noqa: F811
+    gateway: Sandbox,
+    switch: str,
+    queries: int,
+) -> None:
+    """Whoever looks for the reason reads what was answered to the create."""
+    task = new_id()
+    if switch:
+        made(gateway, switch, external_task_id=task)
+    before = Registration(family=IMAGES, create_token="one")
+    after = Registration(family=IMAGES, create_token="one", outcome="unknown", reason=BAD_GATEWAY)
+    await parts.writer.run(lambda tx: register(tx, task, before))
+    await parts.writer.run(lambda tx: register(tx, task, after))
+    for _ in range(queries):
+        await look(parts, task)
+    row = await parts.reader.task(task)
+    assert row
+    assert (row["status"], row["origin"]) == ("failed", "local")
+    assert row["status_msg"].endswith(BAD_GATEWAY)
+    assert ("does not know" in row["status_msg"]) == (not switch)
+
+
 @pytest.mark.anyio
 async def test_an_interrupted_query_is_not_counted(parts: Parts, gateway: Sandbox) -> None:  # noqa: F811
     """However often the process was stopped, all queries are made, and there is one event."""

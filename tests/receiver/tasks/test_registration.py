@@ -1,5 +1,7 @@
 """Registrations of a task, before its create and after it."""
 
+from typing import Any
+
 import pytest
 
 from kling_receiver.store.database import Database
@@ -210,6 +212,23 @@ def test_the_request_id_of_the_create_is_stored(ledger: Ledger, outcome: str) ->
         assert ledger.task()["request_id"] == "r-1"
 
 
+def test_the_words_of_an_unknown_create_are_shown(ledger: Ledger) -> None:
+    """As the task's message, until a status arrives."""
+    ledger.register(create_token="a")
+    ledger.register(create_token="a", outcome="unknown", reason="Kling answered HTTP 502: 502 Bad Gateway.")
+    assert ledger.task()["status_msg"] == "Kling answered HTTP 502: 502 Bad Gateway."
+    ledger.apply_report("t", says("processing"))
+    assert ledger.task()["status_msg"] == ""
+
+
+def test_the_words_of_an_unknown_create_replace_no_status(ledger: Ledger) -> None:
+    """A callback was faster: its message stays."""
+    ledger.register(create_token="a")
+    ledger.record(callback("t", "processing", message="in the queue"))
+    ledger.register(create_token="a", outcome="unknown", reason="Kling answered HTTP 502: 502 Bad Gateway.")
+    assert (ledger.task()["outcome"], ledger.task()["status_msg"]) == ("unknown", "in the queue")
+
+
 def test_after_an_unknown_outcome_no_create_is_sent(ledger: Ledger) -> None:
     """One intent, one paid task; what turns out later is noted."""
     ledger.register()
@@ -289,3 +308,82 @@ def test_a_task_that_kling_knows_was_created(ledger: Ledger, outcome: str) -> No
     assert view(ledger.task()) == ("submitted", None, False)
     assert not ledger.register().may_create
     assert not ledger.register(create_token="b").may_create
+
+
+# --- the same id with other parameters ---------------------------------------------------------------------
+
+SAME, OTHER = "a" * 64, "b" * 64
+
+
+def test_other_parameters_under_one_id_are_refused(ledger: Ledger) -> None:
+    """The message names those that differ; nothing of the task changes."""
+    request = {"prompt": "x", "n": 1, "negative_prompt": "", "camera": {"zoom": 1, "pan": 2}}
+    ledger.register(request=request, request_sha256=SAME, model="kling-v3")
+    before = ledger.task()
+    other = {"prompt": "y", "n": 1, "seed": 5, "camera": {"zoom": 1, "pan": 3}, "mode": None}
+    answer = ledger.register(create_token="b", request=other, request_sha256=OTHER, tags=("late",))
+    assert answer.conflict == "Task t is registered with other parameters: they differ in camera.pan, prompt, seed."
+    assert not answer.may_create
+    assert ledger.task() == before
+    assert ledger.rows(TAG) == []
+    same = ledger.register(create_token="b", request=request, request_sha256=SAME)
+    assert (same.conflict, same.may_create) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"image": "(9000 characters, left out)"}, {"image": "(9000 characters, left out)"}),
+        (None, {"prompt": "x"}),
+        ({"note": "longer than 20000 characters, left out"}, {"prompt": "x"}),
+        ({"prompt": "x"}, {"prompt": "x", "n": ""}),
+    ],
+)
+def test_a_difference_that_is_not_stored_is_refused_too(ledger: Ledger, ours: Any, theirs: Any) -> None:
+    """Such as the bytes of an image."""
+    ledger.register(request=ours, request_sha256=SAME)
+    answer = ledger.register(request=theirs, request_sha256=OTHER)
+    assert answer.conflict == "Task t is registered with other parameters: they differ in a value that is not stored."
+
+
+def test_a_message_names_some_of_many(ledger: Ledger) -> None:
+    """It stays short."""
+    ledger.register(request={f"p{number:02}": 1 for number in range(50)}, request_sha256=SAME)
+    answer = ledger.register(request={f"p{number:02}": 2 for number in range(50)}, request_sha256=OTHER)
+    assert answer.conflict is not None
+    assert answer.conflict.endswith("p08, p09.")
+
+
+@pytest.mark.parametrize("first", ["older client", "callback"])
+def test_a_task_without_a_digest_gets_one(ledger: Ledger, first: str) -> None:
+    """From the first registration that has one; an older client is never refused."""
+    if first == "callback":
+        ledger.record(callback())
+    else:
+        ledger.register(request={"prompt": "x"})
+    assert ledger.register(request={"prompt": "x"}, request_sha256=SAME).conflict is None
+    assert ledger.task()["request_sha256"] == SAME
+    assert ledger.register(request={"prompt": "y"}, request_sha256=OTHER).conflict
+    assert ledger.register(request={"prompt": "y"}).conflict is None
+    assert ledger.task()["request_sha256"] == SAME
+
+
+def test_after_a_refusal_other_parameters_are_accepted(ledger: Ledger) -> None:
+    """Nothing was paid, and a corrected create is no other intent; from then on its parameters count."""
+    ledger.register(request={"prompt": "bad"}, request_sha256=SAME, model="kling-v1")
+    ledger.register(outcome="not_created", reason="discontinued", request_sha256=SAME)
+    answer = ledger.register(create_token="b", request={"prompt": "good"}, request_sha256=OTHER, model="kling-v3")
+    assert (answer.conflict, answer.may_create) == (None, True)
+    task = ledger.task()
+    assert (task["request"], task["request_sha256"], task["model"]) == ({"prompt": "good"}, OTHER, "kling-v3")
+    assert ledger.register(request={"prompt": "bad"}, request_sha256=SAME).conflict
+
+
+def test_an_outcome_is_recorded_whatever_its_parameters(ledger: Ledger) -> None:
+    """A task at Kling is never lost for the report of an attempt that another has replaced."""
+    ledger.register(create_token="a", request_sha256=SAME)
+    ledger.register(create_token="a", outcome="not_created", request_sha256=SAME)
+    ledger.register(create_token="b", request_sha256=OTHER)
+    answer = ledger.register(create_token="a", outcome="created", kling_id="k1", request_sha256=SAME)
+    assert answer.conflict is None
+    assert (ledger.task()["kling_id"], ledger.task()["request_sha256"]) == ("k1", OTHER)

@@ -1,7 +1,9 @@
-"""Actions on a task, for role admin: query Kling now, download lost files again."""
+"""Actions on a task, for role admin: query Kling now, download lost files again, adopt a task of elsewhere."""
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
+from pydantic import Field, field_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -9,30 +11,69 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.reports import Report
+from kling_callback.protocol.families import family_problems
+from kling_callback.protocol.reports import IDENTIFIER, Report
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.results import records as result_records
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import Status
-from kling_receiver.store.reader import Reader
+from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.rows import ResultRow, TaskRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
+from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
-from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.tasks.registration import JOB_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
+from kling_receiver.web.api.tasks import find_task, get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
+from kling_receiver.web.requests import RequestModel, parse, read_json
 
 Action = Callable[[TaskRow], Awaitable[Report]]
+
+
+NEVER_ARRIVED = (409, "Check that its create reached Kling, and that Kling still keeps the task.")
+NOT_FOUND = (404, "Check the id, and the family: a task is found only at the path that created it.")
+"""Status and hint for a task that Kling does not know: for one that is known here, and for one that is not."""
 
 
 class ActionJson(TypedDict):
     """Kling's status of a task, and the task after the action."""
 
-    kling: Status | None
+    kling: Annotated[Status | None, Field(description="null if its answer has no known status")]
     task: TaskJson
+
+
+class AdoptedJson(TypedDict):
+    """Kling's status of an adopted task, and the task."""
+
+    kling: Annotated[Status | None, Field(description="null if Kling was not queried, or its answer has no status")]
+    queried: Annotated[bool, Field(description="whether Kling was queried: false for a task that was known before")]
+    task: TaskJson
+
+
+class Adoption(RequestModel):
+    """Which task of Kling's to adopt."""
+
+    family: Annotated[str, Field(json_schema_extra=JOB_SCHEMA)]
+    task_id: Annotated[str, Field(description="Kling's id", json_schema_extra=KLING_ID_SCHEMA)]
+
+    @field_validator("family")
+    @classmethod
+    def _family(cls, value: str) -> str:
+        if problems := family_problems(value):
+            raise ValueError(problems[0].removeprefix("family: "))
+        return value
+
+    @field_validator("task_id")
+    @classmethod
+    def _task_id(cls, value: str) -> str:
+        if not IDENTIFIER.fullmatch(value):
+            raise ValueError(KLING_ID_RULE)
+        return value
 
 
 class TaskActions:
@@ -47,13 +88,15 @@ class TaskActions:
         reader: Reader,
         storage: LocalStorage,
         payloads: Payloads,
+        bodies: BodyLimiter,
     ) -> None:
-        self._settings, self._reconciler, self._storage = settings, reconciler, storage
+        self._settings, self._reconciler, self._storage, self._bodies = settings, reconciler, storage, bodies
         self._writer, self._reader, self._payloads = writer, reader, payloads
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
         return [
+            Route("/api/tasks/adopt", self._for_admin(self._adopt), methods=["POST"]),
             Route("/api/tasks/{id}/ask", self._action(self._ask), methods=["POST"]),
             Route("/api/tasks/{id}/fetch", self._action(self._fetch), methods=["POST"]),
         ]
@@ -65,7 +108,36 @@ class TaskActions:
             detail = await get_task_or_404(self._reader, detail.row["id"])
             return JSONResponse(ActionJson(kling=report.status, task=self._payloads.task(detail)))
 
+        return self._for_admin(endpoint)
+
+    def _for_admin(self, endpoint: Endpoint) -> Endpoint:
         return require_role(self._settings.signing_secrets, "admin", endpoint)
+
+    async def _adopt(self, request: Request) -> Response:
+        """Query Kling about a task that is not known here, and add it: nothing is added unless Kling knows it."""
+        adoption = parse(Adoption, await read_json(request, self._bodies))
+        if known := await find_task(self._reader, adoption.task_id):
+            return self._adopted(adoption, known)
+        report = await self._answer(self._reconciler.query_kling_id(adoption.family, adoption.task_id), NOT_FOUND)
+        # Behind a relay, the report may name another id than the one by which the relay knows the task.
+        by_external_id = adoption.task_id == report.external_task_id
+        kling_id = report.kling_id if by_external_id and report.kling_id else adoption.task_id
+        adopted = await self._writer.run(lambda tx: adopt(tx, adoption.family, kling_id, report))
+        task = await get_task_or_404(self._reader, adopted.task_id)
+        return self._adopted(adoption, task, report, status=201 if adopted.created else 200)
+
+    def _adopted(
+        self, adoption: Adoption, task: TaskDetail, report: Report | None = None, *, status: int = 200
+    ) -> Response:
+        if task.row["family"] != adoption.family:
+            message = f"The task is known as {task.row['id']}, of the family {task.row['family']}."
+            raise ApiError(409, "conflict", message, "Check the family.")
+        content: AdoptedJson = {
+            "kling": report.status if report else None,
+            "queried": report is not None,
+            "task": self._payloads.task(task),
+        }
+        return JSONResponse(content, status)
 
     async def _ask(self, task: TaskRow) -> Report:
         report = await self._query(task)
@@ -98,11 +170,14 @@ class TaskActions:
         return bool(await run_in_threadpool(self._storage.sha256, result["path"]) != result["sha256"])
 
     async def _query(self, task: TaskRow) -> Report:
+        return await self._answer(self._reconciler.query(task), NEVER_ARRIVED)
+
+    async def _answer(self, query: Awaitable[Report | None], unknown: tuple[int, str]) -> Report:
+        """Kling's answer. Raises ApiError if it gives none, or does not know the task: with this status and hint."""
         try:
-            report = await self._reconciler.query(task)
+            report = await query
         except GatewayError as error:
             raise ApiError(502, "kling_failed", error.message, error.hint or "Run it again later.") from None
         if report is None:
-            hint = "Check that its create reached Kling, and that Kling still keeps the task."
-            raise ApiError(409, "unknown_at_kling", "Kling does not know this task.", hint)
+            raise ApiError(unknown[0], "unknown_at_kling", "Kling does not know this task.", unknown[1])
         return report

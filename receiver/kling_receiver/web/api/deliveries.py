@@ -1,5 +1,7 @@
 """List deliveries, retry dead letters and replay events of the log, for role admin."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -9,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kling_callback.protocol.ids import PATTERN, is_id
-from kling_callback.protocol.reports import sanitize
+from kling_callback.protocol.reports import IDENTIFIER, sanitize
 from kling_receiver.hooks import deliveries, delivery_list
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WHOLE, HookName
@@ -19,6 +20,7 @@ from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import Transaction, last_event
 from kling_receiver.store.writer import Writer
+from kling_receiver.tasks.registration import KLING_ID_SCHEMA
 from kling_receiver.web.api.hook_payloads import (
     DeliveryPageJson,
     ReplayedJson,
@@ -28,10 +30,11 @@ from kling_receiver.web.api.hook_payloads import (
 )
 from kling_receiver.web.api.hooks import get_hook_or_404, hook_not_found
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
+from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
-from kling_receiver.web.requests import RequestModel, parse, read_json
+from kling_receiver.web.requests import RequestModel, parse, query_problems, read_json
 
 
 def _timestamp(value: Any) -> datetime:
@@ -64,13 +67,13 @@ class Replay(RequestModel):
         None, alias="from", description="from this event on"
     )
     since: Timestamp | None = Field(None, description="since this time, in UTC unless it names another zone")
-    task: Annotated[str, Field(json_schema_extra={"pattern": f"^{PATTERN.pattern}$"})] | None = None
+    task: Annotated[str, Field(json_schema_extra=KLING_ID_SCHEMA)] | None = None
     hook: HookName | None = Field(None, description="only to this hook")
 
     @field_validator("task")
     @classmethod
     def _task(cls, value: str | None) -> str | None:
-        if value is not None and not is_id(value):
+        if value is not None and not IDENTIFIER.fullmatch(value):
             raise ValueError("must be the id of a task.")
         return value
 
@@ -97,24 +100,35 @@ class DeliveryRoutes:
         """The routes of this module."""
         delivery = "/api/deliveries/{event}/{name}"
         return [
-            Route("/api/deliveries", self._for_admin(self._deliveries), methods=["GET"]),
+            Route("/api/deliveries", self._for_admin(self._deliveries, query=None), methods=["GET"]),
             Route("/api/deliveries/retry", self._for_admin(self._retry_all_dead), methods=["POST"]),
             Route("/api/deliveries/replay", self._for_admin(self._replay), methods=["POST"]),
             Route(delivery, self._for_admin(self._delivery), methods=["GET"]),
             Route(f"{delivery}/retry", self._for_admin(self._retry), methods=["POST"]),
         ]
 
-    def _for_admin(self, endpoint: Endpoint) -> Endpoint:
-        return require_role(self._settings.signing_secrets, "admin", endpoint)
+    def _for_admin(self, endpoint: Endpoint, *, query: Collection[str] | None = ()) -> Endpoint:
+        return require_role(self._settings.signing_secrets, "admin", endpoint, query=query)
 
     async def _deliveries(self, request: Request) -> Response:
         delivery_filter = _parse_filter(request)
+        if delivery_filter.task_id:
+            delivery_filter = replace(delivery_filter, task_id=await self._own_id(delivery_filter.task_id))
         rows = await self._reader.read(partial(delivery_list.list_deliveries, delivery_filter=delivery_filter))
         if not rows and delivery_filter.hook_name:
             await self._require_hook(delivery_filter.hook_name)
         page = rows[: delivery_filter.limit]
         cursor = encode_cursor((page[-1].event["id"], page[-1].hook_name)) if len(rows) > len(page) else None
         return JSONResponse(DeliveryPageJson(deliveries=[delivery_summary(row) for row in page], next=cursor))
+
+    async def _own_id(self, any_id: str) -> str:
+        """Our id of a task; an unknown id unchanged, because events of a removed task may remain."""
+        try:
+            return (await get_task_or_404(self._reader, any_id)).row["id"]
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return any_id
 
     async def _require_hook(self, hook_name: str) -> None:
         if not await self._reader.read(partial(delivery_list.hook_exists, hook_name=hook_name)):
@@ -139,6 +153,8 @@ class DeliveryRoutes:
 
     async def _replay(self, request: Request) -> Response:
         replay = parse(Replay, await read_json(request, self._bodies))
+        if replay.task:
+            replay = replay.model_copy(update={"task": await self._own_id(replay.task)})
         replayed = await self._writer.run(lambda tx: _enqueue_replay(tx, replay))
         if replay.hook and not replayed["hooks"]:
             raise hook_not_found()
@@ -171,17 +187,21 @@ def _enqueue_replay(tx: Transaction, replay: Replay) -> ReplayedJson:
 
 def _parse_filter(request: Request) -> DeliveryFilter:
     """The filter of a list. Raises ApiError naming every problem."""
-    query, problems = request.query_params, []
+    query, problems = request.query_params, query_problems(request, DELIVERY_PARAMETERS)
     state, task_id = query.get("state"), query.get("task")
     if state and state not in STATES:
         problems.append(f"`state` must be one of {', '.join(STATES)}.")
-    if task_id and not is_id(task_id):
+    if task_id and not IDENTIFIER.fullmatch(task_id):
         problems.append("`task` must be the id of a task.")
     limit, before = parse_limit(query.get("limit", "50"), problems), decode_cursor(query.get("cursor"), problems)
     if problems:
         raise ApiError(422, "bad_filter", " ".join(problems), "Fix the query and send it again.")
     hook_name = sanitize(query.get("hook") or "") or None
     return DeliveryFilter(hook_name=hook_name, state=state or None, task_id=task_id or None, before=before, limit=limit)
+
+
+DELIVERY_PARAMETERS = ("hook", "state", "task", "limit", "cursor")
+"""The query parameters of a list of deliveries."""
 
 
 def _parse_key(request: Request) -> tuple[int, str]:

@@ -11,12 +11,12 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from kling_callback.errors import TokenError
-from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.signing import verify_link
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow
+from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import check_role
 from kling_receiver.web.errors import ApiError
 
@@ -47,7 +47,8 @@ class ResultRoutes:
     async def _result(self, request: Request) -> Response:
         task_id, index = request.path_params["id"], _parse_index(request.path_params["n"])
         self._authorize(request, task_id, index)
-        result = await self._reader.result(task_id, index) if is_id(task_id) else None
+        task_id = (await get_task_or_404(self._reader, task_id)).row["id"]
+        result = await self._reader.result(task_id, index)
         if result is None:
             raise result_not_found()
         if result["status"] == "failed":

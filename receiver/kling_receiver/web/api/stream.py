@@ -12,7 +12,7 @@ from kling_receiver.events.payloads import EventJson, Payloads
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import require_role
+from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.errors import ApiError
 
 
@@ -24,11 +24,13 @@ class StreamRoutes:
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
-        secrets = self._settings.signing_secrets
         return [
-            Route("/api/tasks/{id}/events", require_role(secrets, "read", self._task_events), methods=["GET"]),
-            Route("/api/events", require_role(secrets, "read", self._all_events), methods=["GET"]),
+            Route("/api/tasks/{id}/events", self._guarded(self._task_events), methods=["GET"]),
+            Route("/api/events", self._guarded(self._all_events), methods=["GET"]),
         ]
+
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        return require_role(self._settings.signing_secrets, "read", endpoint, query=("after",))
 
     async def _task_events(self, request: Request) -> Response:
         detail = await get_task_or_404(self._reader, request.path_params["id"])

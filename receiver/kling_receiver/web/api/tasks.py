@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from kling_callback.protocol import ids
 from kling_callback.protocol.ids import is_id
+from kling_callback.protocol.reports import IDENTIFIER
 from kling_callback.protocol.signing import CallbackSigner, Role
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
@@ -26,6 +27,7 @@ from kling_receiver.web.api.registration import check_account, check_hook, read_
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
+from kling_receiver.web.requests import query_problems
 
 
 class TaskPageJson(TypedDict):
@@ -63,12 +65,12 @@ class TaskRoutes:
     def routes(self) -> list[Route]:
         """The routes of this module."""
         return [
-            Route("/api/tasks", self._require("read", self._list), methods=["GET"]),
+            Route("/api/tasks", self._require("read", self._list, query=None), methods=["GET"]),
             Route("/api/tasks/{id}", self._task, methods=["GET", "PUT"]),
         ]
 
-    def _require(self, role: Role, endpoint: Endpoint) -> Endpoint:
-        return require_role(self._settings.signing_secrets, role, endpoint)
+    def _require(self, role: Role, endpoint: Endpoint, *, query: Collection[str] | None = ()) -> Endpoint:
+        return require_role(self._settings.signing_secrets, role, endpoint, query=query)
 
     async def _task(self, request: Request) -> Response:
         if request.method == "PUT":
@@ -95,7 +97,7 @@ class TaskRoutes:
                 lambda tx: task_registration.register(tx, task_id, registration), size=body.size
             )
         if result.conflict:
-            raise ApiError(409, "conflict", result.conflict, "Use another external_task_id.")
+            raise ApiError(409, "conflict", result.conflict, "Use another external_task_id, or the same parameters.")
         detail = await get_task_or_404(self._reader, task_id)
         content: RegisteredJson = {
             "task": self._payloads.task(detail),
@@ -114,12 +116,30 @@ class TaskRoutes:
         return Response(body, media_type="application/json")
 
 
-async def get_task_or_404(reader: Reader, task_id: str) -> TaskDetail:
-    """A task with its results and tags. Raises ApiError for an unknown id."""
-    details = await reader.details([task_id]) if is_id(task_id) else {}
-    if task_id not in details:
-        raise ApiError(404, "unknown_task", "There is no such task.", "Check the id with: kling-receiver tasks list")
-    return details[task_id]
+async def find_task(reader: Reader, any_id: str) -> TaskDetail | None:
+    """A task with its results and tags, by our id, by Kling's, or by the caller's `external_task_id` at Kling.
+
+    Our id takes precedence: no value from elsewhere may hide a task. Raises ApiError for an id of several tasks.
+    """
+    details = await reader.details([any_id]) if is_id(any_id) else {}
+    if any_id not in details and IDENTIFIER.fullmatch(any_id):
+        found = await reader.find_by_other_id(any_id)
+        if len(found) > 1:
+            hint = "Use the id of one of them."
+            raise ApiError(409, "ambiguous_id", f"Several tasks have this id: {', '.join(found)}.", hint)
+        details = await reader.details(found)
+    return next(iter(details.values()), None)
+
+
+async def get_task_or_404(reader: Reader, any_id: str) -> TaskDetail:
+    """A task by any of its ids, as `find_task`. Raises ApiError for an unknown id, and for an id of several tasks."""
+    if detail := await find_task(reader, any_id):
+        return detail
+    raise ApiError(404, "unknown_task", "There is no such task.", "Check the id with: kling-receiver tasks list")
+
+
+TASK_PARAMETERS = ("status", "family", "model", "tag", "task_id", "limit", "cursor")
+"""The query parameters of a list of tasks; `task_id` is Kling's id."""
 
 
 def _json(value: Any) -> bytes:
@@ -128,15 +148,15 @@ def _json(value: Any) -> bytes:
 
 def _parse_filter(request: Request) -> TaskFilter:
     """The filter of a list. Raises ApiError naming every problem."""
-    query, problems = request.query_params, []
+    query, problems = request.query_params, query_problems(request, TASK_PARAMETERS)
     status = query.get("status")
     if status and status not in STATUSES:
         problems.append(f"`status` must be one of {', '.join(STATUSES)}.")
     limit, before = parse_limit(query.get("limit", "50"), problems), decode_cursor(query.get("cursor"), problems)
     if problems:
         raise ApiError(422, "bad_filter", " ".join(problems), "Fix the query and send it again.")
-    family, tag = (_text(query.get(name)) for name in ("family", "tag"))
-    return TaskFilter(status=status, family=family, tag=tag, before=before, limit=limit)
+    family, model, tag, kling_id = (_text(query.get(name)) for name in ("family", "model", "tag", "task_id"))
+    return TaskFilter(status=status, family=family, model=model, tag=tag, kling_id=kling_id, before=before, limit=limit)
 
 
 def _text(value: str | None) -> str | None:

@@ -10,7 +10,7 @@ from kling_receiver import __version__
 from kling_receiver.events.payloads import EventJson
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.tasks.registration import Registration
-from kling_receiver.web.api.actions import ActionJson
+from kling_receiver.web.api.actions import ActionJson, AdoptedJson, Adoption
 from kling_receiver.web.api.deliveries import Replay, Retry
 from kling_receiver.web.api.hook_payloads import (
     DeliveryJson,
@@ -29,13 +29,14 @@ from kling_receiver.web.openapi.paths import PATHS, Json
 
 REQUESTS: dict[str, Any] = {
     "Registration": Registration,
+    "Adoption": Adoption,
     "NewHook": HookConfig,
     "Rotation": Rotation,
     "Replay": Replay,
     "Retry": Retry,
 }
 RESPONSES = (
-    *(EventJson, RegisteredJson, TaskPageJson, ActionJson, ErrorJson),
+    *(EventJson, RegisteredJson, TaskPageJson, ActionJson, AdoptedJson, ErrorJson),
     *(HookListJson, HookSecretJson, RemovedJson, OutcomeJson),
     *(DeliveryJson, DeliveryPageJson, RetriedJson, ReplayedJson),
 )

@@ -1,7 +1,7 @@
 """The paths of the OpenAPI document: summaries, parameters and responses."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kling_callback.protocol import ids
@@ -9,15 +9,21 @@ from kling_callback.protocol.signing import Role
 from kling_receiver.hooks.config import NAME
 from kling_receiver.hooks.delivery_list import STATES
 from kling_receiver.states import STATUSES
+from kling_receiver.tasks.registration import KLING_ID_SCHEMA
 from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 
 Json = dict[str, Any]
 
 STRING: Json = {"type": "string"}
 EVENT_ID = "[0-9]{1,18}"
+OWN_ID: Json = {**STRING, "pattern": f"^{ids.PATTERN.pattern}$", "description": "our id"}
 IN_PATH: dict[str, Json] = {
     "token": STRING,
-    "id": {**STRING, "pattern": f"^{ids.PATTERN.pattern}$"},
+    "id": {
+        **STRING,
+        "pattern": KLING_ID_SCHEMA["pattern"],
+        "description": "our id, Kling's, or the caller's external_task_id at Kling",
+    },
     "n": {"type": "integer", "minimum": 0},
     "event": {"type": "integer", "minimum": 1},
     "name": {**STRING, "pattern": NAME},
@@ -49,6 +55,10 @@ STREAM = _response("Server-Sent Events; each `data` is an Event", STRING, "text/
 TASK = _response("the task", _ref("Task"))
 TASK_PAGE = _response("a page", _ref("TaskPage"))
 ACTION = _response("Kling's status, and the task after the action", _ref("Action"))
+ADOPTED = {
+    "200": _response("the task, which was known before", _ref("Adopted")),
+    "201": _response("the task, which is new here", _ref("Adopted")),
+}
 HOOK = _response("the hook", _ref("Hook"))
 HOOK_SECRET = _response("the hook and its secret", _ref("HookSecret"))
 DELIVERY = _response("the delivery with all its attempts", _ref("Delivery"))
@@ -75,20 +85,25 @@ PAGE = (
 TASKS = (
     _parameter("query", "status", {"enum": [*STATUSES, ""]}, "empty means any, as in the other filters"),
     _parameter("query", "family", STRING),
+    _parameter("query", "model", STRING),
     _parameter("query", "tag", STRING),
+    _parameter("query", "task_id", STRING, "Kling's id"),
     *PAGE,
 )
 DELIVERIES = (
     _parameter("query", "hook", STRING, "empty means any, as in the other filters"),
     _parameter("query", "state", {"enum": [*STATES, ""]}),
-    _parameter("query", "task", {**STRING, "pattern": f"^({ids.PATTERN.pattern})?$"}),
+    _parameter("query", "task", {"anyOf": [{"enum": [""]}, {**STRING, **KLING_ID_SCHEMA}]}, "any id of a task"),
     *PAGE,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `ok`: its response, or its responses by status; `errors`: besides those of its `role`."""
+    """One method of one path. `ok`: its response, or its responses by status; `errors`: besides those of its `role`.
+
+    `task_id`: the schema of the id in its path, if it has one.
+    """
 
     summary: str
     ok: Json
@@ -96,10 +111,12 @@ class Operation:
     role: Role | None = "admin"
     parameters: tuple[Json, ...] = ()
     body: Json | None = None
+    task_id: Json = field(default_factory=lambda: IN_PATH["id"])
 
     def document(self, path: str) -> Json:
         """The operation as OpenAPI."""
-        in_path = [_parameter("path", name, IN_PATH[name]) for name in re.findall(r"{(\w+)}", path)]
+        schemas = {**IN_PATH, "id": self.task_id}
+        in_path = [_parameter("path", name, schemas[name]) for name in re.findall(r"{(\w+)}", path)]
         responses = {"200": self.ok} if "description" in self.ok else self.ok
         errors = {str(status): _response("an error", _ref("Error")) for status in ERRORS[self.role] + self.errors}
         return {
@@ -119,20 +136,27 @@ OPERATIONS: dict[str, Operation] = {
         "Receive a callback that Kling itself signed", DONE, (401, 503), role=None, body=ANY_BODY
     ),
     "GET /api/tasks": Operation("List tasks, newest first", TASK_PAGE, (422,), "read", TASKS),
-    "GET /api/tasks/{id}": Operation("Show a task", TASK, (404,), "read"),
+    "GET /api/tasks/{id}": Operation("Show a task", TASK, (404, 409, 422), "read"),
     "PUT /api/tasks/{id}": Operation(
         "Register a task before its create, and report the outcome after it",
         REGISTERED,
         (409, 413, 422, 503),
         "client",
         body=_body(_ref("Registration")),
+        task_id=OWN_ID,
+    ),
+    "POST /api/tasks/adopt": Operation(
+        "Adopt a task that was created elsewhere: query Kling about it, and add it",
+        ADOPTED,
+        (404, 409, 413, 422, 502, 503),
+        body=_body(_ref("Adoption")),
     ),
     "POST /api/tasks/{id}/ask": Operation("Query Kling now and apply its answer", ACTION, (404, 409, 502, 503)),
     "POST /api/tasks/{id}/fetch": Operation(
         "Query Kling for new file addresses and download the files that are not stored", ACTION, (404, 409, 502, 503)
     ),
     "GET /api/tasks/{id}/events": Operation(
-        "Stream a task's past events, then its live events until it is done", STREAM, (404, 422), "read", START
+        "Stream a task's past events, then its live events until it is done", STREAM, (404, 409, 422), "read", START
     ),
     "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (422,), "read", START),
     "GET /api/tasks/{id}/results/{n}": Operation(

@@ -118,7 +118,7 @@ def test_a_bearer_token_opens_every_file(shared: Running, stored: Json) -> None:
         assert response.status_code == (200 if n == "00" else 404)
     for odd in ("x", "-1", "1.5", "%00", "9" * 5_000, "%C2%B2"):
         assert error_of(get(shared, f"/api/tasks/{stored['id']}/results/{odd}")) == (404, "unknown_result")
-    assert error_of(get(shared, "/api/tasks/~x/results/0")) == (404, "unknown_result")
+    assert error_of(get(shared, "/api/tasks/~x/results/0")) == (404, "unknown_task")
 
 
 def test_a_file_that_is_missing(running: Running, gateway: Sandbox) -> None:

@@ -208,11 +208,12 @@ def test_a_database_that_cannot_be_written_is_answered_503(running: Running) -> 
 
 
 def test_the_list_is_filtered(running: Running) -> None:
-    """By status, family and tag, also together; a filter that matches no task gives an empty page."""
+    """By each filter, also together; a filter that matches no task gives an empty page."""
     made = {}
     for family, tag in itertools.product((IMAGES, "videos/text2video"), ("a", "b")):
         made[family, tag] = new_id()
-        register(running, made[family, tag], family, tags=[tag])
+        register(running, made[family, tag], family, tags=[tag], model=f"kling-{tag}")
+        register(running, made[family, tag], family, outcome="created", task_id=f"k-{family[0]}-{tag}")
     post(running, made[IMAGES, "a"], {"task_status": "processing"})
 
     def listed(**filters: str) -> set[str]:
@@ -225,8 +226,13 @@ def test_the_list_is_filtered(running: Running) -> None:
     assert listed(family=IMAGES) == {made[IMAGES, "a"], made[IMAGES, "b"]}
     assert listed(tag="b", family=IMAGES) == {made[IMAGES, "b"]}
     assert listed(tag="b", status="processing") == set()
+    assert listed(model="kling-a") == {made[IMAGES, "a"], made["videos/text2video", "a"]}
+    assert listed(model="kling-a", status="processing", family=IMAGES, tag="a") == {made[IMAGES, "a"]}
+    assert listed(task_id="k-v-b") == {made["videos/text2video", "b"]}
+    assert listed(task_id="k-v-b", tag="a") == listed(task_id="k-v-b", model="kling-a") == set()
+    assert listed(task_id=made[IMAGES, "a"]) == set()  # it is Kling's id
     for odd in ("\0", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "' OR 1=1 --", "%"):
-        assert listed(tag=odd) == listed(family=odd) == set()
+        assert listed(tag=odd) == listed(family=odd) == listed(model=odd) == listed(task_id=odd) == set()
 
 
 def test_pages_follow_each_other(running: Running) -> None:

@@ -1,0 +1,77 @@
+"""Calls of endpoints that answer at once. They cost money as creates do: none is sent twice that may have arrived."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from kling_callback.api.kling import KlingApi
+from kling_callback.api.retry import RetryPolicy
+from kling_callback.creation import resend_rule
+from kling_callback.errors import ParameterError
+from kling_callback.jobs.body import json_problems
+from kling_callback.protocol import families
+
+LIST_PAGE_SIZE = 30
+"""Tasks of one page of Kling's list: Kling's default."""
+
+
+async def call(kling_api: KlingApi, retry: RetryPolicy, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check and send one call; retry only what was certainly not accepted. Returns the answer's JSON, unchanged.
+
+    Raises ParameterError, NotCreated or CreateUnknown.
+    """
+    target = call_path(path, body)
+    content = None if body is None else dict(body)
+    return await retry.retry(lambda: kling_api.call(target, content), resend_rule(retry), retry.create_seconds)
+
+
+async def tasks_at_kling(kling_api: KlingApi, retry: RetryPolicy, family: str, limit: int) -> list[dict[str, Any]]:
+    """At most `limit` records of Kling's own list of a family, newest first. Raises ParameterError, GatewayError."""
+    if families.is_new_standard(family):
+        raise ParameterError([f"family: Kling has no list of the tasks of {family}: the new standard has none."])
+    if problems := families.family_problems(family):
+        raise ParameterError(problems)
+    records: list[dict[str, Any]] = []
+    page_number = 0
+    while len(records) < limit:
+        page_number += 1
+        page = await retry.retry(
+            partial(kling_api.list_tasks, family, page_number, LIST_PAGE_SIZE),
+            lambda error: error.retryable,
+            retry.read_seconds,
+        )
+        new = [record for record in page if record not in records]  # some relays repeat one page for ever
+        records += new
+        if len(page) < LIST_PAGE_SIZE or not new:
+            break
+    return records[:limit]
+
+
+def call_path(path: str, body: Any = None) -> str:
+    """The path to send a call to: under `/v1`, or with a leading slash from the root. Raises ParameterError."""
+    bare, mark, query = path.partition("?")
+    if problems := [*_path_problems(bare, query), *_body_problems(bare, body)]:
+        raise ParameterError(problems)
+    bare = bare.removeprefix("/v1/").removeprefix("v1/")
+    if families.is_synchronous(bare):
+        bare = f"{'/' * families.is_account(bare)}{bare.removeprefix('/')}"
+    return f"{bare}{mark}{query}"
+
+
+def _path_problems(bare: str, query: str) -> list[str]:
+    if not families.is_job(bare) or not query.isascii() or not query.isprintable() or set(query) & set(" #"):
+        return [f"path: {bare!r} must be a path like videos/identify-face, perhaps with a query (?name=value)."]
+    if families.creates_tasks(bare):
+        advice = "Use `kling create` (in Python: kling.create). Its tasks at Kling: `kling list --at-kling`."
+        return [f"path: {bare} creates a task, which ends with a callback. {advice}"]
+    return []
+
+
+def _body_problems(bare: str, body: Any) -> list[str]:
+    endpoint = bare.removeprefix("/").removeprefix("v1/")
+    if body is None:
+        missing = endpoint in families.SYNCHRONOUS_POST
+        return [f"body: {endpoint} needs one (`{{}}` if it has no parameters)."] if missing else []
+    if endpoint in families.SYNCHRONOUS_GET:
+        return [f"body: {endpoint} takes none. Put its parameters behind the path: ?name=value."]
+    return json_problems(body)

@@ -1,0 +1,33 @@
+"""The command `kling call`: an endpoint of Kling's that answers at once."""
+
+from typing import Any
+
+import click
+
+from kling_callback.cli import options, terminal
+from kling_callback.cli.run import with_kling
+from kling_callback.settings import TO_CALL
+
+
+@click.command()
+@click.argument("path")
+@click.option(
+    "--body",
+    type=options.Json(),
+    help="The parameters as JSON, sent by POST; @FILE or @- (stdin) reads them. Without it the call is a GET.",
+)
+@options.json_option
+def call(path: str, body: Any, as_json: bool) -> None:
+    """Call an endpoint that answers at once, and print its answer as JSON.
+
+    PATH is under /v1, such as videos/identify-face or general/presets-voices, or of the account, such as
+    'account/costs?start_time=1764000000000&end_time=1764600000000'.
+
+    Calls cost money. One that Kling may have accepted is never sent again.
+    """
+    try:
+        answer = with_kling(TO_CALL, lambda kling: kling.call(path, body))
+    except KeyboardInterrupt:
+        terminal.print_message("Interrupted. If the call had been sent, it may have been carried out and paid for.")
+        raise
+    terminal.print_json(answer, pretty=not as_json)

@@ -1,0 +1,126 @@
+"""The commands `kling show` and `kling list`: tasks at the receiver, or in Kling's own list."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from kling_callback.api.kling import NO_SUCH_QUERY
+from kling_callback.cli import options, terminal
+from kling_callback.cli.run import with_kling
+from kling_callback.errors import GatewayError
+from kling_callback.kling import AsyncKling
+from kling_callback.protocol.families import ASYNCHRONOUS
+from kling_callback.protocol.reports import UNKNOWN_TASK
+from kling_callback.settings import TO_CALL, TO_WAIT
+
+Record = dict[str, Any]
+"""A task as Kling has it."""
+
+NO_SUCH_LIST = UNKNOWN_TASK | {1202, 1203}
+"""Kling's codes for a path or a method that it does not have, and for the path of a task that it does not know."""
+
+
+@click.command()
+@options.id_argument
+@options.json_option
+def show(task_id: str, as_json: bool) -> None:
+    """Print a task with its files and other outputs.
+
+    ID is ours, Kling's, or the external_task_id that another program sent.
+    """
+    task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
+    terminal.print_json(task.data) if as_json else terminal.print_task(task)
+
+
+@click.command("list")
+@click.argument("families", metavar="[FAMILY]...", nargs=-1)
+@click.option("--at-kling", is_flag=True, help="Kling's own list, of these families or of all that have one.")
+@options.list_options
+def list_tasks(families: tuple[str, ...], at_kling: bool, as_json: bool, limit: int, **filters: Any) -> None:
+    """List tasks, newest first.
+
+    With --at-kling, list those of the account at Kling, whoever created them; each FAMILY is a path under /v1, such as
+    videos/text2video. --json then prints Kling's records, each with its family.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in filters.items() if value is not None]
+    if at_kling:
+        if set(given) - {"--family"}:
+            raise click.UsageError(
+                f"--at-kling cannot be combined with {', '.join(sorted(given))}: Kling has no such filter."
+            )
+        families += (filters["family"],) if filters["family"] else ()
+        return _print_records(with_kling(TO_CALL, lambda kling: _records(kling, families, limit)), as_json)
+    if families:
+        raise click.UsageError(f"Set --family {families[0]}, or --at-kling for Kling's own list.")
+    tasks = with_kling(TO_WAIT, lambda kling: kling.tasks(limit=limit, **filters))
+    if not as_json:
+        return terminal.print_tasks(tasks)
+    for task in tasks:
+        terminal.print_json(task.data)
+    return None
+
+
+async def _records(kling: AsyncKling, families: tuple[str, ...], limit: int) -> list[tuple[str, Record]]:
+    """Kling's newest records of these families, each with its family; without families, of all that the base has."""
+    found: list[tuple[str, Record]] = []
+    missing: dict[str, GatewayError] = {}
+    for family in families or ASYNCHRONOUS:
+        try:
+            records = await kling.tasks_at_kling(family, limit=limit)
+        except GatewayError as error:
+            if families or not _is_missing(error):
+                raise
+            missing[family] = error
+        else:
+            found += [(family, record) for record in records]
+    if len(missing) == len(ASYNCHRONOUS):
+        raise next(iter(missing.values()))
+    if missing:
+        terminal.print_message(f"No list at this API base: {', '.join(missing)}.")
+    return sorted(found, key=lambda each: _created_at(each[1]), reverse=True)[:limit]
+
+
+def _is_missing(error: GatewayError) -> bool:
+    """Whether the gateway does not have the family: a relay has few of them."""
+    return error.code in NO_SUCH_LIST or (not isinstance(error.code, int) and error.http_status in NO_SUCH_QUERY)
+
+
+def _created_at(record: Record) -> int:
+    """Unix ms; 0 without a time."""
+    created_at = record.get("created_at")
+    return created_at if isinstance(created_at, int) else 0
+
+
+def _print_records(records: list[tuple[str, Record]], as_json: bool) -> None:
+    if as_json:
+        for family, record in records:
+            terminal.print_json({"family": family, **record})
+        return
+    columns = {
+        "KLING'S ID": [_text(record.get("task_id")) for _, record in records],
+        "STATUS": [_text(record.get("task_status")) for _, record in records],
+        "CREATED": [_minute(record) for _, record in records],
+        "FAMILY": [family for family, _ in records],
+        "EXTERNAL ID": [_external_id(record) for _, record in records],
+        "REASON": [_text(record.get("task_status_msg")) for _, record in records],
+    }
+    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _external_id(record: Record) -> str:
+    info = record.get("task_info")
+    return _text(info.get("external_task_id")) if isinstance(info, dict) else ""
+
+
+def _minute(record: Record) -> str:
+    """The time of the create; "" without one, or for a number that is none."""
+    try:
+        moment = datetime.fromtimestamp(_created_at(record) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return terminal.format_minute(moment.isoformat()) if _created_at(record) else ""

@@ -1,0 +1,100 @@
+"""The body of `create`, for any family: files become what Kling accepts, and what is certainly wrong is refused."""
+
+import base64
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kling_callback.errors import ParameterError
+from kling_callback.jobs.body import CALLBACK_URL_RESERVED, json_problems, options_of
+from kling_callback.jobs.catalog import JOBS
+from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, encode_image, is_file
+from kling_callback.jobs.inputs import InputFile
+from kling_callback.jobs.spelling import misspelt
+from kling_callback.protocol.families import family_problems, is_new_standard
+
+IMAGE_NAME = re.compile(r"(.*_)?(image|mask|frame)(_\d+|_tail|_url|_\d+_url)?")
+"""Names of image parameters, in any family: `image`, `subject_image`, `static_mask`, `image_tail`, ..."""
+IMAGE_TYPES = ("first_frame", "last_frame", "refer_image", "image")
+"""Types of entries of `contents` whose `url` is an image."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+AUDIO_SUFFIXES = (".mp3", ".wav", ".m4a", ".aac")
+VIDEO_SUFFIXES = (".mp4", ".mov")
+MAX_DEPTH = 20
+
+
+def prepare(family: str, body: Any) -> dict[str, Any]:
+    """The body to send, with files encoded. Blocks to read them. Raises ParameterError with all problems."""
+    problems = list(family_problems(family))
+    if not isinstance(body, Mapping):
+        raise ParameterError([*problems, "body: must be a JSON object."])
+    if body.get("callback_url") or options_of(family, body).get("callback_url"):
+        problems.append(CALLBACK_URL_RESERVED)
+    problems += _misspelt(family, body)
+    encoded = _Encoder(MAX_BYTES_NEW if is_new_standard(family) else MAX_BYTES)
+    sent = encoded.encode(body, "", MAX_DEPTH)
+    problems += encoded.problems
+    problems += json_problems(sent)
+    if problems:
+        raise ParameterError(problems)
+    return dict(sent)
+
+
+class _Encoder:
+    """Replaces files in a body. `problems`: of the values that cannot be sent."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.problems: list[str] = []
+
+    def encode(self, value: Any, name: str, depth: int) -> Any:
+        """The value with its files encoded. `name`: the field's, in messages with the names around it."""
+        if depth and isinstance(value, Mapping):
+            is_image = value.get("type") in IMAGE_TYPES
+            return {
+                field: self.encode(
+                    each, f"{name}.{'image' if is_image and field == 'url' else field}".lstrip("."), depth - 1
+                )
+                for field, each in value.items()
+            }
+        if depth and isinstance(value, list | tuple):
+            return [self.encode(each, name, depth - 1) for each in value]
+        try:
+            return self._encode(value, name.rpartition(".")[2])
+        except ValueError as error:
+            self.problems.append(f"{name}: {error}")
+            return None
+
+    def _encode(self, value: Any, field: str) -> Any:
+        if isinstance(value, InputFile):
+            return encode_image(value, self._max_bytes) if value.kind == "image" else value.address(value.kind)
+        if isinstance(value, Path):
+            return self._encode_file(value)
+        if isinstance(value, str) and IMAGE_NAME.fullmatch(field) and self._is_local(value):
+            return encode_image(value, self._max_bytes)
+        return value
+
+    def _encode_file(self, path: Path) -> str:
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            raise ValueError("is a video file; Kling accepts videos by URL only.")
+        if suffix in AUDIO_SUFFIXES:
+            try:
+                return base64.b64encode(path.read_bytes()).decode()
+            except OSError as error:
+                raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+        return encode_image(path, self._max_bytes)
+
+    def _is_local(self, text: str) -> bool:
+        """Whether a text in an image's place is a data URL, or the name of an image file."""
+        return bool(DATA_URL.match(text)) or (text.lower().endswith(IMAGE_SUFFIXES) and is_file(text))
+
+
+def _misspelt(family: str, body: Mapping[str, Any]) -> list[str]:
+    """The misspelt parameters of a family that the table of typed jobs has."""
+    endpoints = [each for job in JOBS for each in job.endpoints if each.family == family]
+    known = {each.sent_as or each.name for endpoint in endpoints for each in endpoint.parameters}
+    settings = body.get("settings") if is_new_standard(family) else None
+    names = [*body, *(settings if isinstance(settings, Mapping) else ())]
+    return list(misspelt(filter(lambda name: isinstance(name, str), names), known)) if known else []

@@ -1,0 +1,96 @@
+"""The body of `create`, for any family: files in it, and what is certainly wrong."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kling_callback.errors import ParameterError
+from kling_callback.jobs.inputs import InputFile
+from kling_callback.jobs.untyped import prepare
+
+
+def problems(family: str, body: Any) -> list[str]:
+    with pytest.raises(ParameterError) as error:
+        prepare(family, body)
+    return error.value.problems
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A PNG that Kling accepts."""
+    content = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(content, "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(content.getvalue())
+    return path
+
+
+def test_files_are_encoded_where_images_belong(picture: Path) -> None:
+    """A Path anywhere; a file name or a data URL in the fields of images, at any depth, in both standards."""
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    body = {
+        "image": picture,
+        "input": {"image": str(picture), "images": [picture]},
+        "subject_image_list": [{"subject_image": f"data:image/png;base64,{encoded}"}],
+        "element_frontal_image": str(picture),
+        "mask": encoded,
+        "cloth_image": "https://host/a.png",
+        "prompt": str(picture),
+        "image_reference": "subject",
+    }
+    assert prepare("videos/effects", body) == {
+        "image": encoded,
+        "input": {"image": encoded, "images": [encoded]},
+        "subject_image_list": [{"subject_image": encoded}],
+        "element_frontal_image": encoded,
+        "mask": encoded,
+        "cloth_image": "https://host/a.png",
+        "prompt": str(picture),
+        "image_reference": "subject",
+    }
+    contents = [{"type": "first_frame", "url": str(picture)}, {"type": "prompt", "text": str(picture)}]
+    sent = prepare("/image-to-video/kling-3.0", {"contents": contents})["contents"]
+    assert [sent[0]["url"], sent[1]["text"]] == [encoded, str(picture)]
+
+
+def test_other_files(tmp_path: Path) -> None:
+    """Sounds are sent as base64, videos by URL only, and results by what their kind needs."""
+    sound, movie = tmp_path / "a.mp3", tmp_path / "a.MP4"
+    sound.write_bytes(b"ID3")
+    assert prepare("videos/avatar/image2video", {"sound_file": sound}) == {"sound_file": "SUQz"}
+    assert "by URL only" in problems("videos/effects", {"video": movie})[0]
+    video = InputFile("video", None, "https://host/a.mp4")
+    assert prepare("videos/video-extend", {"video_url": video}) == {"video_url": "https://host/a.mp4"}
+
+
+def test_all_problems_of_a_body_are_reported_at_once(tmp_path: Path) -> None:
+    """The family, reserved and misspelt names, files, and what is no JSON."""
+    body = {"callback_url": "https://x", "apsect_ratio": "1:1", "image": tmp_path / "none.png", "n": float("nan")}
+    found = problems("images/generations", body)
+    assert [each.partition(":")[0].split()[0] for each in found] == ["callback_url", "apsect_ratio", "image", "body"]
+    assert len(problems("effects", {"image": Path("none.png")})) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "body"),
+    [
+        ("videos/text2video", {"promt": "x"}),
+        ("/text-to-video/kling-3.0", {"prompt": "x", "settings": {"resolutoin": "1080p"}}),
+        ("videos/motion-control", {"image_ulr": "https://host/a.png"}),
+    ],
+)
+def test_a_misspelt_parameter_of_a_known_family_is_refused(family: str, body: dict[str, Any]) -> None:
+    """In `create` as in the typed jobs."""
+    (problem,) = problems(family, body)
+    assert "Did you mean" in problem
+
+
+@pytest.mark.parametrize("family", ["videos/effects", "videos/brand-new", "/text-to-video/kling-9.0"])
+def test_unknown_families_pass(family: str) -> None:
+    """Nothing is known of their parameters."""
+    body = {"promt": "x", "settings": {"resolutoin": 1}, "callback_url": ""}
+    assert prepare(family, body) == body
