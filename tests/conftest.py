@@ -235,10 +235,10 @@ def gateway() -> Iterator[Sandbox]:
 
 
 QUICK = Delays(
-    download=Backoff(tuple(step / 10 for step in DOWNLOAD_BACKOFF.steps)),
+    download=Backoff(tuple(min(step / 10, 0.3) for step in DOWNLOAD_BACKOFF.steps)),
     query=Backoff(tuple(step / 10 for step in QUERY_BACKOFF.steps)),
 )
-"""Receivers of tests retry ten times as fast as in production."""
+"""Receivers of tests retry at least ten times as fast as in production."""
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ RECEIVER_ORDER = (
 
 CLIENT_ORDER = (
     "errors",
+    "display",
     "protocol",
     "atomic_file",
     "environment",

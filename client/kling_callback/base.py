@@ -3,6 +3,7 @@
 from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar
 
+from kling_callback.display import file_html, result_html
 from kling_callback.errors import Outcome, ResultFailed
 from kling_callback.protocol.media_types import extension
 
@@ -55,6 +56,11 @@ class BaseTask:
     def status_msg(self) -> str:
         """The reason for a failure, or why it is not known whether Kling took the create, or ""."""
         return str(self.data.get("status_msg") or "")
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """What Kling made that is no file (elements, voices, a session), with Kling's names."""
+        return outputs_of(self.data)
 
     @property
     def done(self) -> bool:
@@ -122,6 +128,21 @@ class BaseFile:
         return self.data.get("href")
 
     @property
+    def warning(self) -> str | None:
+        """What is unusual about the stored file, such as an unknown type; None for nothing."""
+        return self.data.get("warning")
+
+    def _source(self) -> str | None:
+        """The address from which a notebook shows the file."""
+        return self.href
+
+    def _repr_html_(self) -> str:
+        return file_html(self._source(), self.content_type, self.name)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    @property
     def name(self) -> str:
         """A file name: `ID-INDEX.EXT`, with the task's id and the extension for the media type."""
         content_type = self.content_type
@@ -136,13 +157,28 @@ F = TypeVar("F", bound=BaseFile)
 
 
 class BaseResult(Generic[F]):
-    """The stored files of a task. `files`: list, in Kling's order; `task`: dict, the task's JSON."""
+    """The stored files of a task. `files`: list, in Kling's order; `task`: dict, the task's JSON.
+
+    A notebook shows the files.
+    """
 
     def __init__(self, task: dict[str, Any], files: list[F]) -> None:
         self.task, self.files = task, files
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.files}>"
+        outputs = f" {self.outputs}" if self.outputs else ""
+        return f"<{type(self).__name__} {self.files}{outputs}>"
+
+    def _repr_html_(self) -> str:
+        return result_html([file._repr_html_() for file in self.files], self.outputs)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """What Kling made that is no file (elements, voices, a session), with Kling's names."""
+        return outputs_of(self.task)
 
     @property
     def images(self) -> list[F]:
@@ -168,6 +204,11 @@ def is_created(task: dict[str, Any]) -> bool:
     return bool(task.get("task_id")) or task["status"] in ("submitted", "processing", "succeed")
 
 
+def outputs_of(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The outputs of a task that are no files. `task`: its JSON."""
+    return [each for each in task.get("outputs") or () if isinstance(each, dict)]
+
+
 def stored_files(task: dict[str, Any]) -> list[dict[str, Any]]:
     """The JSON of the stored files of a task, sorted by index."""
     files = [each for each in task.get("results") or () if isinstance(each, dict)]
@@ -176,10 +217,10 @@ def stored_files(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_files(task: dict[str, Any]) -> None:
-    """Raise ResultFailed unless the task has files and all of them are stored."""
+    """Raise ResultFailed unless the task has files or other outputs, and all files are stored."""
     total, stored = len(task.get("results") or ()), len(stored_files(task))
-    if not total:
-        raise ResultFailed("The task succeeded, but Kling named no file.", task=task)
+    if not total and not outputs_of(task):
+        raise ResultFailed("The task succeeded, but Kling named no result.", task=task)
     if stored < total:
         reasons = {str(each["error"]) for each in task["results"] if isinstance(each, dict) and each.get("error")}
         why = "; ".join(sorted(reasons)) or "no reason given"

@@ -167,7 +167,7 @@ class CreateCall:
         except NotCreated as error:
             return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
         except CreateUnknown as error:
-            self.outcome = CreateOutcome("unknown", reason=str(error))
+            self.outcome = CreateOutcome("unknown", reason=str(error), request_id=error.request_id or "")
             log.warning(
                 "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
             )
@@ -179,7 +179,7 @@ class CreateCall:
         try:
             return await self._kling_api.create(self._family, body)
         except NotCreated as error:
-            self.outcome = CreateOutcome("not_created", reason=error.message)
+            self.outcome = CreateOutcome("not_created", reason=error.message, request_id=error.request_id or "")
             raise
 
     async def _check_exists(self, refusal: NotCreated) -> NotCreated | None:
@@ -208,7 +208,7 @@ class CreateCall:
         return None
 
     def _set_created(self, report: Report) -> None:
-        self.outcome = CreateOutcome("created", kling_id=report.kling_id)
+        self.outcome = CreateOutcome("created", kling_id=report.kling_id, request_id=report.request_id or "")
 
     async def _report(self, task: dict[str, Any]) -> dict[str, Any]:
         """Report the outcome to the receiver. If that fails, a callback or the deadline still finds the task."""

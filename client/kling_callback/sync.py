@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -13,6 +14,7 @@ import httpx
 
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import BaseFile, BaseResult, BaseTask
+from kling_callback.display import MAX_INLINE_BYTES, data_url, is_media
 from kling_callback.errors import KlingError
 from kling_callback.job_methods import JobMethods, returning
 from kling_callback.jobs.job import Job
@@ -205,6 +207,13 @@ class File(BaseFile):
     def read(self) -> bytes:
         """Download the content as bytes, checked. Raises ResultFailed when it cannot be downloaded."""
         return self._loop.run(self._file.read)
+
+    def _source(self) -> str | None:
+        """The content itself, so that a notebook keeps it; a link to a large file, or to one that cannot be read."""
+        if is_media(self.content_type) and 0 < (self.size or 0) <= MAX_INLINE_BYTES:
+            with suppress(KlingError):
+                return data_url(self.read(), str(self.content_type))
+        return self.href
 
 
 @returning(Task)

@@ -31,7 +31,7 @@ web/callbacks -> kling_callback.protocol.signing.CallbackSigner.verify -> web/bo
 -> store/writer.run_batched(tasks/ingest.ingest), one commit: tasks/transitions, jobs/enqueue, store/transaction.flush
 -> app._on_commit -> events/bus.notify, jobs/worker.wake
 -> jobs/queue.claim_due -> tasks/reconcile -> kling_callback.api.kling.query -> tasks/transitions -> results/records
--> results/download -> net/client -> results/storage -> results/records.mark_stored, finish_task
+-> results/download -> results/fetch -> net/client -> results/storage -> results/records.mark_stored, finish_task
 -> hooks/dispatcher -> hooks/runner -> hooks/limiter -> hooks/sender -> sinks/http -> hooks/deliveries.record_attempts
 
 Where to look:
@@ -41,7 +41,9 @@ a final status that is only a hint   tasks/ingest (recorded), tasks/reconcile (q
 a second paid create                 tasks/registration (may it be sent?), kling_callback.creation (sending, retries)
 a task of another program            tasks/adoption; web/api/tasks.find_task (by any of its ids)
 the same id, other parameters        tasks/parameters; kling_callback.protocol.redact.digest
-an interrupted download              results/download (resumed by Range), results/storage (the partial file)
+an interrupted download              results/fetch (resumed by Range), results/storage (the partial file)
+a file that its host refuses         results/download (retried, another address), results/media (what is a file)
+a result that is no file             kling_callback.protocol.outputs (found), tasks/transitions (stored)
 a dead letter                        jobs/queue (state), hooks/deliveries (retry_dead, redeliver), web/api/deliveries
 a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)
 jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/worker

@@ -33,6 +33,7 @@ from kling_receiver.metrics import CONTENT_TYPE, Metrics
 from kling_receiver.net.client import GuardedClient
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.policy import Policy
+from kling_receiver.results import records as result_records
 from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
 from kling_receiver.results.storage import LocalStorage
@@ -150,8 +151,10 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         store.storage,
         store.reader,
         store.metrics,
+        reconciler.query,
         max_bytes=settings.result_max_bytes,
         backoff=delays.download,
+        clock=clock,
     )
     overdue = OverdueTasks(reconciler, store.reader)
     dispatcher = Dispatcher(
@@ -258,11 +261,20 @@ class Receiver:
                 await writer.run(startup.repair)
                 await writer.run(startup.clamp_due_times)
                 await writer.run(lambda tx: startup.schedule_sweep(tx, started))
+                await self._remove_orphans()
                 break
             except Exception:
                 log.exception("the check after the start failed; it runs again in %g s", OUTAGE_RETRY_SECONDS)
                 await asyncio.sleep(OUTAGE_RETRY_SECONDS)
         self.work.worker.start()
+
+    async def _remove_orphans(self) -> None:
+        """Remove what an earlier process left of files that nobody downloads any more."""
+        pending = await self.store.writer.run(result_records.pending_parts)
+        try:
+            await run_in_threadpool(self.store.storage.remove_orphans, pending)
+        except OSError as error:
+            log.warning("unfinished files could not be removed: %s", error.strerror or error)
 
     async def stop(self) -> None:
         """Stop claiming, let running jobs end, write pending changes, close every connection."""

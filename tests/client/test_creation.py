@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,23 @@ async def test_register_create_report() -> None:
     assert registered["base"] == "https://kling.test"
     assert registered["request"] == {"prompt": PROMPT}
     assert (task.id, task.task_id, task.outcome, task.unreported) == ("mine", "kling-1", "created", None)
+
+
+@pytest.mark.parametrize(
+    ("response", "outcome"),
+    [
+        (answer(200, {"code": 0, "request_id": "r-1", "data": {"task_id": "k"}}), "created"),
+        (answer(429, {"code": 1101, "message": "no", "request_id": "r-1"}), "not_created"),
+        (answer(500, {"code": 5000, "message": "no", "request_id": "r-1"}), "unknown"),
+    ],
+)
+async def test_the_request_id_of_kling_s_answer_is_reported(response: httpx.Response, outcome: str) -> None:
+    """Whatever the answer is: Kling's support asks for it."""
+    stage = Stage(create=[response])
+    with suppress(NotCreated):
+        await create(stage)
+    (reported,) = stage.bodies("report")
+    assert (reported["outcome"], reported["request_id"]) == (outcome, "r-1")
 
 
 async def test_our_id_is_sent_and_the_callback_address_is_the_receiver_s() -> None:

@@ -94,6 +94,21 @@ async def test_success_without_a_file_raises() -> None:
     assert isinstance(await failed(done()), ResultFailed)
 
 
+async def test_success_with_another_output_is_a_result() -> None:
+    """Elements, voices, a session: with Kling's names, in the result and in the task."""
+    voice = {"voice_id": "829", "voice_name": "narrator"}
+    result = await waited(done(outputs=[voice, None]))
+    assert (result.files, result.outputs) == ([], [voice])
+    assert "829" in repr(result)
+    assert (await waited(done(file_json(), outputs=None))).outputs == []
+
+
+async def test_a_file_has_its_warning() -> None:
+    """What is unusual about it."""
+    result = await waited(done(file_json(), file_json(1, warning="its type is unknown")))
+    assert [file.warning for file in result.files] == [None, "its type is unknown"]
+
+
 async def test_stored_files_can_be_read_although_others_failed() -> None:
     """Half a result was paid for."""
     task = done(file_json(), {"index": 1, "status": "failed"})

@@ -17,7 +17,7 @@ from kling_sandbox import Sandbox
 from tests.support.receiver import KEY, SECRET
 from tests.support.web import host
 from tools.harness.process import CLIENT, COMMAND, Process, run
-from tools.harness.submitting import IMAGES, events, finished, post, raw, register, submit
+from tools.harness.submitting import IMAGES, events, finished, metric, poll_until, post, raw, register, submit
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 OWN_SECRET = "whsec_" + base64.b64encode(b"a-hook-s-own-secret-for-the-test").decode()
@@ -68,7 +68,9 @@ class Session:
         for switches in ("", "failed", "file-403", "redirect-private", "query-5xx-once", "no-callback"):
             request = {"callback_url": self.receiver.callback_url("x")}
             task_id, _ = submit(self.receiver, self.gateway, switches, request=request)
-            self.output.append(str(events(self.receiver, task_id)))
+            until = "task.succeed" if switches == "file-403" else "task.done"  # such a file is retried for minutes
+            self.output.append(str(events(self.receiver, task_id, until)))
+        poll_until(lambda: metric(self.receiver, 'kling_downloads_total{outcome="failed"}') >= 2)
 
     def refusals(self) -> None:
         """Every kind of error answer."""

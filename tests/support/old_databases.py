@@ -56,7 +56,18 @@ RENAMED: dict[str, dict[str, str]] = {
     },
 }
 """The columns of the first three revisions that have another name since revision 0004."""
-ADDED: dict[str, Row] = {"task": {"external_task_id": None, "request_sha256": None, "duration_ms": None}}
+ADDED: dict[str, Row] = {
+    "task": {
+        "outputs": "null",
+        "request_id": None,
+        "kling_created_at": None,
+        "kling_updated_at": None,
+        "external_task_id": None,
+        "request_sha256": None,
+        "duration_ms": None,
+    },
+    "result": {"warning": ""},
+}
 """The columns of later revisions, and their values in old rows."""
 
 
@@ -103,13 +114,11 @@ class OldDatabase:
 
     def _add(self, table: str, row: Row, **changes: Any) -> None:
         """Add an old row, and the new one, which has the same values but for its names and the `changes`."""
+        names, new_table = RENAMED[table], "delivery_attempt" if table == "attempt" else table
+        renamed = {**{names.get(name, name): value for name, value in row.items()}, **changes}
+        table, row = (new_table, renamed) if self.revision >= "0004" else (table, row)
         self.old.setdefault(table, []).append(row)
-        names = RENAMED[table]
-        changes = {**ADDED.get(table, {}), **changes}
-        renamed = {names.get(name, name): value for name, value in row.items()}
-        self.new.setdefault("delivery_attempt" if table == "attempt" else table, []).append(
-            {**renamed, **changes, **ADDED.get(table, {})}
-        )
+        self.new.setdefault(new_table, []).append({**renamed, **ADDED.get(new_table, {})})
 
     def _add_task(self, task: str, status: str, **columns: Any) -> None:
         row: Row = {
@@ -275,7 +284,7 @@ class OldDatabase:
                 "answer": "ok" * taken,
                 "error": "" if taken else "no",
             }
-            number = len(self.old.get("attempt", [])) + 1
+            number = len(self.new.get("delivery_attempt", [])) + 1
             where = {"id": number, "hook": name, "event": 1, "task": "ask-ready", "at": self.now - 500, "ms": 12}
             self._add("attempt", {**where, **answer})
 
@@ -321,13 +330,13 @@ class OldDatabase:
         database = Database(url)
         migrate_to(database, self.revision)
         with database.write() as connection:
-            for table in ("task", "tag", "event", "result", "job", "hook", "attempt"):
+            for table in ("task", "tag", "event", "result", "job", "hook", "attempt", "delivery_attempt"):
                 for row in self.old.get(table, ()):
                     names = ", ".join(f'"{name}"' for name in row)
                     values = ", ".join(f":{name}" for name in row)
                     connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), row)
             if not database.is_sqlite:
-                for table in ("event", "job", *(["attempt"] if self.has_hooks else [])):
+                for table in ("event", "job", *({"attempt", "delivery_attempt"} & self.old.keys())):
                     sql = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
                     connection.execute(text(sql))
         database.close()

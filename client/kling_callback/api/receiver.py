@@ -81,10 +81,17 @@ class CreateOutcome:
     outcome: Outcome
     kling_id: str | None = None
     reason: str = ""
+    request_id: str = ""
+    """Kling's id of its answer, if it named one."""
 
     def fields(self) -> dict[str, str]:
         """The JSON fields of the request body."""
-        fields = {"outcome": self.outcome, "task_id": self.kling_id, "reason": self.reason[:MAX_REASON_CHARS]}
+        fields = {
+            "outcome": self.outcome,
+            "task_id": self.kling_id,
+            "reason": self.reason[:MAX_REASON_CHARS],
+            "request_id": self.request_id,
+        }
         return {name: value for name, value in fields.items() if value}
 
 

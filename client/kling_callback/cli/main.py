@@ -157,7 +157,7 @@ async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> Wai
 
 
 async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
-    """Save the files, all that can be; print their paths or links, or the task; then raise what went wrong.
+    """Save the files, all that can be; print paths or links, then outputs that are no files; raise what went wrong.
 
     Nothing is printed before all files are saved: stdout may be closed, and the files are paid for.
     """
@@ -171,6 +171,11 @@ async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
     else:
         for line in lines:
             terminal.print_data(line)
+        for each in outcome.result.outputs:
+            terminal.print_json(each)
+    for file in files:
+        if file.warning:
+            terminal.print_message(f"{file.name}: {file.warning}")
     if output and problems:
         task = outcome.result.task
         hint = f"Download the files of task {task['id']} again with:\n{output.again(task['id'])}"
@@ -285,7 +290,7 @@ def create_any(family: str, body: Any, **others: Any) -> None:
 @options.id_argument
 @options.wait_options
 def wait_for(task_id: str, **waiting: Any) -> None:
-    """Wait for a task, then save its files or print their links."""
+    """Wait for a task, then save its files or print their links, and print its other outputs."""
 
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(task_id)

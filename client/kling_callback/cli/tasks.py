@@ -25,12 +25,12 @@ NO_SUCH_LIST = UNKNOWN_TASK | {1202, 1203}
 @options.id_argument
 @options.json_option
 def show(task_id: str, as_json: bool) -> None:
-    """Print a task as JSON.
+    """Print a task with its files and other outputs.
 
     ID is ours, Kling's, or the external_task_id that another program sent.
     """
     task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
-    terminal.print_json(task.data, pretty=not as_json)
+    terminal.print_json(task.data) if as_json else terminal.print_task(task)
 
 
 @click.command("list")

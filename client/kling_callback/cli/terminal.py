@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from kling_callback.base import BaseTask
+from kling_callback.base import BaseTask, outputs_of
 from kling_callback.protocol.events import Event
 
 CONTROL_CHARACTERS = re.compile(
@@ -84,6 +84,33 @@ def print_event(event: Event, label: str) -> None:
     print_data(
         "  ".join(map(str, (event.at, event.id, event.type, event.task["id"], event.task["status"], label))).strip()
     )
+
+
+def print_task(task: BaseTask) -> None:
+    """Print a task on stdout: a line for each of its fields, a table of its files, its other outputs as JSON."""
+    fields = {name: value for name, value in task.data.items() if name not in ("results", "outputs")}
+    for name, value in fields.items():
+        if value not in (None, "", [], {}):
+            print_data(f"{name:<16}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    files = [each for each in task.data.get("results") or () if isinstance(each, dict)]
+    if files:
+        click.echo()
+        print_table([(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()], always=("FILE",))
+    if outputs := outputs_of(task.data):
+        click.echo()
+    for output in outputs:
+        print_json(output)
+
+
+FILE_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "FILE": lambda file: str(file.get("index")),
+    "KIND": lambda file: str(file.get("kind")),
+    "STATUS": lambda file: str(file.get("status")),
+    "TYPE": lambda file: str(file.get("content_type") or ""),
+    "BYTES": lambda file: str(file.get("size") or ""),
+    "NOTE": lambda file: str(file.get("error") or file.get("warning") or ""),
+    "ADDRESS": lambda file: str(file.get("href") or file.get("source_url") or ""),
+}
 
 
 def print_tasks(tasks: Sequence[BaseTask]) -> None:

@@ -7,13 +7,28 @@ EXTENSIONS = {
     "image/jpeg": "jpg",
     "image/webp": "webp",
     "image/gif": "gif",
+    "image/avif": "avif",
+    "image/heic": "heic",
+    "image/heif": "heif",
+    "image/jxl": "jxl",
+    "image/bmp": "bmp",
+    "image/tiff": "tiff",
     "video/mp4": "mp4",
     "video/quicktime": "mov",
     "video/webm": "webm",
+    "video/x-matroska": "mkv",
+    "video/ogg": "ogv",
     "audio/mpeg": "mp3",
     "audio/wav": "wav",
     "audio/x-wav": "wav",
     "audio/mp4": "m4a",
+    "audio/aac": "aac",
+    "audio/ogg": "ogg",
+    "audio/flac": "flac",
+    "audio/webm": "weba",
+    "audio/aiff": "aiff",
+    "audio/amr": "amr",
+    "application/octet-stream": "bin",
 }
 """Without a dot, by media type."""
 
@@ -29,3 +44,20 @@ def extension(content_type: str | None, kind: str = "") -> str:
     media_type = (content_type or "").partition(";")[0].strip().lower()
     known = EXTENSIONS.get(media_type) or (mimetypes.guess_extension(media_type) or "").removeprefix(".")
     return known or EXTENSIONS_BY_KIND.get(kind, "bin")
+
+
+MORE_SUFFIXES = {"jpeg": "image", "tif": "image", "m4v": "video", "avi": "video", "oga": "audio", "opus": "audio"}
+
+
+def kind_of_suffix(path: str) -> str:
+    """`image`, `video` or `audio` by the suffix of a path; "" for any other."""
+    suffix = path.rpartition("/")[2].rpartition(".")[2].lower()
+    return KIND_OF_EXTENSION.get(suffix, "")
+
+
+KIND_OF_EXTENSION = MORE_SUFFIXES | {
+    suffix: kind
+    for media_type, suffix in EXTENSIONS.items()
+    if (kind := media_type.partition("/")[0]) in EXTENSIONS_BY_KIND
+}
+"""`image`, `video` or `audio`, by extension."""

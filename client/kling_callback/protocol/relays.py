@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from kling_callback.protocol.media_types import EXTENSIONS
+from kling_callback.protocol.media_types import KIND_OF_EXTENSION
 from kling_callback.protocol.urls import is_loopback
 
 File = tuple[str, str, Any, Any]
@@ -49,12 +49,6 @@ CONTAINERS = {
 }
 """Fields whose object, list, or bare address has the files, in order of preference."""
 
-KINDS = {extension: media_type.partition("/")[0] for media_type, extension in EXTENSIONS.items()} | {
-    **dict.fromkeys(("jpeg", "avif", "heic", "bmp"), "image"),
-    **dict.fromkeys(("m4v", "mkv", "avi"), "video"),
-    **dict.fromkeys(("ogg", "flac", "aac"), "audio"),
-}
-"""The kind of a file by the extension of its address, or by the record's `format`."""
 FORMATS = ("format", "mime_type", "content_type")
 MEDIA = ("video", "image", "audio")
 
@@ -279,7 +273,7 @@ def _kind(known: str, url: str, record: dict[str, Any]) -> str:
         (str(record[name]).lower() for name in ("format", "mime_type", "content_type") if name in record), ""
     )
     extension = url.partition("?")[0].partition("#")[0].rpartition(".")[2].lower()
-    for hint in (format_.partition("/")[0], KINDS.get(format_), KINDS.get(extension)):
+    for hint in (format_.partition("/")[0], KIND_OF_EXTENSION.get(format_), KIND_OF_EXTENSION.get(extension)):
         if hint in MEDIA:
             return hint
     named = {str(record.get(name)).lower() for name in ("object", "type")}

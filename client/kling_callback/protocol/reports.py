@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from kling_callback.protocol import relays
+from kling_callback.protocol.outputs import file_fields, json_chars, kind_of_file, kind_of_single, object_of
 from kling_callback.protocol.statuses import Status, parse_status
 
 Kind = str
@@ -31,8 +32,12 @@ MAX_PARTS = 10_000
 MAX_UNCHECKED_BYTES = 16_384
 """Bytes of a body up to which MAX_PARTS is not checked: Kling's own bodies have 1 to 5 KB."""
 MAX_COST_CHARS = 4000
-MAX_COST_DEPTH = 10
+MAX_OBJECTS_CHARS = 20_000
+"""Characters of the JSON of all outputs of a task that are no files."""
 MAX_WRAP_DEPTH = 4
+
+EARLIEST_MS, LATEST_MS = 946_684_800_000, 7_258_118_400_000
+"""Unix ms of the years 2000 and 2200: between them are the plausible times."""
 
 UNKNOWN_TASK: frozenset[int | str] = frozenset({1200, 1201, "task_not_exist", "task_not_found"})
 """The codes of Kling and of relays for a query about an unknown task."""
@@ -50,7 +55,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The content of one body about one task. Times are unix milliseconds; `cost` is Kling's JSON, unchanged."""
+    """The content of one body about one task. Times are unix milliseconds; `cost` is Kling's JSON, unchanged.
+
+    `outputs`: the files; `objects`: what Kling made that is no file (elements, voices, a session), with Kling's names.
+    """
 
     status: Status | None
     kling_id: str | None = None
@@ -60,11 +68,18 @@ class Report:
     updated_at: int | None = None
     outputs: tuple[Output, ...] = ()
     cost: Any = None
+    objects: tuple[dict[str, Any], ...] = ()
+    request_id: str | None = None
 
     @property
     def final(self) -> bool:
         """Whether the status is final: `succeed` or `failed`."""
         return self.status in ("succeed", "failed")
+
+    @property
+    def has_results(self) -> bool:
+        """Whether it names a file or another output."""
+        return bool(self.outputs or self.objects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +123,12 @@ def parse_answer(body: bytes) -> Answer | None:
     if is_openai or (document.get("error") and not has_status):
         reports = ()  # the id is not a task's
     code, message, request_id = (document.get("code"), "", None) if has_status else relays.error_of(document)
+    request_id = _identifier(request_id or document.get("request_id"))
+    reports = tuple(replace(report, request_id=report.request_id or request_id) for report in reports)
     return Answer(
         code=_code(code),
         message=sanitize(message) or sanitize(document.get("message")),
-        request_id=_identifier(request_id or document.get("request_id")),
+        request_id=request_id,
         reports=reports,
         is_openai=is_openai,
     )
@@ -174,7 +191,7 @@ def _innermost(document: Any) -> Report | None:
 
 def _complete(report: Report, layers: list[dict[str, Any]]) -> Report:
     """Add what a relay reports in its own way or in another record: files of a success, the reason of a failure."""
-    if report.status == "succeed" and not report.outputs:
+    if report.status == "succeed" and not report.has_results:
         return replace(report, outputs=_relay_outputs(layers, report))
     if report.status == "failed" and not report.message:
         reasons = (relays.reason(layer, relays.REASONS) for layer in layers)
@@ -205,6 +222,7 @@ def _fill(inner: Report, outer: Report) -> Report:
         created_at=inner.created_at or outer.created_at,
         updated_at=inner.updated_at or outer.updated_at,
         cost=_coalesce(inner.cost, outer.cost),
+        request_id=inner.request_id or outer.request_id,
     )
 
 
@@ -219,10 +237,12 @@ def _report(record: dict[str, Any]) -> Report:
         kling_id=_identifier(identifier),
         external_task_id=_identifier(external or record.get("external_id")),
         message=sanitize(relays.reason(record)),
-        created_at=_integer(relays.first_time(record, relays.CREATED_AT)),
-        updated_at=_integer(relays.first_time(record, relays.UPDATED_AT)),
+        created_at=_plausible(relays.first_time(record, relays.CREATED_AT)),
+        updated_at=_plausible(relays.first_time(record, relays.UPDATED_AT)),
         outputs=tuple(islice(_outputs(record), MAX_OUTPUTS)),
-        cost=_coalesce(_cost(record.get("final_unit_deduction")), _cost(record.get("billing"))),
+        cost=_costs(record),
+        objects=tuple(islice(_objects(record), MAX_OUTPUTS)),
+        request_id=_identifier(record.get("request_id")),
     )
 
 
@@ -230,55 +250,93 @@ def _coalesce(value: Any, other: Any) -> Any:
     return other if value is None else value
 
 
+def _costs(record: dict[str, Any]) -> Any:
+    """The cost in the form that Kling names it in; of several forms an object with Kling's names."""
+    names = ("final_unit_deduction", "billing", "final_balance_deduction")
+    costs = {name: cost for name in names if (cost := _cost(record.get(name))) is not None}
+    return costs if len(costs) > 1 else next(iter(costs.values()), None)
+
+
 def _cost(value: Any) -> Any:
     """The cost unchanged, if a database's JSON can hold it: no NUL, no NaN, limited length and depth; else None."""
     if value is None or isinstance(value, str):
         return sanitize(value, MAX_ID_CHARS) or None
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        fits = len(text) <= MAX_COST_CHARS and "\\u0000" not in text and _depth(value) <= MAX_COST_DEPTH
-        text.encode()
-    except (ValueError, RecursionError):  # also UnicodeEncodeError: a lone surrogate
-        return None
-    return value if fits and value not in ([], {}) else None
-
-
-def _depth(value: Any) -> int:
-    """The depth of nested lists and objects. Raises RecursionError."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
+    return value if value not in ([], {}) and json_chars(value) <= MAX_COST_CHARS else None
 
 
 def _outputs(record: dict[str, Any]) -> Iterator[Output]:
-    """The files of a record: first the results, then their watermarked copies."""
-    marked = []
+    """The files of a record: first the results, then their watermarked copies, then files in other fields."""
+    marked, others = [], []
     for kind, item in _items(record):
         identifier, duration = _identifier(item.get("id")), _seconds(item.get("duration"))
-        for name in ("url", "url_mp3", "mp3_url", "url_wav", "wav_url"):
-            if url := _address(item.get(name)):
-                yield Output(kind, url, identifier, duration)
-        if (url := _address(item.get("watermark_url"))) and url != item.get("url"):
-            marked.append(Output("watermark", url, identifier, duration))
+        addresses = _addresses(item)
+        results, marks, more = file_fields(kind, addresses)
+        for name in results:
+            yield Output(kind_of_file(kind, name, addresses[name]), addresses[name], identifier, duration)
+        marked += [Output("watermark", addresses[name], identifier, duration) for name in marks]
+        others += [Output(kind_of_file(kind, name, addresses[name]), addresses[name], identifier) for name in more]
     yield from marked
+    yield from others
+
+
+def _objects(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What Kling made that is no file: elements, voices, sessions, and any other record without a file."""
+    chars = 0.0
+    for kind, item in _items(record):
+        fields = {name for group in file_fields(kind, _addresses(item)) for name in group}
+        if found := object_of(kind, item, fields):
+            chars += json_chars(found)
+            if chars > MAX_OBJECTS_CHARS:
+                return
+            yield found
+
+
+def _addresses(item: dict[str, Any]) -> dict[str, str]:
+    """The texts in the fields of a record that may be addresses."""
+    named = {name: _address(value) for name, value in islice(item.items(), MAX_RECORDS)}
+    return {name: address for name, address in named.items() if address}
 
 
 def _items(record: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
-    results, outputs = record.get("task_result"), record.get("outputs")
-    for name, items in islice(results.items(), MAX_RECORDS) if isinstance(results, dict) else ():
-        kind = sanitize(name, MAX_ID_CHARS).removeprefix("series_").removesuffix("s")
-        yield from ((kind, item) for item in _ordered(items))
-    for item in _ordered(outputs):
-        yield sanitize(item.get("type"), MAX_ID_CHARS) or "file", item
+    """The records of a result with their kinds: those of the lists in `task_result`, then those in `outputs`."""
+    results = record.get("task_result")
+    if isinstance(results, dict):
+        yield from _legacy_items(results)
+    for items in (results, record.get("outputs")) if isinstance(results, list) else (record.get("outputs"),):
+        for item in _ordered(items):
+            yield sanitize(item.get("type"), MAX_ID_CHARS) or "file", item
+
+
+def _legacy_items(results: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
+    """The records of a `task_result`: in its lists, single ones, and one of all its other values."""
+    others = {}
+    for name, value in islice(results.items(), MAX_RECORDS):
+        if isinstance(value, dict | list):
+            kind = sanitize(name, MAX_ID_CHARS).removeprefix("series_").removesuffix("s")
+            kind = kind_of_single(kind, value) if isinstance(value, dict) else kind
+            yield from ((kind, item) for item in _ordered(value))
+        else:
+            others[name] = value
+    if others:
+        yield "result", others
 
 
 def _ordered(items: Any) -> list[dict[str, Any]]:
-    first = items[:MAX_RECORDS] if isinstance(items, list) else []
-    records = [item for item in first if isinstance(item, dict)]
-    return sorted(records, key=lambda item: _integer(item.get("index")) or 0)
+    """The records of a list, by their index; an address in place of a record is that of its file."""
+    first = items[:MAX_RECORDS] if isinstance(items, list) else [items]
+    records = [{"url": item} if _is_web_address(item) else item for item in first]
+    return sorted(
+        (record for record in records if isinstance(record, dict)), key=lambda item: _integer(item.get("index")) or 0
+    )
+
+
+def _is_web_address(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("https://", "http://"))
 
 
 def _address(value: Any) -> str:
-    return sanitize(value, MAX_URL_CHARS) if isinstance(value, str) and len(value) <= MAX_URL_CHARS else ""
+    """An address as it is written, without blanks around it; "" for none."""
+    return sanitize(value, MAX_URL_CHARS).strip() if isinstance(value, str) and len(value) <= MAX_URL_CHARS else ""
 
 
 def _identifier(value: Any) -> str | None:
@@ -292,6 +350,11 @@ def _integer(value: Any) -> int | None:
     """A whole number that fits a database's 64 bits, or None."""
     fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
     return value if fits else None
+
+
+def _plausible(time: int | None) -> int | None:
+    """A time of this and the next centuries, in unix milliseconds; else None."""
+    return time if time is not None and EARLIEST_MS <= time < LATEST_MS else None
 
 
 def _seconds(value: Any) -> float | None:

@@ -114,11 +114,23 @@ def encode(event: Mapping[str, Any]) -> bytes:
 
 
 def redact_event(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove the queries of the files' source addresses: they authorize downloads."""
+    """Remove the queries of the addresses of files, in results and outputs: they authorize downloads."""
     task = event["task"]
-    return {**event, "task": {**task, "results": [_without_query(each) for each in task.get("results", ())]}}
+    results = [_without_query(each) for each in task.get("results", ())]
+    outputs = {"outputs": _without_queries(task["outputs"])} if "outputs" in task else {}
+    return {**event, "task": {**task, "results": results, **outputs}}
 
 
 def _without_query(result: Any) -> Any:
     url = result.get("source_url") if isinstance(result, dict) else None
     return {**result, "source_url": url.partition("?")[0]} if isinstance(url, str) else result
+
+
+def _without_queries(value: Any) -> Any:
+    """JSON without the queries of the web addresses in it."""
+    if isinstance(value, dict):
+        return {name: _without_queries(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_queries(each) for each in value]
+    is_address = isinstance(value, str) and value.lower().startswith(("https://", "http://"))
+    return value.partition("?")[0] if is_address else value

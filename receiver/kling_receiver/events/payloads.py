@@ -35,6 +35,7 @@ class ResultJson(TypedDict):
     source_url: str | None
     expires_at: Annotated[Timestamp | None, Field(description="when source_url expires, if the URL states it")]
     error: Annotated[str | None, Field(description="why the file was not stored")]
+    warning: Annotated[str | None, Field(description="what is unusual about a stored file")]
 
 
 class TaskJson(TypedDict):
@@ -50,13 +51,20 @@ class TaskJson(TypedDict):
     status_msg: str
     origin: Annotated[Origin | None, Field(description="the source of the final status")]
     request: Any
+    outputs: Annotated[
+        list[dict[str, Any]],
+        Field(description="outputs that are no files (elements, voices, a session), with Kling's names"),
+    ]
     results: list[ResultJson]
+    request_id: Annotated[str | None, Field(description="Kling's id of the create's answer, or of the latest query's")]
     cost: Annotated[Any, Field(description="as Kling reports it")]
     done: Annotated[
         bool, Field(description="the final status is accepted, not only a hint, and every result is stored or failed")
     ]
     created_at: Timestamp
     updated_at: Timestamp
+    kling_created_at: Annotated[Timestamp | None, Field(description="when the task was created, by Kling's clock")]
+    kling_updated_at: Annotated[Timestamp | None, Field(description="when it last changed, by Kling's clock")]
 
 
 class EventJson(TypedDict):
@@ -101,11 +109,15 @@ class Payloads:
             "status_msg": row["status_msg"],
             "origin": row["origin"],
             "request": row["request"],
+            "outputs": row["outputs"] or [],
             "results": [self._result(result) for result in detail.results],
+            "request_id": row["request_id"],
             "cost": row["cost"],
             "done": bool(row["done"]),
             "created_at": iso(row["created_at"]),
             "updated_at": iso(row["updated_at"]),
+            "kling_created_at": iso(row["kling_created_at"]),
+            "kling_updated_at": iso(row["kling_updated_at"]),
         }
 
     def _result(self, result: ResultRow) -> ResultJson:
@@ -123,6 +135,7 @@ class Payloads:
             "source_url": result["source_url"] or None,
             "expires_at": iso(result["expires_at"]),
             "error": result["error"] or None,
+            "warning": result["warning"] or None,
         }
 
     def _link(self, result: ResultRow) -> str:

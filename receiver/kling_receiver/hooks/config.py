@@ -154,6 +154,7 @@ class HookConfig(HookFilter):
     @field_validator("address")
     @classmethod
     def _address(cls, value: str, info: ValidationInfo) -> str:
+        value = value.strip()
         scheme = scheme_of(value)
         if scheme == "command":
             return to_address(parse_command(value))

@@ -22,6 +22,10 @@ class Kind(StrEnum):
     """Retry one delivery of one event to one hook."""
 
 
+UNLIMITED_KINDS = frozenset({Kind.DOWNLOAD})
+"""Kinds whose attempts may take any time: a slow download goes on as long as bytes arrive."""
+
+
 class Pool(StrEnum):
     """Jobs that share one limit on how many run at once."""
 

@@ -104,6 +104,9 @@ RESCUE = Statement("""
         attempts = attempts - 1
     WHERE state = 'running' AND lease_expires_at <= :expired_by
 """)
+RENEW_LEASE = Statement("""
+    UPDATE job SET lease_expires_at = :lease_expires_at WHERE id = :id AND claim_id = :claim_id
+""")
 RELEASE_CLAIM = Statement("""
     UPDATE job SET state = 'ready', claim_id = NULL, lease_expires_at = NULL, attempts = attempts - 1
     WHERE state = 'running' AND claim_id = :claim_id
@@ -185,6 +188,12 @@ def claim_due(tx: Transaction, capacity: Capacity, *, claim_id: str, lease_ms: i
         claim = {"claim_id": claim_id, "lease_expires_at": tx.now + lease_ms}
         CLAIM.executemany(tx.connection, [{"id": job.id, **claim} for job in claimed])
     return claimed
+
+
+def renew_leases(tx: Transaction, jobs: Sequence[ClaimedJob], *, lease_ms: int) -> None:
+    """Extend the leases of running jobs, whose worker is this one."""
+    lease = {"lease_expires_at": tx.now + lease_ms}
+    RENEW_LEASE.executemany(tx.connection, [{"id": job.id, "claim_id": job.claim_id, **lease} for job in jobs])
 
 
 def release_claim(tx: Transaction, claim_id: str) -> None:

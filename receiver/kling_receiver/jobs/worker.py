@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.jobs.kinds import UNLIMITED_KINDS
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, RetryAt
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.transaction import Transaction
@@ -21,11 +22,11 @@ Handler = Callable[[ClaimedJob], Awaitable[Effect]]
 MAX_PER_KEY = 16
 """Running jobs with one concurrency key, so that one slow host cannot take every place."""
 JOB_TIMEOUT_SECONDS = 900
-"""Seconds. The longest attempt of a job."""
+"""Seconds. The longest attempt of a job, unless its kind has no limit."""
 LEASE_MS = (JOB_TIMEOUT_SECONDS + 60) * 1000
-"""Milliseconds. Longer than the longest attempt, so that no lease of a live worker expires."""
+"""Milliseconds. Many times longer than the time after which a live worker renews its leases."""
 LEASE_CHECK_SECONDS = 60.0
-"""Seconds between two searches for expired leases while jobs are running."""
+"""Seconds between two renewals of the leases of running jobs, and searches for expired ones."""
 MIN_CLAIM_INTERVAL_SECONDS = 0.01
 """Seconds between two claims, so that under load one claim takes several jobs."""
 OUTAGE_RETRY_SECONDS = 2.0
@@ -117,6 +118,7 @@ class Worker:
             if unconfirmed:
                 queue.release_claim(tx, unconfirmed)
             if leases:
+                queue.renew_leases(tx, running, lease_ms=LEASE_MS)
                 queue.rescue(tx, tx.now)
             capacity = Capacity.of(running, per_key=MAX_PER_KEY)
             claimed = queue.claim_due(tx, capacity, claim_id=claim_id, lease_ms=LEASE_MS)
@@ -150,7 +152,7 @@ class Worker:
 
     async def _handle(self, job: ClaimedJob) -> Effect:
         try:
-            async with asyncio.timeout(JOB_TIMEOUT_SECONDS):
+            async with asyncio.timeout(None if job.kind in UNLIMITED_KINDS else JOB_TIMEOUT_SECONDS):
                 return await self._handlers[job.kind](job)
         except asyncio.CancelledError:
             return self._interrupted("The receiver was stopped.", 0)

@@ -14,10 +14,11 @@ from contextlib import suppress
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver
+from yarl import URL
 
 from kling_callback.environment import tls_context
 from kling_receiver import __version__
-from kling_receiver.net.guard import Allowlist, Refused, check_url
+from kling_receiver.net.guard import Allowlist, Refused, check_url, split_url
 from kling_receiver.net.resolver import GuardedResolver, ThreadedResolver
 
 AGENT = {"User-Agent": f"kling-callback/{__version__}"}
@@ -83,22 +84,27 @@ class Response:
         return 300 <= self.status < 400
 
     @property
-    def location(self) -> str | None:
+    def location(self) -> bytes | None:
         """Where a redirect leads, as its host wrote it."""
-        return self.headers.get("Location") if self.status in (301, 302, 303, 307, 308) else None
+        if self.status not in (301, 302, 303, 307, 308):
+            return None
+        return next((value for name, value in self._response.raw_headers if name.lower() == b"location"), None)
+
+    async def read(self) -> bytes:
+        """The next piece of the body, not decompressed; b"" at its end. Raises RequestFailed.
+
+        May be cancelled: the next call continues where this one was.
+        """
+        try:
+            # aiohttp's own limit does not hold once a malformed chunk has ended its parser.
+            async with asyncio.timeout(self._read_timeout):
+                return await self._response.content.read(CHUNK_BYTES)
+        except (aiohttp.ClientError, OSError) as error:
+            raise request_failed(error, self._read_timeout) from error
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """The body, not decompressed. Raises RequestFailed."""
-        content = self._response.content
-        while True:
-            try:
-                # aiohttp's own limit does not hold once a malformed chunk has ended its parser.
-                async with asyncio.timeout(self._read_timeout):
-                    chunk = await content.read(CHUNK_BYTES)
-            except (aiohttp.ClientError, OSError) as error:
-                raise request_failed(error, self._read_timeout) from error
-            if not chunk:
-                return
+        while chunk := await self.read():
             yield chunk
 
     async def close(self) -> None:
@@ -153,11 +159,11 @@ class GuardedClient:
         `read_timeout`: seconds for which the host may send nothing.
         No compression is requested: the size of a compressed body is known only after it was read.
         """
-        address = check_url(url, self.allowed)
+        scheme, authority, target = split_url(check_url(url, self.allowed))
         try:
             response = await self._session().request(
                 method,
-                address,
+                URL.build(scheme=scheme, authority=authority, path=target, encoded=True),  # byte for byte
                 headers={**DEFAULT_HEADERS, **headers},
                 data=content or None,
                 allow_redirects=False,

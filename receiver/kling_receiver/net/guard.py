@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import quote, quote_from_bytes
 
 import httpx
 
@@ -22,6 +23,11 @@ BLOCKED_NETWORKS: tuple[Network, ...] = tuple(
 )
 """Teredo, 6to4 and its relays carry IPv4 inside; the others contain metadata services of two clouds."""
 HOST = re.compile(rb"[A-Za-z0-9._:-]+")
+WEB_URL = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?P<target>[^#]*)", re.IGNORECASE)
+"""A URL up to its fragment. The target is what a request line names: path and query."""
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+GRAPHIC = "".join(map(chr, range(0x21, 0x7F)))
+"""The characters of ASCII that a request line may hold inside its target."""
 
 
 class Refused(Exception):
@@ -100,16 +106,17 @@ def is_private(host: str) -> bool:
 def check_url(url: str, allowlist: Allowlist) -> str:
     """Check a URL as written, before a name is resolved or a connection opened. Raises Refused.
 
-    Returns the URL in the form in which it is requested.
+    Returns the URL in the form in which it is requested: without blanks around it and without a fragment; path and
+    query byte for byte, because a host may have signed them. Only what no request line may hold is encoded.
     """
+    scheme, authority, target = split_url(url)
     try:
-        parsed = httpx.URL(url)
+        parsed = httpx.URL(f"{scheme}://{authority}/")
         host, raw_host = parsed.host, parsed.raw_host
-        port = {"http": 80, "https": 443}.get(parsed.scheme, 0) if parsed.port is None else parsed.port
+        port = {"http": 80, "https": 443}[scheme] if parsed.port is None else parsed.port
+        target = quote(target if target.startswith("/") else f"/{target}", safe=GRAPHIC)
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused(f"not a valid URL ({error})") from error
-    if parsed.scheme not in ("http", "https"):
-        raise Refused("only http and https addresses are allowed")
     if not HOST.fullmatch(raw_host) or not 0 < port < 1 << 16 or not all(host.rstrip(".").split(".")):
         raise Refused("its host or port is not valid")
     if parsed.userinfo:
@@ -118,7 +125,44 @@ def check_url(url: str, allowlist: Allowlist) -> str:
         check_address(host, port, address, allowlist)
     elif is_loopback(host.rstrip(".")) and not (allowlist.permits(host, port) or allowlist.networks):
         raise Refused(f"{host} is this machine{allowlist.hint}")
-    return str(parsed)
+    return f"{scheme}://{parsed.netloc.decode('ascii')}{target}"
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """The scheme in small letters, the authority and the target of a web URL, as written. Raises Refused."""
+    match = WEB_URL.match(url.strip())
+    if not match:
+        raise Refused("only http and https addresses are allowed")
+    return match["scheme"].lower(), match["authority"], match["target"]
+
+
+def join_url(url: str, location: bytes) -> str:
+    """The URL to which a redirect from `url` leads, with path and query of `location` as written. Raises Refused."""
+    scheme, authority, target = split_url(url)
+    try:
+        text = location.decode().strip()
+    except UnicodeDecodeError:
+        text = quote_from_bytes(location, safe=GRAPHIC)
+    if SCHEME.match(text):
+        return text
+    if text.startswith("//"):
+        return f"{scheme}:{text}"
+    if not text.startswith("/"):
+        base = target.partition("?")[0]
+        path = re.split("[?#]", text, maxsplit=1)[0]
+        text = (_without_dots(f"{base[: base.rfind('/') + 1] or '/'}{path}") if path else base) + text[len(path) :]
+    return f"{scheme}://{authority}{text}"
+
+
+def _without_dots(path: str) -> str:
+    """An absolute path without its segments `.` and `..` (RFC 3986, 5.2.4)."""
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del kept[max(len(kept) - 1, 1) :]
+        elif segment != ".":
+            kept.append(segment)
+    return "/".join(kept) + ("/" if path.endswith(("/.", "/..")) else "")
 
 
 def _ip_literal(host: str) -> Address | None:

@@ -1,76 +1,53 @@
 """Download jobs: fetch a result file that Kling named, check it, and store it."""
 
-import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 from starlette.concurrency import run_in_threadpool
 
-from kling_callback.api.http import retry_after_seconds
-from kling_callback.atomic_file import AtomicFile
+from kling_callback.errors import GatewayError
 from kling_callback.protocol.media_types import extension
+from kling_callback.protocol.reports import Output, Report
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
-from kling_receiver.net.client import GuardedClient, RequestFailed, Response
+from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Refused
 from kling_receiver.results import records as result_records
-from kling_receiver.results.media import HEAD_BYTES, is_complete, matches_kind, sniff
-from kling_receiver.results.records import StoredFile
+from kling_receiver.results.fetch import InvalidFile, StorageUnavailable, UnexpectedResponse, fetch, storage_call
+from kling_receiver.results.media import UNKNOWN_TYPE
+from kling_receiver.results.records import StoredFile, part_name
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.reader import Reader
-from kling_receiver.store.rows import ResultRow
+from kling_receiver.store.rows import ResultRow, TaskRow
 from kling_receiver.store.transaction import Transaction
 
 log = logging.getLogger("kling_receiver.results")
 
-T = TypeVar("T")
+Query = Callable[[TaskRow], Awaitable[Report | None]]
+"""Ask Kling about a task. Raises GatewayError."""
+
 DOWNLOAD_BACKOFF = Backoff((1, 2, 5, 10, 30, 60, 120, 300, 600, 900, 1800))
-MAX_REFUSALS = 5
-"""Attempts at a file that its host refuses (403, 404 and the like), or that is not a file of its kind."""
-MAX_REDIRECTS = 5
-MAX_RESUMES = 5
-"""Times that a download which was cut short is resumed, within one attempt."""
-DOWNLOAD_TIMEOUT_SECONDS = 840
-"""Seconds for one attempt at a file; less than the worker gives a job, so that the attempt ends here."""
-BUFFER_BYTES = 1 << 20
-"""Bytes that are written to the disk at once."""
+MAX_REFUSALS = 9
+"""Attempts at a file that its host refuses (403, 404 and the like), or that is no file: five to nine minutes.
+
+A new file may take minutes to reach every host of a network.
+"""
+REFUSALS_BEFORE_QUERY = 5
+"""Refusals after which Kling is asked for another address, once: the one it named may have expired."""
+MAX_SHOWN_BYTES = 12
+"""Bytes of a file of unknown type that its warning shows."""
 
 ADDRESS = re.compile(r"https?://\S+")
-
-
-class InvalidFile(Exception):
-    """The file is not what Kling named: another kind, truncated, too large."""
-
-
-class UnexpectedResponse(Exception):
-    """The host answered with a status that brings no file. `retry_after`: seconds that it asks to wait."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(f"the host answered {response.status}")
-        self.status, self.retry_after = response.status, retry_after_seconds(response.headers)
-
-
-class StorageUnavailable(Exception):
-    """The storage cannot take the file: the disk is full, or the folder is gone. The file itself may be good."""
-
-
-async def _storage_call(function: Callable[..., T], *args: Any) -> T:
-    """Do disk work in a thread. Raises StorageUnavailable."""
-    try:
-        return await run_in_threadpool(function, *args)
-    except OSError as error:
-        raise StorageUnavailable(f"the storage failed: {error.strerror or error}") from error
 
 
 class Downloader:
     """Handles the jobs that download result files.
 
-    `max_bytes`: of one file. `backoff`: between attempts. `timeout_seconds`: for one attempt.
+    `query`: asks Kling. `max_bytes`: of one file. `backoff`: between attempts. `clock`: unix seconds.
     """
 
     def __init__(
@@ -79,159 +56,103 @@ class Downloader:
         storage: LocalStorage,
         reader: Reader,
         metrics: Metrics,
+        query: Query,
         *,
         max_bytes: int,
         backoff: Backoff = DOWNLOAD_BACKOFF,
-        timeout_seconds: float = DOWNLOAD_TIMEOUT_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._client, self._storage, self._reader, self._metrics = client, storage, reader, metrics
-        self._max_bytes, self._backoff, self._timeout_seconds = max_bytes, backoff, timeout_seconds
+        self._query, self._max_bytes, self._backoff, self._clock = query, max_bytes, backoff, clock
 
     async def download(self, job: ClaimedJob) -> Effect:
-        """Handle one `download` job: the file is stored, retried, or failed with a reason."""
+        """Handle one `download` job: the file is stored, retried, or failed with a reason.
+
+        It has no time limit: it ends once no byte arrives, and a cancelled one is resumed.
+        """
         index = int(job.args["index"])
         result = await self._reader.result(job.task_id, index)
         if result is None or result["status"] != "pending":
             return settle_as(Done())
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                stored = await self._download(result)
+            stored = await self._download(result)
         except Exception as error:  # any: a result must end stored or failed, never pending for ever
-            late = f"the download took longer than {self._timeout_seconds:g} s"
-            failure = RequestFailed(late) if isinstance(error, TimeoutError) else error
-            log.warning("task %s, result %d: %s", job.task_id, index, describe(failure))
+            log.warning("task %s, result %d: %s", job.task_id, index, describe(error))
             self._metrics.downloads.labels("failed").inc()
-            return partial(self._settle_failed, job=job, index=index, error=failure)
+            if isinstance(error, StorageUnavailable):
+                return partial(self._settle_unstored, job=job, error=error)
+            return await self._failed(job, result, error)
+        if stored.warning:
+            log.warning("task %s, result %d is stored, but %s", job.task_id, index, stored.warning)
         self._metrics.downloads.labels("stored").inc()
         return partial(_settle_stored, job=job, index=index, stored=stored)
 
-    def _settle_failed(self, tx: Transaction, job: ClaimedJob, index: int, error: Exception) -> Outcome:
-        if isinstance(error, StorageUnavailable):  # the file is paid for, and can be had once the disk is repaired
-            failures = min(job.args.get("storage_failures", 0) + 1, len(self._backoff.steps))
-            due = self._backoff.next_at(failures, tx.now) or tx.now
-            return RetryAt(due, describe(error), args={**job.args, "storage_failures": failures}, counts=False)
-        retry_after = error.retry_after if isinstance(error, UnexpectedResponse) else None
-        retry_at = self._backoff.next_at(job.attempts, tx.now, at_least=retry_after)
-        exhausted = isinstance(error, Refused) or (_is_refusal(error) and job.attempts >= MAX_REFUSALS)
-        if exhausted or retry_at is None:
-            result_records.mark_failed(tx, tx.require_task(job.task_id), index, describe(error))
-            return GiveUp(describe(error))
-        return RetryAt(retry_at, describe(error))
+    def _settle_unstored(self, tx: Transaction, job: ClaimedJob, error: StorageUnavailable) -> Outcome:
+        """Retry without end: the file is paid for, and can be had once the disk is repaired."""
+        failures = min(job.args.get("storage_failures", 0) + 1, len(self._backoff.steps))
+        due = self._backoff.next_at(failures, tx.now) or tx.now
+        return RetryAt(due, describe(error), args={**job.args, "storage_failures": failures}, counts=False)
+
+    async def _failed(self, job: ClaimedJob, result: ResultRow, error: Exception) -> Effect:
+        """Retry, from another address if Kling has one, or give up."""
+        index, reason = result["position"], describe(error)
+        latest = await self._reader.result(job.task_id, index)
+        if latest and latest["source_url"] != result["source_url"]:  # Kling was asked for another file of the task
+            args = {**job.args, "asked_after": job.attempts}
+            return lambda tx: RetryAt(tx.now, reason, args=args)
+        attempts = job.attempts - job.args.get("asked_after", 0)
+        is_refusal, is_final = _is_refusal(error), isinstance(error, Refused)
+        is_last = is_final or attempts > len(self._backoff.steps) or (is_refusal and attempts >= MAX_REFUSALS)
+        expired = result["expires_at"] is not None and result["expires_at"] <= self._clock() * 1000
+        may_be_old = is_last or (is_refusal and (expired or attempts >= REFUSALS_BEFORE_QUERY))
+        outputs: tuple[Output, ...] | None = None
+        if may_be_old and not is_final and "asked_after" not in job.args:
+            outputs = await self._ask_for_addresses(result)
+        is_other = result_records.has_moved(result, outputs or ())
+        if is_last and not is_other:
+            await run_in_threadpool(self._storage.discard_part, part_name(job.task_id, index))
+
+        def settle(tx: Transaction) -> Outcome:
+            if is_other:
+                result_records.set_addresses(tx, job.task_id, outputs or ())
+                return RetryAt(tx.now, reason, args={**job.args, "asked_after": job.attempts})
+            if is_last:
+                result_records.mark_failed(tx, tx.require_task(job.task_id), index, reason)
+                return GiveUp(reason)
+            retry_after = error.retry_after if isinstance(error, UnexpectedResponse) else None
+            due = self._backoff.next_at(attempts, tx.now, at_least=retry_after)
+            assert due is not None
+            return RetryAt(due, reason, args=None if outputs is None else {**job.args, "asked_after": 0})
+
+        return settle
+
+    async def _ask_for_addresses(self, result: ResultRow) -> tuple[Output, ...] | None:
+        """Ask Kling where the files of a task are now; None without an answer."""
+        task = await self._reader.task(result["task_id"])
+        try:
+            report = await self._query(task) if task else None
+        except GatewayError as error:
+            log.warning("task %s: no other address of a file is known: %s", result["task_id"], error)
+            return None
+        return report.outputs if report and report.status == "succeed" else ()
 
     async def _download(self, result: ResultRow) -> StoredFile:
-        part = await _storage_call(self._storage.create)
+        name, url, kind = part_name(result["task_id"], result["position"]), result["source_url"], result["kind"]
+        part = await storage_call(self._storage.part, name, url)
         try:
-            content_type, measured = await self._stream_into(part, result)
-            name = f"{result['task_id']}/{result['position']}.{extension(content_type)}"
-            await _storage_call(self._commit, part, name, None if measured else content_type)
-        except BaseException:
+            content_type = await fetch(self._client, url, part, kind=kind, max_bytes=self._max_bytes)
+            path, warning = f"{name}.{extension(content_type)}", ""
+            if content_type == UNKNOWN_TYPE:
+                warning = f"its type is unknown: it begins with {part.head(MAX_SHOWN_BYTES)!r}"
+            stored = StoredFile(path, content_type, part.size, part.sha256, warning)
+            await storage_call(self._storage.commit, part, path)
+        except InvalidFile:
             await run_in_threadpool(part.discard)
             raise
-        return StoredFile(name, content_type, part.size, part.sha256)
-
-    def _commit(self, part: AtomicFile, name: str, unmeasured: str | None) -> None:
-        """Move the finished file into place. `unmeasured`: the type of a file whose host named no length."""
-        part.flush()
-        if unmeasured and not is_complete(part.path, unmeasured):
-            raise InvalidFile(f"the {unmeasured} file is truncated")
-        self._storage.commit(part, name)
-
-    async def _stream_into(self, part: AtomicFile, result: ResultRow) -> tuple[str, bool]:
-        """Download into `part`, resuming where a connection was cut.
-
-        Returns the content type that the bytes show, and whether the host named the length.
-        """
-        url, validator, head = result["source_url"], None, b""
-        for resumes in range(MAX_RESUMES + 1):
-            response = await self._open(url, part.size, validator)
-            try:
-                length = _length(response, part.size, self._max_bytes)
-                validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-                async for data in _buffered(response):
-                    head = (head + data)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
-                    if len(head) == HEAD_BYTES:
-                        _check(head, result["kind"])
-                    if part.size + len(data) > self._max_bytes:
-                        raise _too_large(self._max_bytes)
-                    await _storage_call(part.write, data)
-            except RequestFailed:
-                if resumes == MAX_RESUMES or not part.size or not validator:
-                    raise
-                continue
-            finally:
-                await response.close()
-            if length is not None and part.size != length:
-                raise InvalidFile(f"received {part.size} of {length} bytes")
-            return _check(head, result["kind"]), length is not None
-        raise AssertionError("unreachable")
-
-    async def _open(self, url: str, start: int, validator: str | None) -> Response:
-        """Request the file from byte `start` on; redirects are followed one by one, and each target is checked."""
-        headers: dict[str, str] = {}
-        if start and validator:
-            headers = {"Range": f"bytes={start}-", "If-Range": validator}
-        for _ in range(MAX_REDIRECTS + 1):
-            response = await self._client.send("GET", url, headers=headers)
-            if response.location is None:
-                break
-            await response.close()
-            url = _redirect_target(url, response.location)
-        if response.status == (206 if start else 200) and _resumes_at(response, start):
-            return response
-        await response.close()
-        raise UnexpectedResponse(response)
-
-
-def _redirect_target(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise Refused(f"the redirect does not lead to a valid URL ({error})") from error
-
-
-def _check(head: bytes, kind: str) -> str:
-    """The content type that the first bytes show. Raises InvalidFile if it is not of this kind."""
-    content_type = sniff(head)
-    if content_type and matches_kind(content_type, kind):
-        return content_type
-    raise InvalidFile(f"not a valid {kind} file: it begins with {head[:12]!r}" if head else "the file is empty")
-
-
-def _resumes_at(response: Response, start: int) -> bool:
-    return not start or response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-
-
-async def _buffered(response: Response) -> AsyncIterator[bytes]:
-    """The body in pieces of a size fit for the disk; bytes received before a cut are yielded before the error."""
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise InvalidFile("the file was sent compressed, which was not requested")
-    buffer = bytearray()
-    try:
-        async for chunk in response.iter_bytes():
-            buffer += chunk
-            if len(buffer) >= BUFFER_BYTES:
-                yield bytes(buffer)
-                buffer.clear()
-    except RequestFailed:
-        if buffer:
-            yield bytes(buffer)
-        raise
-    if buffer:
-        yield bytes(buffer)
-
-
-def _length(response: Response, start: int, max_bytes: int) -> int | None:
-    """Bytes of the whole file, if the host names a length. Raises InvalidFile for too many."""
-    header = response.headers.get("Content-Length", "")
-    if not header.isdecimal():
-        return None
-    if start + int(header) > max_bytes:
-        raise _too_large(max_bytes)
-    return start + int(header)
-
-
-def _too_large(max_bytes: int) -> InvalidFile:
-    return InvalidFile(f"the file is larger than {max_bytes} bytes")
+        except BaseException:
+            await run_in_threadpool(part.close)
+            raise
+        return stored
 
 
 def _settle_stored(tx: Transaction, job: ClaimedJob, index: int, stored: StoredFile) -> Outcome:

@@ -15,16 +15,21 @@ UPSERT_PENDING = Statement("""
     VALUES (:task_id, :position, :kind, :kling_id, :duration, 'pending', :source_url, :expires_at, '')
     ON CONFLICT (task_id, position) DO UPDATE SET
         kind = excluded.kind, kling_id = excluded.kling_id, duration = excluded.duration, status = 'pending',
-        source_url = excluded.source_url, expires_at = excluded.expires_at, error = ''
+        source_url = excluded.source_url, expires_at = excluded.expires_at, error = '', warning = ''
     WHERE result.status <> 'stored'
 """)
 SELECT_PENDING = Statement[ResultRow](
     "SELECT position, source_url FROM result WHERE task_id = :task_id AND status = 'pending' ORDER BY position"
 )
+SELECT_ALL_PENDING = Statement("SELECT task_id, position FROM result WHERE status = 'pending'")
+SET_ADDRESS = Statement("""
+    UPDATE result SET source_url = :source_url, expires_at = :expires_at
+    WHERE task_id = :task_id AND position = :position AND kind = :kind AND status = 'pending'
+""")
 COUNT_NAMED = Statement("SELECT count(*) FROM result WHERE task_id = :task_id AND source_url <> ''")
 MARK_STORED = Statement("""
     UPDATE result SET status = 'stored', content_type = :content_type, size = :size, sha256 = :sha256,
-        path = :path, error = ''
+        path = :path, error = '', warning = :warning
     WHERE task_id = :task_id AND position = :position AND status <> 'stored'
 """)
 MARK_LOST = Statement("""
@@ -35,6 +40,7 @@ MARK_FAILED = Statement("""
     UPDATE result SET status = 'failed', error = :error
     WHERE task_id = :task_id AND position = :position AND status = 'pending'
 """)
+DELETE_MISSING = Statement("DELETE FROM result WHERE task_id = :task_id AND source_url = '' AND status = 'failed'")
 INSERT_MISSING = Statement("""
     INSERT INTO result (task_id, position, kind, status, source_url, error)
     VALUES (:task_id, 0, 'file', 'failed', '', :error)
@@ -44,12 +50,16 @@ INSERT_MISSING = Statement("""
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A complete file in the storage: `path` inside it, `size` in bytes, `sha256` in hex."""
+    """A complete file in the storage: `path` inside it, `size` in bytes, `sha256` in hex.
+
+    `warning`: what is unusual about it, or "".
+    """
 
     path: str
     content_type: str
     size: int
     sha256: str
+    warning: str = ""
 
 
 def enqueue_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...]) -> None:
@@ -79,11 +89,44 @@ def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...
         enqueue.download(tx, task["id"], row["position"], row["source_url"])
 
 
+def has_moved(result: ResultRow, outputs: tuple[Output, ...]) -> bool:
+    """Whether Kling's latest report names another address for a file."""
+    output = next(iter(outputs[result["position"] :]), None)
+    return output is not None and output.kind == result["kind"] and output.url != result["source_url"]
+
+
+def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) -> None:
+    """Download the pending files of a task from the addresses in Kling's latest report from now on."""
+    rows = [
+        {
+            "task_id": task_id,
+            "position": position,
+            "kind": output.kind,
+            "source_url": output.url,
+            "expires_at": expires_at(output.url, tx.now),
+        }
+        for position, output in enumerate(outputs)
+    ]
+    SET_ADDRESS.executemany(tx.connection, rows)
+
+
+def part_name(task_id: str, index: int) -> str:
+    """The name of a file that is not stored yet, in the storage."""
+    return f"{task_id}/{index}"
+
+
+def pending_parts(tx: Transaction) -> list[str]:
+    """The names of all files that are not stored yet."""
+    return [part_name(row["task_id"], row["position"]) for row in SELECT_ALL_PENDING.all(tx.connection)]
+
+
 def mark_stored(tx: Transaction, task: TaskRow, index: int, stored: StoredFile) -> None:
     """Record that a file is on disk. A repeat has no effect."""
     file = {"content_type": stored.content_type, "size": stored.size, "sha256": stored.sha256}
-    if MARK_STORED.execute(tx.connection, **file, path=stored.path, task_id=task["id"], position=index):
-        tx.add_event(task["id"], "result.stored", {"index": index, "name": stored.path, **file})
+    row = {**file, "path": stored.path, "warning": stored.warning, "task_id": task["id"], "position": index}
+    if MARK_STORED.execute(tx.connection, **row):
+        warning = {"warning": stored.warning} if stored.warning else {}
+        tx.add_event(task["id"], "result.stored", {"index": index, "name": stored.path, **file, **warning})
         finish_task(tx, task)
 
 
@@ -105,6 +148,12 @@ def mark_missing(tx: Transaction, task: TaskRow, reason: str) -> None:
     tx.flush_new_tasks()
     if INSERT_MISSING.execute(tx.connection, task_id=task["id"], error=reason):
         _add_failure(tx, task, 0, reason)
+    finish_task(tx, task)
+
+
+def finish_without_files(tx: Transaction, task: TaskRow) -> None:
+    """Finish a succeeded task whose outputs are no files. That none was known before is no failure any more."""
+    DELETE_MISSING.execute(tx.connection, task_id=task["id"])
     finish_task(tx, task)
 
 

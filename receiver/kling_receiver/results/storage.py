@@ -1,14 +1,22 @@
 """Storage for result files in a local folder. Each file is complete and durable, or absent.
 
+An unfinished file is a part in `.parts`, with a note that says what of it is certain, so that another attempt or
+another process can continue it.
+
 The folder is made only at the start: if it vanishes later, its volume was unmounted, and files written into a new
 folder in its place would be hidden once the volume is mounted again.
 """
 
 import errno
+import fcntl
 import hashlib
+import json
+import os
 import re
 import secrets
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,6 +31,117 @@ Fingerprint = tuple[int, ...]
 FOLDER_GONE = "the folder is gone. Mount its volume again, or restart the receiver to make a new one"
 
 
+class PartialFile:
+    """A file that is being downloaded. `size`: bytes so far. `length`: bytes of the whole file, if known.
+
+    `validator`: what the host calls this version of the file (`If-Range`), if it does so reliably. Only a part with a
+    validator is kept for later. Its note has the checksum of its bytes: what a crash left unwritten is not continued.
+    `commit`, `close` or `discard` ends it. All methods block.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        """Open a new part, or continue the one at `path` if it is of the same file `source`. Raises OSError."""
+        self.path, self._note, self._source = path, path.with_suffix(".json"), source
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one writer, also if a job runs twice
+            self._reset()
+            self._continue()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _reset(self) -> None:
+        self.size = 0
+        self.length: int | None = None
+        self.validator: str | None = None
+        self._hash = hashlib.sha256()
+
+    def _continue(self) -> None:
+        """Take over what an earlier attempt wrote, as far as its note is true."""
+        try:
+            note = json.loads(self._note.read_bytes())
+            source, validator, size, length, sha256 = (note[name] for name in NOTE)
+        except (OSError, ValueError, LookupError, TypeError):
+            self.restart()
+            return
+        digest = hashlib.sha256()
+        while chunk := self._file.read(min(READ_BYTES, size - self._file.tell())):
+            digest.update(chunk)
+        if (source, sha256) != (self._source, digest.hexdigest()) or self._file.tell() != size:
+            self.restart()
+            return
+        self._file.truncate(size)
+        self.size, self.validator, self.length, self._hash = size, validator, length, digest
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes so far, in hex."""
+        return self._hash.hexdigest()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes of the file are here."""
+        return self.size > 0 and self.size == self.length
+
+    def head(self, size: int) -> bytes:
+        """The first bytes of the file."""
+        return os.pread(self._file.fileno(), size, 0)
+
+    def restart(self) -> None:
+        """Drop all bytes. Raises OSError."""
+        self._note.unlink(missing_ok=True)
+        self._file.seek(0)
+        self._file.truncate()
+        self._reset()
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes, and note that they are here. Raises OSError, when the disk is full for instance."""
+        written = 0
+        while written < len(chunk):
+            written += self._file.write(chunk[written:]) or 0
+        self._hash.update(chunk)
+        self.size += len(chunk)
+        if self.validator:
+            values = (self._source, self.validator, self.size, self.length, self.sha256)
+            temporary = self.path.with_suffix(".new")
+            temporary.write_text(json.dumps(dict(zip(NOTE, values, strict=True))))
+            temporary.replace(self._note)
+
+    def commit(self, target: Path) -> None:
+        """Rename the file to `target`, replacing it; a power failure afterwards loses nothing. Raises OSError."""
+        os.fsync(self._file.fileno())
+        self.path.replace(target)
+        fsync_folder(target.parent)
+        self._note.unlink(missing_ok=True)
+        self._file.close()
+
+    def close(self) -> None:
+        """Keep the part for a later attempt, if it can be continued."""
+        if self.size and self.validator:
+            self._file.close()
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the part, if it was not committed."""
+        if not self._file.closed:
+            _remove_part(self.path)
+            self._file.close()
+
+
+def _remove_part(path: Path) -> None:
+    """Remove a part with its note, as far as they are there."""
+    for suffix in ("", ".json", ".new"):
+        with suppress(OSError):
+            path.with_suffix(suffix).unlink()
+
+
+NOTE = ("source", "validator", "size", "length", "sha256")
+"""What a part's note holds. The source is a checksum: an address may grant access to the file."""
+READ_BYTES = 1 << 20
+
+
 class LocalStorage:
     """Result files in a folder: `<task_id>/<index>.<extension>`, and unfinished ones in `.parts`. Methods block."""
 
@@ -33,34 +152,54 @@ class LocalStorage:
         self._checksums_lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Make the folder, and remove the unfinished files of an earlier process. Raises OSError."""
+        """Make the folder. Raises OSError."""
         make_durable_folder(self._parts)
-        for path in self._parts.iterdir():
-            path.unlink(missing_ok=True)
 
-    def create(self) -> AtomicFile:
-        """A new file to write, to be ended by `commit` or by its own `discard`. Raises OSError."""
+    def part(self, name: str, url: str) -> PartialFile:
+        """The part of the file `name`, begun before or new. `url`: where the file is; its query may change.
+
+        To be ended by `commit`, or by its own `close` or `discard`. Raises OSError.
+        """
+        source = hashlib.sha256(url.partition("?")[0].encode()).hexdigest()
         try:
-            return AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
+            return PartialFile(self._part_path(name), source)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
 
+    def _part_path(self, name: str) -> Path:
+        return self._parts / f"part-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+    def discard_part(self, name: str) -> None:
+        """Remove the part of the file `name`, if there is one."""
+        _remove_part(self._part_path(name))
+
+    def remove_orphans(self, names: Iterable[str]) -> None:
+        """Remove all parts but those of the files `names`. Raises OSError."""
+        kept = {path.with_suffix(suffix) for path in map(self._part_path, names) for suffix in ("", ".json")}
+        for path in self._parts.iterdir():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
     def probe(self) -> None:
         """Check that files can be written, by writing and removing one. Raises OSError."""
-        part = self.create()
+        try:
+            part = AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
         try:
             part.write(b"probe")
             part.flush()
         finally:
             part.discard()
 
-    def commit(self, part: AtomicFile, name: str) -> None:
+    def commit(self, part: PartialFile, name: str) -> None:
         """Store a written file durably as `name`: fsync, rename, fsync of the folder and its parent. Raises OSError."""
         target = self.path(name)
         target.parent.mkdir(mode=0o700, exist_ok=True)
+        sha256 = part.sha256
         part.commit(target)
         fsync_folder(self.root)  # each time: a process that made the task's folder may have been killed before this
-        self._cache_checksum(_fingerprint(target), part.sha256)
+        self._cache_checksum(_fingerprint(target), sha256)
 
     def path(self, name: str) -> Path:
         """The path of the file `name`."""

@@ -90,7 +90,7 @@ def describe_error(error: BaseException) -> str:
 
 def scheme_of(address: str) -> str:
     """The scheme of an address, in lower case; the whole address if it has none."""
-    return address.partition(":")[0].lower()
+    return address.strip().partition(":")[0].lower()
 
 
 def to_cloudevent(message: Message) -> dict[str, Any]:

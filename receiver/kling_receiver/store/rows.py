@@ -31,6 +31,10 @@ class TaskRow(TypedDict):
     hint_count: int
     callback_kling_id: str | None
     cost: Any
+    outputs: list[dict[str, Any]] | None
+    request_id: str | None
+    kling_created_at: int | None
+    kling_updated_at: int | None
     duration_ms: int | None
     done: bool
     callback_count: int
@@ -58,6 +62,10 @@ class TaskChanges(TypedDict, total=False):
     hint_count: int
     callback_kling_id: str | None
     cost: Any
+    outputs: list[dict[str, Any]] | None
+    request_id: str | None
+    kling_created_at: int | None
+    kling_updated_at: int | None
     duration_ms: int | None
     done: bool
     callback_count: int
@@ -91,6 +99,7 @@ class ResultRow(TypedDict):
     source_url: str
     expires_at: int | None
     error: str
+    warning: str
 
 
 class JobRow(TypedDict):

@@ -118,6 +118,12 @@ class Task(SQLModel, table=True):
     callback_kling_id: str | None = None
     """The id in the last callback; behind a relay it may differ from `kling_id`."""
     cost: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    outputs: Any = Field(default=None, sa_column=Column(JsonText, nullable=False))
+    """Outputs that are no files, with Kling's names; null for none."""
+    request_id: str | None = None
+    """Kling's id of the create's answer, or of the latest query's."""
+    kling_created_at: int | None = Field(default=None, sa_type=BigInteger)
+    kling_updated_at: int | None = Field(default=None, sa_type=BigInteger)
     duration_ms: int | None = Field(default=None, sa_type=BigInteger)
     """From the create to the success, by Kling's own times where it names them."""
     done: bool = False
@@ -184,6 +190,8 @@ class Result(SQLModel, table=True):
     source_url: str = ""
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     error: str = ""
+    warning: str = ""
+    """What is unusual about a stored file."""
 
 
 class Job(SQLModel, table=True):

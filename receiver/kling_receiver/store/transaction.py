@@ -281,7 +281,7 @@ def _update_statement(names: tuple[str, ...]) -> Statement[Row]:
 
 TASK_DEFAULTS: Row = {
     column.name: None
-    if column.nullable or column.name in ("request", "cost")
+    if column.nullable or column.name in ("request", "cost", "outputs")
     else Task.model_fields[column.name].default
     for column in TASK.c
 }

@@ -123,7 +123,7 @@ def apply_answer(
         transitions.apply_report(tx, task, report)
     if report.final and was_open:
         tx.add_event(task["id"], "task.recovered", {"by": by})
-    if report.status == "succeed" and not report.outputs:
+    if report.status == "succeed" and not report.has_results:
         enqueue.ask(tx, task["id"])
 
 

@@ -47,7 +47,7 @@ class Reconciler:
         self._backoffs = {"unanswered": backoff, "undecided": undecided}
 
     async def reconcile(self, job: ClaimedJob) -> Effect:
-        """Handle one `ask` job: a callback hinted at a final status, or Kling's report named no files."""
+        """Handle one `ask` job: a callback hinted at a final status, or Kling's report named no result."""
         task = await self._reader.task(job.task_id)
         if task is None or await self._is_settled(task):
             return settle_as(Done())
@@ -72,24 +72,24 @@ class Reconciler:
                 return self._retry_or_reject_hint(tx, job, task, answer)
             if task["hint"] != answer.status:
                 transitions.reject_hint(tx, task, str(answer.status))
-            if task["status"] == "failed" or answer.outputs:
+            if task["status"] == "failed" or answer.has_results:
                 return Done()
-            if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", "Kling names no file.")):
+            if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", "Kling names no result.")):
                 return retry
             if answer.status == "succeed" and (content := self._kling_api.content(task["family"], answer.kling_id)):
                 result_records.refresh_downloads(tx, task, (content,))
             else:
-                result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no file.")
+                result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no result.")
             return Done()
 
         return apply
 
     async def _is_settled(self, task: TaskRow) -> bool:
-        """Whether Kling's final status is known, and the files of a success are."""
+        """Whether Kling's final status is known, and the files or other outputs of a success are."""
         if task["status"] not in FINAL or task["origin"] != "kling":
             return False
         source_urls = [result["source_url"] for result in await self._reader.results(task["id"])]
-        return task["status"] == "failed" or any(source_urls)
+        return task["status"] == "failed" or bool(task["outputs"]) or any(source_urls)
 
     def _retry_or_reject_hint(self, tx: Transaction, job: ClaimedJob, task: TaskRow, report: Report) -> Outcome:
         """Kling reports another status than the callback: retry, and at last discard the callback's status."""
@@ -97,7 +97,7 @@ class Reconciler:
             return retry
         transitions.reject_hint(tx, task, str(report.status))
         if task["status"] == "succeed":
-            result_records.mark_missing(tx, task, f"Kling now says {report.status}, and named no file.")
+            result_records.mark_missing(tx, task, f"Kling now says {report.status}, and named no result.")
         return Done()
 
     def _retry_or_accept_hint(self, tx: Transaction, job: ClaimedJob, error: GatewayError) -> Outcome:

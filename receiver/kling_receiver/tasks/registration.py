@@ -83,6 +83,7 @@ class Registration(BaseModel):
     kling_id: Annotated[str, Field(json_schema_extra=KLING_ID_SCHEMA)] | None = Field(
         None, alias="task_id", description="Kling's id, with the outcome `created`"
     )
+    request_id: ShortText = Field("", description="Kling's id of its answer to the create")
     reason: Annotated[str, AfterValidator(sanitize)] = Field("", max_length=4000)
     hook: str = Field("", max_length=2000, description="a web address to which the events of this task are sent")
 
@@ -240,9 +241,12 @@ def _tag(tx: Transaction, task_id: str, tags: Sequence[str]) -> None:
 
 
 def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -> None:
+    replaced = registration.create_token not in ("", task["create_token"])
+    if registration.request_id and not replaced and task["origin"] != "kling":
+        tx.update_task(task, request_id=registration.request_id)
     if registration.outcome == "created":
         _record_created(tx, task, registration)
-    elif registration.create_token not in ("", task["create_token"]):
+    elif replaced:
         return  # a later attempt has replaced this one
     elif registration.outcome == "not_created" and task["status"] == "created" and not task["callback_count"]:
         tx.update_task(task, outcome="not_created")

@@ -4,12 +4,14 @@
 callback, which `tasks/ingest` records. `fail_locally` is the receiver's own decision.
 """
 
+from typing import cast
+
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import overdue_key
 from kling_receiver.results import records as result_records
 from kling_receiver.states import FINAL, Origin, Status, transition
-from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.rows import TaskChanges, TaskRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import durations
 
@@ -27,8 +29,7 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
         if log:
             log_ignored(tx, task, report.status, outcome)
         return
-    if report.cost is not None:
-        tx.update_task(task, cost=report.cost)
+    _record_details(tx, task, report)
     if outcome == "applied":
         if report.status == "succeed":
             tx.update_task(task, duration_ms=durations.of(task, report, tx.now))
@@ -37,6 +38,21 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
         result_records.finish_task(tx, task)
     elif report.status == "succeed":
         result_records.enqueue_downloads(tx, task, report.outputs)
+        if report.objects and not report.outputs:
+            result_records.finish_without_files(tx, task)
+
+
+def _record_details(tx: Transaction, task: TaskRow, report: Report) -> None:
+    """Record what Kling says beside the status: cost, outputs that are no files, its times, its request id."""
+    named: TaskChanges = {
+        "cost": report.cost,
+        "outputs": list(report.objects) or None,
+        "request_id": report.request_id,
+        "kling_created_at": report.created_at,
+        "kling_updated_at": report.updated_at,
+    }
+    changes = {name: value for name, value in named.items() if value is not None}
+    tx.update_task(task, **cast(TaskChanges, changes))
 
 
 def set_external_id(tx: Transaction, task: TaskRow, external_task_id: str) -> None:

@@ -153,8 +153,8 @@ def _is_refused(parse: Callable[[], Any]) -> bool:
 def _check_report(report: Report) -> None:
     """Every text and number of a report can be stored."""
     outputs = [each for output in report.outputs for each in (output.kind, output.url, output.id)]
-    _check_text(report.kling_id, report.external_task_id, report.message, *outputs)
-    _check_text(json.dumps(report.cost, ensure_ascii=False, allow_nan=False))
+    _check_text(report.kling_id, report.external_task_id, report.message, report.request_id, *outputs)
+    _check_text(json.dumps([report.cost, *report.objects], ensure_ascii=False, allow_nan=False))
     for number in (report.created_at, report.updated_at):
         assert number is None or abs(number) < 1 << 62
     assert all(output.duration is None or 0 <= output.duration < 1e6 for output in report.outputs)

@@ -26,7 +26,7 @@ from kling_callback.api.receiver import ReceiverApi
 from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
 from kling_callback.cli.main import main, report_error, warn_about_create
-from kling_callback.cli.terminal import escape, live_progress, print_json, print_tasks
+from kling_callback.cli.terminal import escape, live_progress, print_json, print_task, print_tasks
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import is_id
@@ -36,7 +36,7 @@ from tests.client.jobs.test_catalog import picture
 from tests.support.commands import leaves_no_trace
 from tests.support.kling import task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
-from tests.support.web import host
+from tests.support.web import Visit, host
 from tests.support.wire import Wire
 
 KLING = str(Path(sys.executable).with_name("kling"))
@@ -463,13 +463,60 @@ def test_an_unknown_task_is_1(run: Run, name: str) -> None:
     assert "no such task" in ran.err
 
 
-def test_show_is_readable_json(run: Run) -> None:
-    """Indented by default, on one line with --json; the same document."""
-    run("text-to-image", "x", "--external-task-id", "order-42")
-    indented, line = run("show", "order-42"), run("show", "order-42", "--json")
-    assert indented.out.count("\n") > 10
+def test_show_lists_fields_and_files(run: Run) -> None:
+    """A line for each field and each file, with its link; with --json the task on one line."""
+    run("text-to-image", "x", "--n", "2", "--external-task-id", "order-42")
+    text, line = run("show", "order-42").out, run("show", "order-42", "--json")
     assert line.out.count("\n") == 1
-    assert {**indented.json, "results": []} == {**line.json, "results": []}
+    fields, files = text.split("\n\n")
+    shown = dict(each.split(maxsplit=1) for each in fields.splitlines())
+    assert (shown["id"], shown["status"], shown["done"]) == ("order-42", "succeed", "true")
+    assert json.loads(shown["request"]) == line.json["request"]
+    heading, *rows = (each.split() for each in files.splitlines())
+    assert heading == ["FILE", "KIND", "STATUS", "TYPE", "BYTES", "ADDRESS"]
+    assert [row[:5] for row in rows] == [
+        [str(each["index"]), "image", "stored", "image/png", str(each["size"])] for each in line.json["results"]
+    ]
+    assert all("/api/tasks/order-42/results/" in row[5] for row in rows)
+
+
+def test_show_prints_failures_warnings_and_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that failed has Kling's address; outputs that are no files are JSON."""
+    lost = {"index": 0, "kind": "image", "status": "failed", "error": "gone", "source_url": "https://kling/x"}
+    odd = {"index": 1, "kind": "image", "status": "stored", "warning": "its type is\x1b unknown", "href": "https://r/1"}
+    element = {"element_id": 829836802793406551, "name": "袋鼠"}
+    print_task(BaseTask({"id": "a", "status": "succeed", "cost": None, "results": [lost, odd], "outputs": [element]}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["id", "a"],
+        ["status", "succeed"],
+        [],
+        ["FILE", "KIND", "STATUS", "NOTE", "ADDRESS"],
+        ["0", "image", "failed", "gone", "https://kling/x"],
+        ["1", "image", "stored", "its", "type", "is\\x1b", "unknown", "https://r/1"],
+        [],
+        ['{"element_id":', "829836802793406551,", '"name":', '"袋鼠"}'],
+    ]
+
+
+def test_outputs_that_are_no_files_are_printed(
+    run: Run, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line of JSON for each, by the job and by wait; the exit code is 0."""
+    element = {"element_id": 829836802793406551, "element_name": "kangaroo"}
+
+    def respond(visit: Visit) -> None:
+        record = {"task_id": "k", "task_status": "succeed", "task_result": {"elements": [element]}}
+        visit.answer(200, json.dumps({"code": 0, "request_id": "r", "data": record}).encode())
+
+    with host(respond) as there:
+        receiver = start(api_base=there.url, overdue_seconds=0.1, data_dir=tmp_path / "other")
+        monkeypatch.setenv("KLING_API_BASE", there.url)
+        monkeypatch.setenv("KLING_RECEIVER_URL", receiver.url)
+        create = ("create", "general/advanced-custom-elements", "--body", '{"element_name": "kangaroo"}')
+        made = run(*create, "--external-task-id", "e")
+        waited, shown = run("wait", "e"), run("wait", "e", "--json")
+    assert (made.code, made.json) == (waited.code, waited.json) == (0, element)
+    assert (shown.json["outputs"], shown.json["done"], shown.json["results"]) == ([element], True, [])
 
 
 def test_list_is_a_table_or_json(run: Run) -> None:

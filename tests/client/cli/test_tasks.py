@@ -22,7 +22,7 @@ def test_a_task_is_found_by_any_id(run: Run, receiver: Running, gateway: Sandbox
     """show and wait print the same task for Kling's id as for ours."""
     task, kling_id = submit(receiver, gateway)
     assert run("wait", task).code == 0
-    assert run("show", kling_id).json["id"] == task
+    assert run("show", kling_id, "--json").json["id"] == task
     waited = run("wait", kling_id, "--json")
     assert (waited.code, waited.json["id"]) == (0, task)
 

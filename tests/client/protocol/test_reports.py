@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 import pytest
 
+from kling_callback.protocol.outputs import MAX_DEPTH, MAX_OBJECT_CHARS
 from kling_callback.protocol.reports import (
     MAX_COST_CHARS,
-    MAX_COST_DEPTH,
     MAX_ID_CHARS,
+    MAX_OBJECTS_CHARS,
     MAX_OUTPUTS,
     MAX_PARTS,
     MAX_UNCHECKED_BYTES,
@@ -43,6 +45,7 @@ NEW = {
     "outputs": [{"type": "video", "id": "v", "url": "https://host/x.mp4?ksTime=1", "duration": "5.1"}],
     "billing": "3.5",
 }
+TIME = 1764235825000
 REPORT = Report(
     status="succeed",
     kling_id="822953089408827433",
@@ -71,7 +74,10 @@ def relayed(data: Any, status: str = "SUCCESS") -> dict[str, Any]:
 @pytest.mark.parametrize("wrap", [lambda it: it, enveloped, lambda it: relayed(enveloped(it))])
 def test_both_standards_bare_or_wrapped_are_one_report(record: dict[str, Any], wrap: Any) -> None:
     """Legacy or new, bare, in Kling's envelope or in a gateway's second one: the report is the same."""
-    assert parse_callback(body(wrap(record))) == REPORT
+    report = parse_callback(body(wrap(record)))
+    assert report is not None
+    assert report.request_id in (None, "r")
+    assert replace(report, request_id=None) == REPORT
 
 
 def test_client_and_receiver_have_the_same_statuses() -> None:
@@ -150,30 +156,33 @@ def test_the_inner_record_is_completed_from_the_outer() -> None:
 
 
 def test_a_gateway_s_record_fills_every_gap() -> None:
-    """Ids, times and cost; Kling's values inside take precedence, and its message is its own."""
+    """Ids, times, cost and request id; Kling's values inside take precedence, and its message is its own."""
     around = {
         "id": "o",
         "status": "SUCCESS",
         "external_id": "mine",
-        "create_time": 1764235825001,
-        "update_time": 1764235825002,
+        "create_time": TIME + 1,
+        "update_time": TIME + 2,
         "billing": "7",
         "message": "outside",
+        "request_id": "r-outside",
     }
     filled = parse_callback(body({**around, "data": {"status": "processing"}}))
-    assert filled == Report("processing", "o", "mine", created_at=1764235825001, updated_at=1764235825002, cost="7")
+    assert filled == Report(
+        "processing", "o", "mine", created_at=TIME + 1, updated_at=TIME + 2, cost="7", request_id="r-outside"
+    )
     inside = {
         "id": "i",
         "status": "processing",
         "external_id": "yours",
-        "create_time": 1764235825003,
-        "update_time": 1764235825004,
+        "create_time": TIME + 3,
+        "update_time": TIME + 4,
         "billing": "8",
         "message": "inside",
     }
     kept = parse_callback(body({**around, "data": inside}))
     assert kept == Report(
-        "processing", "i", "yours", "inside", created_at=1764235825003, updated_at=1764235825004, cost="8"
+        "processing", "i", "yours", "inside", created_at=TIME + 3, updated_at=TIME + 4, cost="8", request_id="r-outside"
     )
 
 
@@ -289,8 +298,8 @@ def nested(count: int, wrap: Callable[[Any], Any]) -> Any:
         ("x" * 300, "x" * MAX_ID_CHARS),
         (["x" * (MAX_COST_CHARS - 4)], ["x" * (MAX_COST_CHARS - 4)]),
         (["x" * (MAX_COST_CHARS - 3)], None),
-        *[(deep := nested(MAX_COST_DEPTH - 1, wrap), deep) for wrap in (list_of, object_of)],
-        *[(nested(MAX_COST_DEPTH, wrap), None) for wrap in (list_of, object_of)],
+        *[(deep := nested(MAX_DEPTH - 1, wrap), deep) for wrap in (list_of, object_of)],
+        *[(nested(MAX_DEPTH, wrap), None) for wrap in (list_of, object_of)],
     ],
 )
 def test_the_cost_is_unchanged_if_a_database_can_hold_it(cost: Any, kept: Any) -> None:
@@ -327,9 +336,9 @@ def test_invalid_numbers_are_left_out() -> None:
     assert report is not None
     assert (report.created_at, report.updated_at) == (None, None)
     assert [each.duration for each in report.outputs] == [None] * len(wrong) + [0.0, 0.5, 5.0, 999_999.0]
-    report = parse_callback(body({**NEW, "create_time": 2**53 - 1, "update_time": 2**53}))
+    report = parse_callback(body({**NEW, "create_time": 2**53, "update_time": "nan"}))
     assert report is not None
-    assert (report.created_at, report.updated_at) == (2**53 - 1, None)
+    assert (report.created_at, report.updated_at) == (None, None)
 
 
 def test_outputs_are_limited() -> None:
@@ -437,3 +446,158 @@ def test_a_long_body_of_too_many_parts_is_not_parsed(fill: bytes) -> None:
     assert parse_answer(parted(MAX_PARTS + 7, fill)) is None
     assert parse_callback(parted(MAX_PARTS + 500, b"[],", 0)) is not None
     assert parse_callback(parted(7, fill, 900_000)) is not None
+
+
+# --- costs, times and ids --------------------------------------------------------------------------------------
+
+BALANCE = {"quota": "1.2", "list_price": "1.5"}
+
+
+@pytest.mark.parametrize(
+    ("named", "cost"),
+    [
+        ({"final_unit_deduction": "3.5"}, "3.5"),
+        ({"billing": [{"amount": "1"}]}, [{"amount": "1"}]),
+        ({"final_balance_deduction": BALANCE}, BALANCE),
+        ({"final_unit_deduction": "", "final_balance_deduction": BALANCE, "billing": []}, BALANCE),
+        (
+            {"final_unit_deduction": "0", "final_balance_deduction": BALANCE},
+            {"final_unit_deduction": "0", "final_balance_deduction": BALANCE},
+        ),
+    ],
+)
+def test_the_cost_has_several_forms(named: dict[str, Any], cost: Any) -> None:
+    """Each is kept as Kling names it; several of them under their names."""
+    report = parse_callback(body({"task_id": "a", "task_status": "succeed", **named}))
+    assert report is not None
+    assert report.cost == cost
+
+
+@pytest.mark.parametrize(
+    ("value", "time"),
+    [
+        (1764235825029, 1764235825029),
+        ("1764235825029", 1764235825029),
+        (1764235825, 1764235825000),
+        (1764235825.5, 1764235825500),
+        ("1764235825", 1764235825000),
+        *[(each, None) for each in (0, -1, 17, True, None, "", "now", "inf", 10**18, "nan", 10**400)],
+    ],
+)
+def test_a_time_is_milliseconds(value: Any, time: int | None) -> None:
+    """Some gateways send seconds, some text; an implausible time is left out."""
+    report = parse_callback(body({"task_id": "a", "task_status": "succeed", "created_at": value, "updated_at": value}))
+    assert report is not None
+    assert (report.created_at, report.updated_at) == (time, time)
+
+
+def test_each_report_of_a_batch_has_the_request_id() -> None:
+    """It is that of the answer, unless the record has its own."""
+    records = [{"task_id": "a", "task_status": "succeed"}, {"id": "b", "status": "failed", "request_id": "own"}]
+    answer = parse_answer(body({"code": 0, "request_id": "r", "data": records}))
+    assert answer is not None
+    assert [report.request_id for report in answer.reports] == ["r", "own"]
+
+
+# --- files in other fields, and outputs that are no files --------------------------------------------------------
+
+H = "https://files.example.com"
+
+
+def result_of(**lists: Any) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+    """The kinds and addresses of the files in a `task_result`, and its other outputs."""
+    report = parse_callback(body({"task_id": "a", "task_status": "succeed", "task_result": lists}))
+    assert report is not None
+    assert report.has_results == bool(report.outputs or report.objects)
+    return [(each.kind, each.url.removeprefix(f"{H}/")) for each in report.outputs], list(report.objects)
+
+
+ELEMENT = {"element_id": 829836802793406551, "element_name": "kangaroo", "status": "succeed"}
+
+
+@pytest.mark.parametrize(
+    ("lists", "files", "objects"),
+    [
+        ({"elements": [ELEMENT]}, [], [ELEMENT]),
+        (
+            {"voices": [{"voice_id": "829", "voice_name": "narrator", "trial_url": f"{H}/v.mp3"}]},
+            [("audio", "v.mp3")],
+            [{"voice_id": "829", "voice_name": "narrator"}],
+        ),
+        (
+            {"images": [{"index": 0, "url_10": f"{H}/10", "url_2": f"{H}/2.png", "url_1": f"{H}/1.png"}]},
+            [("image", "1.png"), ("image", "2.png"), ("image", "10")],
+            [],
+        ),
+        ({"videos": [{"id": "v", "url": "", "watermark_url": f"{H}/w.mp4"}]}, [("video", "w.mp4")], []),
+        (
+            {"videos": [{"id": "v", "url": f"{H}/v.mp4", "session_id": "s"}]},
+            [("video", "v.mp4")],
+            [{"id": "v", "session_id": "s"}],
+        ),
+        ({"videos": [{"id": "v", "session_id": "s"}]}, [], [{"id": "v", "session_id": "s"}]),
+        ({"session_id": "s", "face_data": [{"face_id": 1}]}, [], [{"face_id": 1}, {"session_id": "s"}]),
+        ({"element": ELEMENT}, [], [ELEMENT]),
+        ({"videos": {"url": f"{H}/v.mp4"}}, [("video", "v.mp4")], []),
+        ({"images": [f"{H}/1.png", f"{H}/2.png"]}, [("image", "1.png"), ("image", "2.png")], []),
+        ({"video": f"{H}/v.mp4"}, [("video", "v.mp4")], []),
+        (
+            {"videos": [{"url": f"{H}/v.mp4", "cover_url": f"{H}/c.png", "last_frame_url": f"{H}/l.png"}]},
+            [("video", "v.mp4"), ("image", "l.png")],
+            [],
+        ),
+        ({"videos": [{"cover_image_url": f"{H}/c.png"}]}, [("image", "c.png")], []),
+        (
+            {"videos": [{"url": f"{H}/v.mp4", "watermark_url": f"{H}/w.mp4", "audio_url": f"{H}/a.mp3"}]},
+            [("video", "v.mp4"), ("watermark", "w.mp4"), ("audio", "a.mp3")],
+            [],
+        ),
+        (
+            {"videos": [{"url": f"{H}/v.mp4", "share_url": f"{H}/page", "input_image_url": f"{H}/i.png"}]},
+            [("video", "v.mp4")],
+            [],
+        ),
+        (
+            {"elements": [{**ELEMENT, "input_image_url": f"{H}/i.png"}]},
+            [],
+            [{**ELEMENT, "input_image_url": f"{H}/i.png"}],
+        ),
+        ({"models": [{"glb": f"{H}/m.glb", "result_link": f"{H}/m"}]}, [("model", "m")], [{"glb": f"{H}/m.glb"}]),
+        ({"videos": [{"id": "v", "url": ""}], "images": []}, [], []),
+        ({"images": [], "progress": "100%", "meta": {"seed": 7}, "width": 64}, [], []),
+        ({"captions": [{"text": "a kangaroo", "start": 0}]}, [], [{"text": "a kangaroo", "start": 0}]),
+        ({"elements": [{}, {"index": 0, "status": "succeed", "element_id": "", "list": []}]}, [], []),
+    ],
+)
+def test_a_result_is_files_and_other_outputs(
+    lists: dict[str, Any], files: list[tuple[str, str]], objects: list[dict[str, Any]]
+) -> None:
+    """Files in any field, without covers beside them; elements, voices and sessions with Kling's names."""
+    assert result_of(**lists) == (files, objects)
+
+
+def test_outputs_of_the_new_standard_are_told_apart_by_type() -> None:
+    """An element and a voice are outputs; what a voice sounds like is a file."""
+    element = {"type": "element", "id": "e", "name": "kangaroo", "references": [{"url": f"{H}/r.png"}]}
+    voice = {"type": "voice", "id": "o", "name": "narrator", "url": f"{H}/v.mp3"}
+    report = parse_callback(body({"id": "a", "status": "succeeded", "outputs": [element, voice]}))
+    assert report is not None
+    assert report.outputs == (Output("audio", f"{H}/v.mp3", "o"),)
+    assert report.objects == (element, {"type": "voice", "id": "o", "name": "narrator"})
+
+
+def test_other_outputs_are_limited() -> None:
+    """In number, size and depth; what fits of a large one is kept, so that its id is not lost."""
+    _, objects = result_of(elements=[{"element_id": str(n)} for n in range(500)])
+    assert len(objects) == MAX_OUTPUTS
+    large = {"element_id": "e", "mask": "x" * MAX_OBJECT_CHARS, "deep": nested(MAX_DEPTH, list_of), "nul": "\0", "a": 1}
+    assert result_of(elements=[large]) == ([], [{"element_id": "e", "a": 1}])
+    many = [{"element_id": str(n), "text": "x" * 3000} for n in range(50)]
+    _, objects = result_of(elements=many)
+    assert 0 < sum(len(json.dumps(each)) for each in objects) <= MAX_OBJECTS_CHARS
+    assert result_of(elements=[{"text": float("nan")}]) == ([], [])
+
+
+def test_blanks_around_an_address_are_removed() -> None:
+    """Inside it every byte stays."""
+    assert result_of(images=[{"url": f"  {H}/a%20b c.png?x=1\n"}, {"url": " "}]) == ([("image", "a%20b c.png?x=1")], [])

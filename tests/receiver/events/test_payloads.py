@@ -59,11 +59,15 @@ async def test_a_new_task(any_database: Database) -> None:
         "status_msg": "",
         "origin": None,
         "request": {"prompt": "x"},
+        "outputs": [],
         "results": [],
+        "request_id": None,
         "cost": None,
         "done": False,
         "created_at": AT,
         "updated_at": AT,
+        "kling_created_at": None,
+        "kling_updated_at": None,
     }
 
 
@@ -72,7 +76,7 @@ async def test_a_task_with_files(any_database: Database) -> None:
     ledger = Ledger(any_database)
     ledger.register(outcome="created", kling_id="k1")
     ledger.apply_report("t", says("succeed", f"{FILE}?ksTime=6a9b5d00", FILE, FILE, cost="3.5", message="m"))
-    stored = StoredFile("t/0.png", "image/png", 5, "ab" * 32)
+    stored = StoredFile("t/0.png", "image/png", 5, "ab" * 32, "odd")
     ledger.change(lambda tx: result_records.mark_stored(tx, tx.require_task("t"), 0, stored))
     ledger.change(lambda tx: result_records.mark_failed(tx, tx.require_task("t"), 2, "gone"))
     view = await shown(ledger)
@@ -92,6 +96,7 @@ async def test_a_task_with_files(any_database: Database) -> None:
         "source_url": f"{FILE}?ksTime=6a9b5d00",
         "expires_at": iso(0x6A9B5D00 * 1000),
         "error": None,
+        "warning": "odd",
     }
     assert (second["status"], second["href"], second["expires_at"], second["sha256"]) == (
         "pending",
@@ -101,6 +106,26 @@ async def test_a_task_with_files(any_database: Database) -> None:
     )
     assert (third["status"], third["href"], third["error"]) == ("failed", None, "gone")
     _assert_opens(href)
+
+
+async def test_what_kling_says_beside_the_status(any_database: Database) -> None:
+    """Outputs that are no files with Kling's names and numbers, Kling's times, and the latest request id."""
+    ledger = Ledger(any_database)
+    ledger.register(outcome="created", kling_id="k1", request_id="r1")
+    assert (await shown(ledger))["request_id"] == "r1"
+    element = {"element_id": 829836802793406551, "element_name": "kangaroo"}
+    times = {"created_at": 1764235825029, "updated_at": 1764236054436}
+    ledger.apply_report("t", says("processing", request_id="r2", created_at=times["created_at"]))
+    ledger.apply_report("t", says("succeed", objects=(element,), cost=[{"a": 1}], **times))
+    view = await shown(ledger)
+    assert (view["outputs"], view["results"], view["cost"]) == ([element], [], [{"a": 1}])
+    assert (view["kling_created_at"], view["kling_updated_at"]) == (
+        "2025-11-27T09:30:25.029Z",
+        "2025-11-27T09:34:14.436Z",
+    )
+    assert (view["status"], view["done"], view["request_id"]) == ("succeed", True, "r2")
+    ledger.register(outcome="created", kling_id="k1", request_id="r1")
+    assert (await shown(ledger))["request_id"] == "r2"
 
 
 def _assert_opens(href: str) -> None:

@@ -98,6 +98,18 @@ def test_a_hook_for_one_task(start: Start, gateway: Sandbox, endpoint: Host) -> 
     assert sorted(each["id"] for each in documents) == [each["id"] for each in logged]
 
 
+def test_the_address_of_a_hook_is_requested_byte_for_byte(start: Start, gateway: Sandbox, endpoint: Host) -> None:
+    """Of each kind of hook; blanks around it are removed."""
+    target = "/in/a%40b%3Ac(1)//x/../y?t=%7E%2f&s=it's"
+    hook = f"  {endpoint.url}{target}\n"
+    running = start(api_base=gateway.url, hook_url=f"{endpoint.url}{target}", hook_secret=HOOK_SECRET)
+    added = httpx.post(f"{running.url}/api/hooks", headers=running.headers("admin"), json={"address": hook})
+    assert added.status_code == 201, added.text
+    task, _ = submit(running, gateway, hook=hook)
+    visits = endpoint.wait_for(3 * len(events(running, task)))
+    assert {visit.path for visit in visits} == {target}
+
+
 @pytest.mark.parametrize(
     ("fields", "secret", "message"),
     [

@@ -33,7 +33,9 @@ class Setup:
         self.ledger = Ledger(database)
         self.ledger.now = int(clock() * 1000)
         self.writer = Writer(database, on_commit=self._committed, clock=clock)
-        self.worker = Worker(self.writer, {"ask": handler, "delivery": handler}, clock=clock, outage_seconds=0.01)
+        self.worker = Worker(
+            self.writer, dict.fromkeys(("ask", "delivery", "download"), handler), clock=clock, outage_seconds=0.01
+        )
         self._changed = asyncio.Event()
 
     def _committed(self, committed: CommitResult) -> None:
@@ -458,6 +460,38 @@ async def test_an_expired_lease_is_rescued(database: Database) -> None:
         )
         setup.worker.start()
         assert (await slow.next()).unique_key == "left"
+
+
+async def test_the_lease_of_a_running_job_is_renewed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the job takes, it is not taken twice."""
+    monkeypatch.setattr("kling_receiver.jobs.worker.LEASE_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("kling_receiver.jobs.worker.LEASE_MS", 200)
+    slow = Slow()
+    async with working(database, slow) as setup:
+        await setup.enqueue()
+        await slow.next()
+        first = setup.ledger.jobs()["ask/t"]["lease_expires_at"]
+        await setup.until(lambda jobs: (jobs["ask/t"]["lease_expires_at"] or 0) > (first or 0) + 400)
+        assert slow.entered.empty()
+        slow.go.set()
+        await setup.until(gone)
+
+
+async def test_a_download_has_no_time_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other job has one."""
+    monkeypatch.setattr("kling_receiver.jobs.worker.JOB_TIMEOUT_SECONDS", 0.05)
+    slow = Slow()
+    async with working(database, slow) as setup:
+        setup.ledger.put_job("file", kind="download")
+        setup.ledger.put_job("query", kind="ask")
+        setup.worker.wake()
+        await slow.next()
+        await slow.next()
+        jobs = await setup.until(lambda jobs: jobs["query"]["state"] == "ready")
+        assert "TimeoutError" in jobs["query"]["error"]
+        assert jobs["file"]["state"] == "running"
+        slow.go.set()
+        await setup.until(lambda jobs: "file" not in jobs)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response, request_failed
-from kling_receiver.net.guard import Allowlist, Refused, check_url, is_public
+from kling_receiver.net.guard import Allowlist, Refused, check_url, is_public, join_url, split_url
 from tests.support.web import Host, Visit, host
 from tests.support.wire import Wire
 
@@ -167,7 +167,6 @@ def test_other_spellings_of_an_address_are_that_address(host_name: str) -> None:
         "http://exa mple.com/",
         "http://example.com\\@127.0.0.1/",
         "http://\x00/",
-        "http://example.com/\n",
         "http://" + "a" * 70_000,
         "HTTP://127.0.0.1/",
         "http://\u2460\u2461\u2466.0.0.1/",
@@ -549,7 +548,7 @@ async def test_headers_are_found_in_any_case_and_encoding(client: GuardedClient)
         response = await client.send("GET", wire.url)
         await response.close()
     assert [response.headers.get(name) for name in ("ETag", "x-A", "None")] == ["\xe9", "1, 2", None]
-    assert (response.status, response.is_redirect, response.location) == (302, True, "/x")
+    assert (response.status, response.is_redirect, response.location) == (302, True, b"/x")
 
 
 @pytest.mark.anyio
@@ -596,3 +595,89 @@ def test_entries_name_networks() -> None:
         assert allowed.permits("name", 80, ipaddress.ip_address(address))
     assert not allowed.permits("name", 80, ipaddress.ip_address("11.0.0.1"))
     assert not allowed.permits("name", 80)
+
+
+# --- the request line ----------------------------------------------------------------------------------------
+
+
+AS_WRITTEN = [
+    "/f/kangaroo%20%281%29.mp4?response-content-type=video%2Fmp4&sig=x",
+    "/f/a%40b%3Ac.png?e=%7E%2D%2E&s=%e8%af%95",
+    "/f/it%27s%21.png?a=b%2Cc+d;e",
+    "/a//b/../c/./d;p=1?x=%zz%&y=1?z",
+    "/f/plain.png?",
+    "/f/plain.png??",
+    """/f/(it's)!*~$,:@[1]{2}|^`"<>\\?q=["']{}|\\^`<>""",
+    "?only=a-query",
+    "",
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("target", AS_WRITTEN)
+@pytest.mark.parametrize("around", ["{}", "  {}\t", "{}\n", "{}#fragment"])
+async def test_an_address_is_requested_byte_for_byte(target: str, around: str) -> None:
+    """A host may have signed the raw target: nothing is decoded, encoded, or normalized."""
+    async with local_client() as client:
+        with host(lambda visit: visit.answer(204)) as there:
+            response = await client.send("GET", around.format(there.url + target))
+            await response.close()
+    assert [visit.path for visit in there.visits] == [target if target.startswith("/") else f"/{target}"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("target", "sent"),
+    [
+        ("/a b.png?c=d e", "/a%20b.png?c=d%20e"),
+        ("/\u888b\u9f20.png?n=\u00e9", "/%E8%A2%8B%E9%BC%A0.png?n=%C3%A9"),
+        ("/a\r\nX-Other: 1", "/a%0D%0AX-Other:%201"),
+        ("/a\x00\x7f\tb", "/a%00%7F%09b"),
+    ],
+)
+async def test_only_what_no_request_line_holds_is_encoded(target: str, sent: str) -> None:
+    """Blanks, control characters, and letters beyond ASCII, which become UTF-8."""
+    async with local_client() as client:
+        with host(lambda visit: visit.answer(204)) as there:
+            await (await client.send("GET", there.url + target)).close()
+    assert [visit.path for visit in there.visits] == [sent]
+
+
+@contextlib.asynccontextmanager
+async def local_client() -> AsyncIterator[GuardedClient]:
+    """A client that may reach this machine."""
+    client = GuardedClient(Allowlist.parse(["127.0.0.1"]))
+    yield client
+    await client.close()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_what_is_checked_is_what_is_sent(text: str) -> None:
+    """Whatever follows the authority, host and port of the request are those that were checked."""
+    for suffix in (f"/{text}", f"?{text}", f"#{text}"):
+        scheme, authority, target = split_url(check_url(f"HTTPS://files.Example:8443{suffix}", NOBODY))
+        assert (scheme, authority) == ("https", "files.example:8443")
+        assert target.startswith("/")
+        assert all(0x21 <= ord(letter) < 0x7F for letter in target)
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        (b"https://cdn.example/f/a%40b.png?s=%e8%af%95&t=%7E", "https://cdn.example/f/a%40b.png?s=%e8%af%95&t=%7E"),
+        (b"HTTP://cdn.example/x?", "HTTP://cdn.example/x?"),
+        (b"//cdn.example/a%20b;c?", "https://cdn.example/a%20b;c?"),
+        (b" /a%2Fb/../c?x=%41 ", "https://one.example:1/a%2Fb/../c?x=%41"),
+        (b"?d=%2c", "https://one.example:1/p/q%20r?d=%2c"),
+        (b"s%3At?d#e", "https://one.example:1/p/s%3At?d#e"),
+        (b"../s", "https://one.example:1/s"),
+        (b"../../../s/./t/..", "https://one.example:1/s/"),
+        (b"", "https://one.example:1/p/q%20r"),
+        (b"/\xe9", "https://one.example:1/%E9"),
+        ("/\u00e9".encode(), "https://one.example:1/\u00e9"),
+        (b"ftp://x", "ftp://x"),
+    ],
+)
+def test_a_redirect_keeps_its_bytes(location: bytes, url: str) -> None:
+    """Only where a relative location needs the base is one put before it."""
+    assert join_url("https://one.example:1/p/q%20r?a=b", location) == url

@@ -1,9 +1,14 @@
 """Downloads and queries: one query in the normal course, an error that is shown in every other."""
 
+import asyncio
+import gzip
 import hashlib
 import io
+import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +27,9 @@ from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Allowlist, Refused
 from kling_receiver.net.kling_http import create_kling_client
-from kling_receiver.results import download
-from kling_receiver.results.download import (
-    DOWNLOAD_BACKOFF,
-    DOWNLOAD_TIMEOUT_SECONDS,
-    MAX_REFUSALS,
-    MAX_RESUMES,
-    Downloader,
-)
+from kling_receiver.results import download, fetch
+from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, REFUSALS_BEFORE_QUERY, Downloader
+from kling_receiver.results.fetch import MAX_RESUMES, InvalidFile
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -50,6 +50,7 @@ from tools.harness.submitting import (
     eventually,
     finished,
     metric,
+    poll_until,
     post,
     register,
     show,
@@ -282,7 +283,6 @@ class Parts:
         base: str,
         *,
         max_bytes: int = 1 << 30,
-        timeout_seconds: float = DOWNLOAD_TIMEOUT_SECONDS,
         database_url: str | None = None,
     ) -> None:
         self.database = Database(database_url or f"sqlite:///{tmp_path / 'parts.db'}")
@@ -300,8 +300,8 @@ class Parts:
             self.folder,
             self.reader,
             self.metrics,
+            self.asker.query,
             max_bytes=max_bytes,
-            timeout_seconds=timeout_seconds,
         )
         self.data: dict[tuple[str, str, int], Any] = {}
 
@@ -398,41 +398,93 @@ async def test_a_cut_download_is_resumed(parts: Parts, cuts: int) -> None:
 
 @pytest.mark.anyio
 async def test_a_download_that_is_always_cut_is_retried_later(parts: Parts) -> None:
-    """After the last resume of an attempt the job is retried, from the first byte."""
-    with host(ranged(picture(), 1000)) as there:
+    """After the last resume of an attempt the job is retried, from the byte where it was cut."""
+    content = picture()
+    with host(ranged(content, MAX_RESUMES + 1)) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
         assert len(there.visits) == MAX_RESUMES + 1
-    assert (await parts.result(task))["status"] == "pending"
+        assert (await parts.result(task))["status"] == "pending"
+        assert isinstance(await parts.do(parts.fetcher.download, task, 2), Done)
+        assert len(there.visits) == MAX_RESUMES + 2
+    assert (await parts.result(task))["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def dripping(visit: Visit) -> None:
-    """A host that sends single bytes, and does not end while the connection is open."""
-    visit.begin(200, Content_Length=str(1 << 20))
-    visit.send(picture()[:64])
-    visit.handler.connection.settimeout(0.01)
-    listening = True
-    while listening:
-        try:
-            listening = bool(visit.handler.connection.recv(1))
-        except TimeoutError:
-            visit.send(b".")
+def sizes_of_parts(parts: Parts) -> list[int]:
+    """Bytes of each unfinished file, without the notes."""
+    return [path.stat().st_size for path in (parts.folder.root / ".parts").iterdir() if not path.suffix]
 
 
 @pytest.mark.anyio
-async def test_an_attempt_at_a_file_has_a_time_limit(tmp_path: Path) -> None:
-    """No byte is late, but the attempt as a whole is: the job is retried, and no partial file is left."""
-    parts = Parts(tmp_path, "http://127.0.0.1:9", timeout_seconds=0.2)
-    parts.writer.start()
-    with host(dripping) as there:
+async def test_a_slow_download_has_no_time_limit(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as bytes arrive. They are on disk soon, and a stop keeps them: the next attempt gets the rest."""
+    monkeypatch.setattr(fetch, "BUFFER_SECONDS", 0.02)
+    content, resume = picture(size=32), threading.Event()
+
+    def respond(visit: Visit) -> None:
+        start = int(visit.headers.get("Range", "bytes=0-")[6:-1])
+        named = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        visit.begin(206 if start else 200, ETag='"1"', Content_Length=str(len(content) - start), Content_Range=named)
+        visit.send(content[start : start + 1000])
+        if start:
+            visit.send(content[start + 1000 :])
+        else:
+            resume.wait(20)
+
+    with host(respond) as there:
+        task = await parts.succeeded(f"{there.url}/0.png?signature=1")
+        attempt = asyncio.create_task(parts.do(parts.fetcher.download, task))
+        await asyncio.to_thread(poll_until, lambda: 1000 in sizes_of_parts(parts))
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+        resume.set()
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+        assert there.visits[1].headers["Range"] == "bytes=1000-"
+    row = await parts.result(task)
+    assert (row["status"], row["sha256"]) == ("stored", hashlib.sha256(content).hexdigest())
+    assert list((parts.folder.root / ".parts").iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_a_silent_host_ends_the_attempt(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No byte for a while: the attempt is retried later, from the last byte on."""
+    monkeypatch.setattr(GuardedClient.send, "__kwdefaults__", {**SEND_DEFAULTS, "read_timeout": 0.1})
+    content, ended = picture(size=32), threading.Event()
+
+    def respond(visit: Visit) -> None:
+        visit.begin(200, ETag='"1"', Content_Length=str(len(content)))
+        visit.send(content[:1000])
+        ended.wait(20)
+
+    with host(respond) as there:
         task = await parts.succeeded(f"{there.url}/0.png")
         outcome = await parts.do(parts.fetcher.download, task)
+        ended.set()
         assert isinstance(outcome, RetryAt)
-        assert outcome.error == "the download took longer than 0.2 s"
-        assert len(there.visits) == 1
-    assert (await parts.result(task))["status"] == "pending"
-    assert [path for path in parts.folder.root.rglob("*") if path.is_file()] == []
-    await parts.close()
+        assert "the host sent nothing for 0.1 s" in outcome.error
+        assert [visit.headers.get("Range") for visit in there.visits] == [None] + ["bytes=1000-"] * MAX_RESUMES
+    assert sizes_of_parts(parts) == [1000]
+
+
+@pytest.mark.anyio
+async def test_the_head_of_a_response_has_a_time_limit(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that sends it byte by byte is retried later."""
+    monkeypatch.setattr(fetch, "RESPONSE_SECONDS", 0.2)
+    ended = threading.Event()
+
+    def respond(visit: Visit) -> None:
+        visit.send(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not ended.wait(0.02):
+            visit.send(b".")
+
+    with host(respond) as there:
+        outcome = await parts.do(parts.fetcher.download, await parts.succeeded(f"{there.url}/0.png"))
+        ended.set()
+    assert isinstance(outcome, RetryAt)
+    assert outcome.error == "the host did not answer within 0.2 s"
+
+
+SEND_DEFAULTS = dict(GuardedClient.send.__kwdefaults__ or {})
 
 
 def changed(visit: Visit) -> None:
@@ -449,8 +501,26 @@ def shifted(visit: Visit) -> None:
     visit.send(content[:9] if visit.count else content[:5])
 
 
+def renamed(visit: Visit) -> None:
+    """A host that sends the requested range, of another version of the file."""
+    content = picture(visit.count)
+    start = len(content) // 2 if visit.count else 0
+    named = f"bytes {start}-{len(content) - 1}/{len(content)}"
+    visit.begin(206 if start else 200, ETag=f'"{visit.count}"', Content_Length=str(len(content)), Content_Range=named)
+    visit.send(content[start:] if start else content[: len(content) // 2])
+
+
+def shorter(visit: Visit) -> None:
+    """A host whose file ends before the part of it that was received."""
+    if visit.count:
+        visit.answer(416, Content_Range="bytes */9")
+    else:
+        visit.begin(200, ETag='"1"', Content_Length="99999")
+        visit.send(picture(size=32))
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("respond", [changed, shifted])
+@pytest.mark.parametrize("respond", [shifted, renamed, shorter])
 async def test_two_halves_of_different_files_are_never_joined(parts: Parts, respond: Callable[[Visit], None]) -> None:
     """If the resumed bytes belong to another file, the attempt fails and its bytes are discarded."""
     with host(respond) as there:
@@ -458,6 +528,71 @@ async def test_two_halves_of_different_files_are_never_joined(parts: Parts, resp
         assert isinstance(await parts.do(parts.fetcher.download, task), RetryAt)
     assert (await parts.result(task))["status"] == "pending"
     assert list((parts.folder.root / ".parts").iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_a_file_that_changed_is_downloaded_from_its_first_byte_on(parts: Parts) -> None:
+    """A host that sends the whole file in place of the rest: it has another one now."""
+    with host(changed) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+    assert (await parts.result(task))["sha256"] == hashlib.sha256(picture(1)).hexdigest()
+
+
+LONG_AGO = "Mon, 02 Jan 2006 15:04:05 GMT"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("headers", "if_range"),
+    [
+        ({"ETag": '"1"'}, '"1"'),
+        ({"ETag": '"1"', "Last_Modified": LONG_AGO}, '"1"'),
+        ({"Last_Modified": LONG_AGO}, LONG_AGO),
+        ({"ETag": 'W/"1"'}, None),
+        ({"ETag": 'W/"1"', "Last_Modified": LONG_AGO}, None),
+        ({"Last_Modified": formatdate(usegmt=True)}, None),
+        ({"Last_Modified": "yesterday"}, None),
+        ({}, None),
+    ],
+)
+async def test_only_a_strong_validator_resumes(parts: Parts, headers: dict[str, str], if_range: str | None) -> None:
+    """Without one, nothing tells whether the rest belongs to the first half: the next attempt begins anew."""
+    content = picture(size=64)
+
+    def respond(visit: Visit) -> None:
+        start = int(visit.headers.get("Range", "bytes=0-")[6:-1])
+        named = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        length = str(len(content) - start)
+        visit.begin(206 if start else 200, Content_Length=length, Content_Range=named, **headers)
+        visit.send(content[start:] if visit.count else content[:5000])
+
+    with host(respond) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        first = await parts.do(parts.fetcher.download, task)
+        if if_range is None:
+            assert isinstance(first, RetryAt)
+            assert list((parts.folder.root / ".parts").iterdir()) == []
+            first = await parts.do(parts.fetcher.download, task, 2)
+        assert isinstance(first, Done)
+        assert [visit.headers.get("If-Range") for visit in there.visits] == [None, if_range]
+    assert (await parts.result(task))["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.anyio
+async def test_a_file_that_was_whole_before_a_kill_is_not_requested_again(parts: Parts) -> None:
+    """It is checked and stored as it is."""
+    content = picture(size=32)
+    with host(answering(content)) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        part = parts.folder.part(f"{task}/0", f"{there.url}/0.png")
+        part.validator, part.length = '"1"', len(content)
+        part.write(content)
+        part.close()
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+        assert there.visits == []
+    row = await parts.result(task)
+    assert (row["content_type"], row["sha256"]) == ("image/png", hashlib.sha256(content).hexdigest())
 
 
 def answering(body: bytes, status: int = 200, **headers: str) -> Callable[[Visit], None]:
@@ -478,6 +613,15 @@ WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
     "404": (answering(b"", 404), "the host answered 404"),
     "410": (answering(b"", 410), "the host answered 410"),
     "304, not requested": (answering(b"", 304), "the host answered 304"),
+    "JSON": (answering(b'  {"code": 1, "message": "expired"}', Content_Type="image/png"), "not a valid image file"),
+    "a text": (answering(b"Access denied.", Content_Type="application/octet-stream"), "not a valid image file"),
+    "a long text": (answering(b"Access denied. " * 99, Content_Type="text/plain"), "not a valid image file"),
+    "XML": (answering(b"\xef\xbb\xbf<?xml version='1.0'?>" + b"<Error/>" * 99), "not a valid image file"),
+    "gzip": (answering(gzip.compress(picture(size=32))), "compressed"),
+    "gzip, by its name": (answering(gzip.compress(picture(size=32)), Content_Encoding="gzip"), "compressed"),
+    "zstd": (answering(b"\x28\xb5\x2f\xfd" + bytes(999)), "compressed"),
+    "br": (answering(b"\x8b\x02\x80" + bytes(999), Content_Encoding="br"), "compressed"),
+    "unknown, without a length": (lambda visit: unmeasured(visit, b"\0\1\2\3" * 999), "file is truncated"),
     "redirects for ever": (answering(b"", 302, Location="/again"), "the host answered 302"),
     "a redirect to nowhere": (answering(b"", 302), "the host answered 302"),
 }
@@ -824,3 +968,162 @@ def test_the_text_of_an_error_has_no_url() -> None:
     assert download.describe(RequestFailed(text)) == "cannot read (address) now"
     assert download.describe(RuntimeError(text)) == "RuntimeError: cannot read (address) now"
     assert download.describe(Refused()) == "Refused"
+
+
+# --- what files are taken ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "encoding", ["aws-chunked", "identity", "", "none", "utf-8", "binary", "aws-chunked, utf-8", "gzip", "br", "x-new"]
+)
+async def test_the_bytes_tell_whether_a_file_is_compressed(parts: Parts, encoding: str) -> None:
+    """A plain file is taken, whatever its host says of its encoding."""
+    content = picture(size=32)
+    with host(answering(content, Content_Encoding=encoding)) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+    assert (await parts.result(task))["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_file_of_unknown_type_is_kept_with_a_warning(
+    parts: Parts, caplog: pytest.LogCaptureFixture, chunked: bool
+) -> None:
+    """If it is whole by its length: in the result, in the event and in the log."""
+    content = b"\x00NEW\x01" + bytes(range(256)) * 9
+
+    def respond(visit: Visit) -> None:
+        if chunked:
+            visit.handler.protocol_version = "HTTP/1.1"
+            visit.begin(200, Transfer_Encoding="chunked", Connection="close")
+            visit.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
+        else:
+            visit.answer(200, content, Content_Type="image/x-new")
+
+    with host(respond) as there:
+        task = await parts.succeeded(f"{there.url}/0.new")
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+    row = await parts.result(task)
+    assert (row["status"], row["content_type"], row["path"]) == ("stored", "application/octet-stream", f"{task}/0.bin")
+    assert "its type is unknown: it begins with b'\\x00NEW" in row["warning"]
+    (event,) = [event for event in await parts.reader.events(0, task) if event["type"] == "result.stored"]
+    assert event["data"]["warning"] == row["warning"]
+    assert "its type is unknown" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_sound_in_a_videos_container_is_a_sound(parts: Parts) -> None:
+    """Kling names it as audio: it is stored as one."""
+    content = b"\0\0\0\x18ftypisom" + bytes(2000)
+    with host(answering(content)) as there:
+        task = await parts.succeeded(f"{there.url}/0", kind="audio")
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+    row = await parts.result(task)
+    assert (row["content_type"], row["path"]) == ("audio/mp4", f"{task}/0.m4a")
+
+
+# --- another address ---------------------------------------------------------------------------------------------
+
+
+async def refused(
+    tmp_path: Path, *, now_at: str, expired: bool = False, outputs: int = 1, status: str = "succeed"
+) -> tuple[list[str], list[int], ResultRow]:
+    """A file whose first address answers 403. Returns the paths that were requested, the attempts, and the result.
+
+    `now_at`: its address by Kling's answer.
+    """
+
+    def respond(visit: Visit) -> None:
+        if visit.path.startswith("/v1/"):
+            files = [{"url": f"{there.url}{now_at}", "index": n} for n in range(outputs)]
+            record = {"task_id": "k", "task_status": status, "task_result": {"images": files}}
+            visit.answer(200, json.dumps({"code": 0, "data": record}).encode())
+        else:
+            visit.answer(200 if visit.path == "/new.png?s=2" else 403, picture(size=32))
+
+    with host(respond) as there:
+        parts = Parts(tmp_path, there.url)
+        parts.writer.start()
+        stamp = f"&ksTime={int(time.time()) - 60:08x}" if expired else ""
+        task = await parts.succeeded(f"{there.url}/old.png?s=1{stamp}")
+        attempts: list[int] = []
+        outcome: Outcome = RetryAt(0, "")
+        while isinstance(outcome, RetryAt):
+            attempts.append(len(attempts) + 1)
+            outcome = await parts.do(parts.fetcher.download, task, attempts[-1])
+        row = await parts.result(task)
+        await parts.close()
+        return [visit.path.partition("?")[0].partition(task)[0] for visit in there.visits], attempts, row
+
+
+QUERIED = "/v1/images/generations/"
+
+
+@pytest.mark.anyio
+async def test_kling_is_asked_once_for_another_address(tmp_path: Path) -> None:
+    """After some refusals, in case the first one has expired; the file is then stored from the new one."""
+    paths, _, row = await refused(tmp_path, now_at="/new.png?s=2")
+    assert paths == ["/old.png"] * REFUSALS_BEFORE_QUERY + [QUERIED, "/new.png"]
+    assert (row["status"], row["source_url"].partition("?")[2]) == ("stored", "s=2")
+
+
+@pytest.mark.anyio
+async def test_an_address_that_says_that_it_expired_is_replaced_at_once(tmp_path: Path) -> None:
+    """Waiting does not help it."""
+    paths, attempts, row = await refused(tmp_path, now_at="/new.png?s=2", expired=True)
+    assert (paths, attempts, row["status"]) == (["/old.png", QUERIED, "/new.png"], [1, 2], "stored")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("now_at", "outputs", "status"),
+    [("/old.png?s=1", 1, "succeed"), ("/new.png?s=2", 0, "succeed"), ("/new.png?s=2", 1, "failed")],
+)
+async def test_without_another_address_the_file_is_retried_for_minutes(
+    tmp_path: Path, now_at: str, outputs: int, status: str
+) -> None:
+    """A new file may take that long to reach every host. Kling is not asked again."""
+    paths, attempts, row = await refused(tmp_path, now_at=now_at, outputs=outputs, status=status)
+    assert (paths.count("/old.png"), paths.count(QUERIED), len(attempts)) == (MAX_REFUSALS, 1, MAX_REFUSALS)
+    assert (row["status"], row["error"]) == ("failed", "the host answered 403")
+    assert sum(DOWNLOAD_BACKOFF.steps[: MAX_REFUSALS - 1]) / 2 > 120
+
+
+@pytest.mark.anyio
+async def test_kling_is_asked_once_for_all_files_of_a_task(tmp_path: Path) -> None:
+    """A file whose own address was refused meanwhile uses the new one."""
+    names = ("a", "b")
+
+    def respond(visit: Visit) -> None:
+        if visit.path.startswith("/v1/"):
+            files = [{"url": f"{there.url}/new-{name}.png"} for name in names]
+            record = {"task_id": "k", "task_status": "succeed", "task_result": {"images": files}}
+            visit.answer(200, json.dumps({"code": 0, "data": record}).encode())
+        else:
+            visit.answer(200 if "new" in visit.path else 404, picture(size=32))
+
+    with host(respond) as there:
+        parts = Parts(tmp_path, there.url)
+        parts.writer.start()
+        task = await parts.succeeded(*(f"{there.url}/old-{name}.png" for name in names))
+        row = await parts.result(task, 1)
+        job = ClaimedJob(1, "download", "download", "downloads", task, "key", {"index": 1}, 5, "claim")
+        assert isinstance(await parts.do(parts.fetcher.download, task, REFUSALS_BEFORE_QUERY), RetryAt)
+        failed = await parts.fetcher._failed(job, row, InvalidFile("as before"))
+        outcome = await parts.writer.run(lambda tx: failed(tx))
+        assert isinstance(outcome, RetryAt)
+        assert outcome.args == {"index": 1, "asked_after": 5}
+        for n in (0, 1):
+            assert isinstance(await parts.do(parts.fetcher.download, task, 6, n), Done)
+        await parts.close()
+        assert [visit.path for visit in there.visits if visit.path.startswith("/v1/")] == [f"{QUERIED}{task}"]
+
+
+@pytest.mark.anyio
+async def test_another_address_is_tried_as_long_as_the_first(tmp_path: Path) -> None:
+    """Its refusals are counted anew, and there is no third address."""
+    paths, _, row = await refused(tmp_path, now_at="/newer.png?s=2")
+    assert paths == ["/old.png"] * REFUSALS_BEFORE_QUERY + [QUERIED] + ["/newer.png"] * MAX_REFUSALS
+    assert row["status"] == "failed"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kling_callback.protocol.media_types import EXTENSIONS
-from kling_receiver.results.media import HEAD_BYTES, MAX_BOXES, is_complete, matches_kind, sniff
+from kling_receiver.results.media import HEAD_BYTES, MAX_BOXES, is_complete, is_page, matches_kind, sniff
 from kling_sandbox.media import MEDIA
 
 
@@ -40,6 +40,21 @@ def video(form: str, codec: str) -> bytes:
     return file.getvalue()
 
 
+def audio(form: str, codec: str) -> bytes:
+    """A tenth of a second of sound, written by FFmpeg."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=48_000)
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame(format="s16", layout="mono", samples=4800)
+        frame.planes[0].update(bytes(9600))
+        frame.sample_rate = 48_000
+        for resampled in av.AudioResampler(stream.format, stream.layout, 48_000).resample(frame):
+            container.mux(stream.encode(resampled))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def sound() -> bytes:
     """A wave file."""
     file = io.BytesIO()
@@ -57,6 +72,15 @@ REAL = {
     "video/mp4": video("mp4", "mpeg4"),
     "video/quicktime": video("mov", "mpeg4"),
     "video/webm": video("webm", "libvpx"),
+    "video/x-matroska": video("matroska", "mpeg4"),
+    "image/avif": image("AVIF"),
+    "image/bmp": image("BMP"),
+    "image/tiff": image("TIFF"),
+    "audio/aac": audio("adts", "aac"),
+    "audio/mp4": audio("ipod", "aac"),
+    "audio/ogg": audio("ogg", "libopus"),
+    "audio/flac": audio("flac", "flac"),
+    "audio/aiff": audio("aiff", "pcm_s16be"),
     "audio/mpeg": (MEDIA / "0.mp3").read_bytes(),
     "audio/wav": sound(),
 }
@@ -73,7 +97,10 @@ def test_real_files_are_detected(tmp_path: Path, content_type: str) -> None:
     assert EXTENSIONS[content_type]
 
 
-@pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/gif", "video/mp4", "video/quicktime"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/png", "image/jpeg", "image/gif", "image/avif", "video/mp4", "video/quicktime", "audio/mp4"],
+)
 def test_truncated_files_are_not_complete(tmp_path: Path, content_type: str) -> None:
     """Wherever an image or a video is truncated."""
     content, path = REAL[content_type], tmp_path / "file"
@@ -128,7 +155,6 @@ def test_boxes_add_up(tmp_path: Path, content: bytes, whole: bool) -> None:
         b"RIFF\0\0\0\0AVI ",
         b"RIFF",
         b"\xff",
-        b"\xff\xf1aac",
         b"%PDF",
         b"PK\3\4",
         b"\x89PN",
@@ -169,3 +195,66 @@ def test_kinds_and_types() -> None:
     assert matches_kind("audio/wav", "something newer")
     assert not matches_kind(None, "image")
     assert not matches_kind(None, "something newer")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "content_type"),
+    [
+        (bytes.fromhex("0000001c66747970617669660000000061766966"), "image", "image/avif"),
+        (bytes.fromhex("4f676753"), "audio", "audio/ogg"),
+        (bytes.fromhex("fff1"), "audio", "audio/aac"),
+        (bytes.fromhex("664c6143"), "audio", "audio/flac"),
+        (box(b"free") + box(b"ftyp", content=b"isom\0\0\0\0"), "video", "video/mp4"),
+        (box(b"free", content=bytes(100)) + box(b"ftyp", content=b"qt  \0\0\0\0"), "video", "video/quicktime"),
+        (box(b"wide") + box(b"mdat", content=b"x" * 20) + box(b"moov"), "video", "video/quicktime"),
+        (box(b"mdat", 99_999, b"x" * 600), "video", "video/quicktime"),
+        (struct.pack(">I4sQ", 1, b"mdat", 1 << 40), "video", "video/quicktime"),
+        (box(b"moov") + box(b"mdat"), "audio", "audio/mp4"),
+        (box(b"ftyp", content=b"isom\0\0\0\0"), "audio", "audio/mp4"),
+        (box(b"ftyp", content=b"isom\0\0\0\0"), "watermark", "video/mp4"),
+        (box(b"ftyp", content=b"heic\0\0\0\0mif1heic"), "image", "image/heic"),
+        (box(b"ftyp", content=b"mif1\0\0\0\0mif1heic"), "image", "image/heic"),
+        (box(b"ftyp", content=b"mif1\0\0\0\0mif1miafavif"), "image", "image/avif"),
+        (box(b"ftyp", content=b"mif1\0\0\0\0"), "image", "image/heif"),
+        (b"OggS" + bytes(24) + b"\x80theora", "video", "video/ogg"),
+        (b"OggS" + bytes(24) + b"OpusHead", "audio", "audio/ogg"),
+        (b"\xff\xf9\x50", "audio", "audio/aac"),
+        (b"\xff\xfd\x90", "audio", "audio/mpeg"),
+    ],
+)
+def test_the_first_bytes_and_the_kind_tell_the_type(content: bytes, kind: str, content_type: str) -> None:
+    """Containers that hold sound as well as pictures are what Kling says."""
+    assert sniff(content[:HEAD_BYTES], kind) == content_type
+    assert matches_kind(content_type, kind)
+    assert EXTENSIONS[content_type]
+
+
+@pytest.mark.parametrize(
+    "content", [box(b"free", 4) + box(b"ftyp", content=b"isom\0\0\0\0"), b"\0\0\0\x09text", b"BMW is"]
+)
+def test_what_only_resembles_a_known_file_is_unknown(content: bytes) -> None:
+    """A box that ends before it begins, boxes of other formats, and text."""
+    assert sniff(content) is None
+
+
+@pytest.mark.parametrize(
+    ("head", "content_type", "page"),
+    [
+        (b"<html>", "", True),
+        (b"  \r\n<?xml", "image/png", True),
+        (b'{"error": 1}', "image/png", True),
+        (b"[]", "", True),
+        ("\ufeff<html>".encode("utf-16-le"), "", True),
+        ("拒绝访问".encode(), "", True),
+        ("拒绝访问".encode()[:-1], "", True),
+        (b" \n", "", True),
+        (b"x" * HEAD_BYTES, "text/plain; charset=utf-8", True),
+        (b"x" * HEAD_BYTES, "application/problem+json", True),
+        (b"x" * HEAD_BYTES, "application/octet-stream", False),
+        (b"\0\1\2", "text/html", False),
+        (b"\x93\xfa", "", False),
+    ],
+)
+def test_pages_and_messages_are_no_files(head: bytes, content_type: str, page: bool) -> None:
+    """Text that begins as markup, a short text, and what its host calls a text; not other bytes."""
+    assert is_page(head, content_type) is page

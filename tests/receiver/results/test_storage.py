@@ -10,6 +10,8 @@ import pytest
 
 from kling_receiver.results.storage import LocalStorage, folder_of
 
+URL = "https://files.example/0.png"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> LocalStorage:
@@ -26,11 +28,10 @@ def everything(folder: LocalStorage) -> dict[str, bytes]:
 
 def test_a_committed_file_is_complete(folder: LocalStorage) -> None:
     """Under its name, with its checksum, and no other file is left."""
-    part = folder.create()
+    part = folder.part("task/0", URL)
     part.write(b"abc")
     part.write(b"def")
     assert part.size == 6
-    part.flush()
     assert part.sha256 == hashlib.sha256(b"abcdef").hexdigest()
     folder.commit(part, "task/0.png")
     part.discard()
@@ -40,9 +41,8 @@ def test_a_committed_file_is_complete(folder: LocalStorage) -> None:
 
 def test_an_unfinished_file_has_no_name(folder: LocalStorage) -> None:
     """Until it is committed it is in `.parts`; discarded, it is removed."""
-    part = folder.create()
+    part = folder.part("task/0", URL)
     part.write(b"abc")
-    part.flush()
     assert [name.split("/")[0] for name in everything(folder)] == [".parts"]
     part.discard()
     part.discard()
@@ -52,33 +52,134 @@ def test_an_unfinished_file_has_no_name(folder: LocalStorage) -> None:
 def test_a_second_file_replaces_the_first(folder: LocalStorage) -> None:
     """After a crash between file and database the same file is downloaded and committed again."""
     for content in (b"first", b"second"):
-        part = folder.create()
+        part = folder.part("task/0", URL)
         part.write(content)
-        part.flush()
         folder.commit(part, "task/0.png")
         part.discard()
     assert everything(folder) == {"task/0.png": b"second"}
 
 
-def test_unfinished_files_of_an_earlier_process_are_removed(folder: LocalStorage) -> None:
-    """At the start; finished files stay."""
-    part = folder.create()
-    part.flush()
+def begun(folder: LocalStorage, *chunks: bytes, name: str = "task/0", validator: str | None = '"one"') -> None:
+    """A part that a process began, and did not end."""
+    part = folder.part(name, URL)
+    part.validator, part.length = validator, 9
+    for chunk in chunks:
+        part.write(chunk)
+    part._file.close()  # as a kill does
+
+
+def test_a_part_is_continued_by_another_process(folder: LocalStorage) -> None:
+    """After a kill: its bytes, its validator, the length of the file; the checksum is that of the whole file."""
+    begun(folder, b"abc", b"def")
+    part = LocalStorage(folder.root).part("task/0", f"{URL}?another=signature")
+    assert (part.size, part.validator, part.length, part.head(4), part.is_whole) == (6, '"one"', 9, b"abcd", False)
+    part.write(b"ghi")
+    assert (part.is_whole, part.sha256) == (True, hashlib.sha256(b"abcdefghi").hexdigest())
     folder.commit(part, "task/0.png")
     part.discard()
-    left = folder.create()
-    left.write(b"half")
-    left.flush()
-    LocalStorage(folder.root).prepare()
-    assert everything(folder) == {"task/0.png": b""}
-    left.discard()
+    assert everything(folder) == {"task/0.png": b"abcdefghi"}
+
+
+def test_a_part_that_is_closed_is_kept_for_later(folder: LocalStorage) -> None:
+    """If its host names a validator; else nothing would tell whether the rest belongs to it."""
+    for validator, size in (('"one"', 3), (None, 0)):
+        part = folder.part("task/0", URL)
+        part.restart()
+        part.validator = validator
+        part.write(b"abc")
+        part.close()
+        again = folder.part("task/0", URL)
+        assert (again.size, again.validator) == (size, validator)
+        again.discard()
+    assert everything(folder) == {}
+
+
+def spoil(folder: LocalStorage, change: str) -> None:
+    """What a crash or an operator may make of a part and its note."""
+    (note,) = folder.root.rglob("*.json")
+    part = note.with_suffix("")
+    if change == "lost bytes":
+        part.write_bytes(b"abc")
+    elif change == "zeros":
+        part.write_bytes(bytes(6))
+    elif change == "no note":
+        note.unlink()
+    elif change == "empty note":
+        note.write_bytes(b"")
+    elif change == "cut note":
+        note.write_text(note.read_text()[:-9])
+    else:
+        note.write_text(change)
+
+
+@pytest.mark.parametrize(
+    "change", ["lost bytes", "zeros", "no note", "empty note", "cut note", "[]", "{}", "null", '{"source": 1}']
+)
+def test_a_part_that_is_not_as_its_note_says_begins_anew(folder: LocalStorage, change: str) -> None:
+    """A power failure may have left zeros, or nothing: its bytes are not continued."""
+    begun(folder, b"abcdef")
+    spoil(folder, change)
+    part = folder.part("task/0", URL)
+    assert (part.size, part.validator, part.length) == (0, None, None)
+    part.write(b"ab")
+    assert part.head(9) == b"ab"
+    part.discard()
+    assert everything(folder) == {}
+
+
+def test_bytes_after_a_note_are_dropped(folder: LocalStorage) -> None:
+    """A kill may come between the bytes and their note."""
+    begun(folder, b"abc")
+    (note,) = folder.root.rglob("*.json")
+    with note.with_suffix("").open("ab") as file:
+        file.write(b"xyz")
+    part = folder.part("task/0", URL)
+    part.write(b"def")
+    assert part.head(9) == b"abcdef"
+    part.discard()
+
+
+def test_another_file_does_not_continue_a_part(folder: LocalStorage) -> None:
+    """Neither of another task, nor from another path."""
+    begun(folder, b"abc")
+    for name, url in (("task/1", URL), ("task/0", f"{URL}/other")):
+        part = folder.part(name, url)
+        assert part.size == 0
+        part.discard()
+
+
+def test_a_part_has_one_writer(folder: LocalStorage) -> None:
+    """A second one is refused while the first is open."""
+    first = folder.part("task/0", URL)
+    with pytest.raises(BlockingIOError):
+        folder.part("task/0", URL)
+    first.discard()
+    folder.part("task/0", URL).discard()
+
+
+def test_orphans_are_removed(folder: LocalStorage) -> None:
+    """What is left of files that are not downloaded any more; finished files and the other parts stay."""
+    begun(folder, b"abc", name="task/0")
+    begun(folder, b"abc", name="task/1")
+    begun(folder, b"abc", name="task/2", validator=None)
+    (folder.root / ".parts" / "part-of-an-earlier-version").touch()
+    (folder.root / "task").mkdir()
+    folder.path("task/3.png").touch()
+    LocalStorage(folder.root).remove_orphans(["task/0", "task/4"])
+    assert len(everything(folder)) == 3
+    part = folder.part("task/0", URL)
+    assert part.size == 3
+    part.discard()
+    begun(folder, b"abc", name="task/1")
+    folder.discard_part("task/1")
+    folder.discard_part("task/1")
+    assert list(everything(folder)) == ["task/3.png"]
 
 
 def test_a_changed_file_has_another_checksum(folder: LocalStorage) -> None:
     """Even with the same size; a removed file has none; a new process computes it again."""
-    part = folder.create()
+    part = folder.part("task/0", URL)
     part.write(b"content")
-    part.flush()
     sha256 = part.sha256
     folder.commit(part, "task/0.png")
     part.discard()
@@ -128,8 +229,7 @@ def test_threads_may_share_the_cache_of_checksums(folder: LocalStorage, monkeypa
 
 def test_files_are_readable_by_the_receiver_only(folder: LocalStorage) -> None:
     """Files have mode 0600, and their folders 0700."""
-    part = folder.create()
-    part.flush()
+    part = folder.part("task/0", URL)
     folder.commit(part, "task/0.png")
     part.discard()
     assert folder.path("task/0.png").stat().st_mode & 0o077 == 0
@@ -177,7 +277,7 @@ def test_a_folder_that_vanished_is_not_made_again(folder: LocalStorage) -> None:
     away = folder.root.with_name("away")
     folder.root.rename(away)
     folder.root.mkdir()  # as an empty mount point
-    for use in (folder.create, folder.probe):
+    for use in (lambda: folder.part("task/0", URL), folder.probe):
         with pytest.raises(FileNotFoundError, match="Mount its volume again"):
             use()
     assert list(folder.root.iterdir()) == []

@@ -201,6 +201,17 @@ def test_a_report_of_a_replaced_attempt_is_ignored(ledger: Ledger) -> None:
     assert ledger.task()["status"] == "submitted"
 
 
+@pytest.mark.parametrize("outcome", ["created", "not_created", "unknown"])
+def test_the_request_id_of_the_create_is_stored(ledger: Ledger, outcome: str) -> None:
+    """That of this attempt only, and none resets it."""
+    ledger.register(create_token="a")
+    ledger.register(outcome=outcome, kling_id="k", create_token="another", request_id="r-0")
+    assert ledger.task()["request_id"] is None
+    for request_id in ("r-1", ""):
+        ledger.register(outcome=outcome, kling_id="k", create_token="a", request_id=request_id)
+        assert ledger.task()["request_id"] == "r-1"
+
+
 def test_the_words_of_an_unknown_create_are_shown(ledger: Ledger) -> None:
     """As the task's message, until a status arrives."""
     ledger.register(create_token="a")

@@ -166,13 +166,14 @@ class TaskActions:
             for position in lost:
                 result_records.mark_lost(tx, row, position, "It is no longer in the storage as it was stored.")
             apply_answer(tx, row, report, "operator")
-            has_files = row["status"] == report.status == "succeed" and bool(report.outputs)
-            if has_files:
+            if row["status"] != "succeed" or report.status != "succeed":
+                return False
+            if report.outputs:
                 result_records.refresh_downloads(tx, row, report.outputs)
-            return has_files
+            return report.has_results
 
         if not await self._writer.run(change):
-            message = f"The task did not succeed with files. Kling's status is {report.status}."
+            message = f"The task did not succeed with a result. Kling's status is {report.status}."
             raise ApiError(409, "no_files", message, "Check the task's status.")
         return report
 

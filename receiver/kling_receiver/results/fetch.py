@@ -1,0 +1,215 @@
+"""One attempt to download a file into its part: redirects, ranges, and the check of what arrives."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from kling_callback.api.http import retry_after_seconds
+from kling_receiver.net.client import GuardedClient, RequestFailed, Response
+from kling_receiver.net.guard import join_url
+from kling_receiver.results.media import (
+    HEAD_BYTES,
+    UNKNOWN_TYPE,
+    is_complete,
+    is_compressed,
+    is_page,
+    matches_kind,
+    sniff,
+)
+from kling_receiver.results.storage import PartialFile
+
+T = TypeVar("T")
+MAX_REDIRECTS = 5
+MAX_RESUMES = 5
+"""Times that a download which was cut short is resumed, within one attempt."""
+RESPONSE_SECONDS = 120
+"""Seconds until a host has sent the head of its response; its body may take any time."""
+BUFFER_BYTES = 1 << 20
+"""Bytes that are written to the disk at once."""
+BUFFER_SECONDS = 1.0
+"""Seconds for which fewer bytes wait for more."""
+STRONG_DATE_SECONDS = 60
+"""Seconds for which a file must have been unchanged, for its date to tell its versions apart (RFC 9110, 8.8.2.2)."""
+
+CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
+
+
+class InvalidFile(Exception):
+    """The file is not what Kling named: another kind, truncated, too large."""
+
+
+class UnexpectedResponse(Exception):
+    """The host answered with a status that brings no file. `retry_after`: seconds that it asks to wait."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"the host answered {response.status}")
+        self.status, self.retry_after = response.status, retry_after_seconds(response.headers)
+
+
+class StorageUnavailable(Exception):
+    """The storage cannot take the file: the disk is full, or the folder is gone. The file itself may be good."""
+
+
+async def storage_call(function: Callable[..., T], *args: Any) -> T:
+    """Do disk work in a thread. Raises StorageUnavailable."""
+    try:
+        return await run_in_threadpool(function, *args)
+    except OSError as error:
+        raise StorageUnavailable(f"the storage failed: {error.strerror or error}") from error
+
+
+async def fetch(client: GuardedClient, url: str, part: PartialFile, *, kind: str, max_bytes: int) -> str:
+    """Download a file of this kind into `part`, from where it ends. Returns the content type that its bytes show.
+
+    It takes as long as bytes arrive, and resumes where a connection was cut.
+    Raises InvalidFile, UnexpectedResponse, StorageUnavailable, Refused, RequestFailed.
+    """
+    headers: Mapping[str, str] = {}
+    for resumes in range(MAX_RESUMES + 1):
+        if part.is_whole:  # the receiver was stopped before the file was stored
+            break
+        response = await _open(client, url, part, max_bytes)
+        try:
+            await _receive(response, part, kind, max_bytes)
+            headers = response.headers
+            break
+        except RequestFailed:
+            if resumes == MAX_RESUMES or not (part.size and part.validator):
+                raise
+        finally:
+            await response.close()
+    content_type = await storage_call(_check, part, kind, headers)
+    framed = content_type == UNKNOWN_TYPE and "chunked" in headers.get("Transfer-Encoding", "").lower()
+    if part.length is None and not framed and not await storage_call(is_complete, part.path, content_type):
+        raise InvalidFile(f"the {content_type} file is truncated")
+    return content_type
+
+
+async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: int) -> Response:
+    """Request the rest of the file; redirects are followed one by one, and each target is checked."""
+    headers: dict[str, str] = {}
+    if part.size and part.validator:
+        headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+    for _ in range(MAX_REDIRECTS + 1):
+        response = await _send(client, url, headers)
+        if response.location is None:
+            break
+        await response.close()
+        url = join_url(url, response.location)
+    try:
+        await _begin(response, part, max_bytes)
+    except BaseException:
+        await response.close()
+        raise
+    return response
+
+
+async def _send(client: GuardedClient, url: str, headers: Mapping[str, str]) -> Response:
+    try:
+        async with asyncio.timeout(RESPONSE_SECONDS):
+            return await client.send("GET", url, headers=headers)
+    except TimeoutError as error:
+        raise RequestFailed(f"the host did not answer within {RESPONSE_SECONDS:g} s") from error
+
+
+async def _begin(response: Response, part: PartialFile, max_bytes: int) -> None:
+    """Prepare `part` for the body of a response: the rest of the same file, or a file from its first byte on."""
+    if part.size and response.status == 206 and _continues(response, part):
+        return
+    if part.size and response.status in (206, 416):
+        await storage_call(part.restart)
+        raise RequestFailed("the host has another file than the one that was begun")
+    if response.status != 200:
+        raise UnexpectedResponse(response)
+    if part.size:
+        await storage_call(part.restart)
+    part.validator, part.length = _validator(response), _length(response)
+    if part.length is not None and part.length > max_bytes:
+        raise _too_large(max_bytes)
+
+
+async def _receive(response: Response, part: PartialFile, kind: str, max_bytes: int) -> None:
+    checked = False
+    async for data in _buffered(response):
+        if part.size + len(data) > max_bytes:
+            raise _too_large(max_bytes)
+        await storage_call(part.write, data)
+        if not checked and part.size >= HEAD_BYTES:
+            checked = bool(await storage_call(_check, part, kind, response.headers))
+    if part.length is not None and part.size != part.length:
+        raise InvalidFile(f"received {part.size} of {part.length} bytes")
+
+
+def _check(part: PartialFile, kind: str, headers: Mapping[str, str]) -> str:
+    """The content type that the first bytes show. Raises InvalidFile for a file of another kind, and for no file."""
+    head = part.head(HEAD_BYTES)
+    if not head:
+        raise InvalidFile("the file is empty")
+    content_type = sniff(head, kind)
+    if content_type is None:
+        if is_compressed(head, headers.get("Content-Encoding", "")):
+            raise InvalidFile("the file was sent compressed, which was not requested")
+        if not is_page(head, headers.get("Content-Type", "")):
+            return UNKNOWN_TYPE
+    elif matches_kind(content_type, kind):
+        return content_type
+    raise InvalidFile(f"not a valid {kind} file: it begins with {head[:12]!r}")
+
+
+def _continues(response: Response, part: PartialFile) -> bool:
+    """Whether a partial response is the rest of this version of the file."""
+    match = CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+    if not match or int(match[1]) != part.size:
+        return False
+    name = "ETag" if str(part.validator).startswith('"') else "Last-Modified"
+    same_version = response.headers.get(name, part.validator) == part.validator
+    return same_version and (part.length is None or match[2] in ("*", str(part.length)))
+
+
+def _validator(response: Response) -> str | None:
+    """What tells this version of the file from any other, byte for byte; None if its host does not say so."""
+    etag, changed = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    if etag:
+        return etag if etag.startswith('"') else None
+    try:
+        moments = [parsedate_to_datetime(response.headers.get(name, "")) for name in ("Date", "Last-Modified")]
+        age = (moments[0] - moments[1]).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return changed if age >= STRONG_DATE_SECONDS else None
+
+
+async def _buffered(response: Response) -> AsyncIterator[bytes]:
+    """The body in pieces of a size fit for the disk; bytes received before a cut are yielded before the error."""
+    buffer, chunk = bytearray(), b"-"
+    while chunk:
+        try:
+            async with asyncio.timeout(BUFFER_SECONDS if buffer else None):
+                chunk = await response.read()
+            buffer += chunk
+        except TimeoutError:
+            pass
+        except RequestFailed:
+            if buffer:
+                yield bytes(buffer)
+            raise
+        else:
+            if chunk and len(buffer) < BUFFER_BYTES:
+                continue
+        if buffer:
+            yield bytes(buffer)
+            buffer.clear()
+
+
+def _length(response: Response) -> int | None:
+    """Bytes of the file, if the host names a length."""
+    header = response.headers.get("Content-Length", "")
+    return int(header) if header.isdecimal() else None
+
+
+def _too_large(max_bytes: int) -> InvalidFile:
+    return InvalidFile(f"the file is larger than {max_bytes} bytes")
