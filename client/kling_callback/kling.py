@@ -16,8 +16,8 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.creation import CreateCall, check_call, check_key
 from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
-from kling_callback.job_methods import JobMethods, returning
 from kling_callback.jobs.job import Job
+from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.reports import IDENTIFIER

@@ -16,8 +16,8 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import BaseFile, BaseResult, BaseTask
 from kling_callback.display import MAX_INLINE_BYTES, data_url, is_media
 from kling_callback.errors import KlingError
-from kling_callback.job_methods import JobMethods, returning
 from kling_callback.jobs.job import Job
+from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import Event
 from kling_callback.settings import ClientSettings
