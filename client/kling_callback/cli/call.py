@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from kling_callback.cli import options, terminal
+from kling_callback.cli import options, param_types, terminal
 from kling_callback.cli.run import with_kling
 from kling_callback.settings import TO_CALL
 
@@ -13,7 +13,7 @@ from kling_callback.settings import TO_CALL
 @click.argument("path")
 @click.option(
     "--body",
-    type=options.Json(),
+    type=param_types.Json(),
     help="The parameters as JSON, sent by POST; @FILE or @- (stdin) reads them. Without it the call is a GET.",
 )
 @options.json_option

@@ -1,13 +1,19 @@
-"""Run a command's work with an open client."""
+"""Run a command's work with an open client: wait for a task, and output its files."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from errno import EPIPE
 from typing import TypeVar
 
+from kling_callback import errors
 from kling_callback.cli import terminal
+from kling_callback.cli.output import Output
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_CREATE, ClientSettings
+from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
 
+Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
 T = TypeVar("T")
 
 
@@ -34,3 +40,97 @@ def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[
                 f"Interrupted. If Kling took the task, it continues. Wait for it with:\nkling wait {task_id}"
             )
         raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitOptions:
+    """The options of `options.wait_options`. `timeout`: seconds; `no_wait`: print the task without waiting."""
+
+    output: Output | None
+    timeout: float | None
+    as_json: bool
+    no_wait: bool = False
+
+
+def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options: WaitOptions) -> None:
+    """Create or attach to a task, wait for it unless `no_wait`, and output its files."""
+
+    async def call(kling: AsyncKling) -> None:
+        try:
+            with terminal.live_progress(task_id) as update:
+                task = await begin(kling)
+                warn_about_create(task)
+                outcome = None if wait_options.no_wait else await wait(task, wait_options.timeout, update)
+        except errors.WaitTimeout as timeout:
+            if wait_options.as_json:
+                terminal.print_json(timeout.task)
+            raise
+        try:
+            if outcome is None:
+                terminal.print_json(task.data) if wait_options.as_json else terminal.print_data(task.id)
+            else:
+                await output_files(outcome, wait_options)
+        except OSError as error:
+            if error.errno != EPIPE:  # whose reader wants no more
+                terminal.print_message(f"The result can be printed again with:\nkling wait {task.id}")
+            raise
+
+    with_kling(require, call, task_id=task_id)
+
+
+def warn_about_create(task: AsyncTask) -> None:
+    """Print a warning if the receiver missed the create's outcome, or the outcome is unknown."""
+    if task.unreported:
+        terminal.print_message(task.unreported)
+    if task.outcome == "unknown" and task.family and not task.done:
+        terminal.print_message(
+            f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show. "
+            f"{task.status_msg}".rstrip()
+        )
+
+
+@dataclass(frozen=True)
+class WaitResult:
+    """The end of a wait: the stored files, and the error if the task or a file failed."""
+
+    result: AsyncResult
+    error: errors.KlingError | None = None
+
+
+async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> WaitResult:
+    """Wait for a task. A failed one has its stored files in the result too, for they were paid for."""
+    try:
+        return WaitResult(await task.wait(timeout, on_event=on_event))
+    except (errors.TaskFailed, errors.ResultFailed) as error:
+        return WaitResult(task.stored(), error)
+
+
+async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:
+    """Save the files, all that can be; print paths or links, then outputs that are no files; raise what went wrong.
+
+    Nothing is printed before all files are saved: stdout may be closed, and the files are paid for.
+    """
+    output, files, problems = wait_options.output, outcome.result.files, list[str]()
+    lines = [str(file.href) for file in files]
+    if output:
+        paths, problems = await output.save(files)
+        lines = [str(path) for path in paths]
+    if wait_options.as_json:
+        terminal.print_json(outcome.result.task)
+    else:
+        for line in lines:
+            terminal.print_data(line)
+        for each in outcome.result.outputs:
+            terminal.print_json(each)
+    for file in files:
+        if file.warning:
+            terminal.print_message(f"{file.name}: {file.warning}")
+    if output and problems:
+        task = outcome.result.task
+        hint = f"Download the files of task {task['id']} again with:\n{output.again(task['id'])}"
+        unsaved = errors.ResultFailed("\n".join(problems), task=task, hint=hint)
+        if outcome.error is None:
+            raise unsaved
+        terminal.print_message(terminal.format_error(unsaved))
+    if outcome.error:
+        raise outcome.error

@@ -17,6 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from kling_callback.base import BaseTask, outputs_of
+from kling_callback.errors import KlingError, SettingsError
 from kling_callback.protocol.events import Event
 
 CONTROL_CHARACTERS = re.compile(
@@ -66,6 +67,14 @@ def report_bad_stream(error: OSError | UnicodeEncodeError) -> int:
     discard_unwritten()
     print_message(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
     return 1
+
+
+def format_error(error: KlingError) -> str:
+    """The message of an error and its remedy, on lines of their own."""
+    if isinstance(error, SettingsError):
+        return "\n".join(["The settings are invalid:", *error.problems])
+    request = f" (request {error.request_id})" if error.request_id else ""
+    return f"{error.message}{request}{chr(10) + error.hint if error.hint else ''}"
 
 
 def print_data(text: str) -> None:

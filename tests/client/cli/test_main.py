@@ -25,7 +25,8 @@ from rich.console import Console
 from kling_callback.api.receiver import ReceiverApi
 from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
-from kling_callback.cli.main import main, report_error, warn_about_create
+from kling_callback.cli.main import main, report_error
+from kling_callback.cli.run import warn_about_create
 from kling_callback.cli.terminal import escape, live_progress, print_json, print_task, print_tasks
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event

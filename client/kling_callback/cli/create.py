@@ -1,0 +1,116 @@
+"""The commands that create tasks: one for each typed job, and `kling create` for any other."""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import click
+
+from kling_callback import errors
+from kling_callback.cli import options, param_types, terminal
+from kling_callback.cli.run import WaitOptions, run_task
+from kling_callback.creation import check_call, check_key
+from kling_callback.jobs.body import model_of
+from kling_callback.jobs.job import Job
+from kling_callback.jobs.prices import estimate
+from kling_callback.jobs.untyped import prepare
+from kling_callback.kling import AsyncKling
+from kling_callback.settings import TO_CREATE, ClientSettings
+from kling_callback.tasks import AsyncTask
+
+
+def create_and_run(
+    family: str,
+    make: Callable[[], tuple[str, dict[str, Any]]],
+    given: Any,
+    *,
+    tags: tuple[str, ...],
+    hook: str | None,
+    external_task_id: str | None,
+    estimate_only: bool,
+    **waiting: Any,
+) -> None:
+    """Check everything, report all problems at once, then create a task and run it, or print its price.
+
+    `make` returns the family and the body to send; until then, `family` and `given` stand for them. The id is
+    generated here, so that Ctrl-C can name it at any moment.
+    """
+    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
+    body, task_id = given, ""
+    with problems:
+        family, body = make()
+    if estimate_only:
+        problems.raise_all()
+        return print_estimate(family, body, as_json=wait_options.as_json)
+    with problems:
+        task_id, tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+    with problems:
+        if wait_options.output:
+            wait_options.output.check()
+    with problems:
+        check_key(ClientSettings.load(require=TO_CREATE), family)
+    problems.raise_all()
+
+    async def begin(kling: AsyncKling) -> AsyncTask:
+        return await kling.create(family, body, tags=tags, hook=hook, external_task_id=task_id)
+
+    return run_task(begin, TO_CREATE, task_id, wait_options)
+
+
+def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
+    """Print the expected cost of a create that is not sent. Raises KlingError if no price is known."""
+    cost = estimate(family, body)
+    if cost is None:
+        raise errors.KlingError(
+            f"No list price is known for {model_of(family, body) or 'a job without model_name'} at {family}.",
+            hint="Kling's console has the prices; `kling show ID` prints the cost of a finished task.",
+        )
+    terminal.print_json({"estimate": asdict(cost)}) if as_json else terminal.print_data(str(cost))
+
+
+def job_command(job: Job) -> click.Command:
+    """The command of a typed job; its parameters come from the table of jobs."""
+
+    @click.command(job.name.replace("_", "-"), params=options.job_parameters(job), help=job.summary)
+    @options.set_option
+    @options.create_options
+    def run_job(
+        more: tuple[tuple[str, Any], ...],
+        tags: tuple[str, ...],
+        hook: str | None,
+        external_task_id: str | None,
+        estimate_only: bool,
+        **values: Any,
+    ) -> None:
+        waiting = {field.name: values.pop(field.name) for field in fields(WaitOptions)}
+        values |= dict(more)
+        create_and_run(
+            job.endpoints[0].family,
+            lambda: job.create(values),
+            values,
+            tags=tags,
+            hook=hook,
+            external_task_id=external_task_id,
+            estimate_only=estimate_only,
+            **waiting,
+        )
+
+    return run_job
+
+
+@click.command("create")
+@click.argument("family", metavar="FAMILY")
+@click.option(
+    "--body",
+    type=param_types.Json(),
+    required=True,
+    help="Kling's parameters as JSON; @FILE reads them from a file, @- from stdin.",
+)
+@options.create_options
+def create_any(family: str, body: Any, **others: Any) -> None:
+    """Create a task of any family.
+
+    FAMILY is a path under /v1, such as videos/effects, or a new-standard path with a leading slash, such as
+    /text-to-video/kling-3.0-turbo.
+    """
+    create_and_run(family, lambda: (family, prepare(family, body)), body, **others)

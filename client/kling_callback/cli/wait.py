@@ -1,0 +1,31 @@
+"""The command `kling wait`."""
+
+from typing import Any
+
+import click
+
+from kling_callback import errors
+from kling_callback.cli import options
+from kling_callback.cli.run import WaitOptions, run_task
+from kling_callback.kling import AsyncKling
+from kling_callback.settings import TO_WAIT, ClientSettings
+from kling_callback.tasks import AsyncTask
+
+
+@click.command("wait")
+@options.id_argument
+@options.wait_options
+def wait_for(task_id: str, **waiting: Any) -> None:
+    """Wait for a task, then save its files or print their links, and print its other outputs."""
+
+    async def begin(kling: AsyncKling) -> AsyncTask:
+        return kling.attach(task_id)
+
+    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
+    with problems:
+        if wait_options.output:
+            wait_options.output.check()
+    with problems:
+        ClientSettings.load(require=TO_WAIT)
+    problems.raise_all()
+    run_task(begin, TO_WAIT, task_id, wait_options)
