@@ -9,7 +9,7 @@ register ─▶ send ─┬─ taken ──────────────�
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -72,11 +72,14 @@ def check_key(settings: ClientSettings, family: str = "") -> None:
         raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
 
 
-def _valid_tags(tags: Sequence[str]) -> tuple[str, ...]:
+def _valid_tags(tags: Any) -> tuple[str, ...]:
     """The distinct tags; a string is one tag. Raises ParameterError."""
-    distinct = tuple(dict.fromkeys((tags,) if isinstance(tags, str) else tags))
+    given = (tags,) if isinstance(tags, str) else tags
+    if not isinstance(given, Iterable):
+        raise ParameterError(["tags: must be a list of texts."])
+    distinct = tuple(dict.fromkeys(map(str, given)))
     problems = []
-    if not all(0 < len(str(tag)) <= MAX_TAG_CHARS and str(tag).isprintable() for tag in distinct):
+    if not all(0 < len(tag) <= MAX_TAG_CHARS and tag.isprintable() for tag in distinct):
         problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
     if len(distinct) > MAX_TAGS:
         problems.append(f"tags: there are {len(distinct)}, at most {MAX_TAGS}.")
@@ -85,10 +88,10 @@ def _valid_tags(tags: Sequence[str]) -> tuple[str, ...]:
     return distinct
 
 
-def _check_hook(hook: str | None) -> None:
+def _check_hook(hook: Any) -> None:
     try:
         if hook:
-            normalize_url(hook.partition("?")[0])
+            normalize_url(str(hook).partition("?")[0])
     except ValueError as error:
         raise ParameterError([f"hook: {error}"]) from None
 

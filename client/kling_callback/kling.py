@@ -18,8 +18,9 @@ from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
-from kling_callback.jobs.untyped import prepare
+from kling_callback.jobs.untyped import encode_files, prepare
 from kling_callback.protocol.events import Event
+from kling_callback.protocol.families import family_problems
 from kling_callback.protocol.reports import IDENTIFIER
 from kling_callback.protocol.signing import api_token
 from kling_callback.settings import ClientSettings
@@ -85,6 +86,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         problems, family, body = ProblemCollector(), job.endpoints[0].family, dict(values)
         with problems:
             family, body = await to_thread.run_sync(job.create, await with_files(values))
+            body = await to_thread.run_sync(prepare, family, body)
         return await self._create(problems, family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def create(
@@ -109,6 +111,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
         finds out, and the create is never sent again.
         """
+        if not isinstance(family, str):
+            raise ParameterError(family_problems(family))
         problems, sent = ProblemCollector(), dict[str, Any]()
         with problems:
             sent = await to_thread.run_sync(prepare, family, await with_files(body))
@@ -188,7 +192,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
         """
         check_key(self._settings)
-        return await calls.call(self._kling_api, self._receiver.retry, path, body)
+        content = None if body is None else await to_thread.run_sync(encode_files, path, await with_files(body))
+        return await calls.call(self._kling_api, self._receiver.retry, path, content)
 
     async def tasks_at_kling(self, family: str, *, limit: int = PAGE_SIZE) -> list[dict[str, Any]]:
         """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.

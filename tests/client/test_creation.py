@@ -13,6 +13,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
+from kling_callback.jobs.catalog import TEXT_TO_VIDEO
 from kling_callback.protocol.signing import verify_api_token
 from kling_callback.settings import TO_WAIT, ClientSettings
 from kling_callback.tasks import AsyncTask
@@ -539,3 +540,37 @@ async def test_an_invalid_id_is_not_an_answer_to_a_create(task_id: str) -> None:
     assert task.outcome == "unknown"
     assert len(stage.requests["create"]) == 1
     assert [report["outcome"] for report in stage.bodies("report")] == ["unknown"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": "x", "seed": float("nan")},
+        {"prompt": "\ud800"},
+        {"prompt": "x", "seed": {1, 2}},
+        {"prompt": "x", "style": b"x"},
+        {"prompt": "x", "model_name": "kling-3.0", "options": {"callback_url": "https://x"}},
+    ],
+)
+async def test_what_cannot_be_sent_is_found_before_the_registration(values: dict[str, Any]) -> None:
+    """In typed jobs as in `create`: nothing is registered, and the id stays free."""
+    stage = Stage()
+    async with stage.kling() as kling:
+        with pytest.raises(ParameterError):
+            await kling.run(TEXT_TO_VIDEO, values, external_task_id="order-1")
+    assert stage.order == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [((None, {}), {}), ((5, {}), {}), ((FAMILY, 5), {}), ((FAMILY, {}), {"tags": 5}), ((FAMILY, {}), {"hook": 5})],
+)
+async def test_arguments_of_another_type_are_named(arguments: tuple[Any, Any], options: dict[str, Any]) -> None:
+    """A ParameterError, not the TypeError of whatever would use them."""
+    stage = Stage()
+    async with stage.kling() as kling:
+        with pytest.raises(ParameterError):
+            await kling.create(*arguments, **options)
+    assert stage.order == []

@@ -43,7 +43,7 @@ def encode_image(image: Path | str | InputFile, max_bytes: int = MAX_BYTES) -> s
         return check_url(image)
     if prefix := DATA_URL.match(image):
         return _encoded(_data_url(image, prefix.group(), max_bytes), max_bytes)
-    if is_file(image):
+    if _is_file(image):
         return _encoded(_file(Path(image), max_bytes), max_bytes)
     return _encoded(_decoded(image, "is neither a URL, nor an existing file, nor base64.", max_bytes), max_bytes)
 
@@ -55,7 +55,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def is_file(name: str) -> bool:
+def _is_file(name: str) -> bool:
     """Whether a text names an existing file."""
     try:
         return len(name) < MAX_NAME_CHARS and Path(name).is_file()

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from kling_callback.protocol.urls import is_loopback
+from kling_callback.protocol.relays import CONTENT_PATH
+from kling_callback.protocol.urls import is_public
 
 MIN_LIFETIME_SECONDS = 600
 """Seconds for which an address at Kling must still be valid: Kling may start to load it minutes after the create."""
@@ -36,22 +37,24 @@ class InputFile:
             raise ValueError(f"is a file of the kind {self.kind}, not of {kind}.")
         if self.url is None:
             raise ValueError(
-                "cannot be loaded by Kling: its address at Kling has expired, and the receiver's link is on loopback. "
+                "cannot be loaded by Kling: its address at Kling has expired, and the receiver's link is not public. "
                 "Put the file at a public URL, and give that."
             )
         return self.url
 
 
 def reachable_url(file: Mapping[str, Any], now: float | None = None) -> str | None:
-    """The address at which Kling can load a result file: the receiver's link, or Kling's own while it is valid.
+    """The address at which Kling can load a result file; None if there is none.
 
-    `file`: its JSON in the task. `now`: unix seconds, default: the time. None if neither can be reached.
+    Kling's own address while it is known to be valid, else the receiver's link, else an address of unknown validity.
+    `file`: its JSON in the task. `now`: unix seconds, default: the time.
     """
-    href, source = str(file.get("href") or ""), str(file.get("source_url") or "")
-    if href and not is_loopback(urlsplit(href).hostname or ""):
-        return href
-    expires_at = file.get("expires_at")
-    if source and isinstance(expires_at, str):
-        valid_until = datetime.fromisoformat(expires_at).timestamp()
-        source = source if valid_until > (now or time.time()) + MIN_LIFETIME_SECONDS else ""
-    return source or None
+    href, source, expires_at = (str(file.get(name) or "") for name in ("href", "source_url", "expires_at"))
+    if CONTENT_PATH.search(urlsplit(source).path):
+        source = ""  # only the holder of the key is served there
+    if expires_at:
+        expired = datetime.fromisoformat(expires_at).timestamp() < (now or time.time()) + MIN_LIFETIME_SECONDS
+        source = "" if expired else source
+        if source:
+            return source
+    return href if is_public(urlsplit(href).hostname or "") else source or None

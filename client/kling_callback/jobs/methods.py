@@ -171,7 +171,7 @@ class JobMethods(Generic[Created]):
         `negative_prompt`: at most 2,500 characters.
         `cfg_scale`: how closely to follow the text, 0 to 1, default 0.5.
         `mode`: std (720p, default), pro (1080p), 4k (kling-v3).
-        `camera_control`: `{"type": ..., "config": {...}}`; kling-v1 to kling-v1-6.
+        `camera_control`: `{"type": ..., "config": {...}}`.
         `sound`: default off; kling-v2-6, kling-v3.
         `voice_list`: at most 2 voices; kling-v2-6. `element_list`: at most 3 elements; kling-v3.
         `shot_type`, `multi_prompt`: with `multi_shot`, at most 6 shots; kling-v3.
@@ -246,7 +246,7 @@ class JobMethods(Generic[Created]):
         `image_tail`: the last frame, with or without `image`. It, masks, and `camera_control` exclude each other.
         `static_mask`: an image of what does not move. `dynamic_masks`: at most 6 objects with `mask` (an image) and
         `trajectories` (2 to 77 points `{"x", "y"}` in pixels); kling-v1 to kling-v1-6.
-        `camera_control`: `{"type": ..., "config": {...}}`; kling-v1 to kling-v1-6.
+        `camera_control`: `{"type": ..., "config": {...}}`.
         `negative_prompt`: at most 2,500 characters. `cfg_scale`: 0 to 1, default 0.5.
         `mode`: std (720p, default), pro (1080p), 4k (kling-v3).
         `sound`: default off; kling-v2-6, kling-v3.

@@ -223,6 +223,8 @@ class CameraControl:
 
     def _check_config(self, config: Any) -> None:
         amounts = list(config.values()) if isinstance(config, Mapping) else []
+        if unknown := [name for name in config or () if isinstance(config, Mapping) and name not in self.movements]:
+            raise ValueError(f"`config` has no {', '.join(map(str, unknown))}: {', '.join(self.movements)}.")
         if not all(_is_number(amount) and abs(amount) <= self.max_value for amount in amounts):
             raise ValueError(f"`config` must contain numbers from -{self.max_value} to {self.max_value}.")
         if sum(amount != 0 for amount in amounts) != 1:

@@ -91,7 +91,7 @@ def _image_units(family: str, body: Mapping[str, Any]) -> float | None:
 
 def _count(body: Mapping[str, Any]) -> int:
     count = body.get("n")
-    return count if isinstance(count, int) else 1
+    return count if isinstance(count, int) and count > 0 else 1
 
 
 def _settings(family: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -102,7 +102,7 @@ def _settings(family: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
 def _video_rate(family: str, body: Mapping[str, Any]) -> float | None:
     """Units a second."""
     settings = _settings(family, body)
-    resolution = settings.get("resolution") or RESOLUTIONS.get(settings.get("mode", "std"), "")
+    resolution = str(settings.get("resolution") or RESOLUTIONS.get(str(settings.get("mode", "std")), ""))
     if family in LIP_SYNC_FAMILIES:
         return LIP_SYNC_UNITS
     if family == "videos/avatar/image2video":

@@ -9,13 +9,13 @@ from typing import Any
 from kling_callback.errors import ParameterError
 from kling_callback.jobs.body import CALLBACK_URL_RESERVED, json_problems, options_of
 from kling_callback.jobs.catalog import JOBS
-from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, encode_image, is_file
+from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
 from kling_callback.jobs.spelling import misspelt
 from kling_callback.protocol.families import family_problems, is_new_standard
 
-IMAGE_NAME = re.compile(r"(.*_)?(image|mask|frame)(_\d+|_tail|_url|_\d+_url)?")
-"""Names of image parameters, in any family: `image`, `subject_image`, `static_mask`, `image_tail`, ..."""
+IMAGE_NAME = re.compile(r"(.*_)?(image|mask|frame)s?(_\d+|_tail|_list|_urls?|_\d+_url)?")
+"""Names of image parameters, in any family: `image`, `images`, `subject_image`, `static_mask`, `image_tail`, ..."""
 IMAGE_TYPES = ("first_frame", "last_frame", "refer_image", "image")
 """Types of entries of `contents` whose `url` is an image."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -26,17 +26,25 @@ MAX_DEPTH = 20
 
 def prepare(family: str, body: Any) -> dict[str, Any]:
     """The body to send, with files encoded. Blocks to read them. Raises ParameterError with all problems."""
-    problems = list(family_problems(family))
-    if not isinstance(body, Mapping):
-        raise ParameterError([*problems, "body: must be a JSON object."])
-    if body.get("callback_url") or options_of(family, body).get("callback_url"):
-        problems.append(CALLBACK_URL_RESERVED)
-    problems += _misspelt(family, body)
-    encoded = _Encoder(MAX_BYTES_NEW if is_new_standard(family) else MAX_BYTES)
-    sent = encoded.encode(body, "", MAX_DEPTH)
-    problems += encoded.problems
-    problems += json_problems(sent)
+    problems = family_problems(family)
+    if isinstance(body, Mapping):
+        if body.get("callback_url") or options_of(family, body).get("callback_url"):
+            problems.append(CALLBACK_URL_RESERVED)
+        problems += _misspelt(family, body)
+    try:
+        sent = encode_files(family, body)
+    except ParameterError as error:
+        problems += error.problems
     if problems:
+        raise ParameterError(problems)
+    return sent
+
+
+def encode_files(path: str, body: Any) -> dict[str, Any]:
+    """The body with its files as Kling accepts them. Blocks to read them. Raises ParameterError with all problems."""
+    encoder = _Encoder(MAX_BYTES_NEW if is_new_standard(path) else MAX_BYTES)
+    sent = encoder.encode(body, "", MAX_DEPTH)
+    if problems := [*encoder.problems, *json_problems(sent)]:
         raise ParameterError(problems)
     return dict(sent)
 
@@ -71,8 +79,8 @@ class _Encoder:
             return encode_image(value, self._max_bytes) if value.kind == "image" else value.address(value.kind)
         if isinstance(value, Path):
             return self._encode_file(value)
-        if isinstance(value, str) and IMAGE_NAME.fullmatch(field) and self._is_local(value):
-            return encode_image(value, self._max_bytes)
+        if isinstance(value, str) and IMAGE_NAME.fullmatch(field) and _is_local(value):
+            return encode_image(Path(value) if value.lower().endswith(IMAGE_SUFFIXES) else value, self._max_bytes)
         return value
 
     def _encode_file(self, path: Path) -> str:
@@ -86,9 +94,11 @@ class _Encoder:
                 raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
         return encode_image(path, self._max_bytes)
 
-    def _is_local(self, text: str) -> bool:
-        """Whether a text in an image's place is a data URL, or the name of an image file."""
-        return bool(DATA_URL.match(text)) or (text.lower().endswith(IMAGE_SUFFIXES) and is_file(text))
+
+def _is_local(text: str) -> bool:
+    """Whether a text in an image's place is a data URL, or the name of an image file. Base64 has no point."""
+    is_name = text.lower().endswith(IMAGE_SUFFIXES) and "://" not in text and len(text) < MAX_NAME_CHARS
+    return bool(DATA_URL.match(text)) or is_name
 
 
 def _misspelt(family: str, body: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ the result.
 """
 
 import re
+from typing import Any
 
 PATTERN = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
@@ -64,12 +65,12 @@ SYNCHRONOUS = SYNCHRONOUS_GET | SYNCHRONOUS_POST
 """The known endpoints that answer at once. Those of the account are at the root, the others under `/v1`."""
 
 
-def is_family(text: str) -> bool:
+def is_family(text: object) -> bool:
     """Whether `text` may name a family: a path without `..`, query or host."""
-    return len(text) <= MAX_CHARS and PATTERN.fullmatch(text) is not None
+    return isinstance(text, str) and len(text) <= MAX_CHARS and PATTERN.fullmatch(text) is not None
 
 
-def is_job(family: str) -> bool:
+def is_job(family: Any) -> bool:
     """Whether a create may be sent to this path: Kling's have two parts or more.
 
     Only creates are checked: a callback whose address was signed for another path is still accepted.
@@ -101,7 +102,7 @@ def creates_tasks(path: str) -> bool:
     return is_new or _bare(path) in ASYNCHRONOUS
 
 
-def family_problems(family: str) -> list[str]:
+def family_problems(family: Any) -> list[str]:
     """Why tasks cannot be created in this family: messages for people."""
     if not is_job(family):
         return [f"family: {family!r} must be {DESCRIPTION}."]

@@ -43,5 +43,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+NOT_PUBLIC = (".localhost", ".local", ".internal", ".invalid", ".test", ".example", ".lan", ".home.arpa")
+"""Ends of names that no public machine has."""
+
+
+def is_public(host: str) -> bool:
+    """Whether `host`, a name or an address, may belong to a public machine."""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." in host.strip(".") and not f".{host.lower().rstrip('.')}".endswith(NOT_PUBLIC)
+
+
 def _is_unsafe(value: str, netloc: str) -> bool:
     return "@" in netloc or any(sign in value for sign in "?#\\") or not value.isprintable() or " " in value

@@ -20,7 +20,7 @@ from kling_callback.jobs.catalog import (
     TEXT_TO_IMAGE,
     TEXT_TO_VIDEO,
 )
-from kling_callback.jobs.inputs import InputFile
+from kling_callback.jobs.inputs import InputFile, reachable_url
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.parameters import Choice
 
@@ -275,6 +275,12 @@ def test_a_parameter_that_the_model_lacks_is_refused(job: Job, values: dict[str,
         (TEXT_TO_VIDEO, {"multi_prompt": [{"index": 1, "prompt": "a", "duration": "5"}]}, "multi_prompt"),
         (TEXT_TO_VIDEO, {"model_name": "kling-v1-6", "sound": "on"}, "sound"),
         (TEXT_TO_VIDEO, {"model_name": "kling-v2-6", "mode": "4k"}, "mode"),
+        (TEXT_TO_VIDEO, {"model_name": "kling-v2-1", "duration": 7}, "duration"),
+        (TEXT_TO_VIDEO, {"model_name": "kling-v1", "multi_shot": True}, "multi_shot"),
+        (TEXT_TO_VIDEO, {"model_name": "kling-v1-5", "element_list": ["1"]}, "element_list"),
+        (TEXT_TO_VIDEO, {"camera_control": {"type": "simple", "config": {"zomm": 5}}}, "camera_control"),
+        (IMAGE_TO_VIDEO, {"model_name": "kling-v2-1", "image": IMAGE, "voice_list": ["1"]}, "voice_list"),
+        (IMAGE_TO_VIDEO, {"model_name": "kling-v3", "image": IMAGE, "static_mask": IMAGE}, "static_mask"),
         (TEXT_TO_VIDEO, {"model_name": "kling-2.5-turbo", "duration": 7}, "duration"),
         (TEXT_TO_VIDEO, {"model_name": "kling-2.6", "audio": "native", "resolution": "720p"}, "audio"),
         (TEXT_TO_VIDEO, {"model_name": "kling-3.0-turbo", "resolution": "4k"}, "resolution"),
@@ -356,6 +362,28 @@ def test_an_earlier_result_is_an_input() -> None:
     assert "not of video" in problems(MOTION_CONTROL, **{**motion, "video": image})[0]
     lost = problems(MOTION_CONTROL, **{**motion, "video": InputFile("video")})[0]
     assert "public URL" in lost
+
+
+KLING = "https://v1.klingai.com/0.mp4"
+LATER, EARLIER = "2126-11-26T00:00:00.000Z", "2026-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("file", "url"),
+    [
+        ({"href": "https://r.kling.dev/0", "source_url": KLING, "expires_at": LATER}, KLING),
+        ({"href": "https://r.kling.dev/0", "source_url": KLING, "expires_at": EARLIER}, "https://r.kling.dev/0"),
+        ({"href": "https://r.kling.dev/0", "source_url": KLING}, "https://r.kling.dev/0"),
+        ({"href": "https://laptop.invalid/0", "source_url": KLING}, KLING),
+        ({"href": "http://192.168.1.2:8000/0", "source_url": KLING}, KLING),
+        ({"href": "http://127.0.0.1:8000/0", "source_url": KLING, "expires_at": EARLIER}, None),
+        ({"href": "http://127.0.0.1:8000/0", "source_url": "https://relay.dev/v1/videos/T/content"}, None),
+        ({"href": "http://receiver/0", "source_url": ""}, None),
+    ],
+)
+def test_the_address_of_a_result_that_kling_can_load(file: dict[str, str], url: str | None) -> None:
+    """Kling's own while it is known to be valid, else ours if it is public, else one of unknown validity."""
+    assert reachable_url(file) == url
 
 
 def test_the_methods_offer_the_table_s_choices() -> None:

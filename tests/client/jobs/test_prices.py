@@ -14,6 +14,7 @@ V2_1 = {"model_name": "kling-v2-1"}
     [
         ("images/generations", {"model_name": "kling-v3", "n": 3}, 24, 0.084),
         ("images/generations", V2_1, 4, 0.014),
+        ("images/generations", {**V2_1, "n": -5}, 4, 0.014),
         ("images/generations", {**V2_1, "image": "x"}, 8, 0.028),
         ("images/multi-image2image", V2_1, 16, 0.056),
         ("images/omni-image", {"model_name": "kling-image-o1", "n": 2}, 16, 0.056),
@@ -57,6 +58,8 @@ def test_a_video_as_long_as_its_input_has_a_price_per_second(family: str, body: 
     ("family", "body"),
     [
         ("images/generations", {}),
+        ("videos/text2video", {"model_name": "kling-v3", "mode": ["std"]}),
+        ("/text-to-video/kling-3.0-turbo", {"settings": {"resolution": ["x"]}}),
         ("images/generations", {"model_name": "kling-v9"}),
         ("images/editing/expand", V2_1),
         ("videos/text2video", {}),

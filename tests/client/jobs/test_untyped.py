@@ -34,7 +34,7 @@ def test_files_are_encoded_where_images_belong(picture: Path) -> None:
     encoded = base64.b64encode(picture.read_bytes()).decode()
     body = {
         "image": picture,
-        "input": {"image": str(picture), "images": [picture]},
+        "input": {"image": str(picture), "images": [picture, str(picture)]},
         "subject_image_list": [{"subject_image": f"data:image/png;base64,{encoded}"}],
         "element_frontal_image": str(picture),
         "mask": encoded,
@@ -44,7 +44,7 @@ def test_files_are_encoded_where_images_belong(picture: Path) -> None:
     }
     assert prepare("videos/effects", body) == {
         "image": encoded,
-        "input": {"image": encoded, "images": [encoded]},
+        "input": {"image": encoded, "images": [encoded, encoded]},
         "subject_image_list": [{"subject_image": encoded}],
         "element_frontal_image": encoded,
         "mask": encoded,
@@ -55,6 +55,16 @@ def test_files_are_encoded_where_images_belong(picture: Path) -> None:
     contents = [{"type": "first_frame", "url": str(picture)}, {"type": "prompt", "text": str(picture)}]
     sent = prepare("/image-to-video/kling-3.0", {"contents": contents})["contents"]
     assert [sent[0]["url"], sent[1]["text"]] == [encoded, str(picture)]
+
+
+@pytest.mark.parametrize(
+    "body", [{"image": "nope.png"}, {"image_list": ["nope.JPG"]}, {"input": {"images": ["n.jpeg"]}}]
+)
+def test_a_misspelt_image_file_is_refused(body: dict[str, Any]) -> None:
+    """It would be sent as base64, which it is not; an address and base64 pass."""
+    (problem,) = problems("videos/effects", body)
+    assert "there is no file" in problem
+    assert prepare("videos/effects", {"image": "https://host/nope.png"})["image"] == "https://host/nope.png"
 
 
 def test_other_files(tmp_path: Path) -> None:

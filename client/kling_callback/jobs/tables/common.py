@@ -142,15 +142,38 @@ PROMPT_OR_SHOTS = Rule(
 SHOTS_NEED_MULTI_SHOT = Rule(
     "multi_prompt: needs multi_shot true.", lambda values: "multi_prompt" in values and not values.get("multi_shot")
 )
-SOUND_NEEDS_MODEL = Rule(
-    "sound: this model has none. Use kling-v2-6 or kling-v3.",
-    lambda values: values.get("sound") == "on" and values.get("model_name") in SILENT_MODELS,
-)
+
+
+def only_of(name: str, *models: str) -> Rule:
+    """A parameter that, of the known legacy models, only these have."""
+
+    def is_broken(values: Values) -> bool:
+        given = values.get("model_name")
+        return values.get(name) not in (None, "off", False) and given in LEGACY_VIDEO_MODELS and given not in models
+
+    return Rule(f"{name}: this model has none. Use {' or '.join(models)}.", is_broken)
+
+
 UHD_NEEDS_MODEL = Rule(
     "mode: 4k is of kling-v3 alone.",
     lambda values: values.get("mode") == "4k" and values.get("model_name") in (*SILENT_MODELS, "kling-v2-6"),
 )
-LEGACY_RULES = (SHOTS_NEED_MULTI_SHOT, SOUND_NEEDS_MODEL, UHD_NEEDS_MODEL)
+LONG_NEEDS_MODEL = Rule(
+    "duration: this model makes 5 or 10 seconds. Use kling-v3 for 3 to 15.",
+    lambda values: (
+        str(values.get("duration", "5")) not in ("5", "10")
+        and values.get("model_name") in (*SILENT_MODELS, "kling-v2-6")
+    ),
+)
+LEGACY_RULES = (
+    SHOTS_NEED_MULTI_SHOT,
+    UHD_NEEDS_MODEL,
+    LONG_NEEDS_MODEL,
+    only_of("sound", "kling-v2-6", "kling-v3"),
+    only_of("voice_list", "kling-v2-6", "kling-v3"),
+    only_of("element_list", "kling-v3"),
+    only_of("multi_shot", "kling-v3"),
+)
 NATIVE_NEEDS_1080P = Rule(
     "audio: native needs resolution 1080p at this model.",
     lambda values: values.get("audio") == "native" and values.get("resolution") != "1080p",

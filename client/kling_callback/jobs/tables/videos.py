@@ -27,6 +27,7 @@ from kling_callback.jobs.tables.common import (
     VOICES,
     needs,
     new_settings,
+    only_of,
     prompt,
 )
 
@@ -119,6 +120,7 @@ IMAGE_TO_VIDEO = Job(
                     lambda values: "image" not in values and "image_tail" not in values,
                 ),
                 Rule("image_tail, masks, camera_control: exclude each other. Give one of the three.", _is_crowded),
+                *(only_of(name, "kling-v1", "kling-v1-5", "kling-v1-6") for name in MASKS),
                 *LEGACY_RULES,
             ),
             refused={"aspect_ratio": "the video has the ratio of its image."},
