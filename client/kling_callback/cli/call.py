@@ -18,7 +18,7 @@ from kling_callback.settings import TO_CALL
 )
 @options.json_option
 def call(path: str, body: Any, as_json: bool) -> None:
-    """Call an endpoint that answers at once, and print its answer as JSON.
+    """Call an endpoint that answers at once.
 
     PATH is under /v1, such as videos/identify-face or general/presets-voices, or of the account, such as
     'account/costs?start_time=1764000000000&end_time=1764600000000'.
