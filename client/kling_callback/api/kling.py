@@ -242,8 +242,8 @@ class KlingApi:
 
 
 def _reply(response: httpx.Response, content: bytes) -> Reply:
-    answer = parse_answer(content)
-    has_words = answer is not None and (answer.message or answer.reports)
+    answer = parse_answer(content, response.status_code)
+    has_words = answer is not None and answer.message
     return Reply(
         response.status_code,
         answer,

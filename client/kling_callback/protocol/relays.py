@@ -71,6 +71,8 @@ MESSAGES = ("message", "msg", "error", "error_message", "error_msg", "err_msg", 
 
 MAX_EMBEDDED_CHARS = 20_000
 """Characters of a message in which an error as JSON is looked for."""
+AFTER_ERROR = re.compile(r"[.)\]\"']*\s*(?:\(request id: [^()]*\))?[.\s]*", re.IGNORECASE)
+"""What relays write behind an error that they pass on: the end of a sentence, their own request id."""
 WRONG_PATH = re.compile(r"invalid url \(|unknown request url", re.IGNORECASE)
 """How OpenAI endpoints answer at a path that they do not have."""
 
@@ -190,8 +192,12 @@ def reason(record: dict[str, Any], names: tuple[str, ...] = (*REASONS, "message"
     return ""
 
 
-def error_of(document: dict[str, Any], depth: int = 0) -> tuple[Any, str, Any]:
-    """The code, words and request id of an answer: of the innermost error, where a relay passes on Kling's as text."""
+def error_of(document: dict[str, Any], *, strict: bool = False, depth: int = 0) -> tuple[Any, str, Any]:
+    """The code, words and request id of an answer: of the innermost error, where a relay passes on Kling's as text.
+
+    Between other words only an object with a number as code and a message is an error; another may be the request,
+    quoted. `strict`: nothing may follow it, as in a failure that proves nothing of itself.
+    """
     error = document.get("error")
     code = document.get("code")
     if code in (None, "") and isinstance(error, dict):
@@ -199,10 +205,12 @@ def error_of(document: dict[str, Any], depth: int = 0) -> tuple[Any, str, Any]:
     request_id, words = document.get("request_id"), ""
     for name in MESSAGES:
         value = document.get(name)
-        inner = embedded(value) if depth < MAX_DEPTH else None
-        if inner is not None and _is_error(inner):
-            inner_code, words, inner_id = error_of(inner, depth + 1)
-            return code if inner_code in (None, "") else inner_code, words or _words(value), inner_id or request_id
+        inner, before, after = _split(value) if depth < MAX_DEPTH else (None, "", "")
+        if inner is not None:
+            inner_code, inner_words, inner_id = error_of(inner, strict=strict, depth=depth + 1)
+            is_named = isinstance(inner_code, int) and (not strict or bool(AFTER_ERROR.fullmatch(after)))
+            if inner_words and (is_named or not (before or after)):
+                return code if inner_code in (None, "") else inner_code, inner_words, inner_id or request_id
         words = words or _words(value)
     return code, words, request_id
 
@@ -218,24 +226,25 @@ def is_openai(document: dict[str, Any]) -> bool:
 
 def embedded(value: Any) -> dict[str, Any] | None:
     """The JSON object that a message is or contains: `status_code=429, {"code":1303,...}`."""
+    return _split(value)[0]
+
+
+def _split(value: Any) -> tuple[dict[str, Any] | None, str, str]:
+    """The JSON object that a message is or contains, and the words before and after it."""
     if isinstance(value, dict):
-        return value
+        return value, "", ""
     if not isinstance(value, str) or (start := value.find("{", 0, MAX_EMBEDDED_CHARS)) < 0:
-        return None
+        return None, "", ""
     try:
-        found, _ = json.JSONDecoder().raw_decode(value[:MAX_EMBEDDED_CHARS], start)
+        found, end = json.JSONDecoder().raw_decode(value[:MAX_EMBEDDED_CHARS], start)
     except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        return None, "", ""
+    return found, value[:start].strip(), value[end:].strip()
 
 
 def is_address(text: str) -> bool:
     """Whether a text is a web address."""
     return text.lower().startswith(("http://", "https://")) and not any(letter.isspace() for letter in text.strip())
-
-
-def _is_error(document: dict[str, Any]) -> bool:
-    return not {"code", *MESSAGES}.isdisjoint(document)
 
 
 def _words(value: Any, depth: int = 0) -> str:
@@ -244,7 +253,8 @@ def _words(value: Any, depth: int = 0) -> str:
     if depth < MAX_DEPTH:
         if isinstance(value, list):
             text = "; ".join(filter(None, (_words(item, depth + 1) for item in value[:5])))
-        elif (inner := embedded(value)) is not None:
+        inner, before, after = _split(value)
+        if inner is not None and (isinstance(inner.get("code"), int) or not (before or after)):
             text = next(filter(None, (_words(inner.get(name), depth + 1) for name in MESSAGES)), "")
     return text or (value.strip() if isinstance(value, str) else "")
 

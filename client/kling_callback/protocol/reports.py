@@ -39,6 +39,9 @@ MAX_WRAP_DEPTH = 4
 EARLIEST_MS, LATEST_MS = 946_684_800_000, 7_258_118_400_000
 """Unix ms of the years 2000 and 2200: between them are the plausible times."""
 
+SERVER_FAULTS = range(500, 600)
+"""Statuses, and codes of relays, that prove nothing about a create."""
+
 UNKNOWN_TASK: frozenset[int | str] = frozenset({1200, 1201, "task_not_exist", "task_not_found"})
 """The codes of Kling and of relays for a query about an unknown task."""
 
@@ -107,8 +110,11 @@ def parse_callback(body: bytes) -> Report | None:
     return report if report is not None and report.status else None
 
 
-def parse_answer(body: bytes) -> Answer | None:
-    """Parse the envelope and the reports of an answer to a create or a query. None if it is not a JSON object."""
+def parse_answer(body: bytes, http_status: int = 200) -> Answer | None:
+    """Parse the envelope and the reports of an answer to a create or a query. None if it is not a JSON object.
+
+    Relays have a status in their errors, too: such a record is a task's if it has an id, under a status of success.
+    """
     document = _parse(body)
     if not isinstance(document, dict):
         return None
@@ -122,7 +128,10 @@ def parse_answer(body: bytes) -> Answer | None:
     is_openai = not has_status and relays.is_openai(document)
     if is_openai or (document.get("error") and not has_status):
         reports = ()  # the id is not a task's
-    code, message, request_id = (document.get("code"), "", None) if has_status else relays.error_of(document)
+    is_task = has_status and http_status < 300 and any(report.kling_id for report in reports)
+    is_fault = http_status >= 500 or _code(document.get("code")) in SERVER_FAULTS
+    error = (document.get("code"), "", None) if is_task else relays.error_of(document, strict=is_fault)
+    code, message, request_id = error
     request_id = _identifier(request_id or document.get("request_id"))
     reports = tuple(replace(report, request_id=report.request_id or request_id) for report in reports)
     return Answer(
