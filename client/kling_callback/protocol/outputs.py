@@ -24,7 +24,7 @@ COPY_FIELD = re.compile(r"(?:.*_)?(?:cover|preview|poster|thumb|thumbnail|snapsh
 GIVEN_FIELD = re.compile(r"(?:callback|webhook|share|page|web|input|source|origin|original|ref|reference)(?:_.*)?")
 """Fields with addresses that are no results: what the caller gave, and pages."""
 URL_FIELD = re.compile(r"(?:.*_)?(?:url|uri|href|link)(?:_.*)?")
-OBJECT_ID = re.compile(r"(?!(?:task|request|group|image|video|audio|file|parent|origin|external)_).+_id")
+OBJECT_ID = re.compile(r"(?!(?:task|request|group|image|video|audio|file|parent|origin|external|model|trace)_).+_id")
 """Fields with an id that a later job takes: `session_id`, `element_id`, `voice_id`."""
 
 MAX_OBJECT_CHARS = 4000
@@ -110,6 +110,13 @@ def object_of(kind: str, item: Mapping[str, Any], files: set[str]) -> dict[str, 
         if json_chars(kept | {name: rest[name]}) <= MAX_OBJECT_CHARS:
             kept[name] = rest[name]
     return kept or None
+
+
+def awaits_file(kind: str, item: Mapping[str, Any], files: set[str]) -> bool:
+    """Whether a record is that of a file whose address comes later. `files`: the fields that name files."""
+    if files or kind not in KINDS:
+        return False
+    return kind in KINDS[:4] or any(name in MAIN_FIELDS or NUMBERED_FIELD.fullmatch(name) for name in item)
 
 
 def json_chars(value: Any) -> float:

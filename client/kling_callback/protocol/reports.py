@@ -13,7 +13,14 @@ from typing import Any
 from urllib.parse import quote
 
 from kling_callback.protocol import relays
-from kling_callback.protocol.outputs import file_fields, json_chars, kind_of_file, kind_of_single, object_of
+from kling_callback.protocol.outputs import (
+    awaits_file,
+    file_fields,
+    json_chars,
+    kind_of_file,
+    kind_of_single,
+    object_of,
+)
 from kling_callback.protocol.statuses import Status, parse_status
 
 Kind = str
@@ -61,6 +68,7 @@ class Report:
     """The content of one body about one task. Times are unix milliseconds; `cost` is Kling's JSON, unchanged.
 
     `outputs`: the files; `objects`: what Kling made that is no file (elements, voices, a session), with Kling's names.
+    `awaits_file`: there is a record of a file without its address, which comes later.
     """
 
     status: Status | None
@@ -73,6 +81,7 @@ class Report:
     cost: Any = None
     objects: tuple[dict[str, Any], ...] = ()
     request_id: str | None = None
+    awaits_file: bool = False
 
     @property
     def final(self) -> bool:
@@ -81,8 +90,8 @@ class Report:
 
     @property
     def has_results(self) -> bool:
-        """Whether it names a file or another output."""
-        return bool(self.outputs or self.objects)
+        """Whether it names a file, or another output without awaiting a file."""
+        return bool(self.outputs or (self.objects and not self.awaits_file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +261,7 @@ def _report(record: dict[str, Any]) -> Report:
         cost=_costs(record),
         objects=tuple(islice(_objects(record), MAX_OUTPUTS)),
         request_id=_identifier(record.get("request_id")),
+        awaits_file=any(awaits_file(kind, item, _files(kind, item)) for kind, item in _items(record)),
     )
 
 
@@ -292,12 +302,16 @@ def _objects(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What Kling made that is no file: elements, voices, sessions, and any other record without a file."""
     chars = 0.0
     for kind, item in _items(record):
-        fields = {name for group in file_fields(kind, _addresses(item)) for name in group}
-        if found := object_of(kind, item, fields):
+        if found := object_of(kind, item, _files(kind, item)):
             chars += json_chars(found)
             if chars > MAX_OBJECTS_CHARS:
                 return
             yield found
+
+
+def _files(kind: Kind, item: dict[str, Any]) -> set[str]:
+    """The fields of a record that name files."""
+    return {name for group in file_fields(kind, _addresses(item)) for name in group}
 
 
 def _addresses(item: dict[str, Any]) -> dict[str, str]:
