@@ -49,6 +49,8 @@ EARLIEST_MS, LATEST_MS = 946_684_800_000, 7_258_118_400_000
 SERVER_FAULTS = range(500, 600)
 """Statuses, and codes of relays, that prove nothing about a create."""
 
+SUCCESS_CODES = frozenset({"0", "200", "ok", "success", "succeed"})
+
 UNKNOWN_TASK: frozenset[int | str] = frozenset({1200, 1201, "task_not_exist", "task_not_found"})
 """The codes of Kling and of relays for a query about an unknown task."""
 
@@ -109,8 +111,8 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the envelope reports success; gateways may do so in text."""
-        return self.code in (None, 0) or str(self.code).lower() in ("0", "success", "succeed")
+        """Whether the envelope reports success; gateways may do so in text, or with HTTP's code."""
+        return self.code is None or str(self.code).lower() in SUCCESS_CODES
 
 
 def parse_callback(body: bytes) -> Report | None:

@@ -157,7 +157,7 @@ async def test_what_an_openai_endpoint_made_is_named(http: httpx.AsyncClient) ->
 
 
 def hint_at(base: str, status: int, body: bytes) -> str:
-    return str(refusal(GatewayError, Reply(status, parse_answer(body), is_page=body.startswith(b"<html")), base).hint)
+    return str(refusal(GatewayError, Reply(status, parse_answer(body), is_html=body.startswith(b"<html")), base).hint)
 
 
 @pytest.mark.parametrize(
