@@ -83,8 +83,7 @@ async def fetch(client: GuardedClient, url: str, part: PartialFile, *, kind: str
         finally:
             await response.close()
     content_type = await storage_call(_check, part, kind, headers)
-    framed = content_type == UNKNOWN_TYPE and "chunked" in headers.get("Transfer-Encoding", "").lower()
-    if part.length is None and not framed and not await storage_call(is_complete, part.path, content_type):
+    if part.length is None and not await storage_call(is_complete, part.path, content_type):
         raise InvalidFile(f"the {content_type} file is truncated")
     return content_type
 

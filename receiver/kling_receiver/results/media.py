@@ -159,7 +159,7 @@ TRAILERS = {"image/png": b"IEND\xae\x42\x60\x82", "image/jpeg": b"\xff\xd9", "im
 def is_complete(path: Path, content_type: str) -> bool:
     """Whether a file is not truncated: an MP4's boxes add up to its size, an image has its last marker.
 
-    True for media types without such a mark, False for a file of no known type. Raises OSError.
+    True for media types without such a mark. Raises OSError.
     """
     if content_type in TRAILERS:
         return TRAILERS[content_type] in _tail(path, TRAILER_BYTES)
@@ -167,7 +167,7 @@ def is_complete(path: Path, content_type: str) -> bool:
         return b"moov" in _top_level_boxes(path)
     if content_type in ("image/avif", "image/heic", "image/heif"):
         return b"meta" in _top_level_boxes(path)
-    return content_type != UNKNOWN_TYPE
+    return True
 
 
 def _tail(path: Path, size: int) -> bytes:
