@@ -33,8 +33,10 @@ ADDRESSES = {
     "contenturl": "",
     "mediaurl": "",
     "downloadurl": "",
+    "resource": "",
+    "urllist": "",
 }
-"""Fields with an address or a list of them (`urls`), in order of preference, and the kind that the name tells.
+"""Fields with an address, a list of them (`urls`), or objects that have one as `url`, in order of preference, and the kind that the name tells.
 
 Names are compared without `_` and `-`, and in small letters. Only the first one with an address counts: relays repeat
 an address under several names, or return the caller's own image beside the result.
@@ -44,10 +46,11 @@ CONTAINERS = {
     **dict.fromkeys(("images", "image"), "image"),
     **dict.fromkeys(("audios", "audio"), "audio"),
     **dict.fromkeys(
-        ("taskresult", "result", "results", "outputs", "output", "content", "files", "file", "metadata", "data"), ""
+        ("taskresult", "result", "results", "resultjson", "response", "outputs", "output", "works", "content"), ""
     ),
+    **dict.fromkeys(("files", "file", "metadata", "data"), ""),
 }
-"""Fields whose object, list, or bare address has the files, in order of preference."""
+"""Fields whose object, list, or bare address has the files, in order of preference; an object or list also as text."""
 
 FORMATS = ("format", "mime_type", "content_type")
 MEDIA = ("video", "image", "audio")
@@ -104,7 +107,7 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
             if found := [(_kind(kind or of_name, url, record), url, record) for url in _addresses(value)]:
                 return found
     for name, of_name in CONTAINERS.items() if depth < MAX_DEPTH else ():
-        items = fields.get(name)
+        items = _parsed(fields.get(name))
         if name == "data" and isinstance(items, dict):
             continue  # a record of its own
         found = []
@@ -265,9 +268,20 @@ def _plain(name: str) -> str:
 
 def _addresses(value: Any, *, bare: bool = False) -> Iterator[str]:
     """The addresses that a field has. `bare`: the field may have other texts; a path is no address then."""
-    for item in value[:MAX_ITEMS] if isinstance(value, list) else [value]:
+    for each in value[:MAX_ITEMS] if isinstance(value, list) else [value]:
+        item = each.get("url") if isinstance(each, dict) else each
         if isinstance(item, str) and (is_address(item) or (not bare and re.match(r"/[^/\\\s]", item))):
             yield item
+
+
+def _parsed(value: Any) -> Any:
+    """A value that is JSON as text, parsed; any other unchanged."""
+    if not isinstance(value, str) or len(value) > MAX_EMBEDDED_CHARS or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:
