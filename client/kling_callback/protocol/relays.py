@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from kling_callback.protocol.media_types import KIND_OF_EXTENSION
-from kling_callback.protocol.urls import is_loopback
+from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
+from kling_callback.protocol.urls import is_loopback, is_web_address
 
 File = tuple[str, str, Any, Any]
 """A file that a record names: kind, address, and as the relay wrote them its id and its seconds."""
@@ -36,10 +36,10 @@ ADDRESSES = {
     "resource": "",
     "urllist": "",
 }
-"""Fields with an address, a list of them (`urls`), or objects that have one as `url`, in order of preference, and the kind that the name tells.
+"""Fields with an address, a list of them (`urls`), or objects that have one as `url`, in order of preference.
 
-Names are compared without `_` and `-`, and in small letters. Only the first one with an address counts: relays repeat
-an address under several names, or return the caller's own image beside the result.
+With the kind that the name tells. Names are compared without `_` and `-`, and in small letters. Only the first one with
+an address counts: relays repeat an address under several names, or return the caller's own image beside the result.
 """
 CONTAINERS = {
     **dict.fromkeys(("videos", "video"), "video"),
@@ -51,9 +51,6 @@ CONTAINERS = {
     **dict.fromkeys(("files", "file", "metadata", "data"), ""),
 }
 """Fields whose object, list, or bare address has the files, in order of preference; an object or list also as text."""
-
-FORMATS = ("format", "mime_type", "content_type")
-MEDIA = ("video", "image", "audio")
 
 CREATED_AT = ("created_at", "create_time", "submit_time", "createTime")
 UPDATED_AT = ("updated_at", "update_time", "completed_at", "finish_time", "updateTime", "completeTime")
@@ -101,7 +98,7 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
     """Kind, address, and the object that names the file."""
     fields = {_plain(name): value for name, value in list(record.items())[:MAX_ITEMS]}
     for name, of_name in ADDRESSES.items():
-        if of_name in MEDIA and record.get("object") in MEDIA and of_name != record["object"]:
+        if of_name in MEDIA_KINDS and record.get("object") in MEDIA_KINDS and of_name != record["object"]:
             continue  # the caller's own image, or a preview
         for value in (fields.get(name), fields.get(f"{name}s")):
             if found := [(_kind(kind or of_name, url, record), url, record) for url in _addresses(value)]:
@@ -190,7 +187,7 @@ def base_origin(base: str) -> str:
 def reason(record: dict[str, Any], names: tuple[str, ...] = (*REASONS, "message")) -> str:
     """Why a record's task failed, or its message; "" for none. An error as JSON inside is read."""
     for name in names:
-        if (value := record.get(name)) and (text := _words(value)) and not is_address(text):
+        if (value := record.get(name)) and (text := _words(value)) and not is_web_address(text):
             return text
     return ""
 
@@ -245,11 +242,6 @@ def _split(value: Any) -> tuple[dict[str, Any] | None, str, str]:
     return found, value[:start].strip(), value[end:].strip()
 
 
-def is_address(text: str) -> bool:
-    """Whether a text is a web address."""
-    return text.lower().startswith(("http://", "https://")) and not any(letter.isspace() for letter in text.strip())
-
-
 def _words(value: Any, depth: int = 0) -> str:
     """The text of a message, or of the error that it is or contains."""
     text = ""
@@ -270,7 +262,7 @@ def _addresses(value: Any, *, bare: bool = False) -> Iterator[str]:
     """The addresses that a field has. `bare`: the field may have other texts; a path is no address then."""
     for each in value[:MAX_ITEMS] if isinstance(value, list) else [value]:
         item = each.get("url") if isinstance(each, dict) else each
-        if isinstance(item, str) and (is_address(item) or (not bare and re.match(r"/[^/\\\s]", item))):
+        if isinstance(item, str) and (is_web_address(item) or (not bare and re.match(r"/[^/\\\s]", item))):
             yield item
 
 
@@ -293,12 +285,11 @@ def _kind(known: str, url: str, record: dict[str, Any]) -> str:
     """The kind of a file, by its field's name, the record's format, its address, or the record's own kind."""
     if known:
         return known
-    format_ = next(
-        (str(record[name]).lower() for name in ("format", "mime_type", "content_type") if name in record), ""
-    )
-    extension = url.partition("?")[0].partition("#")[0].rpartition(".")[2].lower()
-    for hint in (format_.partition("/")[0], KIND_OF_EXTENSION.get(format_), KIND_OF_EXTENSION.get(extension)):
-        if hint in MEDIA:
+    named = (str(record[name]).lower() for name in ("format", "mime_type", "content_type") if name in record)
+    format_ = next(named, "")
+    path = url.partition("?")[0].partition("#")[0]
+    for hint in (format_.partition("/")[0], kind_of_suffix(format_), kind_of_suffix(path)):
+        if hint in MEDIA_KINDS:
             return hint
-    named = {str(record.get(name)).lower() for name in ("object", "type")}
-    return next((kind for kind in MEDIA if kind in named), ANY_KIND)
+    own = {str(record.get(name)).lower() for name in ("object", "type")}
+    return next((kind for kind in MEDIA_KINDS if kind in own), ANY_KIND)

@@ -22,6 +22,7 @@ from kling_callback.protocol.outputs import (
     object_of,
 )
 from kling_callback.protocol.statuses import Status, parse_status
+from kling_callback.protocol.urls import is_web_address
 
 Kind = str
 """`image`, `video` or `audio`; `watermark` for a watermarked copy; Kling's own name for anything newer."""
@@ -349,14 +350,10 @@ def _legacy_items(results: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any
 def _ordered(items: Any) -> list[dict[str, Any]]:
     """The records of a list, by their index; an address in place of a record is that of its file."""
     first = items[:MAX_RECORDS] if isinstance(items, list) else [items]
-    records = [{"url": item} if _is_web_address(item) else item for item in first]
+    records = [{"url": item} if is_web_address(item, blanks=True) else item for item in first]
     return sorted(
         (record for record in records if isinstance(record, dict)), key=lambda item: _integer(item.get("index")) or 0
     )
-
-
-def _is_web_address(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("https://", "http://"))
 
 
 def _address(value: Any) -> str:

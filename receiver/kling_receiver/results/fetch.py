@@ -16,7 +16,7 @@ from kling_receiver.results.media import (
     UNKNOWN_TYPE,
     is_complete,
     is_compressed,
-    is_page,
+    is_text,
     matches_kind,
     sniff,
 )
@@ -152,7 +152,7 @@ def _check(part: PartialFile, kind: str, headers: Mapping[str, str]) -> str:
     if content_type is None:
         if is_compressed(head, headers.get("Content-Encoding", "")):
             raise InvalidFile("the file was sent compressed, which was not requested")
-        if not is_page(head, headers.get("Content-Type", "")):
+        if not is_text(head, headers.get("Content-Type", "")):
             return UNKNOWN_TYPE
     elif matches_kind(content_type, kind):
         return content_type

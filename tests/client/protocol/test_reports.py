@@ -540,6 +540,8 @@ ELEMENT = {"element_id": 829836802793406551, "element_name": "kangaroo", "status
         ({"videos": {"url": f"{H}/v.mp4"}}, [("video", "v.mp4")], []),
         ({"images": [f"{H}/1.png", f"{H}/2.png"]}, [("image", "1.png"), ("image", "2.png")], []),
         ({"video": f"{H}/v.mp4"}, [("video", "v.mp4")], []),
+        ({"videos": ["HTTPS://H/1"]}, [("video", "HTTPS://H/1")], []),
+        ({"videos": [" https://h/a b"]}, [("video", "https://h/a b")], []),
         (
             {"videos": [{"url": f"{H}/v.mp4", "cover_url": f"{H}/c.png", "last_frame_url": f"{H}/l.png"}]},
             [("video", "v.mp4"), ("image", "l.png")],
