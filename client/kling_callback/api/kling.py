@@ -19,6 +19,7 @@ from kling_callback.api.auth import STALE_TOKEN_CODES, AuthPair, BearerAuth, Jwt
 from kling_callback.api.http import retry_after_seconds
 from kling_callback.api.refusals import (
     OUTCOME_UNKNOWN_CODES,
+    POLICY_CODES,
     REFUSED_CODES,
     RETRYABLE,
     Reply,
@@ -133,7 +134,8 @@ class KlingApi:
         if code in UNKNOWN_TASK or (about_task and status == 404):
             return None
         report = _find_report(answer, identifier) if answer is not None and status < 300 else None
-        if report and report.status and code not in RETRYABLE and code not in REFUSED_CODES:
+        is_about_task = code not in REFUSED_CODES or (code in POLICY_CODES and report and report.status == "failed")
+        if report and report.status and code not in RETRYABLE and is_about_task:
             return self._located(family, report)  # gateways have various codes for success
         if answer is None or not answer.ok or answer.is_openai or status >= 300:
             raise refusal(GatewayError if in_path or not reply.lacks_path else _NoBatchQuery, reply, self._base)

@@ -12,6 +12,8 @@ RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
 OUTCOME_UNKNOWN_CODES = frozenset({5000, 5001, 5002})
 RETRYABLE = frozenset({RATE_LIMITED, CONCURRENCY_LIMITED, *OUTCOME_UNKNOWN_CODES})
 REFUSED_CODES = range(1000, 1400)
+POLICY_CODES = frozenset({1300, 1301})
+"""Codes about a prompt or an image: a query has none, so that they are the reason why its task failed."""
 HTTP_CODES = range(300, 600)
 """Codes that relays take from HTTP and send under HTTP 200, too."""
 NO_SUCH_PATH = frozenset({404, 405, 501})

@@ -200,6 +200,23 @@ async def test_a_relay_does_not_know_a_task(http: httpx.AsyncClient, answer: byt
     assert await query(http, answer) is None
 
 
+@pytest.mark.parametrize(
+    ("code", "message"), [(1301, "unsafe"), (1001, None), (1303, None), (5000, None), ("x", "unsafe"), (None, "unsafe")]
+)
+async def test_a_failed_task_without_an_id_is_no_failed_query(
+    http: httpx.AsyncClient, code: int | str | None, message: str | None
+) -> None:
+    """Unless its code is about the query: a key, a limit, a fault of Kling's."""
+    answer = reply(200, {"status": "failed", "error": {"code": code, "message": "unsafe"}})
+    if message is None:
+        with pytest.raises(GatewayError):
+            await query(http, answer)
+    else:
+        found = await query(http, answer)
+        assert found
+        assert (found.status, found.message) == ("failed", message)
+
+
 @pytest.mark.parametrize("answer", [reply(404, OPENAI_404), reply(200, PAGE.encode()), reply(200, PAID)])
 async def test_a_query_at_a_wrong_address_is_an_error(http: httpx.AsyncClient, answer: bytes) -> None:
     """It says nothing about the task, and names the address that is missing."""
