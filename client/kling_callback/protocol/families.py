@@ -8,6 +8,8 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
+from kling_callback.protocol.media_types import MEDIA_KINDS
+
 PATTERN = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
 MAX_CHARS = 200
@@ -140,7 +142,7 @@ def usual_kind(family: str) -> str:
     if first in LEGACY_KINDS:
         return LEGACY_KINDS[first]
     made = first.rpartition("-to-")[2]
-    return next((kind for kind in ("video", "image", "audio") if kind in made), "video" if "motion" in made else "file")
+    return next((kind for kind in MEDIA_KINDS if kind in made), "video" if "motion" in made else "file")
 
 
 LEGACY_KINDS = {"images": "image", "videos": "video", "audio": "audio"}
