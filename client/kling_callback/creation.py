@@ -17,7 +17,7 @@ import anyio
 
 from kling_callback.api.kling import NOT_SENT_ERRORS, KlingApi
 from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
-from kling_callback.api.refusals import CONCURRENCY_LIMITED, RATE_LIMITED
+from kling_callback.api.refusals import CONCURRENCY_LIMITED, NOT_KLING, RATE_LIMITED
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
 from kling_callback.errors import (
@@ -160,8 +160,8 @@ class CreateCall:
             return await self._report(task)
         return task
 
-    async def _send(self, callback_url: str) -> NotCreated | None:
-        """Send the create until its outcome is final or unknown. Returns Kling's refusal, if it refused."""
+    async def _send(self, callback_url: str) -> GatewayError | None:
+        """Send the create until its outcome is final or unknown. Returns the error if no task can come of it."""
         body = with_callback(self._family, self._body, self._task_id, callback_url)
         try:
             self._set_created(
@@ -171,6 +171,8 @@ class CreateCall:
             return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
         except CreateUnknown as error:
             self.outcome = CreateOutcome("unknown", reason=str(error), request_id=error.request_id or "")
+            if error.code == NOT_KLING:
+                return error
             log.warning(
                 "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
             )

@@ -109,7 +109,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
-        finds out, and the create is never sent again.
+        finds out, and the create is never sent again. CreateUnknown is raised only if the answer was not Kling's.
         """
         if not isinstance(family, str):
             raise ParameterError(family_problems(family))

@@ -32,7 +32,7 @@ from kling_callback.display import data_url
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.protocol.families import is_new_standard, usual_kind
 from kling_callback.protocol.relays import ANY_KIND, CONTENT_PATH, content_path, whole_address
-from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Output, Report, parse_answer
+from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Output, Report, is_too_complex, parse_answer
 from kling_callback.settings import CommonSettings
 
 NOT_SENT_ERRORS = (
@@ -101,10 +101,10 @@ class KlingApi:
             raise self._not_sent(error) from error
         except TRANSPORT_ERRORS as error:
             raise CreateUnknown(f"The create got no answer: {_reason(error)}.") from error
-        report = next((each for each in reply.answer.reports if each.kling_id), None) if reply.answer else None
-        # An answer with Kling's id proves that the task exists: gateways have various codes for success.
-        if report is None or reply.status >= 300 or reply.proves_refusal or reply.code in OUTCOME_UNKNOWN_CODES:
-            raise refusal(NotCreated if reply.proves_refusal else CreateUnknown, reply, self._base)
+        report = _created_task(reply)
+        if report is None or reply.http_status >= 300 or reply.code in (*REFUSED_CODES, *OUTCOME_UNKNOWN_CODES):
+            # An answer that names a task proves no refusal, whatever else it says.
+            raise refusal(NotCreated if reply.proves_refusal and not report else CreateUnknown, reply, self._base)
         return report
 
     async def query(self, family: str, *, kling_id: str | None = None, task_id: str | None = None) -> Report | None:
@@ -243,6 +243,18 @@ class KlingApi:
                 await response.aclose()
 
 
+def _created_task(reply: Reply) -> Report | None:
+    """The task that the answer to a create names: its id, with its status or under a success.
+
+    Under an error, a relay's `failed` is the state of its request.
+    """
+    for report in reply.answer.reports if reply.answer else ():
+        has_status = report.status and (reply.http_status < 300 or report.status != "failed")
+        if report.kling_id and (has_status or (reply.status < 300 and not reply.proves_refusal)):
+            return report
+    return None
+
+
 def _reply(response: httpx.Response, content: bytes) -> Reply:
     answer = parse_answer(content, response.status_code)
     has_words = answer is not None and answer.message
@@ -267,7 +279,13 @@ def _text(content: bytes, reply: Reply) -> str:
 def _without_key(content: bytes, request: httpx.Request) -> bytes:
     """Replace the request's key in an answer that quotes it: answers appear in logs, tasks and events."""
     key = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-    return content.replace(key, b"(key)") if len(key) >= MIN_KEY_CHARS else content
+    if len(key) < MIN_KEY_CHARS:
+        return content
+    if b"\\u" in content and key not in content and not is_too_complex(content):
+        with suppress(ValueError, RecursionError):
+            plain = json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
+            content = plain if key in plain else content
+    return content.replace(key, b"(key)")
 
 
 async def _content(response: httpx.Response) -> bytes:

@@ -24,6 +24,8 @@ QUOTA_CODES = frozenset(
     {"insufficient_user_quota", "insufficient_quota", "quota_not_enough", "pre_consume_token_quota_failed"}
 )
 NO_CHANNEL_CODE = "model_not_found"
+NOT_KLING = "not_kling"
+"""Our code for the answer of an OpenAI endpoint: whatever it did, no task of Kling's came of it."""
 NOT_SENT_CODES = QUOTA_CODES | {
     NO_CHANNEL_CODE,
     "access_denied",
@@ -104,7 +106,7 @@ def refusal(kind: type[GatewayError], reply: Reply, base: str) -> GatewayError:
     message = "".join(letter if letter.isprintable() else " " for letter in message)  # it is logged, too
     return kind(
         f"Kling answered {'' if code is None else f'{code}, '}HTTP {reply.http_status}: {message.rstrip('.')}.",
-        code=code,
+        code=NOT_KLING if code is None and reply.answer and reply.answer.is_openai else code,
         http_status=reply.http_status,
         request_id=reply.answer.request_id if reply.answer else None,
         retryable=code in RETRYABLE or (by_status and (status == 429 or status >= 500)),

@@ -32,6 +32,8 @@ MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8000
 IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%\0\ud800-\udfff]{{1,{MAX_ID_CHARS}}}")
 """An id that can be one part of a path, or of a list of ids: a query for `..` would query another address."""
+MAX_NAME_CHARS = 100
+"""Characters of a field's name in a result."""
 MAX_OUTPUTS = 100
 MAX_RECORDS = 200
 """Entries that are read of a list, or of an object of lists; a forged body may have any number."""
@@ -113,7 +115,12 @@ class Answer:
     @property
     def ok(self) -> bool:
         """Whether the envelope reports success; gateways may do so in text, or with HTTP's code."""
-        return self.code is None or str(self.code).lower() in SUCCESS_CODES
+        return self.code is None or is_success(self.code)
+
+
+def is_success(code: int | str) -> bool:
+    """Whether the code of an envelope is that of a success."""
+    return str(code).lower() in SUCCESS_CODES
 
 
 def parse_callback(body: bytes) -> Report | None:
@@ -140,10 +147,14 @@ def parse_answer(body: bytes, http_status: int = 200) -> Answer | None:
     is_openai = not has_status and relays.is_openai(document)
     if is_openai or (document.get("error") and not has_status):
         reports = ()  # the id is not a task's
-    is_task = has_status and http_status < 300 and any(report.kling_id for report in reports)
-    is_fault = http_status >= 500 or _code(document.get("code")) in SERVER_FAULTS
-    error = (document.get("code"), "", None) if is_task else relays.error_of(document, strict=is_fault)
-    code, message, request_id = error
+    own_code = _code(document.get("code"))
+    # Under a success, text that quotes an error is no error: the task exists, or the call was paid.
+    named = has_status and any(report.kling_id for report in reports)
+    if http_status < 300 and (named or (own_code is not None and is_success(own_code))):
+        code, message, request_id = document.get("code"), "", None
+    else:
+        strict = http_status >= 500 or own_code in SERVER_FAULTS
+        code, message, request_id = relays.error_of(document, strict=strict)
     request_id = _identifier(request_id or document.get("request_id"))
     reports = tuple(replace(report, request_id=report.request_id or request_id) for report in reports)
     return Answer(
@@ -341,7 +352,7 @@ def _legacy_items(results: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any
             kind = sanitize(name, MAX_ID_CHARS).removeprefix("series_").removesuffix("s")
             kind = kind_of_single(kind, value) if isinstance(value, dict) else kind
             yield from ((kind, item) for item in _ordered(value))
-        else:
+        elif len(name) <= MAX_NAME_CHARS:
             others[name] = value
     if others:
         yield "result", others
@@ -351,9 +362,13 @@ def _ordered(items: Any) -> list[dict[str, Any]]:
     """The records of a list, by their index; an address in place of a record is that of its file."""
     first = items[:MAX_RECORDS] if isinstance(items, list) else [items]
     records = [{"url": item} if is_web_address(item, blanks=True) else item for item in first]
-    return sorted(
-        (record for record in records if isinstance(record, dict)), key=lambda item: _integer(item.get("index")) or 0
-    )
+    named = [_with_short_names(record) for record in records if isinstance(record, dict)]
+    return sorted(named, key=lambda item: _integer(item.get("index")) or 0)
+
+
+def _with_short_names(record: dict[str, Any]) -> dict[str, Any]:
+    """The fields whose names may be Kling's: a longer one would take seconds to be searched for the words of one."""
+    return {name: value for name, value in record.items() if len(name) <= MAX_NAME_CHARS}
 
 
 def _address(value: Any) -> str:

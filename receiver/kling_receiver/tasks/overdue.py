@@ -7,6 +7,7 @@ Kling is also queried once after a start, and when an operator requests it.
 import logging
 from typing import Literal
 
+from kling_callback.api.refusals import NOT_KLING
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
@@ -75,6 +76,9 @@ class OverdueTasks:
                     apply_answer(tx, task, answer, "deadline")
                 return _ask_again_before_deadline(tx, task)
             if isinstance(answer, GatewayError):
+                if answer.code == NOT_KLING and not task["kling_id"] and not task["callback_count"]:
+                    transitions.fail_locally(tx, task, f"The create did not reach Kling's API. {answer}")
+                    return Done()
                 return _retry_or_fail(tx, job, str(answer))
             if answer is None:
                 if _query_count(job) >= MAX_QUERIES_UNKNOWN and not task["callback_count"]:

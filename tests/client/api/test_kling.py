@@ -156,7 +156,7 @@ async def test_an_impossible_base_took_nothing(http: httpx.AsyncClient) -> None:
         (reply(429, b"slow down"), NotCreated),
         (reply(500, {"code": 1301, "message": "unsafe"}), NotCreated),
         (reply(200, {"code": "1101", "message": "arrears"}), NotCreated),
-        (reply(200, {**TAKEN, "code": 1102}), NotCreated),
+        (reply(200, {**TAKEN, "code": 1102}), CreateUnknown),
     ],
 )
 async def test_each_answer_proves_something(http: httpx.AsyncClient, answer: bytes, kind: type[GatewayError]) -> None:

@@ -286,3 +286,40 @@ async def test_no_answer_shows_the_key(http: httpx.AsyncClient) -> None:
 def test_the_first_words_of_a_page_are_readable(content: bytes, content_type: str, words: str) -> None:
     """In any encoding, without markup, limited."""
     assert first_words(content, content_type) == words
+
+
+NAMED = {"task_id": "T", "task_status": "submitted"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (200, {"code": 0, "detail": 'prompt: {"code": 1302, "message": "x"}', "data": {"task_id": "T"}}, None),
+        (200, {"code": 0, "message": 'ok {"code": 1101, "message": "x"}', "data": NAMED}, None),
+        (200, {"id": "T", "status": "queued", "code": 429}, None),
+        (429, {"code": 1303, "message": "busy", "data": NAMED}, CreateUnknown),
+        (200, {"code": 1302, "message": "busy", "data": NAMED}, CreateUnknown),
+        (400, {"code": 0, "data": NAMED}, CreateUnknown),
+        (503, {"code": "model_not_found", "message": "x", "data": NAMED}, CreateUnknown),
+    ],
+)
+async def test_an_answer_that_names_a_task_proves_no_refusal(
+    http: httpx.AsyncClient, status: int, body: Any, kind: type[GatewayError] | None
+) -> None:
+    """It was created, or it may have been: a create is never sent again because of words beside its id."""
+    with Wire(reply(status, json.dumps(body).encode())) as wire:
+        kling = KlingApi(wire.url, BearerAuth("sandbox-key"), http)
+        if kind is None:
+            assert (await kling.create(IMAGES, {"prompt": "x"})).kling_id == "T"
+        else:
+            with pytest.raises(GatewayError) as unknown:
+                await kling.create(IMAGES, {"prompt": "x"})
+            assert type(unknown.value) is kind
+
+
+async def test_a_key_that_an_answer_spells_in_escapes_is_removed(http: httpx.AsyncClient) -> None:
+    """It would appear in logs, tasks and events."""
+    spelt = b'{"code": 1201, "message": "bad key \\u0073andbox-key"}'
+    with Wire(reply(400, spelt)) as wire, pytest.raises(GatewayError) as refused:
+        await KlingApi(wire.url, BearerAuth("sandbox-key"), http).create(IMAGES, {"prompt": "x"})
+    assert "bad key (key)" in refused.value.message

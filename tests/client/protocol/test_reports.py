@@ -636,3 +636,12 @@ def test_other_outputs_are_limited() -> None:
 def test_blanks_around_an_address_are_removed() -> None:
     """Inside it every byte stays."""
     assert result_of(images=[{"url": f"  {H}/a%20b c.png?x=1\n"}, {"url": " "}]) == ([("image", "a%20b c.png?x=1")], [])
+
+
+def test_a_field_whose_name_is_endless_is_no_address() -> None:
+    """A name of 80,000 characters, built to be searched for the words of an address for minutes, is not searched."""
+    name = "url_" * 20_000 + "\n"
+    body = {"task_id": "1", "task_status": "succeed", "task_result": {"videos": [{name: "https://h/a.mp4"}], name: "x"}}
+    report = parse_callback(json.dumps(body).encode())
+    assert report
+    assert report.outputs == ()

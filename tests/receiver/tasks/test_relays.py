@@ -7,7 +7,7 @@ import pytest
 
 from kling_callback import Kling
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.errors import NotCreated, TaskFailed
+from kling_callback.errors import CreateUnknown, NotCreated, TaskFailed
 from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.tasks.reconcile import MAX_UNDECIDED_RETRIES, QUERY_BACKOFF
@@ -111,6 +111,21 @@ def test_the_host_alone_suggests_the_suffix(start: Start) -> None:
             kling.text_to_video("x")
     assert refused.value.hint
     assert refused.value.hint.endswith(f"KLING_API_BASE={there.url}/kling")
+
+
+def test_the_images_of_an_openai_endpoint_end_the_create(start: Start) -> None:
+    """They may be paid, and no task of Kling's comes of them: an error at once, and one paid image; then the end."""
+    with Sandbox(base_path="/kling") as gateway:
+        host = gateway.url.removesuffix("/kling")
+        running = start(api_base=host, overdue_seconds=DEADLINE)
+        with Kling(api_base=host, api_key=KEY, signing_secrets=SECRET, receiver_url=running.url) as kling:
+            with pytest.raises(CreateUnknown) as refused:
+                kling.text_to_image("x", external_task_id="order-1")
+            assert refused.value.code == "not_kling"
+            assert f"KLING_API_BASE={gateway.url}" in str(refused.value)
+            with pytest.raises(TaskFailed, match="did not reach Kling's API"):
+                kling.text_to_image("x", external_task_id="order-1").wait(timeout=20)
+        assert len(gateway.calls) == 1
 
 
 @pytest.mark.parametrize("switches", [["no-url"], ["no-url", "wrap-twice"], ["no-url", "relay-flat"]])
