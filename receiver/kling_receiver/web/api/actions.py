@@ -153,12 +153,12 @@ class TaskActions:
         return JSONResponse(content, status)
 
     async def _ask(self, task: TaskRow) -> Report:
-        report = await self._query(task)
+        report = await self._answer(self._reconciler.query(task), NEVER_ARRIVED)
         await self._writer.run(lambda tx: apply_answer(tx, tx.require_task(task["id"]), report, "operator"))
         return report
 
     async def _fetch(self, task: TaskRow) -> Report:
-        report = await self._query(task)
+        report = await self._answer(self._reconciler.query_files(task), NEVER_ARRIVED)
         lost = [result["position"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
 
         def change(tx: Transaction) -> bool:
@@ -173,7 +173,7 @@ class TaskActions:
             return report.has_results
 
         if not await self._writer.run(change):
-            message = f"The task did not succeed with a result. Kling's status is {report.status}."
+            message = f"Kling names no file of this task. Its status at Kling is {report.status or 'not known'}."
             raise ApiError(409, "no_files", message, "Check the task's status.")
         return report
 
@@ -181,9 +181,6 @@ class TaskActions:
         if result["status"] != "stored" or not result["path"]:
             return False
         return bool(await run_in_threadpool(self._storage.sha256, result["path"]) != result["sha256"])
-
-    async def _query(self, task: TaskRow) -> Report:
-        return await self._answer(self._reconciler.query(task), NEVER_ARRIVED)
 
     async def _answer(self, query: Awaitable[Report | None], unknown: tuple[int, str]) -> Report:
         """Kling's answer. Raises ApiError if it gives none, or does not know the task: with this status and hint."""
