@@ -26,7 +26,7 @@ from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
 from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
-from kling_receiver.web.api.tasks import find_task, get_task_or_404
+from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import Endpoint, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
@@ -129,7 +129,7 @@ class TaskActions:
     async def _adopt(self, request: Request) -> Response:
         """Query Kling about a task that is not known here, and add it: nothing is added unless Kling knows it."""
         adoption = parse(Adoption, await read_json(request, self._bodies))
-        if known := await find_task(self._reader, adoption.task_id):
+        if known := await self._find_known(adoption.task_id):
             return self._adopted(adoption, known)
         report = await self._answer(self._reconciler.query_kling_id(adoption.family, adoption.task_id), NOT_FOUND)
         # Behind a relay, the report may name another id than the one by which the relay knows the task.
@@ -138,6 +138,12 @@ class TaskActions:
         adopted = await self._writer.run(lambda tx: adopt(tx, adoption.family, kling_id, report))
         task = await get_task_or_404(self._reader, adopted.task_id)
         return self._adopted(adoption, task, report, status=201 if adopted.created else 200)
+
+    async def _find_known(self, task_id: str) -> TaskDetail | None:
+        """A task by our id or Kling's. What a callback says about the caller's id is no reason not to ask Kling."""
+        by_kling_id = await self._reader.find_by_kling_id(task_id)
+        details = await self._reader.details([task_id, by_kling_id or task_id])
+        return details.get(task_id) or next(iter(details.values()), None)
 
     def _adopted(
         self, adoption: Adoption, task: TaskDetail, report: Report | None = None, *, status: int = 200

@@ -120,7 +120,7 @@ class TaskRoutes:
 async def find_task(reader: Reader, any_id: str) -> TaskDetail | None:
     """A task with its results and tags, by our id, by Kling's, or by the caller's `external_task_id` at Kling.
 
-    Our id takes precedence: no value from elsewhere may hide a task. Raises ApiError for an id of several tasks.
+    In this order: no value from elsewhere may hide a task. Raises ApiError for an id of several tasks.
     """
     details = await reader.details([any_id]) if is_id(any_id) else {}
     if any_id not in details and IDENTIFIER.fullmatch(any_id):
