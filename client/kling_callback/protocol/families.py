@@ -90,7 +90,7 @@ def is_account(path: str) -> bool:
 
 def is_synchronous(path: str) -> bool:
     """Whether Kling is known to answer at this path at once, with or without a leading slash or `/v1`."""
-    return _bare(path) in SYNCHRONOUS or is_account(path)
+    return bare(path) in SYNCHRONOUS or is_account(path)
 
 
 def creates_tasks(path: str) -> bool:
@@ -99,7 +99,7 @@ def creates_tasks(path: str) -> bool:
         return False
     first, _, last = path.removeprefix("/").partition("/")
     is_new = is_new_standard(path) and (first in NEW_STANDARD or last.startswith("kling-"))
-    return is_new or _bare(path) in ASYNCHRONOUS
+    return is_new or bare(path) in ASYNCHRONOUS
 
 
 def family_problems(family: Any) -> list[str]:
@@ -113,7 +113,8 @@ def family_problems(family: Any) -> list[str]:
     return []
 
 
-def _bare(path: str) -> str:
+def bare(path: str) -> str:
+    """A path as the tables here have it: without a leading slash and without `v1/`."""
     return path.removeprefix("/").removeprefix("v1/")
 
 

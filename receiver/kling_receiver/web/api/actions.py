@@ -27,7 +27,7 @@ from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
 from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -114,7 +114,7 @@ class TaskActions:
             Route("/api/tasks/{id}/fetch", self._action(self._fetch), methods=["POST"]),
         ]
 
-    def _action(self, action: Action) -> Endpoint:
+    def _action(self, action: Action) -> RouteHandler:
         async def endpoint(request: Request) -> Response:
             detail = await get_task_or_404(self._reader, request.path_params["id"])
             report = await action(detail.row)
@@ -123,7 +123,7 @@ class TaskActions:
 
         return self._for_admin(endpoint)
 
-    def _for_admin(self, endpoint: Endpoint) -> Endpoint:
+    def _for_admin(self, endpoint: RouteHandler) -> RouteHandler:
         return require_role(self._settings.signing_secrets, "admin", endpoint)
 
     async def _adopt(self, request: Request) -> Response:
