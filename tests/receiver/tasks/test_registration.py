@@ -394,6 +394,14 @@ def test_no_report_of_a_create_gives_a_stored_request_a_digest(ledger: Ledger, o
     assert ledger.task()["request_sha256"] is None
 
 
+@pytest.mark.parametrize("odd", [["x"], "x", 5, True, {"options": ["x"]}, {"options": {"a": {"b": None}}}])
+def test_requests_of_any_shape_are_registered(ledger: Ledger, odd: Any) -> None:
+    """Clients in other languages send what they like, with and without a digest."""
+    ledger.register(request=odd)
+    assert ledger.register(request=odd, request_sha256=SAME).conflict is None
+    assert ledger.register(request=odd).conflict is None
+
+
 def test_after_a_refusal_a_client_without_digests_sets_the_parameters_too(ledger: Ledger) -> None:
     """The digest of the refused ones is not kept: it would refuse the right ones."""
     ledger.register(request={"prompt": "bad"}, request_sha256=SAME)
