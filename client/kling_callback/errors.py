@@ -124,9 +124,13 @@ class NotCreated(GatewayError):
 
 
 class CreateUnknown(GatewayError):
-    """Kling may have taken the create, or carried out the call; sending it again could pay twice."""
+    """Kling may have taken the create, or carried out the call; sending it again could pay twice.
+
+    `answer`: what a call was answered, as text, if it is not Kling's; other bytes as a `data:` address. "" for none.
+    """
 
     outcome: Outcome | None = "unknown"
+    answer = ""
 
 
 class ReceiverError(KlingError):

@@ -23,6 +23,7 @@ FACES = {
     "request_id": "r",
     "data": {"session_id": "s", "face_data": [{"face_id": "0"}]},
 }
+SOUND = "data:audio/mpeg;base64,//ttcDM="
 FACE_BODY = {"video_url": "https://example.com/x.mp4"}
 
 
@@ -125,6 +126,31 @@ async def test_a_call_that_may_have_arrived_is_not_repeated(step: Callable[[], A
     assert error.outcome == "unknown"
     assert "may have been carried out and paid for" in str(error)
     assert len(stage.order) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "whole"),
+    [
+        (lambda: httpx.Response(200, content=b'["a"]'), '["a"]'),
+        (lambda: httpx.Response(200, content=b"\xff\xfbmp3", headers={"Content-Type": "audio/mpeg"}), SOUND),
+        (lambda: httpx.Response(200, content=b"<html>"), ""),
+        (lambda: httpx.ReadError("cut"), ""),
+        (lambda: kling_says(9999, status=200), '"code": 9999'),
+    ],
+)
+async def test_an_answer_that_is_not_kling_s_is_not_lost(step: Callable[[], Any], whole: str) -> None:
+    """It may be what was paid for."""
+    error = await refused(Stage(create=[step()]))
+    assert isinstance(error, CreateUnknown)
+    assert (whole in error.answer.replace('":9999', '": 9999')) if whole else not error.answer
+
+
+@pytest.mark.parametrize("code", [0, 200, "200", "ok", "OK", "success", None])
+async def test_relays_have_their_own_codes_for_success(code: int | str | None) -> None:
+    """Of a call, also without `data`, and of a list."""
+    speech = {"code": code, "audio_url": "https://files.example.com/a.mp3"}
+    assert await call(Stage(create=[answer(200, speech)])) == speech
+    assert await listed(Stage(query=[page(records(0, 1), code=code)])) == records(0, 1)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,16 @@ from kling_callback.api.auth import STALE_TOKEN_CODES, AuthPair, BearerAuth, Jwt
 from kling_callback.api.http import retry_after_seconds
 from kling_callback.api.refusals import (
     OUTCOME_UNKNOWN_CODES,
+    POLICY_CODES,
     REFUSED_CODES,
     RETRYABLE,
     Reply,
     first_words,
+    is_html,
     is_kling,
-    is_page,
     refusal,
 )
+from kling_callback.display import data_url
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.protocol.families import is_new_standard, usual_kind
 from kling_callback.protocol.relays import ANY_KIND, CONTENT_PATH, content_path, whole_address
@@ -41,9 +43,6 @@ NOT_SENT_ERRORS = (
     httpx.UnsupportedProtocol,
 )
 """Failures before a request is sent: a create was certainly not accepted."""
-
-NO_SUCH_QUERY = frozenset({404, 405, 501})
-"""Statuses of a gateway that has no batch query."""
 
 MAX_ANSWER_BYTES = 8_000_000
 """Bytes of an answer; a longer one is not Kling's."""
@@ -60,6 +59,13 @@ TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, Timeou
 """All failures between sending a request and having read its answer."""
 
 
+UNKNOWN_CALL_HINT = (
+    "The call may have been carried out and paid for, so it is not sent again. Check the account before you repeat it."
+)
+MIN_KEY_CHARS = 8
+"""Characters: a shorter text is not a key, and may occur in any answer."""
+
+
 def auth_from(settings: CommonSettings) -> AuthPair:
     """The authentication that the settings name. For legacy calls, access key and secret key take precedence."""
     key = BearerAuth(settings.api_key)
@@ -69,12 +75,8 @@ def auth_from(settings: CommonSettings) -> AuthPair:
     return AuthPair(jwt, key if settings.api_key else jwt)
 
 
-UNKNOWN_CALL_HINT = (
-    "The call may have been carried out and paid for, so it is not sent again. Check the account before you repeat it."
-)
-
-MIN_KEY_CHARS = 8
-"""Characters: a shorter text is not a key, and may occur in any answer."""
+class _NoBatchQuery(GatewayError):
+    """The batch query is not there: a gateway has not all of Kling's API."""
 
 
 class KlingApi:
@@ -117,9 +119,8 @@ class KlingApi:
             name = "task_ids" if kling_id else "external_task_ids"
             try:
                 return await self._query_once(family, f"{self._base}/tasks?{name}={quoted}", identifier)
-            except GatewayError as error:
-                if error.http_status not in NO_SUCH_QUERY:
-                    raise
+            except _NoBatchQuery:
+                pass
         return await self._query_once(family, f"{self.address(family)}/{quoted}", identifier, in_path=True)
 
     async def _query_once(self, family: str, url: str, identifier: str, *, in_path: bool = False) -> Report | None:
@@ -133,17 +134,18 @@ class KlingApi:
         if code in UNKNOWN_TASK or (about_task and status == 404):
             return None
         report = _find_report(answer, identifier) if answer is not None and status < 300 else None
-        if report and report.status and code not in RETRYABLE and code not in REFUSED_CODES:
+        is_about_task = code not in REFUSED_CODES or (code in POLICY_CODES and report and report.status == "failed")
+        if report and report.status and code not in RETRYABLE and is_about_task:
             return self._located(family, report)  # gateways have various codes for success
         if answer is None or not answer.ok or answer.is_openai or status >= 300:
-            raise refusal(GatewayError, reply, self._base)
+            raise refusal(GatewayError if in_path or not reply.lacks_path else _NoBatchQuery, reply, self._base)
         return report
 
     async def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Call an endpoint that answers at once, and return its answer's JSON, unchanged: GET, or POST with a body.
 
         `path`: under `/v1`, or with a leading slash from the root; it may have a query.
-        Raises NotCreated when Kling certainly did not accept the call, CreateUnknown when it may have.
+        Raises NotCreated when Kling certainly did not accept the call, CreateUnknown with the answer when it may have.
         """
         try:
             method = "GET" if body is None else "POST"
@@ -160,8 +162,8 @@ class KlingApi:
                 if isinstance(document, dict) and (answer is None or answer.ok or document.get("data")):
                     return document
         failure = refusal(NotCreated if reply.proves_refusal else CreateUnknown, reply, self._base)
-        if not reply.proves_refusal:
-            failure.hint = UNKNOWN_CALL_HINT
+        if isinstance(failure, CreateUnknown):
+            failure.hint, failure.answer = UNKNOWN_CALL_HINT, "" if reply.is_html else _text(content, reply)
         raise failure
 
     async def list_tasks(self, family: str, page: int, size: int) -> list[dict[str, Any]]:
@@ -242,15 +244,24 @@ class KlingApi:
 
 
 def _reply(response: httpx.Response, content: bytes) -> Reply:
-    answer = parse_answer(content)
-    has_words = answer is not None and (answer.message or answer.reports)
+    answer = parse_answer(content, response.status_code)
+    has_words = answer is not None and answer.message
     return Reply(
         response.status_code,
         answer,
         words="" if has_words else first_words(content, response.headers.get("Content-Type", "")),
-        is_page=answer is None and is_page(content),
+        is_html=answer is None and is_html(content),
+        content_type=response.headers.get("Content-Type", ""),
         retry_after=retry_after_seconds(response.headers),
     )
+
+
+def _text(content: bytes, reply: Reply) -> str:
+    """A whole answer as text; one that is no text, such as a sound, as an address that holds it."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return data_url(content, reply.content_type)
 
 
 def _without_key(content: bytes, request: httpx.Request) -> bytes:

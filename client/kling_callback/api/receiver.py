@@ -28,7 +28,8 @@ TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, Timeou
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 HINTS = {
-    "unknown_task": "Check the id: `kling list` lists the tasks.",
+    "unknown_task": "Check the id: `kling list` lists the tasks. One that is at Kling only (`kling list --at-kling`) "
+    "is taken over by: kling-receiver tasks adopt FAMILY ID",
     "bad_token": "Give this client the KLING_SIGNING_SECRETS that the receiver has, or a KLING_RECEIVER_TOKEN "
     "from its `kling-receiver token`. If they are right, check the clocks of both machines.",
 }

@@ -12,8 +12,11 @@ RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
 OUTCOME_UNKNOWN_CODES = frozenset({5000, 5001, 5002})
 RETRYABLE = frozenset({RATE_LIMITED, CONCURRENCY_LIMITED, *OUTCOME_UNKNOWN_CODES})
 REFUSED_CODES = range(1000, 1400)
+POLICY_CODES = frozenset({1300, 1301})
+"""Codes about a prompt or an image: a query has none, so that they are the reason why its task failed."""
 HTTP_CODES = range(300, 600)
 """Codes that relays take from HTTP and send under HTTP 200, too."""
+NO_SUCH_PATH = frozenset({404, 405, 501})
 HTTP_REFUSED = frozenset(range(300, 500)) - {408, 409, 425, 499}
 """Statuses that prove, without one of Kling's codes, that a create was not taken. After a timeout or 5xx it may be."""
 
@@ -54,7 +57,8 @@ class Reply:
     http_status: int
     answer: Answer | None
     words: str = ""
-    is_page: bool = False
+    is_html: bool = False
+    content_type: str = ""
     retry_after: float | None = None
 
     @property
@@ -66,6 +70,13 @@ class Reply:
     def message(self) -> str:
         """The answer's own words."""
         return (self.answer.message if self.answer else "") or self.words
+
+    @property
+    def lacks_path(self) -> bool:
+        """Whether the server has nothing at the address: it says so, or has a page or an OpenAI endpoint there."""
+        if self.http_status in NO_SUCH_PATH or (self.answer is not None and self.answer.is_openai):
+            return True
+        return self.is_html and self.http_status < 300
 
     @property
     def status(self) -> int:
@@ -113,7 +124,7 @@ def _hint(reply: Reply, base: str) -> str | None:
         other = f" Or {better}" if better else ""
         return f"The relay has nobody who makes this model: choose another model_name, or ask the relay.{other}"
     no_job = status in (404, 405) and code not in REFUSED_CODES
-    if (reply.answer and reply.answer.is_openai) or (reply.is_page and (no_job or status < 300)):
+    if (reply.answer and reply.answer.is_openai) or (reply.is_html and (no_job or status < 300)):
         return f"This is not Kling's API: {better or 'check KLING_API_BASE.'}"
     if no_job and better:
         return f"There is no job at this path: {better}"
@@ -176,7 +187,7 @@ HTTP_HINTS = {
 }
 
 
-def is_page(content: bytes) -> bool:
+def is_html(content: bytes) -> bool:
     """Whether an answer is a web page."""
     return content[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head"))
 

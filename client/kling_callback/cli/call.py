@@ -6,6 +6,7 @@ import click
 
 from kling_callback.cli import options, param_types, terminal
 from kling_callback.cli.run import with_kling
+from kling_callback.errors import CreateUnknown
 from kling_callback.settings import TO_CALL
 
 
@@ -18,7 +19,7 @@ from kling_callback.settings import TO_CALL
 )
 @options.json_option
 def call(path: str, body: Any, as_json: bool) -> None:
-    """Call an endpoint that answers at once, and print its answer as JSON.
+    """Call an endpoint that answers at once.
 
     PATH is under /v1, such as videos/identify-face or general/presets-voices, or of the account, such as
     'account/costs?start_time=1764000000000&end_time=1764600000000'.
@@ -27,6 +28,10 @@ def call(path: str, body: Any, as_json: bool) -> None:
     """
     try:
         answer = with_kling(TO_CALL, lambda kling: kling.call(path, body))
+    except CreateUnknown as error:
+        if error.answer:  # it may be paid for
+            terminal.print_data(error.answer)
+        raise
     except KeyboardInterrupt:
         terminal.print_message("Interrupted. If the call had been sent, it may have been carried out and paid for.")
         raise

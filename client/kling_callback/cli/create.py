@@ -45,6 +45,8 @@ def create_and_run(
     with problems:
         task_id, tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
     with problems:
+        if wait_options.output and wait_options.no_wait:
+            raise errors.ParameterError(["output: nothing is written with --no-wait. Use: kling wait ID --output DIR"])
         if wait_options.output:
             wait_options.output.check()
     with problems:
@@ -61,9 +63,12 @@ def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
     """Print the expected cost of a create that is not sent. Raises KlingError if no price is known."""
     cost = estimate(family, body)
     if cost is None:
+        model = model_of(family, body)
+        priceless = f"{model} at {family}" if model else f"{family} without a model"
         raise errors.KlingError(
-            f"No list price is known for {model_of(family, body) or 'a job without model_name'} at {family}.",
-            hint="Kling's console has the prices; `kling show ID` prints the cost of a finished task.",
+            f"No list price is known for {priceless}.",
+            hint="Add --model-name (docs/jobs.md has the models with a price); `kling show ID` prints the cost of a "
+            "finished task.",
         )
     terminal.print_json({"estimate": asdict(cost)}) if as_json else terminal.print_data(str(cost))
 

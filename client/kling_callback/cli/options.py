@@ -55,9 +55,7 @@ def wait_options(function: Function) -> Function:
             help="Write the files into this folder, as ID-N.EXT. A name with a suffix is a file: x.png, then x-1.png "
             "and so on. Without it, print one link per file.",
         ),
-        click.option(
-            "--timeout", type=Timeout(), help="Wait at most so many seconds after the create; the task continues."
-        ),
+        click.option("--timeout", type=Timeout(), help="Wait at most so many seconds; the task continues."),
         json_option,
     )
 
@@ -107,18 +105,26 @@ def _apply(function: Function, *decorators: Decorator[Function]) -> Function:
 
 def job_parameters(job: Job) -> list[click.Parameter]:
     """The argument and the options of a typed job, in the order of its table."""
-    return [_parameter(parameter) for parameter in job.parameters]
+    elsewhere = job.endpoints[0].refused or {}
+    options = [_parameter(parameter) for parameter in job.parameters]
+    known = {option.name for option in options}
+    # The table says which job has them, where click would only know no such option.
+    return options + [click.Option([_option(name), name], hidden=True) for name in elsewhere if name not in known]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _parameter(parameter: Parameter) -> click.Parameter:
-    name, option = parameter.name, "--" + parameter.name.replace("_", "-")
+    name, option = parameter.name, _option(parameter.name)
     if name == "prompt":
         return click.Argument(["prompt"], required=False)
     if isinstance(parameter.kind, Flag | ObjectWith):
         return click.Option([f"{option}/--no{option[1:]}", name], default=None, help=parameter.help)
     if isinstance(parameter.kind, ListOf):
-        item = JsonOrText()
-        return click.Option([option, name], type=item, multiple=True, callback=_flatten, help=parameter.help)
+        text = f"{parameter.help} Repeatable, or a JSON list."
+        return click.Option([option, name], type=JsonOrText(), multiple=True, callback=_flatten, help=text)
     kind, metavar = _type(parameter)
     return click.Option([option, name], type=kind, metavar=metavar, help=parameter.help)
 

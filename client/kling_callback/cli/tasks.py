@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kling_callback.api.kling import NO_SUCH_QUERY
+from kling_callback.api.refusals import NO_SUCH_PATH
 from kling_callback.cli import options, terminal
 from kling_callback.cli.run import with_kling
 from kling_callback.errors import GatewayError
@@ -83,7 +83,7 @@ async def _records(kling: AsyncKling, families: tuple[str, ...], limit: int) -> 
 
 def _is_missing(error: GatewayError) -> bool:
     """Whether the gateway does not have the family: a relay has few of them."""
-    return error.code in NO_SUCH_LIST or (not isinstance(error.code, int) and error.http_status in NO_SUCH_QUERY)
+    return error.code in NO_SUCH_LIST or (not isinstance(error.code, int) and error.http_status in NO_SUCH_PATH)
 
 
 def _created_at(record: Record) -> int:

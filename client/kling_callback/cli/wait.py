@@ -16,7 +16,7 @@ from kling_callback.tasks import AsyncTask
 @options.id_argument
 @options.wait_options
 def wait_for(task_id: str, **waiting: Any) -> None:
-    """Wait for a task, then save its files or print their links, and print its other outputs."""
+    """Wait for a task, then save or print its results."""
 
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(task_id)

@@ -26,6 +26,8 @@ MAX_ASPECT_RATIO = 2.5
 
 MAX_NAME_CHARS = 4096
 """Characters of a file name: a longer string is base64."""
+MAX_SHOWN_CHARS = 200
+"""Characters of a text that is no image, in the message about it."""
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 DATA_URL = re.compile(r"data:[^,]*,", re.ASCII)
 
@@ -45,7 +47,9 @@ def encode_image(image: Path | str | InputFile, max_bytes: int = MAX_BYTES) -> s
         return _encoded(_data_url(image, prefix.group(), max_bytes), max_bytes)
     if _is_file(image):
         return _encoded(_file(Path(image), max_bytes), max_bytes)
-    return _encoded(_decoded(image, "is neither a URL, nor an existing file, nor base64.", max_bytes), max_bytes)
+    shown = f"{image!r} " if len(image) <= MAX_SHOWN_CHARS else ""
+    content = _decoded(image, f"{shown}is neither a URL, nor an existing file, nor base64.", max_bytes)
+    return _encoded(content, max_bytes)
 
 
 def check_url(url: str) -> str:

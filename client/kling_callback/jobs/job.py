@@ -180,7 +180,9 @@ class Job:
                 yield f"{parameter.name}: is missing. {parameter.help}"
 
     def _refused(self, endpoint: Endpoint, present: Values, known: bool, model: str) -> Iterator[str]:
-        refused = {"callback_url": CALLBACK_URL_RESERVED, **(endpoint.refused or {})}
+        if "callback_url" in present:
+            yield CALLBACK_URL_RESERVED
+        refused = endpoint.refused or {}
         yield from (f"{name}: {reason}" for name, reason in refused.items() if name in present)
         if not known:
             return

@@ -120,7 +120,7 @@ class ImageInput:
 
     def check(self, value: Any) -> str:
         if not isinstance(value, Path | str | InputFile):
-            raise ValueError("must be a Path, a URL, a file name, base64, or an image of an earlier result.")
+            raise ValueError("must be a Path, a URL, a file name, base64, or an image of an earlier result: images[0].")
         return encode_image(value, self.max_bytes)
 
 
@@ -180,6 +180,8 @@ class Id:
     def check(self, value: Any) -> str | int:
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise ValueError("must be an id.")
+        if isinstance(value, str) and re.search(r"[\s,;]", value):
+            raise ValueError(f"must be one id, not {value!r}. Give a list, or repeat the option.")
         return value
 
 

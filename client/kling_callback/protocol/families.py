@@ -5,7 +5,10 @@ the result.
 """
 
 import re
+from difflib import get_close_matches
 from typing import Any
+
+from kling_callback.protocol.media_types import MEDIA_KINDS
 
 PATTERN = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
@@ -110,7 +113,23 @@ def family_problems(family: Any) -> list[str]:
         return [f"family: {family} answers at once and creates no task. Use `kling call` (in Python: kling.call)."]
     if re.match(r"/?v\d+/", family):
         return [f"family: must be {family.split('/v1/')[-1].removeprefix('v1/')!r}, without /v1/."]
+    if meant := _meant(family):
+        return [f"family: {family} is none of Kling's. Did you mean {meant}?"]
     return []
+
+
+def _meant(family: str) -> str:
+    """The known family that an unknown one nearly is; "" if it resembles none."""
+    if family in ASYNCHRONOUS or is_new_standard(family):
+        return ""
+    if family.partition("/")[0] in NEW_STANDARD:
+        return f"/{family}"
+    legacy = family.lower().replace("-to-", "2")
+    if legacy in ASYNCHRONOUS:
+        return legacy
+    similar = get_close_matches(family, ASYNCHRONOUS, 1, 0.9)
+    # A longer name is rather a new version of the family.
+    return similar[0] if similar and not family.startswith(similar[0]) else ""
 
 
 def bare(path: str) -> str:
@@ -124,7 +143,7 @@ def usual_kind(family: str) -> str:
     if first in LEGACY_KINDS:
         return LEGACY_KINDS[first]
     made = first.rpartition("-to-")[2]
-    return next((kind for kind in ("video", "image", "audio") if kind in made), "video" if "motion" in made else "file")
+    return next((kind for kind in MEDIA_KINDS if kind in made), "video" if "motion" in made else "file")
 
 
 LEGACY_KINDS = {"images": "image", "videos": "video", "audio": "audio"}

@@ -2,6 +2,9 @@
 
 import mimetypes
 
+MEDIA_KINDS = ("video", "image", "audio")
+"""The kinds of files that a browser shows or plays; also the first parts of their media types."""
+
 EXTENSIONS = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -56,8 +59,6 @@ def kind_of_suffix(path: str) -> str:
 
 
 KIND_OF_EXTENSION = MORE_SUFFIXES | {
-    suffix: kind
-    for media_type, suffix in EXTENSIONS.items()
-    if (kind := media_type.partition("/")[0]) in EXTENSIONS_BY_KIND
+    suffix: kind for media_type, suffix in EXTENSIONS.items() if (kind := media_type.partition("/")[0]) in MEDIA_KINDS
 }
 """`image`, `video` or `audio`, by extension."""

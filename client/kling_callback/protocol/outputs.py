@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from kling_callback.protocol.media_types import kind_of_suffix
+from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
+from kling_callback.protocol.urls import is_web_address
 
-KINDS = ("image", "video", "audio", "watermark", "file", "result")
-"""Kinds of records that are files, or details of a result; one of another kind (`element`) is an output of its own."""
+FILE_KINDS = (*MEDIA_KINDS, "watermark")
+"""Kinds of records that are files."""
+KINDS = (*FILE_KINDS, "file", "result")
+"""These, or details of a result; a record of another kind (`element`) is an output of its own."""
 
 MAIN_FIELDS = ("url", "url_mp3", "mp3_url", "url_wav", "wav_url")
 """The fields of a result's own file, in the order in which the files are listed."""
@@ -24,7 +27,7 @@ COPY_FIELD = re.compile(r"(?:.*_)?(?:cover|preview|poster|thumb|thumbnail|snapsh
 GIVEN_FIELD = re.compile(r"(?:callback|webhook|share|page|web|input|source|origin|original|ref|reference)(?:_.*)?")
 """Fields with addresses that are no results: what the caller gave, and pages."""
 URL_FIELD = re.compile(r"(?:.*_)?(?:url|uri|href|link)(?:_.*)?")
-OBJECT_ID = re.compile(r"(?!(?:task|request|group|image|video|audio|file|parent|origin|external)_).+_id")
+OBJECT_ID = re.compile(r"(?!(?:task|request|group|image|video|audio|file|parent|origin|external|model|trace)_).+_id")
 """Fields with an id that a later job takes: `session_id`, `element_id`, `voice_id`."""
 
 MAX_OBJECT_CHARS = 4000
@@ -45,7 +48,7 @@ def file_fields(kind: str, addresses: Mapping[str, str]) -> tuple[list[str], lis
         address = addresses[name]
         if name in MAIN_FIELDS or NUMBERED_FIELD.fullmatch(name):
             main.setdefault(address, name)
-        elif not _is_web_address(address):
+        elif not is_web_address(address):
             continue
         elif WATERMARK_FIELD.fullmatch(name):
             marked.setdefault(address, name)
@@ -67,10 +70,6 @@ def _order(name: str) -> tuple[int, int]:
     return (1, int(number[1])) if number else (2, 0)
 
 
-def _is_web_address(text: str) -> bool:
-    return text.lower().startswith(("https://", "http://")) and not any(map(str.isspace, text))
-
-
 def _path(address: str) -> str:
     try:
         return urlsplit(address).path
@@ -80,7 +79,7 @@ def _path(address: str) -> str:
 
 def kind_of_file(kind: str, name: str, address: str) -> str:
     """The kind of the file in the field `name` of a record of this kind: by its suffix unless the record tells."""
-    told = kind in KINDS[:3] and (name in MAIN_FIELDS or bool(NUMBERED_FIELD.fullmatch(name)))
+    told = kind in MEDIA_KINDS and (name in MAIN_FIELDS or bool(NUMBERED_FIELD.fullmatch(name)))
     if told or WATERMARK_FIELD.fullmatch(name):
         return kind
     return kind_of_suffix(_path(address)) or ("file" if kind in KINDS else kind)
@@ -110,6 +109,13 @@ def object_of(kind: str, item: Mapping[str, Any], files: set[str]) -> dict[str, 
         if json_chars(kept | {name: rest[name]}) <= MAX_OBJECT_CHARS:
             kept[name] = rest[name]
     return kept or None
+
+
+def awaits_file(kind: str, item: Mapping[str, Any], files: set[str]) -> bool:
+    """Whether a record is that of a file whose address comes later. `files`: the fields that name files."""
+    if files or kind not in KINDS:
+        return False
+    return kind in FILE_KINDS or any(name in MAIN_FIELDS or NUMBERED_FIELD.fullmatch(name) for name in item)
 
 
 def json_chars(value: Any) -> float:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from kling_callback.protocol.media_types import KIND_OF_EXTENSION
-from kling_callback.protocol.urls import is_loopback
+from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
+from kling_callback.protocol.urls import is_loopback, is_web_address
 
 File = tuple[str, str, Any, Any]
 """A file that a record names: kind, address, and as the relay wrote them its id and its seconds."""
@@ -33,24 +33,24 @@ ADDRESSES = {
     "contenturl": "",
     "mediaurl": "",
     "downloadurl": "",
+    "resource": "",
+    "urllist": "",
 }
-"""Fields with an address or a list of them (`urls`), in order of preference, and the kind that the name tells.
+"""Fields with an address, a list of them (`urls`), or objects that have one as `url`, in order of preference.
 
-Names are compared without `_` and `-`, and in small letters. Only the first one with an address counts: relays repeat
-an address under several names, or return the caller's own image beside the result.
+With the kind that the name tells. Names are compared without `_` and `-`, and in small letters. Only the first one with
+an address counts: relays repeat an address under several names, or return the caller's own image beside the result.
 """
 CONTAINERS = {
     **dict.fromkeys(("videos", "video"), "video"),
     **dict.fromkeys(("images", "image"), "image"),
     **dict.fromkeys(("audios", "audio"), "audio"),
     **dict.fromkeys(
-        ("taskresult", "result", "results", "outputs", "output", "content", "files", "file", "metadata", "data"), ""
+        ("taskresult", "result", "results", "resultjson", "response", "outputs", "output", "works", "content"), ""
     ),
+    **dict.fromkeys(("files", "file", "metadata", "data"), ""),
 }
-"""Fields whose object, list, or bare address has the files, in order of preference."""
-
-FORMATS = ("format", "mime_type", "content_type")
-MEDIA = ("video", "image", "audio")
+"""Fields whose object, list, or bare address has the files, in order of preference; an object or list also as text."""
 
 CREATED_AT = ("created_at", "create_time", "submit_time", "createTime")
 UPDATED_AT = ("updated_at", "update_time", "completed_at", "finish_time", "updateTime", "completeTime")
@@ -71,6 +71,8 @@ MESSAGES = ("message", "msg", "error", "error_message", "error_msg", "err_msg", 
 
 MAX_EMBEDDED_CHARS = 20_000
 """Characters of a message in which an error as JSON is looked for."""
+AFTER_ERROR = re.compile(r"[.)\]\"']*\s*(?:\(request id: [^()]*\))?[.\s]*", re.IGNORECASE)
+"""What relays write behind an error that they pass on: the end of a sentence, their own request id."""
 WRONG_PATH = re.compile(r"invalid url \(|unknown request url", re.IGNORECASE)
 """How OpenAI endpoints answer at a path that they do not have."""
 
@@ -96,13 +98,13 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
     """Kind, address, and the object that names the file."""
     fields = {_plain(name): value for name, value in list(record.items())[:MAX_ITEMS]}
     for name, of_name in ADDRESSES.items():
-        if of_name in MEDIA and record.get("object") in MEDIA and of_name != record["object"]:
+        if of_name in MEDIA_KINDS and record.get("object") in MEDIA_KINDS and of_name != record["object"]:
             continue  # the caller's own image, or a preview
         for value in (fields.get(name), fields.get(f"{name}s")):
             if found := [(_kind(kind or of_name, url, record), url, record) for url in _addresses(value)]:
                 return found
     for name, of_name in CONTAINERS.items() if depth < MAX_DEPTH else ():
-        items = fields.get(name)
+        items = _parsed(fields.get(name))
         if name == "data" and isinstance(items, dict):
             continue  # a record of its own
         found = []
@@ -185,13 +187,17 @@ def base_origin(base: str) -> str:
 def reason(record: dict[str, Any], names: tuple[str, ...] = (*REASONS, "message")) -> str:
     """Why a record's task failed, or its message; "" for none. An error as JSON inside is read."""
     for name in names:
-        if (value := record.get(name)) and (text := _words(value)) and not is_address(text):
+        if (value := record.get(name)) and (text := _words(value)) and not is_web_address(text):
             return text
     return ""
 
 
-def error_of(document: dict[str, Any], depth: int = 0) -> tuple[Any, str, Any]:
-    """The code, words and request id of an answer: of the innermost error, where a relay passes on Kling's as text."""
+def error_of(document: dict[str, Any], *, strict: bool = False, depth: int = 0) -> tuple[Any, str, Any]:
+    """The code, words and request id of an answer: of the innermost error, where a relay passes on Kling's as text.
+
+    Between other words only an object with a number as code and a message is an error; another may be the request,
+    quoted. `strict`: nothing may follow it, as in a failure that proves nothing of itself.
+    """
     error = document.get("error")
     code = document.get("code")
     if code in (None, "") and isinstance(error, dict):
@@ -199,10 +205,12 @@ def error_of(document: dict[str, Any], depth: int = 0) -> tuple[Any, str, Any]:
     request_id, words = document.get("request_id"), ""
     for name in MESSAGES:
         value = document.get(name)
-        inner = embedded(value) if depth < MAX_DEPTH else None
-        if inner is not None and _is_error(inner):
-            inner_code, words, inner_id = error_of(inner, depth + 1)
-            return code if inner_code in (None, "") else inner_code, words or _words(value), inner_id or request_id
+        inner, before, after = _split(value) if depth < MAX_DEPTH else (None, "", "")
+        if inner is not None:
+            inner_code, inner_words, inner_id = error_of(inner, strict=strict, depth=depth + 1)
+            is_named = isinstance(inner_code, int) and (not strict or bool(AFTER_ERROR.fullmatch(after)))
+            if inner_words and (is_named or not (before or after)):
+                return code if inner_code in (None, "") else inner_code, inner_words, inner_id or request_id
         words = words or _words(value)
     return code, words, request_id
 
@@ -218,24 +226,20 @@ def is_openai(document: dict[str, Any]) -> bool:
 
 def embedded(value: Any) -> dict[str, Any] | None:
     """The JSON object that a message is or contains: `status_code=429, {"code":1303,...}`."""
+    return _split(value)[0]
+
+
+def _split(value: Any) -> tuple[dict[str, Any] | None, str, str]:
+    """The JSON object that a message is or contains, and the words before and after it."""
     if isinstance(value, dict):
-        return value
+        return value, "", ""
     if not isinstance(value, str) or (start := value.find("{", 0, MAX_EMBEDDED_CHARS)) < 0:
-        return None
+        return None, "", ""
     try:
-        found, _ = json.JSONDecoder().raw_decode(value[:MAX_EMBEDDED_CHARS], start)
+        found, end = json.JSONDecoder().raw_decode(value[:MAX_EMBEDDED_CHARS], start)
     except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is a web address."""
-    return text.lower().startswith(("http://", "https://")) and not any(letter.isspace() for letter in text.strip())
-
-
-def _is_error(document: dict[str, Any]) -> bool:
-    return not {"code", *MESSAGES}.isdisjoint(document)
+        return None, "", ""
+    return found, value[:start].strip(), value[end:].strip()
 
 
 def _words(value: Any, depth: int = 0) -> str:
@@ -244,7 +248,8 @@ def _words(value: Any, depth: int = 0) -> str:
     if depth < MAX_DEPTH:
         if isinstance(value, list):
             text = "; ".join(filter(None, (_words(item, depth + 1) for item in value[:5])))
-        elif (inner := embedded(value)) is not None:
+        inner, before, after = _split(value)
+        if inner is not None and (isinstance(inner.get("code"), int) or not (before or after)):
             text = next(filter(None, (_words(inner.get(name), depth + 1) for name in MESSAGES)), "")
     return text or (value.strip() if isinstance(value, str) else "")
 
@@ -255,9 +260,20 @@ def _plain(name: str) -> str:
 
 def _addresses(value: Any, *, bare: bool = False) -> Iterator[str]:
     """The addresses that a field has. `bare`: the field may have other texts; a path is no address then."""
-    for item in value[:MAX_ITEMS] if isinstance(value, list) else [value]:
-        if isinstance(item, str) and (is_address(item) or (not bare and re.match(r"/[^/\\\s]", item))):
+    for each in value[:MAX_ITEMS] if isinstance(value, list) else [value]:
+        item = each.get("url") if isinstance(each, dict) else each
+        if isinstance(item, str) and (is_web_address(item) or (not bare and re.match(r"/[^/\\\s]", item))):
             yield item
+
+
+def _parsed(value: Any) -> Any:
+    """A value that is JSON as text, parsed; any other unchanged."""
+    if not isinstance(value, str) or len(value) > MAX_EMBEDDED_CHARS or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:
@@ -269,12 +285,11 @@ def _kind(known: str, url: str, record: dict[str, Any]) -> str:
     """The kind of a file, by its field's name, the record's format, its address, or the record's own kind."""
     if known:
         return known
-    format_ = next(
-        (str(record[name]).lower() for name in ("format", "mime_type", "content_type") if name in record), ""
-    )
-    extension = url.partition("?")[0].partition("#")[0].rpartition(".")[2].lower()
-    for hint in (format_.partition("/")[0], KIND_OF_EXTENSION.get(format_), KIND_OF_EXTENSION.get(extension)):
-        if hint in MEDIA:
+    named = (str(record[name]).lower() for name in ("format", "mime_type", "content_type") if name in record)
+    format_ = next(named, "")
+    path = url.partition("?")[0].partition("#")[0]
+    for hint in (format_.partition("/")[0], kind_of_suffix(format_), kind_of_suffix(path)):
+        if hint in MEDIA_KINDS:
             return hint
-    named = {str(record.get(name)).lower() for name in ("object", "type")}
-    return next((kind for kind in MEDIA if kind in named), ANY_KIND)
+    own = {str(record.get(name)).lower() for name in ("object", "type")}
+    return next((kind for kind in MEDIA_KINDS if kind in own), ANY_KIND)

@@ -13,8 +13,16 @@ from typing import Any
 from urllib.parse import quote
 
 from kling_callback.protocol import relays
-from kling_callback.protocol.outputs import file_fields, json_chars, kind_of_file, kind_of_single, object_of
+from kling_callback.protocol.outputs import (
+    awaits_file,
+    file_fields,
+    json_chars,
+    kind_of_file,
+    kind_of_single,
+    object_of,
+)
 from kling_callback.protocol.statuses import Status, parse_status
+from kling_callback.protocol.urls import is_web_address
 
 Kind = str
 """`image`, `video` or `audio`; `watermark` for a watermarked copy; Kling's own name for anything newer."""
@@ -39,6 +47,11 @@ MAX_WRAP_DEPTH = 4
 EARLIEST_MS, LATEST_MS = 946_684_800_000, 7_258_118_400_000
 """Unix ms of the years 2000 and 2200: between them are the plausible times."""
 
+SERVER_FAULTS = range(500, 600)
+"""Statuses, and codes of relays, that prove nothing about a create."""
+
+SUCCESS_CODES = frozenset({"0", "200", "ok", "success", "succeed"})
+
 UNKNOWN_TASK: frozenset[int | str] = frozenset({1200, 1201, "task_not_exist", "task_not_found"})
 """The codes of Kling and of relays for a query about an unknown task."""
 
@@ -58,6 +71,7 @@ class Report:
     """The content of one body about one task. Times are unix milliseconds; `cost` is Kling's JSON, unchanged.
 
     `outputs`: the files; `objects`: what Kling made that is no file (elements, voices, a session), with Kling's names.
+    `awaits_file`: there is a record of a file without its address, which comes later.
     """
 
     status: Status | None
@@ -70,6 +84,7 @@ class Report:
     cost: Any = None
     objects: tuple[dict[str, Any], ...] = ()
     request_id: str | None = None
+    awaits_file: bool = False
 
     @property
     def final(self) -> bool:
@@ -78,8 +93,8 @@ class Report:
 
     @property
     def has_results(self) -> bool:
-        """Whether it names a file or another output."""
-        return bool(self.outputs or self.objects)
+        """Whether it names a file, or another output without awaiting a file."""
+        return bool(self.outputs or (self.objects and not self.awaits_file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +112,8 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the envelope reports success; gateways may do so in text."""
-        return self.code in (None, 0) or str(self.code).lower() in ("0", "success", "succeed")
+        """Whether the envelope reports success; gateways may do so in text, or with HTTP's code."""
+        return self.code is None or str(self.code).lower() in SUCCESS_CODES
 
 
 def parse_callback(body: bytes) -> Report | None:
@@ -107,8 +122,11 @@ def parse_callback(body: bytes) -> Report | None:
     return report if report is not None and report.status else None
 
 
-def parse_answer(body: bytes) -> Answer | None:
-    """Parse the envelope and the reports of an answer to a create or a query. None if it is not a JSON object."""
+def parse_answer(body: bytes, http_status: int = 200) -> Answer | None:
+    """Parse the envelope and the reports of an answer to a create or a query. None if it is not a JSON object.
+
+    Relays have a status in their errors, too: such a record is a task's if it has an id, under a status of success.
+    """
     document = _parse(body)
     if not isinstance(document, dict):
         return None
@@ -122,7 +140,10 @@ def parse_answer(body: bytes) -> Answer | None:
     is_openai = not has_status and relays.is_openai(document)
     if is_openai or (document.get("error") and not has_status):
         reports = ()  # the id is not a task's
-    code, message, request_id = (document.get("code"), "", None) if has_status else relays.error_of(document)
+    is_task = has_status and http_status < 300 and any(report.kling_id for report in reports)
+    is_fault = http_status >= 500 or _code(document.get("code")) in SERVER_FAULTS
+    error = (document.get("code"), "", None) if is_task else relays.error_of(document, strict=is_fault)
+    code, message, request_id = error
     request_id = _identifier(request_id or document.get("request_id"))
     reports = tuple(replace(report, request_id=report.request_id or request_id) for report in reports)
     return Answer(
@@ -243,6 +264,7 @@ def _report(record: dict[str, Any]) -> Report:
         cost=_costs(record),
         objects=tuple(islice(_objects(record), MAX_OUTPUTS)),
         request_id=_identifier(record.get("request_id")),
+        awaits_file=any(awaits_file(kind, item, _files(kind, item)) for kind, item in _items(record)),
     )
 
 
@@ -283,12 +305,16 @@ def _objects(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What Kling made that is no file: elements, voices, sessions, and any other record without a file."""
     chars = 0.0
     for kind, item in _items(record):
-        fields = {name for group in file_fields(kind, _addresses(item)) for name in group}
-        if found := object_of(kind, item, fields):
+        if found := object_of(kind, item, _files(kind, item)):
             chars += json_chars(found)
             if chars > MAX_OBJECTS_CHARS:
                 return
             yield found
+
+
+def _files(kind: Kind, item: dict[str, Any]) -> set[str]:
+    """The fields of a record that name files."""
+    return {name for group in file_fields(kind, _addresses(item)) for name in group}
 
 
 def _addresses(item: dict[str, Any]) -> dict[str, str]:
@@ -324,14 +350,10 @@ def _legacy_items(results: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any
 def _ordered(items: Any) -> list[dict[str, Any]]:
     """The records of a list, by their index; an address in place of a record is that of its file."""
     first = items[:MAX_RECORDS] if isinstance(items, list) else [items]
-    records = [{"url": item} if _is_web_address(item) else item for item in first]
+    records = [{"url": item} if is_web_address(item, blanks=True) else item for item in first]
     return sorted(
         (record for record in records if isinstance(record, dict)), key=lambda item: _integer(item.get("index")) or 0
     )
-
-
-def _is_web_address(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("https://", "http://"))
 
 
 def _address(value: Any) -> str:

@@ -1,12 +1,21 @@
-"""Validate and normalize web addresses from settings.
+"""Web addresses: recognize them, and validate and normalize those from settings.
 
 Pure functions. A ValueError's message follows the setting's name: it says what the address must be.
 """
 
 import ipaddress
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 PORTS = {"http": 80, "https": 443}
+
+
+def is_web_address(value: Any, *, blanks: bool = False) -> TypeGuard[str]:
+    """Whether a value is the text of a web address, in any case. `blanks`: also with blanks in it, as in file names."""
+    if not isinstance(value, str):
+        return False
+    text = value.strip()
+    return text[:8].lower().startswith(("https://", "http://")) and (blanks or not any(map(str.isspace, text)))
 
 
 def normalize_url(value: str) -> str:

@@ -14,6 +14,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from kling_callback.protocol.urls import is_web_address
+
 TOLERANCE_SECONDS = 300
 """Seconds by which a signature's timestamp may differ from our clock."""
 
@@ -132,5 +134,4 @@ def _without_queries(value: Any) -> Any:
         return {name: _without_queries(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_without_queries(each) for each in value]
-    is_address = isinstance(value, str) and value.lower().startswith(("https://", "http://"))
-    return value.partition("?")[0] if is_address else value
+    return value.partition("?")[0] if is_web_address(value, blanks=True) else value

@@ -144,6 +144,7 @@ class Downloader:
             path, warning = f"{name}.{extension(content_type)}", ""
             if content_type == UNKNOWN_TYPE:
                 warning = f"its type is unknown: it begins with {part.head(MAX_SHOWN_BYTES)!r}"
+                warning += "" if part.length else ". Its host named no length, so it may be truncated"
             stored = StoredFile(path, content_type, part.size, part.sha256, warning)
             await storage_call(self._storage.commit, part, path)
         except InvalidFile:

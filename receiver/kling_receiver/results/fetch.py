@@ -16,7 +16,7 @@ from kling_receiver.results.media import (
     UNKNOWN_TYPE,
     is_complete,
     is_compressed,
-    is_page,
+    is_text,
     matches_kind,
     sniff,
 )
@@ -83,8 +83,7 @@ async def fetch(client: GuardedClient, url: str, part: PartialFile, *, kind: str
         finally:
             await response.close()
     content_type = await storage_call(_check, part, kind, headers)
-    framed = content_type == UNKNOWN_TYPE and "chunked" in headers.get("Transfer-Encoding", "").lower()
-    if part.length is None and not framed and not await storage_call(is_complete, part.path, content_type):
+    if part.length is None and not await storage_call(is_complete, part.path, content_type):
         raise InvalidFile(f"the {content_type} file is truncated")
     return content_type
 
@@ -153,7 +152,7 @@ def _check(part: PartialFile, kind: str, headers: Mapping[str, str]) -> str:
     if content_type is None:
         if is_compressed(head, headers.get("Content-Encoding", "")):
             raise InvalidFile("the file was sent compressed, which was not requested")
-        if not is_page(head, headers.get("Content-Type", "")):
+        if not is_text(head, headers.get("Content-Type", "")):
             return UNKNOWN_TYPE
     elif matches_kind(content_type, kind):
         return content_type

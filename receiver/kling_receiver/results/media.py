@@ -8,10 +8,10 @@ import codecs
 import re
 from pathlib import Path
 
+from kling_callback.protocol.media_types import MEDIA_KINDS
+
 HEAD_BYTES = 512
 """Bytes at the start of a file that `sniff` needs."""
-
-KINDS = ("image", "video", "audio")
 
 UNKNOWN_TYPE = "application/octet-stream"
 
@@ -119,7 +119,7 @@ TEXT_TYPE = re.compile(r"text/|application/(?:[\w.-]*[+.-])?(?:json|xml|html|jav
 MARKUP = (b"<", b"{", b"[")
 
 
-def is_page(head: bytes, content_type: str) -> bool:
+def is_text(head: bytes, content_type: str) -> bool:
     """Whether a file of no known type is a text, such as the page or the JSON of an error, and no result.
 
     `head`: the first HEAD_BYTES, or the whole of a shorter file. `content_type`: as its host names it.
@@ -139,15 +139,15 @@ def _as_text(head: bytes) -> bytes | None:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last letter may be cut
     except UnicodeDecodeError:
         return None
-    is_text = all(letter.isprintable() or letter in "\t\n\r\f\x1b" for letter in text)
-    return head if is_text else None
+    readable = all(letter.isprintable() or letter in "\t\n\r\f\x1b" for letter in text)
+    return head if readable else None
 
 
 def matches_kind(content_type: str | None, kind: str) -> bool:
     """Whether a file of this media type may be a result of this kind. `watermark` and newer kinds: any media type."""
     if content_type is None:
         return False
-    return kind not in KINDS or content_type.startswith(f"{kind}/")
+    return kind not in MEDIA_KINDS or content_type.startswith(f"{kind}/")
 
 
 TRAILER_BYTES = 64
@@ -159,7 +159,7 @@ TRAILERS = {"image/png": b"IEND\xae\x42\x60\x82", "image/jpeg": b"\xff\xd9", "im
 def is_complete(path: Path, content_type: str) -> bool:
     """Whether a file is not truncated: an MP4's boxes add up to its size, an image has its last marker.
 
-    True for media types without such a mark, False for a file of no known type. Raises OSError.
+    True for media types without such a mark. Raises OSError.
     """
     if content_type in TRAILERS:
         return TRAILERS[content_type] in _tail(path, TRAILER_BYTES)
@@ -167,7 +167,7 @@ def is_complete(path: Path, content_type: str) -> bool:
         return b"moov" in _top_level_boxes(path)
     if content_type in ("image/avif", "image/heic", "image/heif"):
         return b"meta" in _top_level_boxes(path)
-    return content_type != UNKNOWN_TYPE
+    return True
 
 
 def _tail(path: Path, size: int) -> bytes:

@@ -17,6 +17,7 @@ import secrets
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -42,9 +43,8 @@ class PartialFile:
     def __init__(self, path: Path, source: str) -> None:
         """Open a new part, or continue the one at `path` if it is of the same file `source`. Raises OSError."""
         self.path, self._note, self._source = path, path.with_suffix(".json"), source
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        self._file = _open_locked(path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one writer, also if a job runs twice
             self._reset()
             self._continue()
         except BaseException:
@@ -111,6 +111,8 @@ class PartialFile:
     def commit(self, target: Path) -> None:
         """Rename the file to `target`, replacing it; a power failure afterwards loses nothing. Raises OSError."""
         os.fsync(self._file.fileno())
+        if not _is_at(self.path, self._file):
+            raise FileNotFoundError(errno.ENOENT, "the part was removed meanwhile")
         self.path.replace(target)
         fsync_folder(target.parent)
         self._note.unlink(missing_ok=True)
@@ -126,8 +128,34 @@ class PartialFile:
     def discard(self) -> None:
         """Remove the part, if it was not committed."""
         if not self._file.closed:
-            _remove_part(self.path)
+            if _is_at(self.path, self._file):
+                _remove_part(self.path)
             self._file.close()
+
+
+def _open_locked(path: Path) -> FileIO:
+    """Open a file for one writer, also if a job runs twice. Raises OSError.
+
+    Between opening and locking it the other writer may have removed or renamed it: the lock would be of no use.
+    """
+    while True:
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _remove_part(path: Path) -> None:

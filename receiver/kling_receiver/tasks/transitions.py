@@ -39,7 +39,7 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
         result_records.finish_task(tx, task)
     elif report.status == "succeed":
         result_records.enqueue_downloads(tx, task, report.outputs)
-        if report.objects and not report.outputs:
+        if report.has_results and not report.outputs:
             result_records.finish_without_files(tx, task)
 
 

@@ -273,15 +273,25 @@ async def test_a_refused_query_proves_nothing_about_the_task(http: httpx.AsyncCl
 
 async def test_a_batch_query_that_fails_is_an_error(http: httpx.AsyncClient) -> None:
     """5001 proves nothing about the task, and is no reason to query by path."""
-    with Wire(reply(503, {"code": 5001, "message": "later"})) as wire, pytest.raises(GatewayError):
-        await at(wire.url, http).query(NEW, kling_id="t")
-    assert len(wire.requests) == 1
+    for answer in (reply(503, {"code": 5001, "message": "later"}), reply(502, b"<html>502 Bad Gateway")):
+        with Wire(answer) as wire, pytest.raises(GatewayError):
+            await at(wire.url, http).query(NEW, kling_id="t")
+        assert len(wire.requests) == 1
 
 
-async def test_a_gateway_without_the_batch_query_is_queried_by_path(http: httpx.AsyncClient) -> None:
-    """An HTML 404 for /tasks means that there is no such query; the task's own path has the answer."""
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(404, b"<html>"),
+        reply(200, b"<!DOCTYPE html><title>The relay's console</title>"),
+        reply(400, {"error": {"message": "Invalid URL (GET /tasks)", "type": "invalid_request_error"}}),
+        reply(200, {"object": "list", "data": []}),
+    ],
+)
+async def test_a_gateway_without_the_batch_query_is_queried_by_path(http: httpx.AsyncClient, answer: bytes) -> None:
+    """A 404, a page or an OpenAI endpoint at /tasks is no such query; the task's own path has the answer."""
     found = {"code": 0, "data": {"id": "t", "status": "processing"}}
-    with Wire(reply(404, b"<html>"), reply(200, found)) as wire:
+    with Wire(answer, reply(200, found)) as wire:
         report = await at(wire.url, http).query(NEW, kling_id="t")
     assert report is not None
     assert report.status == "processing"

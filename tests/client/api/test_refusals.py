@@ -72,6 +72,12 @@ def error(code: str, message: str, **more: Any) -> dict[str, Any]:
         (200, {"code": "403", "msg": "无权限"}, 403, "无权限", "KLING_API_KEY"),
         (200, {"code": 429, "message": "too many"}, 429, "too many", "later"),
         (307, {}, None, "{}", "redirects"),
+        (403, {"status": "error", **error("insufficient_user_quota", "no")}, "insufficient_user_quota", "no", "quota"),
+        (429, {"status": "failed", "error": {"code": 1303}}, 1303, '"code": 1303', HINTS[1303]),
+        (429, {"id": "r", "status": "failed", "error": {"code": 1303, "message": "full"}}, 1303, "full", HINTS[1303]),
+        (403, {"status": "fail", "msg": "余额不足"}, None, "余额不足", "quota"),
+        (400, {"status": "fail", "reason": "bad ratio", "code": 1201}, 1201, "bad ratio", HINTS[1201]),
+        (200, {"status": "error", "error": {"code": 1102, "message": "used up"}}, 1102, "used up", HINTS[1102]),
     ],
 )  # fmt: skip
 async def test_a_refusal_of_a_relay_is_final_and_has_its_words(
@@ -97,6 +103,8 @@ async def test_a_refusal_of_a_relay_is_final_and_has_its_words(
         (500, error("do_request_failed", "上游超时"), "do_request_failed, HTTP 500: 上游超时."),
         (503, b"", "HTTP 503: an empty answer."),
         (500, nested(5002, "timeout"), "5002, HTTP 500: timeout."),
+        (504, {"message": 'request was {"prompt": "x", "code": 1303}'}, '{"prompt": "x", "code": 1303}.'),
+        (500, {"status": "failed", "error": "上游超时"}, "HTTP 500: 上游超时."),
         (400, nested(5000, "busy"), "5000, HTTP 400: busy."),
         (200, {"code": 500, "message": "服务异常"}, "500, HTTP 200: 服务异常."),
         (200, {"message": "ok"}, "HTTP 200: ok."),
@@ -149,7 +157,7 @@ async def test_what_an_openai_endpoint_made_is_named(http: httpx.AsyncClient) ->
 
 
 def hint_at(base: str, status: int, body: bytes) -> str:
-    return str(refusal(GatewayError, Reply(status, parse_answer(body), is_page=body.startswith(b"<html")), base).hint)
+    return str(refusal(GatewayError, Reply(status, parse_answer(body), is_html=body.startswith(b"<html")), base).hint)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +191,30 @@ def test_every_code_of_kling_has_a_hint(code: int) -> None:
         reply(400, nested(1201, "task not found")),
         reply(404, error("not_found", "no such task")),
         reply(200, {"code": 404, "message": "任务不存在"}),
+        reply(400, {"status": "error", "error": {"code": 1201, "message": "task not found"}}),
+        reply(200, {"status": "error", "error": {"code": "task_not_exist"}}),
     ],
 )
 async def test_a_relay_does_not_know_a_task(http: httpx.AsyncClient, answer: bytes) -> None:
     """As by Kling's 1201."""
     assert await query(http, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(1301, "unsafe"), (1001, None), (1303, None), (5000, None), ("x", "unsafe"), (None, "unsafe")]
+)
+async def test_a_failed_task_without_an_id_is_no_failed_query(
+    http: httpx.AsyncClient, code: int | str | None, message: str | None
+) -> None:
+    """Unless its code is about the query: a key, a limit, a fault of Kling's."""
+    answer = reply(200, {"status": "failed", "error": {"code": code, "message": "unsafe"}})
+    if message is None:
+        with pytest.raises(GatewayError):
+            await query(http, answer)
+    else:
+        found = await query(http, answer)
+        assert found
+        assert (found.status, found.message) == ("failed", message)
 
 
 @pytest.mark.parametrize("answer", [reply(404, OPENAI_404), reply(200, PAGE.encode()), reply(200, PAID)])

@@ -27,6 +27,8 @@ def respond(visit: Visit) -> None:
         RELEASE.wait(60)
     elif "refuse" in visit.path:
         visit.answer(429, b'{"code": 1102, "message": "used up", "request_id": "r-1"}')
+    elif "list" in visit.path:
+        visit.answer(200, b'["https://files.example.com/a.mp3?sig=1"]')
     elif "garbage" in visit.path:
         visit.answer(200, b"<html>")
     else:
@@ -86,6 +88,13 @@ def test_an_error_is_one_message(bare: Run, kling_host: Host, arguments: list[st
     assert (ran.code, ran.out) == (code, "")
     assert all(text in ran.err for text in says), ran.err
     assert "Traceback" not in ran.err
+
+
+def test_an_answer_that_may_be_paid_is_printed(bare: Run, kling_host: Host) -> None:
+    """Whole, on stdout, although it is not Kling's."""
+    ran = bare("call", "general/list")
+    assert (ran.code, ran.json) == (1, ["https://files.example.com/a.mp3?sig=1"])
+    assert "may have been carried out and paid for" in ran.err
 
 
 def test_create_names_call(bare: Run, kling_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,3 +84,25 @@ def test_an_unknown_family_passes(family: str) -> None:
     assert family_problems(family) == []
     assert not is_synchronous(family)
     assert not creates_tasks(family)
+
+
+@pytest.mark.parametrize(
+    ("family", "meant"),
+    [
+        ("videos/effect", "videos/effects"),
+        ("videos/image-to-video", "videos/image2video"),
+        ("Videos/Text2Video", "videos/text2video"),
+        ("text-to-video/kling-3.0-turbo", "/text-to-video/kling-3.0-turbo"),
+        ("general/custom-voice", "general/custom-voices"),
+    ],
+)
+def test_a_misspelt_family_is_refused(family: str, meant: str) -> None:
+    """With the one that was meant."""
+    (problem,) = family_problems(family)
+    assert problem.endswith(f"Did you mean {meant}?")
+
+
+@pytest.mark.parametrize("family", ["videos/brand-new", "videos/effects/v2", "/text-to-video/kling-9", "music/songs"])
+def test_unknown_families_pass(family: str) -> None:
+    """Kling has more of them each year."""
+    assert family_problems(family) == []

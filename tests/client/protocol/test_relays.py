@@ -80,6 +80,14 @@ def wrapped(**fields: Any) -> dict[str, Any]:
         (done(url=BARE, format="MP4"), [Output("video", BARE)]),
         (done(url=BARE), [Output("file", BARE)]),
         ({"request_id": "r", "output": {"task_id": "T", "task_status": "SUCCEEDED", "video_url": MP4}}, [VIDEO]),
+        (done(response={"resultUrls": [MP4]}), [VIDEO]),
+        (done(resultJson=json.dumps({"resultUrls": [MP4]})), [VIDEO]),
+        (done(result=json.dumps([{"url": MP4}])), [VIDEO]),
+        (done(resultJson="[" * 10_000), [Output("file", "/v1/videos/T/content")]),
+        (done(output={"works": [{"video": {"resource": MP4, "duration": 5}}]}), [TIMED]),
+        (done(content=[{"type": "video_url", "video_url": {"url": MP4}}]), [VIDEO]),
+        (done(result={"video": {"url_list": [MP4]}}), [VIDEO]),
+        (done(video_urls=[{"url": MP4}, {"url": 5}, {}]), [VIDEO]),
         (wrapped(fail_reason=MP4), [VIDEO]),
         (wrapped(result_url=MP4, data=WITHOUT_FILES), [VIDEO]),
         (wrapped(data=json.dumps(KLINGS)), [Output("video", MP4, "v")]),
@@ -167,6 +175,37 @@ def test_the_error_inside_a_relay_s_error_is_read(document: Any, code: int | str
     found = answer(document)
     assert (found.code, found.message, found.reports) == (code, message, ())
     assert not found.ok or code is None
+
+
+QUOTED = json.dumps({"prompt": "x", "code": 1303})
+WITH_WORDS = json.dumps({"prompt": "x", "code": 1303, "message": FULL})
+
+
+@pytest.mark.parametrize(
+    ("message", "http_status", "code"),
+    [
+        (f"upstream timeout, request was {QUOTED}", 504, "x"),
+        (f"upstream timeout, request was {QUOTED}", 429, "x"),
+        (QUOTED, 504, "x"),
+        (json.loads(QUOTED), 504, "x"),
+        (f"request {WITH_WORDS} timed out", 504, "x"),
+        (f"request {WITH_WORDS} timed out", 400, 1303),
+        (f"status_code=429, {WITH_WORDS}", 500, 1303),
+        (f"status_code=429, {WITH_WORDS}. (request id: 20261126)", 500, 1303),
+        (WITH_WORDS, 500, 1303),
+        (f"request was {json.dumps({'code': '1303', 'message': FULL})}", 400, "x"),
+    ],
+)
+def test_a_quoted_request_is_no_error_of_kling_s(message: Any, http_status: int, code: int | str) -> None:
+    """A code inside a request that a failing relay repeats does not prove that the create was refused."""
+    for field in ("message", "error"):
+        found = parse_answer(json.dumps({"code": "x", field: message}).encode(), http_status)
+        assert found
+        assert found.code == code
+        if code == "x" and isinstance(message, str):
+            assert found.message in (message, FULL)
+    in_code = answer({"code": 500, "message": message})
+    assert in_code.code == (1303 if http_status == 500 else 500)
 
 
 @pytest.mark.parametrize("depth", [3, 10, 900])

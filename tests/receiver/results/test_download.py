@@ -622,7 +622,6 @@ WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
     "gzip, by its name": (answering(gzip.compress(picture(size=32)), Content_Encoding="gzip"), "compressed"),
     "zstd": (answering(b"\x28\xb5\x2f\xfd" + bytes(999)), "compressed"),
     "br": (answering(b"\x8b\x02\x80" + bytes(999), Content_Encoding="br"), "compressed"),
-    "unknown, without a length": (lambda visit: unmeasured(visit, b"\0\1\2\3" * 999), "file is truncated"),
     "redirects for ever": (answering(b"", 302, Location="/again"), "the host answered 302"),
     "a redirect to nowhere": (answering(b"", 302), "the host answered 302"),
 }
@@ -988,15 +987,17 @@ async def test_the_bytes_tell_whether_a_file_is_compressed(parts: Parts, encodin
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("framing", ["length", "chunked", "none"])
 async def test_a_file_of_unknown_type_is_kept_with_a_warning(
-    parts: Parts, caplog: pytest.LogCaptureFixture, chunked: bool
+    parts: Parts, caplog: pytest.LogCaptureFixture, framing: str
 ) -> None:
-    """If it is whole by its length: in the result, in the event and in the log."""
+    """In the result, in the event and in the log: it is paid for, also if nothing tells whether it is whole."""
     content = b"\x00NEW\x01" + bytes(range(256)) * 9
 
     def respond(visit: Visit) -> None:
-        if chunked:
+        if framing == "none":
+            unmeasured(visit, content)
+        elif framing == "chunked":
             visit.handler.protocol_version = "HTTP/1.1"
             visit.begin(200, Transfer_Encoding="chunked", Connection="close")
             visit.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
@@ -1008,7 +1009,9 @@ async def test_a_file_of_unknown_type_is_kept_with_a_warning(
         assert isinstance(await parts.do(parts.fetcher.download, task), Done)
     row = await parts.result(task)
     assert (row["status"], row["content_type"], row["path"]) == ("stored", "application/octet-stream", f"{task}/0.bin")
+    assert row["size"] == len(content)
     assert "its type is unknown: it begins with b'\\x00NEW" in row["warning"]
+    assert ("may be truncated" in row["warning"]) == (framing != "length")
     (event,) = [event for event in await parts.reader.events(0, task) if event["type"] == "result.stored"]
     assert event["data"]["warning"] == row["warning"]
     assert "its type is unknown" in caplog.text

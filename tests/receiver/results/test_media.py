@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kling_callback.protocol.media_types import EXTENSIONS
-from kling_receiver.results.media import HEAD_BYTES, MAX_BOXES, is_complete, is_page, matches_kind, sniff
+from kling_receiver.results.media import HEAD_BYTES, MAX_BOXES, is_complete, is_text, matches_kind, sniff
 from kling_sandbox.media import MEDIA
 
 
@@ -257,4 +257,4 @@ def test_what_only_resembles_a_known_file_is_unknown(content: bytes) -> None:
 )
 def test_pages_and_messages_are_no_files(head: bytes, content_type: str, page: bool) -> None:
     """Text that begins as markup, a short text, and what its host calls a text; not other bytes."""
-    assert is_page(head, content_type) is page
+    assert is_text(head, content_type) is page

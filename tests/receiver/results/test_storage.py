@@ -1,9 +1,11 @@
 """Storage of result files: complete or absent, and readable by the receiver only."""
 
+import fcntl
 import hashlib
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,40 @@ def test_a_part_has_one_writer(folder: LocalStorage) -> None:
         folder.part("task/0", URL)
     first.discard()
     folder.part("task/0", URL).discard()
+
+
+def test_a_part_that_vanishes_while_it_is_opened_is_opened_anew(
+    folder: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another attempt may end between opening and locking it."""
+    flock, ended = fcntl.flock, iter([True])
+
+    def lock(file: FileIO, operation: int) -> None:
+        if next(ended, False):
+            folder.discard_part("task/0")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    part = folder.part("task/0", URL)
+    with pytest.raises(BlockingIOError):
+        folder.part("task/0", URL)
+    part.write(b"abc")
+    folder.commit(part, "task/0.png")
+    assert everything(folder) == {"task/0.png": b"abc"}
+
+
+def test_the_end_of_one_attempt_does_not_touch_another_s_part(folder: LocalStorage) -> None:
+    """Its own part was removed meanwhile."""
+    first = folder.part("task/0", URL)
+    first.write(b"first")
+    folder.discard_part("task/0")
+    second = folder.part("task/0", URL)
+    second.write(b"second")
+    with pytest.raises(FileNotFoundError, match="removed meanwhile"):
+        folder.commit(first, "task/0.png")
+    first.discard()
+    folder.commit(second, "task/0.png")
+    assert everything(folder) == {"task/0.png": b"second"}
 
 
 def test_orphans_are_removed(folder: LocalStorage) -> None:

@@ -1,5 +1,7 @@
 """Status changes of a task, by the source of the new status."""
 
+import json
+
 import pytest
 
 from kling_receiver.jobs import enqueue
@@ -80,6 +82,20 @@ def test_a_signed_success_without_files_causes_a_query(ledger: Ledger) -> None:
     assert list(ledger.jobs()) == ["ask/t"]
     ledger.apply_report("t", says("succeed", FILE))
     assert [result["source_url"] for result in ledger.results()] == [FILE]
+    assert "download/t/0" in ledger.jobs()
+
+
+def test_a_file_without_its_address_keeps_a_task_open(ledger: Ledger) -> None:
+    """A session beside it is recorded at once; the task is done once the file has its address and is stored."""
+    session = {"id": "v", "session_id": "s"}
+    late = {"task_id": "t", "task_status": "succeed", "task_result": {"videos": [{**session, "url": ""}]}}
+    ledger.record(callback(body=json.dumps(late).encode(), signed=True))
+    assert view(ledger.task()) == ("succeed", "kling", False)
+    assert ledger.task()["outputs"] == [{**session, "url": ""}]
+    assert list(ledger.jobs()) == ["ask/t"]
+    ledger.apply_report("t", says("succeed", objects=(session,), awaits_file=True))
+    assert not ledger.task()["done"]
+    ledger.apply_report("t", says("succeed", FILE, objects=(session,)))
     assert "download/t/0" in ledger.jobs()
 
 

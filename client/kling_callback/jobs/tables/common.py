@@ -144,12 +144,12 @@ SHOTS_NEED_MULTI_SHOT = Rule(
 )
 
 
-def only_of(name: str, *models: str) -> Rule:
-    """A parameter that, of the known legacy models, only these have."""
+def only_of(name: str, *models: str, known: tuple[str, ...] = LEGACY_VIDEO_MODELS) -> Rule:
+    """A parameter that, of the known models, only these have."""
 
     def is_broken(values: Values) -> bool:
         given = values.get("model_name")
-        return values.get(name) not in (None, "off", False) and given in LEGACY_VIDEO_MODELS and given not in models
+        return values.get(name) not in (None, "off", False) and given in known and given not in models
 
     return Rule(f"{name}: this model has none. Use {' or '.join(models)}.", is_broken)
 

@@ -15,6 +15,7 @@ from kling_callback.jobs.tables.common import (
     NEGATIVE,
     WATERMARK,
     model,
+    only_of,
     prompt,
 )
 
@@ -31,6 +32,8 @@ IMAGE = (
 )
 IMAGE_MODELS = ("kling-v1", "kling-v1-5", "kling-v2", "kling-v2-new", "kling-v2-1", "kling-v3")
 
+ELEMENTS_NEED_V3 = only_of("element_list", "kling-v3", known=IMAGE_MODELS)
+
 TEXT_TO_IMAGE = Job(
     "text_to_image",
     "Create images from a text.",
@@ -39,6 +42,7 @@ TEXT_TO_IMAGE = Job(
             "images/generations",
             IMAGE_MODELS,
             (prompt(LEGACY_PROMPT), NEGATIVE, *IMAGE),
+            (ELEMENTS_NEED_V3,),
             refused={"image": "belongs to image_to_image (`kling image-to-image`)."},
         ),
     ),
@@ -81,7 +85,7 @@ IMAGE_TO_IMAGE = Job(
                     "How closely to follow the face, 0 to 1; Kling's default is 0.45 (kling-v2-1, v1-5).",
                 ),
             ),
-            tuple(map(_has_none_at_v3, ("image_reference", "image_fidelity", "human_fidelity"))),
+            (ELEMENTS_NEED_V3, *map(_has_none_at_v3, ("image_reference", "image_fidelity", "human_fidelity"))),
             refused={"negative_prompt": "Kling accepts none together with an image."},
         ),
     ),

@@ -82,7 +82,7 @@ OMNI_RULES = (
 
 OMNI_VIDEO = Job(
     "omni_video",
-    "Create or edit a video from texts, images, elements and a video.",
+    "Create a video from texts, images and a video.",
     (
         Endpoint(
             "videos/omni-video",
