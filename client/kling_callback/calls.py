@@ -68,7 +68,7 @@ def _path_problems(bare: str, query: str) -> list[str]:
 
 
 def _body_problems(bare: str, body: Any) -> list[str]:
-    endpoint = bare.removeprefix("/").removeprefix("v1/")
+    endpoint = families.bare(bare)
     if body is None:
         missing = endpoint in families.SYNCHRONOUS_POST
         return [f"body: {endpoint} needs one (`{{}}` if it has no parameters)."] if missing else []

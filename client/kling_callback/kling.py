@@ -21,7 +21,7 @@ from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import encode_files, prepare
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.families import family_problems
-from kling_callback.protocol.reports import IDENTIFIER
+from kling_callback.protocol.ids import check_any_id
 from kling_callback.protocol.signing import api_token
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask, with_files
@@ -247,6 +247,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
 
 def _valid_id(task_id: str) -> str:
-    if not IDENTIFIER.fullmatch(task_id):
-        raise ParameterError([f"{task_id!r} is not a task's id: it must be one part of a path. Use the receiver's id."])
-    return task_id
+    try:
+        return check_any_id(task_id)
+    except ValueError as error:
+        raise ParameterError([str(error)]) from None

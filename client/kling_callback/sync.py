@@ -12,6 +12,7 @@ from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 
+from kling_callback.api.receiver import PAGE_SIZE
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import BaseFile, BaseResult, BaseTask
 from kling_callback.display import MAX_INLINE_BYTES, data_url, is_media
@@ -255,7 +256,10 @@ class Kling(JobMethods[Task]):
     create.__doc__ = AsyncKling.create.__doc__
 
     def task(self, task_id: str) -> Task:
-        """Read a task from the receiver. `task_id`: our id. Raises ReceiverError, ParameterError for an invalid id."""
+        """Read a task from the receiver. Raises ReceiverError, ParameterError for an invalid id.
+
+        `task_id`: our id, Kling's, or the `external_task_id` that another program sent.
+        """
         return self._task(lambda: self.asynchronous.task(task_id))
 
     def _run(
@@ -280,7 +284,7 @@ class Kling(JobMethods[Task]):
         model: str | None = None,
         tag: str | None = None,
         task_id: str | None = None,
-        limit: int = 100,
+        limit: int = PAGE_SIZE,
     ) -> list[Task]:
         """List at most `limit` tasks, newest first. The filters are optional. Raises ReceiverError.
 
@@ -304,7 +308,7 @@ class Kling(JobMethods[Task]):
         """
         return self.loop.run(lambda: self.asynchronous.call(path, body))
 
-    def tasks_at_kling(self, family: str, *, limit: int = 100) -> list[dict[str, Any]]:
+    def tasks_at_kling(self, family: str, *, limit: int = PAGE_SIZE) -> list[dict[str, Any]]:
         """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.
 
         Raises ParameterError for another family, GatewayError if Kling gives no list.

@@ -39,7 +39,7 @@ Where to look:
 a token or signature of a callback   web/callbacks; kling_callback.protocol.signing and .webhooks
 a final status that is only a hint   tasks/ingest (recorded), tasks/reconcile (queried), tasks/transitions (ended)
 a second paid create                 tasks/registration (may it be sent?), kling_callback.creation (sending, retries)
-a task of another program            tasks/adoption; web/api/tasks.find_task (by any of its ids)
+a task of another program            tasks/adoption; web/api/tasks.get_task_or_404 (by any of its ids)
 the same id, other parameters        tasks/parameters; kling_callback.protocol.redact.digest
 an interrupted download              results/fetch (resumed by Range), results/storage (the partial file)
 a file that its host refuses         results/download (retried, another address), results/media (what is a file)

@@ -151,7 +151,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         store.storage,
         store.reader,
         store.metrics,
-        reconciler.query,
+        reconciler.query_files,
         max_bytes=settings.result_max_bytes,
         backoff=delays.download,
         clock=clock,

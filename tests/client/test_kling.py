@@ -388,10 +388,12 @@ def test_both_classes_have_the_same_arguments() -> None:
 
 
 def test_both_classes_have_the_same_methods() -> None:
-    """What AsyncKling can do, Kling can, with the same parameters."""
+    """What AsyncKling can do, Kling can, with the same parameters, defaults and description."""
     for name in (*(job.name for job in JOBS), "run", "create", "task", "tasks", "call", "tasks_at_kling"):
         blocking, asynchronous = getattr(Kling, name), getattr(AsyncKling, name)
-        assert list(inspect.signature(blocking).parameters) == list(inspect.signature(asynchronous).parameters)
+        parameters, others = (inspect.signature(each).parameters.values() for each in (blocking, asynchronous))
+        assert [(each.name, each.default) for each in parameters] == [(each.name, each.default) for each in others]
+        assert inspect.getdoc(blocking) == inspect.getdoc(asynchronous)
         assert not inspect.iscoroutinefunction(blocking)
         assert blocking.__qualname__ == f"Kling.{name}"
 

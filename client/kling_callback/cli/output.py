@@ -15,7 +15,7 @@ from kling_callback.tasks import AsyncFile
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class Destination:
     """A folder, or with `name` a file in it. `text`: as it was given."""
 
     text: str
@@ -23,7 +23,7 @@ class Output:
     name: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "Output":
+    def parse(cls, text: str) -> "Destination":
         """The file that `text` names if it has a suffix (`x.png`, but not `v1.2`) and is no folder, else the folder."""
         path = Path(text)
         has_suffix = any(letter.isalpha() for letter in path.suffix)

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from kling_callback.cli.output import Output
-from kling_callback.protocol.reports import IDENTIFIER
+from kling_callback.cli.output import Destination
+from kling_callback.protocol.ids import check_any_id
 from kling_callback.protocol.urls import normalize_url
 
 MAX_FILE_BYTES = 32_000_000
@@ -83,15 +83,15 @@ class NumberParam(click.ParamType[Any]):
             return value
 
 
-class OutputParam(click.ParamType[Output]):
+class OutputParam(click.ParamType[Destination]):
     """A folder, or a file whose name has a suffix."""
 
     name = "DIR|FILE"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Output:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Destination:
         if not value:
             self.fail("is empty. Name a folder, such as `.`, or a file.", param, ctx)
-        return Output.parse(value)
+        return Destination.parse(value)
 
 
 class Timeout(click.ParamType[float]):
@@ -131,11 +131,10 @@ class TaskId(click.ParamType[str]):
     name = "ID"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not IDENTIFIER.fullmatch(str(value)):
-            self.fail(
-                f"{value!r} is not a task's id: it must be one part of a path. Use the receiver's id.", param, ctx
-            )
-        return str(value)
+        try:
+            return check_any_id(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class CommandLine(click.ParamType[tuple[str, ...]]):

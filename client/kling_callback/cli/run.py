@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from kling_callback import errors
 from kling_callback.cli import terminal
-from kling_callback.cli.output import Output
+from kling_callback.cli.output import Destination
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_CREATE, ClientSettings
 from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
@@ -46,7 +46,7 @@ def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[
 class WaitOptions:
     """The options of `options.wait_options`. `timeout`: seconds; `no_wait`: print the task without waiting."""
 
-    output: Output | None
+    output: Destination | None
     timeout: float | None
     as_json: bool
     no_wait: bool = False

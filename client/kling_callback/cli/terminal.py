@@ -19,6 +19,7 @@ from rich.table import Column
 from kling_callback.base import BaseTask, outputs_of
 from kling_callback.errors import KlingError, SettingsError
 from kling_callback.protocol.events import Event
+from kling_callback.protocol.redact import is_empty
 
 CONTROL_CHARACTERS = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -99,7 +100,7 @@ def print_task(task: BaseTask) -> None:
     """Print a task on stdout: a line for each of its fields, a table of its files, its other outputs as JSON."""
     fields = {name: value for name, value in task.data.items() if name not in ("results", "outputs")}
     for name, value in fields.items():
-        if value not in (None, "", [], {}):
+        if not is_empty(value):
             print_data(f"{name:<16}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     files = [each for each in task.data.get("results") or () if isinstance(each, dict)]
     if files:

@@ -23,6 +23,7 @@ from kling_callback.jobs.parameters import (
 )
 from kling_callback.jobs.spelling import misspelt
 from kling_callback.protocol.families import is_family, is_new_standard
+from kling_callback.protocol.redact import is_empty
 
 Values = Mapping[str, Any]
 
@@ -141,7 +142,7 @@ class Job:
 
         Blocks to read image files. Raises ParameterError with all problems.
         """
-        present = {name: value for name, value in values.items() if not _is_empty(value)}
+        present = {name: value for name, value in values.items() if not is_empty(value)}
         model = str(present.get("model_name") or "")
         endpoint, known = self._endpoint(model)
         problems = [
@@ -210,7 +211,3 @@ def _is_json(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_json, value))
     return isinstance(value, str | int | float)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | tuple | dict) and not value)

@@ -93,7 +93,7 @@ def is_account(path: str) -> bool:
 
 def is_synchronous(path: str) -> bool:
     """Whether Kling is known to answer at this path at once, with or without a leading slash or `/v1`."""
-    return _bare(path) in SYNCHRONOUS or is_account(path)
+    return bare(path) in SYNCHRONOUS or is_account(path)
 
 
 def creates_tasks(path: str) -> bool:
@@ -102,7 +102,7 @@ def creates_tasks(path: str) -> bool:
         return False
     first, _, last = path.removeprefix("/").partition("/")
     is_new = is_new_standard(path) and (first in NEW_STANDARD or last.startswith("kling-"))
-    return is_new or _bare(path) in ASYNCHRONOUS
+    return is_new or bare(path) in ASYNCHRONOUS
 
 
 def family_problems(family: Any) -> list[str]:
@@ -132,7 +132,8 @@ def _meant(family: str) -> str:
     return similar[0] if similar and not family.startswith(similar[0]) else ""
 
 
-def _bare(path: str) -> str:
+def bare(path: str) -> str:
+    """A path as the tables here have it: without a leading slash and without `v1/`."""
     return path.removeprefix("/").removeprefix("v1/")
 
 

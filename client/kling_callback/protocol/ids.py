@@ -5,6 +5,8 @@ import re
 import time
 from collections.abc import Callable
 
+from kling_callback.protocol.reports import IDENTIFIER
+
 PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 
 DESCRIPTION = "Use 1 to 128 of A-Z a-z 0-9 _ . : @ = - and begin with a letter or digit."
@@ -24,3 +26,10 @@ def new_id(now: float | None = None, *, random: Callable[[int], bytes] = os.uran
 def is_id(text: str) -> bool:
     """Whether `text` may be a task's id: only characters that addresses and file names allow."""
     return PATTERN.fullmatch(text) is not None
+
+
+def check_any_id(text: str) -> str:
+    """The text, if it may be an id by which a task is found: ours, Kling's or the caller's. Raises ValueError."""
+    if not IDENTIFIER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a task's id: it must be one part of a path. Use the receiver's id.")
+    return text

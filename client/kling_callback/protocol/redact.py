@@ -42,14 +42,28 @@ SIGNED_LINK = re.compile(r"(https?://.+/api/tasks/[^/?#]+/results/[0-9]+)\?.*")
 def digest(request: Mapping[str, Any]) -> str:
     """SHA-256, in hex, of a create's parameters, image bytes included; equal for bodies that mean the same.
 
-    None and empty values are absent, the order of names and the spelling of numbers do not count. Neither do the
-    task's id and the callback address, which each create has.
+    The order of names does not count; see `canonical` for the rest.
+    """
+    return hashlib.sha256(json.dumps(canonical(request), sort_keys=True).encode()).hexdigest()
+
+
+def canonical(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A create's parameters in the one form of all bodies that mean the same.
+
+    Empty values are absent, whole numbers are integers, links to results have no signature. The task's id and the
+    callback address, which each create has, are left out.
     """
     options = request.get("options")
     request = {name: value for name, value in request.items() if name not in ADDRESSING}
     if isinstance(options, Mapping):
         request["options"] = {name: value for name, value in options.items() if name not in ADDRESSING}
-    return hashlib.sha256(json.dumps(_canonical(request), sort_keys=True).encode()).hexdigest()
+    canonical_request: dict[str, Any] = _canonical(request)
+    return canonical_request
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a parameter's value means the same as none, as Kling reads it: None, or empty; 0 and False do not."""
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
 
 
 ADDRESSING = frozenset({"external_task_id", "callback_url"})
@@ -59,7 +73,7 @@ ADDRESSING = frozenset({"external_task_id", "callback_url"})
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         items = {str(name): _canonical(each) for name, each in value.items()}
-        return {name: each for name, each in items.items() if each not in (None, "", [], {})}
+        return {name: each for name, each in items.items() if not is_empty(each)}
     if isinstance(value, list | tuple):
         return [_canonical(each) for each in value]
     if isinstance(value, float) and value.is_integer():

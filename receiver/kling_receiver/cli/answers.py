@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from kling_callback.api.receiver import unreadable_answer
 
 
-class HookRow(TypedDict):
+class ListedHook(TypedDict):
     """A hook in a list."""
 
     name: str
@@ -28,7 +28,7 @@ class HookRow(TypedDict):
 class HookList(TypedDict):
     """Of `GET /api/hooks`."""
 
-    hooks: list[HookRow]
+    hooks: list[ListedHook]
 
 
 class HookName(TypedDict):
@@ -68,7 +68,7 @@ class LastAttempt(TypedDict):
     duration_ms: float
 
 
-class DeliveryRow(TypedDict):
+class ListedDelivery(TypedDict):
     """A delivery in a list."""
 
     id: str
@@ -83,7 +83,7 @@ class DeliveryRow(TypedDict):
 class DeliveryPage(TypedDict):
     """Of `GET /api/deliveries`."""
 
-    deliveries: list[DeliveryRow]
+    deliveries: list[ListedDelivery]
     next: str | None
 
 
@@ -100,7 +100,7 @@ class ReplayedEvents(TypedDict):
     events: int
 
 
-class TaskRow(TypedDict):
+class ListedTask(TypedDict):
     """A task, as far as its line in a table needs it."""
 
     id: str
@@ -110,7 +110,7 @@ class TaskRow(TypedDict):
 class QueriedTask(TypedDict):
     """Of `POST /api/tasks/{id}/ask` and `/fetch`."""
 
-    task: TaskRow
+    task: ListedTask
     kling: str | None
 
 

@@ -16,7 +16,10 @@ def ask(tx: Transaction, task_id: str, due_at: int | None = None) -> None:
 
 
 def overdue(tx: Transaction, task_id: str, family: str, early_ms: int | None = None) -> None:
-    """Enqueue the check of a task at its deadline, or `early_ms` from now, if it is not to wait for that."""
+    """Enqueue the check of a task at its deadline, or `early_ms` from now, if it is not to wait for that.
+
+    An early one holds the time from which the deadline counts: a task may have been opened again after its creation.
+    """
     tx.enqueue(
         Kind.OVERDUE,
         task_id,
@@ -24,7 +27,7 @@ def overdue(tx: Transaction, task_id: str, family: str, early_ms: int | None = N
         pool=Pool.KLING,
         concurrency_key=OVERDUE_CONCURRENCY_KEY,
         due_at=tx.now + (tx.policy.overdue_ms(family) if early_ms is None else early_ms),
-        args=None if early_ms is None else {"early": True},
+        args=None if early_ms is None else {"opened_at": tx.now},
     )
 
 

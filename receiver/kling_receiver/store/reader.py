@@ -26,8 +26,9 @@ EVENT_COLUMNS = "id, task_id, type, created_at, data"
 SELECT_TASKS = Statement[TaskRow](f"SELECT {columns(TASK)} FROM task WHERE id IN :task_ids", table=TASK)
 FIND_BY_KLING_ID = Statement("SELECT id FROM task WHERE kling_id = :kling_id LIMIT 1")
 FIND_BY_OTHER_ID = Statement("""
-    SELECT id FROM task WHERE kling_id = :other_id UNION SELECT id FROM task WHERE external_task_id = :other_id
-    ORDER BY id LIMIT :limit
+    SELECT id, 1 AS place FROM task WHERE kling_id = :other_id
+    UNION SELECT id, CASE WHEN kling_id IS NULL THEN 3 ELSE 2 END FROM task WHERE external_task_id = :other_id
+    ORDER BY place, id LIMIT :limit
 """)
 MAX_FOUND = 5
 """Tasks of one id of Kling's or of the caller, of which usually one exists."""
@@ -102,10 +103,13 @@ class Reader:
         return task_id
 
     async def find_by_other_id(self, other_id: str) -> list[str]:
-        """Our ids of the tasks of which this is Kling's id or the caller's; at most MAX_FOUND."""
-        return await self.read(
-            lambda connection: FIND_BY_OTHER_ID.scalars(connection, other_id=other_id, limit=MAX_FOUND)
-        )
+        """Our ids of the tasks of which this is Kling's id, else the caller's; at most MAX_FOUND.
+
+        A task that Kling has confirmed takes precedence: the caller's id may be the word of a callback, which proves
+        nothing, and must neither hide another task nor make its id ambiguous.
+        """
+        found = await self.read(lambda connection: FIND_BY_OTHER_ID.all(connection, other_id=other_id, limit=MAX_FOUND))
+        return [row["id"] for row in found if row["place"] == found[0]["place"]]
 
     async def results(self, task_id: str) -> list[ResultRow]:
         """A task's results, in order."""

@@ -34,16 +34,22 @@ NEWEST = Statement[_Finished](f"""
 """)  # a constant
 
 
-def of(task: TaskRow, report: Report, now: int) -> int:
-    """Milliseconds that a task took which Kling now reports as a success.
+def of(task: TaskRow, report: Report, now: int, *, timely: bool) -> int | None:
+    """Milliseconds that a task took which Kling now reports as a success; None: it says nothing about other tasks.
 
-    Without Kling's times it is only known that the task ended before it was asked about. Half of that is taken: the
-    next questions come earlier, until one comes too early.
+    A task without an attempt of a client was adopted: its create named no callback address of ours, unless a callback
+    came. Without Kling's times it is only known that the task ended before it was asked about. Half of that is taken:
+    the next questions come earlier, until one comes too early. `timely`: whether the question or callback came by
+    itself; an operator asks at any time.
     """
+    if not task["create_token"] and not task["callback_count"]:
+        return None
     if report.created_at and report.updated_at and report.updated_at > report.created_at:
         return report.updated_at - report.created_at
     age = max(now - task["created_at"], 0)
-    return age if task["callback_count"] else age // 2
+    if task["callback_count"]:
+        return age
+    return age // 2 if timely else None
 
 
 def early_question_ms(tx: Transaction, family: str, model: str) -> int | None:

@@ -71,10 +71,10 @@ class OverdueTasks:
                 return Done()
             if not job.args:
                 tx.add_event(job.task_id, "task.overdue", {})
-            elif job.args.get("early") and not (isinstance(answer, Report) and answer.final):
+            elif "opened_at" in job.args and not (isinstance(answer, Report) and answer.final):
                 if isinstance(answer, Report):
                     apply_answer(tx, task, answer, "deadline")
-                return _ask_again_before_deadline(tx, task)
+                return _ask_again_before_deadline(tx, task, job.args["opened_at"])
             if isinstance(answer, GatewayError):
                 if answer.code == NOT_KLING and not task["kling_id"] and not task["callback_count"]:
                     transitions.fail_locally(tx, task, f"The create did not reach Kling's API. {answer}")
@@ -124,7 +124,7 @@ def apply_answer(
     if report.kling_id and not task["kling_id"]:
         task_registration.set_kling_id(tx, task, report.kling_id)
     if report.status:
-        transitions.apply_report(tx, task, report)
+        transitions.apply_report(tx, task, report, timely=by == "deadline")
     if report.final and was_open:
         tx.add_event(task["id"], "task.recovered", {"by": by})
     if report.status == "succeed" and not report.has_results:
@@ -136,10 +136,10 @@ def _query_count(job: ClaimedJob) -> int:
     return int((job.args or {}).get("queries", 0)) + 1
 
 
-def _ask_again_before_deadline(tx: Transaction, task: TaskRow) -> RetryAt:
+def _ask_again_before_deadline(tx: Transaction, task: TaskRow, opened_at: int) -> RetryAt:
     """The question came too early: the task's age doubles until the next one, which is at the deadline at last."""
-    deadline = task["created_at"] + tx.policy.overdue_ms(task["family"])
-    due = tx.now + max(tx.now - task["created_at"], durations.MIN_QUESTION_MS)
+    deadline = opened_at + tx.policy.overdue_ms(task["family"])
+    due = tx.now + max(tx.now - opened_at, durations.MIN_QUESTION_MS)
     if due < deadline:
         return RetryAt(due, "The task usually ends sooner.")
     return RetryAt(max(deadline, tx.now), "The task usually ends sooner.", args={})

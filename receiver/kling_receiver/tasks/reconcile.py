@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.reports import Report
+from kling_callback.protocol.reports import Output, Report
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
@@ -76,8 +77,8 @@ class Reconciler:
                 return Done()
             if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", "Kling names no result.")):
                 return retry
-            if answer.status == "succeed" and (content := self._kling_api.content(task["family"], answer.kling_id)):
-                result_records.refresh_downloads(tx, task, (content,))
+            if outputs := self._outputs_of(task, answer):
+                result_records.refresh_downloads(tx, task, outputs)
             else:
                 result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no result.")
             return Done()
@@ -123,6 +124,24 @@ class Reconciler:
         answer is missing either: the id may be that of another task whose answer is missing. Raises GatewayError.
         """
         return await self._count(self._query_by_known_id(task))
+
+    async def query_files(self, task: TaskRow) -> Report | None:
+        """Kling's report of a task, whose files are needed now: with a relay's content, if it names no file.
+
+        Raises GatewayError.
+        """
+        report = await self.query(task)
+        return replace(report, outputs=self._outputs_of(task, report)) if report else None
+
+    def _outputs_of(self, task: TaskRow, report: Report) -> tuple[Output, ...]:
+        """The files of a task: those that a report names; else, of a success, what a relay may serve as its content.
+
+        The path of the content has the id by which the relay knows the task, which may be another than in its report.
+        """
+        if report.status != "succeed" or report.has_results:
+            return report.outputs
+        content = self._kling_api.content(task["family"], task["kling_id"] or report.kling_id)
+        return (content,) if content else ()
 
     async def query_kling_id(self, family: str, kling_id: str) -> Report | None:
         """Kling's report of a task that is not known here. Raises GatewayError."""

@@ -19,8 +19,8 @@ from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.tables import EVENT
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import durations, transitions
-from kling_receiver.tasks.parameters import describe_other_parameters
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.parameters import describe_other_parameters, differences
 
 MAX_TAGS = 100
 """Tags of one task, from all its registrations."""
@@ -141,15 +141,8 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
             return RegistrationResult(
                 conflict=f"Task {task_id} is of the family {task['family']}, not {registration.family}."
             )
-        if _has_other_parameters(task, registration):
-            if not _may_reopen(task):
-                return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
-            tx.update_task(
-                task,
-                model=registration.model or task["model"],
-                request=registration.request or task["request"],
-                request_sha256=registration.request_sha256,
-            )
+        if not _may_reopen(task) and _has_other_parameters(task, registration):
+            return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
         _fill_gaps(tx, task, registration)
     if registration.hook:
         hook_records.add_for_task(tx, task_id, registration.hook)
@@ -159,14 +152,20 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
     if _may_reopen(task):
         if _too_many_creates(tx, task):
             return RegistrationResult(conflict=f"Task {task_id} was refused {MAX_CREATES} times. Use a new id.")
-        _reopen(tx, task, registration.create_token)
+        _reopen(tx, task, registration)
     return RegistrationResult(created, may_create=_may_create(task, registration.create_token))
 
 
 def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:
-    """Whether a create with other parameters is announced. The outcome of a create is recorded in any case."""
+    """Whether a create with other parameters is announced. The outcome of a create is recorded in any case.
+
+    A client without a digest is never refused. A task without one was registered before there were digests, or by such
+    a client: what is stored of its parameters is compared.
+    """
     ours, theirs = task["request_sha256"], registration.request_sha256
-    return registration.outcome is None and None not in (ours, theirs) and ours != theirs
+    if registration.outcome is not None or theirs is None:
+        return False
+    return ours != theirs if ours else bool(differences(task["request"], registration.request))
 
 
 def _may_reopen(task: TaskRow) -> bool:
@@ -197,8 +196,7 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     task = tx.tasks[task_id]
     tx.add_event(task_id, "task.created", {"by": "client"})
     _tag(tx, task_id, registration.tags)
-    early_ms = durations.early_question_ms(tx, registration.family, registration.model)
-    enqueue.overdue(tx, task_id, registration.family, early_ms)
+    transitions.enqueue_deadline(tx, task)
     return task
 
 
@@ -208,28 +206,38 @@ def _too_many_creates(tx: Transaction, task: TaskRow) -> bool:
     return bool(tx.connection.execute(count).scalar_one() >= MAX_CREATES)
 
 
-def _reopen(tx: Transaction, task: TaskRow, create_token: str) -> None:
-    """Reopen a task whose create was not accepted, for another attempt; its local failure is withdrawn."""
+def _reopen(tx: Transaction, task: TaskRow, registration: Registration) -> None:
+    """Reopen a task whose create was not accepted, for another attempt; its local failure is withdrawn.
+
+    From now on the parameters of this attempt count.
+    """
+    if registration.request or registration.request_sha256:
+        tx.update_task(
+            task,
+            model=registration.model or task["model"],
+            request=registration.request or task["request"],
+            request_sha256=registration.request_sha256,
+        )
     tx.update_task(
         task,
         outcome="pending",
-        create_token=create_token,
+        create_token=registration.create_token,
         status="created",
         status_msg="",
         origin=None,
         done=False,
     )
     tx.add_event(task["id"], "task.created", {"by": "client"})
-    enqueue.overdue(tx, task["id"], task["family"])
+    transitions.enqueue_deadline(tx, task)
 
 
 def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> None:
     if registration.model and not task["model"]:
         tx.update_task(task, model=registration.model)
+    if registration.request_sha256 and not task["request_sha256"] and not task["request"]:
+        tx.update_task(task, request_sha256=registration.request_sha256)  # never that of a request stored before
     if registration.request and not task["request"]:
         tx.update_task(task, request=registration.request)
-    if registration.request_sha256 and not task["request_sha256"]:
-        tx.update_task(task, request_sha256=registration.request_sha256)
     _tag(tx, task["id"], registration.tags)
 
 

@@ -16,10 +16,11 @@ from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import durations
 
 
-def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True) -> None:
+def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True, timely: bool = True) -> None:
     """Apply a status that Kling itself reports, and enqueue the downloads of the files that it names.
 
-    `log`: False for a callback that is only counted, so that no event says that it was ignored.
+    `log`: False for a callback that is only counted, so that no event says that it was ignored. `timely`: False for
+    the answer to a question at any time, so that the task's age says nothing about its duration.
     """
     assert report.status
     if report.external_task_id:
@@ -32,7 +33,7 @@ def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = 
     _record_details(tx, task, report)
     if outcome == "applied":
         if report.status == "succeed":
-            tx.update_task(task, duration_ms=durations.of(task, report, tx.now))
+            tx.update_task(task, duration_ms=durations.of(task, report, tx.now, timely=timely))
         set_status(tx, task, report.status, report.message, "kling")
     if report.status == "failed":
         result_records.finish_task(tx, task)
@@ -98,10 +99,16 @@ def set_status(tx: Transaction, task: TaskRow, status: Status, message: str, by:
     if final:
         tx.cancel_job(overdue_key(task["id"]))
     if reopened:
-        enqueue.overdue(tx, task["id"], task["family"])
+        enqueue_deadline(tx, task)
         if task["hint"]:
             enqueue.ask(tx, task["id"])
     tx.add_event(task["id"], f"task.{status}", {"by": by, "message": message})
+
+
+def enqueue_deadline(tx: Transaction, task: TaskRow) -> None:
+    """Enqueue the question at the deadline of a task that is open from now on, or one before it (`durations`)."""
+    early_ms = None if task["callback_count"] else durations.early_question_ms(tx, task["family"], task["model"])
+    enqueue.overdue(tx, task["id"], task["family"], early_ms)
 
 
 def log_ignored(tx: Transaction, task: TaskRow, status: str, reason: str) -> None:

@@ -10,7 +10,7 @@ from kling_callback.protocol.signing import Role, verify_api_token
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import check_query
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+RouteHandler = Callable[[Request], Awaitable[Response]]
 
 RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
 """A role may do what the roles of lower rank may."""
@@ -31,8 +31,8 @@ def check_role(request: Request, secrets: Sequence[str], role: Role) -> None:
 
 
 def require_role(
-    secrets: Sequence[str], role: Role, endpoint: Endpoint, *, query: Collection[str] | None = ()
-) -> Endpoint:
+    secrets: Sequence[str], role: Role, endpoint: RouteHandler, *, query: Collection[str] | None = ()
+) -> RouteHandler:
     """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one.
 
     `query`: the query parameters that it has; others are refused. None: the endpoint checks them itself, or ignores

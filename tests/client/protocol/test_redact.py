@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_callback.protocol.redact import MAX_REQUEST_CHARS, MAX_VALUE_CHARS, digest, redacted
+from kling_callback.protocol.redact import MAX_REQUEST_CHARS, MAX_VALUE_CHARS, digest, is_empty, redacted
 from tests.client.jobs.test_catalog import picture
 
 JSON = st.recursive(
@@ -93,6 +93,13 @@ def test_bodies_that_mean_the_same_have_one_digest(same: dict[str, Any]) -> None
 def test_other_parameters_have_another_digest(other: dict[str, Any]) -> None:
     """Also in the bytes of an image, of which nothing is stored."""
     assert digest(other) != digest(BODY)
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}, (), 0, 0.0, False, " ", [None], "x"])
+def test_the_digest_leaves_out_what_is_empty(value: Any) -> None:
+    """And nothing else, so that the messages about other parameters and the jobs can use the same rule."""
+    assert (digest({**BODY, "x": value}) == digest(BODY)) == is_empty(value)
+    assert is_empty(value) == (value in (None, "", [], {}, ()) and value is not False and value != 0)
 
 
 def test_a_digest_tells_images_of_one_size_apart() -> None:

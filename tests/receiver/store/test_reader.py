@@ -229,10 +229,10 @@ async def test_no_filter_reads_the_whole_table(ledger: Ledger, reader: Reader, w
 
 async def test_a_task_is_found_by_its_other_ids(ledger: Ledger, reader: Reader) -> None:
     """By Kling's and by the caller's, through their indexes; all tasks that have it, up to a limit."""
-    ledger.put_task("u", external_task_id="k1")
-    ledger.put_task("v", external_task_id="order-42")
-    assert await reader.find_by_other_id("k1") == ["t", "u"]
-    assert await reader.find_by_other_id("order-42") == ["v"]
+    ledger.put_task("u", kling_id="k2", external_task_id="order-42")
+    ledger.put_task("v", kling_id="k2", external_task_id="order-42")
+    assert await reader.find_by_other_id("k1") == ["t"]
+    assert await reader.find_by_other_id("k2") == await reader.find_by_other_id("order-42") == ["u", "v"]
     assert await reader.find_by_other_id("t") == []
     for number in range(9):
         ledger.put_task(f"w{number}", external_task_id="many")
@@ -243,6 +243,16 @@ async def test_a_task_is_found_by_its_other_ids(ledger: Ledger, reader: Reader) 
             plan = " ".join(row.detail for row in connection.exec_driver_sql(sql, {"other_id": "x", "limit": 5}))
         assert "task_kling_id" in plan
         assert "task_external_id" in plan
+
+
+async def test_a_callback_cannot_take_another_task_s_id(ledger: Ledger, reader: Reader) -> None:
+    """What one says about the caller's id counts only if Kling has no such id, and no such task is confirmed."""
+    ledger.put_task("confirmed", kling_id="k3", external_task_id="order-42")
+    for number, external_id in enumerate(["k1", "order-42", "order-43"]):
+        ledger.put_task(f"claim-{number}", external_task_id=external_id)
+    assert await reader.find_by_other_id("k1") == ["t"]
+    assert await reader.find_by_other_id("order-42") == ["confirmed"]
+    assert await reader.find_by_other_id("order-43") == ["claim-2"]
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 8), (BATCH_BYTES // 3, 4), (BATCH_BYTES + 1, 1)])

@@ -1,11 +1,13 @@
 """Adoptions in one transaction: a task is added once."""
 
+from typing import Any
+
 import pytest
 
 from kling_receiver.store.database import Database
 from kling_receiver.store.tables import TASK
 from kling_receiver.tasks.adoption import Adopted, adopt
-from tests.support.database import FAMILY, FILE, OVERDUE, Ledger, says, view
+from tests.support.database import FAMILY, FILE, OVERDUE, Ledger, callback, says, view
 
 
 @pytest.fixture
@@ -65,3 +67,46 @@ def test_an_answer_without_a_status_is_no_end(ledger: Ledger) -> None:
     """Kling knows the task, by a word that is not known here."""
     ledger.change(lambda tx: adopt(tx, FAMILY, "k1", says(None, kling_id="k1", external_task_id="t")))
     assert view(ledger.task()) == ("submitted", None, False)
+
+
+def signed_only(ledger: Ledger, task: str = "t", kling_id: str = "k1", **more: Any) -> None:
+    """A task that another program created, with an address of ours that it signed itself."""
+    ledger.record(callback(task, "processing", task_id=kling_id, **more))
+
+
+@pytest.mark.parametrize("external", [None, "t", "order-42"])
+def test_a_task_that_is_known_by_its_callbacks_is_completed(ledger: Ledger, external: str | None) -> None:
+    """A second task of the same id at Kling would take it from the first one, which then could not be queried."""
+    signed_only(ledger)
+    report = says("processing", kling_id="k1", external_task_id=external)
+    assert ledger.change(lambda tx: adopt(tx, FAMILY, "k1", report)) == Adopted("t", created=False)
+    assert (ledger.task()["kling_id"], len(ledger.rows(TASK))) == ("k1", 1)
+
+
+def test_a_task_of_other_callbacks_is_not_taken_over(ledger: Ledger) -> None:
+    """Its id is no evidence: its create need not have named it, and another one may have."""
+    signed_only(ledger, "t", "k1")
+    report = says("processing", kling_id="k2", external_task_id="t")
+    adopted = ledger.change(lambda tx: adopt(tx, FAMILY, "k2", report))
+    assert adopted.created
+    assert adopted.task_id != "t"
+    assert ledger.task()["kling_id"] is None
+
+
+@pytest.mark.parametrize("case", ["of another task", "of two tasks", "of another family", "of a create under way"])
+def test_the_id_of_a_callback_proves_nothing(ledger: Ledger, case: str) -> None:
+    """It takes no task over that Kling's report is not about."""
+    external, family = None, FAMILY
+    if case == "of a create under way":
+        ledger.register()
+    signed_only(ledger)
+    if case == "of another task":
+        ledger.register("order-42", outcome="created", kling_id="k2")
+        external = "order-42"
+    elif case == "of two tasks":
+        signed_only(ledger, "u")
+    elif case == "of another family":
+        family = "videos/text2video"
+    report = says("processing", kling_id="k1", external_task_id=external)
+    assert ledger.change(lambda tx: adopt(tx, family, "k1", report)).created
+    assert ledger.task()["kling_id"] is None

@@ -10,7 +10,10 @@ from kling_receiver.jobs.queue import ClaimedJob, Done, Outcome, RetryAt
 from kling_receiver.policy import Policy
 from kling_receiver.store.database import Database
 from kling_receiver.store.tables import TASK
+from kling_receiver.tasks import transitions
+from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.durations import MAX_TASKS, MIN_QUESTION_MS, MIN_TASKS, NEWEST, RECENT_TASKS
+from kling_receiver.tasks.overdue import apply_answer
 from tests.support.database import FAMILY, NOW, OVERDUE, Ledger, callback, handle, says, statements
 
 DEADLINE = 180_000
@@ -31,30 +34,28 @@ def finished(ledger: Ledger, *durations: float, callbacks: int = 0, **values: An
         ledger.put_task(f"old-{count}", **row, created_at=ledger.now, duration_ms=int(seconds * SECOND))
 
 
-def first_question(ledger: Ledger, **given: Any) -> tuple[float, Any]:
-    """Seconds from the registration of a task to its first question, and the arguments of its job."""
+def first_question(ledger: Ledger, **given: Any) -> tuple[float, bool]:
+    """Seconds from the registration of a task to its first question, and whether it is before the deadline."""
     ledger.register("t", **given)
     job = ledger.jobs()[OVERDUE]
-    return (job["due_at"] - ledger.now) / SECOND, job["args"]
-
-
-EARLY = {"early": True}
+    assert job["args"] in (None, {"opened_at": ledger.now})
+    return (job["due_at"] - ledger.now) / SECOND, bool(job["args"])
 
 
 @pytest.mark.parametrize(
     ("durations", "question"),
     [
-        ([10, 20, 30], (36.0, EARLY)),
-        ([10, 20], (180.0, None)),
-        ([0.1] * 5, (MIN_QUESTION_MS / SECOND, EARLY)),
-        ([20] * 9 + [100], (24.0, EARLY)),
-        ([500] * 3, (180.0, None)),
-        ([100] * 10 + [20] * MAX_TASKS, (24.0, EARLY)),
+        ([10, 20, 30], (36.0, True)),
+        ([10, 20], (180.0, False)),
+        ([0.1] * 5, (MIN_QUESTION_MS / SECOND, True)),
+        ([20] * 9 + [100], (24.0, True)),
+        ([500] * 3, (180.0, False)),
+        ([100] * 10 + [20] * MAX_TASKS, (24.0, True)),
     ],
     ids=["few", "too few", "a floor", "nine of ten", "the deadline is the most", "the newest"],
 )
 def test_the_first_question_is_at_the_usual_end(
-    ledger: Ledger, durations: list[float], question: tuple[float, Any]
+    ledger: Ledger, durations: list[float], question: tuple[float, bool]
 ) -> None:
     """With a margin, by the newest finished tasks."""
     finished(ledger, *durations)
@@ -65,21 +66,21 @@ def test_a_family_that_is_called_back_is_asked_about_at_the_deadline(ledger: Led
     """One callback is enough, and it does not matter how long ago others were silent."""
     finished(ledger, *[10] * 9)
     finished(ledger, 10, callbacks=1)
-    assert first_question(ledger) == (180.0, None)
+    assert first_question(ledger) == (180.0, False)
 
 
 def test_a_callback_of_long_ago_does_not_count(ledger: Ledger) -> None:
     """After a few silent tasks no callback is expected any more; only these tell the duration."""
     finished(ledger, 100, callbacks=1)
     finished(ledger, *[10] * MIN_TASKS)
-    assert first_question(ledger) == (12.0, EARLY)
+    assert first_question(ledger) == (12.0, True)
 
 
 def test_a_model_counts_more_than_its_family(ledger: Ledger) -> None:
     """One model may send no callbacks while others of the family do; an unknown one is judged by the family."""
     finished(ledger, *[10] * MIN_TASKS, model="silent")
     finished(ledger, *[50] * MIN_TASKS, model="called", callbacks=1)
-    assert first_question(ledger, model="silent") == (12.0, EARLY)
+    assert first_question(ledger, model="silent") == (12.0, True)
     for model in ("called", "new", ""):
         ledger.register(f"t-{model}", model=model)
         assert ledger.jobs()[f"overdue/t-{model}"]["args"] is None
@@ -88,14 +89,14 @@ def test_a_model_counts_more_than_its_family(ledger: Ledger) -> None:
 def test_other_families_do_not_count(ledger: Ledger) -> None:
     """Nor do failed tasks, whose durations are not stored."""
     finished(ledger, *[10] * MIN_TASKS, family="videos/text2video")
-    assert first_question(ledger) == (180.0, None)
+    assert first_question(ledger) == (180.0, False)
 
 
 def test_the_operator_s_deadline_is_the_most(database: Database) -> None:
     """KLING_OVERDUE_SECONDS is never exceeded."""
     ledger = Ledger(database, rules=Policy(overdue_seconds=30))
     finished(ledger, *[20] * MIN_TASKS)
-    assert first_question(ledger) == (24.0, EARLY)
+    assert first_question(ledger) == (24.0, True)
     finished(ledger, *[40] * MIN_TASKS)
     ledger.register("u")
     assert ledger.jobs()["overdue/u"]["args"] is None
@@ -132,10 +133,73 @@ def test_the_duration_of_a_success_is_stored(
 ) -> None:
     """By Kling's times. Without them a task that was asked about has ended before: half of its age is taken."""
     ledger = Ledger(any_database)
-    ledger.put_task("t", callback_count=callbacks, status="submitted")
+    ledger.put_task("t", callback_count=callbacks, status="submitted", create_token="a")
     ledger.now = NOW + 100_000
     ledger.apply_report("t", report)
     assert ledger.task()["duration_ms"] == duration
+
+
+TIMES = {"created_at": NOW, "updated_at": NOW + 45_000}
+
+
+@pytest.mark.parametrize("times", [{}, TIMES])
+def test_an_adopted_task_says_nothing_about_callbacks(ledger: Ledger, times: Any) -> None:
+    """Its create named no address of ours: it is not one that was never called back, and others wait for theirs."""
+    success = says("succeed", "https://example.com/x.png", **times)
+    for number in range(2 * MIN_TASKS):
+        finished_before = bool(number % 2)
+        with ledger.transaction() as tx:
+            adopted = adopt(tx, FAMILY, f"k{number}", success if finished_before else says("processing"))
+        ledger.now += SECOND
+        if not finished_before:
+            with ledger.transaction() as tx:
+                apply_answer(tx, tx.require_task(adopted.task_id), success, "deadline")
+    assert {(task["status"], task["duration_ms"]) for task in ledger.rows(TASK)} == {("succeed", None)}
+    assert first_question(ledger) == (180.0, False)
+
+
+@pytest.mark.parametrize(
+    ("by", "times", "duration"),
+    [
+        ("operator", {}, None),
+        ("startup", {}, None),
+        ("deadline", {}, 50_000),
+        ("operator", TIMES, 45_000),
+        ("startup", TIMES, 45_000),
+    ],
+)
+def test_only_a_timely_question_tells_a_duration_by_the_age(ledger: Ledger, by: Any, times: Any, duration: Any) -> None:
+    """An operator asks at any time, and a receiver may have been stopped for days; Kling's times count always."""
+    ledger.register()
+    ledger.now += 100 * SECOND
+    ledger.change(lambda tx: apply_answer(tx, tx.require_task("t"), says("succeed", **times), by))
+    assert ledger.task()["duration_ms"] == duration
+
+
+def test_a_retried_task_is_asked_about_as_early(ledger: Ledger) -> None:
+    """From the time of its last attempt on, as if it were new; also one that Kling took after all."""
+    finished(ledger, *[10] * MIN_TASKS)
+    ledger.register("t")
+    ledger.register("t", outcome="not_created", reason="no")
+    ledger.now += 3600 * SECOND
+    assert first_question(ledger, create_token="b") == (12.0, True)
+    reopened = ledger.now
+    ledger.now += 12 * SECOND
+    outcome = early_check(ledger, says("processing"))
+    assert isinstance(outcome, RetryAt)
+    assert outcome.due_at == reopened + 24 * SECOND
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "no answer"))
+    assert first_question(ledger, outcome="created", kling_id="k") == (12.0, True)
+
+
+def test_a_task_that_a_callback_reopens_is_not_asked_about_early(ledger: Ledger) -> None:
+    """It is called back."""
+    finished(ledger, *[10] * MIN_TASKS)
+    ledger.register("t")
+    ledger.record(callback("t", "processing"))
+    ledger.change(lambda tx: transitions.fail_locally(tx, tx.require_task("t"), "no answer"))
+    ledger.apply_report("t", says("processing"))
+    assert ledger.jobs()[OVERDUE]["args"] is None
 
 
 def early_check(ledger: Ledger, answer: Report | GatewayError | None) -> Outcome:
@@ -163,7 +227,7 @@ def test_after_a_question_that_was_too_early_the_age_doubles(
     ledger = Ledger(any_database)
     finished(ledger, *[10] * MIN_TASKS)
     first_question(ledger)
-    registered, ages, args = ledger.now, [], EARLY
+    registered, ages, args = ledger.now, [], None
     ledger.now += 12 * SECOND
     for _ in range(4):
         outcome = early_check(ledger, answer)

@@ -354,18 +354,70 @@ def test_a_message_names_some_of_many(ledger: Ledger) -> None:
     assert answer.conflict.endswith("p08, p09.")
 
 
-@pytest.mark.parametrize("first", ["older client", "callback"])
-def test_a_task_without_a_digest_gets_one(ledger: Ledger, first: str) -> None:
-    """From the first registration that has one; an older client is never refused."""
-    if first == "callback":
-        ledger.record(callback())
-    else:
-        ledger.register(request={"prompt": "x"})
+def test_a_task_of_unknown_parameters_gets_those_of_its_first_registration(ledger: Ledger) -> None:
+    """Such as one that is known by its callback; an older client, which sends no digest, is never refused."""
+    ledger.record(callback())
     assert ledger.register(request={"prompt": "x"}, request_sha256=SAME).conflict is None
     assert ledger.task()["request_sha256"] == SAME
     assert ledger.register(request={"prompt": "y"}, request_sha256=OTHER).conflict
     assert ledger.register(request={"prompt": "y"}).conflict is None
     assert ledger.task()["request_sha256"] == SAME
+
+
+BEFORE_DIGESTS: dict[str, Any] = {
+    "prompt": "x",
+    "n": 2,
+    "negative_prompt": "",
+    "image": "https://receiver.test/api/tasks/a/results/0?expires=1&signature=a",
+    "external_task_id": "t",
+    "options": {"callback_url": "x"},
+}
+
+
+def test_parameters_from_before_digests_are_compared_as_far_as_they_are_stored(ledger: Ledger) -> None:
+    """A wrong rerun is refused, a right one is not, and none gives the task its digest."""
+    ledger.register(request=BEFORE_DIGESTS)
+    wrong = ledger.register(create_token="b", request={**BEFORE_DIGESTS, "prompt": "y"}, request_sha256=OTHER)
+    assert wrong.conflict == "Task t is registered with other parameters: they differ in prompt."
+    link = BEFORE_DIGESTS["image"].replace("signature=a", "signature=b")
+    for right in (BEFORE_DIGESTS, {"prompt": "x", "n": 2.0, "image": link}):
+        answer = ledger.register(create_token="b", request=right, request_sha256=SAME)
+        assert (answer.conflict, answer.may_create) == (None, False)
+    assert ledger.task()["request_sha256"] is None
+
+
+@pytest.mark.parametrize("ours", [BEFORE_DIGESTS, {"note": "longer than 20000 characters, left out"}])
+def test_no_report_of_a_create_gives_a_stored_request_a_digest(ledger: Ledger, ours: Any) -> None:
+    """It may be of another attempt."""
+    ledger.register(request=ours)
+    ledger.register(outcome="created", kling_id="k", request={"prompt": "y"}, request_sha256=OTHER)
+    assert ledger.task()["request_sha256"] is None
+
+
+@pytest.mark.parametrize("odd", [["x"], "x", 5, True, {"options": ["x"]}, {"options": {"a": {"b": None}}}])
+def test_requests_of_any_shape_are_registered(ledger: Ledger, odd: Any) -> None:
+    """Clients in other languages send what they like, with and without a digest."""
+    ledger.register(request=odd)
+    assert ledger.register(request=odd, request_sha256=SAME).conflict is None
+    assert ledger.register(request=odd).conflict is None
+
+
+def test_after_a_refusal_a_client_without_digests_sets_the_parameters_too(ledger: Ledger) -> None:
+    """The digest of the refused ones is not kept: it would refuse the right ones."""
+    ledger.register(request={"prompt": "bad"}, request_sha256=SAME)
+    ledger.register(outcome="not_created", reason="no")
+    assert ledger.register(create_token="b", request={"prompt": "good"}).may_create
+    assert ledger.task()["request"] == {"prompt": "good"}
+    assert ledger.register(request={"prompt": "good"}, request_sha256=OTHER).conflict is None
+    assert ledger.register(request={"prompt": "bad"}, request_sha256=SAME).conflict
+
+
+def test_after_a_refusal_a_registration_without_parameters_keeps_them(ledger: Ledger) -> None:
+    """It says nothing of them."""
+    ledger.register(request={"prompt": "x"}, request_sha256=SAME)
+    ledger.register(outcome="not_created", reason="no")
+    assert ledger.register(create_token="b").may_create
+    assert (ledger.task()["request"], ledger.task()["request_sha256"]) == ({"prompt": "x"}, SAME)
 
 
 def test_after_a_refusal_other_parameters_are_accepted(ledger: Ledger) -> None:

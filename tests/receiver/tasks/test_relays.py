@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import httpx
 import pytest
 
 from kling_callback import Kling
@@ -10,13 +11,19 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.errors import CreateUnknown, NotCreated, TaskFailed
 from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.tasks.reconcile import MAX_UNDECIDED_RETRIES, QUERY_BACKOFF
 from kling_sandbox import Sandbox
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.relay import CONTENT, MP4, Reply, relay
 from tests.support.web import Host
+from tools.harness.submitting import eventually, show
 
 DEADLINE = 0.3
+QUICK = Delays(
+    query=Backoff(tuple(step / 1000 for step in QUERY_BACKOFF.steps)),
+    download=Backoff(tuple(step / 1000 for step in DOWNLOAD_BACKOFF.steps)),
+)
 CREATED: Reply = (200, {"id": "T", "task_id": "T", "object": "video", "status": "queued", "created_at": 1_790_000_000})
 UNKNOWN_TASK: Reply = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
 
@@ -32,6 +39,7 @@ def client(running: Running, there: Host, path: str = "/kling") -> Kling:
 
 
 OPEN = "{url}/open.mp4"
+GONE = {"videos": [{"id": "1", "url": "{url}/gone.mp4"}]}
 VIDEO = {"id": "T", "object": "video", "status": "completed"}
 
 
@@ -131,14 +139,42 @@ def test_the_images_of_an_openai_endpoint_end_the_create(start: Start) -> None:
 @pytest.mark.parametrize("switches", [["no-url"], ["no-url", "wrap-twice"], ["no-url", "relay-flat"]])
 def test_a_video_that_never_gets_an_address_is_the_relay_s_content(start: Start, switches: list[str]) -> None:
     """In a relay's own shape at once; in Kling's shape after some more questions, for the address may come late."""
-    quick = Delays(query=Backoff(tuple(step / 1000 for step in QUERY_BACKOFF.steps)))
     with Sandbox(base_path="/kling", misbehave=switches) as gateway:
-        running = start(api_base=gateway.url, delays=quick)
+        running = start(api_base=gateway.url, delays=QUICK)
         with Kling(api_base=gateway.url, api_key=KEY, signing_secrets=SECRET, receiver_url=running.url) as kling:
             result = kling.text_to_video("x").wait(timeout=20)
         assert [video.content_type for video in result.videos] == ["video/mp4"]
         asked = 1 if "relay-flat" in switches else 1 + MAX_UNDECIDED_RETRIES
         assert len(gateway.queries) == asked
+
+
+NO_ADDRESS: Reply = (200, {"code": 0, "data": {"task_id": "another-id", "task_status": "succeed"}})
+
+
+def test_fetch_downloads_the_relay_s_content_again(start: Start) -> None:
+    """Which is found by the id that the relay gave the task, whatever id its report names; by one question."""
+    with relay(CREATED, NO_ADDRESS) as there:
+        running = begin(start, there, delays=QUICK)
+        with client(running, there) as kling:
+            task = kling.text_to_video("x")
+            assert [video.read() for video in task.wait(timeout=20).videos] == [MP4]
+        for path in running.settings.data_dir.rglob("*.mp4"):
+            path.unlink()
+        before = len(there.visits)
+        fetched = httpx.post(f"{running.url}/api/tasks/{task.id}/fetch", headers=running.headers("admin"), timeout=20)
+        assert (fetched.status_code, fetched.json()["kling"]) == (200, "succeed")
+        eventually(lambda: show(running, task.id)["done"], running)
+        assert [result["status"] for result in show(running, task.id)["results"]] == ["stored"]
+        assert [visit.path for visit in there.visits[before:]] == ["/kling/v1/videos/text2video/T", CONTENT]
+
+
+def test_a_file_whose_address_is_refused_is_the_relay_s_content(start: Start) -> None:
+    """When the relay is asked for another address, and names none any more."""
+    named = {"code": 0, "data": {"task_id": "T", "task_status": "succeed", "task_result": GONE}}
+    with relay(CREATED, (200, named), NO_ADDRESS) as there:
+        running = begin(start, there, delays=QUICK)
+        with client(running, there) as kling:
+            assert [video.read() for video in kling.text_to_video("x").wait(timeout=20).videos] == [MP4]
 
 
 @pytest.mark.parametrize("switch", ["relay-flat", "relay-result-url", "relay-openai-video", "wrap-twice"])

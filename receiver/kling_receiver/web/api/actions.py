@@ -26,8 +26,8 @@ from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
 from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
-from kling_receiver.web.api.tasks import find_task, get_task_or_404
-from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -114,7 +114,7 @@ class TaskActions:
             Route("/api/tasks/{id}/fetch", self._action(self._fetch), methods=["POST"]),
         ]
 
-    def _action(self, action: Action) -> Endpoint:
+    def _action(self, action: Action) -> RouteHandler:
         async def endpoint(request: Request) -> Response:
             detail = await get_task_or_404(self._reader, request.path_params["id"])
             report = await action(detail.row)
@@ -123,13 +123,13 @@ class TaskActions:
 
         return self._for_admin(endpoint)
 
-    def _for_admin(self, endpoint: Endpoint) -> Endpoint:
+    def _for_admin(self, endpoint: RouteHandler) -> RouteHandler:
         return require_role(self._settings.signing_secrets, "admin", endpoint)
 
     async def _adopt(self, request: Request) -> Response:
         """Query Kling about a task that is not known here, and add it: nothing is added unless Kling knows it."""
         adoption = parse(Adoption, await read_json(request, self._bodies))
-        if known := await find_task(self._reader, adoption.task_id):
+        if known := await self._find_known(adoption.task_id):
             return self._adopted(adoption, known)
         report = await self._answer(self._reconciler.query_kling_id(adoption.family, adoption.task_id), NOT_FOUND)
         # Behind a relay, the report may name another id than the one by which the relay knows the task.
@@ -138,6 +138,12 @@ class TaskActions:
         adopted = await self._writer.run(lambda tx: adopt(tx, adoption.family, kling_id, report))
         task = await get_task_or_404(self._reader, adopted.task_id)
         return self._adopted(adoption, task, report, status=201 if adopted.created else 200)
+
+    async def _find_known(self, task_id: str) -> TaskDetail | None:
+        """A task by our id or Kling's. What a callback says about the caller's id is no reason not to ask Kling."""
+        by_kling_id = await self._reader.find_by_kling_id(task_id)
+        details = await self._reader.details([task_id, by_kling_id or task_id])
+        return details.get(task_id) or next(iter(details.values()), None)
 
     def _adopted(
         self, adoption: Adoption, task: TaskDetail, report: Report | None = None, *, status: int = 200
@@ -153,12 +159,12 @@ class TaskActions:
         return JSONResponse(content, status)
 
     async def _ask(self, task: TaskRow) -> Report:
-        report = await self._query(task)
+        report = await self._answer(self._reconciler.query(task), NEVER_ARRIVED)
         await self._writer.run(lambda tx: apply_answer(tx, tx.require_task(task["id"]), report, "operator"))
         return report
 
     async def _fetch(self, task: TaskRow) -> Report:
-        report = await self._query(task)
+        report = await self._answer(self._reconciler.query_files(task), NEVER_ARRIVED)
         lost = [result["position"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
 
         def change(tx: Transaction) -> bool:
@@ -173,7 +179,7 @@ class TaskActions:
             return report.has_results
 
         if not await self._writer.run(change):
-            message = f"The task did not succeed with a result. Kling's status is {report.status}."
+            message = f"Kling names no file of this task. Its status at Kling is {report.status or 'not known'}."
             raise ApiError(409, "no_files", message, "Check the task's status.")
         return report
 
@@ -181,9 +187,6 @@ class TaskActions:
         if result["status"] != "stored" or not result["path"]:
             return False
         return bool(await run_in_threadpool(self._storage.sha256, result["path"]) != result["sha256"])
-
-    async def _query(self, task: TaskRow) -> Report:
-        return await self._answer(self._reconciler.query(task), NEVER_ARRIVED)
 
     async def _answer(self, query: Awaitable[Report | None], unknown: tuple[int, str]) -> Report:
         """Kling's answer. Raises ApiError if it gives none, or does not know the task: with this status and hint."""

@@ -31,7 +31,7 @@ from kling_receiver.web.api.hook_payloads import (
 from kling_receiver.web.api.hooks import get_hook_or_404, hook_not_found
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, query_problems, read_json
@@ -107,7 +107,7 @@ class DeliveryRoutes:
             Route(f"{delivery}/retry", self._for_admin(self._retry), methods=["POST"]),
         ]
 
-    def _for_admin(self, endpoint: Endpoint, *, query: Collection[str] | None = ()) -> Endpoint:
+    def _for_admin(self, endpoint: RouteHandler, *, query: Collection[str] | None = ()) -> RouteHandler:
         return require_role(self._settings.signing_secrets, "admin", endpoint, query=query)
 
     async def _deliveries(self, request: Request) -> Response:

@@ -31,7 +31,7 @@ from kling_receiver.web.api.hook_payloads import (
     hook_payload,
     outcome_payload,
 )
-from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -74,7 +74,7 @@ class HookRoutes:
             self._route(f"{hook}/rotate", POST=self._rotate),
         ]
 
-    def _route(self, path: str, **by_method: Endpoint) -> Route:
+    def _route(self, path: str, **by_method: RouteHandler) -> Route:
         async def endpoint(request: Request) -> Response:
             return await by_method["GET" if request.method == "HEAD" else request.method](request)
 

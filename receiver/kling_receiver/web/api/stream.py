@@ -12,7 +12,7 @@ from kling_receiver.events.payloads import EventJson, Payloads
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.errors import ApiError
 
 
@@ -29,7 +29,7 @@ class StreamRoutes:
             Route("/api/events", self._guarded(self._all_events), methods=["GET"]),
         ]
 
-    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+    def _guarded(self, endpoint: RouteHandler) -> RouteHandler:
         return require_role(self._settings.signing_secrets, "read", endpoint, query=("after",))
 
     async def _task_events(self, request: Request) -> Response:

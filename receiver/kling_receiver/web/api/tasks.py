@@ -25,7 +25,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
 from kling_receiver.web.api.registration import check_account, check_hook, read_registration
-from kling_receiver.web.auth import Endpoint, require_role
+from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import query_problems
@@ -70,7 +70,7 @@ class TaskRoutes:
             Route("/api/tasks/{id}", self._task, methods=["GET", "PUT"]),
         ]
 
-    def _require(self, role: Role, endpoint: Endpoint, *, query: Collection[str] | None = ()) -> Endpoint:
+    def _require(self, role: Role, endpoint: RouteHandler, *, query: Collection[str] | None = ()) -> RouteHandler:
         return require_role(self._settings.signing_secrets, role, endpoint, query=query)
 
     async def _task(self, request: Request) -> Response:
@@ -117,10 +117,11 @@ class TaskRoutes:
         return Response(body, media_type="application/json")
 
 
-async def find_task(reader: Reader, any_id: str) -> TaskDetail | None:
+async def get_task_or_404(reader: Reader, any_id: str) -> TaskDetail:
     """A task with its results and tags, by our id, by Kling's, or by the caller's `external_task_id` at Kling.
 
-    Our id takes precedence: no value from elsewhere may hide a task. Raises ApiError for an id of several tasks.
+    In this order: no value from elsewhere may hide a task. Raises ApiError for an unknown id, and for one of several
+    tasks.
     """
     details = await reader.details([any_id]) if is_id(any_id) else {}
     if any_id not in details and IDENTIFIER.fullmatch(any_id):
@@ -129,13 +130,8 @@ async def find_task(reader: Reader, any_id: str) -> TaskDetail | None:
             hint = "Use the id of one of them."
             raise ApiError(409, "ambiguous_id", f"Several tasks have this id: {', '.join(found)}.", hint)
         details = await reader.details(found)
-    return next(iter(details.values()), None)
-
-
-async def get_task_or_404(reader: Reader, any_id: str) -> TaskDetail:
-    """A task by any of its ids, as `find_task`. Raises ApiError for an unknown id, and for an id of several tasks."""
-    if detail := await find_task(reader, any_id):
-        return detail
+    if details:
+        return next(iter(details.values()))
     raise ApiError(404, "unknown_task", "There is no such task.", "Check the id with: kling-receiver tasks list")
 
 

@@ -14,7 +14,7 @@ from tests.receiver.web.test_openapi import SCHEMAS, problems
 from tests.support.api import error_of
 from tests.support.receiver import KEY, Running, Start
 from tests.support.web import Visit, host
-from tools.harness.submitting import IMAGES, Json, create, events, finished, metric, register, rows, show, types
+from tools.harness.submitting import IMAGES, Json, create, events, finished, metric, post, register, rows, show, types
 
 NEW = "/text-to-video/kling-3.0-turbo"
 
@@ -102,6 +102,18 @@ def test_an_adoption_is_idempotent(running: Running, gateway: Sandbox) -> None:
         assert problems(again.json(), SCHEMAS["Adopted"]) == []
     assert gateway.tasks[kling_id].queries == 1
     assert tables(running) == before
+
+
+@pytest.mark.parametrize("claims", [1, 2])
+def test_no_callback_keeps_a_task_from_being_adopted(running: Running, gateway: Sandbox, claims: int) -> None:
+    """One that says that Kling's id is the caller's id of its own task."""
+    kling_id = elsewhere(gateway)
+    for number in range(claims):
+        record = {"task_id": f"k{number}", "task_status": "processing", "task_info": {"external_task_id": kling_id}}
+        assert post(running, f"signed-{number}", record).status_code == 200
+    response = adopt(running, kling_id)
+    assert (response.status_code, response.json()["task"]["task_id"]) == (201, kling_id)
+    assert show(running, kling_id)["id"] == response.json()["task"]["id"]
 
 
 def test_a_task_may_be_named_by_its_external_id(running: Running, gateway: Sandbox) -> None:
