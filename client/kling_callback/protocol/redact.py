@@ -35,7 +35,7 @@ def redacted(request: Any) -> Any:
     return redacted_request
 
 
-SIGNED_LINK = re.compile(r"(https?://.+/api/tasks/[^/?#]+/results/[0-9]+)\?.*")
+SIGNED_LINK = re.compile(r"(https?://[^\s?#]+/api/tasks/[^/\s?#]+/results/[0-9]+)\?expires=[0-9]+&signature=[\w.~-]+")
 """A link to a result in the receiver's archive: the signature behind `?` differs each time, the file does not."""
 
 
@@ -78,7 +78,8 @@ def _canonical(value: Any) -> Any:
         return [_canonical(each) for each in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return SIGNED_LINK.sub(r"\1", value) if isinstance(value, str) and len(value) < MAX_VALUE_CHARS else value
+    link = SIGNED_LINK.fullmatch(value) if isinstance(value, str) and len(value) < MAX_VALUE_CHARS else None
+    return link[1] if link else value
 
 
 def _redact(value: Any) -> Any:

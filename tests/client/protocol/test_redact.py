@@ -115,3 +115,16 @@ def test_a_link_to_a_result_counts_without_its_signature() -> None:
     assert digest({"image": link.format(0, 1, "a")}) == digest({"image": link.format(0, 2, "b")})
     assert digest({"image": link.format(0, 1, "a")}) != digest({"image": link.format(1, 1, "a")})
     assert digest({"image": "https://a.test/x.png?v=1"}) != digest({"image": "https://a.test/x.png?v=2"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("like https://r/api/tasks/a/results/0? but a CAT", "like https://r/api/tasks/a/results/0? but a DOG"),
+        ("https://h/?u=https://r/api/tasks/a/results/0?f=1", "https://h/?u=https://r/api/tasks/a/results/0?f=2"),
+        ("https://r/api/tasks/a/results/0?page=1", "https://r/api/tasks/a/results/0?page=2"),
+    ],
+)
+def test_only_a_signed_link_alone_counts_without_its_query(one: str, other: str) -> None:
+    """Other texts that differ are other parameters."""
+    assert digest({"prompt": one}) != digest({"prompt": other})
