@@ -92,3 +92,30 @@ def test_each_command_ends_with_a_message(
             ran = bare(*arguments)
             assert ran.code in (0, 1)
             assert not set(ran.out + ran.err) & set("\x1b\x07\0\u202e"), arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("create", "videos/effects", "--body", "@deep.json"),
+        ("create", "videos/effects", "--body", "@list.json"),
+        ("create", "videos/effects", "--body", "@deep.json", "--estimate"),
+        ("text-to-image", "x", "--set", f"new={'[' * 600 + ']' * 600}"),
+        ("text-to-video", "x", "--camera-control", "@deep.json"),
+        ("call", "videos/identify-face", "--body", "@deep.json"),
+        ("call", "videos/identify-face", "--body", "@list.json"),
+    ],
+)
+def test_a_body_that_is_too_deep_is_wrong_usage(
+    bare: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Whatever walks it. Nothing is sent."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.json").write_text('{"a":' * 600 + "1" + "}" * 600)
+    (tmp_path / "list.json").write_text("[" * 600 + "]" * 600)
+    for name in ("KLING_API_BASE", "KLING_RECEIVER_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("KLING_API_KEY", "the-kling-key")
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", "x" * 40)
+    ran = bare(*arguments)
+    assert (ran.code, "20 levels" in ran.err) == (2, True), ran
