@@ -35,8 +35,8 @@ RECEIVER_ORDER = (
 
 CLIENT_ORDER = (
     "errors",
-    "display",
     "protocol",
+    "display",
     "atomic_file",
     "environment",
     "settings",

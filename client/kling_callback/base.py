@@ -1,9 +1,12 @@
-"""A task, its result and its files as attributes of their JSON: the bases of the blocking and asynchronous classes."""
+"""A task, its result and its files as attributes of their JSON: the bases of the blocking and asynchronous classes.
+
+The JSON is what `is_task` accepts.
+"""
 
 from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar
 
-from kling_callback.display import file_html, result_html
+from kling_callback.display import escape, file_html, result_html
 from kling_callback.errors import Outcome, ResultFailed
 from kling_callback.protocol.media_types import extension
 
@@ -20,7 +23,7 @@ class BaseTask:
         self.unreported = unreported
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} {self.status}>"
+        return escape(f"<{type(self).__name__} {self.id} {self.status}>")
 
     @property
     def id(self) -> str:
@@ -80,7 +83,7 @@ class BaseFile:
         self.data, self.task = data, task
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} {self.status}>"
+        return escape(f"<{type(self).__name__} {self.name} {self.status}>")
 
     @property
     def index(self) -> int:
@@ -144,9 +147,11 @@ class BaseFile:
 
     @property
     def name(self) -> str:
-        """A file name: `ID-INDEX.EXT`, with the task's id and the extension for the media type."""
-        content_type = self.content_type
-        return f"{self.task['id']}-{self.index}.{extension(str(content_type) if content_type else None, self.kind)}"
+        """A file name: `ID-INDEX.EXT`, with the task's id and the extension for the media type.
+
+        A colon in the id becomes `_`: Windows would take what is before it for a drive.
+        """
+        return f"{self.task['id'].replace(':', '_')}-{self.index}.{extension(self.content_type, self.kind)}"
 
     def read(self) -> bytes | Awaitable[bytes]:
         """Download the content; the asynchronous class returns an awaitable of it."""
@@ -206,23 +211,22 @@ def is_created(task: dict[str, Any]) -> bool:
 
 def outputs_of(task: dict[str, Any]) -> list[dict[str, Any]]:
     """The outputs of a task that are no files. `task`: its JSON."""
-    return [each for each in task.get("outputs") or () if isinstance(each, dict)]
+    return task.get("outputs") or []
 
 
 def stored_files(task: dict[str, Any]) -> list[dict[str, Any]]:
     """The JSON of the stored files of a task, sorted by index."""
-    files = [each for each in task.get("results") or () if isinstance(each, dict)]
-    stored = [each for each in files if each.get("status") == "stored" and isinstance(each.get("index"), int)]
+    stored = [each for each in task.get("results", ()) if each.get("status") == "stored"]
     return sorted(stored, key=lambda each: int(each["index"]))
 
 
 def check_files(task: dict[str, Any]) -> None:
     """Raise ResultFailed unless the task has files or other outputs, and all files are stored."""
-    total, stored = len(task.get("results") or ()), len(stored_files(task))
+    total, stored = len(task.get("results", ())), len(stored_files(task))
     if not total and not outputs_of(task):
         raise ResultFailed("The task succeeded, but Kling named no result.", task=task)
     if stored < total:
-        reasons = {str(each["error"]) for each in task["results"] if isinstance(each, dict) and each.get("error")}
+        reasons = {each["error"] for each in task["results"] if each.get("error")}
         why = "; ".join(sorted(reasons)) or "no reason given"
         raise ResultFailed(
             f"{total - stored} of {total} files could not be stored: {why}.",

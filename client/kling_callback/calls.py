@@ -1,5 +1,6 @@
 """Calls of endpoints that answer at once. They cost money as creates do: none is sent twice that may have arrived."""
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -48,27 +49,43 @@ async def tasks_at_kling(kling_api: KlingApi, retry: RetryPolicy, family: str, l
 
 
 def call_path(path: str, body: Any = None) -> str:
-    """The path to send a call to: under `/v1`, or with a leading slash from the root. Raises ParameterError."""
-    bare, mark, query = path.partition("?")
-    if problems := [*_path_problems(bare, query), *_body_problems(bare, body)]:
+    """The path to send a call to: under `/v1`, or with a leading slash from the root. Raises ParameterError.
+
+    What is checked is what is sent.
+    """
+    given, mark, query = path.partition("?")
+    bare = PREFIXES.sub("", given)
+    if problems := [*_path_problems(given, bare, query, body), *_body_problems(bare, body)]:
         raise ParameterError(problems)
-    bare = bare.removeprefix("/v1/").removeprefix("v1/")
     if families.is_synchronous(bare):
         bare = f"{'/' * families.is_account(bare)}{bare.removeprefix('/')}"
     return f"{bare}{mark}{query}"
 
 
-def _path_problems(bare: str, query: str) -> list[str]:
-    if not families.is_job(bare) or not query.isascii() or not query.isprintable() or set(query) & set(" #"):
-        return [f"path: {bare!r} must be a path like videos/identify-face, perhaps with a query (?name=value)."]
-    if families.creates_tasks(bare):
+PREFIXES = re.compile(r"^(/?v1/)+", re.IGNORECASE)
+"""`/v1/` and its repetitions, at the beginning of a path."""
+
+
+def _path_problems(given: str, bare: str, query: str, body: Any) -> list[str]:
+    is_path = families.is_family(given) and families.is_job(bare)
+    if not is_path or not query.isascii() or not query.isprintable() or set(query) & set(" #"):
+        return [f"path: {given!r} must be a path like videos/identify-face, perhaps with a query (?name=value)."]
+    if _creates_tasks(bare, body):
         advice = "Use `kling create` (in Python: kling.create). Its tasks at Kling: `kling list --at-kling`."
         return [f"path: {bare} creates a task, which ends with a callback. {advice}"]
     return []
 
 
+def _creates_tasks(bare: str, body: Any) -> bool:
+    """Whether a call may create a task; with a body also behind a prefix, which a gateway may have, in any case."""
+    lower = bare.lower()
+    parts = lower.removeprefix("/").split("/")
+    behind = ["/" + "/".join(parts[start:]) for start in range(len(parts))] if body is not None else []
+    return any(map(families.creates_tasks, (lower, *behind)))
+
+
 def _body_problems(bare: str, body: Any) -> list[str]:
-    endpoint = families.bare(bare)
+    endpoint = bare.removeprefix("/")
     if body is None:
         missing = endpoint in families.SYNCHRONOUS_POST
         return [f"body: {endpoint} needs one (`{{}}` if it has no parameters)."] if missing else []

@@ -1,10 +1,13 @@
-"""Results as HTML, for notebooks."""
+"""What people see: text and JSON that cannot control a terminal, and results as HTML, for notebooks."""
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from html import escape as quoted
 from typing import Any
+
+from kling_callback.protocol.nesting import MAX_ANSWER_DEPTH, is_deeper
 
 MAX_INLINE_BYTES = 32 << 20
 """Bytes of a file that is put into a notebook; of a larger one the notebook has a link."""
@@ -16,6 +19,25 @@ MEDIA = {
     "audio": '<audio src="{src}" controls></audio>',
 }
 LINK = '<a href="{src}">{name}</a>'
+ADDRESS = re.compile(r"https?://|data:(image|video|audio)/", re.IGNORECASE)
+"""The beginning of an address that shows a file: any other scheme may run a script."""
+
+CONTROL_CHARACTERS = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that move a cursor or reverse the writing direction, and surrogates; line ends are handled apart."""
+
+
+def escape(value: Any) -> str:
+    """Text on one line with its control characters visible: a status message must not control the terminal."""
+    return CONTROL_CHARACTERS.sub(lambda match: f"\\x{ord(match.group()):02x}", " ".join(str(value).splitlines()))
+
+
+def json_text(document: Any, *, pretty: bool = False) -> str:
+    """JSON with its control characters escaped: on one line, or indented if `pretty` and not too deep for it."""
+    indent = 2 if pretty and not is_deeper(document, MAX_ANSWER_DEPTH) else None
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    return CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def data_url(content: bytes, content_type: str) -> str:
@@ -29,15 +51,15 @@ def is_media(content_type: str | None) -> bool:
 
 
 def file_html(src: str | None, content_type: str | None, name: str) -> str:
-    """The element that shows or plays a file; a link for any other file, its name without an address."""
-    if not src:
-        return escape(name)
+    """The element that shows or plays a file; a link for any other file, its name without a usable address."""
+    if not src or not ADDRESS.match(src):
+        return quoted(escape(name))
     element = MEDIA.get((content_type or "").partition("/")[0], LINK)
-    return element.format(src=escape(src), name=escape(name), style=STYLE)
+    return element.format(src=quoted(escape(src)), name=quoted(escape(name)), style=STYLE)
 
 
 def result_html(files: Sequence[str], outputs: Sequence[dict[str, Any]]) -> str:
     """Files, each as HTML, one below the other, and outputs that are no files, as JSON."""
     parts = [f"<div>{each}</div>" for each in files]
-    parts += [f"<pre>{escape(json.dumps(each, ensure_ascii=False, indent=2))}</pre>" for each in outputs]
+    parts += [f"<pre>{quoted(json_text(each, pretty=True))}</pre>" for each in outputs]
     return "".join(parts)

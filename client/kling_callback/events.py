@@ -4,15 +4,16 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 import anyio
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
-from kling_callback.api.receiver import ReceiverApi, has_id, is_task, task_path, unreadable_answer
+from kling_callback.api.receiver import ReceiverApi, task_path, unreadable_answer
+from kling_callback.api.task_json import has_id, is_task
 from kling_callback.errors import ReceiverError
-from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
+from kling_callback.protocol.events import MAX_EVENT_BYTES, MAX_ID_DIGITS, Event
+from kling_callback.protocol.nesting import MAX_ANSWER_DEPTH, is_deeper
 
 log = logging.getLogger("kling_callback.events")
 
@@ -91,19 +92,18 @@ def _event(frame: ServerSentEvent, task_id: str | None) -> Event:
     try:
         content = json.loads(frame.data)
         task, data = content["task"], content.get("data")
-        event_id = _event_id(frame.id or content["id"])
+        event_id = _event_id(frame.id or str(content["id"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise unreadable_answer() from None
-    if not is_task(task) or not (task_id is None or has_id(task, task_id)):
+    if not is_task(task) or not (task_id is None or has_id(task, task_id)) or is_deeper(data, MAX_ANSWER_DEPTH):
         raise unreadable_answer()
     return Event(event_id, frame.event, str(content.get("at")), data if isinstance(data, dict) else {}, task)
 
 
-def _event_id(value: Any) -> int:
-    try:
-        return int(value)
-    except (ValueError, TypeError):
-        raise unreadable_answer() from None
+def _event_id(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS):
+        raise unreadable_answer()
+    return int(text)
 
 
 class _LimitedStream(httpx.AsyncByteStream):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kling_callback.api.receiver import is_task
+from kling_callback.api.task_json import is_task
 from kling_callback.errors import HookError, SettingsError
 from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
 from kling_callback.protocol.webhooks import (

@@ -14,6 +14,7 @@ from kling_callback.atomic_file import AtomicFile, MemoryFile, temporary_path
 from kling_callback.base import BaseFile, BaseResult, BaseTask, check_files, stored_files
 from kling_callback.errors import ReceiverError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.events import follow
+from kling_callback.jobs.body import check_depth
 from kling_callback.jobs.inputs import InputFile, reachable_url
 from kling_callback.protocol.events import Event
 
@@ -149,17 +150,22 @@ class AsyncFile(BaseFile):
             raise ReceiverError("it arrived damaged.", code="damaged", retryable=True)
 
 
-async def with_files(value: Any) -> Any:
+async def with_files(fields: Any) -> Any:
     """The parameters of a job with each file of an earlier result as an InputFile; images are downloaded.
 
-    Raises ResultFailed when an image cannot be downloaded.
+    Raises ParameterError for parameters that are nested too deep, ResultFailed when an image cannot be downloaded.
     """
+    check_depth(fields)
+    return await _with_files(fields)
+
+
+async def _with_files(value: Any) -> Any:
     if isinstance(value, BaseFile):
         return await _input_file(value)
     if isinstance(value, Mapping):
-        return {name: await with_files(each) for name, each in value.items()}
+        return {name: await _with_files(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [await with_files(each) for each in value]
+        return [await _with_files(each) for each in value]
     return value
 
 

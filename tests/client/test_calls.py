@@ -95,6 +95,69 @@ async def test_what_cannot_be_called_is_refused_before_it_is_sent(path: str, bod
     assert stage.order == []
 
 
+@pytest.mark.parametrize("body", [None, {"prompt": "x"}])
+@pytest.mark.parametrize("create", ["videos/text2video", "images/generations", "text-to-video/kling-3.0-turbo"])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "/{}",
+        "/v1/v1/{}",
+        "v1/v1/{}",
+        "/v1/v1/v1/{}",
+        "/V1/v1/{}",
+        "//{}",
+        "/v1//{}",
+        "//v1/{}",
+        "/v1//v1/{}",
+        "/v1/./{}",
+        "/v1/../{}",
+        "/v1%2f{}",
+        "%2f{}",
+        "/{}/",
+        "/{}//",
+        "/{}/.",
+        "/{}?x=1",
+        "/{}#x",
+        "/v1\\{}",
+        " /{}",
+        "/{} ",
+    ],
+)
+async def test_no_spelling_of_a_path_creates_a_task(spelling: str, create: str, body: Any) -> None:
+    """Slashes, points, escapes and prefixes, in small and in capital letters: what is checked is what is sent."""
+    if not create.startswith("text") or "v1" not in spelling.lower():  # the new standard is not under /v1
+        stage = Stage()
+        for path in (create, create.upper(), create.replace("/", "//"), create.replace("/", "%2F")):
+            with pytest.raises(ParameterError):
+                await call(stage, spelling.format(path), body)
+        assert stage.order == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/kling/v1/videos/text2video",
+        "kling/v1/images/generations",
+        "/v2/videos/text2video",
+        "/x/text-to-video/kling-3.0",
+    ],
+)
+async def test_no_prefix_of_a_gateway_hides_a_create(path: str) -> None:
+    """A GET there costs nothing."""
+    stage = Stage()
+    with pytest.raises(ParameterError, match="kling create"):
+        await call(stage, path, {"prompt": "x"})
+    assert stage.order == []
+    await call(Stage(query=[answer(200, FACES)]), f"{path}/822953089408827433")
+
+
+@pytest.mark.parametrize("path", ["v1/videos/identify-face", "/v1/v1/videos/identify-face", "V1/videos/identify-face"])
+async def test_prefixes_are_removed(path: str) -> None:
+    """All of them, so that a path that was checked is never another one."""
+    assert call_path(path, FACE_BODY) == call_path(call_path(path, FACE_BODY), FACE_BODY) == "videos/identify-face"
+    assert call_path("/v1/v1/account/costs?x=1") == "/account/costs?x=1"
+
+
 async def test_all_problems_are_reported_at_once() -> None:
     """Of the path and of the body."""
     with pytest.raises(ParameterError) as error:

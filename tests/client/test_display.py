@@ -1,5 +1,6 @@
 """Results in notebooks: images, videos and sounds are shown, and nothing but the file's own content or link is told."""
 
+import json
 from base64 import b64encode
 from typing import Any
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from kling_callback import display
+from kling_callback.base import BaseFile, BaseResult, BaseTask
 from kling_callback.sync import Kling, Result
 from kling_callback.tasks import AsyncResult
 from tests.client.test_tasks import CONTENT, LINK, done, file_json
@@ -89,3 +91,49 @@ def test_a_name_and_an_address_cannot_leave_their_element() -> None:
     html = display.file_html('https://x/"><script>', "image/png", '"<b>')
     assert html.count("<") == 1
     assert display.file_html(None, "image/png", "<b>") == "&lt;b&gt;"
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "video/mp4", "application/zip", None])
+@pytest.mark.parametrize(
+    "src",
+    [
+        "javascript:alert(1)",
+        "JavaScript:alert(1)",
+        " javascript:alert(1)",
+        "java\nscript:alert(1)",
+        "data:text/html,<script>",
+        "data:application/zip;base64,eA==",
+        "file:///etc/passwd",
+        "//host/x",
+        "x.png",
+    ],
+)
+def test_an_address_runs_nothing(src: str, content_type: str | None) -> None:
+    """Only the web's, and the content of media, are put into a notebook; else the file's name is all there is."""
+    assert display.file_html(src, content_type, "mine-0.png") == "mine-0.png"
+    for good in ("https://host/x", "HTTP://host/x", "data:image/png;base64,eA==", "data:audio/mpeg;base64,eA=="):
+        assert f'="{good}"' in display.file_html(good, content_type, "mine-0.png")
+
+
+def test_nothing_controls_a_terminal() -> None:
+    """Nor the direction of a text: in `repr`, in JSON and in HTML, also of a task that was not received."""
+    odd = "\x1b[2J\x07\x9b\u202e\ud800"
+    task = BaseTask({"id": f"a{odd}", "status": odd})
+    result = BaseResult[BaseFile](
+        {"id": "x", "status": odd, "outputs": [{odd: odd}]}, [BaseFile({"index": 0, "status": odd}, {"id": f"x{odd}"})]
+    )
+    for text in (
+        repr(task),
+        repr(result),
+        result._repr_html_(),
+        display.file_html(f"https://host/{odd}", "image/png", "x"),
+        display.json_text([odd], pretty=True),
+    ):
+        assert not set(text) & set(odd[0] + odd[4:]), ascii(text)
+
+
+def test_json_of_any_depth_is_printed() -> None:
+    """On one line if it is too deep to be indented: that takes a call in Python for each level."""
+    deep = json.loads("[" * 900 + "]" * 900)
+    assert display.json_text({"a": [1]}, pretty=True) == '{\n  "a": [\n    1\n  ]\n}'
+    assert display.json_text(deep, pretty=True) == "[" * 900 + "]" * 900

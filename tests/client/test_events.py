@@ -1,5 +1,7 @@
 """Following a task: one event stream, resumed when it breaks, refused when it is not a receiver's."""
 
+import json
+
 import anyio
 import httpx
 import pytest
@@ -119,6 +121,15 @@ async def test_a_refusal_by_a_proxy_has_a_hint(status: int) -> None:
         event(1, "task.created", {"id": "mine"}),
         event(1, "task.created", {"id": "mine", "status": "failed", "results": "x"}),
         "data: " + "[" * 100_000 + "\n\n",
+        *(
+            f"id: {name}\ndata: {json.dumps({'task': RUNNING})}\n\n"
+            for name in ("-1", "1.5", "true", "٣", "9" * 19, "9" * 5000)
+        ),
+        *(
+            f'data: {{"id": {name}, "task": {json.dumps(RUNNING)}}}\n\n'
+            for name in ("-1", "1e400", "NaN", "true", "null")
+        ),
+        f'data: {{"id": 1, "task": {json.dumps(RUNNING)}, "data": {"[" * 400 + "]" * 400}}}\n\n',
     ],
 )
 async def test_an_answer_that_is_not_an_event_is_an_error(content: str) -> None:

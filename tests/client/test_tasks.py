@@ -97,7 +97,7 @@ async def test_success_without_a_file_raises() -> None:
 async def test_success_with_another_output_is_a_result() -> None:
     """Elements, voices, a session: with Kling's names, in the result and in the task."""
     voice = {"voice_id": "829", "voice_name": "narrator"}
-    result = await waited(done(outputs=[voice, None]))
+    result = await waited(done(outputs=[voice]))
     assert (result.files, result.outputs) == ([], [voice])
     assert "829" in repr(result)
     assert (await waited(done(file_json(), outputs=None))).outputs == []
@@ -268,7 +268,7 @@ async def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
     [
         ("image/jpeg; charset=binary", "image", "mine-0.jpg"),
         ("audio/x-wav", "audio", "mine-0.wav"),
-        ("application/pdf", "file", "mine-0.pdf"),
+        ("application/x-sh", "file", "mine-0.bin"),
         (None, "video", "mine-0.mp4"),
         ("../../x", "strange", "mine-0.bin"),
     ],
@@ -276,6 +276,11 @@ async def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
 def test_a_file_has_a_name_with_an_extension(content_type: str | None, kind: str, name: str) -> None:
     """By its media type, by its kind, or .bin."""
     assert BaseFile(file_json(content_type=content_type, kind=kind), task_json()).name == name
+
+
+def test_a_file_name_is_no_drive() -> None:
+    """On Windows, `C:x` leaves the folder that it is joined to."""
+    assert BaseFile(file_json(), task_json("C:x")).name == "C_x-0.png"
 
 
 def test_a_file_has_the_fields_of_its_json() -> None:

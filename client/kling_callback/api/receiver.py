@@ -4,15 +4,17 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, TypeGuard
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote
 
 import anyio
 import httpx
 
 from kling_callback.api.http import retry_after_seconds
 from kling_callback.api.retry import RetryPolicy
+from kling_callback.api.task_json import has_id, is_task
 from kling_callback.errors import Outcome, ReceiverError
+from kling_callback.protocol.urls import split_url
 
 PAGE_SIZE = 100
 """Tasks of one page of a list."""
@@ -226,22 +228,6 @@ def task_path(task_id: str) -> str:
     return f"/api/tasks/{quote(task_id, safe='')}"
 
 
-def is_task(value: Any, task_id: str | None = None) -> TypeGuard[dict[str, Any]]:
-    """Whether `value` is the JSON of a task; with `task_id`, of that task."""
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("id"), str)
-        and task_id in (None, value["id"])
-        and isinstance(value.get("status"), str)
-        and isinstance(value.get("results", []), list)
-    )
-
-
-def has_id(task: dict[str, Any], any_id: str) -> bool:
-    """Whether a task has this id: ours, Kling's, or the caller's at Kling. `task`: its JSON."""
-    return any_id in (task["id"], task.get("task_id"), task.get("external_task_id"))
-
-
 def unreadable_answer() -> ReceiverError:
     """The error for an answer that cannot be a receiver's."""
     return ReceiverError(
@@ -259,7 +245,7 @@ async def _refused(response: httpx.Response) -> ReceiverError:
         error = None
     problem = error if isinstance(error, dict) else {}
     status, code = response.status_code, _text(problem.get("code"))
-    redirect = f" It redirects to {urlsplit(response.headers.get('Location', '')).netloc}." if status < 400 else ""
+    redirect = f" It redirects to {split_url(response.headers.get('Location', '')).netloc}." if status < 400 else ""
     return ReceiverError(
         f"The receiver refused: {_text(problem.get('message')) or f'HTTP {status}.'}{redirect}",
         code=code or None,

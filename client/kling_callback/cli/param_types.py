@@ -11,13 +11,12 @@ from typing import Any
 import click
 
 from kling_callback.cli.output import Destination
+from kling_callback.protocol.events import MAX_ID_DIGITS
 from kling_callback.protocol.ids import check_any_id
 from kling_callback.protocol.urls import normalize_url
 
 MAX_FILE_BYTES = 32_000_000
 """Bytes of a `--body @FILE`: room for two images of 10 MB in base64."""
-MAX_EVENT_ID_DIGITS = 18
-"""Digits of an event id: a larger number does not fit into the database's 64 bits."""
 
 
 class Json(click.ParamType[Any]):
@@ -161,7 +160,7 @@ class EventPosition(click.ParamType[int]):
         text = str(value)
         if text == "latest":
             return 0
-        if not (text.isascii() and text.isdigit() and len(text) <= MAX_EVENT_ID_DIGITS and int(text)):
+        if not (text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS and int(text)):
             self.fail(f"{value!r} is not an event's id (from 1), and not `latest`.", param, ctx)
         return int(text)
 

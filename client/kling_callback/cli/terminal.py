@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,14 +16,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from kling_callback.base import BaseTask, outputs_of
+from kling_callback.display import escape, json_text
 from kling_callback.errors import KlingError, SettingsError
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.redact import is_empty
-
-CONTROL_CHARACTERS = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""Characters that move a cursor or reverse the writing direction, and surrogates; line ends are handled apart."""
 
 
 def use_utf8() -> None:
@@ -32,11 +27,6 @@ def use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-def escape(value: Any) -> str:
-    """Text on one line with its control characters visible: a status message must not control the terminal."""
-    return CONTROL_CHARACTERS.sub(lambda match: f"\\x{ord(match.group()):02x}", " ".join(str(value).splitlines()))
 
 
 def print_message(text: str) -> None:
@@ -85,8 +75,7 @@ def print_data(text: str) -> None:
 
 def print_json(document: Any, *, pretty: bool = False) -> None:
     """Print one JSON document on stdout: on one line, or indented if `pretty`."""
-    text = json.dumps(document, ensure_ascii=False, indent=2 if pretty else None)
-    click.echo(CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
+    click.echo(json_text(document, pretty=pretty))
 
 
 def print_event(event: Event, label: str) -> None:
@@ -102,8 +91,7 @@ def print_task(task: BaseTask) -> None:
     for name, value in fields.items():
         if not is_empty(value):
             print_data(f"{name:<16}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
-    files = [each for each in task.data.get("results") or () if isinstance(each, dict)]
-    if files:
+    if files := task.data.get("results"):
         click.echo()
         print_table([(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()], always=("FILE",))
     if outputs := outputs_of(task.data):
@@ -230,4 +218,4 @@ def _progress_text(event: Event) -> str:
 
 
 def _file_statuses(task: dict[str, Any]) -> list[str]:
-    return [str(each.get("status")) for each in task.get("results") or () if isinstance(each, dict)]
+    return [str(each.get("status")) for each in task.get("results", ())]

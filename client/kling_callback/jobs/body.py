@@ -7,6 +7,10 @@ from typing import Any
 from kling_callback.errors import ParameterError
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import DESCRIPTION, is_id
+from kling_callback.protocol.nesting import is_deeper
+
+MAX_DEPTH = 20
+"""Levels of lists and objects in a parameter."""
 
 CALLBACK_URL_RESERVED = (
     "callback_url is set by this client, to the receiver's address. To receive the events yourself, "
@@ -17,10 +21,12 @@ CALLBACK_URL_RESERVED = (
 def chosen_id(family: str, body: Any, external_task_id: str | None) -> str | None:
     """The task id that the caller chose, as argument or in the body, or None. Raises ParameterError."""
     in_body = options_of(family, body).get("external_task_id")
+    if not all(isinstance(each or "", str) for each in (external_task_id, in_body)):
+        raise ParameterError([f"external_task_id: must be text. {DESCRIPTION}"])
     task_id = external_task_id or in_body or None
     if external_task_id and in_body and external_task_id != in_body:
         raise ParameterError([f"external_task_id is {external_task_id!r}, but {in_body!r} in the body. Set it once."])
-    if task_id is not None and not (isinstance(task_id, str) and is_id(task_id)):
+    if task_id is not None and not is_id(task_id):
         raise ParameterError([f"external_task_id: {task_id!r} is not a task's id. {DESCRIPTION}"])
     return task_id
 
@@ -49,6 +55,16 @@ def options_of(family: str, body: Any) -> Mapping[str, Any]:
         return body
     options = body.get("options")
     return options if isinstance(options, Mapping) else {}
+
+
+def check_depth(fields: Any) -> None:
+    """Check the nesting of a body, or of a job's parameters, before it is walked. Raises ParameterError."""
+    named = fields if isinstance(fields, Mapping) else {"body": fields}
+    too_deep = [name for name, value in named.items() if is_deeper(value, MAX_DEPTH)]
+    if too_deep:
+        raise ParameterError(
+            [f"{name}: has more than {MAX_DEPTH} levels of lists and objects; Kling needs few." for name in too_deep]
+        )
 
 
 def json_problems(body: Any) -> list[str]:

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from kling_callback.protocol.relays import CONTENT_PATH
-from kling_callback.protocol.urls import is_public
+from kling_callback.protocol.urls import PORTS, is_public, split_url
 
 MIN_LIFETIME_SECONDS = 600
 """Seconds for which an address at Kling must still be valid: Kling may start to load it minutes after the create."""
@@ -49,12 +48,24 @@ def reachable_url(file: Mapping[str, Any], now: float | None = None) -> str | No
     Kling's own address while it is known to be valid, else the receiver's link, else an address of unknown validity.
     `file`: its JSON in the task. `now`: unix seconds, default: the time.
     """
-    href, source, expires_at = (str(file.get(name) or "") for name in ("href", "source_url", "expires_at"))
-    if CONTENT_PATH.search(urlsplit(source).path):
+    href, source = (_web_address(file.get(name)) for name in ("href", "source_url"))
+    if CONTENT_PATH.search(split_url(source).path):
         source = ""  # only the holder of the key is served there
-    if expires_at:
-        expired = datetime.fromisoformat(expires_at).timestamp() < (now or time.time()) + MIN_LIFETIME_SECONDS
-        source = "" if expired else source
+    if (expires_at := _unix_seconds(file.get("expires_at"))) is not None:
+        source = "" if expires_at < (now or time.time()) + MIN_LIFETIME_SECONDS else source
         if source:
             return source
-    return href if is_public(urlsplit(href).hostname or "") else source or None
+    return href if is_public(split_url(href).hostname or "") else source or None
+
+
+def _web_address(url: str | None) -> str:
+    """The address if Kling can load it by its scheme, else ""."""
+    return url if url and split_url(url).scheme in PORTS else ""
+
+
+def _unix_seconds(at: str | None) -> float | None:
+    """The time in unix seconds; None for none, and for a text that is none."""
+    try:
+        return datetime.fromisoformat(at).timestamp() if at else None
+    except (ValueError, OverflowError):
+        return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED
+from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth
 from kling_callback.jobs.parameters import (
     AnyValue,
     Choice,
@@ -142,6 +142,7 @@ class Job:
 
         Blocks to read image files. Raises ParameterError with all problems.
         """
+        check_depth(values)
         present = {name: value for name, value in values.items() if not is_empty(value)}
         model = str(present.get("model_name") or "")
         endpoint, known = self._endpoint(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED, json_problems, options_of
+from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth, json_problems, options_of
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
@@ -21,7 +21,6 @@ IMAGE_TYPES = ("first_frame", "last_frame", "refer_image", "image")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 AUDIO_SUFFIXES = (".mp3", ".wav", ".m4a", ".aac")
 VIDEO_SUFFIXES = (".mp4", ".mov")
-MAX_DEPTH = 20
 
 
 def prepare(family: str, body: Any) -> dict[str, Any]:
@@ -42,8 +41,9 @@ def prepare(family: str, body: Any) -> dict[str, Any]:
 
 def encode_files(path: str, body: Any) -> dict[str, Any]:
     """The body with its files as Kling accepts them. Blocks to read them. Raises ParameterError with all problems."""
+    check_depth(body)
     encoder = _Encoder(MAX_BYTES_NEW if is_new_standard(path) else MAX_BYTES)
-    sent = encoder.encode(body, "", MAX_DEPTH)
+    sent = encoder.encode(body, "")
     if problems := [*encoder.problems, *json_problems(sent)]:
         raise ParameterError(problems)
     return dict(sent)
@@ -56,18 +56,16 @@ class _Encoder:
         self._max_bytes = max_bytes
         self.problems: list[str] = []
 
-    def encode(self, value: Any, name: str, depth: int) -> Any:
+    def encode(self, value: Any, name: str) -> Any:
         """The value with its files encoded. `name`: the field's, in messages with the names around it."""
-        if depth and isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             is_image = value.get("type") in IMAGE_TYPES
             return {
-                field: self.encode(
-                    each, f"{name}.{'image' if is_image and field == 'url' else field}".lstrip("."), depth - 1
-                )
+                field: self.encode(each, f"{name}.{'image' if is_image and field == 'url' else field}".lstrip("."))
                 for field, each in value.items()
             }
-        if depth and isinstance(value, list | tuple):
-            return [self.encode(each, name, depth - 1) for each in value]
+        if isinstance(value, list | tuple):
+            return [self.encode(each, name) for each in value]
         try:
             return self._encode(value, name.rpartition(".")[2])
         except ValueError as error:

@@ -38,8 +38,7 @@ class EventFilter:
 
     def __call__(self, event: Event) -> bool:
         """Whether the filter matches an event."""
-        tags = event.task.get("tags")
-        tag_matches = self.tag is None or (isinstance(tags, list) and self.tag in tags)
+        tag_matches = self.tag is None or self.tag in (event.task.get("tags") or ())
         return tag_matches and (not self.types or event.type in self.types)
 
 

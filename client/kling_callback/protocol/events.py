@@ -6,6 +6,9 @@ from typing import Any
 MAX_EVENT_BYTES = 16_000_000
 """Bytes of one event: it contains the task with its request."""
 
+MAX_ID_DIGITS = 18
+"""Digits of an event's id: a larger number does not fit into the database's 64 bits."""
+
 TYPES = (
     "task.created",
     "task.submitted",

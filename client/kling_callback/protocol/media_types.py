@@ -1,7 +1,5 @@
 """Media types and the file extensions for them: one table for client and receiver."""
 
-import mimetypes
-
 MEDIA_KINDS = ("video", "image", "audio")
 """The kinds of files that a browser shows or plays; also the first parts of their media types."""
 
@@ -42,11 +40,11 @@ EXTENSIONS_BY_KIND = {"image": "png", "video": "mp4", "audio": "mp3"}
 def extension(content_type: str | None, kind: str = "") -> str:
     """The extension, without a dot, for a file of this media type, else of this kind; `bin` for neither.
 
-    `content_type` may have parameters, as in `image/png; charset=binary`.
+    `content_type` may have parameters, as in `image/png; charset=binary`. Only this table counts: a type that a
+    server names must not make a file that its system runs.
     """
     media_type = (content_type or "").partition(";")[0].strip().lower()
-    known = EXTENSIONS.get(media_type) or (mimetypes.guess_extension(media_type) or "").removeprefix(".")
-    return known or EXTENSIONS_BY_KIND.get(kind, "bin")
+    return EXTENSIONS.get(media_type) or EXTENSIONS_BY_KIND.get(kind, "bin")
 
 
 MORE_SUFFIXES = {"jpeg": "image", "tif": "image", "m4v": "video", "avi": "video", "oga": "audio", "opus": "audio"}

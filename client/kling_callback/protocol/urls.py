@@ -5,7 +5,7 @@ Pure functions. A ValueError's message follows the setting's name: it says what 
 
 import ipaddress
 from typing import Any, TypeGuard
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 PORTS = {"http": 80, "https": 443}
 
@@ -42,6 +42,14 @@ def normalize_public_url(value: str) -> str:
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError("must start with https:// (plain http:// is for loopback hosts only).")
     return address
+
+
+def split_url(text: str) -> SplitResult:
+    """The parts of an address; empty ones for a text that is none."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit("")
 
 
 def is_loopback(host: str) -> bool:

@@ -27,7 +27,8 @@ from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
 from kling_callback.cli.main import main, report_error
 from kling_callback.cli.run import warn_about_create
-from kling_callback.cli.terminal import escape, live_progress, print_json, print_task, print_tasks
+from kling_callback.cli.terminal import live_progress, print_json, print_task, print_tasks
+from kling_callback.display import escape
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.ids import is_id
@@ -544,7 +545,7 @@ def test_a_list_shortens_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
         "model": "",
         "done": True,
     }
-    failed = {"results": [{"status": "failed"}, {"status": "stored"}, None]}
+    failed = {"results": [{"status": "failed"}, {"status": "stored"}]}
     print_tasks(
         [
             BaseTask({"id": "x" * 128, "status": "processing", **usual, "tags": ["袋鼠", "b\x1b"]}),

@@ -381,6 +381,21 @@ LATER, EARLIER = "2126-11-26T00:00:00.000Z", "2026-01-01T00:00:00.000Z"
         ({"href": "http://127.0.0.1:8000/0", "source_url": KLING, "expires_at": EARLIER}, None),
         ({"href": "http://127.0.0.1:8000/0", "source_url": "https://relay.dev/v1/videos/T/content"}, None),
         ({"href": "http://receiver/0", "source_url": ""}, None),
+        ({"href": "http://[", "source_url": KLING, "expires_at": LATER}, KLING),
+        ({"href": "https://r.kling.dev/0", "source_url": "http://[::"}, "https://r.kling.dev/0"),
+        ({"href": "https://r.kling.dev/0", "source_url": KLING, "expires_at": "zz"}, "https://r.kling.dev/0"),
+        ({"source_url": KLING, "expires_at": "0001-01-01T00:00:00+23:59"}, None),
+        ({"source_url": KLING, "expires_at": "1970-01-01T00:00:00Z"}, None),
+        *(
+            ({"href": address, "source_url": address}, None)
+            for address in (
+                "javascript://r.kling.dev/%0a",
+                "file:///etc/passwd",
+                "ftp://r.kling.dev/0",
+                "x",
+                "http://[",
+            )
+        ),
     ],
 )
 def test_the_address_of_a_result_that_kling_can_load(file: dict[str, str], url: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_a_misspelt_parameter_of_a_known_family_is_refused(family: str, body: di
     """In `create` as in the typed jobs."""
     (problem,) = problems(family, body)
     assert "Did you mean" in problem
+
+
+def test_a_body_has_a_limited_depth() -> None:
+    """Each field that is too deep is named, beside the other problems; a body that contains itself has no end."""
+    deep, endless = json.loads("[" * 600 + "]" * 600), dict[str, Any]()
+    endless["again"] = endless
+    found = problems("videos/effects", {"a": deep, "callback_url": "https://x", "b": {"c": [deep]}, "e": 1})
+    assert [each.partition(":")[0].split()[0] for each in found] == ["callback_url", "a", "b"]
+    assert "20 levels" in found[1]
+    assert problems("videos/effects", endless)[0].startswith("again: ")
+    assert problems("videos/effects", deep)[0].startswith("body: ")
+    allowed = {"a": json.loads("[" * 20 + "]" * 20), "b": json.loads('{"a":' * 20 + "1" + "}" * 20)}
+    assert prepare("videos/effects", allowed) == allowed
+    assert len(problems("videos/effects", {"a": json.loads("[" * 21 + "]" * 21)})) == 1
 
 
 @pytest.mark.parametrize("family", ["videos/effects", "videos/brand-new", "/text-to-video/kling-9.0"])
