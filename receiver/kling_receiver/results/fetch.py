@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -94,11 +94,13 @@ async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: i
     headers: dict[str, str] = {}
     if part.size and part.validator:
         headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+    redirected_by: list[str] = []
     for _ in range(MAX_REDIRECTS + 1):
-        response = await _send(client, url, headers)
+        response = await _send(client, url, headers, redirected_by)
         if response.location is None:
             break
         await response.close()
+        redirected_by.append(url)
         url = join_url(url, response.location)
     try:
         await _begin(response, part, max_bytes)
@@ -108,10 +110,10 @@ async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: i
     return response
 
 
-async def _send(client: GuardedClient, url: str, headers: Mapping[str, str]) -> Response:
+async def _send(client: GuardedClient, url: str, headers: Mapping[str, str], redirected_by: Sequence[str]) -> Response:
     try:
         async with asyncio.timeout(RESPONSE_SECONDS):
-            return await client.send("GET", url, headers=headers)
+            return await client.send("GET", url, headers=headers, redirected_by=redirected_by)
     except TimeoutError as error:
         raise RequestFailed(f"the host did not answer within {RESPONSE_SECONDS:g} s") from error
 
