@@ -35,7 +35,13 @@ BUFFER_SECONDS = 1.0
 STRONG_DATE_SECONDS = 60
 """Seconds for which a file must have been unchanged, for its date to tell its versions apart (RFC 9110, 8.8.2.2)."""
 
-CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
+NUMBER = "[0-9]{1,18}"
+"""Digits that a host may send as a number: int() raises for thousands of them."""
+CONTENT_LENGTH = re.compile(NUMBER)
+CONTENT_RANGE = re.compile(rf"bytes ({NUMBER})-({NUMBER})/({NUMBER}|\*)")
+STRONG_ETAG = re.compile(r'"[ !#-~]{0,500}"')
+PLAIN_DATE = re.compile(r"[ -~]{1,100}")
+"""What a host sent is sent back to it in `If-Range`: only printable ASCII of a limited length can be."""
 
 
 class InvalidFile(Exception):
@@ -120,7 +126,9 @@ async def _send(client: GuardedClient, url: str, headers: Mapping[str, str], red
 
 async def _begin(response: Response, part: PartialFile, max_bytes: int) -> None:
     """Prepare `part` for the body of a response: the rest of the same file, or a file from its first byte on."""
-    if part.size and response.status == 206 and _continues(response, part):
+    if part.size and response.status == 206 and (match := _continues(response, part)):
+        if match[3] != "*":
+            part.length = _checked_length(int(match[3]), max_bytes)
         return
     if part.size and response.status in (206, 416):
         await storage_call(part.restart)
@@ -129,20 +137,22 @@ async def _begin(response: Response, part: PartialFile, max_bytes: int) -> None:
         raise UnexpectedResponse(response)
     if part.size:
         await storage_call(part.restart)
-    part.validator, part.length = _validator(response), _length(response)
-    if part.length is not None and part.length > max_bytes:
-        raise _too_large(max_bytes)
+    part.validator, part.length = _validator(response), _checked_length(_length(response), max_bytes)
 
 
 async def _receive(response: Response, part: PartialFile, kind: str, max_bytes: int) -> None:
-    checked = False
+    checked, end = False, _end(response, part)
     async for data in _buffered(response):
         if part.size + len(data) > max_bytes:
             raise _too_large(max_bytes)
+        if end is not None and part.size + len(data) > end:
+            raise InvalidFile(f"the host sent more than the {end} bytes that it named")
         await storage_call(part.write, data)
         if not checked and part.size >= HEAD_BYTES:
             checked = bool(await storage_call(_check, part, kind, response.headers))
     if part.length is not None and part.size != part.length:
+        if response.status == 206:  # a host may send less than was requested
+            raise RequestFailed(f"the host sent {part.size} of {part.length} bytes")
         raise InvalidFile(f"received {part.size} of {part.length} bytes")
 
 
@@ -162,25 +172,38 @@ def _check(part: PartialFile, kind: str, headers: Mapping[str, str]) -> str:
     raise InvalidFile(f"not a valid {kind} file: it begins with {head[:12]!r}")
 
 
-def _continues(response: Response, part: PartialFile) -> bool:
-    """Whether a partial response is the rest of this version of the file."""
-    match = CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+def _content_range(response: Response) -> re.Match[str] | None:
+    """First byte, last byte, and length of the file (`*`: unknown) of a partial response."""
+    return CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+
+
+def _continues(response: Response, part: PartialFile) -> re.Match[str] | None:
+    """The range of a partial response that is the rest of this version of the file, or begins it; else None."""
+    match = _content_range(response)
     if not match or int(match[1]) != part.size:
-        return False
+        return None
     name = "ETag" if str(part.validator).startswith('"') else "Last-Modified"
     same_version = response.headers.get(name, part.validator) == part.validator
-    return same_version and (part.length is None or match[2] in ("*", str(part.length)))
+    return match if same_version and (part.length is None or match[3] in ("*", str(part.length))) else None
+
+
+def _end(response: Response, part: PartialFile) -> int | None:
+    """The size of the part at which this response must end; None if the host named none."""
+    match = _content_range(response) if response.status == 206 else None
+    ends = [part.length, int(match[2]) + 1 if match else None]
+    return min((end for end in ends if end is not None), default=None)
 
 
 def _validator(response: Response) -> str | None:
     """What tells this version of the file from any other, byte for byte; None if its host does not say so."""
-    etag, changed = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    etag, date, changed = (response.headers.get(name, "") for name in ("ETag", "Date", "Last-Modified"))
     if etag:
-        return etag if etag.startswith('"') else None
+        return etag if STRONG_ETAG.fullmatch(etag) else None
+    if not PLAIN_DATE.fullmatch(changed):
+        return None
     try:
-        moments = [parsedate_to_datetime(response.headers.get(name, "")) for name in ("Date", "Last-Modified")]
-        age = (moments[0] - moments[1]).total_seconds()
-    except (TypeError, ValueError):
+        age = (parsedate_to_datetime(date) - parsedate_to_datetime(changed)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
         return None
     return changed if age >= STRONG_DATE_SECONDS else None
 
@@ -210,7 +233,13 @@ async def _buffered(response: Response) -> AsyncIterator[bytes]:
 def _length(response: Response) -> int | None:
     """Bytes of the file, if the host names a length."""
     header = response.headers.get("Content-Length", "")
-    return int(header) if header.isdecimal() else None
+    return int(header) if CONTENT_LENGTH.fullmatch(header) else None
+
+
+def _checked_length(length: int | None, max_bytes: int) -> int | None:
+    if length is not None and length > max_bytes:
+        raise _too_large(max_bytes)
+    return length
 
 
 def _too_large(max_bytes: int) -> InvalidFile:
