@@ -1,13 +1,16 @@
 """Nothing that a file's host sends ends a result for good, fills the disk, or raises what nobody expects."""
 
 import hashlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from kling_receiver.jobs.queue import Done, RetryAt
-from tests.receiver.results.test_download import Parts, picture
+from kling_receiver.jobs.queue import Done, GiveUp, RetryAt
+from kling_receiver.results import fetch
+from kling_receiver.results.download import DOWNLOAD_BACKOFF
+from tests.receiver.results.test_download import Parts, picture, ranged
 from tests.support.web import Visit, host
 
 pytestmark = pytest.mark.anyio
@@ -151,3 +154,89 @@ async def test_a_host_may_send_the_rest_in_several_ranges(parts: Parts) -> None:
         assert isinstance(await parts.do(parts.fetcher.download, task), Done)
         assert len(there.visits) == 4
     assert (await parts.result(task))["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def paced(content: bytes, pieces: list[int], seconds: float) -> Callable[[Visit], None]:
+    """A host that pauses after each piece of the first response, and then closes the connection; resumed it is fast."""
+
+    def respond(visit: Visit) -> None:
+        start = int(visit.headers.get("Range", "bytes=0-")[6:-1])
+        named = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        visit.begin(206 if start else 200, ETag='"1"', Content_Length=str(len(content) - start), Content_Range=named)
+        for piece in pieces if visit.count == 0 else [len(content)]:
+            visit.send(content[start : start + piece])
+            start += piece
+            time.sleep(seconds if visit.count == 0 else 0)
+
+    return respond
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt must bring 1000 bytes in each 0.3 seconds."""
+    monkeypatch.setattr(fetch, "PROGRESS_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "MIN_PROGRESS_BYTES", 1000)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_host_that_is_too_slow_gives_its_place_to_others(parts: Parts) -> None:
+    """The attempt ends with one connection, and the next one requests only what is missing."""
+    content = picture(size=64)
+    with host(paced(content, [10] * 40, 0.02)) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        outcome = await parts.do(parts.fetcher.download, task)
+        assert isinstance(outcome, RetryAt)
+        assert outcome.error == "the host is too slow: less than 1000 bytes in 0.3 s"
+        assert outcome.counts
+        assert len(there.visits) == 1
+        assert isinstance(await parts.do(parts.fetcher.download, task, 2), Done)
+        assert 100 <= int(there.visits[1].headers["Range"][6:-1]) <= 200
+    assert (await parts.result(task))["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_slow_host_that_is_fast_enough_has_all_the_time_that_it_needs(parts: Parts) -> None:
+    """Also without a byte for a moment: the average counts."""
+    content = picture(size=64)
+    with host(paced(content, [500] * 10 + [len(content)], 0.08)) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        assert isinstance(await parts.do(parts.fetcher.download, task), Done)
+        assert len(there.visits) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("cut", [True, False], ids=["cuts", "redirects"])
+async def test_slow_cuts_and_redirects_are_an_attempt_too(parts: Parts, *, cut: bool) -> None:
+    """The time is that of the attempt, not of each request."""
+    content = picture(size=64)
+
+    def respond(visit: Visit) -> None:
+        time.sleep(0.12)
+        start = int(visit.headers.get("Range", "bytes=0-")[6:-1])
+        if cut:
+            named = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            size = str(len(content) - start)
+            visit.begin(206 if start else 200, ETag='"1"', Content_Length=size, Content_Range=named)
+            visit.send(content[start : start + 1])
+        else:
+            visit.answer(302, Location="/again")
+
+    with host(respond) as there:
+        outcome = await parts.do(parts.fetcher.download, await parts.succeeded(f"{there.url}/0.png"))
+        assert isinstance(outcome, RetryAt)
+        assert outcome.error.startswith("the host is too slow")
+        assert 2 <= len(there.visits) <= 4
+
+
+async def test_an_attempt_that_brought_a_part_of_the_file_is_not_counted(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a long download is cut; but attempts that bring too little have an end."""
+    content, last = picture(), len(DOWNLOAD_BACKOFF.steps) + 1
+    monkeypatch.setattr(fetch, "MIN_PROGRESS_BYTES", len(content) // 2)
+    with host(ranged(content, 99)) as there:
+        task = await parts.succeeded(f"{there.url}/0.png")
+        outcome = await parts.do(parts.fetcher.download, task, last)
+        assert isinstance(outcome, RetryAt)
+        assert not outcome.counts
+        assert isinstance(await parts.do(parts.fetcher.download, task, last), GiveUp)
