@@ -203,7 +203,7 @@ class KlingApi:
         """
         if not kling_id or usual_kind(family) != "video" or is_kling(self._base):
             return None
-        return Output("video", whole_address(self._base, content_path(quote(kling_id, safe=""))))
+        return Output("video", whole_address(self._base, content_path(kling_id)))
 
     def _located(self, family: str, report: Report) -> Report:
         """The report with whole addresses and the kind of each file, which a relay may leave out."""

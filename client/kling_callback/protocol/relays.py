@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
 from kling_callback.protocol.urls import is_loopback, is_web_address
@@ -58,8 +58,8 @@ UPDATED_AT = ("updated_at", "update_time", "completed_at", "finish_time", "updat
 FIRST_MILLISECONDS = 10**11
 """A smaller time is in seconds: as seconds this one is in the year 5138, as milliseconds in 1973."""
 
-CONTENT_PATH = re.compile(r"/v1/videos/(?!\.{1,2}/)[^/\\?#\s]+/content")
-"""Where relays serve a video themselves, to those who have the key."""
+CONTENT_PATH = re.compile(r"/v1/videos/(?!\.{1,2}/)[A-Za-z0-9_.:@=-]{1,256}/content")
+"""Where relays serve a video themselves, to those who have the key. No server finds another path encoded in it."""
 
 MAX_DEPTH = 4
 MAX_ITEMS = 100
@@ -120,8 +120,8 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
 
 
 def content_path(task_id: str) -> str:
-    """The path at a relay's own host of a video that has no other address. `task_id`: quoted."""
-    return f"/v1/videos/{task_id}/content"
+    """The path at a relay's own host of a video that has no other address."""
+    return f"/v1/videos/{quote(task_id, safe=':@=')}/content"
 
 
 def is_relays(record: dict[str, Any]) -> bool:

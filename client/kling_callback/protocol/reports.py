@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
 
 from kling_callback.protocol import relays
 from kling_callback.protocol.outputs import (
@@ -242,7 +241,7 @@ def _relay_outputs(layers: list[dict[str, Any]], report: Report) -> tuple[Output
         if outputs := tuple(islice(_outputs(layer), MAX_OUTPUTS)) or named:
             return outputs
     if report.kling_id and relays.is_relays(layers[0]):
-        return (Output(relays.ANY_KIND, relays.content_path(quote(report.kling_id, safe=""))),)
+        return (Output(relays.ANY_KIND, relays.content_path(report.kling_id)),)
     return ()
 
 

@@ -44,8 +44,8 @@ def download(tx: Transaction, task_id: str, index: int, url: str) -> None:
 
 
 def host_of(url: str) -> str:
-    """The host and port of a URL as written, in lower case; "" if it has none."""
+    """The host of a URL as written, in lower case; "" if it has none. Its ports are one host's: it chooses them."""
     try:
-        return urlsplit(url).netloc.rpartition("@")[2][:200].lower()
+        return (urlsplit(url).hostname or "").rstrip(".")[:200]
     except ValueError:
         return ""

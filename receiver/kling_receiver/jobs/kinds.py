@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 
 UNLIMITED_KINDS = frozenset({Kind.DOWNLOAD})
-"""Kinds whose attempts may take any time: a slow download goes on as long as bytes arrive."""
+"""Kinds whose attempts may take any time: a slow download goes on, and its handler ends one that is too slow."""
 
 
 class Pool(StrEnum):

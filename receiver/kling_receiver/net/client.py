@@ -8,7 +8,7 @@ import asyncio
 import functools
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import aiohttp
@@ -153,10 +153,12 @@ class GuardedClient:
         headers: Mapping[str, str] = NO_HEADERS,
         content: bytes | None = None,
         read_timeout: float = READ_SECONDS,
+        redirected_by: Sequence[str] = (),
     ) -> Response:
         """Send one request to a checked address; the caller reads and closes. Raises Refused, RequestFailed.
 
-        `read_timeout`: seconds for which the host may send nothing.
+        `read_timeout`: seconds for which the host may send nothing. `redirected_by`: the addresses whose redirects
+        led here, for a client that trusts some hosts more than others.
         No compression is requested: the size of a compressed body is known only after it was read.
         """
         scheme, authority, target = split_url(check_url(url, self.allowed))

@@ -1,9 +1,10 @@
 """The HTTP client for result files, some of which a relay serves itself: only to those who have the account's key.
 
-The key is sent to the API base's own origin and to no other, whatever an answer names and wherever a redirect leads.
+The key is sent to the API base's own origin and to no other, whatever an answer names and wherever a redirect leads:
+only to an address that Kling's answer named, or to which the base's own origin redirected.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +22,8 @@ class ResultClient(GuardedClient):
 
     `base`: KLING_API_BASE. `authorization`: makes the header of a call to it. A video's content there is requested with
     the key, and may be private, as the base itself may be: its path is no other than that of a query. Any other address
-    of the base's origin must be public or allowed, and gets the key once it has refused a request without one.
+    of the base's origin must be public or allowed, and gets the key once it has refused a request without one. An
+    address to which another host redirected is an address like any other: no host chooses what is requested here.
     """
 
     def __init__(self, allowed: Allowlist, base: str, authorization: Callable[[], str]) -> None:
@@ -32,10 +34,18 @@ class ResultClient(GuardedClient):
         own = replace(allowed, hosts=allowed.hosts | {((parts.hostname or "").lower(), port)})
         self._own = GuardedClient(own)
 
-    async def send(self, method: str, url: str, *, headers: Mapping[str, str] = NO_HEADERS, **options: Any) -> Response:
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        redirected_by: Sequence[str] = (),
+        **options: Any,
+    ) -> Response:
         """Send one request, with the key if it needs one and may have it. Raises Refused, RequestFailed."""
         path = self._own_path(url)
-        if path is None:
+        if path is None or any(self._own_path(each) is None for each in redirected_by):
             return await super().send(method, url, headers=headers, **options)
         if CONTENT_PATH.fullmatch(path.removeprefix(urlsplit(self._base).path)):
             return await self._content(method, url, path, headers, options)

@@ -17,7 +17,14 @@ from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Refused
 from kling_receiver.results import records as result_records
-from kling_receiver.results.fetch import InvalidFile, StorageUnavailable, UnexpectedResponse, fetch, storage_call
+from kling_receiver.results.fetch import (
+    Interrupted,
+    InvalidFile,
+    StorageUnavailable,
+    UnexpectedResponse,
+    fetch,
+    storage_call,
+)
 from kling_receiver.results.media import UNKNOWN_TYPE
 from kling_receiver.results.records import StoredFile, part_name
 from kling_receiver.results.storage import LocalStorage
@@ -68,7 +75,8 @@ class Downloader:
     async def download(self, job: ClaimedJob) -> Effect:
         """Handle one `download` job: the file is stored, retried, or failed with a reason.
 
-        It has no time limit: it ends once no byte arrives, and a cancelled one is resumed.
+        It has no time limit: it ends once too few bytes arrive, and is resumed, as a cancelled one is. An attempt that
+        brought a part of the file is not counted: each has less to do than the one before.
         """
         index = int(job.args["index"])
         result = await self._reader.result(job.task_id, index)
@@ -102,7 +110,10 @@ class Downloader:
             return lambda tx: RetryAt(tx.now, reason, args=args)
         attempts = job.attempts - job.args.get("asked_after", 0)
         is_refusal, is_final = _is_refusal(error), isinstance(error, Refused)
-        is_last = is_final or attempts > len(self._backoff.steps) or (is_refusal and attempts >= MAX_REFUSALS)
+        counts = not isinstance(error, Interrupted)
+        is_last = (
+            is_final or (counts and attempts > len(self._backoff.steps)) or (is_refusal and attempts >= MAX_REFUSALS)
+        )
         expired = result["expires_at"] is not None and result["expires_at"] <= self._clock() * 1000
         may_be_old = is_last or (is_refusal and (expired or attempts >= REFUSALS_BEFORE_QUERY))
         outputs: tuple[Output, ...] | None = None
@@ -120,9 +131,10 @@ class Downloader:
                 result_records.mark_failed(tx, tx.require_task(job.task_id), index, reason)
                 return GiveUp(reason)
             retry_after = error.retry_after if isinstance(error, UnexpectedResponse) else None
-            due = self._backoff.next_at(attempts, tx.now, at_least=retry_after)
+            due = self._backoff.next_at(min(attempts, len(self._backoff.steps)), tx.now, at_least=retry_after)
             assert due is not None
-            return RetryAt(due, reason, args=None if outputs is None else {**job.args, "asked_after": 0})
+            args = None if outputs is None else {**job.args, "asked_after": 0}
+            return RetryAt(due, reason, args=args, counts=counts)
 
         return settle
 

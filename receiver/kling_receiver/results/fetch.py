@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from email.utils import parsedate_to_datetime
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from kling_callback.api.http import retry_after_seconds
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
 from kling_receiver.net.guard import join_url
+from kling_receiver.results.headers import content_length, content_range, strong_validator
 from kling_receiver.results.media import (
     HEAD_BYTES,
     UNKNOWN_TYPE,
@@ -28,18 +29,25 @@ MAX_RESUMES = 5
 """Times that a download which was cut short is resumed, within one attempt."""
 RESPONSE_SECONDS = 120
 """Seconds until a host has sent the head of its response; its body may take any time."""
+MIN_PROGRESS_BYTES = 1 << 16
+PROGRESS_SECONDS = 300
+"""An attempt must bring so many bytes in so many seconds, 220 a second on average, again and again until its end.
+
+A slow download goes on, for days if need be. One that is slower gives its place to others, and is resumed later. Five
+minutes: so long a slower one may keep others waiting, and a host that pauses for a while is not given up.
+"""
 BUFFER_BYTES = 1 << 20
 """Bytes that are written to the disk at once."""
 BUFFER_SECONDS = 1.0
 """Seconds for which fewer bytes wait for more."""
-STRONG_DATE_SECONDS = 60
-"""Seconds for which a file must have been unchanged, for its date to tell its versions apart (RFC 9110, 8.8.2.2)."""
-
-CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
 
 
 class InvalidFile(Exception):
     """The file is not what Kling named: another kind, truncated, too large."""
+
+
+class Interrupted(RequestFailed):
+    """The attempt failed after it had brought a part of the file that the next one does not request again."""
 
 
 class UnexpectedResponse(Exception):
@@ -48,6 +56,24 @@ class UnexpectedResponse(Exception):
     def __init__(self, response: Response) -> None:
         super().__init__(f"the host answered {response.status}")
         self.status, self.retry_after = response.status, retry_after_seconds(response.headers)
+
+
+class Progress:
+    """Checks that an attempt brings MIN_PROGRESS_BYTES in each PROGRESS_SECONDS."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._missing, self._due = MIN_PROGRESS_BYTES, time.monotonic() + PROGRESS_SECONDS
+
+    def check(self, received: int = 0) -> None:
+        """Count bytes that were received. Raises RequestFailed if there are too few of them."""
+        self._missing -= received
+        if self._missing <= 0:
+            self._restart()
+        elif time.monotonic() > self._due:
+            raise RequestFailed(f"the host is too slow: less than {MIN_PROGRESS_BYTES} bytes in {PROGRESS_SECONDS:g} s")
 
 
 class StorageUnavailable(Exception):
@@ -66,15 +92,33 @@ async def fetch(client: GuardedClient, url: str, part: PartialFile, *, kind: str
     """Download a file of this kind into `part`, from where it ends. Returns the content type that its bytes show.
 
     It takes as long as bytes arrive, and resumes where a connection was cut.
-    Raises InvalidFile, UnexpectedResponse, StorageUnavailable, Refused, RequestFailed.
+    Raises InvalidFile, UnexpectedResponse, StorageUnavailable, Refused, RequestFailed, or its subclass Interrupted.
     """
+    begun = part.size
+    try:
+        headers = await _receive_all(client, url, part, kind, max_bytes)
+    except RequestFailed as error:
+        if part.validator and part.size - begun >= MIN_PROGRESS_BYTES:
+            raise Interrupted(str(error)) from error
+        raise
+    content_type = await storage_call(_check, part, kind, headers)
+    if part.length is None and not await storage_call(is_complete, part.path, content_type):
+        raise InvalidFile(f"the {content_type} file is truncated")
+    return content_type
+
+
+async def _receive_all(
+    client: GuardedClient, url: str, part: PartialFile, kind: str, max_bytes: int
+) -> Mapping[str, str]:
+    """Request the file, and what is missing of it, until it is whole. Returns the headers of the last response."""
     headers: Mapping[str, str] = {}
+    progress = Progress()
     for resumes in range(MAX_RESUMES + 1):
         if part.is_whole:  # the receiver was stopped before the file was stored
             break
-        response = await _open(client, url, part, max_bytes)
+        response = await _open(client, url, part, max_bytes, progress)
         try:
-            await _receive(response, part, kind, max_bytes)
+            await _receive(response, part, kind, max_bytes, progress)
             headers = response.headers
             break
         except RequestFailed:
@@ -82,22 +126,22 @@ async def fetch(client: GuardedClient, url: str, part: PartialFile, *, kind: str
                 raise
         finally:
             await response.close()
-    content_type = await storage_call(_check, part, kind, headers)
-    if part.length is None and not await storage_call(is_complete, part.path, content_type):
-        raise InvalidFile(f"the {content_type} file is truncated")
-    return content_type
+    return headers
 
 
-async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: int) -> Response:
+async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: int, progress: Progress) -> Response:
     """Request the rest of the file; redirects are followed one by one, and each target is checked."""
     headers: dict[str, str] = {}
     if part.size and part.validator:
         headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+    redirected_by: list[str] = []
     for _ in range(MAX_REDIRECTS + 1):
-        response = await _send(client, url, headers)
+        progress.check()
+        response = await _send(client, url, headers, redirected_by)
         if response.location is None:
             break
         await response.close()
+        redirected_by.append(url)
         url = join_url(url, response.location)
     try:
         await _begin(response, part, max_bytes)
@@ -107,17 +151,19 @@ async def _open(client: GuardedClient, url: str, part: PartialFile, max_bytes: i
     return response
 
 
-async def _send(client: GuardedClient, url: str, headers: Mapping[str, str]) -> Response:
+async def _send(client: GuardedClient, url: str, headers: Mapping[str, str], redirected_by: Sequence[str]) -> Response:
     try:
         async with asyncio.timeout(RESPONSE_SECONDS):
-            return await client.send("GET", url, headers=headers)
+            return await client.send("GET", url, headers=headers, redirected_by=redirected_by)
     except TimeoutError as error:
         raise RequestFailed(f"the host did not answer within {RESPONSE_SECONDS:g} s") from error
 
 
 async def _begin(response: Response, part: PartialFile, max_bytes: int) -> None:
     """Prepare `part` for the body of a response: the rest of the same file, or a file from its first byte on."""
-    if part.size and response.status == 206 and _continues(response, part):
+    if part.size and response.status == 206 and (match := _continues(response, part)):
+        if match[3] != "*":
+            part.length = _checked_length(int(match[3]), max_bytes)
         return
     if part.size and response.status in (206, 416):
         await storage_call(part.restart)
@@ -126,20 +172,23 @@ async def _begin(response: Response, part: PartialFile, max_bytes: int) -> None:
         raise UnexpectedResponse(response)
     if part.size:
         await storage_call(part.restart)
-    part.validator, part.length = _validator(response), _length(response)
-    if part.length is not None and part.length > max_bytes:
-        raise _too_large(max_bytes)
+    part.validator = strong_validator(response.headers)
+    part.length = _checked_length(content_length(response.headers), max_bytes)
 
 
-async def _receive(response: Response, part: PartialFile, kind: str, max_bytes: int) -> None:
-    checked = False
-    async for data in _buffered(response):
+async def _receive(response: Response, part: PartialFile, kind: str, max_bytes: int, progress: Progress) -> None:
+    checked, end = False, _end(response, part)
+    async for data in _buffered(response, progress):
         if part.size + len(data) > max_bytes:
             raise _too_large(max_bytes)
+        if end is not None and part.size + len(data) > end:
+            raise InvalidFile(f"the host sent more than the {end} bytes that it named")
         await storage_call(part.write, data)
         if not checked and part.size >= HEAD_BYTES:
             checked = bool(await storage_call(_check, part, kind, response.headers))
     if part.length is not None and part.size != part.length:
+        if response.status == 206:  # a host may send less than was requested
+            raise RequestFailed(f"the host sent {part.size} of {part.length} bytes")
         raise InvalidFile(f"received {part.size} of {part.length} bytes")
 
 
@@ -159,30 +208,24 @@ def _check(part: PartialFile, kind: str, headers: Mapping[str, str]) -> str:
     raise InvalidFile(f"not a valid {kind} file: it begins with {head[:12]!r}")
 
 
-def _continues(response: Response, part: PartialFile) -> bool:
-    """Whether a partial response is the rest of this version of the file."""
-    match = CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+def _continues(response: Response, part: PartialFile) -> re.Match[str] | None:
+    """The range of a partial response that is the rest of this version of the file, or begins it; else None."""
+    match = content_range(response.headers)
     if not match or int(match[1]) != part.size:
-        return False
+        return None
     name = "ETag" if str(part.validator).startswith('"') else "Last-Modified"
     same_version = response.headers.get(name, part.validator) == part.validator
-    return same_version and (part.length is None or match[2] in ("*", str(part.length)))
+    return match if same_version and (part.length is None or match[3] in ("*", str(part.length))) else None
 
 
-def _validator(response: Response) -> str | None:
-    """What tells this version of the file from any other, byte for byte; None if its host does not say so."""
-    etag, changed = response.headers.get("ETag"), response.headers.get("Last-Modified")
-    if etag:
-        return etag if etag.startswith('"') else None
-    try:
-        moments = [parsedate_to_datetime(response.headers.get(name, "")) for name in ("Date", "Last-Modified")]
-        age = (moments[0] - moments[1]).total_seconds()
-    except (TypeError, ValueError):
-        return None
-    return changed if age >= STRONG_DATE_SECONDS else None
+def _end(response: Response, part: PartialFile) -> int | None:
+    """The size of the part at which this response must end; None if the host named none."""
+    match = content_range(response.headers) if response.status == 206 else None
+    ends = [part.length, int(match[2]) + 1 if match else None]
+    return min((end for end in ends if end is not None), default=None)
 
 
-async def _buffered(response: Response) -> AsyncIterator[bytes]:
+async def _buffered(response: Response, progress: Progress) -> AsyncIterator[bytes]:
     """The body in pieces of a size fit for the disk; bytes received before a cut are yielded before the error."""
     buffer, chunk = bytearray(), b"-"
     while chunk:
@@ -190,6 +233,8 @@ async def _buffered(response: Response) -> AsyncIterator[bytes]:
             async with asyncio.timeout(BUFFER_SECONDS if buffer else None):
                 chunk = await response.read()
             buffer += chunk
+            if chunk:
+                progress.check(len(chunk))
         except TimeoutError:
             pass
         except RequestFailed:
@@ -204,10 +249,10 @@ async def _buffered(response: Response) -> AsyncIterator[bytes]:
             buffer.clear()
 
 
-def _length(response: Response) -> int | None:
-    """Bytes of the file, if the host names a length."""
-    header = response.headers.get("Content-Length", "")
-    return int(header) if header.isdecimal() else None
+def _checked_length(length: int | None, max_bytes: int) -> int | None:
+    if length is not None and length > max_bytes:
+        raise _too_large(max_bytes)
+    return length
 
 
 def _too_large(max_bytes: int) -> InvalidFile:

@@ -2,11 +2,12 @@
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from kling_callback.protocol.families import usual_kind
-from kling_callback.protocol.relays import whole_address
+from kling_callback.protocol.relays import CONTENT_PATH, content_path, whole_address
 from kling_callback.protocol.reports import Answer, Output, Report, parse_answer, parse_callback
 from kling_callback.protocol.statuses import parse_status
 
@@ -288,3 +289,11 @@ def test_a_family_tells_the_kind_of_its_files(family: str, kind: str) -> None:
 def test_a_relay_s_own_files_are_at_its_own_host(url: str, whole: str) -> None:
     """A path, or an address that only the relay itself can reach, leads to KLING_API_BASE's host."""
     assert whole_address("https://relay.example/kling", url) == whole
+
+
+@pytest.mark.parametrize("kling_id", ["T", "task_a-b.c", "urn:a@b=c", "d\u00e9j\u00e0;vu"])
+def test_the_path_of_a_content_names_one_task(kling_id: str) -> None:
+    """Ids of the usual characters stay as they are."""
+    path = content_path(kling_id)
+    assert unquote(path) == f"/v1/videos/{kling_id}/content"
+    assert bool(CONTENT_PATH.fullmatch(path)) == kling_id.isascii()

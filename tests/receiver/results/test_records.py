@@ -88,13 +88,15 @@ def test_files_are_named_once(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("url", "lane"),
     [
-        ("https://User:secret@CDN.example:8443/a", "download cdn.example:8443"),
+        ("https://User:secret@CDN.example:8443/a", "download cdn.example"),
+        ("https://cdn.example./a", "download cdn.example"),
+        ("http://[2001:DB8::1]:8080/a", "download 2001:db8::1"),
         ("https://[::1/broken", "download "),
         ("nonsense", "download "),
     ],
 )
 def test_files_of_one_host_share_a_concurrency_key(ledger: Ledger, url: str, lane: str) -> None:
-    """The host as it is written, without credentials; a malformed address has a key too."""
+    """The host as it is written, without credentials and port; a malformed address has a key too."""
     ledger.register()
     ledger.change(lambda tx: enqueue.download(tx, "t", 0, url))
     assert ledger.jobs()["download/t/0"]["concurrency_key"] == lane

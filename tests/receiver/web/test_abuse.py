@@ -18,6 +18,7 @@ import pytest
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.webhooks import TOLERANCE_SECONDS, sign
 from kling_receiver.app import Receiver
+from kling_receiver.jobs import worker
 from kling_receiver.jobs.kinds import MAX_PER_POOL
 from kling_receiver.tasks.ingest import MAX_KEPT_BYTES, MAX_KEPT_CALLBACKS
 from kling_receiver.web.body import LARGE_BYTES, MAX_UNAUTHENTICATED
@@ -261,8 +262,11 @@ def test_a_leaked_callback_url_cannot_fill_the_disk(start: Start, gateway: Sandb
     assert sum(file.stat().st_size for file in files) < 10_000_000
 
 
-def test_many_slow_hosts_delay_neither_queries_nor_hooks(start: Start, gateway: Sandbox) -> None:
+def test_many_slow_hosts_delay_neither_queries_nor_hooks(
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the pool of downloads is full of silent hosts, a query is sent, and the event is delivered."""
+    monkeypatch.setattr(worker, "MAX_PER_KEY", MAX_PER_POOL["downloads"])  # loopback stands for several hosts
     with host(lambda visit: visit.answer(204)) as hook, ExitStack() as stack:
         slow = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(MAX_PER_POOL["downloads"] + 5)
@@ -285,9 +289,25 @@ def test_many_slow_hosts_delay_neither_queries_nor_hooks(start: Start, gateway: 
         assert rows(running, query)[0]["n"] == MAX_PER_POOL["downloads"]
 
 
-def _succeed(url: str, file: str) -> None:
-    """Send a callback that Kling signed, with one file."""
-    body = json.dumps({"task_status": "succeed", "task_result": {"images": [{"index": 0, "url": file}]}}).encode()
+def test_a_slow_host_has_few_places_on_all_its_ports(start: Start) -> None:
+    """A file of another host is downloaded meanwhile."""
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        good = stack.enter_context(host(lambda visit: visit.answer(404)))
+        running = start(webhook_secrets=(WEBHOOK,), private_result_hosts=("127.0.0.1", "localhost"))
+        urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in slow]
+        _succeed(running.callback_url(new_id()), *(f"{url}/{n}.png" for n in range(worker.MAX_PER_KEY) for url in urls))
+        query = "SELECT count(*) AS n FROM job WHERE kind = 'download' AND state = 'running'"
+        eventually(lambda: rows(running, query)[0]["n"] == worker.MAX_PER_KEY, running)
+        _succeed(running.callback_url(new_id()), good.url.replace("127.0.0.1", "localhost"))
+        good.wait_for(1)
+        assert rows(running, query)[0]["n"] <= worker.MAX_PER_KEY + 1
+
+
+def _succeed(url: str, *files: str) -> None:
+    """Send a callback that Kling signed, with these files."""
+    images = [{"index": n, "url": file} for n, file in enumerate(files)]
+    body = json.dumps({"task_status": "succeed", "task_result": {"images": images}}).encode()
     now = int(time.time())
     headers = {"webhook-id": "m", "webhook-timestamp": str(now)}
     headers["webhook-signature"] = sign(WEBHOOK, "m", now, body)
