@@ -60,7 +60,11 @@ def request(line: bytes, *headers: bytes, body: bytes = b"", length: bytes | Non
     return b"\r\n".join([line, b"Host: x", *lengths, *headers, b"", body])
 
 
-SIGNED = (b"webhook-id: m", b"webhook-timestamp: %d" % time.time(), b"webhook-signature: v1,AAAA")
+def signed() -> tuple[bytes, bytes, bytes]:
+    """The headers of a false signature of this second: one of minutes ago is refused before its body is read."""
+    return b"webhook-id: m", b"webhook-timestamp: %d" % time.time(), b"webhook-signature: v1,AAAA"
+
+
 ABUSES = {
     "nothing": (b"", b""),
     "a blank line": (b"\r\n\r\n", b""),
@@ -111,8 +115,8 @@ ABUSES = {
     "a put without a token": (request(b"PUT /api/tasks/x HTTP/1.1", body=DEEP), b"401"),
     "a delete": (request(b"DELETE /api/tasks/x HTTP/1.1"), b"405"),
     "no signature": (request(SEND, body=b"{}"), b"401"),
-    "a false signature": (request(SEND, *SIGNED, body=b"{}"), b"401"),
-    "a false signature of much": (request(SEND, *SIGNED, body=bytes(1_100_000)), b"401"),
+    "a false signature": (request(SEND, *signed(), body=b"{}"), b"401"),
+    "a false signature of much": (request(SEND, *signed(), body=bytes(1_100_000)), b"401"),
     "a link": (request(b"GET /api/tasks/x/results/0?expires=9e9&signature=%00 HTTP/1.1"), b"401"),
     "a number": (request(b"GET /api/tasks/x/results/" + b"9" * 5000 + b" HTTP/1.1"), b"404"),
     "a file": (request(b"GET /.env HTTP/1.1"), b"404"),
@@ -209,7 +213,7 @@ def _answer(connection: socket.socket) -> bytes:
 def test_large_unauthenticated_bodies_are_limited(start: Start) -> None:
     """While the limit is reached, others are answered 503; small bodies and callbacks with a token are accepted."""
     running = start(webhook_secrets=(WEBHOOK,))
-    head = request(SEND, *SIGNED, b"Expect: 100-continue", length=b"%d" % (2 * LARGE_BYTES))
+    head = request(SEND, *signed(), b"Expect: 100-continue", length=b"%d" % (2 * LARGE_BYTES))
     with ExitStack() as stack:
 
         def begin() -> socket.socket:
@@ -225,7 +229,7 @@ def test_large_unauthenticated_bodies_are_limited(start: Start) -> None:
         refused = _answer(begin())
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 5" in refused
-        assert raw(running.url, request(SEND, *SIGNED, length=b"2") + b"{}").startswith(b"HTTP/1.1 401 ")
+        assert raw(running.url, request(SEND, *signed(), length=b"2") + b"{}").startswith(b"HTTP/1.1 401 ")
         assert post(running, new_id(), {"task_status": "processing"}).status_code == 200
         first.sendall(bytes(LARGE_BYTES - 1))
         assert _answer(first).startswith(b"HTTP/1.1 401 ")
@@ -237,7 +241,7 @@ def test_a_signature_of_another_time_is_refused_before_its_body_is_read(start: S
     """So is a signature without a time, or a time without a signature."""
     running = start(webhook_secrets=(WEBHOOK,))
     stamp = b"webhook-timestamp: %d" % (time.time() + late)
-    for headers in ((stamp, SIGNED[2]), (SIGNED[1],), (SIGNED[2],)):
+    for headers in ((stamp, signed()[2]), (signed()[1],), (signed()[2],)):
         sent = request(SEND, *headers, b"Expect: 100-continue", length=b"2")
         assert raw(running.url, sent).startswith(b"HTTP/1.1 401 ")
 
