@@ -27,7 +27,7 @@ from tests.support.database import statements
 from tests.support.receiver import Start, make_settings
 from tests.support.web import host
 from tools.harness.process import Process
-from tools.harness.submitting import eventually, metric, post, raw, rows, show
+from tools.harness.submitting import metric, poll_until, post, raw, rows, show
 
 HEADER_SECONDS = 2
 WEBHOOK = "whsec_" + base64.b64encode(b"a-webhook-secret-for-these-tests").decode()
@@ -284,7 +284,7 @@ def test_many_slow_hosts_delay_neither_queries_nor_hooks(
         for n, each in enumerate(slow):
             _succeed(running.callback_url(new_id()), f"http://127.0.0.1:{each.getsockname()[1]}/{n}.png")
         query = "SELECT count(*) AS n FROM job WHERE kind = 'download' AND state = 'running'"
-        eventually(lambda: rows(running, query)[0]["n"] == MAX_PER_POOL["downloads"], running)
+        poll_until(lambda: rows(running, query)[0]["n"] == MAX_PER_POOL["downloads"])
         task = new_id()
         assert post(running, task, {"task_status": "succeed"}).status_code == 200
         gateway.wait_for(lambda: any(task in query.ids for query in gateway.queries))
@@ -302,7 +302,7 @@ def test_a_slow_host_has_few_places_on_all_its_ports(start: Start) -> None:
         urls = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in slow]
         _succeed(running.callback_url(new_id()), *(f"{url}/{n}.png" for n in range(worker.MAX_PER_KEY) for url in urls))
         query = "SELECT count(*) AS n FROM job WHERE kind = 'download' AND state = 'running'"
-        eventually(lambda: rows(running, query)[0]["n"] == worker.MAX_PER_KEY, running)
+        poll_until(lambda: rows(running, query)[0]["n"] == worker.MAX_PER_KEY)
         _succeed(running.callback_url(new_id()), good.url.replace("127.0.0.1", "localhost"))
         good.wait_for(1)
         assert rows(running, query)[0]["n"] <= worker.MAX_PER_KEY + 1
