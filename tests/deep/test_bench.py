@@ -1,6 +1,7 @@
 """The benches start, with the processes that they name. How fast anything is, no test asks."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,6 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
     ("arguments", "rows"),
     [
         (("callbacks", "--rounds=1", "--requests=60", "--connections=4"), ("bare route", "SQLite", "PostgreSQL")),
-        (("callbacks", "--rounds=1", "--requests=60", "--connections=4", "--library"), ("bare route", "SQLite")),
-        (("starting", "--tasks=200", "--seconds=0.5"), ("SQLite", "PostgreSQL")),
         (("hooks", "--rate=10", "--seconds=1", "--backlog=100", "--rounds=1"), ("drained",)),
     ],
 )
@@ -30,3 +29,13 @@ def test_a_bench_runs_to_its_end(arguments: tuple[str, ...], rows: tuple[str, ..
     )
     assert ran.returncode == 0, ran.stderr
     assert [row for row in rows if row not in ran.stdout] == []
+
+
+def test_each_process_of_a_bench_is_there() -> None:
+    """The benches name them by their modules."""
+    bench = SCRIPTS / "tools" / "bench"
+    named = {
+        name for path in bench.glob("*.py") for name in re.findall(r"tools\.bench\.processes\.(\w+)", path.read_text())
+    }
+    assert named
+    assert named <= {path.stem for path in (bench / "processes").glob("*.py")}
