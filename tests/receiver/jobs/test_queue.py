@@ -88,6 +88,18 @@ def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
     assert [job.unique_key for job in claim(ledger)] == ["later"]
 
 
+def test_the_lease_of_a_running_job_is_extended(ledger: Ledger) -> None:
+    """From now on; a job that another claim has taken meanwhile keeps its lease."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    ledger.now += 400
+    lost = replace(job, claim_id="another claim")
+    ledger.change(lambda tx: queue.renew_leases(tx, [lost], lease_ms=LEASE))
+    assert ledger.jobs()["ask/t"]["lease_expires_at"] == NOW + LEASE
+    ledger.change(lambda tx: queue.renew_leases(tx, [job], lease_ms=LEASE))
+    assert ledger.jobs()["ask/t"]["lease_expires_at"] == NOW + 400 + LEASE
+
+
 def test_an_unconfirmed_claim_is_released(ledger: Ledger) -> None:
     """As if it had not been made; other claims stay."""
     ledger.put_job("first")
