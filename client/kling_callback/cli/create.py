@@ -45,10 +45,7 @@ def create_and_run(
     with problems:
         task_id, tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
     with problems:
-        if wait_options.output and wait_options.no_wait:
-            raise errors.ParameterError(["output: nothing is written with --no-wait. Use: kling wait ID --output DIR"])
-        if wait_options.output:
-            wait_options.output.check()
+        wait_options.check()
     with problems:
         check_key(ClientSettings.load(require=TO_CREATE), family)
     problems.raise_all()

@@ -51,6 +51,13 @@ class WaitOptions:
     as_json: bool
     no_wait: bool = False
 
+    def check(self) -> None:
+        """Check that the files can be written, and are waited for. Raises ParameterError."""
+        if self.output and self.no_wait:
+            raise errors.ParameterError(["output: nothing is written with --no-wait. Use: kling wait ID --output DIR"])
+        if self.output:
+            self.output.check()
+
 
 def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options: WaitOptions) -> None:
     """Create or attach to a task, wait for it unless `no_wait`, and output its files."""

@@ -23,8 +23,7 @@ def wait_for(task_id: str, **waiting: Any) -> None:
 
     problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
     with problems:
-        if wait_options.output:
-            wait_options.output.check()
+        wait_options.check()
     with problems:
         ClientSettings.load(require=TO_WAIT)
     problems.raise_all()
