@@ -1,37 +1,45 @@
 """Calls of endpoints that answer at once. They cost money as creates do: none is sent twice that may have arrived."""
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from kling_callback.api.kling import KlingApi
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.creation import resend_rule
-from kling_callback.errors import ParameterError
+from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.jobs.body import json_problems
+from kling_callback.jobs.untyped import encode_files
 from kling_callback.protocol import families
 
 LIST_PAGE_SIZE = 30
 """Tasks of one page of Kling's list: Kling's default."""
 
 
-async def call(kling_api: KlingApi, retry: RetryPolicy, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Check and send one call; retry only what was certainly not accepted. Returns the answer's JSON, unchanged.
+async def call(kling_api: KlingApi, retry: RetryPolicy, target: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """Send one checked call; retry only what was certainly not accepted. Returns the answer's JSON, unchanged.
 
-    Raises ParameterError, NotCreated or CreateUnknown.
+    Raises NotCreated or CreateUnknown.
     """
-    target = call_path(path, body)
-    content = None if body is None else dict(body)
-    return await retry.retry(lambda: kling_api.call(target, content), resend_rule(retry), retry.create_seconds)
+    return await retry.retry(lambda: kling_api.call(target, body), resend_rule(retry), retry.create_seconds)
+
+
+def prepare_call(path: str, body: Any) -> tuple[str, dict[str, Any] | None]:
+    """The path and the body to send, with files encoded. Blocks to read files.
+
+    Raises ParameterError with all problems.
+    """
+    problems, target, content = ProblemCollector(), path, None
+    with problems:
+        target = call_path(path, body)
+    with problems:
+        content = None if body is None else encode_files(path, body)
+    problems.raise_all()
+    return target, content
 
 
 async def tasks_at_kling(kling_api: KlingApi, retry: RetryPolicy, family: str, limit: int) -> list[dict[str, Any]]:
-    """At most `limit` records of Kling's own list of a family, newest first. Raises ParameterError, GatewayError."""
-    if families.is_new_standard(family):
-        raise ParameterError([f"family: Kling has no list of the tasks of {family}: the new standard has none."])
-    if problems := families.family_problems(family):
-        raise ParameterError(problems)
+    """At most `limit` records of Kling's own list of a family, newest first. Raises GatewayError."""
     records: list[dict[str, Any]] = []
     page_number = 0
     while len(records) < limit:
@@ -46,6 +54,14 @@ async def tasks_at_kling(kling_api: KlingApi, retry: RetryPolicy, family: str, l
         if len(page) < LIST_PAGE_SIZE or not new:
             break
     return records[:limit]
+
+
+def check_listed(family: str) -> None:
+    """Check that Kling may have a list of a family's tasks. Raises ParameterError."""
+    if families.is_new_standard(family):
+        raise ParameterError([f"family: Kling has no list of the tasks of {family}: the new standard has none."])
+    if problems := families.family_problems(family):
+        raise ParameterError(problems)
 
 
 def call_path(path: str, body: Any = None) -> str:

@@ -18,7 +18,7 @@ from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
-from kling_callback.jobs.untyped import encode_files, prepare
+from kling_callback.jobs.untyped import prepare, prepare_job
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.families import family_problems
 from kling_callback.protocol.ids import check_any_id
@@ -85,8 +85,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """
         problems, family, body = ProblemCollector(), job.endpoints[0].family, dict(values)
         with problems:
-            family, body = await to_thread.run_sync(job.create, await with_files(values))
-            body = await to_thread.run_sync(prepare, family, body)
+            family, body = await to_thread.run_sync(prepare_job, job, await with_files(values))
         return await self._create(problems, family, body, tags=tags, hook=hook, external_task_id=external_task_id)
 
     async def create(
@@ -191,16 +190,25 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
         """
-        check_key(self._settings)
-        content = None if body is None else await to_thread.run_sync(encode_files, path, await with_files(body))
-        return await calls.call(self._kling_api, self._receiver.retry, path, content)
+        problems, target, content = ProblemCollector(), path, None
+        with problems:
+            target, content = await to_thread.run_sync(calls.prepare_call, path, await with_files(body))
+        with problems:
+            check_key(self._settings)
+        problems.raise_all()
+        return await calls.call(self._kling_api, self._receiver.retry, target, content)
 
     async def tasks_at_kling(self, family: str, *, limit: int = PAGE_SIZE) -> list[dict[str, Any]]:
         """List at most `limit` tasks of a legacy family as Kling itself has them: Kling's records, newest first.
 
         Raises ParameterError for another family, GatewayError if Kling gives no list.
         """
-        check_key(self._settings)
+        problems = ProblemCollector()
+        with problems:
+            calls.check_listed(family)
+        with problems:
+            check_key(self._settings)
+        problems.raise_all()
         return await calls.tasks_at_kling(self._kling_api, self._receiver.retry, family, limit)
 
     def attach(self, task_id: str) -> AsyncTask:

@@ -260,9 +260,22 @@ async def test_a_stale_jwt_is_signed_anew() -> None:
 async def test_a_call_needs_a_key() -> None:
     """And says which."""
     async with Stage().kling(settings=ClientSettings.load(require=TO_WAIT, **{**SETTINGS, "api_key": ""})) as kling:
-        for method in (kling.call, kling.tasks_at_kling):
+        for call in (lambda: kling.call("general/presets-voices"), lambda: kling.tasks_at_kling("videos/text2video")):
             with pytest.raises(SettingsError, match="KLING_API_KEY"):
-                await method("general/presets-voices")
+                await call()
+
+
+async def test_all_problems_of_a_call_are_reported_at_once() -> None:
+    """Path, files and key, before anything is sent; of a list, family and key."""
+    stage = Stage()
+    async with stage.kling(settings=ClientSettings.load(require=TO_WAIT, **{**SETTINGS, "api_key": ""})) as kling:
+        with pytest.raises(ParameterError) as error:
+            await kling.call("images/generations", {"image": "missing.png", "mask": "lost.png"})
+        assert [line.split()[0] for line in error.value.problems] == ["path:", "image:", "mask:", "KLING_API_KEY"]
+        with pytest.raises(ParameterError) as error:
+            await kling.tasks_at_kling("audio/tts")
+        assert [line.split()[0] for line in error.value.problems] == ["family:", "KLING_API_KEY"]
+    assert stage.order == []
 
 
 def test_a_call_needs_no_receiver() -> None:

@@ -4,21 +4,22 @@ from typing import Any
 
 import click
 
-from kling_callback.cli import options, param_types, terminal
+from kling_callback.calls import prepare_call
+from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import with_kling
 from kling_callback.errors import CreateUnknown
 from kling_callback.settings import TO_CALL
 
 
-@click.command()
-@click.argument("path")
-@click.option(
+@click.command(cls=usage.Command)
+@usage.argument("path")
+@usage.option(
     "--body",
     type=param_types.Json(),
     help="The parameters as JSON, sent by POST; @FILE or @- (stdin) reads them. Without it the call is a GET.",
 )
 @options.json_option
-def call(path: str, body: Any, as_json: bool) -> None:
+def call(path: str | None, body: Any, as_json: bool) -> None:
     """Call an endpoint that answers at once.
 
     PATH is under /v1, such as videos/identify-face or general/presets-voices, or of the account, such as
@@ -26,8 +27,11 @@ def call(path: str, body: Any, as_json: bool) -> None:
 
     Calls cost money. One that Kling may have accepted is never sent again.
     """
+    target = path or ""
+    with usage.problems():
+        prepare_call(target, body)
     try:
-        answer = with_kling(TO_CALL, lambda kling: kling.call(path, body))
+        answer = with_kling(TO_CALL, lambda kling: kling.call(target, body))
     except CreateUnknown as error:
         if error.answer:  # it may be paid for
             terminal.print_data(error.answer)

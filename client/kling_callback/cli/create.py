@@ -7,16 +7,19 @@ from typing import Any
 import click
 
 from kling_callback import errors
-from kling_callback.cli import options, param_types, terminal
+from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import WaitOptions, run_task
 from kling_callback.creation import check_call, check_key
 from kling_callback.jobs.body import model_of
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.prices import estimate
-from kling_callback.jobs.untyped import prepare
+from kling_callback.jobs.untyped import prepare, prepare_job
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_CREATE, ClientSettings
 from kling_callback.tasks import AsyncTask
+
+REFUSED = object()
+"""Stands for a parameter whose value click refused: it is given, so that no other check calls it missing."""
 
 
 def create_and_run(
@@ -35,7 +38,7 @@ def create_and_run(
     `make` returns the family and the body to send; until then, `family` and `given` stand for them. The id is
     generated here, so that Ctrl-C can name it at any moment.
     """
-    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
+    problems, wait_options = usage.problems(), WaitOptions(**waiting)
     body, task_id = given, ""
     with problems:
         family, body = make()
@@ -48,7 +51,6 @@ def create_and_run(
         wait_options.check()
     with problems:
         check_key(ClientSettings.load(require=TO_CREATE), family)
-    problems.raise_all()
 
     async def begin(kling: AsyncKling) -> AsyncTask:
         return await kling.create(family, body, tags=tags, hook=hook, external_task_id=task_id)
@@ -73,7 +75,7 @@ def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
 def job_command(job: Job) -> click.Command:
     """The command of a typed job; its parameters come from the table of jobs."""
 
-    @click.command(job.name.replace("_", "-"), params=options.job_parameters(job), help=job.summary)
+    @click.command(job.name.replace("_", "-"), cls=usage.Command, params=options.job_parameters(job), help=job.summary)
     @options.set_option
     @options.create_options
     def run_job(
@@ -85,10 +87,10 @@ def job_command(job: Job) -> click.Command:
         **values: Any,
     ) -> None:
         waiting = {field.name: values.pop(field.name) for field in fields(WaitOptions)}
-        values |= dict(more)
+        values |= {name: values[name] or REFUSED for name in values.keys() & usage.problems().refused} | dict(more)
         create_and_run(
             job.endpoints[0].family,
-            lambda: job.create(values),
+            lambda: prepare_job(job, values),
             values,
             tags=tags,
             hook=hook,
@@ -100,19 +102,20 @@ def job_command(job: Job) -> click.Command:
     return run_job
 
 
-@click.command("create")
-@click.argument("family", metavar="FAMILY")
-@click.option(
+@click.command("create", cls=usage.Command)
+@usage.argument("family", metavar="FAMILY")
+@usage.option(
     "--body",
     type=param_types.Json(),
     required=True,
     help="Kling's parameters as JSON; @FILE reads them from a file, @- from stdin.",
 )
 @options.create_options
-def create_any(family: str, body: Any, **others: Any) -> None:
+def create_any(family: str | None, body: Any, **others: Any) -> None:
     """Create a task of any family.
 
     FAMILY is a path under /v1, such as videos/effects, or a new-standard path with a leading slash, such as
     /text-to-video/kling-3.0-turbo.
     """
-    create_and_run(family, lambda: (family, prepare(family, body)), body, **others)
+    name = family or ""
+    create_and_run(name, lambda: (name, prepare(name, body)), body, **others)

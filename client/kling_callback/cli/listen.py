@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kling_callback.api.http import create_client
-from kling_callback.cli import options, param_types, terminal
+from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import with_kling
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from kling_callback.listen.cursor import Cursor
 
 
-@click.command()
-@click.option("--forward", type=param_types.UrlParam(), help="POST each event to this URL, signed as for a hook.")
-@click.option(
+@click.command(cls=usage.Command)
+@usage.option("--forward", type=param_types.UrlParam(), help="POST each event to this URL, signed as for a hook.")
+@usage.option(
     "--exec",
     "command",
     type=param_types.CommandLine(),
     help="Run this command for each event, without a shell: the event on stdin, KLING_TASK_ID, KLING_EVENT and "
     "KLING_FILES (one link per line) in the environment.",
 )
-@click.option(
+@usage.option(
     "--event",
     "types",
     type=click.Choice(TYPES),
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     multiple=True,
     help="Only events of this type; repeatable.",
 )
-@click.option("--tag", help="Only events of tasks with this tag.")
-@click.option(
+@usage.option("--tag", help="Only events of tasks with this tag.")
+@usage.option(
     "--from",
     "first",
     metavar="ID|latest",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="Begin with this event (1: all events), or with the next one (latest), instead of where the same command "
     "stopped.",
 )
-@click.option(
+@usage.option(
     "--state",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
@@ -61,7 +61,7 @@ def listen(
     types: tuple[str, ...],
     tag: str | None,
     first: int | None,
-    state: Path,
+    state: Path | None,
     as_json: bool,
 ) -> None:
     """Print events live, or pass them to a local URL or command.
@@ -79,15 +79,18 @@ def listen(
     from kling_callback.listen.exec import ExecHandler
     from kling_callback.listen.forward import ForwardHandler
 
+    problems, folder = usage.problems(), Path()
     if forward and command:
-        raise click.UsageError("--forward and --exec cannot be combined. Run kling listen twice.")
-    settings = ClientSettings.load(require=TO_WAIT)
+        problems.refuse("--forward and --exec cannot be combined. Run kling listen twice.")
+    try:
+        folder = (state or folder).expanduser()
+    except RuntimeError:
+        problems.refuse("There is no home folder. Name a folder with --state.")
+    with problems:
+        settings = ClientSettings.load(require=TO_WAIT)
+    problems.raise_all()
     target = forward or (shlex.join(command) if command else "")
     event_filter = listener.EventFilter(types, tag)
-    try:
-        folder = state.expanduser()
-    except RuntimeError:
-        raise click.UsageError("There is no home folder. Name a folder with --state.") from None
     cursor = Cursor(folder, settings.receiver_base, target, only=event_filter.key)
 
     def report(event: Event, handled: listener.HandlerResult) -> None:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
+from kling_callback.cli import usage
 from kling_callback.cli.param_types import (
     Json,
     JsonAssignment,
@@ -32,10 +33,10 @@ from kling_callback.protocol.statuses import TASK_STATUSES
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
-id_argument = click.argument("task_id", metavar="ID", type=TaskId())
+json_option = usage.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+id_argument = usage.argument("task_id", metavar="ID", type=TaskId())
 """Any id of a task: ours, Kling's, or the caller's at Kling."""
-set_option = click.option(
+set_option = usage.option(
     "--set",
     "more",
     type=JsonAssignment(),
@@ -48,14 +49,14 @@ def wait_options(function: Function) -> Function:
     """Add the options of a command that waits for a task: `output`, `timeout`, `as_json`."""
     return _apply(
         function,
-        click.option(
+        usage.option(
             "--output",
             metavar="DIR|FILE",
             type=OutputParam(),
             help="Write the files into this folder, as ID-N.EXT. A name with a suffix is a file: x.png, then x-1.png "
             "and so on. Without it, print one link per file.",
         ),
-        click.option("--timeout", type=Timeout(), help="Wait at most so many seconds; the task continues."),
+        usage.option("--timeout", type=Timeout(), help="Wait at most so many seconds; the task continues."),
         json_option,
     )
 
@@ -64,15 +65,15 @@ def create_options(function: Function) -> Function:
     """Add the options of a command that creates a task: id, tags, hook, `no_wait`, and those of `wait_options`."""
     return _apply(
         function,
-        click.option(
+        usage.option(
             "--external-task-id",
             metavar="ID",
             help="The task's id. The same id again continues that task instead of creating another.",
         ),
-        click.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the task by; repeatable."),
-        click.option("--hook", metavar="URL", help="The receiver POSTs the task's events to this URL, signed."),
-        click.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
-        click.option(
+        usage.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the task by; repeatable."),
+        usage.option("--hook", metavar="URL", help="The receiver POSTs the task's events to this URL, signed."),
+        usage.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
+        usage.option(
             "--estimate",
             "estimate_only",
             is_flag=True,
@@ -86,12 +87,12 @@ def list_options(function: Function) -> Function:
     """Add the options of a command that lists tasks: filters, `limit`, `as_json`."""
     return _apply(
         function,
-        click.option("--status", type=click.Choice(TASK_STATUSES)),
-        click.option("--family", help="Such as videos/text2video."),
-        click.option("--model", help="Such as kling-v3."),
-        click.option("--tag"),
-        click.option("--task-id", metavar="ID", help="Kling's id."),
-        click.option("--limit", type=click.IntRange(1), default=50, show_default=True),
+        usage.option("--status", type=click.Choice(TASK_STATUSES)),
+        usage.option("--family", help="Such as videos/text2video."),
+        usage.option("--model", help="Such as kling-v3."),
+        usage.option("--tag"),
+        usage.option("--task-id", metavar="ID", help="Kling's id."),
+        usage.option("--limit", type=click.IntRange(1), default=50, show_default=True),
         json_option,
     )
 
@@ -109,7 +110,7 @@ def job_parameters(job: Job) -> list[click.Parameter]:
     options = [_parameter(parameter) for parameter in job.parameters]
     known = {option.name for option in options}
     # The table says which job has them, where click would only know no such option.
-    return options + [click.Option([_option(name), name], hidden=True) for name in elsewhere if name not in known]
+    return options + [usage.Option([_option(name), name], hidden=True) for name in elsewhere if name not in known]
 
 
 def _option(name: str) -> str:
@@ -119,14 +120,14 @@ def _option(name: str) -> str:
 def _parameter(parameter: Parameter) -> click.Parameter:
     name, option = parameter.name, _option(parameter.name)
     if name == "prompt":
-        return click.Argument(["prompt"], required=False)
+        return usage.Argument(["prompt"], required=False)
     if isinstance(parameter.kind, Flag | ObjectWith):
-        return click.Option([f"{option}/--no{option[1:]}", name], default=None, help=parameter.help)
+        return usage.Option([f"{option}/--no{option[1:]}", name], default=None, help=parameter.help)
     if isinstance(parameter.kind, ListOf):
         text = f"{parameter.help} Repeatable, or a JSON list."
-        return click.Option([option, name], type=JsonOrText(), multiple=True, callback=_flatten, help=text)
+        return usage.Option([option, name], type=JsonOrText(), multiple=True, callback=_flatten, help=text)
     kind, metavar = _type(parameter)
-    return click.Option([option, name], type=kind, metavar=metavar, help=parameter.help)
+    return usage.Option([option, name], type=kind, metavar=metavar, help=parameter.help)
 
 
 def _flatten(context: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from errno import EPIPE
 from typing import TypeVar
 
 from kling_callback import errors
-from kling_callback.cli import terminal
+from kling_callback.cli import terminal, usage
 from kling_callback.cli.output import Destination
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_CREATE, ClientSettings
@@ -20,9 +20,14 @@ T = TypeVar("T")
 def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
     """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
 
-    `require`: names of the settings that must be set. Raises KlingError, KeyboardInterrupt.
+    `require`: names of the settings that must be set. Raises all problems of the command line and the settings before
+    anything is opened; then KlingError, KeyboardInterrupt.
     """
-    kling = AsyncKling(settings=ClientSettings.load(require=require))
+    problems = usage.problems()
+    with problems:
+        settings = ClientSettings.load(require=require)
+    problems.raise_all()
+    kling = AsyncKling(settings=settings)
     for warning in ClientSettings.unknown_variables():
         terminal.print_message(warning)
 

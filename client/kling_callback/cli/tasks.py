@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from kling_callback.api.refusals import NO_SUCH_PATH
-from kling_callback.cli import options, terminal
+from kling_callback.calls import check_listed
+from kling_callback.cli import options, terminal, usage
 from kling_callback.cli.run import with_kling
 from kling_callback.errors import GatewayError
 from kling_callback.kling import AsyncKling
@@ -21,7 +22,7 @@ NO_SUCH_LIST = UNKNOWN_TASK | {1202, 1203}
 """Kling's codes for a path or a method that it does not have, and for the path of a task that it does not know."""
 
 
-@click.command()
+@click.command(cls=usage.Command)
 @options.id_argument
 @options.json_option
 def show(task_id: str, as_json: bool) -> None:
@@ -33,9 +34,9 @@ def show(task_id: str, as_json: bool) -> None:
     terminal.print_json(task.data) if as_json else terminal.print_task(task)
 
 
-@click.command("list")
-@click.argument("families", metavar="[FAMILY]...", nargs=-1)
-@click.option("--at-kling", is_flag=True, help="Kling's own list, of these families or of all that have one.")
+@click.command("list", cls=usage.Command)
+@usage.argument("families", metavar="[FAMILY]...", nargs=-1)
+@usage.option("--at-kling", is_flag=True, help="Kling's own list, of these families or of all that have one.")
 @options.list_options
 def list_tasks(families: tuple[str, ...], at_kling: bool, as_json: bool, limit: int, **filters: Any) -> None:
     """List tasks, newest first.
@@ -43,16 +44,19 @@ def list_tasks(families: tuple[str, ...], at_kling: bool, as_json: bool, limit: 
     With --at-kling, list those of the account at Kling, whoever created them; each FAMILY is a path under /v1, such as
     videos/text2video. --json then prints Kling's records, each with its family.
     """
-    given = [f"--{name.replace('_', '-')}" for name, value in filters.items() if value is not None]
+    problems = usage.problems()
     if at_kling:
-        if set(given) - {"--family"}:
-            raise click.UsageError(
-                f"--at-kling cannot be combined with {', '.join(sorted(given))}: Kling has no such filter."
-            )
+        given = {name for name, value in filters.items() if value is not None or name in problems.refused} - {"family"}
+        if given:
+            names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in given))
+            problems.refuse(f"--at-kling cannot be combined with {names}: Kling has no such filter.")
         families += (filters["family"],) if filters["family"] else ()
+        for family in families:
+            with problems:
+                check_listed(family)
         return _print_records(with_kling(TO_CALL, lambda kling: _records(kling, families, limit)), as_json)
     if families:
-        raise click.UsageError(f"Set --family {families[0]}, or --at-kling for Kling's own list.")
+        problems.refuse(f"Set --family {families[0]}, or --at-kling for Kling's own list.")
     tasks = with_kling(TO_WAIT, lambda kling: kling.tasks(limit=limit, **filters))
     if not as_json:
         return terminal.print_tasks(tasks)

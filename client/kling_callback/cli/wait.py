@@ -4,15 +4,14 @@ from typing import Any
 
 import click
 
-from kling_callback import errors
-from kling_callback.cli import options
+from kling_callback.cli import options, usage
 from kling_callback.cli.run import WaitOptions, run_task
 from kling_callback.kling import AsyncKling
-from kling_callback.settings import TO_WAIT, ClientSettings
+from kling_callback.settings import TO_WAIT
 from kling_callback.tasks import AsyncTask
 
 
-@click.command("wait")
+@click.command("wait", cls=usage.Command)
 @options.id_argument
 @options.wait_options
 def wait_for(task_id: str, **waiting: Any) -> None:
@@ -21,10 +20,7 @@ def wait_for(task_id: str, **waiting: Any) -> None:
     async def begin(kling: AsyncKling) -> AsyncTask:
         return kling.attach(task_id)
 
-    problems, wait_options = errors.ProblemCollector(), WaitOptions(**waiting)
-    with problems:
+    wait_options = WaitOptions(**waiting)
+    with usage.problems():
         wait_options.check()
-    with problems:
-        ClientSettings.load(require=TO_WAIT)
-    problems.raise_all()
     run_task(begin, TO_WAIT, task_id, wait_options)

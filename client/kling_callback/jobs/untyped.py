@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kling_callback.errors import ParameterError
+from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth, json_problems, options_of
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
+from kling_callback.jobs.job import Job
 from kling_callback.jobs.spelling import misspelt
 from kling_callback.protocol.families import family_problems, is_new_standard
 
@@ -37,6 +38,21 @@ def prepare(family: str, body: Any) -> dict[str, Any]:
     if problems:
         raise ParameterError(problems)
     return sent
+
+
+def prepare_job(job: Job, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The family and the body of a typed job; parameters that its table does not have are as in other bodies.
+
+    Blocks to read files. Raises ParameterError with all problems.
+    """
+    problems, family, body = ProblemCollector(), job.endpoints[0].family, dict[str, Any]()
+    with problems:
+        family, body = job.create(values)
+    in_table = {each.name for each in job.parameters}.union(*(endpoint.refused or () for endpoint in job.endpoints))
+    with problems:
+        encode_files(family, {name: value for name, value in values.items() if name not in in_table})
+    problems.raise_all()
+    return family, prepare(family, body)
 
 
 def encode_files(path: str, body: Any) -> dict[str, Any]:

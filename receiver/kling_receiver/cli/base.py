@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from typing import Any, NoReturn
 
-from kling_callback.cli import terminal
-from kling_callback.errors import ReceiverError, SettingsError
+from kling_callback.cli import terminal, usage
+from kling_callback.errors import ParameterError, ReceiverError, SettingsError
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import DatabaseError
 
@@ -20,17 +20,28 @@ def exit_with(messages: Sequence[str], code: int) -> NoReturn:
     sys.exit(code)
 
 
+def exit_if_wrong(problems: usage.UsageProblems) -> None:
+    """Exit with all problems, if there are any."""
+    try:
+        problems.raise_all()
+    except (ParameterError, SettingsError) as error:
+        exit_with([*error.problems, *filter(None, [error.hint])], USAGE_ERROR)
+
+
 def print_message(message: str) -> None:
     """Print a message on stderr, after the name of the program."""
     terminal.print_message(f"kling-receiver: {message}")
 
 
 def load_settings(require: Collection[str] = ()) -> ReceiverSettings:
-    """Read the settings; exit with all their problems. `require`: names of the settings that must be set."""
-    try:
+    """Read the settings; exit with all their problems and those of the command line.
+
+    `require`: names of the settings that must be set. A command uses its parameters only after this.
+    """
+    problems = usage.problems()
+    with problems:
         settings = ReceiverSettings.load(require=require)
-    except SettingsError as error:
-        exit_with(error.problems, USAGE_ERROR)
+    exit_if_wrong(problems)
     for warning in settings.unknown_variables():
         print_message(warning)
     return settings

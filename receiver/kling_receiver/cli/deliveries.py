@@ -8,9 +8,9 @@ import click
 import httpx
 
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
-from kling_callback.cli import options, terminal
+from kling_callback.cli import options, terminal, usage
 from kling_receiver.cli.answers import DeliveryPage, ReplayedEvents, RetriedDeliveries, checked
-from kling_receiver.cli.base import USAGE_ERROR, exit_with, report_errors
+from kling_receiver.cli.base import report_errors
 from kling_receiver.cli.connect import call_receiver
 
 STATES = ("pending", "delivered", "dead")
@@ -18,11 +18,24 @@ STATES = ("pending", "delivered", "dead")
 MAX_REASON_CHARS = 60
 """Characters of an error in the table; `show` prints all."""
 
-delivery_argument = click.argument("delivery", metavar="EVENT/HOOK")
-hook_option = click.option("--hook", help="Only deliveries to this hook.")
+
+class Delivery(click.ParamType[str]):
+    """The name of a delivery, EVENT/HOOK. Its value is the delivery's route."""
+
+    name = "EVENT/HOOK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        event, slash, hook = str(value).partition("/")
+        if not (event.isdecimal() and slash and hook):
+            self.fail(f"{value} is not a delivery. Name its event and its hook, such as 123/hook-1.", param, ctx)
+        return f"/api/deliveries/{event}/{quote(hook, safe='')}"
 
 
-@click.group()
+path_argument = usage.argument("path", metavar="EVENT/HOOK", type=Delivery())
+hook_option = usage.option("--hook", help="Only deliveries to this hook.")
+
+
+@click.group(cls=usage.Group)
 def deliveries() -> None:
     """List and retry deliveries to hooks.
 
@@ -34,9 +47,9 @@ def deliveries() -> None:
 
 @deliveries.command("list")
 @hook_option
-@click.option("--state", type=click.Choice(STATES), help="dead: given up; `deliveries retry` sends them again.")
-@click.option("--task", help="Only deliveries about this task.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@usage.option("--state", type=click.Choice(STATES), help="dead: given up; `deliveries retry` sends them again.")
+@usage.option("--task", help="Only deliveries about this task.")
+@usage.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @options.json_option
 @report_errors
 def list_deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
@@ -73,14 +86,6 @@ async def _read_pages(receiver: ReceiverApi, limit: int, filters: dict[str, str 
     return rows
 
 
-def _path(delivery: str) -> str:
-    """The route of a delivery named EVENT/HOOK; exits if the name is invalid."""
-    event, slash, hook = delivery.partition("/")
-    if not (event.isdecimal() and slash and hook):
-        exit_with([f"{delivery} is not a delivery. Name its event and its hook, such as 123/hook-1."], USAGE_ERROR)
-    return f"/api/deliveries/{event}/{quote(hook, safe='')}"
-
-
 def _format_attempt(attempt: dict[str, Any] | None) -> str:
     if attempt is None:
         return ""
@@ -90,44 +95,43 @@ def _format_attempt(attempt: dict[str, Any] | None) -> str:
 
 
 @deliveries.command()
-@delivery_argument
+@path_argument
 @options.json_option
 @report_errors
-def show(delivery: str, as_json: bool) -> None:
+def show(path: str, as_json: bool) -> None:
     """Print a delivery with all its attempts, as JSON."""
-    path = _path(delivery)
     document = call_receiver(lambda receiver: receiver.call("GET", path))
     terminal.print_json(document, pretty=not as_json)
 
 
 @deliveries.command()
-@click.argument("chosen", metavar="[EVENT/HOOK]...", nargs=-1)
-@click.option("--dead", is_flag=True, help="All dead deliveries.")
+@usage.argument("chosen", metavar="[EVENT/HOOK]...", nargs=-1, type=Delivery())
+@usage.option("--dead", is_flag=True, help="All dead deliveries.")
 @hook_option
 @report_errors
 def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
     """Send events to their hooks again, now."""
-    if bool(chosen) == dead:
-        exit_with(["Name deliveries as EVENT/HOOK, or set --dead."], USAGE_ERROR)
-    paths = [f"{_path(delivery)}/retry" for delivery in chosen]
+    problems = usage.problems()
+    if bool(chosen or "chosen" in problems.refused) == dead:
+        problems.refuse("Name deliveries as EVENT/HOOK, or set --dead.")
     body = {"hook": hook} if dead else None
 
     async def retry_all(receiver: ReceiverApi) -> int:
         if dead:
             answer = await receiver.call("POST", "/api/deliveries/retry", body)
             return int(checked(RetriedDeliveries, answer)["deliveries"])
-        for path in paths:
-            await receiver.call("POST", path)
-        return len(paths)
+        for path in chosen:
+            await receiver.call("POST", f"{path}/retry")
+        return len(chosen)
 
     count = call_receiver(retry_all)
     terminal.print_message(f"Deliveries to be sent again: {count}. A paused hook gets them once it is resumed.")
 
 
-@click.command()
-@click.option("--from", "from_", type=click.IntRange(1), metavar="EVENT_ID", help="All events from this one on.")
-@click.option("--since", metavar="TIME", help="All events since this time (ISO 8601; UTC, unless it has a zone).")
-@click.option("--task", metavar="ID", help="All events of this task.")
+@click.command(cls=usage.Command)
+@usage.option("--from", "from_", type=click.IntRange(1), metavar="EVENT_ID", help="All events from this one on.")
+@usage.option("--since", metavar="TIME", help="All events since this time (ISO 8601; UTC, unless it has a zone).")
+@usage.option("--task", metavar="ID", help="All events of this task.")
 @hook_option
 @report_errors
 def replay(from_: int | None, since: str | None, task: str | None, hook: str | None) -> None:
@@ -136,8 +140,9 @@ def replay(from_: int | None, since: str | None, task: str | None, hook: str | N
     All hooks whose filter matches receive them, or one of them with --hook. Each event keeps its webhook-id: an
     application that drops repeats drops these too.
     """
-    if sum(value is not None for value in (from_, since, task)) != 1:
-        exit_with(["Set one of --from, --since and --task."], USAGE_ERROR)
+    problems = usage.problems()
+    if sum(value is not None for value in (from_, since, task)) + ("from_" in problems.refused) != 1:
+        problems.refuse("Set one of --from, --since and --task.")
     values = {"from": from_, "since": since, "task": task, "hook": hook}
     body = {name: value for name, value in values.items() if value is not None}
     answer = call_receiver(lambda receiver: receiver.call("POST", "/api/deliveries/replay", body))

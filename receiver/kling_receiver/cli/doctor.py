@@ -14,6 +14,7 @@ import httpx
 
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
+from kling_callback.cli import usage
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
@@ -36,7 +37,7 @@ class Check:
     message: str
 
 
-@click.command()
+@click.command(cls=usage.Command)
 def doctor() -> None:
     """Check that callbacks can reach this receiver.
 

@@ -9,13 +9,14 @@ from urllib.parse import quote
 import click
 
 from kling_callback.api.receiver import ReceiverApi
-from kling_callback.cli import options, terminal
+from kling_callback.cli import options, terminal, usage
+from kling_callback.errors import ParameterError
 from kling_receiver.cli.answers import AddedHook, HookList, HookName, NewSecret, TestedHook, checked
-from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
+from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
-from kling_receiver.hooks.config import EVENT_STATUSES, WEB_SCHEMES, HookConfig, InvalidHook, parse_hook
+from kling_receiver.hooks.config import EVENT_STATUSES, HookConfig, InvalidHook, parse_hook
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
-from kling_receiver.sinks import scheme_of
 from kling_receiver.states import STATUSES
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 MAX_CELL_CHARS = 60
 """Characters of an address or a reason in the table; `show` prints all."""
 
-name_argument = click.argument("name", metavar="NAME")
+ANY_HOST = Allowlist.parse(["0.0.0.0/0", "::/0"])
+"""Which private hosts may be reached is left to the receiver, whose settings may differ."""
+
+name_argument = usage.argument("name", metavar="NAME")
 
 
-@click.group()
+@click.group(cls=usage.Group)
 def hooks() -> None:
     """Add, list, test, pause and remove hooks.
 
@@ -76,29 +80,29 @@ class Secret(click.ParamType[str]):
 
 
 @hooks.command()
-@click.argument("address", metavar="ADDRESS")
-@click.option("--name", default="", help="Small letters, digits, - and _. Without it, a name is generated.")
-@click.option(
+@usage.argument("address", metavar="ADDRESS")
+@usage.option("--name", default="", help="Small letters, digits, - and _. Without it, a name is generated.")
+@usage.option(
     "--event",
     "events",
     multiple=True,
     type=click.Choice(list(EVENT_STATUSES)),
     help="Only events of this type; repeatable.",
 )
-@click.option("--family", "families", multiple=True, help="Such as videos/text2video; repeatable.")
-@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Repeatable.")
-@click.option("--tag", "tags", multiple=True, help="Only events of tasks with any of these tags; repeatable.")
-@click.option(
+@usage.option("--family", "families", multiple=True, help="Such as videos/text2video; repeatable.")
+@usage.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Repeatable.")
+@usage.option("--tag", "tags", multiple=True, help="Only events of tasks with any of these tags; repeatable.")
+@usage.option(
     "--secret",
     type=Secret(),
     default="",
     help="Signs the requests (whsec_...; -: a line of stdin, so that no list of processes shows it). "
     "Without it, a secret is generated and printed.",
 )
-@click.option("--retry-schedule", type=SecondsList(), help="Seconds between attempts (5,30,120,900,3600,...).")
-@click.option("--concurrency", type=click.IntRange(1, 256), help="Attempts at once.")
-@click.option("--rate-limit", type=FiniteNumber(), help="Maximum events per second.")
-@click.option("--timeout", type=FiniteNumber(), help="Seconds for one attempt.")
+@usage.option("--retry-schedule", type=SecondsList(), help="Seconds between attempts (5,30,120,900,3600,...).")
+@usage.option("--concurrency", type=click.IntRange(1, 256), help="Attempts at once.")
+@usage.option("--rate-limit", type=FiniteNumber(), help="Maximum events per second.")
+@usage.option("--timeout", type=FiniteNumber(), help="Seconds for one attempt.")
 @options.json_option
 @report_errors
 def add(as_json: bool, **values: Any) -> None:
@@ -109,11 +113,14 @@ def add(as_json: bool, **values: Any) -> None:
     """
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     config: dict[str, Any] = {name: value for name, value in lists.items() if value not in (None, "", [])}
-    if scheme_of(str(config.get("address", ""))) in WEB_SCHEMES:
-        answer = checked(AddedHook, call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", config)))
+    settings, hook = _check(config)
+    if hook.is_signed:
+        answer = checked(
+            AddedHook, call_receiver(lambda receiver: receiver.call("POST", "/api/hooks", config), settings)
+        )
         name, secret = answer["hook"]["name"], None if "secret" in config else answer["secret"]
     else:
-        name, secret = _add_to_database(config), None
+        name, secret = _add_to_database(settings, hook), None
     if as_json:
         return terminal.print_json({"name": name, "secret": secret})
     terminal.print_message(f"Hook {name} receives events from now on. Test it with: kling-receiver hooks test {name}")
@@ -123,13 +130,22 @@ def add(as_json: bool, **values: Any) -> None:
     return None
 
 
-def _add_to_database(document: dict[str, Any]) -> str:
-    """Add a hook whose address the API refuses over the network. Returns its name."""
-    settings = load_settings(TO_ADMINISTER)
+def _check(document: dict[str, Any]) -> tuple[ReceiverSettings, HookConfig]:
+    """The settings, and the hook. Exits with all problems of both and of the command line."""
+    with usage.problems():
+        hook = _parse(document)
+    return load_settings(TO_ADMINISTER), hook
+
+
+def _parse(document: dict[str, Any]) -> HookConfig:
     try:
-        config = parse_hook(document, settings.hook_hosts)
+        return parse_hook(document, ANY_HOST)
     except InvalidHook as error:
-        exit_with(error.problems, USAGE_ERROR)
+        raise ParameterError(error.problems) from None
+
+
+def _add_to_database(settings: ReceiverSettings, config: HookConfig) -> str:
+    """Add a hook whose address the API refuses over the network. Returns its name."""
     name, problem = call_receiver(lambda receiver: _add_beside(receiver, settings, config), settings)
     if problem:
         exit_with([problem], FAILED)
@@ -255,13 +271,13 @@ def resume(name: str) -> None:
 
 @hooks.command()
 @name_argument
-@click.option(
+@usage.option(
     "--secret",
     type=Secret(),
     default="",
     help="The new secret (-: a line of stdin). Without it, one is generated and printed.",
 )
-@click.option(
+@usage.option(
     "--overlap",
     type=FiniteNumber(0, 30 * 86_400),
     default=86_400,

@@ -2,11 +2,12 @@
 
 import click
 
+from kling_callback.cli import usage
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.store.database import Database
 
 
-@click.command()
+@click.command(cls=usage.Command)
 @report_errors
 def migrate() -> None:
     """Create or update the tables of the database. `serve` does the same at its start."""

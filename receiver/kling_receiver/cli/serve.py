@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from kling_callback.cli import usage
 from kling_receiver import __version__
 from kling_receiver.app import Receiver
 from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors, warn_if_unreachable
@@ -20,14 +21,14 @@ QUIET_LOGGERS = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.
 """Minimum levels: uvicorn warns of each request that is not HTTP, and any peer can send those."""
 
 
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@click.command(cls=usage.Command)
+@usage.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@usage.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
 @report_errors
 def serve(host: str, port: int) -> None:
     """Run the receiver until SIGTERM or Ctrl-C."""
     if not host:  # the system would take it for all addresses
-        raise click.BadParameter("is empty. 127.0.0.1 is this machine, 0.0.0.0 all addresses.", param_hint="--host")
+        usage.problems().refuse("--host is empty. 127.0.0.1 is this machine, 0.0.0.0 all addresses.")
     settings = load_settings(TO_SERVE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name, level in QUIET_LOGGERS.items():

@@ -6,13 +6,13 @@ import click
 
 from kling_callback.api.receiver import task_path
 from kling_callback.base import BaseTask
-from kling_callback.cli import options, param_types, terminal
+from kling_callback.cli import options, param_types, terminal, usage
 from kling_receiver.cli.answers import QueriedTask, checked
 from kling_receiver.cli.base import report_errors
 from kling_receiver.cli.connect import call_receiver
 
 
-@click.group()
+@click.group(cls=usage.Group)
 def tasks() -> None:
     """List and adopt tasks, query Kling, download files again.
 
@@ -66,8 +66,8 @@ def fetch(task_id: str, as_json: bool) -> None:
 
 
 @tasks.command()
-@click.argument("family", metavar="FAMILY")
-@click.argument("kling_id", metavar="TASK_ID", type=param_types.TaskId())
+@usage.argument("family", metavar="FAMILY")
+@usage.argument("kling_id", metavar="TASK_ID", type=param_types.TaskId())
 @options.json_option
 @report_errors
 def adopt(family: str, kling_id: str, as_json: bool) -> None:

@@ -2,15 +2,16 @@
 
 import click
 
+from kling_callback.cli import usage
 from kling_callback.protocol.signing import Role, api_token
 from kling_receiver.cli.base import load_settings
 
 TOKEN_DAYS = 365
 
 
-@click.command()
-@click.option("--role", type=click.Choice(["admin", "client", "read"]), default="client", show_default=True)
-@click.option(
+@click.command(cls=usage.Command)
+@usage.option("--role", type=click.Choice(["admin", "client", "read"]), default="client", show_default=True)
+@usage.option(
     "--days",
     type=click.IntRange(1, 3650),
     default=TOKEN_DAYS,

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from kling_callback.errors import ParameterError
+from kling_callback.jobs.catalog import TEXT_TO_IMAGE
 from kling_callback.jobs.inputs import InputFile
-from kling_callback.jobs.untyped import prepare
+from kling_callback.jobs.untyped import prepare, prepare_job
 
 
 def problems(family: str, body: Any) -> list[str]:
@@ -119,3 +120,13 @@ def test_unknown_families_pass(family: str) -> None:
     """Nothing is known of their parameters."""
     body = {"promt": "x", "settings": {"resolutoin": 1}, "callback_url": ""}
     assert prepare(family, body) == body
+
+
+def test_files_in_parameters_that_the_table_lacks(picture: Path) -> None:
+    """A typed job encodes them like other bodies; their problems are reported beside those of the table."""
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    _, body = prepare_job(TEXT_TO_IMAGE, {"prompt": "x", "style_image": str(picture)})
+    assert body == {"prompt": "x", "style_image": encoded}
+    with pytest.raises(ParameterError) as error:
+        prepare_job(TEXT_TO_IMAGE, {"n": 99, "style_image": "missing.png", "image": "lost.png"})
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["prompt", "image", "n", "style_image"]
