@@ -110,12 +110,12 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
         finds out, and the create is never sent again. CreateUnknown is raised only if the answer was not Kling's.
         """
-        if not isinstance(family, str):
-            raise ParameterError(family_problems(family))
         problems, sent = ProblemCollector(), dict[str, Any]()
         with problems:
+            if not isinstance(family, str):
+                raise ParameterError(family_problems(family))
             sent = await to_thread.run_sync(prepare, family, await with_files(body))
-        return await self._create(problems, family, sent, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(problems, str(family), sent, tags=tags, hook=hook, external_task_id=external_task_id)
 
     def _run(
         self,

@@ -198,6 +198,7 @@ class CommonSettings(BaseSettings):
             settings = cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             problems += [cls._describe(each) for each in error.errors()]
+            problems += cls.unknown_variables()  # what is missing may be misspelt
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             problems.append(f"{ENV_FILE} cannot be read: {reason}. Fix it, or remove it.")

@@ -480,6 +480,9 @@ async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
             names = [each.split()[0].rstrip(":") for each in raised.value.problems]
             assert names[2:] == ["external_task_id", "tags", "hook", "KLING_API_KEY"]
             assert len(names) == 6
+        with pytest.raises(ParameterError) as raised:
+            await kling.create(5, {}, **wrong)  # type: ignore[arg-type]
+        assert [each.split()[0].rstrip(":") for each in raised.value.problems] == ["family", *names[2:]]
     assert gateway.creates == []
 
 

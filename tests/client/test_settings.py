@@ -100,6 +100,16 @@ def test_all_missing_settings_are_reported_at_once_each_with_what_to_do() -> Non
     assert all(" Set " in each for each in messages)
 
 
+def test_a_misspelt_setting_is_named_beside_the_missing_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With what is meant, in the environment and in .env: it is why the other is missing."""
+    monkeypatch.setenv("KLING_RECIEVER_URL", "https://receiver.example")
+    (tmp_path / ".env").write_text("KLING_API_KYE=key\n")
+    assert problems()[3:] == [
+        "KLING_API_KYE is not a setting. Did you mean KLING_API_KEY?",
+        "KLING_RECIEVER_URL is not a setting. Did you mean KLING_RECEIVER_URL?",
+    ]
+
+
 def test_missing_and_malformed_settings_are_reported_together() -> None:
     """A wrong value does not hide that others are missing."""
     messages = problems(api_base="nonsense", receiver_token="with blanks")
