@@ -8,7 +8,8 @@ import pytest
 
 from kling_callback.protocol.families import usual_kind
 from kling_callback.protocol.relays import CONTENT_PATH, content_path, whole_address
-from kling_callback.protocol.reports import Answer, Output, Report, parse_answer, parse_callback
+from kling_callback.protocol.reports import Answer, Report, parse_answer, parse_callback
+from kling_callback.protocol.results.outputs import Output
 from kling_callback.protocol.statuses import parse_status
 
 MP4 = "https://files.example.com/kling/a.mp4?sig=1"

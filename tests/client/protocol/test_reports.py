@@ -7,22 +7,19 @@ from typing import Any, cast, get_args
 
 import pytest
 
-from kling_callback.protocol.outputs import MAX_DEPTH, MAX_OBJECT_CHARS
-from kling_callback.protocol.reports import (
+from kling_callback.protocol.reports import Report, parse_answer, parse_callback
+from kling_callback.protocol.results.fields import MAX_OBJECT_CHARS
+from kling_callback.protocol.results.outputs import MAX_OBJECTS_CHARS, MAX_OUTPUTS, Output
+from kling_callback.protocol.statuses import STATUS_WORDS, TASK_STATUSES, Status
+from kling_callback.protocol.values import (
     MAX_COST_CHARS,
+    MAX_DEPTH,
     MAX_ID_CHARS,
-    MAX_OBJECTS_CHARS,
-    MAX_OUTPUTS,
     MAX_PARTS,
     MAX_UNCHECKED_BYTES,
     MAX_URL_CHARS,
-    Output,
-    Report,
-    parse_answer,
-    parse_callback,
     sanitize,
 )
-from kling_callback.protocol.statuses import STATUS_WORDS, TASK_STATUSES, Status
 from kling_receiver import states
 
 LEGACY = {
@@ -353,7 +350,7 @@ def test_outputs_are_limited() -> None:
     report = parse_callback(body({**LEGACY, "task_result": {"videos": videos, "images": "x"}}))
     assert report is not None
     assert len(report.outputs) == MAX_OUTPUTS
-    assert [each.url for each in report.outputs[:2]] == ["x" * MAX_URL_CHARS, "https://h/0"]
+    assert [each.url for each in report.outputs[:4]] == ["", "x" * MAX_URL_CHARS, "", "https://h/0"]
 
 
 def test_text_can_be_stored_in_any_database() -> None:
@@ -635,7 +632,8 @@ def test_other_outputs_are_limited() -> None:
 
 def test_blanks_around_an_address_are_removed() -> None:
     """Inside it every byte stays."""
-    assert result_of(images=[{"url": f"  {H}/a%20b c.png?x=1\n"}, {"url": " "}]) == ([("image", "a%20b c.png?x=1")], [])
+    images = [{"url": f"  {H}/a%20b c.png?x=1\n"}, {"url": " "}]
+    assert result_of(images=images) == ([("image", "a%20b c.png?x=1"), ("image", "")], [])
 
 
 def test_a_field_whose_name_is_endless_is_no_address() -> None:
