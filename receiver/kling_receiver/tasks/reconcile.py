@@ -76,7 +76,7 @@ class Reconciler:
                 transitions.reject_hint(tx, task, str(answer.status))
             if task["status"] == "failed" or answer.is_complete:
                 return Done()
-            missing = "not the address of this file" if answer.has_results else "no result"
+            missing = "no address of this file" if answer.has_results else "no result"
             if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", f"Kling names {missing}.")):
                 return retry
             if outputs := self._outputs_of(task, answer):
