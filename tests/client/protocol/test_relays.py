@@ -11,6 +11,7 @@ from kling_callback.protocol.relays import CONTENT_PATH, content_path, whole_add
 from kling_callback.protocol.reports import Answer, Report, parse_answer, parse_callback
 from kling_callback.protocol.results.outputs import Output
 from kling_callback.protocol.statuses import parse_status
+from kling_callback.protocol.values import MAX_URL_CHARS
 
 MP4 = "https://files.example.com/kling/a.mp4?sig=1"
 PNG = "https://files.example.com/kling/a.png"
@@ -328,10 +329,11 @@ def test_an_entry_without_a_file_is_not_awaited(record: dict[str, Any]) -> None:
 
 
 def test_empty_addresses_name_no_file() -> None:
-    """The file is then the content at the relay's own host."""
-    found = report(done(images=["", {"url": ""}], urls=[""]))
-    assert found.outputs == (Output("file", content_path("T")),)
-    assert found.is_complete
+    """Nor one that is too long. The file is then the content at the relay's own host."""
+    for fields in ({"images": ["", {"url": ""}], "urls": [""]}, {"url": f"{PNG}?{'x' * MAX_URL_CHARS}"}):
+        found = report(done(**fields))
+        assert found.outputs == (Output("file", content_path("T")),)
+        assert found.is_complete
 
 
 def test_a_relay_s_address_replaces_an_awaited_one() -> None:

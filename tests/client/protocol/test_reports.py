@@ -282,3 +282,48 @@ def test_each_report_of_a_batch_has_the_request_id() -> None:
     answer = parse_answer(body({"code": 0, "request_id": "r", "data": records}))
     assert answer is not None
     assert [report.request_id for report in answer.reports] == ["r", "own"]
+
+
+QUOTE = json.dumps({"code": 1303, "message": "full"})
+"""Kling's words for another request, which an answer quotes."""
+
+
+@pytest.mark.parametrize(
+    ("document", "http_status", "code", "message"),
+    [
+        ({"id": "T", "status": "failed", "message": QUOTE}, 200, None, QUOTE),
+        ({"id": "T", "status": "failed", "message": QUOTE}, 299, None, QUOTE),
+        ({"id": "T", "status": "failed", "message": QUOTE}, 300, 1303, "full"),
+        ({"status": "failed", "message": QUOTE}, 200, 1303, "full"),
+        ({"code": 0, "message": QUOTE, "data": {}}, 200, 0, QUOTE),
+        ({"code": 0, "data": {"task_id": "T", "task_status": "submitted"}}, 200, 0, ""),
+        ({"message": f"for {QUOTE} it failed"}, 499, 1303, "full"),
+        ({"message": f"for {QUOTE} it failed"}, 500, None, "full"),
+    ],
+)
+def test_a_quoted_error_is_no_error_of_a_success(
+    document: Any, http_status: int, code: int | None, message: str
+) -> None:
+    """Nor is one between other words in a failure that proves nothing of itself."""
+    answer = parse_answer(body(document), http_status)
+    assert answer is not None
+    assert (answer.code, answer.message) == (code, message)
+
+
+def test_a_relay_s_names_of_id_and_status_are_read() -> None:
+    """`taskId` and `state`, where Kling's fields are absent."""
+    assert parse_callback(body({"taskId": "T", "state": "processing"})) == Report("processing", "T")
+
+
+def test_a_record_is_completed_from_the_records_inside() -> None:
+    """Each of them may lack a status: one has the id, one the file."""
+    report = parse_callback(
+        body({"status": "completed", "data": {"id": "T", "url": "https://h/v.mp4", "data": {"x": 1}}})
+    )
+    assert report == Report("succeed", "T", outputs=(Output("video", "https://h/v.mp4"),))
+
+
+def test_the_words_of_an_envelope_are_no_reason() -> None:
+    """They say that the query succeeded."""
+    document = {"code": "success", "message": "found", "data": {"task_id": "T", "status": "FAILURE"}}
+    assert parse_callback(body(document)) == Report("failed", "T")

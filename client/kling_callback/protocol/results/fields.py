@@ -6,10 +6,9 @@ Pure functions over Kling's JSON, which may hold anything.
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
-from kling_callback.protocol.urls import is_web_address
+from kling_callback.protocol.urls import is_web_address, split_url
 from kling_callback.protocol.values import json_chars
 
 Kind = str
@@ -55,28 +54,21 @@ def file_fields(kind: Kind, addresses: Mapping[str, str]) -> tuple[list[str], li
         elif WATERMARK_FIELD.fullmatch(name):
             marked.setdefault(address or name, name)
         elif GIVEN_FIELD.fullmatch(name):
-            if kind in KINDS and kind_of_suffix(_path(address)):
+            if kind in KINDS and kind_of_suffix(split_url(address).path):
                 last.setdefault(address, name)
-        elif URL_FIELD.fullmatch(name) or kind_of_suffix(_path(address)):
+        elif URL_FIELD.fullmatch(name) or kind_of_suffix(split_url(address).path):
             (last if COPY_FIELD.fullmatch(name) else others).setdefault(address, name)
     results = main or others or marked or last
     marks, more = ([name for url, name in group.items() if url not in results] for group in (marked, others))
     return list(results.values()), marks, more
 
 
-def _order(name: str) -> tuple[int, int]:
-    """Fields of the result's own file first, numbered ones by their number; `sorted` keeps the order of the others."""
+def _order(name: str) -> int:
+    """Fields of the result's own file first, then numbered ones; `sorted` keeps the order of the others."""
     if name in MAIN_FIELDS:
-        return 0, MAIN_FIELDS.index(name)
+        return MAIN_FIELDS.index(name)
     number = NUMBERED_FIELD.fullmatch(name)
-    return (1, int(number[1])) if number else (2, 0)
-
-
-def _path(address: str) -> str:
-    try:
-        return urlsplit(address).path
-    except ValueError:
-        return ""
+    return len(MAIN_FIELDS) + int(number[1]) if number else 0
 
 
 def kind_of_file(kind: Kind, name: str, address: str) -> Kind:
@@ -84,7 +76,7 @@ def kind_of_file(kind: Kind, name: str, address: str) -> Kind:
     told = kind in MEDIA_KINDS and _is_main(name)
     if told or WATERMARK_FIELD.fullmatch(name):
         return kind
-    return kind_of_suffix(_path(address)) or ("file" if kind in KINDS else kind)
+    return kind_of_suffix(split_url(address).path) or ("file" if kind in KINDS else kind)
 
 
 def kind_of_single(kind: Kind, item: Mapping[str, Any]) -> Kind:

@@ -4,7 +4,7 @@ Pure functions on parsed JSON. No document raises.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -73,15 +73,11 @@ def read_result(record: dict[str, Any]) -> Result:
         named.setdefault(item.kind, set()).update(item.files)
     has_file = any(named.values())
     awaited = [
-        awaited_fields(item.kind, item.fields, item.files, named[item.kind] if has_file else None) for item in items
+        dict.fromkeys(awaited_fields(item.kind, item.fields, item.files, named[item.kind] if has_file else None), "")
+        for item in items
     ]
-    files: tuple[Output, ...] = ()
-    if has_file:
-        complete = [
-            _Item(item.kind, item.fields, item.addresses | dict.fromkeys(names, ""))
-            for item, names in zip(items, awaited, strict=True)
-        ]
-        files = tuple(islice(_files(complete), MAX_OUTPUTS))
+    expected = [replace(item, addresses=item.addresses | awaited[index]) for index, item in enumerate(items)]
+    files = tuple(islice(_files(expected), MAX_OUTPUTS)) if has_file else ()
     return Result(files, tuple(islice(_objects(items), MAX_OUTPUTS)), any(awaited))
 
 

@@ -157,6 +157,17 @@ ELEMENT = {"element_id": 829836802793406551, "element_name": "kangaroo", "status
         ({"videos": [{"id": "v", "url": ""}], "images": []}, [], []),
         ({"images": [], "progress": "100%", "meta": {"seed": 7}, "width": 64}, [], []),
         ({"captions": [{"text": "a kangaroo", "start": 0}]}, [], [{"text": "a kangaroo", "start": 0}]),
+        (
+            {"videos": [{"input_image_url": f"{H}/i.png", "origin_url": f"{H}/o.png"}]},
+            [("image", "i.png"), ("image", "o.png")],
+            [],
+        ),
+        ({"videos": [{"url": f"{H}/v.mp4", "extra_url": f"{H}/x"}]}, [("video", "v.mp4"), ("file", "x")], []),
+        ({"images": [{"url_1": f"{H}/1.png", "url_wav": f"{H}/w"}]}, [("image", "w"), ("image", "1.png")], []),
+        ({"video_url": f"{H}/x"}, [("file", "x")], []),
+        ({"video": {"watermark_url": f"{H}/w.mp4"}}, [("video", "w.mp4")], []),
+        ({"images": [{"picture": "https://[/x.png"}]}, [], []),
+        ({"elements": [{"type": "t", "duration": 5}]}, [], []),
         ({"elements": [{}, {"index": 0, "status": "succeed", "element_id": "", "list": []}]}, [], []),
     ],
 )
@@ -284,6 +295,7 @@ def test_a_file_without_its_address_has_its_place(lists: dict[str, Any], files: 
         {"videos": [{"url": A}], "video": {"duration": "5"}, "image": {"width": 64}},
         {"videos": [{"url": A}], "elements": [{"element_id": 1, "url": ""}]},
         {"videos": [{"url": A}], "captions": [{"text": ""}]},
+        {"videos": [{"url": A, "audio_url": B}, {"url": B, "audio_url": ""}]},
     ],
 )
 def test_an_empty_field_beside_a_file_is_not_awaited(lists: dict[str, Any]) -> None:
@@ -305,10 +317,10 @@ def test_a_file_of_the_new_standard_has_its_place() -> None:
         assert report is not None
         assert [each.url for each in report.outputs] == urls
         assert report.awaits_file == ("" in urls)
-    first = {"task_id": "a", "task_status": "succeed", "task_result": {"images": [A]}, "outputs": ""}
-    report = parse_callback(body(first))
-    assert report is not None
-    assert report.is_complete
+    for result in ({"images": [A]}, {"elements": [ELEMENT]}):
+        report = parse_callback(body({"task_id": "a", "task_status": "succeed", "task_result": result, "outputs": ""}))
+        assert report is not None
+        assert report.is_complete
 
 
 def test_results_of_both_standards_are_read() -> None:
@@ -358,3 +370,12 @@ def test_records_and_their_fields_are_limited() -> None:
     assert result_of(**fields, x=1, videos=[{"url": A}])[0] == []
     assert result_of(captions=[{}] * (MAX_RECORDS - 1) + [{"text": "t"}])[1] == [{"text": "t"}]
     assert result_of(captions=[{}] * MAX_RECORDS + [{"text": "t"}])[1] == []
+
+
+def test_one_output_has_an_exact_limit() -> None:
+    """In characters of its JSON; a longer one keeps the fields that fit."""
+    size = len(json.dumps({"text": ""}))
+    fits = {"text": "x" * (MAX_OBJECT_CHARS - size)}
+    assert result_of(captions=[fits])[1] == [fits]
+    assert result_of(captions=[{**fits, "more": "y"}])[1] == [fits]
+    assert result_of(captions=[{"text": fits["text"] + "x"}])[1] == []
