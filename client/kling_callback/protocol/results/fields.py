@@ -109,17 +109,17 @@ def object_of(kind: Kind, item: Mapping[str, Any], files: set[str]) -> dict[str,
 def awaited_fields(kind: Kind, item: Mapping[str, Any], files: set[str], named: set[str] | None) -> set[str]:
     """The fields of a record whose file has no address yet; `url` of a record that is only known to be a file's.
 
-    `files`: the fields that name files. `named`: those of all records of this kind; None if no record names a file.
+    `files`: the fields that name files. `named`: the series of those of all records of this kind; None if no record
+    of any kind names a file.
     """
     if files:
-        series = {_series(name) for name in named or ()} - {None}
-        return {name for name, value in item.items() if _is_blank(value) and _series(name) in series}
+        return {name for name, value in item.items() if _is_blank(value) and series(name) in (named or ())}
     is_file = kind in FILE_KINDS or (kind in KINDS and any(map(_is_main, item)))
     # Beside named files, blank fields of the whole result (`result`) say nothing.
-    return {"url"} if is_file and (named is None or named or kind in FILE_KINDS) else set()
+    return {"url"} if is_file and (named is None or kind != "result") else set()
 
 
-def _series(name: str) -> str | None:
+def series(name: str) -> str | None:
     """What the fields of one series share, which have their addresses together: `url_1`, `url_2`; `url_mp3`, `url_wav`.
 
     A watermarked copy is expected beside each result or none. None: nothing follows for this field from another one.

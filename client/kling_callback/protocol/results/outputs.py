@@ -16,6 +16,7 @@ from kling_callback.protocol.results.fields import (
     kind_of_file,
     kind_of_single,
     object_of,
+    series,
 )
 from kling_callback.protocol.urls import is_web_address
 from kling_callback.protocol.values import MAX_ID_CHARS, sanitize
@@ -53,32 +54,35 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One record of a result. `addresses`: the texts in its fields that may be addresses, by field."""
+    """One record of a result. `addresses`: the texts in its fields that may be addresses, by field.
+
+    `files`: the fields that name files.
+    """
 
     kind: Kind
     fields: dict[str, Any]
     addresses: dict[str, str]
-
-    @property
-    def files(self) -> set[str]:
-        """The fields that name files."""
-        return {name for group in file_fields(self.kind, self.addresses) for name in group}
+    files: set[str]
 
 
 def read_result(record: dict[str, Any]) -> Result:
     """The outputs that a record of a task has, in either standard."""
-    items = [_Item(kind, item, _addresses(item)) for kind, item in _items(record)]
-    named: dict[Kind, set[str]] = {}
+    items = []
+    for kind, fields in _items(record):
+        addresses = _addresses(fields)
+        files = {name for group in file_fields(kind, addresses) for name in group}
+        items.append(_Item(kind, fields, addresses, files))
+    named: dict[Kind, set[str]] = {item.kind: set() for item in items}
     for item in items:
-        named.setdefault(item.kind, set()).update(item.files)
-    has_file = any(named.values())
+        named[item.kind].update(filter(None, map(series, item.files)))
+    has_file = any(item.files for item in items)
     awaited = [
         dict.fromkeys(awaited_fields(item.kind, item.fields, item.files, named[item.kind] if has_file else None), "")
         for item in items
     ]
     expected = [replace(item, addresses=item.addresses | awaited[index]) for index, item in enumerate(items)]
-    files = tuple(islice(_files(expected), MAX_OUTPUTS)) if has_file else ()
-    return Result(files, tuple(islice(_objects(items), MAX_OUTPUTS)), any(awaited))
+    outputs = tuple(islice(_files(expected), MAX_OUTPUTS)) if has_file else ()
+    return Result(outputs, tuple(islice(_objects(items), MAX_OUTPUTS)), any(awaited))
 
 
 def _files(items: Sequence[_Item]) -> Iterator[Output]:

@@ -311,6 +311,7 @@ def test_a_file_of_the_new_standard_has_its_place() -> None:
     for outputs, urls in (
         ([{"type": "image", "id": "i", "duration": 2}, {"type": "image", "url": B}], ["", B]),
         ([{"url": A}, {"url": ""}], [A, ""]),
+        ([{"picture": A}, {"url": ""}], [A, ""]),
         ([{"url": A}, {"type": "element", "id": "e", "url": ""}], [A]),
     ):
         report = parse_callback(body({"id": "a", "status": "succeeded", "outputs": outputs}))
