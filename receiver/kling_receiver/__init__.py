@@ -43,7 +43,7 @@ a task of another program            tasks/adoption; web/api/tasks.get_task_or_4
 the same id, other parameters        tasks/parameters; kling_callback.protocol.redact.digest
 an interrupted download              results/fetch (resumed by Range), results/storage (the partial file)
 a file that its host refuses         results/download (retried, another address), results/media (what is a file)
-a result that is no file             kling_callback.protocol.outputs (found), tasks/transitions (stored)
+a result that is no file             kling_callback.protocol.results (found), tasks/transitions (stored)
 a dead letter                        jobs/queue (state), hooks/deliveries (retry_dead, redeliver), web/api/deliveries
 a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)
 jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/worker

@@ -21,6 +21,8 @@ SWITCHES = {
     "times-as-text": "times in a task are strings",
     "watermark-only": "images and videos have no address but that of their watermarked copy",
     "no-url": "results have no address; /v1/videos/ID/content sends the file for the bearer key",
+    "late-url": "the second file of a result has no address before the second query",
+    "lost-url": "the second file of a result never has an address",
     # answers of relays
     "wrap-once": "callbacks and answers to queries have one more envelope",
     "wrap-twice": "create, query and callback are wrapped twice, with other words for code and status",

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_callback.protocol.reports import MAX_OUTPUTS, parse_answer, parse_callback
+from kling_callback.protocol.reports import parse_answer, parse_callback
+from kling_callback.protocol.results.outputs import MAX_OUTPUTS
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -40,17 +40,22 @@ TASKS = st.sampled_from(["t", "u"])
 ATTEMPTS = st.sampled_from(["a", "b"])
 STATUSES = st.sampled_from(["submitted", "processing", "succeed", "failed", None])
 SPELLED = st.sampled_from(list(SPELLINGS))
-CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), st.booleans(), SPELLED)
+FILES = st.sampled_from([(), (FILE,), (FILE, "")])
+CALLBACKS = st.tuples(TASKS, STATUSES, st.booleans(), st.sampled_from([0, 0, 0, 1]), FILES, SPELLED)
 
 
-def answered(spelling: str, record: tuple[str, int]) -> Report:
+def answered(spelling: str, record: tuple[str, tuple[str, ...]]) -> Report:
     """Kling's answer to a query, parsed."""
-    answer = parse_answer(spelled(spelling, record[0], files=[FILE] * record[1]))
+    answer = parse_answer(spelled(spelling, record[0], files=record[1]))
     assert answer is not None
     return answer.reports[0]
 
 
-RECORDS = st.sampled_from([("submitted", 0), ("processing", 0), ("succeed", 2), ("succeed", 0), ("failed", 0)])
+NAMED = [(FILE, FILE), (FILE, f"{FILE}1"), (FILE, ""), ("", f"{FILE}1"), ()]
+"""The files of a success; "" is one whose address comes late, or never."""
+RECORDS = st.sampled_from(
+    [*((status, ()) for status in ("submitted", "processing", "failed")), *(("succeed", files) for files in NAMED)]
+)
 SURE = st.builds(answered, SPELLED, RECORDS)
 ANSWERS = st.none() | SURE
 FAR_FUTURE = 1 << 62
@@ -140,18 +145,18 @@ class StoreMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     @rule(batch=st.lists(CALLBACKS, min_size=1, max_size=5))
-    def callbacks_arrive(self, batch: list[tuple[str, str | None, bool, int, bool, str]]) -> None:
+    def callbacks_arrive(self, batch: list[tuple[str, str | None, bool, int, tuple[str, ...], str]]) -> None:
         """Repeated, reordered, contradictory, false, signed or not, in any spelling or none; in one commit."""
         made = []
         for task, status, signed, variant, named, spelling in batch:
-            one = callback(task, status, signed=signed, n=variant, files=[FILE] * named, spelling=spelling)
+            one = callback(task, status, signed=signed, n=variant, files=named, spelling=spelling)
             made.append(one)
             model = self.models.setdefault(task, Model())
             model.bodies[one.body_sha256] += 1
             if model.bodies[one.body_sha256] > 1 and not (one.signed and status and model.origin != "kling"):
                 continue
             if one.signed and status:
-                model.kling(status, named)
+                model.kling(status, bool(named))
             else:
                 model.callback(status)
         self.ledger.record(*made)
@@ -244,7 +249,8 @@ class StoreMachine(RuleBasedStateMachine):
             return again
 
         if self.ledger.change(fetch):
-            assert {file["status"] for file in self.ledger.results(task)} <= {"pending", "stored"}
+            named = [file for file in self.ledger.results(task) if file["source_url"]]
+            assert {file["status"] for file in named} <= {"pending", "stored"}
 
     @rule(times=st.integers(1, 2))
     def it_starts(self, times: int) -> None:
@@ -264,7 +270,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _ask(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
         model = self.models[job.task_id]
         results = self.ledger.results(job.task_id)
-        named = any(file["source_url"] for file in results)
+        named = bool(results) and all(file["source_url"] for file in results)
         settled = task["origin"] == "kling" and (task["status"] == "failed" or named)
         if reached and answer and not settled:
             model.kling(str(answer.status), bool(answer.outputs))
@@ -326,7 +332,11 @@ class StoreMachine(RuleBasedStateMachine):
         live = {key for key, job in jobs.items() if job["state"] != "dead"}
         for task, model in getattr(self, "models", {}).items():
             row, named = self.ledger.task(task), self.ledger.results(task)
-            pending = {f"download/{task}/{file['position']}" for file in named if file["status"] == "pending"}
+            pending = {
+                f"download/{task}/{file['position']}" if file["source_url"] else f"ask/{task}"
+                for file in named
+                if file["status"] == "pending"
+            }
             unnamed = model.status == "succeed" and not any(file["source_url"] for file in named)
             assert pending <= live
             if unnamed:
@@ -337,7 +347,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert f"overdue/{task}" in live
                 assert row["hint"] is None or f"ask/{task}" in live
             if model.files:
-                assert [file["source_url"] != "" for file in named] == [True] * len(named) != []
+                assert any(file["source_url"] for file in named)
 
     @invariant()
     def every_event_is_dispatched(self) -> None:

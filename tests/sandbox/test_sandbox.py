@@ -487,6 +487,17 @@ def test_no_results_are_in_callbacks_only(gateway: Sandbox, api: httpx.Client, r
     assert data["task_result"]["images"]
 
 
+@pytest.mark.parametrize(("mark", "hidden"), [("late-url", [True, False]), ("lost-url", [True, True])])
+def test_the_second_file_has_no_address(
+    gateway: Sandbox, api: httpx.Client, recipient: str, mark: str, hidden: list[bool]
+) -> None:
+    data = finished(gateway, api, mark, callback_url=recipient, n=3)
+    again = api.get(f"{IMAGES}/{data['task_id']}").json()["data"]
+    for record, is_hidden in zip((bodies(gateway)[-1], data, again), [True, *hidden], strict=True):
+        urls = [bool(image["url"]) for image in record["task_result"]["images"]]
+        assert urls == [True, not is_hidden, True]
+
+
 @pytest.mark.parametrize(("path", "key"), [(IMAGES, "id"), (NEW, "task_id")])
 def test_other_spelling_is_in_callbacks_only(
     gateway: Sandbox, api: httpx.Client, recipient: str, path: str, key: str

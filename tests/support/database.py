@@ -14,7 +14,8 @@ from sqlalchemy import event, insert, select
 from kling_callback.api.auth import BearerAuth
 from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.reports import Output, Report, parse_callback
+from kling_callback.protocol.reports import Report, parse_callback
+from kling_callback.protocol.results.outputs import Output
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.jobs.kinds import Kind

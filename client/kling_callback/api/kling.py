@@ -32,7 +32,9 @@ from kling_callback.display import data_url
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.protocol.families import is_new_standard, usual_kind
 from kling_callback.protocol.relays import ANY_KIND, CONTENT_PATH, content_path, whole_address
-from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Output, Report, is_too_complex, parse_answer
+from kling_callback.protocol.reports import UNKNOWN_TASK, Answer, Report, parse_answer
+from kling_callback.protocol.results.outputs import Output
+from kling_callback.protocol.values import is_too_complex
 from kling_callback.settings import CommonSettings
 
 NOT_SENT_ERRORS = (

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.reports import Answer, sanitize
+from kling_callback.protocol.reports import Answer
+from kling_callback.protocol.values import sanitize
 
 RATE_LIMITED, CONCURRENCY_LIMITED = 1302, 1303
 OUTCOME_UNKNOWN_CODES = frozenset({5000, 5001, 5002})

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 
-from kling_callback.protocol.reports import IDENTIFIER
+from kling_callback.protocol.values import IDENTIFIER
 
 PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 

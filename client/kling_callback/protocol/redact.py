@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kling_callback.protocol.reports import sanitize
+from kling_callback.protocol.values import sanitize
 
 MAX_VALUE_CHARS = 4096
 """Characters of a string that the receiver stores."""

@@ -13,7 +13,10 @@ from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
 from kling_callback.protocol.urls import is_loopback, is_web_address
 
 File = tuple[str, str, Any, Any]
-"""A file that a record names: kind, address, and as the relay wrote them its id and its seconds."""
+"""A file that a record names: kind, address, and as the relay wrote them its id and its seconds.
+
+The address is "" if it is still to come: that of an entry without one, in a list in which another has one.
+"""
 
 WRAPPERS = ("output", "result", "task", "response")
 RECORD = frozenset({"task_id", "taskId", "task_status", "status", "state"})
@@ -101,7 +104,8 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
         if of_name in MEDIA_KINDS and record.get("object") in MEDIA_KINDS and of_name != record["object"]:
             continue  # the caller's own image, or a preview
         for value in (fields.get(name), fields.get(f"{name}s")):
-            if found := [(_kind(kind or of_name, url, record), url, record) for url in _addresses(value)]:
+            found = [(_kind(kind or of_name, url, record), url, record) for url in _addresses(value)]
+            if _has_address(found):
                 return found
     for name, of_name in CONTAINERS.items() if depth < MAX_DEPTH else ():
         items = _parsed(fields.get(name))
@@ -110,13 +114,25 @@ def _files(record: dict[str, Any], depth: int = 0, kind: str = "") -> list[tuple
         found = []
         for item in items[:MAX_ITEMS] if isinstance(items, list) else [items]:
             if isinstance(item, dict):
-                found += _files({**_described(record), **item}, depth + 1, kind or of_name)
+                inner = _files({**_described(record), **item}, depth + 1, kind or of_name)
             else:
-                found += [(_kind(kind or of_name, url, record), url, record) for url in _addresses(item, bare=True)]
-        if found:
+                inner = [(_kind(kind or of_name, url, record), url, record) for url in _addresses(item, bare=True)]
+            found += inner or ([(_kind(kind or of_name, "", record), "", record)] if _awaits_address(item) else [])
+        if _has_address(found):
             return found
     # The first versions of a common relay have a success's address here.
     return [(_kind(kind, url, record), url, record) for url in _addresses(record.get("fail_reason"), bare=True)]
+
+
+def _has_address(found: list[tuple[str, str, dict[str, Any]]]) -> bool:
+    return any(url for _, url, _ in found)
+
+
+def _awaits_address(item: Any) -> bool:
+    """Whether an entry of a list is for an address that is still to come."""
+    if isinstance(item, dict):
+        return any(value == "" and _plain(name) in ADDRESSES for name, value in list(item.items())[:MAX_ITEMS])
+    return bool(item == "")
 
 
 def content_path(task_id: str) -> str:
@@ -264,6 +280,8 @@ def _addresses(value: Any, *, bare: bool = False) -> Iterator[str]:
         item = each.get("url") if isinstance(each, dict) else each
         if isinstance(item, str) and (is_web_address(item) or (not bare and re.match(r"/[^/\\\s]", item))):
             yield item
+        elif isinstance(value, list) and item == "":
+            yield ""
 
 
 def _parsed(value: Any) -> Any:

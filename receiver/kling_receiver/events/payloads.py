@@ -32,7 +32,7 @@ class ResultJson(TypedDict):
     size: Annotated[int | None, Field(description="bytes")]
     sha256: str | None
     href: Annotated[str | None, Field(description="a link that opens the file for a limited time without a token")]
-    source_url: str | None
+    source_url: Annotated[str | None, Field(description="the address at Kling; null until Kling names it")]
     expires_at: Annotated[Timestamp | None, Field(description="when source_url expires, if the URL states it")]
     error: Annotated[str | None, Field(description="why the file was not stored")]
     warning: Annotated[str | None, Field(description="what is unusual about a stored file")]

@@ -10,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.media_types import extension
-from kling_callback.protocol.reports import Output, Report
+from kling_callback.protocol.reports import Report
+from kling_callback.protocol.results.outputs import Output
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics

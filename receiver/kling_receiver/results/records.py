@@ -1,8 +1,10 @@
 """The rows of result files: pending, stored or failed. Each failure adds an event and a line in the log."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
-from kling_callback.protocol.reports import Output
+from kling_callback.protocol.results.outputs import Output
 from kling_receiver.jobs import enqueue
 from kling_receiver.results.expiry import expires_at
 from kling_receiver.states import FINAL
@@ -18,15 +20,23 @@ UPSERT_PENDING = Statement("""
         source_url = excluded.source_url, expires_at = excluded.expires_at, error = '', warning = ''
     WHERE result.status <> 'stored'
 """)
+INSERT_AWAITED = Statement("""
+    INSERT INTO result (task_id, position, kind, kling_id, duration, status, source_url, error)
+    VALUES (:task_id, :position, :kind, :kling_id, :duration, 'pending', '', '')
+    ON CONFLICT (task_id, position) DO NOTHING
+""")
+DELETE_AWAITED = Statement("DELETE FROM result WHERE task_id = :task_id AND source_url = ''")
+SELECT_ADDRESSES = Statement[ResultRow](
+    "SELECT position, source_url FROM result WHERE task_id = :task_id ORDER BY position"
+)
 SELECT_PENDING = Statement[ResultRow](
     "SELECT position, source_url FROM result WHERE task_id = :task_id AND status = 'pending' ORDER BY position"
 )
 SELECT_ALL_PENDING = Statement("SELECT task_id, position FROM result WHERE status = 'pending'")
 SET_ADDRESS = Statement("""
     UPDATE result SET source_url = :source_url, expires_at = :expires_at
-    WHERE task_id = :task_id AND position = :position AND kind = :kind AND status = 'pending'
+    WHERE task_id = :task_id AND position = :position AND kind = :kind AND status = 'pending' AND source_url <> ''
 """)
-COUNT_NAMED = Statement("SELECT count(*) FROM result WHERE task_id = :task_id AND source_url <> ''")
 MARK_STORED = Statement("""
     UPDATE result SET status = 'stored', content_type = :content_type, size = :size, sha256 = :sha256,
         path = :path, error = '', warning = :warning
@@ -40,7 +50,6 @@ MARK_FAILED = Statement("""
     UPDATE result SET status = 'failed', error = :error
     WHERE task_id = :task_id AND position = :position AND status = 'pending'
 """)
-DELETE_MISSING = Statement("DELETE FROM result WHERE task_id = :task_id AND source_url = '' AND status = 'failed'")
 INSERT_MISSING = Statement("""
     INSERT INTO result (task_id, position, kind, status, source_url, error)
     VALUES (:task_id, 0, 'file', 'failed', '', :error)
@@ -63,13 +72,19 @@ class StoredFile:
 
 
 def enqueue_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...]) -> None:
-    """Enqueue the download of each file, unless the task's files are already known."""
-    if outputs and not COUNT_NAMED.scalar(tx.connection, task_id=task["id"]):
+    """Enqueue the download of each file, unless the addresses of all files of the task are already known."""
+    known = SELECT_ADDRESSES.all(tx.connection, task_id=task["id"])
+    if outputs and not (known and all(row["source_url"] for row in known)):
         refresh_downloads(tx, task, outputs)
 
 
 def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...]) -> None:
-    """Enqueue the download of each file that is not stored, from the address in Kling's latest report."""
+    """Enqueue the download of each file that is not stored, from the address in Kling's latest report.
+
+    A file whose address is still to come is pending without a job: the query about the task goes on.
+    """
+    tx.flush_new_tasks()
+    known = SELECT_ADDRESSES.all(tx.connection, task_id=task["id"])
     rows = [
         {
             "task_id": task["id"],
@@ -80,19 +95,43 @@ def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...
             "source_url": output.url,
             "expires_at": expires_at(output.url, tx.now),
         }
-        for position, output in enumerate(outputs)
+        for position, output in zip(_positions(known, outputs), outputs, strict=True)
     ]
-    tx.flush_new_tasks()
-    UPSERT_PENDING.executemany(tx.connection, rows)
+    UPSERT_PENDING.executemany(tx.connection, [row for row in rows if row["source_url"]])
+    if awaited := [row for row in rows if not row["source_url"]]:
+        INSERT_AWAITED.executemany(tx.connection, awaited)
+    else:
+        DELETE_AWAITED.execute(tx.connection, task_id=task["id"])
     for row in SELECT_PENDING.all(tx.connection, task_id=task["id"]):
         tx.update_task(task, done=False)
-        enqueue.download(tx, task["id"], row["position"], row["source_url"])
+        if row["source_url"]:
+            enqueue.download(tx, task["id"], row["position"], row["source_url"])
+    finish_task(tx, task)
+
+
+def _positions(known: Sequence[ResultRow], outputs: tuple[Output, ...]) -> list[int]:
+    """The position of each output: that of the file with its address, else the first free one.
+
+    A file whose address comes late may move those behind it. A query is no part of an address unless it tells files
+    apart: Kling may sign its addresses anew.
+    """
+    left = [row for row in known if row["source_url"]]
+    found: dict[int, int] = {}
+    keys: tuple[Callable[[str], str], ...] = (str, lambda url: url.partition("?")[0])
+    for key in keys:
+        for index, output in enumerate(outputs):
+            row = next((row for row in left if index not in found and key(row["source_url"]) == key(output.url)), None)
+            if row:
+                left.remove(row)
+                found[index] = row["position"]
+    free = (position for position in count() if position not in found.values())
+    return [found[index] if index in found else next(free) for index in range(len(outputs))]
 
 
 def has_moved(result: ResultRow, outputs: tuple[Output, ...]) -> bool:
     """Whether Kling's latest report names another address for a file."""
     output = next(iter(outputs[result["position"] :]), None)
-    return output is not None and output.kind == result["kind"] and output.url != result["source_url"]
+    return output is not None and output.kind == result["kind"] and output.url not in ("", result["source_url"])
 
 
 def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) -> None:
@@ -107,7 +146,7 @@ def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) ->
         }
         for position, output in enumerate(outputs)
     ]
-    SET_ADDRESS.executemany(tx.connection, rows)
+    SET_ADDRESS.executemany(tx.connection, [row for row in rows if row["source_url"]])
 
 
 def part_name(task_id: str, index: int) -> str:
@@ -144,8 +183,11 @@ def mark_lost(tx: Transaction, task: TaskRow, index: int, reason: str) -> None:
 
 
 def mark_missing(tx: Transaction, task: TaskRow, reason: str) -> None:
-    """Record that a succeeded task has no known file, unless its files are known."""
+    """Record that Kling named no file of a succeeded task, or not the addresses that are still awaited."""
     tx.flush_new_tasks()
+    for row in SELECT_PENDING.all(tx.connection, task_id=task["id"]):
+        if not row["source_url"]:
+            mark_failed(tx, task, row["position"], reason)
     if INSERT_MISSING.execute(tx.connection, task_id=task["id"], error=reason):
         _add_failure(tx, task, 0, reason)
     finish_task(tx, task)
@@ -153,7 +195,7 @@ def mark_missing(tx: Transaction, task: TaskRow, reason: str) -> None:
 
 def finish_without_files(tx: Transaction, task: TaskRow) -> None:
     """Finish a succeeded task whose outputs are no files. That none was known before is no failure any more."""
-    DELETE_MISSING.execute(tx.connection, task_id=task["id"])
+    DELETE_AWAITED.execute(tx.connection, task_id=task["id"])
     finish_task(tx, task)
 
 

@@ -119,7 +119,7 @@ def _apply(tx: Transaction, task: TaskRow, callback: Callback, kept: bool) -> No
         transitions.set_external_id(tx, task, report.external_task_id)  # until Kling itself names it
     if report and report.status and callback.signed and not _belongs_to_another_task(tx, task, report):
         transitions.apply_report(tx, task, report, log=kept)
-        if report.status == "succeed" and not report.has_results:
+        if report.status == "succeed" and not report.is_complete:
             enqueue.ask(tx, task["id"])
     elif report and report.status and not report.final:
         _apply_progress(tx, task, report, kept)

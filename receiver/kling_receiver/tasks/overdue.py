@@ -127,7 +127,7 @@ def apply_answer(
         transitions.apply_report(tx, task, report, timely=by == "deadline")
     if report.final and was_open:
         tx.add_event(task["id"], "task.recovered", {"by": by})
-    if report.status == "succeed" and not report.has_results:
+    if report.status == "succeed" and not report.is_complete:
         enqueue.ask(tx, task["id"])
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from kling_callback.api.kling import KlingApi
 from kling_callback.errors import GatewayError
-from kling_callback.protocol.reports import Output, Report
+from kling_callback.protocol.reports import Report
+from kling_callback.protocol.results.outputs import Output
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.metrics import Metrics
@@ -48,7 +49,7 @@ class Reconciler:
         self._backoffs = {"unanswered": backoff, "undecided": undecided}
 
     async def reconcile(self, job: ClaimedJob) -> Effect:
-        """Handle one `ask` job: a callback hinted at a final status, or Kling's report named no result."""
+        """Handle one `ask` job: a callback hinted at a final status, or Kling's report lacked the address of a file."""
         task = await self._reader.task(job.task_id)
         if task is None or await self._is_settled(task):
             return settle_as(Done())
@@ -73,14 +74,14 @@ class Reconciler:
                 return self._retry_or_reject_hint(tx, job, task, answer)
             if task["hint"] != answer.status:
                 transitions.reject_hint(tx, task, str(answer.status))
-            if task["status"] == "failed" or answer.has_results:
+            if task["status"] == "failed" or answer.is_complete:
                 return Done()
-            if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", "Kling names no result.")):
+            missing = "no address of this file" if answer.has_results else "no result"
+            if answer.status == "succeed" and (retry := self._retry(tx, job, "undecided", f"Kling names {missing}.")):
                 return retry
             if outputs := self._outputs_of(task, answer):
                 result_records.refresh_downloads(tx, task, outputs)
-            else:
-                result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names no result.")
+            result_records.mark_missing(tx, task, f"Kling says {answer.status}, and names {missing}.")
             return Done()
 
         return apply
@@ -90,7 +91,8 @@ class Reconciler:
         if task["status"] not in FINAL or task["origin"] != "kling":
             return False
         source_urls = [result["source_url"] for result in await self._reader.results(task["id"])]
-        return task["status"] == "failed" or bool(task["outputs"]) or any(source_urls)
+        has_results = all(source_urls) if source_urls else task["done"]  # done without files: it has other outputs
+        return task["status"] == "failed" or has_results
 
     def _retry_or_reject_hint(self, tx: Transaction, job: ClaimedJob, task: TaskRow, report: Report) -> Outcome:
         """Kling reports another status than the callback: retry, and at last discard the callback's status."""

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from kling_callback.protocol import families
 from kling_callback.protocol.redact import redacted
-from kling_callback.protocol.reports import IDENTIFIER, MAX_ID_CHARS, sanitize
+from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import Label
 from kling_receiver.jobs import enqueue

@@ -32,7 +32,8 @@ MISSING_ASK = Statement(f"""
     SELECT id FROM task WHERE {OPEN} AND hint IS NOT NULL AND {NO_ASK}
     UNION ALL SELECT id FROM task WHERE origin IS NOT NULL AND NOT done
         AND (hint IS NOT NULL AND origin <> 'kling'
-            OR NOT EXISTS (SELECT 1 FROM result WHERE task_id = task.id AND status = 'pending'))
+            OR NOT EXISTS (SELECT 1 FROM result WHERE task_id = task.id AND status = 'pending')
+            OR EXISTS (SELECT 1 FROM result WHERE task_id = task.id AND status = 'pending' AND source_url = ''))
         AND {NO_ASK}
 """)  # constants
 MISSING_DISPATCH = Statement(f"""
@@ -44,7 +45,7 @@ MISSING_DISPATCH = Statement(f"""
 """)  # constants
 MISSING_DOWNLOAD = Statement(f"""
     SELECT task.id, position, source_url FROM task JOIN result ON result.task_id = task.id
-    WHERE origin IS NOT NULL AND NOT done AND result.status = 'pending'
+    WHERE origin IS NOT NULL AND NOT done AND result.status = 'pending' AND source_url <> ''
         AND {_no_job(f"'{Kind.DOWNLOAD}/' || task.id || '/' || position")}
 """)  # constants
 SPREAD_OVERDUE = Statement(f"""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from kling_callback.protocol.reports import sanitize
+from kling_callback.protocol.values import sanitize
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.body import BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kling_sandbox.records.results import legacy_results, outputs, without_addresses
+from kling_sandbox.records.results import legacy_results, outputs, without_address, without_addresses
 from kling_sandbox.tasks import Task
 
 
@@ -46,7 +46,12 @@ def _new_record(task: Task, status: str, external_id: str | None, has_results: b
 
 
 def _shown(task: Task, results: Any) -> Any:
-    return without_addresses(results) if task.has("no-url") else results
+    """The results, without the addresses that a switch hides."""
+    if task.has("no-url"):
+        return without_addresses(results)
+    if task.has("lost-url") or (task.has("late-url") and task.queries < 2):
+        return without_address(results, task.file_url(task.files[:2][-1]))
+    return results
 
 
 def _time(task: Task, milliseconds: int) -> int | str:

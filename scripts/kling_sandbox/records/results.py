@@ -41,6 +41,15 @@ def without_addresses(results: Any) -> Any:
     return [without_addresses(each) for each in results] if isinstance(results, list) else results
 
 
+def without_address(results: Any, address: str) -> Any:
+    """The results with an empty text in place of an address."""
+    if isinstance(results, dict):
+        return {name: without_address(value, address) for name, value in results.items()}
+    if isinstance(results, list):
+        return [without_address(each, address) for each in results]
+    return "" if results == address else results
+
+
 def watermarked(name: str) -> str:
     """The name of the watermarked copy of a file."""
     return name.replace(".", WATERMARK)

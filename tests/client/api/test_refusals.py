@@ -13,7 +13,8 @@ from kling_callback.api.kling import KlingApi
 from kling_callback.api.refusals import HINTS, MAX_WORDS, Reply, first_words, refusal
 from kling_callback.creation import may_resend
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
-from kling_callback.protocol.reports import Output, Report, parse_answer
+from kling_callback.protocol.reports import Report, parse_answer
+from kling_callback.protocol.results.outputs import Output
 from tests.support.wire import Wire, reply
 
 pytestmark = pytest.mark.anyio

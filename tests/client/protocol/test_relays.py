@@ -8,8 +8,10 @@ import pytest
 
 from kling_callback.protocol.families import usual_kind
 from kling_callback.protocol.relays import CONTENT_PATH, content_path, whole_address
-from kling_callback.protocol.reports import Answer, Output, Report, parse_answer, parse_callback
+from kling_callback.protocol.reports import Answer, Report, parse_answer, parse_callback
+from kling_callback.protocol.results.outputs import Output
 from kling_callback.protocol.statuses import parse_status
+from kling_callback.protocol.values import MAX_URL_CHARS
 
 MP4 = "https://files.example.com/kling/a.mp4?sig=1"
 PNG = "https://files.example.com/kling/a.png"
@@ -297,3 +299,46 @@ def test_the_path_of_a_content_names_one_task(kling_id: str) -> None:
     path = content_path(kling_id)
     assert unquote(path) == f"/v1/videos/{kling_id}/content"
     assert bool(CONTENT_PATH.fullmatch(path)) == kling_id.isascii()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        done(images=[PNG, ""]),
+        done(images=[{"url": PNG}, {"url": ""}]),
+        done(output=[{"image_url": PNG}, {"image_url": ""}]),
+        done(result={"images": [PNG, ""]}),
+        done(result_urls=[PNG, ""]),
+        wrapped(image_urls=[PNG, ""]),
+        {"data": [{"task_result": {"images": [PNG, ""]}, "task_status": "succeed", "task_id": "T"}]},
+    ],
+)
+def test_a_relay_s_file_without_its_address_is_awaited(record: dict[str, Any]) -> None:
+    """In a list in which another entry has one."""
+    found = report(record)
+    assert [each.url for each in found.outputs] == [PNG, ""]
+    assert (found.awaits_file, found.is_complete) == (True, False)
+
+
+@pytest.mark.parametrize("record", [done(images=[PNG, {"width": 5}, None]), done(url="", images=[PNG], video_url="")])
+def test_an_entry_without_a_file_is_not_awaited(record: dict[str, Any]) -> None:
+    """Nor an empty field beside the one that counts."""
+    found = report(record)
+    assert found.outputs == (IMAGE,)
+    assert found.is_complete
+
+
+def test_empty_addresses_name_no_file() -> None:
+    """Nor one that is too long. The file is then the content at the relay's own host."""
+    for fields in ({"images": ["", {"url": ""}], "urls": [""]}, {"url": f"{PNG}?{'x' * MAX_URL_CHARS}"}):
+        found = report(done(**fields))
+        assert found.outputs == (Output("file", content_path("T")),)
+        assert found.is_complete
+
+
+def test_a_relay_s_address_replaces_an_awaited_one() -> None:
+    """Kling's record inside lacks the address that the relay names; the result is complete with it."""
+    inner = {"task_id": "T", "task_status": "succeed", "task_result": {"videos": [{"id": "v", "url": ""}]}}
+    found = report({**done(result_url=MP4), "data": inner})
+    assert found.outputs == (VIDEO,)
+    assert found.is_complete

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from kling_receiver.jobs import enqueue, queue
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.kinds import Kind, Pool, hook_pool
-from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt, settle_as
+from kling_receiver.jobs.queue import NEVER, Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt, settle_as
 from kling_receiver.store.database import Database
 from kling_receiver.store.tables import JOB
 from kling_receiver.store.transaction import Transaction
@@ -439,3 +439,14 @@ def test_an_interrupted_attempt_is_not_counted(ledger: Ledger) -> None:
         assert ledger.change(lambda tx: queue.settle(tx, job, queue.settle_as(again)))  # noqa: B023
     row = ledger.jobs()["ask/t"]
     assert (row["attempts"], row["args"], row["error"]) == (0, {"seen": 1}, "cut off")
+
+
+def test_due_times_are_clamped_to_their_delays(ledger: Ledger) -> None:
+    """Of ready jobs, after the clock went back; a suspended job stays so."""
+    ledger.put_job("late", due_at=NOW + 5001, delay_ms=5000)
+    ledger.put_job("in time", due_at=NOW + 5000, delay_ms=5000)
+    ledger.put_job("suspended", due_at=NEVER)
+    ledger.put_job("dead", state="dead", due_at=NOW + 1)
+    before = ledger.jobs()
+    assert ledger.change(queue.clamp_due_times) == 1
+    assert ledger.jobs() == before | {"late": before["late"] | {"due_at": NOW + 5000}}

@@ -19,7 +19,8 @@ from PIL import Image
 from kling_callback.api.auth import BearerAuth
 from kling_callback.api.kling import KlingApi
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.reports import Output, Report
+from kling_callback.protocol.reports import Report
+from kling_callback.protocol.results.outputs import Output
 from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt

@@ -100,6 +100,17 @@ def start_sweep(ledger: Ledger) -> None:
     ledger.change(lambda tx: startup.schedule_sweep(tx, ledger.now))
 
 
+def test_a_file_without_address_needs_a_query_and_no_download(ledger: Ledger) -> None:
+    """A task that awaits one beside others lacks its query, and a job for each of the others."""
+    ledger.record(callback(status="succeed", files=[f"{FILE}0", ""], signed=True))
+    with ledger.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM job")
+    assert ledger.change(startup.repair) == 2
+    assert set(ledger.jobs()) == {"ask/t", "download/t/0"}
+    ledger.store(0)
+    assert ledger.change(startup.repair) == 0
+
+
 def test_the_sweep_queries_each_open_task(ledger: Ledger) -> None:
     """First those whose deadline passed, then the others, spaced; ended ones not."""
     for task in ("late-0", "late-1"):

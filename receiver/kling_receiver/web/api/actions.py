@@ -12,7 +12,8 @@ from typing_extensions import TypedDict
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol import families
-from kling_callback.protocol.reports import IDENTIFIER, Report
+from kling_callback.protocol.reports import Report
+from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.results import records as result_records
 from kling_receiver.results.storage import LocalStorage

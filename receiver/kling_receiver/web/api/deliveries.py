@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kling_callback.protocol.reports import IDENTIFIER, sanitize
+from kling_callback.protocol.values import IDENTIFIER, sanitize
 from kling_receiver.hooks import deliveries, delivery_list
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WHOLE, HookName

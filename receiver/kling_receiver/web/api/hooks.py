@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kling_callback.protocol.reports import sanitize
+from kling_callback.protocol.values import sanitize
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, parse_hook

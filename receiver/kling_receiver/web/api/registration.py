@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from kling_callback.protocol.reports import is_too_complex
+from kling_callback.protocol.values import is_too_complex
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks.http import check_web_address

@@ -14,8 +14,8 @@ from typing_extensions import TypedDict
 
 from kling_callback.protocol import ids
 from kling_callback.protocol.ids import is_id
-from kling_callback.protocol.reports import IDENTIFIER
 from kling_callback.protocol.signing import CallbackSigner, Role
+from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import STATUSES

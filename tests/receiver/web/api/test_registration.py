@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kling_callback.protocol.redact import redacted
-from kling_callback.protocol.reports import IDENTIFIER
+from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.tasks.registration import KLING_ID_SCHEMA, Registration
 from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.errors import ApiError

@@ -1,17 +1,18 @@
-"""What one record of a result holds: the addresses of its files, and what Kling made that is no file.
+"""The fields of one record of a result: which of them name files, and what Kling made that is no file.
 
 Pure functions over Kling's JSON, which may hold anything.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
-from kling_callback.protocol.urls import is_web_address
+from kling_callback.protocol.urls import is_web_address, split_url
+from kling_callback.protocol.values import json_chars
+
+Kind = str
+"""`image`, `video` or `audio`; `watermark` for a watermarked copy; Kling's own name for anything newer."""
 
 FILE_KINDS = (*MEDIA_KINDS, "watermark")
 """Kinds of records that are files."""
@@ -34,64 +35,58 @@ MAX_OBJECT_CHARS = 4000
 """Characters of the JSON of one output that is no file."""
 MAX_FIELDS = 200
 """Fields of one record that are read."""
-MAX_DEPTH = 10
 
 
-def file_fields(kind: str, addresses: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
+def file_fields(kind: Kind, addresses: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
     """The fields of a record of this kind that name files: its results, their watermarked copies, other files.
 
-    `addresses`: the texts in its fields. What else there is counts as the result of a record without one: another
-    file, then a watermarked copy, and at last a cover. An address is listed once.
+    `addresses`: the texts in its fields, "" for a file whose address comes later. What else there is counts as the
+    result of a record without one: another file, then a watermarked copy, and at last a cover. An address is listed
+    once.
     """
     main, others, marked, last = (dict[str, str]() for _ in range(4))
     for name in sorted(addresses, key=_order):
         address = addresses[name]
-        if name in MAIN_FIELDS or NUMBERED_FIELD.fullmatch(name):
-            main.setdefault(address, name)
-        elif not is_web_address(address):
+        if _is_main(name):
+            main.setdefault(address or name, name)
+        elif address and not is_web_address(address):
             continue
         elif WATERMARK_FIELD.fullmatch(name):
-            marked.setdefault(address, name)
+            marked.setdefault(address or name, name)
         elif GIVEN_FIELD.fullmatch(name):
-            if kind in KINDS and kind_of_suffix(_path(address)):
+            if kind in KINDS and kind_of_suffix(split_url(address).path):
                 last.setdefault(address, name)
-        elif URL_FIELD.fullmatch(name) or kind_of_suffix(_path(address)):
+        elif URL_FIELD.fullmatch(name) or kind_of_suffix(split_url(address).path):
             (last if COPY_FIELD.fullmatch(name) else others).setdefault(address, name)
     results = main or others or marked or last
     marks, more = ([name for url, name in group.items() if url not in results] for group in (marked, others))
     return list(results.values()), marks, more
 
 
-def _order(name: str) -> tuple[int, int]:
-    """Fields of the result's own file first, numbered ones by their number; `sorted` keeps the order of the others."""
+def _order(name: str) -> int:
+    """Fields of the result's own file first, then numbered ones; `sorted` keeps the order of the others."""
     if name in MAIN_FIELDS:
-        return 0, MAIN_FIELDS.index(name)
+        return MAIN_FIELDS.index(name)
     number = NUMBERED_FIELD.fullmatch(name)
-    return (1, int(number[1])) if number else (2, 0)
+    return len(MAIN_FIELDS) + int(number[1]) if number else 0
 
 
-def _path(address: str) -> str:
-    try:
-        return urlsplit(address).path
-    except ValueError:
-        return ""
-
-
-def kind_of_file(kind: str, name: str, address: str) -> str:
+def kind_of_file(kind: Kind, name: str, address: str) -> Kind:
     """The kind of the file in the field `name` of a record of this kind: by its suffix unless the record tells."""
-    told = kind in MEDIA_KINDS and (name in MAIN_FIELDS or bool(NUMBERED_FIELD.fullmatch(name)))
+    told = kind in MEDIA_KINDS and _is_main(name)
     if told or WATERMARK_FIELD.fullmatch(name):
         return kind
-    return kind_of_suffix(_path(address)) or ("file" if kind in KINDS else kind)
+    return kind_of_suffix(split_url(address).path) or ("file" if kind in KINDS else kind)
 
 
-def kind_of_single(kind: str, item: Mapping[str, Any]) -> str:
-    """The kind of a record that is in no list: without an id it holds details of the result."""
+def kind_of_single(kind: Kind, item: Mapping[str, Any]) -> Kind:
+    """The kind of a record that is in no list: without an id, or a field for a file, it holds details of the result."""
     named = any((name == "id" or OBJECT_ID.fullmatch(name)) and value for name, value in item.items())
-    return kind if kind in KINDS or named else "result"
+    has_file = kind in KINDS and any(_is_main(name) or is_web_address(value) for name, value in item.items())
+    return kind if named or has_file else "result"
 
 
-def object_of(kind: str, item: Mapping[str, Any], files: set[str]) -> dict[str, Any] | None:
+def object_of(kind: Kind, item: Mapping[str, Any], files: set[str]) -> dict[str, Any] | None:
     """What a record holds beside its files, with Kling's names; None if that is nothing of use.
 
     `files`: the fields that name files. A record of files is of use if it has an id that a later job takes.
@@ -111,25 +106,33 @@ def object_of(kind: str, item: Mapping[str, Any], files: set[str]) -> dict[str, 
     return kept or None
 
 
-def awaits_file(kind: str, item: Mapping[str, Any], files: set[str]) -> bool:
-    """Whether a record is that of a file whose address comes later. `files`: the fields that name files."""
-    if files or kind not in KINDS:
-        return False
-    return kind in FILE_KINDS or any(name in MAIN_FIELDS or NUMBERED_FIELD.fullmatch(name) for name in item)
+def awaited_fields(kind: Kind, item: Mapping[str, Any], files: set[str], named: set[str] | None) -> set[str]:
+    """The fields of a record whose file has no address yet; `url` of a record that is only known to be a file's.
+
+    `files`: the fields that name files. `named`: the series of those of all records of this kind; None if no record
+    of any kind names a file.
+    """
+    if files:
+        return {name for name, value in item.items() if _is_blank(value) and series(name) in (named or ())}
+    is_file = kind in FILE_KINDS or (kind in KINDS and any(map(_is_main, item)))
+    # Beside named files, blank fields of the whole result (`result`) say nothing.
+    return {"url"} if is_file and (named is None or kind != "result") else set()
 
 
-def json_chars(value: Any) -> float:
-    """Characters of the JSON of a value; infinity if a database's JSON cannot hold it: a NUL, NaN, great depth."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-        fits = "\\u0000" not in text and _depth(value) <= MAX_DEPTH
-    except (ValueError, RecursionError):  # also UnicodeEncodeError: a lone surrogate
-        return math.inf
-    return len(text) if fits else math.inf
+def series(name: str) -> str | None:
+    """What the fields of one series share, which have their addresses together: `url_1`, `url_2`; `url_mp3`, `url_wav`.
+
+    A watermarked copy is expected beside each result or none. None: nothing follows for this field from another one.
+    """
+    if NUMBERED_FIELD.fullmatch(name):
+        return "number"
+    return name.replace("wav", "mp3") if name in MAIN_FIELDS or WATERMARK_FIELD.fullmatch(name) else None
 
 
-def _depth(value: Any) -> int:
-    """The depth of nested lists and objects. Raises RecursionError."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
+def _is_main(name: str) -> bool:
+    """Whether a field is for a result's own file."""
+    return name in MAIN_FIELDS or bool(NUMBERED_FIELD.fullmatch(name))
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
