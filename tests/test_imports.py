@@ -39,6 +39,7 @@ CLIENT_ORDER = (
     "display",
     "atomic_file",
     "environment",
+    "config",
     "settings",
     "api",
     "base",

@@ -45,6 +45,9 @@ log = logging.getLogger("kling_callback.creation")
 MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task: the receiver's limits."""
 
+MAX_FINGERPRINT_CHARS = 256
+"""Characters of the fingerprints of all keys: the receiver's limit."""
+
 
 def check_call(
     family: str, body: Any, *, tags: Sequence[str], hook: str | None, external_task_id: str | None
@@ -119,7 +122,7 @@ class CreateCall:
             request=redacted(body),
             request_sha256=digest(body),
             base=settings.api_base,
-            key_fingerprint=settings.key_fingerprint,
+            key_fingerprint=",".join(settings.key_fingerprints)[:MAX_FINGERPRINT_CHARS],
             tags=tags,
             hook=hook,
             create_token=secrets.token_urlsafe(16),

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 
 from kling_callback.protocol.signing import MAKE_SECRET_HINT
-from kling_callback.protocol.urls import normalize_url
+from kling_callback.protocol.urls import normalize_url, split_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
 from kling_callback.settings import CommaSeparated, CommonSettings, Expected, HookSecret, is_required, split
 from kling_receiver.hooks.config import HookConfig, InvalidHook
@@ -69,7 +69,7 @@ class ReceiverSettings(CommonSettings):
         description="seconds after the create at which Kling is queried about an unfinished task "
         "(default: 180 for images, else 1200)",
     )
-    hook_url: str = Field("", description="address to which every event is POSTed")
+    hook_url: str = Field("", repr=False, description="address to which every event is POSTed")
     hook_secret: HookSecret = Field(
         "",
         repr=False,
@@ -221,6 +221,14 @@ class ReceiverSettings(CommonSettings):
                 "KLING_SECRET_KEY (or KLING_WEBHOOK_SECRETS, if Kling signs its callbacks)."
             )
         return values
+
+    @classmethod
+    def _addresses(cls) -> dict[str, tuple[str, ...]]:
+        addresses = {**super()._addresses(), "KLING_HOOK_URL": ("KLING_HOOK_SECRET",)}
+        # The driver sends PGPASSWORD wherever the database's address leads, unless that has a password of its own.
+        if not split_url(cls.environment().get("kling_database_url") or "").password:
+            addresses["KLING_DATABASE_URL"] = ("PGPASSWORD",)
+        return addresses
 
     @property
     def hooks(self) -> list[HookConfig]:

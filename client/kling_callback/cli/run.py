@@ -23,7 +23,7 @@ def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[
     `require`: names of the settings that must be set. Raises KlingError, KeyboardInterrupt.
     """
     kling = AsyncKling(settings=ClientSettings.load(require=require))
-    for warning in ClientSettings.unknown_variables():
+    for warning in ClientSettings.warnings():
         terminal.print_message(warning)
 
     async def run() -> T:

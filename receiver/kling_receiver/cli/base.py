@@ -31,7 +31,7 @@ def load_settings(require: Collection[str] = ()) -> ReceiverSettings:
         settings = ReceiverSettings.load(require=require)
     except SettingsError as error:
         exit_with(error.problems, USAGE_ERROR)
-    for warning in settings.unknown_variables():
+    for warning in settings.warnings():
         print_message(warning)
     return settings
 
