@@ -16,6 +16,7 @@ RECEIVER_ORDER = (
     "policy",
     "validation",
     "metrics",
+    "logs",
     "filesystem",
     "store",
     "jobs",

@@ -7,7 +7,6 @@ register ─▶ send ─┬─ taken ──────────────�
                                            report created or unknown
 """
 
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, 
 from kling_callback.api.refusals import CONCURRENCY_LIMITED, NOT_KLING, RATE_LIMITED
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
+from kling_callback.display import logger
 from kling_callback.errors import (
     CreateUnknown,
     GatewayError,
@@ -39,7 +39,7 @@ from kling_callback.protocol.urls import normalize_url
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 
-log = logging.getLogger("kling_callback.creation")
+log = logger("kling_callback.creation")
 
 
 MAX_TAG_CHARS, MAX_TAGS = 100, 20

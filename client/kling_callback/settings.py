@@ -5,7 +5,6 @@ The environment is read here and nowhere else.
 
 import errno
 import functools
-import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -25,13 +24,14 @@ from pydantic_settings import (
 )
 
 from kling_callback.config.sources import Sources, expansions, exposure
+from kling_callback.display import logger
 from kling_callback.environment import EnvironmentProblem, certificate_problems, proxy_for
 from kling_callback.errors import SettingsError
 from kling_callback.protocol.signing import MAKE_SECRET_HINT, MIN_SECRET_CHARS, key_fingerprint
 from kling_callback.protocol.urls import is_loopback, normalize_public_url, normalize_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
 
-log = logging.getLogger("kling_callback.settings")
+log = logger("kling_callback.settings")
 
 MIN_SIMILARITY = 0.85
 """From 0 to 1: a variable this similar to a setting is reported as misspelt."""

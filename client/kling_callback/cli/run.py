@@ -9,6 +9,7 @@ from typing import TypeVar
 from kling_callback import errors
 from kling_callback.cli import terminal
 from kling_callback.cli.output import Destination
+from kling_callback.display import escape
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_CREATE, ClientSettings
 from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
@@ -92,7 +93,7 @@ def warn_about_create(task: AsyncTask) -> None:
     if task.outcome == "unknown" and task.family and not task.done:
         terminal.print_message(
             f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show. "
-            f"{task.status_msg}".rstrip()
+            f"{escape(task.status_msg)}".rstrip()
         )
 
 

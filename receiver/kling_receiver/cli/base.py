@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError, SettingsError
+from kling_receiver.logs import use_line_format
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import DatabaseError
 
@@ -31,6 +32,7 @@ def load_settings(require: Collection[str] = ()) -> ReceiverSettings:
         settings = ReceiverSettings.load(require=require)
     except SettingsError as error:
         exit_with(error.problems, USAGE_ERROR)
+    use_line_format(settings.secrets)
     for warning in settings.warnings():
         print_message(warning)
     return settings

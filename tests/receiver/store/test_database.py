@@ -245,11 +245,12 @@ def test_operator_errors_are_one_line(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_database_is_named_without_its_password() -> None:
+def test_a_database_is_named_without_user_password_and_options() -> None:
     """As an operator may read it, in a log or at start."""
-    database = Database("postgresql://kling:opensesame@db/kling")
-    assert str(database) == "postgresql://kling:***@db/kling"
-    database.close()
+    for url in ("postgresql://kling:opensesame@db/kling", "postgresql://kling@db/kling?password=opensesame&sslkey=/x"):
+        database = Database(url)
+        assert str(database) == "postgresql://db/kling"
+        database.close()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
