@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from kling_callback.display import Mask
 from kling_callback.protocol.urls import private_parts
-from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.filesystem import make_durable_folder, make_private
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
 from kling_receiver.store.locks import (
     EVENT_LOCK,
@@ -37,6 +37,9 @@ OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 """Seconds between two log lines about an outage, because any request to `/readyz` meets it."""
 BUSY_MS = 10_000
 """Milliseconds. SQLite: the longest wait for another process's write lock."""
+
+BESIDE = ("-wal", "-shm", "-journal", ".lock")
+"""Ends of the names of the files beside an SQLite database."""
 
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
@@ -153,7 +156,6 @@ class Database:
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
         if self.path:
-            self.path.chmod(0o600)
             self._expected_file_id = self._file_id()
 
     def _file_id(self) -> tuple[int, int] | None:
@@ -220,8 +222,15 @@ class Database:
 
     @staticmethod
     def _make_private(path: Path) -> None:
+        """Make the file, and let nobody else read it or those beside it: SQLite gives them the mode of the file.
+
+        Raises OSError if one that others can read belongs to another user.
+        """
         make_durable_folder(path.parent)
         path.touch(mode=0o600)
+        for file in {path, path.resolve()}:
+            for suffix in ("", *BESIDE):
+                make_private(file.with_name(file.name + suffix))
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:
