@@ -227,7 +227,7 @@ def check_files(task: dict[str, Any]) -> None:
         raise ResultFailed("The task succeeded, but Kling named no result.", task=task)
     if stored < total:
         reasons = {each["error"] for each in task["results"] if each.get("error")}
-        why = "; ".join(sorted(reasons)) or "no reason given"
+        why = escape("; ".join(sorted(reasons))) or "no reason given"
         raise ResultFailed(
             f"{total - stored} of {total} files could not be stored: {why}.",
             task=task,

@@ -7,7 +7,6 @@ register ─▶ send ─┬─ taken ──────────────�
                                            report created or unknown
 """
 
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, 
 from kling_callback.api.refusals import CONCURRENCY_LIMITED, NOT_KLING, RATE_LIMITED
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
+from kling_callback.display import logger
 from kling_callback.errors import (
     CreateUnknown,
     GatewayError,
@@ -39,11 +39,14 @@ from kling_callback.protocol.urls import normalize_url
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 
-log = logging.getLogger("kling_callback.creation")
+log = logger("kling_callback.creation")
 
 
 MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task: the receiver's limits."""
+
+MAX_FINGERPRINT_CHARS = 256
+"""Characters of the fingerprints of all keys: the receiver's limit."""
 
 
 def check_call(
@@ -119,7 +122,7 @@ class CreateCall:
             request=redacted(body),
             request_sha256=digest(body),
             base=settings.api_base,
-            key_fingerprint=settings.key_fingerprint,
+            key_fingerprint=",".join(settings.key_fingerprints)[:MAX_FINGERPRINT_CHARS],
             tags=tags,
             hook=hook,
             create_token=secrets.token_urlsafe(16),

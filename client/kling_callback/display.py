@@ -1,9 +1,10 @@
 """What people see: text and JSON that cannot control a terminal, and results as HTML, for notebooks."""
 
 import json
+import logging
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape as quoted
 from typing import Any
 
@@ -11,6 +12,9 @@ from kling_callback.protocol.nesting import MAX_ANSWER_DEPTH, is_deeper
 
 MAX_INLINE_BYTES = 32 << 20
 """Bytes of a file that is put into a notebook; of a larger one the notebook has a link."""
+
+MIN_MASKED_CHARS = 8
+"""Characters of a secret that is masked wherever it stands: a shorter one may be any word."""
 
 STYLE = 'style="max-width: 100%; max-height: 40em"'
 MEDIA = {
@@ -23,7 +27,7 @@ ADDRESS = re.compile(r"https?://|data:(image|video|audio)/", re.IGNORECASE)
 """The beginning of an address that shows a file: any other scheme may run a script."""
 
 CONTROL_CHARACTERS = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """Characters that move a cursor or reverse the writing direction, and surrogates; line ends are handled apart."""
 
@@ -31,6 +35,39 @@ CONTROL_CHARACTERS = re.compile(
 def escape(value: Any) -> str:
     """Text on one line with its control characters visible: a status message must not control the terminal."""
     return CONTROL_CHARACTERS.sub(lambda match: f"\\x{ord(match.group()):02x}", " ".join(str(value).splitlines()))
+
+
+class Mask:
+    """Replaces secrets in a text by `***`: long ones wherever they stand, shorter ones in quotation marks only."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        distinct = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+        long = [rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in distinct if len(secret) >= MIN_MASKED_CHARS]
+        quoted = [rf"(?<=['\"]){re.escape(secret)}(?=['\"])" for secret in distinct]
+        self._pattern = re.compile("|".join([*long, *quoted])) if distinct else None
+
+    def __call__(self, text: str) -> str:
+        """The text without the secrets."""
+        return self._pattern.sub("***", text) if self._pattern else text
+
+
+class _OneLine(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = escape(record.getMessage()), ()
+        return True
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of a module of the client: each message is one line, whatever answers it quotes.
+
+    The program that uses the client chooses the format of its log.
+    """
+    log = logging.getLogger(name)
+    log.addFilter(ONE_LINE)
+    return log
+
+
+ONE_LINE = _OneLine()
 
 
 def json_text(document: Any, *, pretty: bool = False) -> str:

@@ -1,7 +1,6 @@
 """Follow the receiver's event stream (Server-Sent Events), resumed after the last event when it breaks. No polling."""
 
 import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -11,11 +10,12 @@ from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from kling_callback.api.receiver import ReceiverApi, task_path, unreadable_answer
 from kling_callback.api.task_json import has_id, is_task
+from kling_callback.display import logger
 from kling_callback.errors import ReceiverError
 from kling_callback.protocol.events import MAX_EVENT_BYTES, MAX_ID_DIGITS, Event
 from kling_callback.protocol.nesting import MAX_ANSWER_DEPTH, is_deeper
 
-log = logging.getLogger("kling_callback.events")
+log = logger("kling_callback.events")
 
 
 async def follow(

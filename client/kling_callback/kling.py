@@ -38,6 +38,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         self,
         *,
         api_base: str | None = None,
+        allow_http_api: bool | None = None,
         api_key: str | None = None,
         access_key: str | None = None,
         secret_key: str | None = None,
@@ -58,6 +59,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """
         self._settings = settings or ClientSettings.load_for_program(
             api_base=api_base,
+            allow_http_api=allow_http_api,
             api_key=api_key,
             access_key=access_key,
             secret_key=secret_key,

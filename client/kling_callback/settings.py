@@ -4,15 +4,17 @@ The environment is read here and nowhere else.
 """
 
 import errno
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -21,11 +23,15 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from kling_callback.config.sources import Sources, expansions, exposure
+from kling_callback.display import logger
 from kling_callback.environment import EnvironmentProblem, certificate_problems, proxy_for
 from kling_callback.errors import SettingsError
 from kling_callback.protocol.signing import MAKE_SECRET_HINT, MIN_SECRET_CHARS, key_fingerprint
-from kling_callback.protocol.urls import normalize_public_url, normalize_url
+from kling_callback.protocol.urls import is_loopback, normalize_public_url, normalize_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
+
+log = logger("kling_callback.settings")
 
 MIN_SIMILARITY = 0.85
 """From 0 to 1: a variable this similar to a setting is reported as misspelt."""
@@ -44,6 +50,9 @@ ENV_FILE = ".env"
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 """Several values in one variable, separated by commas."""
+
+Switch = Annotated[Literal["off", "on"], BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value))]
+"""`on` or `off`; in Python a bool as well."""
 
 _required: ContextVar[frozenset[str]] = ContextVar("required", default=frozenset())
 
@@ -93,11 +102,22 @@ class CommonSettings(BaseSettings):
     api_base: str = Field(
         "https://api-singapore.klingai.com", description="address of Kling or the gateway, before `/v1/...`"
     )
-    api_key: str = Field("", repr=False, description="Kling's or the gateway's bearer key")
+    allow_http_api: Annotated[Switch, Expected("must be `on` or `off`.")] = Field(
+        "off",
+        description="`on`: that address may be plain `http://` to another machine, which shows the key on the way",
+    )
+    api_key: str = Field(
+        "",
+        repr=False,
+        description="Kling's or the gateway's bearer key; during a rotation comma-separated, newest first: the first "
+        "is used, all belong to this account",
+    )
     access_key: str = Field(
         "", repr=False, description="instead of the key, with the next one; not for paths with a leading slash"
     )
-    secret_key: str = Field("", repr=False, description="signs a JWT per call")
+    secret_key: str = Field(
+        "", repr=False, description="signs a JWT per call; during a rotation one for each access key, in their order"
+    )
     signing_secrets: CommaSeparated = Field(
         (),
         repr=False,
@@ -139,6 +159,17 @@ class CommonSettings(BaseSettings):
             proxy_for(base)
         return base
 
+    @field_validator("allow_http_api")
+    @classmethod
+    def _check_plain_http(cls, value: str, info: ValidationInfo) -> str:
+        base = urlsplit(info.data.get("api_base", ""))
+        if base.scheme == "http" and not is_loopback(base.hostname or "") and value == "off":
+            raise ValueError(
+                "KLING_API_BASE: is plain http://, which shows the key to every machine on the way. Set it to an "
+                "https:// address or, for a gateway in a private network, set KLING_ALLOW_HTTP_API=on."
+            )
+        return value
+
     @field_validator("receiver_url")
     @classmethod
     def _normalize_public(cls, value: str) -> str:
@@ -155,25 +186,42 @@ class CommonSettings(BaseSettings):
     @field_validator("api_key", "access_key")
     @classmethod
     def _check_key(cls, value: str) -> str:
-        return header_safe(value)
+        return ",".join(map(header_safe, _parts(value)))
 
     @field_validator("secret_key")
     @classmethod
     def _check_key_pair(cls, value: str, info: ValidationInfo) -> str:
         # An invalid field is not in `data`; its own problem is reported.
-        if bool(value) != bool(info.data.get("access_key", value)):
+        keys, access_keys = _parts(value), _parts(info.data.get("access_key", value))
+        if bool(keys) != bool(access_keys):
             raise ValueError("KLING_ACCESS_KEY and KLING_SECRET_KEY work only together. Set both, or neither.")
-        return value
+        if len(keys) != len(access_keys):
+            raise ValueError(
+                f"KLING_SECRET_KEY has {len(keys)} keys for {len(access_keys)} in KLING_ACCESS_KEY. Set one for each, "
+                "in the same order."
+            )
+        return ",".join(keys)
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The bearer keys of the account, newest first: the first one is sent."""
+        return _parts(self.api_key)
+
+    @property
+    def access_keys(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of access key and secret key of the account, newest first: the first one signs."""
+        return tuple(zip(_parts(self.access_key), _parts(self.secret_key), strict=True))
 
     @property
     def key_fingerprint(self) -> str:
-        """The fingerprint of the Kling key, or "" without a key."""
+        """The fingerprint of the Kling key in use, or "" without a key."""
         return next(iter(self.key_fingerprints), "")
 
     @property
     def key_fingerprints(self) -> tuple[str, ...]:
-        """The fingerprints of all keys of the account: of the access key, then of the API key."""
-        return tuple(key_fingerprint(key) for key in (self.access_key, self.api_key) if key)
+        """The fingerprints of all keys of the account, newest first: of the access keys, then of the API keys."""
+        keys = (*(access_key for access_key, _ in self.access_keys), *self.api_keys)
+        return tuple(map(key_fingerprint, dict.fromkeys(keys)))
 
     @property
     def receiver_base(self) -> str:
@@ -192,10 +240,13 @@ class CommonSettings(BaseSettings):
             raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}")
         token = _required.set(frozenset(require))
         problems = certificate_problems()
+        arguments = {name: value for name, value in values.items() if value is not None}
         try:
             if Path(ENV_FILE).is_fifo():  # reading it could wait for ever
                 raise OSError(errno.EINVAL, "it is a pipe")
-            settings = cls(**{name: value for name, value in values.items() if value is not None})
+            problems += expansions(Path(ENV_FILE))
+            problems += cls._sources(arguments).problems(cls._addresses())
+            settings = cls(**arguments)
         except ValidationError as error:
             problems += [cls._describe(each) for each in error.errors()]
             problems += cls.unknown_variables()  # what is missing may be misspelt
@@ -207,6 +258,32 @@ class CommonSettings(BaseSettings):
         if problems:
             raise SettingsError(list(dict.fromkeys(problems)))
         return settings
+
+    @classmethod
+    def _sources(cls, arguments: Mapping[str, Any]) -> Sources:
+        environment, file = EnvSettingsSource(cls).env_vars, DotEnvSettingsSource(cls).env_vars
+        return Sources(arguments, environment, file, Path(ENV_FILE))
+
+    @classmethod
+    def _addresses(cls) -> dict[str, tuple[str, ...]]:
+        """The variables with addresses, each with those of the secrets that are sent there, or that sign for it."""
+        signing = ("KLING_SIGNING_SECRETS", *(["KLING_RECEIVER_TOKEN"] if "receiver_token" in cls.model_fields else []))
+        return {
+            "KLING_API_BASE": ("KLING_API_KEY", "KLING_ACCESS_KEY", "KLING_SECRET_KEY"),
+            "KLING_RECEIVER_URL": signing,
+            "KLING_RECEIVER_INTERNAL_URL": signing,
+        }
+
+    @classmethod
+    def warnings(cls) -> list[str]:
+        """What may be wrong with the settings, although they are valid: misspelt names, a `.env` that others read."""
+        return [*cls.unknown_variables(), *filter(None, [cls._exposure()])]
+
+    @classmethod
+    def _exposure(cls) -> str:
+        """Why the secrets of `.env` are not safe there; "" if they are, or it has none."""
+        secrets = {f"kling_{name}" for name, field in cls.model_fields.items() if not field.repr}
+        return exposure(Path(ENV_FILE)) if secrets & DotEnvSettingsSource(cls).env_vars.keys() else ""
 
     @classmethod
     def unknown_variables(cls) -> list[str]:
@@ -264,7 +341,16 @@ class ClientSettings(CommonSettings):
 
     @classmethod
     def load_for_program(cls, **values: Any) -> Self:
-        """The settings to create tasks; or to call Kling only, if none of a receiver is set. Raises SettingsError."""
+        """The settings to create tasks; or to call Kling only, if none of a receiver is set. Raises SettingsError.
+
+        Logs, once, why the secrets of `.env` are not safe there.
+        """
+        settings = cls._load_for_program(values)
+        _warn_once(cls._exposure())
+        return settings
+
+    @classmethod
+    def _load_for_program(cls, values: Mapping[str, Any]) -> Self:
         try:
             return cls.load(**values)
         except SettingsError as error:
@@ -311,9 +397,19 @@ class ClientSettings(CommonSettings):
         return header_safe(value)
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    if message:
+        log.warning("%s", message)
+
+
 def split(value: Any) -> Any:
     """The parts of a comma-separated string as a tuple; any other value unchanged."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return _parts(value) if isinstance(value, str) else value
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def header_safe(value: str) -> str:

@@ -127,6 +127,7 @@ class KlingArguments(TypedDict, total=False):
     """The arguments of AsyncKling and Kling, by the same names."""
 
     api_base: str | None
+    allow_http_api: bool | None
     api_key: str | None
     access_key: str | None
     secret_key: str | None

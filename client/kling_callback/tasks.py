@@ -12,6 +12,7 @@ from anyio import to_thread
 from kling_callback.api.receiver import ReceiverApi
 from kling_callback.atomic_file import AtomicFile, MemoryFile, temporary_path
 from kling_callback.base import BaseFile, BaseResult, BaseTask, check_files, stored_files
+from kling_callback.display import escape
 from kling_callback.errors import ReceiverError, ResultFailed, TaskFailed, WaitTimeout
 from kling_callback.events import follow
 from kling_callback.jobs.body import check_depth
@@ -80,7 +81,7 @@ class AsyncTask(BaseTask):
 
     def _success(self) -> dict[str, Any]:
         if self.status != "succeed":
-            reason = self.status_msg or "Kling gave no reason."
+            reason = escape(self.status_msg) or "Kling gave no reason."
             raise TaskFailed(f"Task {self.id} failed: {reason}", task=self.data)
         check_files(self.data)
         return self.data

@@ -14,11 +14,11 @@ net/        requests to addresses that others chose, guarded against private net
 cli/        the command `kling-receiver`
 
 app.py creates each part once and starts and stops them; server.py runs uvicorn; settings.py is the table of settings;
-states.py is the state machine; policy.py, metrics.py, validation.py and filesystem.py are small helpers.
+states.py is the state machine; policy.py, metrics.py, validation.py, logs.py and filesystem.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
-policy, validation, metrics, filesystem, store, jobs, net, events, sinks, results, hooks, tasks, settings, web, app,
-server, cli.
+policy, validation, metrics, logs, filesystem, store, jobs, net, events, sinks, results, hooks, tasks, settings, web,
+app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and

@@ -16,6 +16,15 @@ def make_durable_folder(folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
+def make_private(path: Path) -> None:
+    """Let nobody but its owner read or write a file, if there is one. Raises OSError unless we may change its mode."""
+    try:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except FileNotFoundError:
+        pass
+
+
 @contextmanager
 def blame_setting(setting: str) -> Iterator[None]:
     """Name the setting in an OSError about a folder that cannot be made or used. Raises OSError."""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 
 from kling_callback.protocol.signing import MAKE_SECRET_HINT
-from kling_callback.protocol.urls import normalize_url
+from kling_callback.protocol.urls import normalize_url, private_parts, split_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
 from kling_callback.settings import CommaSeparated, CommonSettings, Expected, HookSecret, is_required, split
 from kling_receiver.hooks.config import HookConfig, InvalidHook
@@ -69,7 +69,7 @@ class ReceiverSettings(CommonSettings):
         description="seconds after the create at which Kling is queried about an unfinished task "
         "(default: 180 for images, else 1200)",
     )
-    hook_url: str = Field("", description="address to which every event is POSTed")
+    hook_url: str = Field("", repr=False, description="address to which every event is POSTed")
     hook_secret: HookSecret = Field(
         "",
         repr=False,
@@ -222,6 +222,14 @@ class ReceiverSettings(CommonSettings):
             )
         return values
 
+    @classmethod
+    def _addresses(cls) -> dict[str, tuple[str, ...]]:
+        addresses = {**super()._addresses(), "KLING_HOOK_URL": ("KLING_HOOK_SECRET",)}
+        # The driver sends PGPASSWORD wherever the database's address leads, unless that has a password of its own.
+        if not split_url(cls.environment().get("kling_database_url") or "").password:
+            addresses["KLING_DATABASE_URL"] = ("PGPASSWORD",)
+        return addresses
+
     @property
     def hooks(self) -> list[HookConfig]:
         """The hooks of `hooks_file`; empty without a file."""
@@ -270,6 +278,14 @@ class ReceiverSettings(CommonSettings):
     def results(self) -> Path:
         """The folder of the result files, or its default in the data folder."""
         return folder_of(self.storage_url) if self.storage_url else self.data_dir / "results"
+
+    @property
+    def secrets(self) -> set[str]:
+        """The secrets, and the parts of addresses that may be secret: no line of the log shows them."""
+        lists = (self.signing_secrets, self.webhook_secrets, self.api_keys, (self.hook_secret,))
+        keys = {secret for values in lists for secret in values if secret}
+        keys |= {secret_key for _, secret_key in self.access_keys}
+        return keys | private_parts(self.database_url) | private_parts(self.hook_url)
 
     @property
     def has_key(self) -> bool:

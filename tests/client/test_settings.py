@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kling_callback.errors import SettingsError
+from kling_callback.protocol.signing import key_fingerprint
 from kling_callback.protocol.urls import is_loopback, normalize_public_url, normalize_url
 from kling_callback.settings import TO_CREATE, TO_WAIT, ClientSettings, split
 
@@ -47,14 +48,12 @@ def test_each_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_dot_env_file_works_and_the_environment_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arguments before the environment before `.env`; an empty variable is none."""
-    (tmp_path / ".env").write_text(
-        f"KLING_API_KEY=file\nKLING_RECEIVER_URL=https://file.example\nKLING_SIGNING_SECRETS={SECRET}\n"
-    )
-    monkeypatch.setenv("KLING_RECEIVER_URL", "https://environment.example")
+    (tmp_path / ".env").write_text(f"KLING_API_KEY=file\nKLING_RECEIVER_TOKEN=file\nKLING_SIGNING_SECRETS={SECRET}\n")
+    monkeypatch.setenv("KLING_RECEIVER_TOKEN", "environment")
     monkeypatch.setenv("KLING_API_KEY", "")
-    assert ClientSettings.load().api_key == "file"
-    assert ClientSettings.load().receiver_url == "https://environment.example"
-    assert ClientSettings.load(receiver_url="https://argument.example").receiver_url == "https://argument.example"
+    settings = ClientSettings.load(require=())
+    assert (settings.api_key, settings.receiver_token) == ("file", "environment")
+    assert ClientSettings.load(require=(), receiver_token="argument").receiver_token == "argument"
 
 
 def test_a_dot_env_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
@@ -177,6 +176,34 @@ def test_the_account_is_a_fingerprint_of_the_key() -> None:
     both = load(api_key="k", access_key="a", secret_key="s")
     assert both.key_fingerprint != one
     assert both.key_fingerprints == (both.key_fingerprint, one)
+
+
+def test_two_keys_of_one_account() -> None:
+    """Newest first; blanks around them and empty parts are dropped; each access key has its secret key."""
+    settings = ClientSettings.load(require=(), api_key=" new, old,", access_key="a,b", secret_key="s,t")
+    assert settings.api_keys == ("new", "old")
+    assert settings.access_keys == (("a", "s"), ("b", "t"))
+    assert settings.key_fingerprints == tuple(map(key_fingerprint, ("a", "b", "new", "old")))
+    (message,) = problems((), access_key="a,b", secret_key="s")
+    assert message.startswith("KLING_SECRET_KEY has 1 keys for 2 in KLING_ACCESS_KEY. Set one for each")
+    (message,) = problems((), api_key="new,with blanks")
+    assert message.startswith("KLING_API_KEY: contains blanks")
+    assert problems(api_key=",")[0].startswith("KLING_API_KEY is missing")
+
+
+def test_a_plain_http_base_needs_loopback_or_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key would be readable on the way; a relay in a private network is allowed by KLING_ALLOW_HTTP_API."""
+    for base in ("http://10.0.0.1/kling", "http://relay.example", "HTTP://relay", "http://localhost.example"):
+        (message,) = problems((), api_base=base)
+        assert message.startswith("KLING_API_BASE: is plain http://")
+        assert "KLING_ALLOW_HTTP_API=on" in message
+        assert ClientSettings.load(require=(), api_base=base, allow_http_api=True).api_base.startswith("http://")
+    for base in ("http://127.0.0.1:1", "http://[::1]:1", "http://localhost", "http://x.localhost", "https://relay"):
+        ClientSettings.load(require=(), api_base=base)
+    monkeypatch.setenv("KLING_ALLOW_HTTP_API", "maybe")
+    assert problems(()) == ["KLING_ALLOW_HTTP_API: must be `on` or `off`."]
+    monkeypatch.setenv("KLING_ALLOW_HTTP_API", "on")
+    assert ClientSettings.load(require=(), api_base="http://relay").api_base == "http://relay"
 
 
 @pytest.mark.parametrize(

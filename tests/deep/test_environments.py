@@ -185,7 +185,8 @@ def test_serving_on_postgres(postgresql: str, gateway: Sandbox, tmp_path: Path) 
 def test_questions_through_a_socks_proxy(gateway: Sandbox, tmp_path: Path, run: Run) -> None:
     """`serve`, `doctor` and `kling` reach Kling, which only the proxy can."""
     with socks_proxy(gateway.url) as (proxy, names):
-        far = {"KLING_API_BASE": "http://kling.test", "ALL_PROXY": f"socks://{proxy}", "NO_PROXY": "", "no_proxy": ""}
+        far = {"KLING_API_BASE": "http://kling.test", "KLING_ALLOW_HTTP_API": "on", "ALL_PROXY": f"socks://{proxy}"}
+        far |= {"NO_PROXY": "", "no_proxy": ""}
         with Process(tmp_path / "far", **far) as process:
             doctor = run("kling-receiver doctor", **far, KLING_RECEIVER_URL=process.url)
             assert (doctor.returncode, doctor.stdout.count(b"ok  ")) == (0, 4)

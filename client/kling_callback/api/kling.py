@@ -68,13 +68,24 @@ MIN_KEY_CHARS = 8
 """Characters: a shorter text is not a key, and may occur in any answer."""
 
 
+def auth_of_each_key(settings: CommonSettings) -> list[tuple[str, httpx.Auth]]:
+    """The authentication by each key of the account, after a name that does not show the key."""
+    pairs = [JwtAuth(*pair) for pair in settings.access_keys]
+    bearers = [BearerAuth(key) for key in settings.api_keys]
+    return [
+        (f"{setting}, number {place} of {len(auths)}" if len(auths) > 1 else setting, auth)
+        for setting, auths in (("KLING_ACCESS_KEY", pairs), ("KLING_API_KEY", bearers))
+        for place, auth in enumerate(auths, 1)
+    ]
+
+
 def auth_from(settings: CommonSettings) -> AuthPair:
-    """The authentication that the settings name. For legacy calls, access key and secret key take precedence."""
-    key = BearerAuth(settings.api_key)
-    if not settings.access_key:
+    """The authentication by the newest key. For legacy calls, access key and secret key take precedence."""
+    key = BearerAuth(next(iter(settings.api_keys), ""))
+    if not settings.access_keys:
         return AuthPair(key, key)
-    jwt = JwtAuth(settings.access_key, settings.secret_key)
-    return AuthPair(jwt, key if settings.api_key else jwt)
+    jwt = JwtAuth(*settings.access_keys[0])
+    return AuthPair(jwt, key if settings.api_keys else jwt)
 
 
 class _NoBatchQuery(GatewayError):

@@ -13,6 +13,7 @@ import httpx
 from kling_callback.api.http import retry_after_seconds
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.api.task_json import has_id, is_task
+from kling_callback.display import escape
 from kling_callback.errors import Outcome, ReceiverError
 from kling_callback.protocol.urls import split_url
 
@@ -259,7 +260,7 @@ async def _refused(response: httpx.Response) -> ReceiverError:
 
 
 def _text(value: Any) -> str:
-    return value[:1000] if isinstance(value, str) else ""
+    return escape(value[:1000]) if isinstance(value, str) else ""
 
 
 def _object(content: bytes) -> dict[str, Any]:

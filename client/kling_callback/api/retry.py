@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import stamina
 
+from kling_callback.display import logger
 from kling_callback.errors import KlingError
 
 T = TypeVar("T")
 
-log = logging.getLogger("kling_callback.api.retry")
+log = logger("kling_callback.api.retry")
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # stamina would write to stderr what `log` reports
 
 _RANDOM = random.SystemRandom()

@@ -9,6 +9,7 @@ from typing import TypeVar
 from kling_callback import errors
 from kling_callback.cli import terminal, usage
 from kling_callback.cli.output import Destination
+from kling_callback.display import escape
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_CREATE, ClientSettings
 from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
@@ -28,7 +29,7 @@ def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[
         settings = ClientSettings.load(require=require)
     problems.raise_all()
     kling = AsyncKling(settings=settings)
-    for warning in ClientSettings.unknown_variables():
+    for warning in ClientSettings.warnings():
         terminal.print_message(warning)
 
     async def run() -> T:
@@ -97,7 +98,7 @@ def warn_about_create(task: AsyncTask) -> None:
     if task.outcome == "unknown" and task.family and not task.done:
         terminal.print_message(
             f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show. "
-            f"{task.status_msg}".rstrip()
+            f"{escape(task.status_msg)}".rstrip()
         )
 
 

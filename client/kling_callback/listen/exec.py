@@ -4,11 +4,11 @@ import asyncio
 import os
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
-from contextlib import suppress
 
 from kling_callback.base import stored_files
 from kling_callback.errors import KlingError
 from kling_callback.listen.listener import HandlerResult
+from kling_callback.listen.processes import VARIABLE, kill_run, new_run_id
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.webhooks import hook_body
 
@@ -28,9 +28,12 @@ class ExecHandler:
 async def _run(command: Sequence[str], event: Event) -> int:
     """Run the command, and return its exit code, or minus the number of the signal that ended it.
 
-    Its environment is ours, and KLING_TASK_ID, KLING_EVENT and KLING_FILES (one link per line).
+    Its environment is ours, and KLING_TASK_ID, KLING_EVENT and KLING_FILES (one link per line). At its end, or if
+    cancelled, every process that it started is killed.
     """
-    environment = {**os.environ, **{name: _sanitize(value) for name, value in _variables(event).items()}}
+    run_id = new_run_id()
+    variables = {name: _sanitize(value) for name, value in _variables(event).items()}
+    environment = {**os.environ, **variables, VARIABLE: run_id}
     try:
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, env=environment)
     except OSError as error:
@@ -39,8 +42,7 @@ async def _run(command: Sequence[str], event: Event) -> int:
     try:
         await process.communicate(hook_body(event.document))
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
+        kill_run(run_id, process.pid if process.returncode is None else None)
         await process.wait()
     assert process.returncode is not None
     return process.returncode

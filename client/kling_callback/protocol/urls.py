@@ -5,7 +5,7 @@ Pure functions. A ValueError's message follows the setting's name: it says what 
 
 import ipaddress
 from typing import Any, TypeGuard
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 PORTS = {"http": 80, "https": 443}
 
@@ -50,6 +50,15 @@ def split_url(text: str) -> SplitResult:
         return urlsplit(text)
     except ValueError:
         return urlsplit("")
+
+
+def private_parts(text: str) -> set[str]:
+    """The parts of an address that no message shows: its user, password and query, as they stand there and decoded."""
+    parts = split_url(text)
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    encoded = {parts.username or "", parts.password or "", parts.query, *(each for pair in pairs for each in pair)}
+    encoded |= set(parts.query.replace("&", "=").split("="))
+    return {form for each in encoded for form in (each, unquote(each)) if form}
 
 
 def is_loopback(host: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from kling_callback.cli import terminal, usage
 from kling_callback.errors import ParameterError, ReceiverError, SettingsError
+from kling_receiver.logs import use_line_format
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import DatabaseError
 
@@ -42,7 +43,8 @@ def load_settings(require: Collection[str] = ()) -> ReceiverSettings:
     with problems:
         settings = ReceiverSettings.load(require=require)
     exit_if_wrong(problems)
-    for warning in settings.unknown_variables():
+    use_line_format(settings.secrets)
+    for warning in settings.warnings():
         print_message(warning)
     return settings
 

@@ -13,8 +13,8 @@ import click
 import httpx
 
 from kling_callback.api.http import create_client
-from kling_callback.api.kling import KlingApi, auth_from
-from kling_callback.cli import usage
+from kling_callback.api.kling import KlingApi, auth_of_each_key
+from kling_callback.cli import terminal, usage
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
@@ -54,7 +54,7 @@ async def _print_checks(settings: ReceiverSettings) -> bool:
     ok = True
     async for check in run_checks(settings):
         ok = ok and check.ok
-        click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.message}")
+        terminal.print_data(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.message}")
     return ok
 
 
@@ -63,8 +63,9 @@ async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
     async with create_client() as http:
         async for check in _check_public_route(settings, http):
             yield check
-    if settings.has_key:
-        yield await _check_key(settings)
+    async with create_kling_client() as kling_http:
+        for name, auth in auth_of_each_key(settings):
+            yield await _check_key(KlingApi(settings.api_base, auth, kling_http), settings.api_base, name)
 
 
 async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncIterator[Check]:
@@ -128,18 +129,16 @@ HINTS = {
 }
 
 
-async def _check_key(settings: ReceiverSettings) -> Check:
-    """Whether Kling accepts the key: queried for a task that cannot exist, it answers that it has none.
+async def _check_key(kling_api: KlingApi, base: str, name: str) -> Check:
+    """Whether Kling accepts a key: queried for a task that cannot exist, it answers that it has none.
 
-    The query takes the way of the receiver's queries.
+    The query takes the way of the receiver's queries. `name`: of the key.
     """
-    async with create_kling_client() as http:
-        kling_api = KlingApi(settings.api_base, auth_from(settings), http)
-        try:
-            await kling_api.query("videos/text2video", task_id=new_id())
-        except GatewayError as error:
-            return Check("key", False, str(error))
-    return Check("key", True, f"{settings.api_base} accepts the key")
+    try:
+        await kling_api.query("videos/text2video", task_id=new_id())
+    except GatewayError as error:
+        return Check("key", False, f"{name}: {error}")
+    return Check("key", True, f"{base} accepts {name}")
 
 
 def _reason(error: Exception) -> str:

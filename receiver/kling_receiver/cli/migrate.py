@@ -2,7 +2,7 @@
 
 import click
 
-from kling_callback.cli import usage
+from kling_callback.cli import terminal, usage
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.store.database import Database
 
@@ -16,4 +16,4 @@ def migrate() -> None:
         database.migrate()
     finally:
         database.close()
-    click.echo(f"{database} is up to date", err=True)
+    terminal.print_message(f"{database} is up to date")

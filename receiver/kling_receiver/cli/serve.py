@@ -6,10 +6,11 @@ import sys
 
 import click
 
-from kling_callback.cli import usage
+from kling_callback.cli import terminal, usage
 from kling_receiver import __version__
 from kling_receiver.app import Receiver
 from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors, warn_if_unreachable
+from kling_receiver.logs import LineFormatter
 from kling_receiver.server import bind, create_server
 from kling_receiver.settings import TO_SERVE
 
@@ -30,7 +31,9 @@ def serve(host: str, port: int) -> None:
     if not host:  # the system would take it for all addresses
         usage.problems().refuse("--host is empty. 127.0.0.1 is this machine, 0.0.0.0 all addresses.")
     settings = load_settings(TO_SERVE)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(hidden=settings.secrets))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name, level in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(level)
     receiver = Receiver(settings)
@@ -42,12 +45,9 @@ def serve(host: str, port: int) -> None:
         raise
     url_host = f"[{host}]" if ":" in host else host
     database, results = receiver.store.database, receiver.store.storage.root
-    click.echo(
-        f"kling-receiver {__version__} on http://{url_host}:{listener.getsockname()[1]}, "
-        f"reached by Kling as {settings.receiver_url}\n"
-        f"data in {settings.data_dir}: database {database}, results {results}",
-        err=True,
-    )
+    address = f"http://{url_host}:{listener.getsockname()[1]}"
+    terminal.print_message(f"kling-receiver {__version__} on {address}, reached by Kling as {settings.receiver_url}")
+    terminal.print_message(f"data in {settings.data_dir}: database {database}, results {results}")
     warn_if_unreachable(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     gc.freeze()  # modules and settings live until the end: no collection needs to visit them

@@ -105,7 +105,9 @@ class PartialFile:
         if self.validator:
             values = (self._source, self.validator, self.size, self.length, self.sha256)
             temporary = self.path.with_suffix(".new")
-            temporary.write_text(json.dumps(dict(zip(NOTE, values, strict=True))))
+            note = json.dumps(dict(zip(NOTE, values, strict=True)))
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(note)
             temporary.replace(self._note)
 
     def commit(self, target: Path) -> None:

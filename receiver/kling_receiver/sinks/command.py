@@ -15,6 +15,8 @@ from asyncio.subprocess import STDOUT, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from kling_callback.listen.processes import VARIABLE, kill_run, new_run_id, signal_run
+from kling_callback.listen.processes import Process as RunProcess
 from kling_receiver.sinks import MAX_RESPONSE_BYTES, Delivered, Message, NotDelivered
 
 SCHEME = "command:"
@@ -56,18 +58,19 @@ class CommandSink:
 
     async def send(self, message: Message) -> Delivered:
         """Run the command once. At the end, or if cancelled, kill every process that the command started."""
+        run_id = new_run_id()
         async with _output() as (output, write_fd):
-            process = await self._start(message, write_fd)
+            process = await self._start(message, run_id, write_fd)
             try:
                 code = await process.wait()
                 await output.drain()
             finally:
-                await asyncio.shield(_end_group(process, self._grace_seconds))
+                await asyncio.shield(_end_run(process, run_id, self._grace_seconds))
         if code:
             raise NotDelivered(_exit_reason(code), status=code, response=output.text)
         return Delivered(code, output.text)
 
-    async def _start(self, message: Message, output: int) -> Process:
+    async def _start(self, message: Message, run_id: str, output: int) -> Process:
         try:
             with tempfile.TemporaryFile() as stdin:  # not a pipe: the command need not read it
                 stdin.write(message.body)
@@ -77,7 +80,7 @@ class CommandSink:
                     stdin=stdin,
                     stdout=output,
                     stderr=STDOUT,
-                    env=_environment(message),
+                    env={**_environment(message), VARIABLE: run_id},
                     start_new_session=True,
                 )
         except OSError as error:
@@ -135,18 +138,21 @@ async def _output() -> AsyncIterator[tuple[_Output, int]]:
         pipe.close()
 
 
-async def _end_group(process: Process, grace_seconds: float) -> None:
-    """Kill a command's process group: SIGTERM if it still runs, then SIGKILL."""
+async def _end_run(process: Process, run_id: str, grace_seconds: float) -> None:
+    """Kill every process that a command started: SIGTERM if the command still runs, then SIGKILL."""
+    known: list[RunProcess] = []
     if process.returncode is None:
-        _signal(process, signal.SIGTERM)
+        known = await asyncio.to_thread(signal_run, run_id, process.pid, signal.SIGTERM)
+        _signal_group(process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 await process.wait()
-    _signal(process, signal.SIGKILL)
+    await asyncio.to_thread(kill_run, run_id, process.pid if process.returncode is None else None, known)
+    _signal_group(process, signal.SIGKILL)
     await process.wait()
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
+def _signal_group(process: Process, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 

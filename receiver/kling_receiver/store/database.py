@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from kling_receiver.filesystem import make_durable_folder
+from kling_callback.display import Mask
+from kling_callback.protocol.urls import private_parts
+from kling_receiver.filesystem import make_durable_folder, make_private
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
 from kling_receiver.store.locks import (
     EVENT_LOCK,
@@ -36,6 +38,9 @@ OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 BUSY_MS = 10_000
 """Milliseconds. SQLite: the longest wait for another process's write lock."""
 
+BESIDE = ("-wal", "-shm", "-journal", ".lock")
+"""Ends of the names of the files beside an SQLite database."""
+
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
 
@@ -46,7 +51,7 @@ class Database:
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: monotonic seconds. Raises DatabaseError if the driver is missing, OSError for the folder."""
         self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL_SECONDS
-        self.url = make_url(url)
+        self.url, self._mask = make_url(url), Mask(private_parts(url))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
         self._lock: Any = None
@@ -58,7 +63,12 @@ class Database:
         self._readers = self._engine(write=False)
 
     def __str__(self) -> str:
-        return str(self.path) if self.path else self.url.set(query={}).render_as_string(hide_password=True)
+        url = self.url
+        return str(self.path or URL.create(url.drivername, host=url.host, port=url.port, database=url.database))
+
+    def _reason(self, error: DBAPIError) -> str:
+        """The driver's message, without what only KLING_DATABASE_URL says: user, password and options."""
+        return self._mask((str(error.orig).strip() or type(error).__name__).splitlines()[0])
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -87,7 +97,7 @@ class Database:
 
     def to_unavailable(self, error: DBAPIError) -> Unavailable:
         """The error of an outage, for callers. A server's address and its message go to the log only."""
-        reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
+        reason = self._reason(error)
         self._log_outage(reason)
         return Unavailable(f"The database cannot be used{f': {reason}' if self.is_sqlite else ''}.")
 
@@ -146,7 +156,6 @@ class Database:
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
         if self.path:
-            self.path.chmod(0o600)
             self._expected_file_id = self._file_id()
 
     def _file_id(self) -> tuple[int, int] | None:
@@ -164,7 +173,7 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            reason = (str(error.orig).strip() or type(error).__name__).splitlines()[0]
+            reason = self._reason(error)
             hint = FILE_HINT if self.path else SERVER_HINT
             raise DatabaseError(f"{self} cannot be used: {reason}. {hint}") from error
         except DatabaseError:
@@ -199,10 +208,13 @@ class Database:
                     },
                     **common,
                 )
-            except (ImportError, NoSuchModuleError) as error:
-                raise DatabaseError(
-                    f"No driver for {self.url.drivername} is installed. Run: pip install '.[postgres]'"
-                ) from error
+            except (ImportError, ArgumentError, ValueError, TypeError) as error:  # they quote the options
+                lacks_driver = isinstance(error, NoSuchModuleError) and "plugin" not in self.url.query
+                if lacks_driver or isinstance(error, ImportError):
+                    reason = f"No driver for {self.url.drivername} is installed. Run: pip install '.[postgres]'"
+                else:
+                    reason = "KLING_DATABASE_URL has options that cannot be used. Check what is behind its `?`."
+                raise DatabaseError(reason) from None
         engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
         event.listen(engine, "begin", _begin_immediate if write else _begin)
@@ -210,8 +222,15 @@ class Database:
 
     @staticmethod
     def _make_private(path: Path) -> None:
+        """Make the file, and let nobody else read it or those beside it: SQLite gives them the mode of the file.
+
+        Raises OSError if one that others can read belongs to another user.
+        """
         make_durable_folder(path.parent)
         path.touch(mode=0o600)
+        for file in {path, path.resolve()}:
+            for suffix in ("", *BESIDE):
+                make_private(file.with_name(file.name + suffix))
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:

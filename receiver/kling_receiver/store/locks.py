@@ -24,7 +24,8 @@ LOCK_ATTEMPTS = 20
 
 def lock_file(path: Path) -> Any:
     """Lock a file until it is closed. Raises AlreadyRunning with the name of the holder."""
-    file = path.open("a+", encoding="utf-8")
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)  # private in any umask
+    file = os.fdopen(descriptor, "a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -76,7 +76,9 @@ class Registration(BaseModel):
         None, description="a digest of all parameters of the create, image bytes included: others are refused"
     )
     base: str = Field("", max_length=2000, description="the client's KLING_API_BASE: another account is refused")
-    key_fingerprint: str = Field("", max_length=256, description="of the client's Kling key")
+    key_fingerprint: str = Field(
+        "", max_length=256, description="of the client's Kling key; of several keys of one account, comma-separated"
+    )
     tags: tuple[Label, ...] = Field((), max_length=MAX_REPORTED_TAGS)
     create_token: ShortText = Field("", alias="attempt", description="before a create: the name of this one attempt")
     outcome: Literal["created", "not_created", "unknown"] | None = Field(None, description="after the create")

@@ -59,7 +59,7 @@ class CallbackRoutes:
 
     async def receive(self, request: Request) -> Response:
         """Answer 200 once the callback is durable, 401 for a bad token before the body is read, else 503."""
-        text = request.path_params["token"].rstrip("/")
+        text = request.path_params["token"].strip("/")
         if not text:
             return await self.receive_signed(request)
         try:

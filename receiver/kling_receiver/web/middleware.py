@@ -1,5 +1,6 @@
 """The path prefix, and the handlers that turn exceptions into the one error shape."""
 
+import re
 from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
@@ -16,13 +17,21 @@ class PathPrefix:
 
     A path is shortened only if a route remains: with the prefix `/api`, a proxy may already have shortened
     `/api/api/tasks` to `/api/tasks`.
+
+    Several slashes before `callbacks` count as one: a proxy that replaces `/kling` by `/` makes `//callbacks/` of
+    `/kling/callbacks/`. Other routes are not public, and a rule of the proxy for `/api` must not be evaded by `//api`.
     """
 
     def __init__(self, app: ASGIApp, prefix: str, routes: Sequence[Route]) -> None:
         self.app, self.prefix = app, prefix.rstrip("/")
         self.first_segments = {route.path.split("/")[1] for route in routes}
+        own = rf"(?:{re.escape(self.prefix.strip('/'))}/+)?" if self.prefix else ""
+        self._callbacks = re.compile(rf"/+{own}(callbacks(?:/.*)?)", re.DOTALL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        doubled = scope["type"] == "http" and "//" in scope["path"]
+        if doubled and (callback := self._callbacks.fullmatch(scope["path"])):
+            scope = {**scope, "path": f"/{callback[1]}"}
         if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
             first = scope["path"].removeprefix(self.prefix).split("/")[1]
             if first in self.first_segments:

@@ -85,7 +85,7 @@ async def test_a_variable_that_became_unusable_is_an_error_of_the_request(
 def settings(running: Running) -> ClientSettings:
     """The settings of a client whose Kling is behind a proxy."""
     return ClientSettings.load(
-        api_base="http://kling.test", api_key=KEY, signing_secrets=SECRET, receiver_url=running.url
+        api_base="http://kling.test", allow_http_api=True, api_key=KEY, signing_secrets=SECRET, receiver_url=running.url
     )
 
 
@@ -95,7 +95,7 @@ async def test_a_job_through_a_proxy(
     """The client's create and the receiver's question go through the proxy; the receiver itself is called directly."""
     with http_proxy(gateway.url) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        running = start(api_base="http://kling.test")
+        running = start(api_base="http://kling.test", allow_http_api="on")
         async with AsyncKling(settings=settings(running)) as kling:
             task = await kling.text_to_image("x")
             assert len((await task.wait(20)).images) == 1
@@ -110,7 +110,7 @@ async def test_a_proxy_that_is_down_stops_a_create(
     monkeypatch: pytest.MonkeyPatch, http: httpx.AsyncClient, start: Start
 ) -> None:
     """Nothing was sent to Kling; the message names the variable."""
-    running = start(api_base="http://kling.test")
+    running = start(api_base="http://kling.test", allow_http_api="on")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     async with AsyncKling(settings=settings(running), retry=RetryPolicy(max_attempts=1)) as kling:
         with pytest.raises(NotCreated, match="through the proxy that ALL_PROXY names"):

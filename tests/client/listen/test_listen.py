@@ -23,7 +23,7 @@ from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire, reply
 from tools.harness import loopback
-from tools.harness.submitting import finished, stream, submit
+from tools.harness.submitting import finished, poll_until, stream, submit
 
 KLING = str(Path(sys.executable).with_name("kling"))
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
@@ -329,6 +329,49 @@ def test_a_command_for_each_event(running: Running, gateway: Sandbox, begin: Beg
     assert lines[0].endswith("exit code 0\n")
     failed = next(number for number, line in enumerate(lines) if line.endswith("exit code 3\n"))
     assert f"Event {happened[failed]['id']}:" in listener.message("ended with exit code 3")
+
+
+LEAVES_ITS_SESSION = """
+import os, sys, time
+for depth in range(2):
+    if os.fork() == 0:
+        os.setsid()
+        if depth and os.fork():
+            os._exit(0)
+        with open(sys.argv[1], "a") as file:
+            file.write(f"{os.getpid()} ")
+        time.sleep(600)
+while not os.path.exists(sys.argv[1]) or len(open(sys.argv[1]).read().split()) < 2:
+    time.sleep(0.01)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def runs(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("seconds", [0, 600])
+def test_children_that_leave_the_session_end_with_the_command(
+    running: Running, gateway: Sandbox, begin: Begin, tmp_path: Path, seconds: int
+) -> None:
+    """When it succeeds, and when the listener is stopped meanwhile."""
+    done(running, gateway)
+    pids, script = tmp_path / "pids", tmp_path / "script.py"
+    script.write_text(LEAVES_ITS_SESSION)
+    command = shlex.join([sys.executable, str(script), str(pids), str(seconds)])
+    listener = begin(running, "--from", "1", "--event", "task.done", "--exec", command)
+    poll_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    if seconds:
+        listener.process.send_signal(signal.SIGINT)
+        listener.process.wait(20)
+    else:
+        assert listener.line().endswith("exit code 0\n")
+    poll_until(lambda: not any(runs(int(pid)) for pid in pids.read_text().split()))
 
 
 def test_a_command_need_not_read(running: Running, gateway: Sandbox, begin: Begin) -> None:

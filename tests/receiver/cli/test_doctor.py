@@ -166,7 +166,7 @@ async def test_the_key_is_checked_on_the_way_of_the_receivers_questions(
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        checks = await all_checks(tmp_path, receiver_url=running.url, api_base="http://kling.test")
+        checks = await all_checks(tmp_path, receiver_url=running.url, api_base="http://kling.test", allow_http_api="on")
         assert [check.ok for check in checks] == [True] * 4, checks
         await running.receiver.work.kling_client.get("http://kling.test/v1/x")
     assert [visit.path.split("/")[2] for visit in proxy.visits] == ["kling.test"] * 2
@@ -177,12 +177,27 @@ def test_a_proxy_that_cannot_be_used_is_2(tmp_path: Path, name: str, monkeypatch
     """One line that names the variable; also where only Kling needs it."""
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    env = environment(tmp_path, KLING_RECEIVER_URL="http://127.0.0.1:1", KLING_API_BASE="http://kling.test")
+    env = environment(tmp_path, KLING_RECEIVER_URL="http://127.0.0.1:1", KLING_API_BASE="https://kling.test")
     for command in ("doctor", "serve"):
         failure = run_here(command, env={**env, name: "socks4://user:secret@127.0.0.1:7891"})
         assert (failure.returncode, failure.stderr.count("\n"), failure.stdout) == (2, 1, "")
         assert failure.stderr.startswith(f"kling-receiver: {name} is not the address of a proxy")
         assert "secret" not in failure.stderr
+
+
+async def test_each_key_is_checked(tmp_path: Path, start: Start, gateway: Sandbox) -> None:
+    """During a rotation: the message names the key's place, and shows no key."""
+    running = start(api_base=gateway.url)
+    settings = {"receiver_url": running.url, "api_base": gateway.url, "access_key": "access", "secret_key": "s" * 40}
+    checks = await all_checks(tmp_path, api_key=f"{KEY},an-older-key", **settings)
+    keys = [check for check in checks if check.name == "key"]
+    assert [(check.ok, check.message.split(":")[0]) for check in keys] == [
+        (False, "KLING_ACCESS_KEY"),
+        (True, f"{gateway.url.partition(':')[0]}"),
+        (False, "KLING_API_KEY, number 2 of 2"),
+    ]
+    assert keys[1].message == f"{gateway.url} accepts KLING_API_KEY, number 1 of 2"
+    assert "an-older-key" not in " ".join(check.message for check in checks)
 
 
 def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox) -> None:

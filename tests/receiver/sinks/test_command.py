@@ -126,7 +126,8 @@ async def test_the_environment_of_a_command(monkeypatch: pytest.MonkeyPatch) -> 
         '{"id":7}',
     ):
         assert each in answer
-    assert answer.count("KLING_") == 3
+    assert "'KLING_RUN_ID': '" in answer
+    assert answer.count("KLING_") == 4
 
 
 async def test_the_paths_of_stored_files(tmp_path: Path) -> None:
@@ -227,6 +228,52 @@ async def test_a_cancelled_command_is_killed_with_its_children(tmp_path: Path) -
     with pytest.raises(asyncio.CancelledError):
         await sending
     await until(lambda: not any(map(runs, numbers)))
+
+
+LEAVES_ITS_SESSION = """
+import os, subprocess, sys, time
+path, kind, seconds = sys.argv[1:]
+stay = f"open({path!r}, 'a').write(f'{{os.getpid()}} '); signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+once = f"import os, signal, time; os.setsid(); {stay}"
+twice = f"import os, signal, time; os.setsid(); os.fork() and os._exit(0); os.setsid(); {stay}"
+programs, environment = ([once], {}) if kind == "clean" else ([once, twice], None)
+for program in programs:
+    subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=-3, stderr=-3)
+while not os.path.exists(path) or len(open(path).read().split()) < len(programs):
+    time.sleep(0.01)
+time.sleep(float(seconds))
+"""
+"""`kind`: `clean` for a child without the command's environment; else there is a daemon, too, whose parent is gone."""
+
+
+@pytest.mark.parametrize("kind", ["marked", "clean"])
+async def test_children_that_leave_the_session_are_killed_when_the_command_is(tmp_path: Path, kind: str) -> None:
+    """Those that called setsid, daemons whose parent is gone, and those without the command's environment."""
+    pids = tmp_path / "pids"
+    sink = CommandSink(python(LEAVES_ITS_SESSION, str(pids), kind, "600"), grace_seconds=0.2)
+    sending = asyncio.create_task(sink.send(message()))
+    await until(lambda: pids.exists() and len(pids.read_text().split()) == (1 if kind == "clean" else 2))
+    numbers = [int(each) for each in pids.read_text().split()]
+    assert all(map(runs, numbers))
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    await until(lambda: not any(map(runs, numbers)))
+
+
+async def test_children_that_leave_the_session_are_killed_at_the_end(tmp_path: Path) -> None:
+    """Of a command that succeeds; a process of another run with such a child is not touched."""
+    pids, other = tmp_path / "pids", tmp_path / "other"
+    bystander = asyncio.create_task(
+        CommandSink(python(LEAVES_ITS_SESSION, str(other), "marked", "600")).send(message())
+    )
+    await until(lambda: other.exists() and len(other.read_text().split()) == 2)
+    await run(python(LEAVES_ITS_SESSION, str(pids), "marked", "0"))
+    await until(lambda: not any(runs(int(each)) for each in pids.read_text().split()))
+    assert all(runs(int(each)) for each in other.read_text().split())
+    bystander.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bystander
 
 
 async def test_the_time_limit_of_a_command(stage: Outgoing) -> None:

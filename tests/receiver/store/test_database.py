@@ -1,8 +1,14 @@
 """The database on both engines: durability, locks, snapshots and errors."""
 
 import os
+import sqlite3
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -36,6 +42,59 @@ def test_a_commit_is_synced_to_disk(sqlite: Database) -> None:
     assert pragma(sqlite, "synchronous", write=True) == 2
     assert pragma(sqlite, "foreign_keys", write=True) == 1
     sqlite.close()
+
+
+@pytest.fixture(params=[0, 0o022, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each umask that a service manager or a shell may set."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_file_beside_the_database_can_be_read_by_others(tmp_path: Path, umask: None, linked: bool) -> None:
+    """Whoever created the database: an operator's tool has left it, its WAL and a lock readable by all."""
+    path = real = tmp_path / "kling.db"
+    if linked:
+        real = tmp_path / "elsewhere" / "real.db"
+        real.parent.mkdir()
+        path.symlink_to(real)
+    with closing(sqlite3.connect(real)) as tool:
+        tool.execute("PRAGMA journal_mode = WAL")
+        tool.execute("CREATE TABLE x (y)")
+        path.with_name("kling.db.lock").touch()
+        for each in [*real.parent.iterdir(), path.with_name("kling.db.lock")]:
+            each.chmod(0o666)
+        database = Database(f"sqlite:///{path}")
+        database.acquire_lock()
+        for step in ("opened", "migrated"):
+            if step == "migrated":
+                database.migrate()
+            files = [each for each in tmp_path.rglob("*") if each.is_file()]
+            assert {each.name: stat.S_IMODE(each.stat().st_mode) & 0o077 for each in files} == dict.fromkeys(
+                (each.name for each in files), 0
+            )
+        assert {f"{real.name}-wal", f"{real.name}-shm"} <= {each.name for each in files}
+    database.close()
+
+
+def test_a_readable_database_of_another_user_is_refused(tmp_path: Path) -> None:
+    """Its mode cannot be changed, and its WAL would be as readable: the message names the setting and the file."""
+    program = (
+        "import os, sys\n"
+        "from kling_receiver.store.database import Database\n"
+        "os.setgroups([]); os.setgid(12345); os.setuid(12345)\n"
+        "try: Database(f'sqlite:///{sys.argv[1]}')\n"
+        "except OSError as error: print(error.filename, error.strerror)"
+    )
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o777)
+        file = Path(folder, "kling.db")
+        file.touch()
+        file.chmod(0o666)
+        ran = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=False)
+    assert ran.stdout == f"{file} Operation not permitted\n", ran.stderr
 
 
 def test_a_commit_that_need_not_be_durable_is_not_synced(sqlite: Database) -> None:
@@ -245,11 +304,12 @@ def test_operator_errors_are_one_line(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_database_is_named_without_its_password() -> None:
+def test_a_database_is_named_without_user_password_and_options() -> None:
     """As an operator may read it, in a log or at start."""
-    database = Database("postgresql://kling:opensesame@db/kling")
-    assert str(database) == "postgresql://kling:***@db/kling"
-    database.close()
+    for url in ("postgresql://kling:opensesame@db/kling", "postgresql://kling@db/kling?password=opensesame&sslkey=/x"):
+        database = Database(url)
+        assert str(database) == "postgresql://db/kling"
+        database.close()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -4,6 +4,7 @@ from pydantic import ValidationError
 
 from kling_callback.protocol.values import is_too_complex
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT
+from kling_callback.settings import split
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.tasks.registration import Registration
@@ -26,16 +27,16 @@ def check_account(registration: Registration, settings: ReceiverSettings) -> Non
     """Refuse a client with another base or key: a receiver queries one Kling account. Raises ApiError."""
     if registration.base and registration.base.rstrip("/").removesuffix("/v1") != settings.api_base:
         raise _conflict(f"This receiver serves {settings.api_base}, not {registration.base}.")
-    if (
-        registration.key_fingerprint
-        and settings.key_fingerprints
-        and registration.key_fingerprint not in settings.key_fingerprints
-    ):
+    theirs, ours = set(split(registration.key_fingerprint)), set(settings.key_fingerprints)
+    if theirs and ours and theirs.isdisjoint(ours):
         raise _conflict("This receiver serves another Kling key.")
 
 
 def _conflict(message: str) -> ApiError:
-    hint = "Use the same KLING_API_BASE and key for client and receiver, or run another receiver."
+    hint = (
+        "Use the same KLING_API_BASE and key for client and receiver, or run another receiver. While a key is "
+        "replaced, set KLING_API_KEY=new,old for the receiver."
+    )
     return ApiError(409, "conflict", message, hint)
 
 

@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
+from kling_callback import Kling
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import key_fingerprint
 from kling_sandbox import Sandbox
 from tests.support.api import error_of, get, put
-from tests.support.receiver import KEY, Running, Start
-from tools.harness.submitting import IMAGES, Json, post, register, rows, show, types
+from tests.support.receiver import KEY, SECRET, Running, Start
+from tools.harness.submitting import IMAGES, Json, finished, post, register, rows, show, types
 
 
 def task_rows(running: Running, task_id: str) -> list[Json]:
@@ -189,6 +190,28 @@ def test_a_client_may_have_either_key_of_the_account(start: Start) -> None:
         fingerprint = key_fingerprint(key)
         assert register(running, new_id(), key_fingerprint=fingerprint).status_code == 201
     assert register(running, new_id(), key_fingerprint=key_fingerprint("other")).status_code == 409
+
+
+def test_two_keys_of_one_account_during_a_rotation(start: Start, gateway: Sandbox) -> None:
+    """A client may have either key or both; a task created with the old one is queried with the new one."""
+    gateway.keys = (KEY, "new-key")
+    gateway.hold()
+    running = start(api_base=gateway.url, api_key=f"new-key, {KEY}")
+    old, new, other = map(key_fingerprint, (KEY, "new-key", "other"))
+    for fingerprint in (old, new, f"{new},{old}", f"{other},{old}"):
+        assert register(running, new_id(), key_fingerprint=fingerprint).status_code == 201
+    refused = register(running, new_id(), key_fingerprint=other)
+    assert refused.status_code == 409
+    assert "KLING_API_KEY=new,old" in refused.json()["error"]["hint"]
+    assert register(running, new_id(), key_fingerprint=f"{other},{other[::-1]}").status_code == 409
+    client: Any = {"api_base": gateway.url, "receiver_url": running.url, "signing_secrets": SECRET}
+    with Kling(api_key=KEY, **client) as kling:
+        task = kling.text_to_image("a cat")
+    gateway.keys = ("new-key",)  # the old one is revoked
+    gateway.release()
+    assert finished(running, task.id)["status"] == "succeed"
+    with Kling(api_key=f"new-key,{KEY}", **client) as kling:
+        assert kling.text_to_image("a dog").wait(30).images
 
 
 def test_a_database_that_cannot_be_written_is_answered_503(running: Running) -> None:

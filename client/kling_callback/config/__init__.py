@@ -1,0 +1,1 @@
+"""Where settings come from, beside their values."""
