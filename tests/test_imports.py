@@ -35,6 +35,7 @@ RECEIVER_ORDER = (
 
 CLIENT_ORDER = (
     "errors",
+    "loops",
     "protocol",
     "display",
     "atomic_file",
