@@ -70,7 +70,7 @@ SANDBOX = "kling-sandbox --ready-file ready & until test -s ready; do sleep 0.1;
         ("kling-receiver doctor", {"all_proxy": "socks://127.0.0.1:9"}),
         ("kling-receiver tasks list", {"ALL_PROXY": "nonsense"}),
         ("kling text-to-image x", {"ALL_PROXY": "nonsense://", "HTTP_PROXY": ":::"}),
-        (SANDBOX, {"ALL_PROXY": SOCKS, "SSL_CERT_FILE": "/nonexistent.pem"}),
+        (SANDBOX, {"ALL_PROXY": SOCKS, "SSL_CERT_FILE": "/nonexistent.pem", "SSLKEYLOGFILE": "/nonexistent/x"}),
         ("kling list", {"NO_PROXY": "[::1]:x,*.,::,10.0.0.0/99,http://[", "ALL_PROXY": "nonsense://"}),
         ("kling list", {"TZ": "Nowhere/Nothing", "LANG": "nonsense", "HOME": "/nonexistent", "COLUMNS": "0"}),
         ("env -u HOME kling-receiver tasks list", {}),
@@ -100,6 +100,11 @@ def test_what_works(run: Run, line: str, variables: dict[str, str]) -> None:
         ("kling-receiver token", {"SSL_CERT_FILE": "/nonexistent.pem"}, "SSL_CERT_FILE cannot be used: No such file"),
         ("kling-receiver serve", {"SSL_CERT_FILE": "/dev/null"}, "SSL_CERT_FILE cannot be used: it holds no"),
         ("kling list", {"SSL_CERT_FILE": "", "SSL_CERT_DIR": "/nonexistent"}, "SSL_CERT_DIR is not a folder"),
+        *(
+            (f"kling-receiver {command}", {"SSLKEYLOGFILE": "/nonexistent/x"}, "SSLKEYLOGFILE cannot be written")
+            for command in ("serve", "migrate", "doctor", "token", "tasks list", "hooks list", "replay --from 1")
+        ),
+        ("kling listen --forward https://x.example", {"HTTPS_PROXY": "x://u:hidden@h"}, "HTTPS_PROXY is not"),
         ("mkfifo .env && kling list", {}, ".env cannot be read: it is a pipe"),
         ("mkfifo .env && kling-receiver token", {}, ".env cannot be read: it is a pipe"),
         ("printf '\\xff' > .env && kling-receiver token", {}, ".env cannot be read: it is not UTF-8"),

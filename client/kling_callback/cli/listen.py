@@ -10,6 +10,8 @@ import click
 from kling_callback.api.http import create_client
 from kling_callback.cli import options, param_types, terminal
 from kling_callback.cli.run import with_kling
+from kling_callback.environment import EnvironmentProblem, proxy_for
+from kling_callback.errors import SettingsError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
 from kling_callback.protocol.webhooks import new_secret
@@ -82,6 +84,11 @@ def listen(
     if forward and command:
         raise click.UsageError("--forward and --exec cannot be combined. Run kling listen twice.")
     settings = ClientSettings.load(require=TO_WAIT)
+    if forward:
+        try:
+            proxy_for(forward)
+        except EnvironmentProblem as problem:
+            raise SettingsError([str(problem)]) from None
     target = forward or (shlex.join(command) if command else "")
     event_filter = listener.EventFilter(types, tag)
     try:
