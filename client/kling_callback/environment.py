@@ -9,6 +9,7 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import httpx
 from kling_callback.protocol.urls import PORTS, is_loopback
 
 TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 SOCKS_EXTRA = "pip install '.[socks]'"
 
 
@@ -93,20 +95,26 @@ def _is_excluded_by_system(host: str) -> bool:
     return sys.platform in ("win32", "darwin") and not getproxies_environment() and bool(proxy_bypass(host))
 
 
-def _checked_address(name: str, value: str) -> str:
+def http_proxy_address(name: str, value: str) -> str:
+    """The address of an HTTP proxy from the variable `name`. Raises EnvironmentProblem, for a SOCKS proxy too."""
+    address = _checked_address(name, value, schemes=("http", "https"))
+    return address.rstrip("/")
+
+
+def _checked_address(name: str, value: str, schemes: Sequence[str] = PROXY_SCHEMES) -> str:
     """The address of a proxy, as httpx takes it. Raises EnvironmentProblem."""
     scheme, _, rest = (value if "://" in value else f"http://{value}").partition("://")
     scheme = {"socks": "socks5"}.get(scheme.lower(), scheme.lower())
     address = f"{scheme}://{rest}"
     try:
         usable = bool(value.isprintable() and " " not in value and urlsplit(address).port != 0)
-        usable = usable and bool(httpx.Proxy(address).url.host)
+        usable = usable and scheme in schemes and bool(httpx.Proxy(address).url.host)
     except (ValueError, httpx.InvalidURL):
         usable = False
     if not usable:
         raise EnvironmentProblem(
-            f"{name} is not the address of a proxy that can be used. Set it to one like http://host:3128 or "
-            "socks5://host:1080, or remove it."
+            f"{name} is not the address of a proxy that can be used. Set it to one like http://host:3128"
+            f"{' or socks5://host:1080' if 'socks5' in schemes else ''}, or remove it."
         )
     if scheme.startswith("socks") and not _is_installed("socksio"):
         raise EnvironmentProblem(
