@@ -193,8 +193,7 @@ class CommonSettings(BaseSettings):
         token = _required.set(frozenset(require))
         problems = certificate_problems()
         try:
-            if Path(ENV_FILE).is_fifo():  # reading it could wait for ever
-                raise OSError(errno.EINVAL, "it is a pipe")
+            _check_env_file(Path(ENV_FILE))
             settings = cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             problems += [cls._describe(each) for each in error.errors()]
@@ -308,6 +307,14 @@ class ClientSettings(CommonSettings):
                 "`kling-receiver token --role client`, or the secrets that the receiver has."
             )
         return header_safe(value)
+
+
+def _check_env_file(path: Path) -> None:
+    """Raise OSError for a file that would not be read as it was written."""
+    if path.is_fifo():  # reading it could wait for ever
+        raise OSError(errno.EINVAL, "it is a pipe")
+    if path.is_file() and b"\0" in path.read_bytes():  # decoded as UTF-8, all its names would be unknown
+        raise OSError(errno.EINVAL, "it is UTF-16 text, as PowerShell writes it. Save it as UTF-8")
 
 
 def split(value: Any) -> Any:

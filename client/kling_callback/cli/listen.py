@@ -75,7 +75,7 @@ def listen(
 
     KLING_HOOK_SECRET signs forwarded events; without it, a secret is generated, stored, and printed at each start.
     """
-    # Imported here: file locks are missing on Windows, where the other commands run.
+    # Imported here: the other commands start faster without.
     from kling_callback.listen import listener
     from kling_callback.listen.cursor import Cursor
     from kling_callback.listen.exec import ExecHandler
