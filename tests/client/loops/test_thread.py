@@ -208,6 +208,26 @@ image(kling)
     )
 
 
+def test_uvloop(run: Run, gateway: Sandbox) -> None:
+    """In its loop, with it as the loop of the thread, and after a fork."""
+    run(
+        """
+import uvloop
+
+async def use():
+    image(kling)
+    async with AsyncKling() as other: assert (await (await other.text_to_image("x")).wait(20)).images
+
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+with Kling() as kling:
+    asyncio.run(use())
+    fork(lambda: (asyncio.run(use()), kling.close()))
+    asyncio.run(use())
+"""
+    )
+    assert len(gateway.creates) == 6
+
+
 def test_a_fork_during_a_call(run: Run) -> None:
     """The child gets an error instead of waiting for the parent's thread; the parent gets its result."""
     printed = run(
