@@ -36,6 +36,7 @@ RECEIVER_ORDER = (
 
 CLIENT_ORDER = (
     "errors",
+    "loops",
     "protocol",
     "display",
     "atomic_file",

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def temporary_path(target: Path) -> Path:
 
 def fsync_folder(folder: Path) -> None:
     """Put the entries of a folder on disk: the names of new, renamed and removed files. Raises OSError."""
+    if sys.platform == "win32":  # it opens no folder, and keeps names in its own journal
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

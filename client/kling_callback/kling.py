@@ -19,6 +19,7 @@ from kling_callback.events import follow, last_event
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare, prepare_job
+from kling_callback.loops.binding import LoopBinding
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.families import family_problems
 from kling_callback.protocol.ids import check_any_id
@@ -32,7 +33,10 @@ TOKEN_LIFETIME_SECONDS = 300
 
 @returning(AsyncTask)
 class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
-    """An asynchronous client of Kling and its receiver. Open it with `async with`, or call `aclose`."""
+    """An asynchronous client of Kling and its receiver. Open it with `async with`, or call `aclose`.
+
+    May be used in several event loops (`asyncio.run` again, other threads), and after a fork.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """Arguments that are None are read from the environment or `.env`, as `KLING_` and the name in capitals.
 
         `settings`: all settings at once, from `ClientSettings.load`; the others are then ignored.
-        `retry`: retries and timeouts. `http`: your own HTTP client, which `aclose` closes.
+        `retry`: retries and timeouts. `http`: your own HTTP client, for one event loop, which `aclose` closes.
         Raises SettingsError with all problems. Without any setting of a receiver, only `call` and `tasks_at_kling`
         work; the other methods raise SettingsError.
         """
@@ -69,6 +73,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             receiver_internal_url=receiver_internal_url,
         )
         self._http = http or create_client()
+        self._binding = LoopBinding() if http else None
         self._receiver = ReceiverApi(self._http, self._settings.receiver_base, self._token, retry or RetryPolicy())
         self._kling_api = KlingApi(self._settings.api_base, auth_from(self._settings), self._http)
 
@@ -192,6 +197,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
         """
+        self._check_loop()
         problems, target, content = ProblemCollector(), path, None
         with problems:
             target, content = await to_thread.run_sync(calls.prepare_call, path, await with_files(body))
@@ -205,6 +211,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
         Raises ParameterError for another family, GatewayError if Kling gives no list.
         """
+        self._check_loop()
         problems = ProblemCollector()
         with problems:
             calls.check_listed(family)
@@ -236,8 +243,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         return self._receiver.reached
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        await self._http.aclose()
+        """Close all connections that belong to this event loop."""
+        if not self._binding or self._binding.is_here():
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -250,7 +258,12 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
     ) -> None:
         await self.aclose()
 
+    def _check_loop(self) -> None:
+        if self._binding:
+            self._binding.check()
+
     def _token(self) -> str:
+        self._check_loop()
         settings = self._settings
         settings.check_receiver()
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)

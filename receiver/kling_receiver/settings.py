@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from kling_callback.environment import http_proxy_address
 from kling_callback.protocol.signing import MAKE_SECRET_HINT
 from kling_callback.protocol.urls import normalize_url, private_parts, split_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
@@ -87,6 +88,12 @@ class ReceiverSettings(CommonSettings):
         allow_inf_nan=False,
         description="seconds of failures after which a hook is paused; its events are kept",
     )
+    egress_proxy: str = Field(
+        "",
+        repr=False,
+        description="HTTP proxy for result downloads and hooks, except private hosts and those in `NO_PROXY` "
+        "(docs/operating.md)",
+    )
     private_result_hosts: CommaSeparated = Field(
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
@@ -113,6 +120,11 @@ class ReceiverSettings(CommonSettings):
     def _check_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         Allowlist.parse(values)
         return values
+
+    @field_validator("egress_proxy")
+    @classmethod
+    def _check_egress_proxy(cls, value: str) -> str:
+        return http_proxy_address("KLING_EGRESS_PROXY", value) if value else value
 
     @field_validator("database_url")
     @classmethod
@@ -178,7 +190,7 @@ class ReceiverSettings(CommonSettings):
     def _check_hook_is_reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if url := info.data.get("hook_url"):
             try:
-                check_url(url, Allowlist.parse(values, HOOK_HOSTS))
+                check_url(url, Allowlist.parse(values, HOOK_HOSTS, info.data.get("egress_proxy", "")))
             except Refused as error:
                 raise ValueError(f"KLING_HOOK_URL: {error}.") from None
         return values
@@ -188,7 +200,8 @@ class ReceiverSettings(CommonSettings):
     def _check_hooks_file(cls, value: str, info: ValidationInfo) -> str:
         if value and "private_hook_hosts" in info.data:
             try:
-                allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
+                proxy = info.data.get("egress_proxy", "")
+                allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS, proxy)
                 load_hooks(Path(value), allowed, cls.environment())
             except InvalidHook as error:
                 raise ValueError(str(error)) from None
@@ -251,12 +264,12 @@ class ReceiverSettings(CommonSettings):
     @property
     def result_hosts(self) -> Allowlist:
         """The private hosts that result downloads may reach."""
-        return Allowlist.parse(self.private_result_hosts, RESULT_HOSTS)
+        return Allowlist.parse(self.private_result_hosts, RESULT_HOSTS, self.egress_proxy)
 
     @property
     def hook_hosts(self) -> Allowlist:
         """The private hosts that hooks may reach."""
-        return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS)
+        return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS, self.egress_proxy)
 
     @property
     def database(self) -> str:

@@ -1,6 +1,5 @@
 """The cursor of a listener, on disk: advanced only after an event was handled, so that none is missed."""
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from kling_callback.atomic_file import AtomicFile, temporary_path
 from kling_callback.errors import KlingError
+from kling_callback.listen.lock import lock
 
 FOLDER = "kling-callback"
 
@@ -27,9 +27,9 @@ class Cursor:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock out another listener with the same cursor. Raises KlingError if one runs."""
-        with self.path.with_suffix(".lock").open("w") as lock:
+        with self.path.with_suffix(".lock").open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except OSError:
                 raise KlingError(
                     "The same command is already listening.", code="held", hint=ALREADY_LISTENING
