@@ -1,0 +1,97 @@
+"""The files of an SQLite database: they have one name, and stay the ones that its connections have open.
+
+SQLite finds its log, `<database>-wal`, by name. A commit in a log without a name, or in that of another name, is lost.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.store.errors import DatabaseError
+
+FileId = tuple[int, int]
+"""The device and inode of a file."""
+
+
+class SqliteFiles:
+    """The files of one database. `path`: as it was named; `real_path`: where symbolic links led at the start."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the database's file and folder if they are missing. Raises DatabaseError for a second name, OSError."""
+        self.path, self.real_path = path, Path(os.path.realpath(path))
+        self.log, self._index = (self.real_path.with_name(f"{self.real_path.name}-{each}") for each in ("wal", "shm"))
+        self._expected: dict[Path, FileId | None] = {}
+        self._expected_log: dict[Path, FileId | None] = {}
+        self._connections: set[int] = set()
+        make_durable_folder(path.parent)  # not the one that a link leads to: its volume may not be mounted
+        self.real_path.touch(mode=0o600)
+        _check_names(self.real_path)
+
+    def file_id(self) -> FileId | None:
+        """The id of the database file."""
+        return _file_id(self.real_path)
+
+    def expect_database(self) -> None:
+        """From now on, the database file is expected to be the one that is there."""
+        self._expected = {self.path: _file_id(self.path)}
+
+    def expect_log(self) -> None:
+        """The same for the log and its index, unless they are expected already. Call it in a transaction."""
+        if not self._expected_log:
+            self._expected_log = {file: _file_id(file) for file in (self.log, self._index)}
+
+    def replaced(self) -> Path | None:
+        """A file that is no longer the expected one: it was moved, removed or replaced."""
+        expected = {**self._expected, **self._expected_log}
+        return next((file for file, id_ in expected.items() if _file_id(file) != id_), None)
+
+    def opened(self, connection: Any, record: Any) -> None:
+        """Count a connection. (SQLAlchemy calls this, and the next.)"""
+        self._connections.add(id(connection))
+
+    def closed(self, connection: Any, record: Any) -> None:
+        """Expect another log after the last connection: SQLite removes the log with it."""
+        self._connections.discard(id(connection))
+        if not self._connections:
+            self._expected_log = {}
+
+
+def _file_id(path: Path) -> FileId | None:
+    """None when there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_names(database: Path) -> None:
+    """Check that an SQLite file has one name: SQLite finds its log by that. Raises DatabaseError, OSError."""
+    if database.stat().st_nlink > 1:
+        raise DatabaseError(
+            f"{database} has more than one name (hard links), and each name would have a log of its own. Remove the "
+            f"other names. Or stop all that uses the file, and run: cp -p {database} copy.db && mv copy.db {database}"
+        )
+    if _mount_id(database) != _mount_id(database.parent):
+        raise DatabaseError(
+            f"{database} is mounted as a single file, so that its log would lie elsewhere. Mount its folder instead."
+        )
+
+
+def _mount_id(path: Path) -> str | None:
+    """The id of the mount that a path is on; None where the system does not tell.
+
+    O_PATH: closing any other descriptor of the database would end SQLite's locks in this process.
+    """
+    if not hasattr(os, "O_PATH"):
+        return None
+    handle = os.open(path, os.O_PATH)
+    try:
+        found = re.search(r"^mnt_id:\s*(\d+)", Path(f"/proc/self/fdinfo/{handle}").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return found[1] if found else None
