@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str, form: str) -> N
     ("arguments", "code", "stdout", "stderr"),
     [
         (["doctor"], 0, "ok   callback", ""),
-        (["migrate"], 0, "", "is up to date"),
+        (["migrate"], 1, "", "Stop it first"),
         (["tasks", "list"], 0, "ID  STATUS\n", ""),
         (["hooks", "list"], 0, "NAME  STATE  ADDRESS\n", ""),
         (["deliveries", "list"], 0, "ID  STATE  EVENT\n", ""),
@@ -250,6 +250,13 @@ def test_a_process_of_each_command(
     assert done.returncode == code, done.stderr
     assert (stdout in done.stdout) if stdout else (done.stdout == "")
     assert (stderr in done.stderr) if stderr else (done.stderr == "")
+
+
+def test_tables_are_made_ahead_of_time(tmp_path: Path) -> None:
+    """While no receiver runs; twice does no harm."""
+    for _ in range(2):
+        done = run("migrate", env=environment(tmp_path / "data"))
+        assert (done.returncode, done.stderr) == (0, f"{tmp_path}/data/kling.db is up to date\n")
 
 
 def test_python_m_is_the_same_command() -> None:
