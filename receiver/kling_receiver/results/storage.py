@@ -171,7 +171,7 @@ READ_BYTES = 1 << 20
 
 
 class LocalStorage:
-    """Result files in a folder: `<task_id>/<index>.<extension>`, and unfinished ones in `.parts`. Methods block."""
+    """Result files in a folder, by names such as `task/0.png`, and unfinished ones in `.parts`. Methods block."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -221,14 +221,21 @@ class LocalStorage:
         finally:
             part.discard()
 
-    def commit(self, part: PartialFile, name: str) -> None:
-        """Store a written file durably as `name`: fsync, rename, fsync of the folder and its parent. Raises OSError."""
-        target = self.path(name)
+    def commit(self, part: PartialFile, name: str, replaced: str | None = None) -> str:
+        """Store a written file durably: fsync, rename, fsync of the folder and its parent. Returns its name.
+
+        That is `name`, unless another file has it: then the name has the checksum too. `replaced`: the name of an
+        earlier version of the file, which is replaced; a file with the same content may be. Raises OSError.
+        """
+        sha256, target = part.sha256, self.path(name)
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        sha256 = part.sha256
+        if name != replaced and os.path.lexists(target) and self.sha256(name) != sha256:
+            target = target.with_stem(f"{target.stem}-{sha256}")
+            name = str(target.relative_to(self.root))
         part.commit(target)
         fsync_folder(self.root)  # each time: a process that made the task's folder may have been killed before this
         self._cache_checksum(_fingerprint(target), sha256)
+        return name
 
     def path(self, name: str) -> Path:
         """The path of the file `name`."""
