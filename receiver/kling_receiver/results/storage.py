@@ -276,5 +276,19 @@ def folder_of(url: str) -> Path:
     match = re.fullmatch(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", url, re.IGNORECASE | re.DOTALL)
     path = unquote(match[1] or match[2], errors="surrogateescape") if match else ""
     if not path or "\0" in path:
-        raise ValueError("must be a folder's address like file:///var/lib/kling/results.")
+        raise ValueError(f"must be a folder's address like {_suggested(url)}.")
+    if path.startswith("/~/"):
+        raise ValueError(f"has a ~, which only a shell replaces. Write {_suggested(path[1:])}.")
     return Path(path)
+
+
+def _suggested(path: str) -> str:
+    """The address of the folder that a relative path may mean, or an example."""
+    relative = re.fullmatch(r"(?:file:(?://)?)?((?:~|\.{1,2})(?:/[^\0]*)?|[\w-]+)/?", path, re.IGNORECASE)
+    try:
+        return Path(relative[1]).expanduser().absolute().as_uri() if relative else EXAMPLE
+    except (OSError, RuntimeError):  # without a home, or without a working folder
+        return EXAMPLE
+
+
+EXAMPLE = "file:///var/lib/kling/results"

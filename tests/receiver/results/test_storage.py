@@ -307,9 +307,7 @@ def test_a_file_address_names_a_folder(url: str, path: str) -> None:
     assert folder_of(url) == Path(path)
 
 
-@pytest.mark.parametrize(
-    "url", ["", "/a/b", "file:a", "file://host/a", "s3://bucket", "http://x/y", "file://", "file:///a%00"]
-)
+@pytest.mark.parametrize("url", ["", "/a/b", "file://host/a", "s3://bucket", "http://x/y", "file://", "file:///a%00"])
 def test_any_other_address_is_refused(url: str) -> None:
     """The message has an example."""
     with pytest.raises(ValueError, match="file:///var/lib/kling/results"):
