@@ -182,7 +182,6 @@ class LocalStorage:
     def prepare(self) -> None:
         """Make the folder. Raises OSError."""
         make_durable_folder(self._parts)
-        fsync_folder(self.root)  # a file system that cannot do this is warned of now, not at the first file
 
     def part(self, name: str, url: str) -> PartialFile:
         """The part of the file `name`, begun before or new. `url`: where the file is; its query may change.
