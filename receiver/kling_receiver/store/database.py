@@ -92,21 +92,23 @@ class Database:
         if replaced:
             self._log_outage(f"{replaced} was removed or replaced")
             if replaced == files.log:
-                self._save_log()
+                self._save_log(files)
             raise Unavailable(f"The database's {replaced.name} was removed or replaced. Restart the receiver.")
         if self._lock and self._lock.is_lost:
             self._log_outage("its lock file was removed")
             raise Unavailable("The database's lock file was removed. Restart the receiver.")
 
-    def _save_log(self) -> None:
+    def _save_log(self, files: SqliteFiles) -> None:
         """Copy what is in the log to the database file: a log without a name is lost with this process.
 
         Only a new process can write again: new connections of this one would have another log than the open ones.
         """
         connection = self._writer.raw_connection()
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(FULL)")
-        except sqlite3.Error as error:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            if not busy:
+                files.set_log_aside()
+        except (sqlite3.Error, OSError) as error:
             log.error("what the log of %s held could not be saved: %s", self, error)
         finally:
             connection.close()

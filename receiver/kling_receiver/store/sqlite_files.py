@@ -47,6 +47,14 @@ class SqliteFiles:
         expected = {**self._expected, **self._expected_log}
         return next((file for file, id_ in expected.items() if _file_id(file) != id_), None)
 
+    def set_log_aside(self) -> None:
+        """Rename a log that is not the expected one, once the database has all of that: the next start would apply it.
+
+        It may be an older copy. An empty one is that of a connection opened since. Raises OSError.
+        """
+        if self.log.exists() and self.log.stat().st_size:
+            self.log.replace(self.log.with_name(f"{self.log.name}.replaced"))
+
     def opened(self, connection: Any, record: Any) -> None:
         """Count a connection. (SQLAlchemy calls this, and the next.)"""
         self._connections.add(id(connection))

@@ -240,6 +240,24 @@ def test_nothing_is_lost_with_a_removed_log(tmp_path: Path, removed: list[str]) 
         assert post(receiver, after, {"task_status": "processing"}).status_code == 200
 
 
+def test_an_older_log_in_its_place_undoes_nothing(tmp_path: Path) -> None:
+    """As a program leaves it that synchronizes folders: it is set aside, for the next start would apply it."""
+    data, ids = tmp_path / "data", [new_id() for _ in range(5)]
+    with Process(data) as receiver:
+        for task in ids:
+            assert post(receiver, task, {"task_status": "processing"}).status_code == 200
+            if task == ids[1]:
+                shutil.copyfile(data / "kling.db-wal", data / "older")
+        (data / "older").replace(data / "kling.db-wal")
+        assert post(receiver, new_id(), {"task_status": "processing"}).status_code == 503
+        receiver.kill()
+        receiver.start()
+        assert [show(receiver, task).get("status") for task in ids] == ["processing"] * 5
+        assert (data / "kling.db-wal.replaced").stat().st_size > 0
+        with closing(sqlite3.connect(data / "kling.db")) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("line", [["serve", "--port", "0"], ["migrate"], ["tasks", "list"]])
 def test_a_command_is_refused_while_another_process_has_the_database(tmp_path: Path, line: list[str]) -> None:
@@ -248,6 +266,14 @@ def test_a_command_is_refused_while_another_process_has_the_database(tmp_path: P
     (tmp_path / "data" / "kling.db.lock").unlink()
     ran = run(*line, env=environment(tmp_path / "link", KLING_RECEIVER_URL="http://127.0.0.1:9"), command=COMMAND)
     assert (ran.returncode, "an unknown process" in ran.stderr, "Traceback" in ran.stderr) == (1, True, False)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_the_tables_of_a_served_server_are_not_changed(database: Database, database_url: str, tmp_path: Path) -> None:
+    """By `migrate`, which names the holder."""
+    database.acquire_lock()
+    ran = run("migrate", env=environment(tmp_path, KLING_DATABASE_URL=database_url), command=COMMAND)
+    assert (ran.returncode, f"is served by process {os.getpid()} " in ran.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
