@@ -52,7 +52,7 @@ def load_json(text: str | None) -> Any:
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidRow(f"a column holds no JSON ({error})") from None
+        raise InvalidRow(f"no JSON ({error})") from None
 
 
 class JsonText(TypeDecorator[Any]):

@@ -9,9 +9,12 @@ from sqlalchemy import text
 from kling_callback.protocol.ids import new_id
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
+from kling_receiver.hooks.matching import matches
 from kling_receiver.hooks.records import UNREADABLE
 from kling_receiver.hooks.sync import sync
 from kling_receiver.store.database import Database
+from kling_receiver.store.reader import TaskDetail
+from kling_receiver.store.tables import HOOK
 from kling_receiver.tasks import startup
 from kling_sandbox import Sandbox
 from tests.support.database import Ledger, callback
@@ -55,6 +58,18 @@ def test_a_hook_that_cannot_be_read_is_shown_as_paused(any_database: Database, c
     ledger.change(lambda tx: sync(tx, "file", [config], also="added"))
     with any_database.read() as connection:
         assert [row["paused_because"] for row in hook_records.hooks(connection)] == [""]
+
+
+@pytest.mark.parametrize("data", [None, [1], "x", {}, {"status": ["succeed"]}, {"status": "melted"}])
+def test_an_event_of_unknown_shape_is_matched_by_its_task(any_database: Database, data: Any) -> None:
+    """A newer version may have written it: it must not stop the events behind it."""
+    ledger = Ledger(any_database)
+    ledger.put_hook("all", statuses=["created"])
+    ledger.put_task()
+    ledger.change(lambda tx: tx.add_event("t", "task.done", data))
+    ledger.change(lambda tx: tx.add_event("t", "task.unheard_of", data))
+    [hook], [detail] = ledger.rows(HOOK), [TaskDetail(ledger.task(), [], [])]
+    assert [matches(hook, event, detail) for event in ledger.events()] == [True, True]
 
 
 def test_a_hook_that_cannot_be_read_does_not_stop_the_others(start: Start, gateway: Sandbox) -> None:

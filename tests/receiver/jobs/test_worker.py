@@ -389,7 +389,7 @@ async def test_a_job_whose_rows_cannot_be_read_is_a_dead_letter(database: Databa
         await setup.enqueue()
         setup.worker.start()
         [(_, _, error, _)] = await settled(setup, "dead")
-        assert error.startswith("This version cannot run the job: a column holds no JSON")
+        assert error.startswith("This version cannot run the job: task t, request: no JSON (")
 
 
 async def test_a_full_key_leaves_capacity_for_others(database: Database) -> None:
