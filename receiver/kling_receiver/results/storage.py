@@ -283,7 +283,9 @@ def folder_of(url: str) -> Path:
 
 def _suggested(path: str) -> str:
     """The address of the folder that a relative path may mean, or an example."""
-    relative = re.fullmatch(r"(?:file:(?://)?)?((?:~|\.{1,2})(?:/[^\0]*)?|[\w-]+)/?", path, re.IGNORECASE)
+    word = r"(?:file:(?://)?)?((?:~|\.{1,2})(?:/[^\0]*)?|[\w-]+)/?"
+    words = r"(?:file:)?([\w-]+/[^:\0]*)"  # after two slashes, the first word is a host
+    relative = re.fullmatch(word, path, re.IGNORECASE) or re.fullmatch(words, path, re.IGNORECASE)
     try:
         return Path(relative[1]).expanduser().absolute().as_uri() if relative else EXAMPLE
     except (OSError, RuntimeError):  # without a home, or without a working folder
