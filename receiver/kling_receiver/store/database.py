@@ -94,6 +94,9 @@ class Database:
             if replaced == files.log:
                 self._save_log(files)
             raise Unavailable(f"The database's {replaced.name} was removed or replaced. Restart the receiver.")
+        if files.is_log_cut():
+            self._log_outage(f"{files.log} was truncated; what it held is lost")
+            raise Unavailable(f"The database's {files.log.name} was truncated. Restart the receiver.")
         if self._lock and self._lock.is_lost:
             self._log_outage("its lock file was removed")
             raise Unavailable("The database's lock file was removed. Restart the receiver.")
@@ -201,6 +204,8 @@ class Database:
         """Close every connection, and release the lock."""
         self._writer.dispose()
         self._readers.dispose()
+        if self._files:
+            self._files.close()
         if self._lock is not None:
             self._lock.close()
 

@@ -5,11 +5,17 @@ SQLite finds its log, `<database>-wal`, by name. A commit in a log without a nam
 
 import os
 import re
+import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kling_receiver.filesystem import make_durable_folder
 from kling_receiver.store.errors import DatabaseError
+
+INDEX_HEADER = struct.Struct("=14xHI28x")
+"""The beginning of the log's index: the size of a page (1 for 65536), and the number of frames in the log."""
+LOG_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
 
 FileId = tuple[int, int]
 """The device and inode of a file."""
@@ -25,6 +31,7 @@ class SqliteFiles:
         self._expected: dict[Path, FileId | None] = {}
         self._expected_log: dict[Path, FileId | None] = {}
         self._connections: set[int] = set()
+        self._open_indexes: list[int] = []
         make_durable_folder(path.parent)  # not the one that a link leads to: its volume may not be mounted
         self.real_path.touch(mode=0o600)
         _check_names(self.real_path)
@@ -40,12 +47,39 @@ class SqliteFiles:
     def expect_log(self) -> None:
         """The same for the log and its index, unless they are expected already. Call it in a transaction."""
         if not self._expected_log:
-            self._expected_log = {file: _file_id(file) for file in (self.log, self._index)}
+            with suppress(FileNotFoundError):  # somebody removes it just now: the next transaction notices
+                self._open_indexes.append(os.open(self._index, os.O_RDONLY))
+                self._expected_log = {file: _file_id(file) for file in (self.log, self._index)}
 
     def replaced(self) -> Path | None:
         """A file that is no longer the expected one: it was moved, removed or replaced."""
         expected = {**self._expected, **self._expected_log}
         return next((file for file, id_ in expected.items() if _file_id(file) != id_), None)
+
+    def is_log_cut(self) -> bool:
+        """Whether the log is shorter than its index says: what is written behind the gap would not be found.
+
+        A checkpoint may cut it too, and then says so in the index.
+        """
+        if not self._expected_log:
+            return False
+        header = self._index_header()
+        page_size, frames = INDEX_HEADER.unpack(header)
+        page_bytes = 1 << 16 if page_size == 1 else page_size
+        expected = LOG_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + page_bytes) if frames else 0
+        try:
+            is_short: bool = self.log.stat().st_size < expected
+        except FileNotFoundError:
+            return False
+        return is_short and self._index_header() == header  # else a checkpoint came between
+
+    def _index_header(self) -> bytes:
+        return os.pread(self._open_indexes[-1], INDEX_HEADER.size, 0)
+
+    def close(self) -> None:
+        """Close the index, after every connection: closing it ends SQLite's own locks in this process."""
+        while self._open_indexes:
+            os.close(self._open_indexes.pop())
 
     def set_log_aside(self) -> None:
         """Rename a log that is not the expected one, once the database has all of that: the next start would apply it.

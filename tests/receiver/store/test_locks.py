@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -206,6 +207,38 @@ def test_a_removed_log_is_an_outage(served: Database, tmp_path: Path, name: str,
     with served.write() as connection:
         connection.execute(insert(TASK), {**TASK_ROW, "id": "another"})
     assert len(Ledger(served).rows(TASK)) == 2
+
+
+@pytest.mark.parametrize("size", [0, 32, 5_000])
+def test_a_log_that_is_truncated_is_an_outage(served: Database, tmp_path: Path, size: int) -> None:
+    """As by a program that rotates logs: the next start would not find what is written behind the gap."""
+    with served.write() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+    os.truncate(tmp_path / "data" / "kling.db-wal", size)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"was truncated\. Restart"), served.write():
+            pass
+
+
+def test_a_log_that_a_checkpoint_truncates_is_no_outage(served: Database, tmp_path: Path) -> None:
+    """Of another process, as programs for backups do; before the first write, between two, and during many."""
+    program = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=20)
+print([connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] for _ in range(int(sys.argv[2]))])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "data" / "kling.db")]
+    for n in range(3):
+        subprocess.run([*command, "1"], check=True, timeout=60)
+        assert (tmp_path / "data" / "kling.db-wal").stat().st_size == 0
+        with served.write() as connection:
+            connection.execute(insert(TASK), {**TASK_ROW, "id": f"t{n}"})
+    with subprocess.Popen([*command, "300"]) as other:
+        while other.poll() is None:
+            with served.write() as connection:
+                connection.execute(text("UPDATE task SET updated_at = updated_at + 1"))
+    assert other.returncode == 0
+    assert len(Ledger(served).rows(TASK)) == 3
 
 
 def test_a_new_log_after_the_last_connection_is_no_outage(served: Database, tmp_path: Path) -> None:
