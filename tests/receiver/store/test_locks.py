@@ -233,7 +233,7 @@ print([connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] for _
         assert (tmp_path / "data" / "kling.db-wal").stat().st_size == 0
         with served.write() as connection:
             connection.execute(insert(TASK), {**TASK_ROW, "id": f"t{n}"})
-    with subprocess.Popen([*command, "300"]) as other:
+    with subprocess.Popen([*command, "50"]) as other:
         while other.poll() is None:
             with served.write() as connection:
                 connection.execute(text("UPDATE task SET updated_at = updated_at + 1"))
