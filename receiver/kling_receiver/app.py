@@ -169,7 +169,9 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         Kind.REPLAY: dispatcher.replay,
         Kind.DELIVERY: dispatcher.retry,
     }
-    worker = Worker(store.writer, handlers, clock=clock)
+    worker = Worker(
+        store.writer, handlers, clock=clock, on_invalid=lambda kind: store.metrics.invalid_jobs.labels(kind).inc()
+    )
     return Work(reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))
 
 
@@ -260,6 +262,7 @@ class Receiver:
             try:
                 await writer.run(startup.repair)
                 await writer.run(startup.clamp_due_times)
+                await writer.run(queue.retry_invalid)
                 await writer.run(lambda tx: startup.schedule_sweep(tx, started))
                 await self._remove_orphans()
                 break

@@ -1,5 +1,6 @@
 """The receiver's settings: one table, checked against each other before anything starts."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,7 +135,7 @@ class ReceiverSettings(CommonSettings):
 
         if not value:
             return value
-        value = re.sub(r"^postgres(?=[:+])", "postgresql", value)
+        value = re.sub(r"^(?:(postgres)(?:ql)?|sqlite)(?=[:+])", _scheme, value, flags=re.IGNORECASE)
         try:
             url = make_url(value)
         except (ArgumentError, ValueError):
@@ -152,7 +153,10 @@ class ReceiverSettings(CommonSettings):
     def _resolve_folder(cls, value: Path) -> Path:
         """The absolute path; `~` is the home folder, as in a shell, which does not read `.env`."""
         try:
+            str(value).encode()  # the database's address cannot hold any other name
             return _absolute(value.expanduser())
+        except UnicodeEncodeError:
+            raise ValueError("is not UTF-8. Rename the folder, or set it to another one.") from None
         except RuntimeError:
             raise ValueError("begins with ~, but there is no home folder. Set it to an absolute path.") from None
 
@@ -306,6 +310,11 @@ class ReceiverSettings(CommonSettings):
         return bool(self.key_fingerprint)
 
 
+def _scheme(match: re.Match[str]) -> str:
+    """The scheme of a database's address as it is written here: in small letters, and `postgresql` in full."""
+    return "postgresql" if match[1] else "sqlite"
+
+
 def _check_file(value: str, file: str | None, host: str | None) -> None:
     """Check the address of an SQLite database. Raises ValueError."""
     if host is not None:
@@ -315,6 +324,10 @@ def _check_file(value: str, file: str | None, host: str | None) -> None:
         )
     if not file or file == ":memory:":
         raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
+    if file.endswith("/") or "\0" in file or "\ufffd" in file:  # U+FFFD stands for what is not UTF-8
+        raise ValueError("must name a file, such as sqlite:////var/lib/kling/kling.db.")
+    if file.startswith("~/"):
+        raise ValueError(f"has a ~, which only a shell replaces. Write sqlite:///{os.path.expanduser(file)}.")  # noqa: PTH111  # raises nothing
     _absolute(Path(file))
     if "?" in value:
         raise ValueError("must be sqlite:/// and the file's path, without options. A `?` in the path is %3F.")

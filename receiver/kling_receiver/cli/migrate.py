@@ -10,9 +10,13 @@ from kling_receiver.store.database import Database
 @click.command(cls=usage.Command)
 @report_errors
 def migrate() -> None:
-    """Create or update the tables of the database. `serve` does the same at its start."""
+    """Create or update the tables of the database. `serve` does the same at its start.
+
+    Refused while a receiver runs: an older version could not use the new tables.
+    """
     database = Database(load_settings().database)
     try:
+        database.acquire_lock()
         database.migrate()
     finally:
         database.close()

@@ -3,6 +3,8 @@
 A paused hook keeps its events: its retries are suspended, and its cursor stays where it is.
 """
 
+from typing import cast
+
 import sqlalchemy as sa
 from sqlalchemy import Connection, delete, insert, select
 
@@ -11,9 +13,10 @@ from kling_receiver.hooks.config import TASK_HOOK_PREFIX, HookConfig
 from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.jobs.kinds import Kind, dispatch_key, hook_pool
 from kling_receiver.jobs.queue import NEVER
+from kling_receiver.store.errors import InvalidRow
 from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.sql import Statement, columns
-from kling_receiver.store.tables import HOOK, JOB
+from kling_receiver.store.tables import HOOK, JOB, json_columns, load_json
 from kling_receiver.store.transaction import Transaction, last_event
 
 MAX_REASON_CHARS = 500
@@ -35,11 +38,10 @@ RESUME = Statement("""
 RESUME_JOBS = Statement("""
     UPDATE job SET due_at = :now, delay_ms = 0, attempts = 0 WHERE hook_name = :name AND state = 'ready'
 """)
-SELECT_HOOK = Statement[HookRow](f"SELECT {columns(HOOK)} FROM hook WHERE name = :name", table=HOOK)
-SELECT_HOOKS = Statement[HookRow](
-    f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name",  # constants
-    table=HOOK,
-)
+SELECT_HOOK = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE name = :name")  # constants
+SELECT_HOOKS = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name")  # constants
+UNREADABLE = "this version cannot read the hook. Remove it and add it again, or start the version that wrote it"
+"""Why a hook is paused whose row is damaged, or was written by a newer version."""
 
 
 def pause(tx: Transaction, name: str, reason: str) -> bool:
@@ -148,10 +150,38 @@ def active_secrets(row: HookRow, now: int) -> list[str]:
 
 
 def hook(connection: Connection, name: str) -> HookRow | None:
-    """A hook's row."""
-    return SELECT_HOOK.first(connection, name=name)
+    """A hook's row. One that cannot be read is shown as paused: it must not stop the other hooks."""
+    row = SELECT_HOOK.first(connection, name=name)
+    return _read(row) if row else None
 
 
 def hooks(connection: Connection) -> list[HookRow]:
     """All hooks except those of single tasks, by name."""
-    return SELECT_HOOKS.all(connection)
+    return [_read(row) for row in SELECT_HOOKS.all(connection)]
+
+
+def pause_unreadable(tx: Transaction, row: HookRow) -> None:
+    """Pause a hook that is only shown as paused."""
+    if row["paused_because"] == UNREADABLE:
+        pause(tx, row["name"], UNREADABLE)
+
+
+def _read(row: Row) -> HookRow:
+    try:
+        values = {name: load_json(row[name]) for name in JSON_COLUMNS}
+        if not (
+            all(type(secret) is str and type(end) in (int, type(None)) for secret, end in values["secrets"])
+            and values["filter"].keys() == NO_FILTER.keys()
+            and all(type(value) is str for each in values["filter"].values() for value in each)
+            and all(type(step) in (int, float) for step in values["retry_schedule"])
+        ):
+            raise TypeError
+    except (InvalidRow, AttributeError, TypeError, ValueError):
+        paused_at = row["paused_at"] or row["created_at"]
+        values = {"secrets": [], "filter": NO_FILTER, "retry_schedule": [], "paused_at": paused_at}
+        values["paused_because"] = UNREADABLE
+    return cast(HookRow, {**row, **values})
+
+
+JSON_COLUMNS = json_columns(HOOK)
+NO_FILTER: dict[str, list[str]] = {"events": [], "families": [], "statuses": [], "tags": []}

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.kinds import UNLIMITED_KINDS
-from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, RetryAt
-from kling_receiver.store.errors import Unavailable
+from kling_receiver.jobs.kinds import UNLIMITED_KINDS, args_problem
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, GiveUp, RetryAt
+from kling_receiver.store.errors import InvalidRow, Unavailable
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 
@@ -45,9 +45,11 @@ class Worker:
         *,
         clock: Callable[[], float] = time.time,
         outage_seconds: float = OUTAGE_RETRY_SECONDS,
+        on_invalid: Callable[[str], None] = lambda kind: None,
     ) -> None:
+        """`on_invalid`: called with the kind of each job that cannot be run, "unknown" for an unknown one."""
         self._writer, self._handlers, self._clock = writer, handlers, clock
-        self._outage_seconds = outage_seconds
+        self._outage_seconds, self._on_invalid = outage_seconds, on_invalid
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], ClaimedJob] = {}
         self._unconfirmed_claim: str | None = None
@@ -148,9 +150,13 @@ class Worker:
         try:
             await asyncio.shield(self._settle(job, effect))  # a stop must not lose the effect
         except Exception as error:
-            await asyncio.shield(self._settle(job, self._unexpected_error(job, error)))
+            await asyncio.shield(self._settle(job, self._failed(job, error)))
 
     async def _handle(self, job: ClaimedJob) -> Effect:
+        if job.kind not in self._handlers:
+            return self._invalid(job, f"its kind {job.kind!r} is unknown")
+        if problem := args_problem(job.kind, job.args):
+            return self._invalid(job, problem)
         try:
             async with asyncio.timeout(None if job.kind in UNLIMITED_KINDS else JOB_TIMEOUT_SECONDS):
                 return await self._handlers[job.kind](job)
@@ -159,7 +165,7 @@ class Worker:
         except Unavailable as error:
             return self._interrupted(str(error), self._outage_seconds)
         except Exception as error:
-            return self._unexpected_error(job, error)
+            return self._failed(job, error)
 
     def _interrupted(self, reason: str, delay_seconds: float) -> Effect:
         return queue.settle_as(RetryAt(int((self._clock() + delay_seconds) * 1000), reason, counts=False))
@@ -174,6 +180,22 @@ class Worker:
                 if self._closing:  # the next start releases the claim
                     return
                 await asyncio.sleep(self._outage_seconds)
+
+    def _failed(self, job: ClaimedJob, error: Exception) -> Effect:
+        """A row that this version cannot read stays so; any other error may be a bug that a later version fixes."""
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        return self._invalid(job, str(first)) if isinstance(first, InvalidRow) else self._unexpected_error(job, error)
+
+    def _invalid(self, job: ClaimedJob, problem: str) -> Effect:
+        log.error(
+            "job %s is now a dead letter, because this version cannot run it: %s. The next start tries it again",
+            job.unique_key,
+            problem,
+        )
+        self._on_invalid(job.kind if job.kind in self._handlers else "unknown")
+        return queue.settle_as(GiveUp(f"{queue.INVALID}{problem}."))
 
     def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Effect:
         log.error("job %s raised an unexpected error; it is retried", job.unique_key, exc_info=error)

@@ -173,7 +173,7 @@ READ_BYTES = 1 << 20
 
 
 class LocalStorage:
-    """Result files in a folder: `<task_id>/<index>.<extension>`, and unfinished ones in `.parts`. Methods block."""
+    """Result files in a folder, by names such as `task/0.png`, and unfinished ones in `.parts`. Methods block."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -222,14 +222,21 @@ class LocalStorage:
         finally:
             part.discard()
 
-    def commit(self, part: PartialFile, name: str) -> None:
-        """Store a written file durably as `name`: fsync, rename, fsync of the folder and its parent. Raises OSError."""
-        target = self.path(name)
+    def commit(self, part: PartialFile, name: str, replaced: str | None = None) -> str:
+        """Store a written file durably: fsync, rename, fsync of the folder and its parent. Returns its name.
+
+        That is `name`, unless another file has it: then the name has the checksum too. `replaced`: the name of an
+        earlier version of the file, which is replaced; a file with the same content may be. Raises OSError.
+        """
+        sha256, target = part.sha256, self.path(name)
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        sha256 = part.sha256
+        if name != replaced and os.path.lexists(target) and self.sha256(name) != sha256:
+            target = target.with_stem(f"{target.stem}-{sha256}")
+            name = str(target.relative_to(self.root))
         part.commit(target)
         fsync_folder(self.root)  # each time: a process that made the task's folder may have been killed before this
         self._cache_checksum(_fingerprint(target), sha256)
+        return name
 
     def path(self, name: str) -> Path:
         """The path of the file `name`."""
@@ -270,5 +277,21 @@ def folder_of(url: str) -> Path:
     match = re.fullmatch(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", url, re.IGNORECASE | re.DOTALL)
     path = unquote(match[1] or match[2], errors="surrogateescape") if match else ""
     if not path or "\0" in path:
-        raise ValueError("must be a folder's address like file:///var/lib/kling/results.")
+        raise ValueError(f"must be a folder's address like {_suggested(url)}.")
+    if path.startswith("/~/"):
+        raise ValueError(f"has a ~, which only a shell replaces. Write {_suggested(path[1:])}.")
     return Path(path)
+
+
+def _suggested(path: str) -> str:
+    """The address of the folder that a relative path may mean, or an example."""
+    word = r"(?:file:(?://)?)?((?:~|\.{1,2})(?:/[^\0]*)?|[\w-]+)/?"
+    words = r"(?:file:)?([\w-]+/[^:\0]*)"  # after two slashes, the first word is a host
+    relative = re.fullmatch(word, path, re.IGNORECASE) or re.fullmatch(words, path, re.IGNORECASE)
+    try:
+        return Path(relative[1]).expanduser().absolute().as_uri() if relative else EXAMPLE
+    except (OSError, RuntimeError):  # without a home, or without a working folder
+        return EXAMPLE
+
+
+EXAMPLE = "file:///var/lib/kling/results"

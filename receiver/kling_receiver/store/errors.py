@@ -10,6 +10,10 @@ class Unavailable(Exception):
     """The database cannot be used at the moment: no change can be confirmed as durable."""
 
 
+class InvalidRow(Exception):
+    """A row is not of a shape that this version writes: it is damaged, or a newer version wrote it."""
+
+
 class DatabaseError(Exception):
     """The database cannot be used; the message states the reason and what to do."""
 

@@ -25,6 +25,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
 from kling_receiver.states import FINAL, ORIGINS, STATUSES
+from kling_receiver.store.errors import InvalidRow
 
 OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 """Outcomes of a create: unknown to the receiver (a callback came first), in progress, and its three results."""
@@ -45,8 +46,13 @@ def dump_json(value: Any) -> str:
 
 
 def load_json(text: str | None) -> Any:
-    """The value of a text column that holds JSON."""
-    return None if text is None else json.loads(text)
+    """The value of a text column that holds JSON. Raises InvalidRow."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRow(f"no JSON ({error})") from None
 
 
 class JsonText(TypeDecorator[Any]):
