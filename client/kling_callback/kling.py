@@ -77,6 +77,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
@@ -87,7 +88,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         with problems:
             family, body = await to_thread.run_sync(job.create, await with_files(values))
             body = await to_thread.run_sync(prepare, family, body)
-        return await self._create(problems, family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(
+            problems, family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        )
 
     async def create(
         self,
@@ -96,6 +99,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create a task of any job, and return it once Kling has it.
@@ -104,7 +108,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `body`: Kling's parameters, JSON. Where Kling accepts an image, it may be a Path, a file name, a data URL or an
         image of an earlier result; where it accepts a video's URL, a video of an earlier result.
         `tags`: labels; at most 20, of at most 100 characters.
-        `hook`: URL to which the receiver POSTs this task's events, signed with its KLING_HOOK_SECRET.
+        `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
+        `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
@@ -116,7 +121,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         problems, sent = ProblemCollector(), dict[str, Any]()
         with problems:
             sent = await to_thread.run_sync(prepare, family, await with_files(body))
-        return await self._create(problems, family, sent, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(
+            problems, family, sent, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        )
 
     def _run(
         self,
@@ -124,9 +131,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         values: Mapping[str, Any],
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
-        return self.run(job, values, tags=tags, hook=hook, external_task_id=external_task_id)
+        return self.run(job, values, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
 
     async def _create(
         self,
@@ -136,12 +144,15 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
-        task_id, distinct_tags = "", tuple[str, ...]()
+        task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
         with problems:
-            task_id, distinct_tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+            task_id, distinct_tags, known_events = check_call(
+                family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            )
         with problems:
             check_key(self._settings, family)
         problems.raise_all()
@@ -154,6 +165,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             body=body,
             tags=distinct_tags,
             hook=hook or "",
+            hook_events=known_events,
         )
         return await creation.run()
 

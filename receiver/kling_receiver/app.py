@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.api.kling import KlingApi, auth_from
+from kling_callback.protocol.signing import task_hook_secrets
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
@@ -128,7 +129,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
     """Create the handler of each kind of job, and the worker that calls them."""
     kling_client = create_kling_client()
     hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
-    task_hooks = GuardedClient(settings.hook_hosts)
+    task_hooks = GuardedClient(settings.client_hook_hosts)
     kling_api = KlingApi(settings.api_base, auth_from(settings), kling_client)
     downloads = (
         ResultClient(settings.result_hosts, settings.api_base, kling_api.authorization)
@@ -143,7 +144,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         store.payloads,
         store.metrics,
         source=settings.receiver_url,
-        secret=settings.hook_secret,
+        task_secrets=task_hook_secrets(settings.signing_secrets),
         clock=clock,
     )
     downloader = Downloader(

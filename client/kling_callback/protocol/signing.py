@@ -20,6 +20,7 @@ from kling_callback.errors import ParameterError, SettingsError, TokenError, Tok
 from kling_callback.protocol.ids import DESCRIPTION as ID_RULE
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.urls import normalize_public_url
+from kling_callback.protocol.webhooks import MAX_SECRETS
 
 Role = Literal["admin", "client", "read"]
 Clock = Callable[[], float]
@@ -161,6 +162,17 @@ def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = 
     if role not in get_args(Role):
         raise TokenError("The bearer token names an unknown role.")
     return role  # type: ignore[no-any-return]  # checked against Role on the line above
+
+
+def task_hook_secrets(secrets: Sequence[str]) -> list[str]:
+    """The secrets (`whsec_...`) of the hooks of single tasks, one derived from each signing secret, newest first.
+
+    Clients name these hooks, so no secret of an operator's hook signs for them. All of these secrets (MAX_SECRETS at
+    most) sign each delivery: during a rotation a recipient may verify with any.
+    """
+    signer = _signer(secrets, "task-hook")
+    keys = [signer.derive_key(secret) for secret in secrets[:MAX_SECRETS]]
+    return [f"whsec_{base64.b64encode(key).decode()}" for key in keys]
 
 
 def sign_link(secrets: Sequence[str], receiver_url: str, task_id: str, index: int, expires: int) -> str:

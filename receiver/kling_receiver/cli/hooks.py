@@ -10,6 +10,7 @@ import click
 
 from kling_callback.api.receiver import ReceiverApi
 from kling_callback.cli import options, terminal
+from kling_callback.protocol.signing import task_hook_secrets
 from kling_receiver.cli.answers import AddedHook, HookList, HookName, NewSecret, TestedHook, checked
 from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
@@ -277,6 +278,17 @@ def rotate(name: str, secret: str, overlap: float) -> None:
     terminal.print_message(f"{name} has a new secret. The old one signs as well for {overlap:g} seconds.")
     if not secret:
         terminal.print_data(answer["secret"])
+
+
+@hooks.command("task-secret")
+def task_secret() -> None:
+    """Print the secret that signs the deliveries to the hooks of single tasks.
+
+    It is derived from the newest of KLING_SIGNING_SECRETS. Those derived from the others sign as well: to rotate, give
+    the recipients the new one before the old signing secret is removed.
+    """
+    settings = load_settings(["signing_secrets"])
+    terminal.print_data(task_hook_secrets(settings.signing_secrets)[0])
 
 
 @hooks.command()

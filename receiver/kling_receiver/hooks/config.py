@@ -1,7 +1,7 @@
 """The configuration of a hook: address, filter, retry schedule and limits, validated before it is stored."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 from pydantic import (
@@ -101,6 +101,13 @@ Secret = Annotated[
 ]
 
 
+def known_events(values: Sequence[str]) -> list[str]:
+    """Distinct types of events, sorted. Raises ValueError naming every unknown one."""
+    if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
+        raise ValueError(f"no event is called {', '.join(unknown)}. Set some of: {', '.join(EVENT_STATUSES)}.")
+    return sorted(set(values))
+
+
 class HookFilter(BaseModel):
     """Which events a hook receives. An empty list matches everything; all four lists must match."""
 
@@ -112,9 +119,7 @@ class HookFilter(BaseModel):
     @field_validator("events")
     @classmethod
     def _events(cls, values: list[str]) -> list[str]:
-        if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
-            raise ValueError(f"no event is called {', '.join(unknown)}. Set some of: {', '.join(EVENT_STATUSES)}.")
-        return sorted(set(values))
+        return known_events(values)
 
     @field_validator("families")
     @classmethod

@@ -173,7 +173,9 @@ class HookRoutes:
             lambda tx: hook_records.rotate(tx, row["name"], rotation.secret, overlap=rotation.overlap)
         )
         if secret is None:
-            task_hint = "Change KLING_HOOK_SECRET, which signs for the hooks of single tasks."
+            task_hint = (
+                "The hooks of single tasks are signed by secrets derived from KLING_SIGNING_SECRETS. Rotate those."
+            )
             hint = task_hint if row["task_id"] else "Rotate the secret of a hook with a web address."
             raise ApiError(409, "no_secret", "This hook has no secret of its own.", hint)
         return JSONResponse(HookSecretJson(hook=await self._payload(row["name"]), secret=secret))

@@ -24,7 +24,7 @@ from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
-from kling_receiver.web.api.registration import check_account, check_hook, read_registration
+from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.auth import RouteHandler, require_role
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
@@ -62,6 +62,7 @@ class TaskRoutes:
         self._settings, self._writer, self._reader = settings, writer, reader
         self._bodies, self._payloads = bodies, payloads
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
+        self._hook_hosts = settings.client_hook_hosts
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
@@ -89,16 +90,17 @@ class TaskRoutes:
             if body.problem or body.size > len(body.content):
                 raise ApiError(413, "too_large", "The registration is too long.", "Remove image bytes from `request`.")
             if body.size > LARGE_BYTES:  # parsed beside the event loop
-                registration = await run_in_threadpool(read_registration, body.content)
+                registration = await run_in_threadpool(read_registration, body.content, self._hook_hosts)
             else:
-                registration = read_registration(body.content)
+                registration = read_registration(body.content, self._hook_hosts)
             check_account(registration, self._settings)
-            check_hook(registration, self._settings)
             result = await self._writer.run(
                 lambda tx: task_registration.register(tx, task_id, registration), size=body.size
             )
         if result.conflict:
-            raise ApiError(409, "conflict", result.conflict, "Use another external_task_id, or the same parameters.")
+            raise ApiError(
+                409, "conflict", result.conflict, "Use another external_task_id, or the same parameters and hook."
+            )
         detail = await get_task_or_404(self._reader, task_id)
         content: RegisteredJson = {
             "task": self._payloads.task(detail),
