@@ -18,6 +18,7 @@ RECEIVER_ORDER = (
     "metrics",
     "filesystem",
     "store",
+    "access",
     "jobs",
     "net",
     "events",
@@ -121,6 +122,8 @@ def test_the_client_needs_nothing_of_the_receiver(name: str) -> None:
 def test_few_modules_know_the_database() -> None:
     """Those whose functions run in a transaction; settings and some commands only check an address."""
     knowing = {
+        "access/audit",
+        "access/tokens",
         "cli/connect",
         "hooks/deliveries",
         "hooks/delivery_list",

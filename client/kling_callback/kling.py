@@ -27,7 +27,7 @@ from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask, with_files
 
 TOKEN_LIFETIME_SECONDS = 300
-"""Seconds for which a bearer token made here is valid: it is used for one request."""
+"""Seconds for which a bearer token made here is valid: it is used for one request. A stream is renewed so often."""
 
 
 @returning(AsyncTask)

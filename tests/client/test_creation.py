@@ -104,7 +104,7 @@ async def test_kling_gets_the_key_and_the_receiver_a_token() -> None:
     await create(stage)
     assert stage.requests["create"][0].headers["Authorization"] == "Bearer the-kling-key"
     token = stage.requests["register"][0].headers["Authorization"].removeprefix("Bearer ")
-    assert verify_api_token([SECRET], token) == "client"
+    assert verify_api_token([SECRET], token).role == "client"
 
 
 async def test_a_receiver_token_takes_precedence() -> None:

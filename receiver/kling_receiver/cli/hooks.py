@@ -11,6 +11,7 @@ import click
 from kling_callback.api.receiver import ReceiverApi
 from kling_callback.cli import options, terminal
 from kling_callback.protocol.signing import task_hook_secrets
+from kling_receiver.access import LOCAL_COMMAND
 from kling_receiver.cli.answers import AddedHook, HookList, HookName, NewSecret, TestedHook, checked
 from kling_receiver.cli.base import FAILED, USAGE_ERROR, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
@@ -144,11 +145,14 @@ async def _add_beside(receiver: ReceiverApi, settings: ReceiverSettings, config:
         return "", "The hooks are kept in KLING_HOOKS_FILE. Change the file and restart the receiver."
 
     def change(tx: "Transaction") -> tuple[str, str]:
+        from kling_receiver.access import audit
         from kling_receiver.hooks import records as hook_records
 
         if tx.database.identity(tx.connection) != answer.get("database"):
             return "", OTHER_DATABASE
         row = hook_records.add(tx, config)
+        if row:
+            audit.record(tx, LOCAL_COMMAND, "hooks add", row["name"], detail=f"a {scheme_of(config.address)} hook")
         return (row["name"], "") if row else ("", f"There is a hook {config.name} already. Set another name.")
 
     return change_database(settings, change)

@@ -1,9 +1,13 @@
 """The command `kling-receiver migrate`."""
 
+import time
+
 import click
 
+from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import Transaction
 
 
 @click.command()
@@ -13,6 +17,9 @@ def migrate() -> None:
     database = Database(load_settings().database)
     try:
         database.migrate()
+        with database.operator_errors(), database.write() as connection:
+            tx = Transaction(connection, database, int(time.time() * 1000))
+            audit.record(tx, LOCAL_COMMAND, "migrate")
     finally:
         database.close()
     click.echo(f"{database} is up to date", err=True)
