@@ -112,6 +112,14 @@ class TokenCache:
         """Whether a named token that was active is so no longer."""
         return token.id not in self._active
 
+    async def rows(self) -> list[TokenRow]:
+        """The tokens that are not revoked, by name. Raises Unavailable."""
+        rows = await self._reader.read(active)
+        for row in rows:
+            if cached := self._active.get(row["id"]):  # its last use may not be stored yet
+                row["last_used_at"] = cached["last_used_at"]
+        return rows
+
     async def add(self, token: ApiToken) -> TokenRow:
         """Add a named token. Raises NotAdded, Unavailable."""
         async with self._changing:

@@ -29,8 +29,7 @@ TOKEN_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 @click.option(
     "--days",
     type=click.IntRange(1, MAX_TOKEN_SECONDS // DAY),
-    default=TOKEN_DAYS,
-    show_default=True,
+    show_default=f"{TOKEN_DAYS}",
     help="Days for which the token is valid.",
 )
 @click.option(
@@ -40,18 +39,23 @@ TOKEN_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
     help="Instead of --days: seconds for which the token is valid.",
 )
 @report_errors
-def token(role: Role, name: str | None, days: int, max_age: int | None) -> None:
+def token(role: Role, name: str | None, days: int | None, max_age: int | None) -> None:
     """Print a bearer token for the receiver's API. The signing secrets sign it.
 
     A token without a name is valid until it expires or its signing secret is removed. With --name, the receiver knows
     the token and can revoke it (kling-receiver tokens revoke NAME). It is printed only this once.
     """
-    lifetime = max_age or days * DAY
+    problems = []
+    if name is not None and not re.fullmatch(TOKEN_NAME, name):
+        problems.append(f"--name: {name!r} must be small letters, digits, - and _, 63 at most.")
+    if days and max_age:
+        problems.append("--days and --max-age cannot be combined. Set one of them.")
+    if problems:
+        exit_with(problems, USAGE_ERROR)
+    lifetime = max_age or (days or TOKEN_DAYS) * DAY
     if name is None:
         settings = load_settings(["signing_secrets"])
         return click.echo(api_token(settings.signing_secrets, role, lifetime))
-    if not re.fullmatch(TOKEN_NAME, name):
-        exit_with([f"--name: {name!r} must be small letters, digits, - and _, 63 at most."], USAGE_ERROR)
     settings = load_settings(TO_ADMINISTER)
     text = api_token(settings.signing_secrets, role, lifetime, name=name, token_id=secrets.token_urlsafe(12))
     added = call_receiver(lambda receiver: receiver.call("POST", "/api/tokens", {"token": text}), settings)

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from kling_callback.protocol.reports import sanitize
 from kling_callback.protocol.signing import LEEWAY_SECONDS, MAX_TOKEN_SECONDS, Role
 from kling_receiver.access import audit
-from kling_receiver.access.tokens import NotAdded, active
+from kling_receiver.access.tokens import NotAdded
 from kling_receiver.events.payloads import Timestamp, iso
 from kling_receiver.hooks.config import NAME
 from kling_receiver.store.reader import Reader
@@ -97,8 +97,7 @@ class AccessRoutes:
         ]
 
     async def _tokens(self, request: Request) -> Response:
-        rows = await self._reader.read(active)
-        return JSONResponse(TokenListJson(tokens=[_token(row) for row in rows]))
+        return JSONResponse(TokenListJson(tokens=[_token(row) for row in await self._guard.tokens.rows()]))
 
     async def _add(self, request: Request) -> Response:
         """Only holders of the signing secrets can make such a token: a token of role admin makes no other token."""
