@@ -88,6 +88,7 @@ class Guard:
             entry_id = await self._writer.run(lambda tx: audit.record(tx, actor, action, target, result=None))
             result = "internal"
             try:
+                request.state.recheck()  # it may have been revoked during that commit
                 response = await endpoint(request)
                 result = audit.DONE
             except ApiError as error:

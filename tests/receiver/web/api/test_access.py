@@ -14,7 +14,6 @@ import pytest
 
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import Role, api_token, verify_api_token
-from kling_receiver.access import audit
 from kling_receiver.web.openapi.paths import OPERATIONS
 from tests.receiver.web.test_openapi import SCHEMAS, problems
 from tests.support.api import error_of
@@ -328,17 +327,6 @@ def test_a_name_with_control_characters_reaches_no_log(running: Running, caplog:
     lines = [record.getMessage() for record in caplog.records if record.name == "kling_receiver.audit"]
     assert len(lines) == 1
     assert lines[0].isprintable()
-
-
-def test_an_action_that_is_interrupted_is_in_the_log(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry is committed before the action begins; its result stays unknown."""
-
-    def lost(*arguments: Any, **options: Any) -> None:
-        raise OSError("killed")
-
-    monkeypatch.setattr(audit, "finish", lost)
-    call(running, "POST", "/api/hooks", json={"address": "https://hooks.example/"})
-    assert [(each["action"], each["result"]) for each in entries(running)] == [("hooks add", None)]
 
 
 def test_a_stream_ends_when_its_token_expires(running: Running) -> None:
