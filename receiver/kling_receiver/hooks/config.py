@@ -69,8 +69,14 @@ def _new_name(value: str) -> str:
     return value and _name(value)
 
 
+def is_hook_name(value: str) -> bool:
+    """Whether a hook can have this name, also one of a single task."""
+    of_task = value.startswith(TASK_HOOK_PREFIX) and is_id(value.removeprefix(TASK_HOOK_PREFIX))
+    return of_task or bool(re.fullmatch(NAME, value))
+
+
 def _any_name(value: str) -> str:
-    return value if is_id(value.removeprefix(TASK_HOOK_PREFIX)) and value.startswith(TASK_HOOK_PREFIX) else _name(value)
+    return value if is_hook_name(value) else _name(value)
 
 
 WHOLE = BeforeValidator(_whole)

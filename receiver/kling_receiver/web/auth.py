@@ -16,6 +16,7 @@ from kling_callback.protocol.reports import sanitize
 from kling_callback.protocol.signing import LEEWAY_SECONDS, ApiToken, Role, verify_api_token
 from kling_receiver.access import audit
 from kling_receiver.access.tokens import TokenCache
+from kling_receiver.hooks.config import is_hook_name
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.writer import Writer
 from kling_receiver.web.errors import ApiError
@@ -24,6 +25,10 @@ from kling_receiver.web.requests import check_query
 log = logging.getLogger("kling_receiver.audit")
 
 RouteHandler = Callable[[Request], Awaitable[Response]]
+
+INVALID_NAME = "(not a name)"
+MAX_ID_CHARS = 70
+"""Characters of an id in the audit log: a bearer token that was pasted for one loses its signature."""
 
 RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
 """A role may do what the roles of lower rank may."""
@@ -83,7 +88,7 @@ class Guard:
         async def guarded(request: Request) -> Response:
             token = await self.check(request, "admin")
             check_query(request)
-            target = "/".join(map(sanitize, request.path_params.values()))
+            target = "/".join(_shown(name, value) for name, value in request.path_params.items())
             actor, request.state.audit = audit.actor_of(token), {"target": target, "detail": ""}
             entry_id = await self._writer.run(lambda tx: audit.record(tx, actor, action, target, result=None))
             result = "internal"
@@ -143,8 +148,15 @@ def route(path: str, **by_method: RouteHandler) -> Route:
 
 def describe(request: Request, *, target: str = "", detail: str = "") -> None:
     """Say in the audit log what a request is about, where its path does not. No secret may be in either text."""
-    given = {"target": target, "detail": detail}
+    given = {"target": target[:MAX_ID_CHARS], "detail": detail}
     request.state.audit |= {name: value for name, value in given.items() if value}
+
+
+def _shown(parameter: str, value: str) -> str:
+    """A part of a path as the audit log shows it. What cannot be a name may be a secret that was pasted for one."""
+    if parameter == "name" and not is_hook_name(value):
+        return INVALID_NAME
+    return sanitize(value)[:MAX_ID_CHARS]
 
 
 def _revoked() -> ApiError:

@@ -29,7 +29,7 @@ from kling_receiver.web.api.hook_payloads import (
 from kling_receiver.web.api.hooks import get_hook_or_404, hook_not_found
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import Guard, describe, route
+from kling_receiver.web.auth import MAX_ID_CHARS, Guard, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, query_problems, read_json
@@ -151,9 +151,8 @@ class DeliveryRoutes:
         if replay.task:
             replay = replay.model_copy(update={"task": await self._own_id(replay.task)})
         chosen = replay.model_dump(mode="json", by_alias=True, exclude_none=True)
-        describe(
-            request, target=chosen.pop("hook", ""), detail=" ".join(f"{key} {each}" for key, each in chosen.items())
-        )
+        hook, events = chosen.pop("hook", ""), [f"{key} {str(each)[:MAX_ID_CHARS]}" for key, each in chosen.items()]
+        describe(request, target=hook, detail=" ".join(events))
         replayed = await self._writer.run(lambda tx: _enqueue_replay(tx, replay))
         if replay.hook and not replayed["hooks"]:
             raise hook_not_found()
