@@ -19,6 +19,7 @@ RECEIVER_ORDER = (
     "logs",
     "filesystem",
     "store",
+    "access",
     "jobs",
     "net",
     "events",
@@ -124,6 +125,8 @@ def test_the_client_needs_nothing_of_the_receiver(name: str) -> None:
 def test_few_modules_know_the_database() -> None:
     """Those whose functions run in a transaction; settings and some commands only check an address."""
     knowing = {
+        "access/audit",
+        "access/tokens",
         "cli/connect",
         "hooks/deliveries",
         "hooks/delivery_list",

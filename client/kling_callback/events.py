@@ -23,12 +23,14 @@ async def follow(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of a task until it is done; without `task_id`, of all tasks, without end. Reconnects.
 
-    `task_id`: any id of the task. Reconnections use ours: Kling's id may be corrected meanwhile.
+    The receiver ends a stream when its token expires; the next connection has a new one, and begins after the last
+    event. `task_id`: any id of the task. Reconnections use ours: Kling's id may be corrected meanwhile.
     `after`: id of an event; only later ones are yielded. Raises ReceiverError when the receiver refuses, or was
     never reached within `unreachable_seconds`.
     """
     last, failures, done, started_at = after, 0, False, anyio.current_time()
     while True:
+        opened_at, broke = anyio.current_time(), False
         try:
             async with aclosing(_stream(receiver, task_id, last)) as events:
                 async for event in events:
@@ -45,6 +47,11 @@ async def follow(
             if not error.retryable or (not receiver.reached and waited > receiver.retry.unreachable_seconds):
                 raise
             log.info("The event stream%s broke: %s", f" of task {task_id}" if task_id else "", error)
+            broke = True
+        if anyio.current_time() - opened_at > receiver.retry.max_wait:
+            failures = 0
+            if not broke:  # the token of the stream has expired: each connection has a new one
+                continue
         failures += 1
         await anyio.sleep(receiver.retry.pause(failures))
 

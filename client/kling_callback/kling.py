@@ -28,7 +28,7 @@ from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask, with_files
 
 TOKEN_LIFETIME_SECONDS = 300
-"""Seconds for which a bearer token made here is valid: it is used for one request."""
+"""Seconds for which a bearer token made here is valid: it is used for one request. A stream is renewed so often."""
 
 
 @returning(AsyncTask)
@@ -84,6 +84,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
@@ -93,7 +94,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         problems, family, body = ProblemCollector(), job.endpoints[0].family, dict(values)
         with problems:
             family, body = await to_thread.run_sync(prepare_job, job, await with_files(values))
-        return await self._create(problems, family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(
+            problems, family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        )
 
     async def create(
         self,
@@ -102,6 +105,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create a task of any job, and return it once Kling has it.
@@ -110,7 +114,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `body`: Kling's parameters, JSON. Where Kling accepts an image, it may be a Path, a file name, a data URL or an
         image of an earlier result; where it accepts a video's URL, a video of an earlier result.
         `tags`: labels; at most 20, of at most 100 characters.
-        `hook`: URL to which the receiver POSTs this task's events, signed with its KLING_HOOK_SECRET.
+        `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
+        `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
@@ -122,7 +127,15 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             if not isinstance(family, str):
                 raise ParameterError(family_problems(family))
             sent = await to_thread.run_sync(prepare, family, await with_files(body))
-        return await self._create(problems, str(family), sent, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(
+            problems,
+            str(family),
+            sent,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            external_task_id=external_task_id,
+        )
 
     def _run(
         self,
@@ -130,9 +143,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         values: Mapping[str, Any],
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
-        return self.run(job, values, tags=tags, hook=hook, external_task_id=external_task_id)
+        return self.run(job, values, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
 
     async def _create(
         self,
@@ -142,12 +156,15 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
-        task_id, distinct_tags = "", tuple[str, ...]()
+        task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
         with problems:
-            task_id, distinct_tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+            task_id, distinct_tags, known_events = check_call(
+                family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            )
         with problems:
             check_key(self._settings, family)
         problems.raise_all()
@@ -160,6 +177,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             body=body,
             tags=distinct_tags,
             hook=hook or "",
+            hook_events=known_events,
         )
         return await creation.run()
 

@@ -325,8 +325,8 @@ class ClientSettings(CommonSettings):
     hook_secret: HookSecret = Field(
         "",
         repr=False,
-        description="signs the POSTs to `KLING_HOOK_URL`, to hooks of single tasks, and of `kling listen --forward`, "
-        "by Standard Webhooks (`whsec_...`)",
+        description="signs the POSTs to `KLING_HOOK_URL` and of `kling listen --forward`, by Standard Webhooks "
+        "(`whsec_...`)",
     )
 
     @classmethod

@@ -9,6 +9,7 @@ events/     notify waiting streams; render tasks and events as JSON
 hooks/      deliver events: which hooks exist, what matches, dispatch, retry, dead letters
 sinks/      one file for each kind of address that a hook may have; a plugin interface
 jobs/       the job queue: enqueue, claim under a lease, run, settle, back off
+access/     who may use the API: named tokens, the audit log
 store/      the database: tables, unit of work, group commit, reads, locks, migrations
 net/        requests to addresses that others chose, guarded against private networks
 cli/        the command `kling-receiver`
@@ -17,8 +18,8 @@ app.py creates each part once and starts and stops them; server.py runs uvicorn;
 states.py is the state machine; policy.py, metrics.py, validation.py, logs.py and filesystem.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
-policy, validation, metrics, logs, filesystem, store, jobs, net, events, sinks, results, hooks, tasks, settings, web,
-app, server, cli.
+policy, validation, metrics, logs, filesystem, store, access, jobs, net, events, sinks, results, hooks, tasks,
+settings, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and
@@ -49,6 +50,8 @@ a paused hook                        hooks/deliveries (when), hooks/records (pau
 jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/worker
 how many jobs run at once            jobs/kinds (each pool), jobs/worker (each concurrency key)
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
+a token that was revoked             access/tokens (the cache), web/auth (each request), events/bus (open streams)
+who did what                         access/audit; web/auth (each action of the API has its entry)
 a new column                         store/tables, store/rows, store/migrations
 """
 

@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.api.kling import KlingApi, auth_from
+from kling_callback.protocol.signing import task_hook_secrets
+from kling_receiver.access.tokens import TokenCache
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
@@ -46,13 +48,14 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
 from kling_receiver.tasks.overdue import OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
+from kling_receiver.web.api.access import AccessRoutes
 from kling_receiver.web.api.actions import TaskActions
 from kling_receiver.web.api.deliveries import DeliveryRoutes
 from kling_receiver.web.api.hooks import HookRoutes
 from kling_receiver.web.api.results import ResultRoutes
 from kling_receiver.web.api.stream import StreamRoutes
 from kling_receiver.web.api.tasks import TaskRoutes
-from kling_receiver.web.auth import require_role
+from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.callbacks import CallbackRoutes
 from kling_receiver.web.errors import ApiError, error_response
@@ -128,7 +131,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
     """Create the handler of each kind of job, and the worker that calls them."""
     kling_client = create_kling_client()
     hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
-    task_hooks = GuardedClient(settings.hook_hosts)
+    task_hooks = GuardedClient(settings.client_hook_hosts)
     kling_api = KlingApi(settings.api_base, auth_from(settings), kling_client)
     downloads = (
         ResultClient(settings.result_hosts, settings.api_base, kling_api.authorization)
@@ -143,7 +146,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         store.payloads,
         store.metrics,
         source=settings.receiver_url,
-        secret=settings.hook_secret,
+        task_secrets=task_hook_secrets(settings.signing_secrets),
         clock=clock,
     )
     downloader = Downloader(
@@ -175,17 +178,23 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
     return Work(reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))
 
 
-def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock) -> list[Route]:
+def build_guard(settings: ReceiverSettings, store: Store, clock: Clock) -> Guard:
+    """Create the parts that authorize requests. A revoked token ends the streams that it opened."""
+    tokens = TokenCache(store.reader, store.writer, on_revoke=lambda: store.bus.notify(None), clock=clock)
+    return Guard(settings.signing_secrets, tokens, store.writer, clock=clock)
+
+
+def build_web(settings: ReceiverSettings, store: Store, work: Work, guard: Guard, clock: Clock) -> list[Route]:
     """Create the callback route and the API."""
     bodies, reader, writer, payloads = BodyLimiter(), store.reader, store.writer, store.payloads
     callbacks = CallbackRoutes(
         settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
     )
-    tasks = TaskRoutes(settings, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
-    stream = StreamRoutes(settings, reader=reader, bus=store.bus, payloads=payloads)
-    results = ResultRoutes(settings, reader=reader, storage=store.storage, clock=clock)
+    tasks = TaskRoutes(settings, guard, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
+    stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
+    results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     actions = TaskActions(
-        settings,
+        guard,
         reconciler=work.reconciler,
         writer=writer,
         reader=reader,
@@ -193,12 +202,13 @@ def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock
         payloads=payloads,
         bodies=bodies,
     )
-    hooks = HookRoutes(settings, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
-    deliveries = DeliveryRoutes(settings, reader=reader, writer=writer, bodies=bodies)
+    hooks = HookRoutes(settings, guard, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
+    deliveries = DeliveryRoutes(guard, reader=reader, writer=writer, bodies=bodies)
+    access = AccessRoutes(guard, reader=reader, bodies=bodies)
     return [
         Route("/callbacks/{token:path}", callbacks.receive, methods=["POST"]),
         Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
-        *(route for group in (tasks, stream, results, actions, hooks, deliveries) for route in group.routes()),
+        *(route for group in (tasks, stream, results, actions, hooks, deliveries, access) for route in group.routes()),
     ]
 
 
@@ -330,9 +340,10 @@ def create_app(receiver: Receiver) -> Starlette:
         finally:
             await receiver.stop()
 
+    guard = build_guard(receiver.settings, receiver.store, receiver.clock)
     routes = [
-        *build_web(receiver.settings, receiver.store, receiver.work, receiver.clock),
-        *_operation_routes(receiver),
+        *build_web(receiver.settings, receiver.store, receiver.work, guard, receiver.clock),
+        *_operation_routes(receiver, guard),
     ]
     prefix = urlsplit(receiver.settings.receiver_url).path
     app = Starlette(
@@ -350,9 +361,7 @@ def create_app(receiver: Receiver) -> Starlette:
     return app
 
 
-def _operation_routes(receiver: Receiver) -> list[Route]:
-    secrets = receiver.settings.signing_secrets
-
+def _operation_routes(receiver: Receiver, guard: Guard) -> list[Route]:
     async def healthz(request: Request) -> Response:
         return JSONResponse({"ok": True})
 
@@ -370,6 +379,6 @@ def _operation_routes(receiver: Receiver) -> list[Route]:
     return [
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", require_role(secrets, "read", metrics, query=None), methods=["GET"]),
-        Route("/openapi.json", require_role(secrets, "admin", openapi, query=None), methods=["GET"]),
+        Route("/metrics", guard.require("read", metrics, query=None), methods=["GET"]),
+        Route("/openapi.json", guard.require("admin", openapi, query=None), methods=["GET"]),
     ]

@@ -26,6 +26,9 @@ MAX_AGE = 3650 * DAY
 MAX_SECONDS = 365 * DAY
 MAX_BYTES = 1 << 40
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
+CLIENT_HOOK_HOSTS = "KLING_PRIVATE_CLIENT_HOOK_HOSTS"
+PRIVATE_HOSTS = ("private_result_hosts", "private_hook_hosts", "private_client_hook_hosts")
+"""The settings that name private hosts, each for one purpose."""
 
 TO_ADMINISTER = ("signing_secrets", "receiver_url", "receiver_internal_url")
 """The settings required to sign callback addresses of this receiver, and to call its API as an admin."""
@@ -75,7 +78,7 @@ class ReceiverSettings(CommonSettings):
     hook_secret: HookSecret = Field(
         "",
         repr=False,
-        description="signs the POSTs to that address and to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
+        description="signs the POSTs to that address, by Standard Webhooks (`whsec_...`)",
     )
     hook_pause_seconds: Annotated[
         float,
@@ -98,13 +101,16 @@ class ReceiverSettings(CommonSettings):
     private_result_hosts: CommaSeparated = Field(
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
-    private_hook_hosts: CommaSeparated = Field((), description="the same for hooks")
+    private_hook_hosts: CommaSeparated = Field((), description="the same for the operator's hooks")
+    private_client_hook_hosts: CommaSeparated = Field(
+        (), description="the same for the hooks of single tasks, which clients name"
+    )
     hooks_file: str = Field("", description="a TOML file that defines all hooks (docs/delivering.md)")
     result_max_bytes: Annotated[
         int, Expected(f"must be whole bytes from 1 to {MAX_BYTES} (1 TiB), such as {2 << 30} (2 GiB).")
     ] = Field(2 << 30, gt=0, le=MAX_BYTES, description="maximum bytes of one result file (default: 2 GiB)")
 
-    @field_validator("webhook_secrets", "private_result_hosts", "private_hook_hosts", mode="before")
+    @field_validator("webhook_secrets", *PRIVATE_HOSTS, mode="before")
     @classmethod
     def _split_lists(cls, value: Any) -> Any:
         return split(value)
@@ -116,7 +122,7 @@ class ReceiverSettings(CommonSettings):
             secret_key(value)
         return values
 
-    @field_validator("private_result_hosts", "private_hook_hosts")
+    @field_validator(*PRIVATE_HOSTS)
     @classmethod
     def _check_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         Allowlist.parse(values)
@@ -272,8 +278,13 @@ class ReceiverSettings(CommonSettings):
 
     @property
     def hook_hosts(self) -> Allowlist:
-        """The private hosts that hooks may reach."""
+        """The private hosts that the operator's hooks may reach."""
         return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS, self.egress_proxy)
+
+    @property
+    def client_hook_hosts(self) -> Allowlist:
+        """The private hosts that the hooks of single tasks may reach, which clients name."""
+        return Allowlist.parse(self.private_client_hook_hosts, CLIENT_HOOK_HOSTS, self.egress_proxy)
 
     @property
     def database(self) -> str:

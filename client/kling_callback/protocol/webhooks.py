@@ -25,6 +25,9 @@ MAKE_WEBHOOK_SECRET_HINT = (
     "Make one with: python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
 )
 MAX_SIGNATURES = 16
+"""Signatures of one message that are compared."""
+MAX_SECRETS = 8
+"""Secrets of one hook at once. Each of them signs, and a header has its limits."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 SignatureState = Literal["absent", "good", "bad"]

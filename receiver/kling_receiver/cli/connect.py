@@ -14,6 +14,7 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError
 from kling_callback.protocol.signing import api_token
+from kling_receiver.access import LOCAL_COMMAND
 from kling_receiver.cli.base import load_settings
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
@@ -87,7 +88,10 @@ def change_database(settings: ReceiverSettings, change: Callable[["Transaction"]
 
 
 def _api(http: httpx.AsyncClient, base: str, settings: ReceiverSettings) -> ReceiverApi:
-    return ReceiverApi(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), NO_RETRY)
+    def token() -> str:
+        return api_token(settings.signing_secrets, "admin", TOKEN_SECONDS, name=LOCAL_COMMAND)
+
+    return ReceiverApi(http, base, token, NO_RETRY)
 
 
 def _require_database(settings: ReceiverSettings, base: str) -> None:

@@ -1,10 +1,14 @@
 """The command `kling-receiver migrate`."""
 
+import time
+
 import click
 
 from kling_callback.cli import terminal, usage
+from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import Transaction
 
 
 @click.command(cls=usage.Command)
@@ -18,6 +22,9 @@ def migrate() -> None:
     try:
         database.acquire_lock()
         database.migrate()
+        with database.operator_errors(), database.write() as connection:
+            tx = Transaction(connection, database, int(time.time() * 1000))
+            audit.record(tx, LOCAL_COMMAND, "migrate")
     finally:
         database.close()
     terminal.print_message(f"{database} is up to date")

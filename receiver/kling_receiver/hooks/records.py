@@ -3,12 +3,13 @@
 A paused hook keeps its events: its retries are suspended, and its cursor stays where it is.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, delete, insert, select
 
-from kling_callback.protocol.webhooks import new_secret
+from kling_callback.protocol.webhooks import MAX_SECRETS, new_secret
 from kling_receiver.hooks.config import TASK_HOOK_PREFIX, HookConfig
 from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.jobs.kinds import Kind, dispatch_key, hook_pool
@@ -20,8 +21,6 @@ from kling_receiver.store.tables import HOOK, JOB, json_columns, load_json
 from kling_receiver.store.transaction import Transaction, last_event
 
 MAX_REASON_CHARS = 500
-MAX_SECRETS = 8
-"""Secrets of one hook at once. Each of them signs, and a header has its limits."""
 SECRET_OVERLAP_SECONDS = 86_400.0
 """Seconds for which a rotated secret signs beside its successor."""
 
@@ -100,16 +99,25 @@ def task_hook_name(task_id: str) -> str:
     return f"{TASK_HOOK_PREFIX}{task_id}"
 
 
-def add_for_task(tx: Transaction, task_id: str, address: str) -> None:
-    """Add a hook for one task, unless the task has one. The receiver's own secret signs its events."""
+def add_for_task(tx: Transaction, task_id: str, address: str, events: Sequence[str] = ()) -> None:
+    """Add a hook for one task, unless the task has one. `events`: only of these types; empty means any.
+
+    `protocol.signing.task_hook_secrets` sign its deliveries.
+    """
     name = task_hook_name(task_id)
     if hook(tx.connection, name):
         return
-    row = HookConfig(address=address).row(name, "task", cursor=0, now=tx.now)
+    row = HookConfig(address=address, events=list(events)).row(name, "task", cursor=0, now=tx.now)
     row["task_id"], row["concurrency_key"] = task_id, f"task {host_of(address)}"
     row["secrets"], row["concurrency"] = [], 2
     tx.connection.execute(insert(HOOK), row)
     enqueue_dispatch(tx, row)  # the task may have ended already
+
+
+def has_other_hook(tx: Transaction, task_id: str, address: str, events: Sequence[str]) -> bool:
+    """Whether a task has a hook already, with another address or other events."""
+    row = hook(tx.connection, task_hook_name(task_id))
+    return row is not None and (row["address"], row["filter"]["events"]) != (address, list(events))
 
 
 def update(tx: Transaction, name: str, values: Row) -> None:

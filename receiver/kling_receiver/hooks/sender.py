@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kling_callback.protocol.webhooks import encode, redact_event, webhook_id
@@ -50,17 +50,17 @@ class Sender:
         metrics: Metrics,
         *,
         source: str,
-        secret: str,
+        task_secrets: Sequence[str],
         clock: Callable[[], float] = time.time,
         close_timeout: float = CLOSE_TIMEOUT_SECONDS,
     ) -> None:
-        """`task_client`, `secret`: for the hooks of single tasks, which clients name.
+        """`task_client`, `task_secrets`: for the hooks of single tasks, which clients name.
 
         `source`: the receiver's public address. `close_timeout`: seconds.
         """
         self._client, self._task_client = client, task_client
         self._storage, self._payloads = storage, payloads
-        self._source, self._secret, self._clock = source, secret, clock
+        self._source, self._task_secrets, self._clock = source, list(task_secrets), clock
         self._close_timeout = close_timeout
         self._open_hooks: dict[str, _OpenHook] = {}
         self._delivered, self._failed = (metrics.deliveries.labels(each) for each in ("delivered", "failed"))
@@ -193,9 +193,7 @@ class Sender:
 
     def _secrets(self, opened: _OpenHook) -> list[str]:
         if opened.row["task_id"]:
-            if not self._secret:
-                raise NotDelivered("KLING_HOOK_SECRET is not set: there is no secret to sign with")
-            return [self._secret]
+            return self._task_secrets
         return hook_records.active_secrets(opened.row, int(self._clock() * 1000))
 
     async def _close(self, opened: _OpenHook) -> None:

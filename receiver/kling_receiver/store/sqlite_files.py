@@ -37,8 +37,9 @@ class SqliteFiles:
         self._open_indexes: list[int] = []
         make_durable_folder(path.parent)  # not the one that a link leads to: its volume may not be mounted
         self.real_path.touch(mode=0o600)
-        for suffix in ("", *BESIDE):  # before SQLite opens them: it gives new ones the mode of the database
-            make_private(self.real_path.with_name(self.real_path.name + suffix))
+        for file in {path, self.real_path}:
+            for suffix in ("", *BESIDE):  # before SQLite opens them: it gives new ones the mode of the database
+                make_private(file.with_name(file.name + suffix))
         _check_names(self.real_path)
 
     def file_id(self) -> FileId | None:

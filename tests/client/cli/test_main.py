@@ -603,13 +603,23 @@ def test_all_problems_of_a_call_are_reported_at_once(
     monkeypatch.setenv("KLING_API_KEY", "")
     monkeypatch.setenv("KLING_RECEIVER_URL", "nonsense")
     wrong = ["--tag", "", "--hook", "nonsense", "--output", "a-file", "--external-task-id", "a/b"]
+    wrong += ["--hook-event", "task.dome", "--hook-event", "task.done", "--hook-event", "x"]
     typed = run("text-to-image", "x", "--n", "many", "--aspect-ratio", "5:4", *wrong)
     other = run("create", "effects", "--body", "[]", *wrong)
-    common = ["external_task_id", "tags", "hook", "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
+    common = ["external_task_id", "tags", "hook", *["hook_events"] * 2, "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
     for ran, own in ((typed, ["n", "aspect_ratio"]), (other, ["family", "body"])):
         assert ran.code == 2
         assert [re.split(r"[: ]", line)[0] for line in ran.err.splitlines()] == [*own, *common]
     assert gateway.creates == []
+
+
+def test_a_hook_receives_the_events_that_the_command_names(run: Run) -> None:
+    """`--hook-event` of typed and other jobs; repeatable."""
+    with host(lambda visit: visit.answer(204)) as hook:
+        options = ["--hook", hook.url, "--hook-event", "task.done", "--hook-event", "task.failed"]
+        assert run("text-to-image", "x", *options).code == 0
+        assert run("create", "images/generations", "--body", '{"prompt": "x"}', *options).code == 0
+        assert [json.loads(visit.body)["type"] for visit in hook.wait_for(2)] == ["task.done"] * 2
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_a_token_is_printed(role: str) -> None:
     """To stdout, alone, valid for its role."""
     result = invoke("token", "--role", role, SIGNING_SECRETS=SECRET)
     assert result.exit_code == 0
-    assert verify_api_token([SECRET], result.stdout.strip()) == role
+    assert verify_api_token([SECRET], result.stdout.strip()).role == role
     assert result.stderr == ""
 
 
@@ -206,7 +206,7 @@ def test_a_dotenv_file_is_read(tmp_path: Path) -> None:
     """The installed command reads `.env` in its working folder; the environment takes precedence."""
     env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("KLING_")}
     (tmp_path / ".env").write_text(f"KLING_SIGNING_SECRETS={SECRET}\nKLING_API_KEY={KEY}\n")
-    assert verify_api_token([SECRET], run("token", env=env).stdout.strip()) == "client"
+    assert verify_api_token([SECRET], run("token", env=env).stdout.strip()).role == "client"
     assert run("token", env={**env, "KLING_SIGNING_SECRETS": "x"}).returncode == 2
 
 

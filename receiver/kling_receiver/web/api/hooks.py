@@ -5,6 +5,7 @@ Only web addresses can be added: commands and brokers are configured on the rece
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, parse_hook
 from kling_receiver.hooks.sender import Sender
+from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import scheme_of
 from kling_receiver.store.reader import Reader, TaskDetail
@@ -31,7 +33,7 @@ from kling_receiver.web.api.hook_payloads import (
     hook_payload,
     outcome_payload,
 )
-from kling_receiver.web.auth import RouteHandler, require_role
+from kling_receiver.web.auth import Guard, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -57,28 +59,29 @@ class HookRoutes:
     """The routes of hooks."""
 
     def __init__(
-        self, settings: ReceiverSettings, *, reader: Reader, writer: Writer, sender: Sender, bodies: BodyLimiter
+        self,
+        settings: ReceiverSettings,
+        guard: Guard,
+        *,
+        reader: Reader,
+        writer: Writer,
+        sender: Sender,
+        bodies: BodyLimiter,
     ) -> None:
-        self._settings, self._reader, self._writer = settings, reader, writer
+        self._settings, self._guard, self._reader, self._writer = settings, guard, reader, writer
         self._sender, self._bodies = sender, bodies
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
-        hook = "/api/hooks/{name}"
+        hook, read, audited = "/api/hooks/{name}", partial(self._guard.require, "admin"), self._guard.audited
         return [
-            self._route("/api/hooks", GET=self._list, POST=self._add),
-            self._route(hook, GET=self._show, DELETE=self._remove),
-            self._route(f"{hook}/test", POST=self._test),
-            self._route(f"{hook}/pause", POST=self._pause),
-            self._route(f"{hook}/resume", POST=self._resume),
-            self._route(f"{hook}/rotate", POST=self._rotate),
+            route("/api/hooks", GET=read(self._list), POST=audited("hooks add", self._add)),
+            route(hook, GET=read(self._show), DELETE=audited("hooks remove", self._remove)),
+            route(f"{hook}/test", POST=audited("hooks test", self._test)),
+            route(f"{hook}/pause", POST=audited("hooks pause", self._pause)),
+            route(f"{hook}/resume", POST=audited("hooks resume", self._resume)),
+            route(f"{hook}/rotate", POST=audited("hooks rotate", self._rotate)),
         ]
-
-    def _route(self, path: str, **by_method: RouteHandler) -> Route:
-        async def endpoint(request: Request) -> Response:
-            return await by_method["GET" if request.method == "HEAD" else request.method](request)
-
-        return Route(path, require_role(self._settings.signing_secrets, "admin", endpoint), methods=list(by_method))
 
     async def _list(self, request: Request) -> Response:
         def read(connection: Any) -> HookListJson:
@@ -106,6 +109,7 @@ class HookRoutes:
         row = await self._writer.run(lambda tx: hook_records.add(tx, config))
         if row is None:
             raise ApiError(409, "name_taken", f"There is a hook {config.name} already.", "Set another name.")
+        describe(request, target=row["name"], detail=f"to {host_of(row['address'])}")  # its path may be a secret
         hook = await self._payload(row["name"])
         return JSONResponse(HookSecretJson(hook=hook, secret=row["secrets"][0][0]), 201)
 
@@ -173,7 +177,9 @@ class HookRoutes:
             lambda tx: hook_records.rotate(tx, row["name"], rotation.secret, overlap=rotation.overlap)
         )
         if secret is None:
-            task_hint = "Change KLING_HOOK_SECRET, which signs for the hooks of single tasks."
+            task_hint = (
+                "The hooks of single tasks are signed by secrets derived from KLING_SIGNING_SECRETS. Rotate those."
+            )
             hint = task_hint if row["task_id"] else "Rotate the secret of a hook with a web address."
             raise ApiError(409, "no_secret", "This hook has no secret of its own.", hint)
         return JSONResponse(HookSecretJson(hook=await self._payload(row["name"]), secret=secret))

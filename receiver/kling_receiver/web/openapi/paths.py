@@ -174,7 +174,7 @@ OPERATIONS: dict[str, Operation] = {
         "Remove a hook and its pending deliveries", _response("removed", _ref("Removed")), (404, 409, 503)
     ),
     "POST /api/hooks/{name}/test": Operation(
-        "Send a signed test event", _response("the outcome", _ref("Outcome")), (404,)
+        "Send a signed test event", _response("the outcome", _ref("Outcome")), (404, 503)
     ),
     "POST /api/hooks/{name}/pause": Operation("Pause deliveries; events are kept", HOOK, (404, 503)),
     "POST /api/hooks/{name}/resume": Operation("Resume deliveries, with the events since the pause", HOOK, (404, 503)),
@@ -202,6 +202,21 @@ OPERATIONS: dict[str, Operation] = {
         _response("to which hooks, and how many events", _ref("Replayed")),
         (404, 413, 422, 503),
         body=_body(_ref("Replay")),
+    ),
+    "GET /api/tokens": Operation("List the named tokens that are not revoked", _response("all", _ref("TokenList"))),
+    "POST /api/tokens": Operation(
+        "Add a named token that was signed with the signing secrets: from now on it is accepted",
+        {"201": _response("the token, without its text", _ref("Token"))},
+        (409, 413, 422, 503),
+        body=_body(_ref("NewToken")),
+    ),
+    "DELETE /api/tokens/{name}": Operation(
+        "Revoke a named token: it is refused at once, and its streams end",
+        _response("revoked", _ref("Revoked")),
+        (404, 503),
+    ),
+    "GET /api/audit": Operation(
+        "List administrative actions, newest first", _response("a page", _ref("AuditPage")), (422,), parameters=PAGE
     ),
     "GET /healthz": Operation("Check that the process is alive", DONE, role=None),
     "GET /readyz": Operation("Check that callbacks can be made durable", DONE, (503,), role=None),

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -111,7 +112,9 @@ async def test_a_silent_stream_sends_comments(tmp_path: Path) -> None:
     """An empty batch is a comment line, which keeps proxies from closing the connection."""
 
     class SilentBus(EventBus):
-        async def follow(self, task: str | None, after: int) -> AsyncIterator[list[EventRow]]:
+        async def follow(
+            self, task_id: str | None, after: int, *, seconds_left: Callable[[], float] = lambda: math.inf
+        ) -> AsyncIterator[list[EventRow]]:
             yield []
 
     response = await _follow(tmp_path, SilentBus)
