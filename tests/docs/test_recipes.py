@@ -15,10 +15,11 @@ import httpx
 import pytest
 
 from kling_callback import HookError
+from kling_callback.protocol.events import LogPosition
 from kling_callback.protocol.webhooks import hook_body, sign, webhook_id
 from kling_sandbox import Sandbox
 from tests.docs.test_docs import DOCS, blocks
-from tests.support.kling import task_json
+from tests.support.kling import LOG, task_json
 from tests.support.node import node
 from tests.support.receiver import Start
 from tools.harness import loopback
@@ -89,8 +90,9 @@ def application(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appl
 def event(number: int) -> tuple[bytes, str]:
     """The body of an event, and its webhook-id."""
     task = task_json("mine", "succeed", done=True)
-    document = {"id": number, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
-    return hook_body(document), webhook_id(number, 1_800_000_000_000)
+    at = "2027-01-15T08:00:00.000Z"
+    document = {"id": number, "log_id": LOG, "type": "task.done", "at": at, "data": {}, "task": task}
+    return hook_body(document), webhook_id(LogPosition(LOG, number, 1_800_000_000_000))
 
 
 def test_a_recipe_works_on_each_event_once(start: Start, gateway: Sandbox, application: Application) -> None:

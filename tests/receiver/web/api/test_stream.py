@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kling_callback.protocol.events import LogPosition
 from kling_callback.protocol.ids import new_id
 from kling_receiver.app import Receiver, create_app
 from kling_receiver.events.bus import EventBus
@@ -18,7 +19,7 @@ from kling_receiver.store.rows import EventRow
 from kling_sandbox import Sandbox
 from tests.support.api import error_of, get
 from tests.support.receiver import Running, make_settings
-from tools.harness.submitting import events, post, register, stream, submit, types
+from tools.harness.submitting import cursor, events, post, register, stream, submit, types
 
 
 def test_a_stream_has_past_events_then_live_events_until_the_task_is_done(running: Running, gateway: Sandbox) -> None:
@@ -36,7 +37,7 @@ def test_a_stream_has_past_events_then_live_events_until_the_task_is_done(runnin
     ids = [event["id"] for event in received]
     assert ids == sorted(set(ids))
     assert {event["task"]["id"] for event in received} == {task}
-    assert received[-1].keys() == {"id", "type", "at", "data", "task"}
+    assert received[-1].keys() == {"id", "log_id", "type", "at", "data", "task"}
 
 
 def test_a_stream_resumes_after_an_event(running: Running, gateway: Sandbox) -> None:
@@ -44,12 +45,12 @@ def test_a_stream_resumes_after_an_event(running: Running, gateway: Sandbox) -> 
     task, _ = submit(running, gateway)
     all_events = events(running, task)
     for place in (0, 2, len(all_events) - 2):
-        last = all_events[place]["id"]
+        last = cursor(all_events[place])
         with stream(running, f"/api/tasks/{task}/events", last) as coming:
             assert [event["id"] for event in coming] == [event["id"] for event in all_events[place + 1 :]]
         with stream(running, f"/api/tasks/{task}/events?after={last}") as coming:
             assert [event["id"] for event in coming] == [event["id"] for event in all_events[place + 1 :]]
-    with stream(running, f"/api/tasks/{task}/events", all_events[-1]["id"]) as coming:
+    with stream(running, f"/api/tasks/{task}/events", cursor(all_events[-1])) as coming:
         assert list(coming) == []
 
 
@@ -90,7 +91,10 @@ def test_many_streams_of_one_task(running: Running) -> None:
 
     received = asyncio.run(follow_all())
     assert all(values == received[0] for values in received)
-    assert received[0] == ["0", "1", "task.created", "2", "callback.received", "3", "task.processing"]
+    log_id = received[0][0].removesuffix("-0")
+    ids = [LogPosition.parse(value) for value in (received[0][0], *received[0][1::2])]
+    assert [(each.log_id, each.event_id) for each in ids] == [(log_id, number) for number in range(4)]
+    assert received[0][2::2] == ["task.created", "callback.received", "task.processing"]
 
 
 @pytest.mark.parametrize("event_id", ["x", "-1", "1.5", "9" * 19, "\u0663".encode().decode("latin-1"), " 1 1 "])
