@@ -23,7 +23,6 @@ from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 log = logging.getLogger("kling_receiver.results")
 
 RECORD = ".owner.json"
-REPLACED = "the folder was replaced by another one. Put it back, or restart the receiver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class FolderOwner:
                 return
         except DatabaseError as error:
             raise OSError(errno.ESTALE, str(error)) from None
-        raise FileNotFoundError(errno.ENOENT, REPLACED)
+        raise FileNotFoundError(errno.ENOENT, "another folder is in its place")
 
     def read(self) -> OwnerRecord | None:
         """The record; None in a folder without one. Raises DatabaseError if the record cannot be understood."""
