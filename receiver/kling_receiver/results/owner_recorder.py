@@ -46,8 +46,8 @@ class OwnerRecorder:
     def _run(self, record: OwnerRecord) -> None:
         while True:
             self._woken.wait()
+            self._woken.clear()  # before the next line: `close` sets both, in the other order
             is_last = self._stopped.is_set()
-            self._woken.clear()
             record = self._update(record)
             if is_last:
                 return
