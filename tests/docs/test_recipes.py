@@ -101,7 +101,8 @@ def test_a_recipe_works_on_each_event_once(start: Start, gateway: Sandbox, appli
     task, _ = submit(running, gateway)
     logged = events(running, task)
     printed = [application.next_event() for _ in logged]
-    assert sorted(int(name.split("_")[1]) for name, *_ in printed) == [each["id"] for each in logged]
+    positions = [LogPosition.parse(name.split("_")[1]) for name, *_ in printed]
+    assert sorted(each.event_id for each in positions) == [each["id"] for each in logged]
     assert {tuple(words[1:]) for words in printed} == {(each["type"], task) for each in logged}
 
 

@@ -44,7 +44,10 @@ class Database:
     """One database, by its URL: `sqlite:///path` or `postgresql://...`."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: monotonic seconds. Raises DatabaseError if the driver is missing, OSError for the folder."""
+        """`clock`: monotonic seconds.
+
+        Raises DatabaseError if the driver is missing or the file has the WAL of another one, OSError for the folder.
+        """
         self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL_SECONDS
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
@@ -53,6 +56,7 @@ class Database:
         self._expected_file_id: tuple[int, int] | None = None
         if self.path:
             self._make_private(self.path)
+            _refuse_foreign_wal(self.path)
         self._writer = self._engine(write=True)
         self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # the same connection
         self._readers = self._engine(write=False)
@@ -212,6 +216,21 @@ class Database:
     def _make_private(path: Path) -> None:
         make_durable_folder(path.parent)
         path.touch(mode=0o600)
+
+
+def _refuse_foreign_wal(path: Path) -> None:
+    """Refuse a WAL that stayed beside a restored file: SQLite would write its pages into it. Raises DatabaseError.
+
+    A backup is in no WAL mode: bytes 18 and 19 of a file are its versions for writing and reading.
+    """
+    wal = path.with_name(f"{path.name}-wal")
+    with path.open("rb") as file:
+        versions = file.read(20)[18:]
+    if versions == b"\1\1" and wal.exists() and wal.stat().st_size:
+        raise DatabaseError(
+            f"{wal} is not of {path.name}, which was restored from a backup: it would damage it. "
+            f"Remove {wal.name} and {path.name}-shm."
+        )
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,7 @@ from kling_receiver.store.tables import EVENT_LOG, RESULT
 from tests.support.backups import POSTGRESQL, restore_database
 from tests.support.commands import run_here
 from tests.support.database import Ledger, callback
-from tools.harness.process import environment
+from tools.harness.process import environment, run
 
 CONTENT = b"a picture"
 
@@ -334,3 +335,33 @@ def test_a_command_without_a_database(tmp_path: Path) -> None:
         assert ran.returncode == 1
         assert "There is no database" in ran.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_wal_that_stayed_beside_a_restored_database_is_refused(
+    ledger: Ledger, storage: LocalStorage, tmp_path: Path
+) -> None:
+    """Of a receiver that was killed: SQLite would write its pages into the other file."""
+    path = ledger.database.path
+    assert path
+    create_backup(ledger.database, storage.root, tmp_path / "backup")
+    ledger.log("a")
+    killed = path.with_name(f"{path.name}-wal").read_bytes()
+    ledger.database.close()
+    shutil.copyfile(tmp_path / "backup" / "kling.db", path)
+    path.with_name(f"{path.name}-wal").write_bytes(killed)
+    content = path.read_bytes()
+    env = environment(
+        tmp_path,
+        KLING_DATABASE_URL=f"sqlite:///{path}",
+        KLING_STORAGE_URL=storage.root.as_uri(),
+        KLING_RECEIVER_URL="http://localhost",
+    )
+    for execute, command in ((run_here, "restored"), (run_here, "migrate"), (run, "serve")):
+        ran = execute(command, env=env)
+        assert ran.returncode == 1
+        assert f"Remove {path.name}-wal and {path.name}-shm" in ran.stderr
+    assert path.read_bytes() == content
+    path.with_name(f"{path.name}-wal").unlink()
+    ran = run_here("restored", env=env)
+    assert ran.returncode == 0, ran.stderr

@@ -61,10 +61,7 @@ class StreamRoutes:
         if text in ("0", "latest"):
             newest = await self._reader.read(event_log.newest)
             return newest if text == "latest" else LogPosition(newest.log_id, 0)
-        try:
-            cursor = LogPosition.parse(text)
-        except ValueError:
-            raise ApiError(422, "bad_event_id", "This is not the cursor of an event.", CURSOR_HINT) from None
+        cursor = _parse_cursor(text)
         place = await self._reader.read(lambda connection: event_log.locate(connection, cursor))
         if place == "known":
             return cursor
@@ -98,6 +95,13 @@ class StreamRoutes:
                 rows = rows[len(frames) :]
                 for frame in frames:
                     yield frame
+
+
+def _parse_cursor(text: str) -> LogPosition:
+    try:
+        return LogPosition.parse(text)
+    except ValueError:
+        raise ApiError(422, "bad_event_id", "This is not the cursor of an event.", CURSOR_HINT) from None
 
 
 def _frame(event: EventJson) -> bytes:
