@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from kling_callback import HookError
-from kling_callback.protocol.events import LogPosition
+from kling_callback.protocol.events import POSITION, LogPosition
 from kling_callback.protocol.webhooks import hook_body, sign, webhook_id
 from kling_sandbox import Sandbox
 from tests.docs.test_docs import DOCS, blocks
@@ -28,7 +28,7 @@ from tools.harness.submitting import events, submit
 PAGE = (DOCS / "hooks.md").read_text(encoding="utf-8")
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-secret-for-these-tests--").decode()
-PRINTED = re.compile(r"default_\d+_\d+ [a-z]+\.[a-z]+ (?:mine|[0-9A-Z]{26})")
+PRINTED = re.compile(rf"default_{POSITION} [a-z]+\.[a-z]+ (?:mine|[0-9A-Z]{{26}})")
 PYTHON = [sys.executable, "-m"]
 
 
