@@ -74,20 +74,21 @@ class FolderOwner:
             os.close(handle)
 
     def verify(self) -> None:
-        """Check that the folder at the path is the locked one, or lock it, if it has the same record.
+        """Check that the folder at the path is the locked one, or lock it, unless it is of another database.
 
-        The latter is a volume that was mounted again.
+        The latter is a volume that was mounted again, or a folder that an operator made anew.
         """
         if self._lock is None or os.path.samestat(os.fstat(self._lock), self.root.stat()):
             return
         try:
             record = self.read()
-            if record and self._record and record.database_id == self._record.database_id:
-                self.acquire()
-                return
+            if record and self._record and record.database_id != self._record.database_id:
+                raise DatabaseError(f"the folder has the files of another database, {record.database}")
+            if record is None and self._record:
+                self.write(self._record)  # fails below an empty mount point, which is then not locked
+            self.acquire()
         except DatabaseError as error:
             raise OSError(errno.ESTALE, str(error)) from None
-        raise FileNotFoundError(errno.ENOENT, "another folder is in its place")
 
     def read(self) -> OwnerRecord | None:
         """The record; None in a folder without one. Raises DatabaseError if the record cannot be understood."""

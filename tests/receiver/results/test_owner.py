@@ -138,22 +138,48 @@ def test_a_folder_has_one_receiver(owner: FolderOwner, any_database: Database, t
     other.release()
 
 
-def test_a_folder_that_was_replaced_is_not_used(tmp_path: Path, any_database: Database) -> None:
-    """Another receiver may have made it. One with the same record is a volume that was mounted again."""
+def test_a_folder_that_was_replaced_by_another_database_s_is_not_used(tmp_path: Path, any_database: Database) -> None:
+    """While its receiver runs, nor afterwards. The old folder is used again once it is back: a volume, for instance."""
     storage = LocalStorage(tmp_path / "results")
     storage.prepare()
     storage.owner.acquire()
     claim(any_database, storage.owner)
     moved = storage.root.rename(tmp_path / "moved")
-    LocalStorage(storage.root).prepare()
-    for use in (storage.probe, lambda: storage.part("t/0", "https://x/y").close()):
-        with pytest.raises(OSError, match="folder is gone"):
-            use()
+    with closing(Database(f"sqlite:///{tmp_path / 'other.db'}")) as other:
+        other.migrate()
+        replacing = LocalStorage(storage.root)
+        replacing.prepare()
+        replacing.owner.acquire()
+        claim(other, replacing.owner)
+    for _ in range(2):
+        for use in (storage.probe, lambda: storage.part("t/0", "https://x/y").close()):
+            with pytest.raises(OSError, match=r"another database, .*other\.db"):
+                use()
+        replacing.owner.release()
     shutil.rmtree(storage.root)
     shutil.copytree(moved, storage.root)
     storage.probe()
     with pytest.raises(AlreadyRunning):
         FolderOwner(storage.root).acquire()
+    storage.owner.release()
+
+
+def test_a_folder_that_an_operator_made_anew_is_used(tmp_path: Path, any_database: Database) -> None:
+    """It is locked and recorded; an empty mount point is not used."""
+    storage = LocalStorage(tmp_path / "results")
+    storage.prepare()
+    storage.owner.acquire()
+    claimed = claim(any_database, storage.owner)
+    shutil.rmtree(storage.root)
+    storage.root.mkdir()
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="folder is gone"):
+            storage.probe()
+    (storage.root / ".parts").mkdir()
+    storage.probe()
+    with pytest.raises(AlreadyRunning):
+        FolderOwner(storage.root).acquire()
+    assert storage.owner.read() == claimed
     storage.owner.release()
 
 
