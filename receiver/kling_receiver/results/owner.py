@@ -9,7 +9,7 @@ import fcntl
 import json
 import logging
 import os
-import secrets
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ class FolderOwner:
         self.root = root
         self._lock: int | None = None
         self._record: OwnerRecord | None = None
+        self._writing = threading.Lock()
 
     def acquire(self) -> None:
         """Keep other receivers away from the folder until `release`. Raises AlreadyRunning."""
@@ -85,7 +86,8 @@ class FolderOwner:
             if record and self._record and record.database_id != self._record.database_id:
                 raise DatabaseError(f"the folder has the files of another database, {record.database}")
             if record is None and self._record:
-                self.write(self._record)  # fails below an empty mount point, which is then not locked
+                (self.root / ".parts").stat()  # an empty mount point has none
+                self.write(self._record)
             self.acquire()
         except DatabaseError as error:
             raise OSError(errno.ESTALE, str(error)) from None
@@ -109,14 +111,16 @@ class FolderOwner:
 
     def write(self, record: OwnerRecord) -> None:
         """Write the record durably."""
-        # In the folder of parts, from which the next start removes what a crash left.
-        file = AtomicFile(self.root / ".parts" / f"part-{secrets.token_hex(8)}", mode=0o600)
-        try:
-            file.write(json.dumps(asdict(record)).encode())
-            file.commit(self.root / RECORD)
-        finally:
-            file.discard()
-        self._record = record
+        with self._writing:
+            temporary = self.root / f"{RECORD}.part"
+            temporary.unlink(missing_ok=True)  # of a killed process
+            file = AtomicFile(temporary, mode=0o600)
+            try:
+                file.write(json.dumps(asdict(record)).encode())
+                file.commit(self.root / RECORD)
+            finally:
+                file.discard()
+            self._record = record
 
 
 def claim(database: Database, owner: FolderOwner, *, restored: bool = False) -> OwnerRecord:

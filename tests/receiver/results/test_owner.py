@@ -205,12 +205,12 @@ def test_a_record_that_cannot_be_written_is_written_later(
     ledger = Ledger(any_database)
     recorder = OwnerRecorder(owner, any_database, interval=0)
     recorder.start(claim(any_database, owner))
-    hidden = (owner.root / ".parts").rename(owner.root / "hidden")
+    hidden = owner.root.rename(owner.root.with_name("hidden"))
     for _ in range(2):
         ledger.log("a")
         recorder.events_committed()
         poll_until(lambda: "cannot be updated" in caplog.text)
-    hidden.rename(owner.root / ".parts")
+    hidden.rename(owner.root)
     recorder.close()
     assert remembered(owner) == 2
     assert caplog.text.count("cannot be updated") == 1
