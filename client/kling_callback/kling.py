@@ -20,7 +20,7 @@ from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare, prepare_job
 from kling_callback.loops.binding import LoopBinding
-from kling_callback.protocol.events import Event
+from kling_callback.protocol.events import Event, LogPosition
 from kling_callback.protocol.families import family_problems
 from kling_callback.protocol.ids import check_any_id
 from kling_callback.protocol.signing import api_token
@@ -242,18 +242,20 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """A handle to a task by any of its ids, without a request: `wait` raises ReceiverError if there is none."""
         return AsyncTask(self._receiver, {"id": _valid_id(task_id), "status": "created"})
 
-    async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
+    async def events(self, *, after: str | None = None) -> AsyncGenerator[Event, None]:
         """Yield the past events of all tasks, then live ones, without end. Reconnects when the connection breaks.
 
-        `after`: id of an event; only later ones are yielded. Raises ReceiverError.
+        `after`: the `cursor` of an event; only later ones are yielded. Raises ParameterError for any other text, and
+        ReceiverError. Its `code` is `other_log` once the receiver's database was restored or replaced: the cursor is of
+        no use then. Begin again without it, and expect events that you had before.
         """
-        async with aclosing(follow(self._receiver, after=after)) as events:
+        async with aclosing(follow(self._receiver, after=_position(after))) as events:
             async for event in events:
                 yield event
 
-    async def last_event(self) -> int:
-        """The id of the newest event; 0 without events. Raises ReceiverError."""
-        return await last_event(self._receiver)
+    async def last_event(self) -> str:
+        """The cursor of the newest event, or of the beginning when there is none. Raises ReceiverError."""
+        return str(await last_event(self._receiver))
 
     @property
     def receiver_reached(self) -> bool:
@@ -292,3 +294,10 @@ def _valid_id(task_id: str) -> str:
         return check_any_id(task_id)
     except ValueError as error:
         raise ParameterError([str(error)]) from None
+
+
+def _position(cursor: str | None) -> LogPosition | None:
+    try:
+        return None if cursor is None else LogPosition.parse(cursor)
+    except (ValueError, TypeError):
+        raise ParameterError([f"after: {cursor!r} is not the `cursor` of an event."]) from None

@@ -38,6 +38,8 @@ from kling_receiver.policy import Policy
 from kling_receiver.results import records as result_records
 from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
+from kling_receiver.results.owner import claim
+from kling_receiver.results.owner_recorder import OwnerRecorder
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
@@ -93,6 +95,7 @@ class Store:
     writer: Writer
     reader: Reader
     storage: LocalStorage
+    recorder: OwnerRecorder
     bus: EventBus
     payloads: Payloads
     metrics: Metrics
@@ -115,12 +118,13 @@ def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], 
     policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
     with blame_setting(_database_setting(settings)):
         database = Database(settings.database)
-    reader = Reader(database)
+    reader, storage = Reader(database), LocalStorage(settings.results)
     return Store(
         database=database,
         writer=Writer(database, policy=policy, on_commit=on_commit, clock=clock),
         reader=reader,
-        storage=LocalStorage(settings.results),
+        storage=storage,
+        recorder=OwnerRecorder(storage.owner, database),
         bus=EventBus(reader),
         payloads=Payloads(settings.signing_secrets, settings.receiver_url, clock=clock),
         metrics=Metrics(),
@@ -232,6 +236,8 @@ class Receiver:
     def _on_commit(self, committed: CommitResult) -> None:
         """Tell the parts that wait for events and jobs; runs in the event loop after each commit."""
         self.store.bus.notify(committed.task_ids)
+        if committed.task_ids != frozenset():
+            self.store.recorder.events_committed()
         for type_, times in committed.event_counts.items():
             self.store.metrics.events.labels(type_).inc(times)
         for message in committed.messages:
@@ -240,12 +246,22 @@ class Receiver:
             self.work.worker.wake(committed.next_due_at)
 
     def prepare(self) -> None:
-        """Take the lock, migrate the database, make the results folder. Raises DatabaseError, OSError."""
+        """Take the locks, migrate the database, make the results folder. Raises DatabaseError, OSError."""
         with blame_setting(_database_setting(self.settings)):
             self.store.database.acquire_lock()
             self.store.database.migrate()
         with blame_setting("KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"):
-            self.store.storage.prepare()
+            self._claim_folder()
+
+    def _claim_folder(self) -> None:
+        storage = self.store.storage
+        storage.prepare()
+        try:
+            storage.owner.acquire()
+            self.store.recorder.start(claim(self.store.database, storage.owner))
+        except BaseException:
+            storage.owner.release()
+            raise
 
     async def start(self) -> None:
         """Start the writer, release jobs claimed by a previous process, then repair and start the worker."""
@@ -298,6 +314,8 @@ class Receiver:
         await self.work.worker.close(STOP_SECONDS)
         await self.work.sender.close()
         await self.store.writer.close()
+        await asyncio.to_thread(self.store.recorder.close)
+        self.store.storage.owner.release()
         await self.work.kling_client.aclose()
         for client in self.work.guarded_clients:
             await client.close()

@@ -16,6 +16,7 @@ from kling_callback.cli.output import Destination
 from kling_callback.cli.param_types import CommandLine
 from kling_callback.errors import ParameterError
 from kling_callback.listen.cursor import Cursor
+from kling_callback.protocol.events import LogPosition
 from kling_callback.protocol.media_types import is_device
 from kling_callback.tasks import AsyncFile
 from kling_sandbox import Sandbox
@@ -118,8 +119,8 @@ def test_a_folder_of_the_client_stays_readable(tmp_path: Path) -> None:
     """The cursor is written and read with the lock of this system, too."""
     cursor = Cursor(tmp_path, "http://x", "")
     with cursor.lock():
-        cursor.advance(5)
-    assert Cursor(tmp_path, "http://x", "").after == 5
+        cursor.advance(LogPosition("8c1f2e3a5b6d7f90", 5))
+    assert str(Cursor(tmp_path, "http://x", "").after) == "8c1f2e3a5b6d7f90-5"
 
 
 @pytest.mark.parametrize(

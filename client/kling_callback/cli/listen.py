@@ -110,15 +110,16 @@ def listen(
 
     async def call(kling: AsyncKling) -> None:
         await listener.position_cursor(kling, cursor, first, terminal.print_message)
-        terminal.print_message(
-            f"Listening to {settings.receiver_base}, after event {cursor.after}. Stop it with Ctrl-C."
-        )
+        last = cursor.after.event_id if cursor.after else 0
+        terminal.print_message(f"Listening to {settings.receiver_base}, after event {last}. Stop it with Ctrl-C.")
         async with AsyncExitStack() as stack:
             handle: listener.Handle = ExecHandler(command) if command else listener.print_only
             if forward:
                 http = await stack.enter_async_context(create_client())
                 handle = ForwardHandler(http, forward, hook_secret(settings, cursor), report=terminal.print_message)
-            await listener.listen(kling, cursor, handle, event_filter=event_filter, report=report)
+            await listener.listen(
+                kling, cursor, handle, event_filter=event_filter, report=report, warn=terminal.print_message
+            )
 
     with cursor.lock(), terminal.print_problems():
         with_kling(TO_WAIT, call)

@@ -10,6 +10,7 @@ from typing import Any
 from kling_callback.atomic_file import AtomicFile, temporary_path
 from kling_callback.errors import KlingError
 from kling_callback.listen.lock import lock
+from kling_callback.protocol.events import LogPosition
 
 FOLDER = "kling-callback"
 
@@ -38,13 +39,13 @@ class Cursor:
             yield
 
     @property
-    def after(self) -> int | None:
-        """The id of the last handled event; None before the first run."""
-        return self._state.get("after")
+    def after(self) -> LogPosition | None:
+        """The position after the last handled event; None before the first run."""
+        return LogPosition.parse(self._state["after"]) if "after" in self._state else None
 
-    def advance(self, after: int) -> None:
-        """Mark this event, and all before it, as handled; durable on return. Raises OSError."""
-        self._write(after=after)
+    def advance(self, after: LogPosition) -> None:
+        """Mark all events up to this position as handled; durable on return. Raises OSError."""
+        self._write(after=str(after))
 
     def secret(self, new: Callable[[], str]) -> str:
         """The secret of this cursor, the same in each run. `new`: makes it in the first."""
@@ -57,9 +58,10 @@ class Cursor:
             return {}
         try:
             state = json.loads(self.path.read_bytes())
-            if isinstance(state, dict) and type(state.get("after", 0)) is int:
+            if isinstance(state, dict):
+                LogPosition.parse(state.get("after", "0-0"))
                 return state
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError, TypeError, RecursionError):
             pass
         raise KlingError(f"{self.path} cannot be read.", code="bad_cursor", hint=REMOVE_CURSOR)
 

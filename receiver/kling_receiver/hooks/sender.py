@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kling_callback.protocol.webhooks import encode, redact_event, webhook_id
+from kling_receiver.events.log import position
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WEB_SCHEMES
@@ -150,7 +151,7 @@ class Sender:
         document = redact_event(self._payloads.event(event, detail))
         stored = [result["path"] for result in detail.results if result["path"] and result["status"] == "stored"]
         return Message(
-            id=webhook_id(event["id"], event["created_at"], hook["name"].partition(":")[0]),
+            id=webhook_id(position(event), hook["name"].partition(":")[0]),
             event=document,
             body=encode(document),
             source=self._source,

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 from kling_callback.atomic_file import AtomicFile, fsync_folder
 from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.results.owner import FolderOwner
 
 MAX_CACHED = 10_000
 """Files whose checksum is cached until they change."""
@@ -176,7 +177,7 @@ class LocalStorage:
     """Result files in a folder, by names such as `task/0.png`, and unfinished ones in `.parts`. Methods block."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.owner = root, FolderOwner(root)
         self._parts = root / ".parts"
         self._checksums: dict[Fingerprint, str] = {}
         self._checksums_lock = threading.Lock()
@@ -192,6 +193,7 @@ class LocalStorage:
         """
         source = hashlib.sha256(url.partition("?")[0].encode()).hexdigest()
         try:
+            self.owner.verify()
             return PartialFile(self._part_path(name), source)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
@@ -213,6 +215,7 @@ class LocalStorage:
     def probe(self) -> None:
         """Check that files can be written, by writing and removing one. Raises OSError."""
         try:
+            self.owner.verify()
             part = AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error

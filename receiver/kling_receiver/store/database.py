@@ -49,7 +49,8 @@ class Database:
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: monotonic seconds.
 
-        Raises DatabaseError if the driver is missing or the file has two names, OSError for the folder.
+        Raises DatabaseError if the driver is missing, or the file has two names or the log of another one, OSError for
+        the folder.
         """
         self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL_SECONDS
         self.url, self._mask = make_url(url), Mask(private_parts(url))
@@ -59,6 +60,7 @@ class Database:
         if self._files:
             # Symbolic links are followed once: one that is changed later must not lead a new connection elsewhere.
             self.url = self.url.set(database=str(self._files.real_path))
+            _refuse_foreign_wal(self._files.real_path)
         self._lock: FileLock | None = None
         self._writer = self._engine(write=True)
         self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # the same connection
@@ -251,6 +253,21 @@ class Database:
             event.listen(engine, "connect", self._files.opened)
             event.listen(engine, "close", self._files.closed)
         return engine
+
+
+def _refuse_foreign_wal(path: Path) -> None:
+    """Refuse a WAL that stayed beside a restored file: SQLite would write its pages into it. Raises DatabaseError.
+
+    A backup is in no WAL mode: bytes 18 and 19 of a file are its versions for writing and reading.
+    """
+    wal = path.with_name(f"{path.name}-wal")
+    with path.open("rb") as file:
+        versions = file.read(20)[18:]
+    if versions == b"\1\1" and wal.exists() and wal.stat().st_size:
+        raise DatabaseError(
+            f"{wal} is not of {path.name}, which was restored from a backup: it would damage it. "
+            f"Remove {wal.name} and {path.name}-shm."
+        )
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:

@@ -19,10 +19,9 @@ from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, TASK
 from kling_receiver.store.task_list import Position, TaskFilter, page_ids
-from kling_receiver.store.transaction import last_event
 
-EVENT_COLUMNS = "id, task_id, type, created_at, data"
-"""The columns of an event that are shown: all but a callback's body."""
+EVENT_COLUMNS = "id, (SELECT id FROM event_log) AS log_id, task_id, type, created_at, data"
+"""What is shown of an event: all columns but a callback's body, and the id of the log."""
 SELECT_TASKS = Statement[TaskRow](f"SELECT {columns(TASK)} FROM task WHERE id IN :task_ids", table=TASK)
 FIND_BY_KLING_ID = Statement("SELECT id FROM task WHERE kling_id = :kling_id LIMIT 1")
 FIND_BY_OTHER_ID = Statement("""
@@ -147,10 +146,6 @@ class Reader:
         newest = select(TASK.c.callback_count).order_by(TASK.c.created_at.desc(), TASK.c.id.desc())
         query = select(func.max(newest.limit(RECENT_TASKS).subquery().c.callback_count))
         return await self.read(lambda connection: bool(connection.execute(query).scalar()))
-
-    async def last_event(self) -> int:
-        """The id of the newest event; 0 when there is none."""
-        return await self.read(last_event)
 
 
 def events_after(

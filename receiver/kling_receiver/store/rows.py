@@ -78,6 +78,7 @@ class EventRow(TypedDict):
     """One event as it is shown, without the stored body of a callback."""
 
     id: int
+    log_id: str
     task_id: str
     type: str
     created_at: int

@@ -174,6 +174,17 @@ class Event(SQLModel, table=True):
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
 
 
+class EventLog(SQLModel, table=True):
+    """The identity of the event log, in one row. See `events/log.py`."""
+
+    __tablename__ = "event_log"
+
+    database_id: str = Field(primary_key=True)
+    """The same in every copy of the database: its results folder is recorded under it."""
+    id: str
+    """Renewed when the database was restored, because ids of events are then used again. "" in a backup."""
+
+
 class Result(SQLModel, table=True):
     """One file of a task; `position` counts from 0."""
 
@@ -333,7 +344,18 @@ class AuditEntry(SQLModel, table=True):
 
 METADATA = SQLModel.metadata
 
-TASK, TAG, EVENT, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
+TASK, TAG, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
     METADATA.tables[name]
-    for name in ("task", "tag", "event", "result", "job", "hook", "delivery_attempt", "api_token", "audit_entry")
+    for name in (
+        "task",
+        "tag",
+        "event",
+        "event_log",
+        "result",
+        "job",
+        "hook",
+        "delivery_attempt",
+        "api_token",
+        "audit_entry",
+    )
 )

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from kling_receiver.jobs.kinds import ask_key, delivery_key, dispatch_key, download_key, overdue_key
+from kling_receiver.results.owner import RECORD
 from kling_receiver.states import FINAL, RANK
 from tools.crash.scenario import Stage
 from tools.harness.submitting import register
@@ -109,7 +110,7 @@ def _missing_files(stage: Stage, rows: Rows) -> list[str]:
     files = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path != folder / RECORD
     }
     stored = {result["path"]: result["sha256"] for result in rows.results}
     problems += [f"4: not as stored: {path}" for path in files | stored if files.get(path) != stored.get(path)]

@@ -14,7 +14,7 @@ from kling_callback.protocol.reports import Report, parse_answer, parse_callback
 from kling_callback.protocol.signing import CallbackSigner, api_token, sign_link, verify_api_token, verify_link
 from kling_callback.protocol.webhooks import sign, verify
 from kling_receiver.net.guard import Allowlist
-from kling_receiver.web.api import results, tasks
+from kling_receiver.web.api import results, stream, tasks
 from kling_receiver.web.api.registration import read_registration
 from kling_receiver.web.errors import ApiError
 from tools.fuzz.bodies import HOSTILE, TOKENS, broken, mutated, registered
@@ -113,6 +113,7 @@ def query(random: Random) -> None:
     request = Request(scope)
     for parse in (
         lambda: tasks._parse_filter(request),
+        lambda: stream._parse_cursor(text("8c1f-17-1800000000123", random)),
         lambda: results._parse_index(text("0", random)),
         lambda: results._check_range(request, '"x"', random.choice((0, 1, 100))),
         lambda: results._not_modified(request, '"x"'),

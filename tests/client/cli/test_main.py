@@ -36,7 +36,7 @@ from kling_callback.tasks import AsyncTask
 from kling_sandbox import Sandbox
 from tests.client.jobs.test_catalog import picture
 from tests.support.commands import leaves_no_trace
-from tests.support.kling import task_json
+from tests.support.kling import LOG, task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire
@@ -680,11 +680,11 @@ def test_progress_shows_status_and_files() -> None:
     console = Console(file=out, force_terminal=True, width=100)
     task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
     with live_progress("a", console) as update:
-        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
-        update(Event(2, "result.stored", "", {}, task))
+        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
+        update(Event(2, "result.stored", "", {}, task, LOG))
     assert "a succeed, 1 of 2 files here" in out.getvalue()
     with live_progress("a", Console(file=StringIO())) as update:
-        update(Event(1, "task.processing", "", {}, task))
+        update(Event(1, "task.processing", "", {}, task, LOG))
 
 
 def test_progress_shows_retries(bare: Run) -> None:

@@ -165,7 +165,7 @@ def test_a_wrong_name_is_refused(operator: Operator, name: str) -> None:
     refused = operator.run("token", f"--name={name}")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "--name" in refused.stderr
-        assert all(line.isprintable() for line in refused.stderr.splitlines())
+    assert all(line.isprintable() for line in refused.stderr.splitlines())
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -51,11 +51,11 @@ def test_every_event_reaches_the_hook(start: Start, gateway: Sandbox, endpoint: 
     documents = [Webhook(HOOK_SECRET).verify(visit.body, dict(visit.headers)) for visit in visits]
     assert {each["id"] for each in documents} == logged.keys()
     for each, visit in zip(documents, visits, strict=True):
-        assert each.keys() == {"id", "type", "at", "data", "task"}
+        assert each.keys() == {"id", "log_id", "type", "at", "data", "task"}
         assert (each["type"], each["data"]) == (logged[each["id"]]["type"], logged[each["id"]]["data"])
         assert each["task"]["id"] == task
         at = datetime.fromisoformat(each["at"]) - datetime.fromtimestamp(0, UTC)
-        name = f"default_{each['id']}_{at // timedelta(milliseconds=1)}"
+        name = f"default_{each['log_id']}-{each['id']}-{at // timedelta(milliseconds=1)}"
         assert visit.headers["webhook-id"] == name
         assert visit.headers["User-Agent"] == f"kling-callback/{version('kling-callback')}"
         assert (visit.method, visit.path) == ("POST", "/in?token=1")

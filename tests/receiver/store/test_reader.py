@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
+from kling_receiver.events import log as event_log
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import (
@@ -86,7 +87,7 @@ async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None
     middle = of_all[2]["id"]
     assert (await reader.events(middle))[0]["id"] > middle
     assert await reader.events(of_all[-1]["id"]) == []
-    assert set(of_all[0]) == {"id", "task_id", "type", "created_at", "data"}
+    assert set(of_all[0]) == {"id", "log_id", "task_id", "type", "created_at", "data"}
 
 
 async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:
@@ -96,17 +97,12 @@ async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:
 
 
 async def test_one_event_is_found_by_its_id(ledger: Ledger, reader: Reader) -> None:
-    """And the newest id is known; 0 where there is none."""
-    last = await reader.last_event()
+    """None where there is none."""
+    last = (await reader.read(event_log.newest)).event_id
     event = await reader.event(last)
     assert event is not None
     assert event["type"] == "task.succeed"
     assert await reader.event(last + 1) is None
-
-
-async def test_without_events_the_last_is_zero(reader: Reader) -> None:
-    """A stream may begin there."""
-    assert await reader.last_event() == 0
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`/readyz`: a receiver is ready only if a callback would be made durable."""
 
+import shutil
 from pathlib import Path
 
 import httpx
@@ -17,8 +18,7 @@ from tools.harness.submitting import IMAGES
 
 def test_a_receiver_that_lost_its_storage_is_not_ready(running: Running) -> None:
     """It tries to write there, reports why it is not ready, stays alive, and is ready once the folder is restored."""
-    (running.settings.results / ".parts").rmdir()
-    running.settings.results.rmdir()
+    shutil.rmtree(running.settings.results)
     running.settings.results.write_text("in the way")
     response = httpx.get(f"{running.url}/readyz")
     assert error_of(response) == (503, "not_ready")

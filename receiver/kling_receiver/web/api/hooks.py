@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.protocol.values import sanitize
+from kling_receiver.events import log as event_log
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, parse_hook
@@ -140,7 +141,8 @@ class HookRoutes:
 
     async def _test(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
-        event, detail = _test_event(self._settings)
+        log_id = (await self._reader.read(event_log.newest)).log_id
+        event, detail = _test_event(self._settings, log_id)
         try:
             async with asyncio.timeout(TEST_SECONDS):
                 slot = await self._sender.acquire_slot(row)
@@ -189,13 +191,13 @@ def _name(request: Request) -> str:
     return sanitize(request.path_params["name"])
 
 
-def _test_event(settings: ReceiverSettings) -> tuple[EventRow, TaskDetail]:
+def _test_event(settings: ReceiverSettings, log_id: str) -> tuple[EventRow, TaskDetail]:
     """A `hook.test` event of a task that does not exist."""
     now = int(datetime.now(UTC).timestamp() * 1000)
     columns = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
     task = cast(TaskRow, {**TASK_DEFAULTS, **columns})
     data = {"receiver": settings.receiver_url}
-    event = EventRow(id=0, task_id="test", type="hook.test", created_at=now, data=data)
+    event = EventRow(id=0, log_id=log_id, task_id="test", type="hook.test", created_at=now, data=data)
     return event, TaskDetail(task, [], [])
 
 

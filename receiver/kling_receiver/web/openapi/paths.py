@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kling_callback.protocol import ids
+from kling_callback.protocol.events import POSITION
 from kling_callback.protocol.signing import Role
 from kling_receiver.hooks.config import NAME
 from kling_receiver.hooks.delivery_list import STATES
@@ -15,7 +16,6 @@ from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 Json = dict[str, Any]
 
 STRING: Json = {"type": "string"}
-EVENT_ID = "[0-9]{1,18}"
 OWN_ID: Json = {**STRING, "pattern": f"^{ids.PATTERN.pattern}$", "description": "our id"}
 IN_PATH: dict[str, Json] = {
     "token": STRING,
@@ -75,8 +75,13 @@ FILE = {
 }
 LINK = (_parameter("query", "expires", STRING), _parameter("query", "signature", STRING))
 START = (
-    _parameter("header", "Last-Event-ID", {**STRING, "pattern": f"^{EVENT_ID}$"}, "resume after this event"),
-    _parameter("query", "after", {**STRING, "pattern": f"^({EVENT_ID}|latest)$"}, "instead of the header"),
+    _parameter(
+        "header",
+        "Last-Event-ID",
+        {**STRING, "pattern": f"^(0|latest|{POSITION})$"},
+        "the `id` of a frame: resume after it",
+    ),
+    _parameter("query", "after", {**STRING, "pattern": f"^(0|latest|{POSITION})$"}, "instead of the header"),
 )
 PAGE = (
     _parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}),
@@ -158,7 +163,7 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/tasks/{id}/events": Operation(
         "Stream a task's past events, then its live events until it is done", STREAM, (404, 409, 422), "read", START
     ),
-    "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (422,), "read", START),
+    "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (409, 422), "read", START),
     "GET /api/tasks/{id}/results/{n}": Operation(
         "Download the n-th file, with a token or with the query of its href", FILE, (404, 409, 410), "read", LINK
     ),
