@@ -14,11 +14,12 @@ net/        requests to addresses that others chose, guarded against private net
 cli/        the command `kling-receiver`
 
 app.py creates each part once and starts and stops them; server.py runs uvicorn; settings.py is the table of settings;
-states.py is the state machine; policy.py, metrics.py, validation.py and filesystem.py are small helpers.
+readiness.py has the checks of /readyz; states.py is the state machine; policy.py, metrics.py, validation.py,
+filesystem.py and threads.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
-policy, validation, metrics, filesystem, store, jobs, net, events, sinks, results, hooks, tasks, settings, web, app,
-server, cli.
+policy, validation, metrics, filesystem, threads, store, jobs, net, events, sinks, results, hooks, tasks, readiness,
+settings, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and
@@ -48,6 +49,8 @@ a dead letter                        jobs/queue (state), hooks/deliveries (retry
 a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)
 jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/worker
 how many jobs run at once            jobs/kinds (each pool), jobs/worker (each concurrency key)
+a receiver that is not ready         readiness, tasks/rehearsal
+an engine that is refused at start   store/engine_checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
 a new column                         store/tables, store/rows, store/migrations
 """

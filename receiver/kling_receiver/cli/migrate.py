@@ -10,8 +10,10 @@ from kling_receiver.store.database import Database
 @report_errors
 def migrate() -> None:
     """Create or update the tables of the database. `serve` does the same at its start."""
-    database = Database(load_settings().database)
+    settings = load_settings()
+    database = Database(settings.database)
     try:
+        database.check(settings.results)
         database.migrate()
     finally:
         database.close()

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
 from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.store import engine_checks
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
 from kling_receiver.store.locks import (
     EVENT_LOCK,
@@ -36,6 +37,10 @@ OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 BUSY_MS = 10_000
 """Milliseconds. SQLite: the longest wait for another process's write lock."""
 
+BLOCKED_SECONDS = 3.0
+"""Seconds that a stop waits for a thread that the disk or the database blocks. What it has not committed was not
+acknowledged."""
+
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
 
@@ -50,6 +55,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
         self._lock: Any = None
+        self._checked = False
         self._expected_file_id: tuple[int, int] | None = None
         if self.path:
             self._make_private(self.path)
@@ -118,8 +124,37 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
+    def check(self, results: Path | None = None) -> None:
+        """Check the engine, its settings and the version of the tables, without a change. See `engine_checks`.
+
+        `results`: the folder of the result files, which shows whether there was a database. Raises DatabaseError that
+        names every problem, OSError for the folder.
+        """
+        with self.operator_errors():
+            if problems := self._problems(results):
+                raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        self._checked = True
+
+    def _problems(self, results: Path | None) -> list[str]:
+        problems = engine_checks.sqlite_problems() if self.is_sqlite else []
+        if self.path and (problem := engine_checks.emptied_file_problem(self.path)):
+            problems.append(problem)
+        if problems:  # SQLite would remove the log of an empty file
+            return problems
+        with self.read() as connection:
+            if not self.is_sqlite:
+                problems += engine_checks.postgresql_problems(connection)
+            problems += filter(None, [engine_checks.schema_problem(connection)])
+            if results:
+                problems += filter(None, [engine_checks.lost_tables_problem(connection, results)])
+        if not self.is_sqlite:
+            problems += filter(None, [engine_checks.pooler_problem(self._readers)])
+        return problems
+
     def acquire_lock(self) -> None:
         """Keep every other receiver away until this process ends. Raises DatabaseError with the name of the holder."""
+        if not self._checked:
+            self.check()
         if self.path:
             self._lock = lock_file(self.path.with_name(self.path.name + ".lock"))
             return
@@ -134,6 +169,8 @@ class Database:
 
         Raises DatabaseError.
         """
+        if not self._checked:
+            self.check()
         # Here, because importing Alembic takes a quarter of a second, which most commands do not need.
         import alembic.command
         import alembic.config
@@ -188,7 +225,7 @@ class Database:
         if not self.is_sqlite:
             level = "READ COMMITTED" if write else "REPEATABLE READ"
             try:
-                return create_engine(
+                server = create_engine(
                     self.url,
                     isolation_level=level,
                     pool_pre_ping=True,
@@ -203,6 +240,8 @@ class Database:
                 raise DatabaseError(
                     f"No driver for {self.url.drivername} is installed. Run: pip install '.[postgres]'"
                 ) from error
+            event.listen(server, "connect", engine_checks.configure_session)
+            return server
         engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
         event.listen(engine, "begin", _begin_immediate if write else _begin)
@@ -234,12 +273,17 @@ def _use_wal(connection: Any) -> None:
     deadline = time.monotonic() + BUSY_MS / 1000
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
+    if mode != "wal":
+        raise DatabaseError(
+            "The file system of the database has no shared memory for SQLite's log. Set KLING_DATA_DIR to a folder on "
+            "a local disk, or use PostgreSQL."
+        )
 
 
 def _begin_immediate(connection: Connection) -> None:

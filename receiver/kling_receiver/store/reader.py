@@ -13,13 +13,14 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from kling_receiver.store.database import READERS, Database
+from kling_receiver.store.database import BLOCKED_SECONDS, READERS, Database
 from kling_receiver.store.errors import STATEMENT_ERRORS
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, TASK
 from kling_receiver.store.task_list import Position, TaskFilter, page_ids
 from kling_receiver.store.transaction import last_event
+from kling_receiver.threads import run_in_daemon_thread
 
 EVENT_COLUMNS = "id, task_id, type, created_at, data"
 """The columns of an event that are shown: all but a callback's body."""
@@ -76,8 +77,9 @@ class Reader:
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def close(self) -> None:
-        """Wait for the queries that run: no thread may hold a connection when the database is closed."""
-        await asyncio.to_thread(self._threads.shutdown)
+        """Wait for the queries that run, unless the database hangs: a closed one may have no connection in use."""
+        ending = asyncio.create_task(run_in_daemon_thread(self._threads.shutdown))
+        await asyncio.wait({ending}, timeout=BLOCKED_SECONDS)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """The result of a query. All its statements see the same moment."""
