@@ -231,6 +231,7 @@ class Database:
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 5,
+                        "client_encoding": "utf8",  # before the first statement: an answer in SQL_ASCII is bytes
                         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
                         **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
                     },
