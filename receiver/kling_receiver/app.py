@@ -47,6 +47,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
 from kling_receiver.tasks.overdue import OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
+from kling_receiver.threads import run_in_daemon_thread
 from kling_receiver.web.api.actions import TaskActions
 from kling_receiver.web.api.deliveries import DeliveryRoutes
 from kling_receiver.web.api.hooks import HookRoutes
@@ -71,6 +72,8 @@ log = logging.getLogger("kling_receiver")
 
 STOP_SECONDS = 8.0
 """Seconds that running jobs are given when the receiver is told to stop."""
+ORPHAN_SECONDS = 3.0
+"""Seconds that the worker waits until unfinished files are removed; on a disk that answers, it takes milliseconds."""
 HOOK_CONNECTIONS = 1_000
 """Connections at once to all hooks of the operator. Each hook has a limit of its own: a slow one delays no other."""
 
@@ -240,11 +243,14 @@ class Receiver:
 
     def prepare(self) -> None:
         """Check the database, take the lock, migrate, make the results folder. Raises DatabaseError, OSError."""
+        storage_setting = "KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"
+        with blame_setting(storage_setting):
+            self.store.storage.check_answers()
         with blame_setting(_database_setting(self.settings)):
             self.store.database.check(self.settings.results)
             self.store.database.acquire_lock()
             self.store.database.migrate()
-        with blame_setting("KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"):
+        with blame_setting(storage_setting):
             self.store.storage.prepare()
 
     async def start(self) -> None:
@@ -285,7 +291,10 @@ class Receiver:
         """Remove what an earlier process left of files that nobody downloads any more."""
         pending = await self.store.writer.run(result_records.pending_parts)
         try:
-            await run_in_threadpool(self.store.storage.remove_orphans, pending)
+            async with asyncio.timeout(ORPHAN_SECONDS):
+                await run_in_daemon_thread(lambda: self.store.storage.remove_orphans(pending))
+        except TimeoutError:
+            log.warning("unfinished files could not be removed: their folder does not answer")
         except OSError as error:
             log.warning("unfinished files could not be removed: %s", error.strerror or error)
 

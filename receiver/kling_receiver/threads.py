@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def run_in_daemon_thread(function: Callable[[], T]) -> T:
+def start_daemon(function: Callable[[], T]) -> Future[T]:
     """Run a blocking function in a new thread. The end of the process does not wait for it, as for an executor's."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
@@ -21,4 +21,9 @@ async def run_in_daemon_thread(function: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=run, name="blocking", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return future
+
+
+async def run_in_daemon_thread(function: Callable[[], T]) -> T:
+    """Wait for a function that `start_daemon` runs."""
+    return await asyncio.wrap_future(start_daemon(function))

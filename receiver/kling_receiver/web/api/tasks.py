@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -46,6 +46,10 @@ class RegisteredJson(TypedDict):
     create: Annotated[bool, Field(description="whether this attempt may send the create")]
 
 
+PARSERS = 4
+"""Large registrations that are parsed at once."""
+
+
 class TaskRoutes:
     """The routes that list, show and register tasks."""
 
@@ -62,6 +66,7 @@ class TaskRoutes:
         self._settings, self._writer, self._reader = settings, writer, reader
         self._bodies, self._payloads = bodies, payloads
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
+        self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
@@ -89,7 +94,7 @@ class TaskRoutes:
             if body.problem or body.size > len(body.content):
                 raise ApiError(413, "too_large", "The registration is too long.", "Remove image bytes from `request`.")
             if body.size > LARGE_BYTES:  # parsed beside the event loop
-                registration = await run_in_threadpool(read_registration, body.content)
+                registration = await to_thread.run_sync(read_registration, body.content, limiter=self._parsing)
             else:
                 registration = read_registration(body.content)
             check_account(registration, self._settings)
