@@ -40,9 +40,9 @@ class Check:
 
 @click.command()
 def doctor() -> None:
-    """Check the database, and that callbacks can reach this receiver.
+    """Check that callbacks can reach this receiver.
 
-    Sends a signed callback through its public address, and names the step that fails.
+    Checks the database, sends a signed callback through the public address, and names the step that fails.
     """
     settings = load_settings((*TO_ADMINISTER, "api_base"))
     warn_if_unreachable(settings)

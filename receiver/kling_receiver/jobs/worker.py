@@ -105,8 +105,7 @@ class Worker:
             self._woken.clear()  # before the claim, so that a job enqueued during it wakes the loop again
             try:
                 wait = await self._claim()
-            except Unavailable as error:
-                self._claim_problem = f"Jobs cannot be claimed: {error}"
+            except Unavailable:  # an outage of the database, which others report
                 await asyncio.sleep(self._outage_seconds)
             except Exception as error:
                 self._claim_problem = f"Jobs cannot be claimed: {describe(error)}."

@@ -44,6 +44,11 @@ acknowledged."""
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
 
+EVENT_SEQUENCE = text("""
+    SELECT name FROM pg_get_serial_sequence('event', 'id') AS name
+    WHERE has_sequence_privilege(name, 'SELECT') AND has_sequence_privilege(name, 'UPDATE')
+""")
+
 
 class Database:
     """One database, by its URL: `sqlite:///path` or `postgresql://...`."""
@@ -150,6 +155,17 @@ class Database:
         if not self.is_sqlite:
             problems += filter(None, [engine_checks.pooler_problem(self._readers)])
         return problems
+
+    @contextmanager
+    def keep_event_ids(self, connection: Connection) -> Iterator[None]:
+        """Let the events that the block adds and undoes leave no gap in the ids, if the role may set the sequence."""
+        self.lock_events(connection)
+        name = None if self.is_sqlite else connection.scalar(EVENT_SEQUENCE)
+        state = connection.execute(text(f"SELECT last_value, is_called FROM {name}")).one() if name else None
+        yield
+        if state:
+            restore = text("SELECT setval(:name, :last_value, :is_called)")
+            connection.execute(restore, {"name": name, **state._asdict()})
 
     def acquire_lock(self) -> None:
         """Keep every other receiver away until this process ends. Raises DatabaseError with the name of the holder."""

@@ -14,7 +14,7 @@ from kling_callback.protocol.reports import Output, Report, parse_callback
 from kling_receiver.hooks.deliveries import DeliveryAttempt, save_attempts
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.kinds import ask_key, download_key
-from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, Outcome
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, Effect, Outcome
 from kling_receiver.results import records as result_records
 from kling_receiver.results.records import StoredFile
 from kling_receiver.states import Status
@@ -32,21 +32,25 @@ SELECT_JOB = Statement("SELECT id, kind, pool, concurrency_key, attempts FROM jo
 
 
 def rehearse(tx: Transaction) -> None:
-    """Do all that callbacks of a task cause, and undo it. Raises what the database raises.
+    """Do all that callbacks of a task cause, and undo it. Raises what the database raises: `tx` must not go on then.
 
-    On PostgreSQL, later rows do not get the ids of the undone ones.
+    The next event has the id that it would have had. On PostgreSQL the ids of jobs and attempts have gaps.
     """
-    with tx.connection.begin_nested() as savepoint:
-        task_id = new_id()
-        processing, succeed = _callback(task_id, "processing"), _callback(task_id, "succeed")
-        for callbacks in ([processing], [processing, succeed]):  # a new task, then a repeat and a known task
-            step = _step(tx)
-            ingest(step, callbacks)
-            step.flush()
-        _run_job(tx, task_id, ask_key(task_id), partial(_answer, task_id=task_id))
-        _run_job(tx, task_id, download_key(task_id, 0), partial(_store, task_id=task_id))
-        save_attempts(tx, [DeliveryAttempt(HOOK, last_event(tx.connection), task_id, tx.now, 0, 1, delivered=True)])
+    with tx.database.keep_event_ids(tx.connection):
+        savepoint = tx.connection.begin_nested()  # if it fails, SQLite may have ended the whole transaction
+        _rehearse(tx, new_id())
         savepoint.rollback()
+
+
+def _rehearse(tx: Transaction, task_id: str) -> None:
+    processing, succeed = _callback(task_id, "processing"), _callback(task_id, "succeed")
+    for callbacks in ([processing], [processing, succeed]):  # a new task, then a repeat and a known task
+        step = _step(tx)
+        ingest(step, callbacks)
+        step.flush()
+    _run_job(tx, task_id, ask_key(task_id), partial(_answer, task_id=task_id))
+    _run_job(tx, task_id, download_key(task_id, 0), partial(_store, task_id=task_id))
+    save_attempts(tx, [DeliveryAttempt(HOOK, last_event(tx.connection), task_id, tx.now, 0, 1, delivered=True)])
 
 
 def _step(tx: Transaction) -> Transaction:
@@ -60,8 +64,10 @@ def _callback(task_id: str, status: Status) -> Callback:
 
 
 def _run_job(tx: Transaction, task_id: str, unique_key: str, effect: Effect) -> None:
-    """Claim a job as a worker does, and settle it."""
+    """Claim a job as a worker does, and settle it. Other jobs are only found, not claimed."""
     step = _step(tx)
+    queue.claim_due(step, Capacity(per_key=0), claim_id=task_id, lease_ms=0)
+    queue.next_due(step, Capacity(per_key=1))
     job: Row = SELECT_JOB.all(step.connection, unique_key=unique_key)[0]
     claimed = ClaimedJob(**job, unique_key=unique_key, task_id=task_id, args=None, claim_id=task_id)
     claim = {"id": claimed.id, "claim_id": task_id, "lease_expires_at": tx.now}

@@ -52,3 +52,13 @@ def test_a_rehearsal_that_fails_undoes_its_part(database: Database) -> None:
     with database.write() as connection:
         connection.execute(text("ALTER TABLE gone RENAME TO result"))
     assert [ledger.rows(table) for table in METADATA.sorted_tables] == [[]] * len(METADATA.sorted_tables)
+
+
+def test_a_rehearsal_leaves_no_gap_in_the_event_log(database: Database) -> None:
+    """The ids of events are as if it had not been."""
+    ledger = Ledger(database)
+    ledger.change(rehearse)
+    ledger.log("task.created")
+    ledger.change(rehearse)
+    ledger.log("task.created")
+    assert [event["id"] for event in ledger.events()] == [1, 2]

@@ -187,6 +187,17 @@ def test_a_receiver_without_a_right_is_not_ready(
     refused_then_accepted(running, connection, fault.format(role=role), repair.format(role=role), reason)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_receiver_with_few_rights_is_ready(limited: tuple[Running, Connection]) -> None:
+    """Those that a callback needs."""
+    running, connection = limited
+    role = make_url(running.settings.database).username
+    connection.execute(sql(f"REVOKE SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public FROM {role}"))
+    connection.execute(sql(f"REVOKE TRUNCATE, REFERENCES, TRIGGER ON ALL TABLES IN SCHEMA public FROM {role}"))
+    assert is_ready(running)
+    assert post(running, new_id(), {"task_status": "processing"}).status_code == 200
+
+
 # --- the worker ------------------------------------------------------------------------------------------------
 
 
