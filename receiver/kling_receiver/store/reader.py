@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from kling_receiver.store.database import BLOCKED_SECONDS, READERS, Database
-from kling_receiver.store.errors import STATEMENT_ERRORS
+from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, TASK
@@ -48,6 +48,9 @@ BATCH_BYTES = 64_000
 """Bytes of the events that one step of a stream renders, each with its task: a slow client holds that much."""
 RECENT_TASKS = 100
 """The newest tasks, by which is judged whether the gateway calls back at all."""
+
+READ_TIMEOUT_SECONDS = 20.0
+"""Seconds. A query that takes longer is reported as an outage, as a commit is."""
 
 T = TypeVar("T")
 
@@ -89,7 +92,10 @@ class Reader:
                 return query(connection)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        except TimeoutError:
+            raise Unavailable("The database does not answer.") from None
         except DBAPIError as error:
             if isinstance(error, STATEMENT_ERRORS):
                 raise

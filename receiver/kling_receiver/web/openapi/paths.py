@@ -204,7 +204,7 @@ OPERATIONS: dict[str, Operation] = {
         body=_body(_ref("Replay")),
     ),
     "GET /healthz": Operation("Check that the process is alive", DONE, role=None),
-    "GET /readyz": Operation("Check that callbacks can be made durable", DONE, (503,), role=None),
+    "GET /readyz": Operation("Check that a callback would be stored and processed", DONE, (503,), role=None),
     "GET /metrics": Operation("Prometheus metrics", _response("text", STRING, "text/plain"), role="read"),
     "GET /openapi.json": Operation("This document", DONE),
 }
