@@ -113,6 +113,7 @@ def run_surroundings(engines: bool, name: str, markdown: bool) -> None:
         raise click.ClickException("A file system that hangs needs root and /dev/fuse. Run as root.")
     rows = []
     for each in chosen:
+        click.echo(each.name, err=True)
         problems = surroundings.check(each)
         _print_problems(f"{each.name}: {problem}" for problem in problems)
         rows.append((each.name, each.must, each.reason, len(problems)))

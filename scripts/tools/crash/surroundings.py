@@ -76,7 +76,7 @@ def check(surrounding: Surrounding) -> list[str]:
                     _check_not_ready(receiver, given, surrounding.reason)
                 receiver.signal(signal.SIGTERM)
                 assert receiver.wait(60)[0] == 0, "SIGTERM does not end it in order"
-        except (AssertionError, Ended, httpx.HTTPError) as error:
+        except (AssertionError, Ended, httpx.HTTPError, subprocess.TimeoutExpired) as error:
             line = traceback.extract_tb(error.__traceback__)[-1].line
             return [f"{line}: {error}" if str(error) else str(line)]
     return []
