@@ -35,6 +35,7 @@ from kling_receiver.metrics import CONTENT_TYPE, Metrics
 from kling_receiver.net.client import GuardedClient
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.policy import Policy
+from kling_receiver.readiness import Readiness
 from kling_receiver.results import records as result_records
 from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
@@ -42,14 +43,15 @@ from kling_receiver.results.owner import claim
 from kling_receiver.results.owner_recorder import OwnerRecorder
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.database import Database
-from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.database import BLOCKED_SECONDS, Database
+from kling_receiver.store.errors import DBAPIError, Unavailable, describe
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
 from kling_receiver.tasks.overdue import OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
+from kling_receiver.threads import run_in_daemon_thread
 from kling_receiver.web.api.access import AccessRoutes
 from kling_receiver.web.api.actions import TaskActions
 from kling_receiver.web.api.deliveries import DeliveryRoutes
@@ -61,13 +63,22 @@ from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.callbacks import CallbackRoutes
 from kling_receiver.web.errors import ApiError, error_response
-from kling_receiver.web.middleware import PathPrefix, api_error, http_error, internal_error, unavailable
+from kling_receiver.web.middleware import (
+    PathPrefix,
+    api_error,
+    http_error,
+    internal_error,
+    refused_by_database,
+    unavailable,
+)
 from kling_receiver.web.openapi.document import document
 
 log = logging.getLogger("kling_receiver")
 
 STOP_SECONDS = 8.0
 """Seconds that running jobs are given when the receiver is told to stop."""
+ORPHAN_SECONDS = 3.0
+"""Seconds that the worker waits until unfinished files are removed; on a disk that answers, it takes milliseconds."""
 HOOK_CONNECTIONS = 1_000
 """Connections at once to all hooks of the operator. Each hook has a limit of its own: a slow one delays no other."""
 
@@ -230,8 +241,11 @@ class Receiver:
         self.settings, self.clock = settings, clock
         self.store = build_store(settings, self._on_commit, clock)
         self.work = build_work(settings, self.store, clock, delays)
+        self._readiness = Readiness(self.store.writer, self.store.storage, self._work_problem)
         self._startup: asyncio.Task[None] | None = None
-        self._readiness: asyncio.Task[str | None] | None = None
+        self._startup_problem: str | None = None
+        self.on_stopped: Callable[[], None] = lambda: None
+        """Called at the end of `stop`. Threads may then still be blocked by the disk or the database."""
 
     def _on_commit(self, committed: CommitResult) -> None:
         """Tell the parts that wait for events and jobs; runs in the event loop after each commit."""
@@ -246,11 +260,15 @@ class Receiver:
             self.work.worker.wake(committed.next_due_at)
 
     def prepare(self) -> None:
-        """Take the locks, migrate the database, make the results folder. Raises DatabaseError, OSError."""
+        """Check the database, take the locks, migrate, make the results folder. Raises DatabaseError, OSError."""
+        storage_setting = "KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"
+        with blame_setting(storage_setting):
+            self.store.storage.check_answers()
         with blame_setting(_database_setting(self.settings)):
+            self.store.database.check(self.settings.results)
             self.store.database.acquire_lock()
             self.store.database.migrate()
-        with blame_setting("KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"):
+        with blame_setting(storage_setting):
             self._claim_folder()
 
     def _claim_folder(self) -> None:
@@ -292,7 +310,8 @@ class Receiver:
                 await writer.run(lambda tx: startup.schedule_sweep(tx, started))
                 await self._remove_orphans()
                 break
-            except Exception:
+            except Exception as error:
+                self._startup_problem = f"The worker cannot start: {describe(error)}."
                 log.exception("the check after the start failed; it runs again in %g s", OUTAGE_RETRY_SECONDS)
                 await asyncio.sleep(OUTAGE_RETRY_SECONDS)
         self.work.worker.start()
@@ -301,7 +320,10 @@ class Receiver:
         """Remove what an earlier process left of files that nobody downloads any more."""
         pending = await self.store.writer.run(result_records.pending_parts)
         try:
-            await run_in_threadpool(self.store.storage.remove_orphans, pending)
+            async with asyncio.timeout(ORPHAN_SECONDS):
+                await run_in_daemon_thread(lambda: self.store.storage.remove_orphans(pending))
+        except TimeoutError:
+            log.warning("unfinished files could not be removed: their folder does not answer")
         except OSError as error:
             log.warning("unfinished files could not be removed: %s", error.strerror or error)
 
@@ -310,7 +332,7 @@ class Receiver:
         self.store.bus.close()
         if self._startup:
             self._startup.cancel()
-            await asyncio.gather(self._startup, return_exceptions=True)
+            await asyncio.wait({self._startup}, timeout=BLOCKED_SECONDS)
         await self.work.worker.close(STOP_SECONDS)
         await self.work.sender.close()
         await self.store.writer.close()
@@ -321,30 +343,19 @@ class Receiver:
             await client.close()
         await self.store.reader.close()
         self.store.database.close()
+        self.on_stopped()
 
     async def ready(self) -> str | None:
-        """Why callbacks cannot be made durable at the moment; None when they can.
+        """Why a callback would not be stored and processed at the moment; None if it would."""
+        return await self._readiness.problem()
 
-        Concurrent requests share one check: the route is public, and each check costs a commit.
-        """
-        if self._readiness is None:
-            self._readiness = asyncio.create_task(self._check_ready())
-            self._readiness.add_done_callback(self._readiness_done)
-        return await asyncio.shield(self._readiness)
-
-    def _readiness_done(self, task: asyncio.Task[str | None]) -> None:
-        self._readiness = None
-
-    async def _check_ready(self) -> str | None:
-        try:
-            await self.store.writer.probe()
-        except Unavailable as error:
-            return str(error)
-        try:
-            await run_in_threadpool(self.store.storage.probe)
-        except OSError as error:
-            return f"The folder for result files cannot be written: {error.strerror}."
-        return None
+    def _work_problem(self) -> str | None:
+        """Why jobs are not run. A start whose repair has not failed yet is no problem: the worker follows."""
+        if self.work.worker.started:
+            return self.work.worker.problem
+        if self._startup is None or self._startup.done():
+            return "The worker was not started. Restart the receiver."
+        return self._startup_problem
 
 
 def create_app(receiver: Receiver) -> Starlette:
@@ -370,6 +381,7 @@ def create_app(receiver: Receiver) -> Starlette:
         exception_handlers={
             ApiError: api_error,
             Unavailable: unavailable,
+            DBAPIError: refused_by_database,
             HTTPException: http_error,
             Exception: internal_error,
         },

@@ -78,6 +78,7 @@ def change_database(settings: ReceiverSettings, change: Callable[["Transaction"]
         raise DatabaseError(f"There is no database {file}. {hint}")
     database = Database(settings.database)
     try:
+        database.check()
         with database.operator_errors(), database.write() as connection:
             tx = Transaction(connection, database, int(time.time() * 1000))
             result = change(tx)

@@ -5,6 +5,7 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Refused
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
+from kling_receiver.store.errors import DatabaseError
 from kling_receiver.web.callbacks import DOCTOR_FAMILY, doctor_answer
 
 TIMEOUT_SECONDS = 15
@@ -45,7 +47,7 @@ class Check:
 def doctor() -> None:
     """Check that callbacks can reach this receiver.
 
-    Sends a signed callback through its public address, and names the step that fails.
+    Checks the database, sends a signed callback through the public address, and names the step that fails.
     """
     settings = load_settings((*TO_ADMINISTER, "api_base"))
     warn_if_unreachable(settings)
@@ -63,7 +65,12 @@ async def _print_checks(settings: ReceiverSettings) -> bool:
 
 
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
-    """Check the steps of a callback in order, up to the first that fails; then Kling's key."""
+    """Check the steps of a callback in order, up to the first that fails; then Kling's key.
+
+    The database comes first: a check of its own only if it fails.
+    """
+    if problem := await anyio.to_thread.run_sync(_database_problem, settings):
+        yield Check("database", False, problem)
     async with create_client() as http:
         async for check in _check_public_route(settings, http):
             yield check
@@ -72,6 +79,22 @@ async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
             yield await _check_key(KlingApi(settings.api_base, auth, kling_http), settings.api_base, name)
     if settings.egress_proxy:
         yield await _check_egress(settings)
+
+
+def _database_problem(settings: ReceiverSettings) -> str | None:
+    """Why `serve` would refuse the database; None if it would not, or if there is none yet."""
+    from kling_receiver.store import engine_checks
+    from kling_receiver.store.database import Database
+
+    file = settings.database_file
+    if file and not file.exists():
+        return " ".join(engine_checks.sqlite_problems()) or None
+    try:
+        with closing(Database(settings.database)) as database:
+            database.check(settings.results)
+    except (DatabaseError, OSError) as error:
+        return str(error)
+    return None
 
 
 async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncIterator[Check]:

@@ -18,8 +18,10 @@ def migrate() -> None:
 
     Refused while a receiver runs: an older version could not use the new tables.
     """
-    database = Database(load_settings().database)
+    settings = load_settings()
+    database = Database(settings.database)
     try:
+        database.check(settings.results)
         database.acquire_lock()
         database.migrate()
         with database.operator_errors(), database.write() as connection:

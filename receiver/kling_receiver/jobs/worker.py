@@ -11,7 +11,8 @@ from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.kinds import UNLIMITED_KINDS, args_problem
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, GiveUp, RetryAt
-from kling_receiver.store.errors import InvalidRow, Unavailable
+from kling_receiver.store.database import BLOCKED_SECONDS
+from kling_receiver.store.errors import InvalidRow, Unavailable, describe
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 
@@ -58,6 +59,21 @@ class Worker:
         self._sleeps_until: float | None = None
         self._leases_at = 0.0
         self._closing = False
+        self._claim_problem: str | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self._loop is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why a started worker runs no jobs; None if it does."""
+        if self._loop is None or self._closing:
+            return None
+        if self._loop.done():
+            return "The worker has ended. Restart the receiver."
+        return self._claim_problem
 
     def start(self) -> None:
         """Start to claim jobs."""
@@ -81,7 +97,8 @@ class Worker:
             await asyncio.wait(self._running, timeout=grace_seconds)
         for task in list(self._running):
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(self._running, timeout=BLOCKED_SECONDS)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -90,12 +107,14 @@ class Worker:
             self._woken.clear()  # before the claim, so that a job enqueued during it wakes the loop again
             try:
                 wait = await self._claim()
-            except Unavailable:
+            except Unavailable:  # an outage of the database, which others report
                 await asyncio.sleep(self._outage_seconds)
-            except Exception:
+            except Exception as error:
+                self._claim_problem = f"Jobs cannot be claimed: {describe(error)}."
                 log.exception("jobs could not be claimed; retrying in %g s", self._outage_seconds)
                 await asyncio.sleep(self._outage_seconds)
             else:
+                self._claim_problem = None
                 await self._sleep(wait)
                 await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL_SECONDS - loop.time())
 

@@ -24,9 +24,13 @@ from urllib.parse import unquote
 from kling_callback.atomic_file import AtomicFile, fsync_folder
 from kling_receiver.filesystem import make_durable_folder
 from kling_receiver.results.owner import FolderOwner
+from kling_receiver.threads import start_daemon
 
 MAX_CACHED = 10_000
 """Files whose checksum is cached until they change."""
+
+ANSWER_SECONDS = 5.0
+"""Seconds in which a volume must answer at the start."""
 
 Fingerprint = tuple[int, ...]
 
@@ -181,6 +185,14 @@ class LocalStorage:
         self._parts = root / ".parts"
         self._checksums: dict[Fingerprint, str] = {}
         self._checksums_lock = threading.Lock()
+
+    def check_answers(self) -> None:
+        """Check that the folder's volume answers, whether there is a folder or not. Raises OSError if it hangs."""
+        try:
+            start_daemon(self._parts.exists).result(ANSWER_SECONDS)
+        except TimeoutError:
+            why = f"does not answer within {ANSWER_SECONDS:g} s"
+            raise OSError(errno.ETIMEDOUT, why, str(self.root)) from None
 
     def prepare(self) -> None:
         """Make the folder. Raises OSError."""

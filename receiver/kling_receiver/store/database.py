@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from kling_callback.display import Mask
 from kling_callback.protocol.urls import private_parts
+from kling_receiver.store import engine_checks
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
 from kling_receiver.store.locks import (
     EVENT_LOCK,
@@ -38,9 +39,17 @@ OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 BUSY_MS = 10_000
 """Milliseconds. SQLite: the longest wait for another process's write lock."""
 
+BLOCKED_SECONDS = 3.0
+"""Seconds that a stop waits for a thread that the disk or the database blocks. What it has not committed was not
+acknowledged."""
 
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
+
+EVENT_SEQUENCE = text("""
+    SELECT name FROM pg_get_serial_sequence('event', 'id') AS name
+    WHERE has_sequence_privilege(name, 'SELECT') AND has_sequence_privilege(name, 'UPDATE')
+""")
 
 
 class Database:
@@ -62,6 +71,7 @@ class Database:
             self.url = self.url.set(database=str(self._files.real_path))
             _refuse_foreign_wal(self._files.real_path)
         self._lock: FileLock | None = None
+        self._checked = False
         self._writer = self._engine(write=True)
         self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # the same connection
         self._readers = self._engine(write=False)
@@ -165,8 +175,48 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
+    def check(self, results: Path | None = None) -> None:
+        """Check the engine, its settings and the version of the tables, without a change. See `engine_checks`.
+
+        `results`: the folder of the result files, which shows whether there was a database. Raises DatabaseError that
+        names every problem, OSError for the folder.
+        """
+        with self.operator_errors():
+            if problems := self._problems(results):
+                raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        self._checked = True
+
+    def _problems(self, results: Path | None) -> list[str]:
+        problems = engine_checks.sqlite_problems() if self.is_sqlite else []
+        if self.path and (problem := engine_checks.emptied_file_problem(self.path)):
+            problems.append(problem)
+        if problems:  # SQLite would remove the log of an empty file
+            return problems
+        with self.read() as connection:
+            if not self.is_sqlite:
+                problems += engine_checks.postgresql_problems(connection)
+            problems += filter(None, [engine_checks.schema_problem(connection)])
+            if results:
+                problems += filter(None, [engine_checks.lost_tables_problem(connection, results)])
+        if not self.is_sqlite:
+            problems += filter(None, [engine_checks.pooler_problem(self._readers)])
+        return problems
+
+    @contextmanager
+    def keep_event_ids(self, connection: Connection) -> Iterator[None]:
+        """Let the events that the block adds and undoes leave no gap in the ids, if the role may set the sequence."""
+        self.lock_events(connection)
+        name = None if self.is_sqlite else connection.scalar(EVENT_SEQUENCE)
+        state = connection.execute(text(f"SELECT last_value, is_called FROM {name}")).one() if name else None
+        yield
+        if state:
+            restore = text("SELECT setval(:name, :last_value, :is_called)")
+            connection.execute(restore, {"name": name, **state._asdict()})
+
     def acquire_lock(self) -> None:
         """Keep every other receiver away until this process ends. Raises DatabaseError with the name of the holder."""
+        if not self._checked:
+            self.check()
         if self._files:
             self._lock = FileLock(self._files.real_path)
             return
@@ -181,6 +231,8 @@ class Database:
 
         Raises DatabaseError.
         """
+        if not self._checked:
+            self.check()
         # Here, because importing Alembic takes a quarter of a second, which most commands do not need.
         import alembic.command
         import alembic.config
@@ -228,12 +280,13 @@ class Database:
         if not self.is_sqlite:
             level = "READ COMMITTED" if write else "REPEATABLE READ"
             try:
-                return create_engine(
+                server = create_engine(
                     self.url,
                     isolation_level=level,
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 5,
+                        "client_encoding": "utf8",  # before the first statement: an answer in SQL_ASCII is bytes
                         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
                         **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
                     },
@@ -246,6 +299,8 @@ class Database:
                 else:
                     reason = "KLING_DATABASE_URL has options that cannot be used. Check what is behind its `?`."
                 raise DatabaseError(reason) from None
+            event.listen(server, "connect", engine_checks.configure_session)
+            return server
         engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
         event.listen(engine, "begin", _begin_immediate if write else _begin)
@@ -290,12 +345,17 @@ def _use_wal(connection: Any) -> None:
     deadline = time.monotonic() + BUSY_MS / 1000
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
+    if mode != "wal":
+        raise DatabaseError(
+            "The file system of the database has no shared memory for SQLite's log. Set KLING_DATA_DIR to a folder on "
+            "a local disk, or use PostgreSQL."
+        )
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 
-from tools.crash import cuts, gate, link, random_kills, strace
+from tools.crash import cuts, gate, link, random_kills, strace, surroundings
 from tools.crash import everywhere as everywhere_crash
 from tools.crash.durability import trace_run
-from tools.crash.table import CUT, EVERYWHERE, RANDOM, TRACED, render
+from tools.crash.table import CUT, EVERYWHERE, RANDOM, SURROUNDINGS, TRACED, render
+from tools.harness import hung
 from tools.harness.postgresql import postgresql
 
 markdown_option = click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
@@ -99,6 +100,25 @@ def cut(markdown: bool) -> None:
     rows = [(each.when, "never" if each.seconds is None else f"{each.seconds:.0f}") for each in cuts.measure()]
     click.echo(render(CUT, rows, markdown=markdown))
     sys.exit(any(row[1] == "never" for row in rows))
+
+
+@main.command("surroundings")
+@click.option("--engines", is_flag=True, help="Also download old engines (100 MB) and build them. Needs `cc`.")
+@click.option("--name", default="", help="Only surroundings with this text in their name.")
+@markdown_option
+def run_surroundings(engines: bool, name: str, markdown: bool) -> None:
+    """Run a receiver with other engines, encodings, poolers and rights: it works, is refused, or is not ready."""
+    chosen = [each for each in surroundings.SURROUNDINGS if name in each.name and (engines or not each.downloads)]
+    if not hung.available():
+        raise click.ClickException("A file system that hangs needs root and /dev/fuse. Run as root.")
+    rows = []
+    for each in chosen:
+        click.echo(each.name, err=True)
+        problems = surroundings.check(each)
+        _print_problems(f"{each.name}: {problem}" for problem in problems)
+        rows.append((each.name, each.must, each.reason, len(problems)))
+    click.echo(render(SURROUNDINGS, rows, markdown=markdown))
+    sys.exit(any(row[-1] for row in rows))
 
 
 def _print_problems(problems: Iterable[str]) -> None:

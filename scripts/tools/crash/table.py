@@ -7,6 +7,7 @@ EVERYWHERE = ("killed at", "calls in a run", "kills", "lost", "worst s")
 RANDOM = ("killed at", "kills", "lost", "worst s")
 """Seconds from ready until all open work has a job."""
 CUT = ("link cut while", "lock released after s")
+SURROUNDINGS = ("surrounding", "the receiver", "says", "wrong")
 TRACED = ("in a trace", "times", "wrong")
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from kling_receiver.events import log as event_log
+from kling_receiver.store import reader as store_reader
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import (
@@ -289,3 +290,13 @@ async def test_a_database_that_cannot_be_read_is_an_outage(tmp_path: Path) -> No
     with pytest.raises(Unavailable, match="The database cannot be used"):
         await Reader(database).task("t")
     database.close()
+
+
+async def test_a_query_that_hangs_is_an_outage(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller gets an answer; its thread ends when the database does."""
+    released = threading.Event()
+    monkeypatch.setattr(store_reader, "READ_TIMEOUT_SECONDS", 0.05)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await reader.read(lambda connection: released.wait(60))
+    released.set()
+    await reader.close()

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -46,6 +46,10 @@ class RegisteredJson(TypedDict):
     create: Annotated[bool, Field(description="whether this attempt may send the create")]
 
 
+PARSERS = 4
+"""Large registrations that are parsed at once."""
+
+
 class TaskRoutes:
     """The routes that list, show and register tasks."""
 
@@ -64,6 +68,8 @@ class TaskRoutes:
         self._bodies, self._payloads = bodies, payloads
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
         self._hook_hosts = settings.client_hook_hosts
+        self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
+        self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
@@ -82,7 +88,9 @@ class TaskRoutes:
             if body.problem or body.size > len(body.content):
                 raise ApiError(413, "too_large", "The registration is too long.", "Remove image bytes from `request`.")
             if body.size > LARGE_BYTES:  # parsed beside the event loop
-                registration = await run_in_threadpool(read_registration, body.content, self._hook_hosts)
+                registration = await to_thread.run_sync(
+                    read_registration, body.content, self._hook_hosts, limiter=self._parsing
+                )
             else:
                 registration = read_registration(body.content, self._hook_hosts)
             check_account(registration, self._settings)

@@ -224,7 +224,7 @@ OPERATIONS: dict[str, Operation] = {
         "List administrative actions, newest first", _response("a page", _ref("AuditPage")), (422,), parameters=PAGE
     ),
     "GET /healthz": Operation("Check that the process is alive", DONE, role=None),
-    "GET /readyz": Operation("Check that callbacks can be made durable", DONE, (503,), role=None),
+    "GET /readyz": Operation("Check that a callback would be stored and processed", DONE, (503,), role=None),
     "GET /metrics": Operation("Prometheus metrics", _response("text", STRING, "text/plain"), role="read"),
     "GET /openapi.json": Operation("This document", DONE),
 }
