@@ -10,7 +10,7 @@ import httpx
 from tools.crash.history import Event, History
 from tools.harness.process import Process
 
-SILENCE_SECONDS = 5.0
+SILENCE_SECONDS = 1.0
 """Seconds without a byte after which the listener connects again."""
 RECONNECT_SECONDS = 0.05
 

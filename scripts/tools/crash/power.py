@@ -46,9 +46,12 @@ PLANTS: dict[str, Callable[[Sync], bool]] = {
 
 @dataclass
 class Run:
-    """A traced run. `moments`: the lines of the trace at which a change, a sync or an answer began or ended."""
+    """A traced run. `moments`: the lines of the trace at which a change, a sync or an answer began or ended.
 
-    scene: Stage
+    `scene`: the sandbox and the jobs of the run; None for a trace from a file, after which no receiver can be started.
+    """
+
+    scene: Stage | None
     disk: Disk
     told: Told
     moments: list[int]
@@ -68,24 +71,43 @@ class Cut:
     problems: list[str]
 
 
-def run(*, cuts: int, starts: int, seed: int, plant: str = "") -> Iterator[Cut]:
-    """Trace one run, then make this many cuts; the receiver is started after `starts` of them."""
+def run(*, cuts: int, starts: int, seed: int, plant: str = "", keep: Path | None = None) -> Iterator[Cut]:
+    """Trace one run, then make this many cuts; the receiver is started after `starts` of them.
+
+    `keep`: a file for the trace; the same seed makes the same cuts in it again.
+    """
     with tempfile.TemporaryDirectory(prefix="kling-power-") as name, stage(Path(name, "traced")) as scene:
-        traced = _trace(scene, Path(name), random.Random(seed))
-        ignore = PLANTS[plant] if plant else lambda sync: False
-        for number in range(cuts):
-            start = number * starts // cuts != (number + 1) * starts // cuts
-            yield _cut(traced, seed * cuts + number, ignore, start=start)
+        text = _trace(scene, Path(name), random.Random(seed))
+        if keep:
+            keep.write_text(text)
+        traced = replace(_parse(text), scene=scene)
+        _check_model(traced.disk, scene.data.parent)
+        yield from _cuts(traced, cuts, starts, seed, plant)
 
 
-def _trace(scene: Stage, folder: Path, draw: random.Random) -> Run:
-    """Run the scenario under strace: kill the receiver under load, start it again, end it in order."""
+def repeat(trace: Path, *, cuts: int, seed: int, plant: str = "") -> Iterator[Cut]:
+    """Make the cuts of an earlier run again, in its trace."""
+    yield from _cuts(_parse(trace.read_text()), cuts, 0, seed, plant)
+
+
+def _cuts(traced: Run, cuts: int, starts: int, seed: int, plant: str) -> Iterator[Cut]:
+    ignore = PLANTS[plant] if plant else lambda sync: False
+    for number in range(cuts):
+        start = number * starts // cuts != (number + 1) * starts // cuts
+        yield _cut(traced, seed * 1_000_000 + number, ignore, start=start)
+
+
+def _trace(scene: Stage, folder: Path, draw: random.Random) -> str:
+    """Run the scenario under strace: kill the receiver under load, start it again, end it in order.
+
+    Returns the folder of the run, then the trace.
+    """
     root = scene.data.parent
     root.mkdir()
     calls = f"{SOCKETS},{','.join({*KNOWN, *UNKNOWN} - set(SOCKETS.split(',')))}"
     scene.jobs = [job for _ in range(TRACED_JOBS // 3) for job in three_jobs()]
     kill_at = draw.randrange(TRACED_JOBS // 3, TRACED_JOBS)
-    text = ""
+    text = f"{root}\n"
     for part, jobs in enumerate((scene.jobs[:kill_at], scene.jobs)):
         trace = folder / f"trace-{part}"
         scene.receiver.start(*strace.command(trace, calls, "-s", WHOLE))
@@ -95,14 +117,17 @@ def _trace(scene: Stage, folder: Path, draw: random.Random) -> Run:
             wait_until_done(scene, DONE_SECONDS)
         _signal_traced(scene.receiver, signal.SIGTERM if part else signal.SIGKILL)
         text += trace.read_text(errors="replace") + "\n"
+    return text
+
+
+def _parse(text: str) -> Run:
     traced = strace.parse_calls(text)
-    disk, heard = Disk(root), told(traced)
+    disk, heard = Disk(Path(text.partition("\n")[0])), told(traced)
     disk.replay(traced)
-    _check_model(disk, root)
     written = [each.call for each in disk.changes] + [each.call for each in disk.syncs]
     moments = {line for call in written for line in (call.started, call.ended)}
     moments |= heard.lines
-    return Run(scene, disk, heard, sorted(moments))
+    return Run(None, disk, heard, sorted(moments))
 
 
 def _signal_traced(receiver: Process, number: signal.Signals) -> None:
@@ -181,6 +206,7 @@ def _start(traced: Run, image: Image, history: History, folder: Path) -> list[st
     """Start a receiver on what a cut left, let it finish all jobs, and check that it kept its promises."""
     image.save(traced.disk.root, folder)
     scene = traced.scene
+    assert scene
     with Hook(history) as hook:
         settings = {"KLING_HOOK_URL": hook.url}
         data = folder / DATA
