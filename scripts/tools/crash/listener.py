@@ -20,7 +20,7 @@ class Listener:
 
     def __init__(self, receiver: Process, history: History, name: str = "listener") -> None:
         self._receiver, self._history, self._name = receiver, history, name
-        self._last = 0
+        self._last, self._cursor = 0, ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow)
 
@@ -46,15 +46,18 @@ class Listener:
 
     def _read(self) -> None:
         """Read one stream until it breaks, or the block ends."""
-        headers = {**self._receiver.headers("read"), "Last-Event-ID": str(self._last)}
+        headers = self._receiver.headers("read") | ({"Last-Event-ID": self._cursor} if self._cursor else {})
         url = f"{self._receiver.url}/api/events"
         with httpx.stream("GET", url, headers=headers, timeout=SILENCE_SECONDS, trust_env=False) as response:
             if response.status_code != 200:
                 return
+            cursor = self._cursor
             for line in response.iter_lines():
+                if line.startswith("id: "):
+                    cursor = line[4:]
                 if line.startswith("data: "):
                     event = Event.parse(json.loads(line[6:]))
-                    self._last = event.id
                     self._history.follow(self._name, event)
+                    self._last, self._cursor = event.id, cursor
                 if self._stop.is_set():
                     return
