@@ -92,7 +92,7 @@ def test_growth_is_judged_after_the_warm_up() -> None:
     """Caches that fill, noise and a flat line are no leak; a slow leak, lost descriptors and a large WAL are found."""
     assert growth(samples(lambda minute: min(90 + 2 * minute, 110) + minute % 3))[1] == []
     assert growth(samples(lambda minute: 100 + minute))[1] == ["memory grew by 60 MB an hour"]
-    assert growth(samples(lambda minute: 100, lambda minute: 50 + minute))[1] == [
+    assert growth(samples(lambda minute: 100, lambda minute: 50 + int(minute)))[1] == [
         "descriptors grew by 45 in 45 minutes"
     ]
     large = [*samples(lambda minute: 100), Sample(3660, 100, 50, 15, 65, 1)]
