@@ -10,7 +10,8 @@ from functools import partial
 from typing import cast
 
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.results.outputs import Output, Report, parse_callback
+from kling_callback.protocol.reports import Report, parse_callback
+from kling_callback.protocol.results.outputs import Output
 from kling_receiver.hooks.deliveries import DeliveryAttempt, save_attempts
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.kinds import ask_key, download_key
