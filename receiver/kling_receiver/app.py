@@ -21,6 +21,7 @@ from kling_callback.api.kling import KlingApi, auth_from
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
+from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config_file import default_hook
 from kling_receiver.hooks.dispatcher import IDLE_SECONDS, Dispatcher
 from kling_receiver.hooks.sender import Sender
@@ -107,7 +108,9 @@ class Work:
     guarded_clients: tuple[GuardedClient, ...]
 
 
-def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock) -> Store:
+def build_store(
+    settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock, monotonic: Clock
+) -> Store:
     """Create the parts that read and write. Raises DatabaseError, OSError."""
     policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
     with blame_setting(_database_setting(settings)):
@@ -115,7 +118,14 @@ def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], 
     reader = Reader(database)
     return Store(
         database=database,
-        writer=Writer(database, policy=policy, on_commit=on_commit, clock=clock),
+        writer=Writer(
+            database,
+            policy=policy,
+            on_commit=on_commit,
+            clock=clock,
+            monotonic=monotonic,
+            on_clock_jump=startup.follow_clock,
+        ),
         reader=reader,
         storage=LocalStorage(settings.results),
         bus=EventBus(reader),
@@ -208,11 +218,21 @@ class Receiver:
     """One receiver: `store` and `work` are its parts."""
 
     def __init__(
-        self, settings: ReceiverSettings, *, clock: Clock = time.time, delays: Delays = PRODUCTION_DELAYS
+        self,
+        settings: ReceiverSettings,
+        *,
+        clock: Clock = time.time,
+        monotonic: Clock | None = None,
+        delays: Delays = PRODUCTION_DELAYS,
     ) -> None:
-        """Raises DatabaseError, OSError."""
+        """`monotonic`: seconds, to find jumps of `clock`; None: the system's, beside the system's clock.
+
+        Raises DatabaseError, OSError.
+        """
+        if monotonic is None:
+            monotonic = time.monotonic if clock is time.time else clock
         self.settings, self.clock = settings, clock
-        self.store = build_store(settings, self._on_commit, clock)
+        self.store = build_store(settings, self._on_commit, clock, monotonic)
         self.work = build_work(settings, self.store, clock, delays)
         self._startup: asyncio.Task[None] | None = None
         self._readiness: asyncio.Task[str | None] | None = None
@@ -241,6 +261,7 @@ class Receiver:
         writer.start()
         await writer.run(lambda tx: queue.rescue(tx, queue.NEVER))
         await writer.run(self._sync_hooks)
+        await writer.run(hook_records.forget_downtime)
         started = int(self.clock() * 1000)
         self._startup = asyncio.create_task(self._repair_then_work(started), name="startup")
 

@@ -35,6 +35,16 @@ RESUME = Statement("""
 RESUME_JOBS = Statement("""
     UPDATE job SET due_at = :now, delay_ms = 0, attempts = 0 WHERE hook_name = :name AND state = 'ready'
 """)
+MOVE_FAILING_SINCE = Statement("UPDATE hook SET failing_since = failing_since + :jump WHERE failing_since IS NOT NULL")
+FORGET_DOWNTIME = Statement("""
+    UPDATE hook SET failing_since = :now - CASE WHEN last.attempted_at > failing_since
+        THEN last.attempted_at - failing_since ELSE 0 END
+    FROM (
+        SELECT name AS hook_name, coalesce((
+            SELECT attempted_at FROM attempt WHERE hook_name = hook.name ORDER BY id DESC LIMIT 1
+        ), 0) AS attempted_at FROM hook WHERE failing_since IS NOT NULL
+    ) AS last WHERE hook.name = last.hook_name
+""")
 SELECT_HOOK = Statement[HookRow](f"SELECT {columns(HOOK)} FROM hook WHERE name = :name", table=HOOK)
 SELECT_HOOKS = Statement[HookRow](
     f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name",  # constants
@@ -62,6 +72,19 @@ def resume(tx: Transaction, name: str) -> bool:
     if row := hook(tx.connection, name):
         enqueue_dispatch(tx, row)
     return True
+
+
+def move_failing_since(tx: Transaction, jump_ms: int) -> None:
+    """Leave a jump of the clock, or a suspend of the machine, out of the time for which hooks have been failing."""
+    MOVE_FAILING_SINCE.execute(tx.connection, jump=jump_ms)
+
+
+def forget_downtime(tx: Transaction) -> None:
+    """Leave the time in which no receiver ran out of the time for which hooks have been failing.
+
+    A hook has been failing from its first failure to the last attempt; the clock may have been set since.
+    """
+    FORGET_DOWNTIME.execute(tx.connection, now=tx.now)
 
 
 def enqueue_dispatch(tx: Transaction, row: HookRow) -> None:

@@ -144,7 +144,7 @@ async def test_a_killed_run_repeats_no_recorded_attempt(stages: Stages) -> None:
             duration_ms=1,
             count=1,
             delivered=event != ids[3],
-            retry_at=first.now + 5000,
+            retry_in_ms=5000,
         )
         for event in ids[:6]
     ]
