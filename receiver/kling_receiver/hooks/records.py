@@ -37,13 +37,13 @@ RESUME_JOBS = Statement("""
 """)
 MOVE_FAILING_SINCE = Statement("UPDATE hook SET failing_since = failing_since + :jump WHERE failing_since IS NOT NULL")
 FORGET_DOWNTIME = Statement("""
-    UPDATE hook SET failing_since = :now - CASE WHEN last.attempted_at > failing_since
-        THEN last.attempted_at - failing_since ELSE 0 END
-    FROM (
-        SELECT name AS hook_name, coalesce((
-            SELECT attempted_at FROM attempt WHERE hook_name = hook.name ORDER BY id DESC LIMIT 1
-        ), 0) AS attempted_at FROM hook WHERE failing_since IS NOT NULL
-    ) AS last WHERE hook.name = last.hook_name
+    UPDATE hook SET failing_since = :now - CASE
+        WHEN failing_since <= :now AND attempted_at > :now THEN :now - failing_since
+        WHEN attempted_at > failing_since THEN attempted_at - failing_since ELSE 0 END
+    FROM (SELECT hook_name, max(id) AS newest FROM delivery_attempt
+        WHERE hook_name IN (SELECT name FROM hook WHERE failing_since IS NOT NULL) GROUP BY hook_name
+    ) AS last JOIN delivery_attempt ON delivery_attempt.id = last.newest
+    WHERE hook.name = last.hook_name AND failing_since IS NOT NULL
 """)
 SELECT_HOOK = Statement[HookRow](f"SELECT {columns(HOOK)} FROM hook WHERE name = :name", table=HOOK)
 SELECT_HOOKS = Statement[HookRow](

@@ -101,9 +101,7 @@ def follow_clock(tx: Transaction, jump_ms: int) -> None:
 
     A jump forward makes jobs due sooner, which harms nothing; after one back they would be due too late.
     """
-    log.warning(
-        "the clock of this machine is %+.0f s from where it was: it was set, or it was suspended", jump_ms / 1000
-    )
+    log.warning("the clock jumped by %+.0f s: it was set, or this machine was suspended", jump_ms / 1000)
     hook_records.move_failing_since(tx, jump_ms)
     clamp_due_times(tx)
     queue.clamp_leases(tx, LEASE_MS)

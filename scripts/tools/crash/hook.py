@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
@@ -12,9 +13,14 @@ SECRET = "whsec_YS1zZWNyZXQtb2YtYS1ob29rLTAxMjM0NTY3ODk="
 
 
 class Hook:
-    """A server on loopback. `deliveries`: how often each event was received; `forged`: those with a bad signature."""
+    """A server on loopback. `deliveries`: how often each event was received; `forged`: those with a bad signature.
+
+    `refuses`: called for each delivery; True answers 500. `now`: the time of a message's timestamp, unix seconds.
+    """
 
     def __init__(self) -> None:
+        self.refuses: Callable[[], bool] = lambda: False
+        self.now: Callable[[dict[str, str]], float] = lambda headers: time.time()
         self.deliveries: dict[int, int] = {}
         self.forged = 0
         self._lock = threading.Lock()
@@ -31,7 +37,7 @@ class Hook:
 
     def record(self, headers: dict[str, str], body: bytes) -> None:
         """Count one delivery."""
-        good = verify([SECRET], headers, body, time.time()) == "good"
+        good = verify([SECRET], headers, body, self.now(headers)) == "good"
         event_id = json.loads(body)["id"] if good else 0
         with self._lock:
             self.forged += not good
@@ -53,9 +59,10 @@ def _handler(hook: Hook) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             size = int(self.headers["Content-Length"])
             body = self.rfile.read(size)
-            if len(body) == size:  # shorter: the sender was killed
+            refused = hook.refuses()
+            if len(body) == size and not refused:  # shorter: the sender was killed
                 hook.record({name.lower(): value for name, value in self.headers.items()}, body)
-            self.send_response(200)
+            self.send_response(500 if refused else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
