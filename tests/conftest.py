@@ -17,7 +17,7 @@ from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
-from kling_receiver.store.tables import METADATA
+from kling_receiver.store.tables import EVENT_LOG, METADATA
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF
 from kling_sandbox import Sandbox
 from kling_sandbox.receiver import start_receiver
@@ -173,7 +173,7 @@ def _empty(connection: Connection) -> None:
     connection.execute(text(END_SESSIONS))
     sequences = connection.execute(text("SELECT sequence_name FROM information_schema.sequences")).scalars()
     statements = [
-        *(f"DELETE FROM {table.name}" for table in reversed(METADATA.sorted_tables)),
+        *(f"DELETE FROM {table.name}" for table in reversed(METADATA.sorted_tables) if table is not EVENT_LOG),
         *(f"SELECT setval('{sequence}', 1, false)" for sequence in sequences),
     ]
     connection.exec_driver_sql("; ".join(statements))

@@ -1,10 +1,15 @@
 """Write a file atomically and durably: a temporary file, fsync, rename, fsync of the folder."""
 
+import errno
 import hashlib
+import logging
 import os
 import secrets
+import sys
 from contextlib import suppress
 from pathlib import Path
+
+log = logging.getLogger("kling_callback.atomic_file")
 
 
 class AtomicFile:
@@ -86,9 +91,38 @@ def temporary_path(target: Path) -> Path:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Put the entries of a folder on disk: the names of new, renamed and removed files. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Put the entries of a folder on disk: the names of new, renamed and removed files. Raises OSError.
+
+    Some file systems cannot do that, such as CIFS: each of them is warned of once. A power failure may then undo a
+    rename whose file is complete; a failure of the disk is still raised.
+    """
+    if sys.platform == "win32":  # it opens no folder, and keeps names in its own journal
+        return
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+        _warn_of(folder, error)
+
+
+CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR})
+"""Errors of a file system that has no sync of folders, or cannot open them."""
+
+_warned: set[int] = set()
+"""The devices that were warned of."""
+
+
+def _warn_of(folder: Path, error: OSError) -> None:
+    device = folder.stat().st_dev
+    if device not in _warned:
+        _warned.add(device)
+        log.warning(
+            "the file system of %s cannot sync folders (%s): after a power failure, the newest files may be missing",
+            folder,
+            error.strerror,
+        )

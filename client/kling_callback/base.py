@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from kling_callback.display import escape, file_html, result_html
 from kling_callback.errors import Outcome, ResultFailed
-from kling_callback.protocol.media_types import extension
+from kling_callback.protocol.media_types import extension, is_device
 
 
 class BaseTask:
@@ -149,9 +149,11 @@ class BaseFile:
     def name(self) -> str:
         """A file name: `ID-INDEX.EXT`, with the task's id and the extension for the media type.
 
-        A colon in the id becomes `_`: Windows would take what is before it for a drive.
+        A colon in the id becomes `_`: Windows would take what is before it for a drive. An id like `nul.1` gets a `_`
+        before it: Windows would take it for a device.
         """
-        return f"{self.task['id'].replace(':', '_')}-{self.index}.{extension(self.content_type, self.kind)}"
+        name = f"{self.task['id'].replace(':', '_')}-{self.index}.{extension(self.content_type, self.kind)}"
+        return f"_{name}" if is_device(name) else name
 
     def read(self) -> bytes | Awaitable[bytes]:
         """Download the content; the asynchronous class returns an awaitable of it."""

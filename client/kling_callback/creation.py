@@ -10,6 +10,7 @@ register ─▶ send ─┬─ taken ──────────────�
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import anyio
@@ -31,6 +32,7 @@ from kling_callback.errors import (
     SettingsError,
 )
 from kling_callback.jobs.body import chosen_id, model_of, with_callback
+from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import digest, redacted
@@ -50,21 +52,31 @@ MAX_FINGERPRINT_CHARS = 256
 
 
 def check_call(
-    family: str, body: Any, *, tags: Sequence[str], hook: str | None, external_task_id: str | None
-) -> tuple[str, tuple[str, ...]]:
-    """Check what belongs to a create beside its parameters. Returns the task's id, chosen or new, and distinct tags.
+    family: str,
+    body: Any,
+    *,
+    tags: Sequence[str],
+    hook: str | None,
+    hook_events: Sequence[str],
+    external_task_id: str | None,
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Check what belongs to a create beside its parameters.
 
-    Raises ParameterError with all problems.
+    Returns the task's id, chosen or new, the distinct tags, and the distinct events of the hook. Raises
+    ParameterError with all problems.
     """
-    problems, task_id, distinct_tags = ProblemCollector(), None, tuple[str, ...]()
+    problems, task_id = ProblemCollector(), None
+    distinct_tags, distinct_events = tuple[str, ...](), tuple[str, ...]()
     with problems:
         task_id = chosen_id(family, body, external_task_id)
     with problems:
         distinct_tags = _valid_tags(tags)
     with problems:
         _check_hook(hook)
+    with problems:
+        distinct_events = _valid_events(hook_events, hook)
     problems.raise_all()
-    return task_id or new_id(), distinct_tags
+    return task_id or new_id(), distinct_tags, distinct_events
 
 
 def check_key(settings: ClientSettings, family: str = "") -> None:
@@ -86,6 +98,25 @@ def _valid_tags(tags: Any) -> tuple[str, ...]:
         problems.append(f"tags: each must be text, not empty, on one line, at most {MAX_TAG_CHARS} characters.")
     if len(distinct) > MAX_TAGS:
         problems.append(f"tags: there are {len(distinct)}, at most {MAX_TAGS}.")
+    if problems:
+        raise ParameterError(problems)
+    return distinct
+
+
+def _valid_events(events: Any, hook: Any) -> tuple[str, ...]:
+    """The distinct types of events of the task's hook; a string is one type. Raises ParameterError."""
+    given = (events,) if isinstance(events, str) else () if events is None else events
+    if not isinstance(given, Iterable):
+        raise ParameterError(["hook_events: must be a list of types of events."])
+    distinct = tuple(sorted(set(map(str, given))))
+    problems = []
+    if distinct and not hook:
+        problems.append("hook_events: they are of the task's hook. Set hook, or remove them.")
+    for event in distinct:
+        if event not in TYPES:
+            closest = get_close_matches(event[:MAX_TAG_CHARS], TYPES, 1)
+            suggestion = f"Did you mean {closest[0]}?" if closest else f"Set some of: {', '.join(TYPES)}."
+            problems.append(f"hook_events: {event[:MAX_TAG_CHARS]!r} is not a type of events. {suggestion}")
     if problems:
         raise ParameterError(problems)
     return distinct
@@ -113,6 +144,7 @@ class CreateCall:
         body: dict[str, Any],
         tags: tuple[str, ...] = (),
         hook: str = "",
+        hook_events: tuple[str, ...] = (),
     ) -> None:
         self._kling_api, self._receiver, self._retry = kling_api, receiver, receiver.retry
         self._task_id, self._family, self._body = task_id, family, body
@@ -125,6 +157,7 @@ class CreateCall:
             key_fingerprint=",".join(settings.key_fingerprints)[:MAX_FINGERPRINT_CHARS],
             tags=tags,
             hook=hook,
+            hook_events=hook_events,
             create_token=secrets.token_urlsafe(16),
         )
         self.outcome = CreateOutcome("not_created", reason="It was interrupted before it was sent.")

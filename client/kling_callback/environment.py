@@ -6,18 +6,22 @@ The variables are those of other programs: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, N
 import functools
 import ipaddress
 import os
+import re
 import ssl
+import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import httpx
 
 from kling_callback.protocol.urls import PORTS, is_loopback
 
 TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 SOCKS_EXTRA = "pip install '.[socks]'"
 
 
@@ -35,14 +39,14 @@ class Proxy(NamedTuple):
 def proxy_for(url: str) -> Proxy | None:
     """The proxy through which the environment says to reach an http(s) address; None to reach it directly.
 
-    Loopback is always reached directly: a proxy has a loopback of its own. Raises EnvironmentProblem.
+    This machine is always reached directly: a proxy has a loopback of its own. Raises EnvironmentProblem.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
-    if is_loopback(host):
+    if _is_this_machine(host.rstrip(".")):
         return None
     proxies = getproxies()  # the system's own settings where the environment has none
-    if is_excluded(host, port, proxies.get("no", "")):
+    if is_excluded(host, port, proxies.get("no", "")) or (proxies and _is_excluded_by_system(host)):
         return None
     for scheme in (parts.scheme, "all"):
         if value := proxies.get(scheme, "").strip():
@@ -52,39 +56,65 @@ def proxy_for(url: str) -> Proxy | None:
 
 
 def is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Whether NO_PROXY lists a host: itself or a domain above it, with or without its port, a network, or `*`."""
-    return any(_matches(host.lower().rstrip("."), port, entry) for entry in no_proxy.lower().replace(",", " ").split())
+    """Whether NO_PROXY lists a host: itself or a domain above it, a network, each with or without a port, or `*`."""
+    return any(_matches(host.lower().rstrip("."), port, entry) for entry in re.split(r"[,;\s]+", no_proxy.lower()))
 
 
 def _matches(host: str, port: int, entry: str) -> bool:
     entry = entry.rpartition("://")[2].rstrip("/")
-    if entry == "*":
+    name, _, number = entry.rpartition(":") if entry.count(":") == 1 or "]:" in entry else (entry, "", "")
+    if number not in ("", "*", str(port)):
+        return False
+    if name == "*":
         return True
     try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
-    except ValueError:  # one of them is a name, or has a port
-        pass
-    name, _, number = entry.rpartition(":") if entry.count(":") == 1 or "]:" in entry else (entry, "", "")
-    if number not in ("", str(port)):
-        return False
-    domain = name.strip("[]").removeprefix("*").strip(".")
-    return domain != "" and (host == domain or host.endswith(f".{domain}"))
+        network = ipaddress.ip_network(name.replace("[", "").replace("]", ""), strict=False)
+        return _address(host) in network
+    except ValueError:  # one of them is a name
+        domain = name.strip("[]").removeprefix("*").strip(".")
+        return domain != "" and (host == domain or host.endswith(f".{domain}"))
 
 
-def _checked_address(name: str, value: str) -> str:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that a host is; IPv4 inside IPv6 as IPv4. Raises ValueError for a name."""
+    address = ipaddress.ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        address = _address(host)
+    except ValueError:
+        return is_loopback(host)
+    return address.is_loopback or address.is_unspecified
+
+
+@functools.lru_cache(1024)
+def _is_excluded_by_system(host: str) -> bool:
+    """Whether Windows or macOS excludes a host, where no variable names a proxy. Looks names up, hence the cache."""
+    return sys.platform in ("win32", "darwin") and not getproxies_environment() and bool(proxy_bypass(host))
+
+
+def http_proxy_address(name: str, value: str) -> str:
+    """The address of an HTTP proxy from the variable `name`. Raises EnvironmentProblem, for a SOCKS proxy too."""
+    address = _checked_address(name, value, schemes=("http", "https"))
+    return address.rstrip("/")
+
+
+def _checked_address(name: str, value: str, schemes: Sequence[str] = PROXY_SCHEMES) -> str:
     """The address of a proxy, as httpx takes it. Raises EnvironmentProblem."""
     scheme, _, rest = (value if "://" in value else f"http://{value}").partition("://")
     scheme = {"socks": "socks5"}.get(scheme.lower(), scheme.lower())
     address = f"{scheme}://{rest}"
     try:
         usable = bool(value.isprintable() and " " not in value and urlsplit(address).port != 0)
-        usable = usable and bool(httpx.Proxy(address).url.host)
+        usable = usable and scheme in schemes and bool(httpx.Proxy(address).url.host)
     except (ValueError, httpx.InvalidURL):
         usable = False
     if not usable:
         raise EnvironmentProblem(
-            f"{name} is not the address of a proxy that can be used. Set it to one like http://host:3128 or "
-            "socks5://host:1080, or remove it."
+            f"{name} is not the address of a proxy that can be used. Set it to one like http://host:3128"
+            f"{' or socks5://host:1080' if 'socks5' in schemes else ''}, or remove it."
         )
     if scheme.startswith("socks") and not _is_installed("socksio"):
         raise EnvironmentProblem(

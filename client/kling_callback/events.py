@@ -12,27 +12,33 @@ from kling_callback.api.receiver import ReceiverApi, task_path, unreadable_answe
 from kling_callback.api.task_json import has_id, is_task
 from kling_callback.display import logger
 from kling_callback.errors import ReceiverError
-from kling_callback.protocol.events import MAX_EVENT_BYTES, MAX_ID_DIGITS, Event
+from kling_callback.protocol.events import MAX_EVENT_BYTES, Event, LogPosition, position_of
 from kling_callback.protocol.nesting import MAX_ANSWER_DEPTH, is_deeper
 
 log = logger("kling_callback.events")
 
+OTHER_LOG = "other_log"
+"""The receiver's error code for a cursor of another event log: its database was restored or replaced."""
+
 
 async def follow(
-    receiver: ReceiverApi, task_id: str | None = None, *, after: int | None = None
+    receiver: ReceiverApi, task_id: str | None = None, *, after: LogPosition | None = None
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of a task until it is done; without `task_id`, of all tasks, without end. Reconnects.
 
-    `task_id`: any id of the task. Reconnections use ours: Kling's id may be corrected meanwhile.
-    `after`: id of an event; only later ones are yielded. Raises ReceiverError when the receiver refuses, or was
-    never reached within `unreachable_seconds`.
+    The receiver ends a stream when its token expires; the next connection has a new one, and begins after the last
+    event. `task_id`: any id of the task. Reconnections use ours: Kling's id may be corrected meanwhile.
+    `after`: only events after it are yielded. When the receiver's database was restored, a task's events begin anew;
+    without `task_id`, the cursor is refused. Raises ReceiverError when the receiver refuses (`code` OTHER_LOG for such
+    a cursor), or was never reached within `unreachable_seconds`.
     """
     last, failures, done, started_at = after, 0, False, anyio.current_time()
     while True:
+        opened_at, broke = anyio.current_time(), False
         try:
             async with aclosing(_stream(receiver, task_id, last)) as events:
                 async for event in events:
-                    last, failures = event.id, 0
+                    last, failures = event.position, 0
                     task_id = task_id and event.task["id"]
                     yield event
                     done = task_id is not None and event.task.get("done") is True
@@ -41,37 +47,46 @@ async def follow(
             if done:
                 return
         except ReceiverError as error:
+            if error.code == OTHER_LOG and task_id and last:
+                log.warning("The receiver's database was restored: the events of task %s begin anew", task_id)
+                last = None
+                continue
             waited = anyio.current_time() - started_at
             if not error.retryable or (not receiver.reached and waited > receiver.retry.unreachable_seconds):
                 raise
             log.info("The event stream%s broke: %s", f" of task {task_id}" if task_id else "", error)
+            broke = True
+        if anyio.current_time() - opened_at > receiver.retry.max_wait:
+            failures = 0
+            if not broke:  # the token of the stream has expired: each connection has a new one
+                continue
         failures += 1
         await anyio.sleep(receiver.retry.pause(failures))
 
 
-async def last_event(receiver: ReceiverApi) -> int:
-    """The id of the newest event of all tasks; 0 without events. Raises ReceiverError."""
+async def last_event(receiver: ReceiverApi) -> LogPosition:
+    """The position after the newest event of all tasks. Raises ReceiverError."""
 
-    async def read() -> int:
+    async def read() -> LogPosition:
         async with aclosing(_frames(receiver, "/api/events?after=latest", None)) as frames:
             async for frame in frames:
-                return _event_id(frame.id)
+                return _position(frame.id)
         raise unreadable_answer()
 
     policy = receiver.retry
     return await policy.retry(read, lambda error: error.retryable, policy.read_seconds)
 
 
-async def _stream(receiver: ReceiverApi, task_id: str | None, last: int | None) -> AsyncGenerator[Event, None]:
-    """The events of one connection, with ids above `last`."""
+async def _stream(receiver: ReceiverApi, task_id: str | None, last: LogPosition | None) -> AsyncGenerator[Event, None]:
+    """The events of one connection, after `last`."""
     path = f"{task_path(task_id)}/events" if task_id else "/api/events"
     async with aclosing(_frames(receiver, path, last)) as frames:
         async for frame in frames:
-            if frame.data and (event := _event(frame, task_id)).id > (last or -1):
+            if frame.data and _is_after(event := _event(frame, task_id), last):
                 yield event
 
 
-async def _frames(receiver: ReceiverApi, path: str, last: int | None) -> AsyncGenerator[ServerSentEvent, None]:
+async def _frames(receiver: ReceiverApi, path: str, last: LogPosition | None) -> AsyncGenerator[ServerSentEvent, None]:
     """The frames of one connection, heartbeats included."""
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     if last is not None:
@@ -92,18 +107,24 @@ def _event(frame: ServerSentEvent, task_id: str | None) -> Event:
     try:
         content = json.loads(frame.data)
         task, data = content["task"], content.get("data")
-        event_id = _event_id(frame.id or str(content["id"]))
+        position = position_of(content["log_id"], content["id"], content["at"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise unreadable_answer() from None
     if not is_task(task) or not (task_id is None or has_id(task, task_id)) or is_deeper(data, MAX_ANSWER_DEPTH):
         raise unreadable_answer()
-    return Event(event_id, frame.event, str(content.get("at")), data if isinstance(data, dict) else {}, task)
+    data = data if isinstance(data, dict) else {}
+    return Event(position.event_id, frame.event, content["at"], data, task, position.log_id)
 
 
-def _event_id(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS):
-        raise unreadable_answer()
-    return int(text)
+def _is_after(event: Event, last: LogPosition | None) -> bool:
+    return last is None or event.log_id != last.log_id or event.id > last.event_id
+
+
+def _position(text: str) -> LogPosition:
+    try:
+        return LogPosition.parse(text)
+    except ValueError:
+        raise unreadable_answer() from None
 
 
 class _LimitedStream(httpx.AsyncByteStream):

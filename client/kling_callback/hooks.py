@@ -101,7 +101,14 @@ def _event(body: bytes, webhook_id: str) -> HookEvent:
     except (ValueError, RecursionError):
         raise HookError("The body is not JSON.", code="not_json") from None
     match content:
-        case {"id": int(event_id), "type": str(kind), "at": str(at), "data": dict(data), "task": task}:
+        case {
+            "id": int(event_id),
+            "log_id": str(log_id),
+            "type": str(kind),
+            "at": str(at),
+            "data": dict(data),
+            "task": task,
+        }:
             if type(event_id) is int and is_task(task):  # True is an int as well
-                return HookEvent(event_id, kind, at, data, task, webhook_id)
+                return HookEvent(event_id, kind, at, data, task, log_id, webhook_id)
     raise HookError("The body is not an event.", code="not_an_event")

@@ -19,7 +19,8 @@ from kling_callback.events import follow, last_event
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare, prepare_job
-from kling_callback.protocol.events import Event
+from kling_callback.loops.binding import LoopBinding
+from kling_callback.protocol.events import Event, LogPosition
 from kling_callback.protocol.families import family_problems
 from kling_callback.protocol.ids import check_any_id
 from kling_callback.protocol.signing import api_token
@@ -27,12 +28,15 @@ from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask, with_files
 
 TOKEN_LIFETIME_SECONDS = 300
-"""Seconds for which a bearer token made here is valid: it is used for one request."""
+"""Seconds for which a bearer token made here is valid: it is used for one request. A stream is renewed so often."""
 
 
 @returning(AsyncTask)
 class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
-    """An asynchronous client of Kling and its receiver. Open it with `async with`, or call `aclose`."""
+    """An asynchronous client of Kling and its receiver. Open it with `async with`, or call `aclose`.
+
+    May be used in several event loops (`asyncio.run` again, other threads), and after a fork.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """Arguments that are None are read from the environment or `.env`, as `KLING_` and the name in capitals.
 
         `settings`: all settings at once, from `ClientSettings.load`; the others are then ignored.
-        `retry`: retries and timeouts. `http`: your own HTTP client, which `aclose` closes.
+        `retry`: retries and timeouts. `http`: your own HTTP client, for one event loop, which `aclose` closes.
         Raises SettingsError with all problems. Without any setting of a receiver, only `call` and `tasks_at_kling`
         work; the other methods raise SettingsError.
         """
@@ -69,6 +73,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             receiver_internal_url=receiver_internal_url,
         )
         self._http = http or create_client()
+        self._binding = LoopBinding() if http else None
         self._receiver = ReceiverApi(self._http, self._settings.receiver_base, self._token, retry or RetryPolicy())
         self._kling_api = KlingApi(self._settings.api_base, auth_from(self._settings), self._http)
 
@@ -79,6 +84,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
@@ -88,7 +94,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         problems, family, body = ProblemCollector(), job.endpoints[0].family, dict(values)
         with problems:
             family, body = await to_thread.run_sync(prepare_job, job, await with_files(values))
-        return await self._create(problems, family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(
+            problems, family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        )
 
     async def create(
         self,
@@ -97,6 +105,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create a task of any job, and return it once Kling has it.
@@ -105,7 +114,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `body`: Kling's parameters, JSON. Where Kling accepts an image, it may be a Path, a file name, a data URL or an
         image of an earlier result; where it accepts a video's URL, a video of an earlier result.
         `tags`: labels; at most 20, of at most 100 characters.
-        `hook`: URL to which the receiver POSTs this task's events, signed with its KLING_HOOK_SECRET.
+        `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
+        `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
@@ -117,7 +127,15 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             if not isinstance(family, str):
                 raise ParameterError(family_problems(family))
             sent = await to_thread.run_sync(prepare, family, await with_files(body))
-        return await self._create(problems, str(family), sent, tags=tags, hook=hook, external_task_id=external_task_id)
+        return await self._create(
+            problems,
+            str(family),
+            sent,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            external_task_id=external_task_id,
+        )
 
     def _run(
         self,
@@ -125,9 +143,10 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         values: Mapping[str, Any],
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
-        return self.run(job, values, tags=tags, hook=hook, external_task_id=external_task_id)
+        return self.run(job, values, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
 
     async def _create(
         self,
@@ -137,12 +156,15 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         *,
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
-        task_id, distinct_tags = "", tuple[str, ...]()
+        task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
         with problems:
-            task_id, distinct_tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+            task_id, distinct_tags, known_events = check_call(
+                family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            )
         with problems:
             check_key(self._settings, family)
         problems.raise_all()
@@ -155,6 +177,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             body=body,
             tags=distinct_tags,
             hook=hook or "",
+            hook_events=known_events,
         )
         return await creation.run()
 
@@ -192,6 +215,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
         """
+        self._check_loop()
         problems, target, content = ProblemCollector(), path, None
         with problems:
             target, content = await to_thread.run_sync(calls.prepare_call, path, await with_files(body))
@@ -205,6 +229,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
         Raises ParameterError for another family, GatewayError if Kling gives no list.
         """
+        self._check_loop()
         problems = ProblemCollector()
         with problems:
             calls.check_listed(family)
@@ -217,18 +242,20 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """A handle to a task by any of its ids, without a request: `wait` raises ReceiverError if there is none."""
         return AsyncTask(self._receiver, {"id": _valid_id(task_id), "status": "created"})
 
-    async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
+    async def events(self, *, after: str | None = None) -> AsyncGenerator[Event, None]:
         """Yield the past events of all tasks, then live ones, without end. Reconnects when the connection breaks.
 
-        `after`: id of an event; only later ones are yielded. Raises ReceiverError.
+        `after`: the `cursor` of an event; only later ones are yielded. Raises ParameterError for any other text, and
+        ReceiverError. Its `code` is `other_log` once the receiver's database was restored or replaced: the cursor is of
+        no use then. Begin again without it, and expect events that you had before.
         """
-        async with aclosing(follow(self._receiver, after=after)) as events:
+        async with aclosing(follow(self._receiver, after=_position(after))) as events:
             async for event in events:
                 yield event
 
-    async def last_event(self) -> int:
-        """The id of the newest event; 0 without events. Raises ReceiverError."""
-        return await last_event(self._receiver)
+    async def last_event(self) -> str:
+        """The cursor of the newest event, or of the beginning when there is none. Raises ReceiverError."""
+        return str(await last_event(self._receiver))
 
     @property
     def receiver_reached(self) -> bool:
@@ -236,8 +263,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         return self._receiver.reached
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        await self._http.aclose()
+        """Close all connections that belong to this event loop."""
+        if not self._binding or self._binding.is_here():
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -250,7 +278,12 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
     ) -> None:
         await self.aclose()
 
+    def _check_loop(self) -> None:
+        if self._binding:
+            self._binding.check()
+
     def _token(self) -> str:
+        self._check_loop()
         settings = self._settings
         settings.check_receiver()
         return settings.receiver_token or api_token(settings.signing_secrets, "client", TOKEN_LIFETIME_SECONDS)
@@ -261,3 +294,10 @@ def _valid_id(task_id: str) -> str:
         return check_any_id(task_id)
     except ValueError as error:
         raise ParameterError([str(error)]) from None
+
+
+def _position(cursor: str | None) -> LogPosition | None:
+    try:
+        return None if cursor is None else LogPosition.parse(cursor)
+    except (ValueError, TypeError):
+        raise ParameterError([f"after: {cursor!r} is not the `cursor` of an event."]) from None

@@ -242,8 +242,7 @@ class CommonSettings(BaseSettings):
         problems = certificate_problems()
         arguments = {name: value for name, value in values.items() if value is not None}
         try:
-            if Path(ENV_FILE).is_fifo():  # reading it could wait for ever
-                raise OSError(errno.EINVAL, "it is a pipe")
+            _check_env_file(Path(ENV_FILE))
             problems += expansions(Path(ENV_FILE))
             problems += cls._sources(arguments).problems(cls._addresses())
             settings = cls(**arguments)
@@ -326,8 +325,8 @@ class ClientSettings(CommonSettings):
     hook_secret: HookSecret = Field(
         "",
         repr=False,
-        description="signs the POSTs to `KLING_HOOK_URL`, to hooks of single tasks, and of `kling listen --forward`, "
-        "by Standard Webhooks (`whsec_...`)",
+        description="signs the POSTs to `KLING_HOOK_URL` and of `kling listen --forward`, by Standard Webhooks "
+        "(`whsec_...`)",
     )
 
     @classmethod
@@ -401,6 +400,14 @@ class ClientSettings(CommonSettings):
 def _warn_once(message: str) -> None:
     if message:
         log.warning("%s", message)
+
+
+def _check_env_file(path: Path) -> None:
+    """Raise OSError for a file that would not be read as it was written."""
+    if path.is_fifo():  # reading it could wait for ever
+        raise OSError(errno.EINVAL, "it is a pipe")
+    if path.is_file() and b"\0" in path.read_bytes():  # decoded as UTF-8, all its names would be unknown
+        raise OSError(errno.EINVAL, "it is UTF-16 text, as PowerShell writes it. Save it as UTF-8")
 
 
 def split(value: Any) -> Any:

@@ -1,14 +1,12 @@
 """Kling without `await`: each method runs its namesake of AsyncKling in an event loop of its own thread."""
 
-import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 
@@ -20,107 +18,10 @@ from kling_callback.errors import KlingError
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.kling import AsyncKling
+from kling_callback.loops.thread import LoopThread
 from kling_callback.protocol.events import Event
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncFile, AsyncResult, AsyncTask
-
-T = TypeVar("T")
-
-
-CANCEL_SECONDS = 10
-"""Seconds that an interrupted call has to report the outcome of its create, and to end."""
-
-
-class _Call(Generic[T]):
-    """A call that runs in the loop's thread."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        call: Callable[[], Awaitable[T]],
-        all_calls: "set[_Call[Any]]",
-    ) -> None:
-        self._loop, self._call, self._all = loop, call, all_calls
-        self._ended = threading.Event()
-        self._task: asyncio.Task[Any] | None = None
-        self.future = asyncio.run_coroutine_threadsafe(self._run(), loop)
-
-    def result(self) -> T:
-        """Wait, and return what the call returns. Ctrl-C here cancels it there, and waits for its end."""
-        try:
-            return self.future.result()
-        finally:
-            if not self._ended.is_set():
-                self.stop()
-
-    def stop(self) -> None:
-        """Cancel the call, and wait at most CANCEL_SECONDS for its end."""
-        self._loop.call_soon_threadsafe(self._cancel)
-        self._ended.wait(CANCEL_SECONDS)
-
-    def _cancel(self) -> None:
-        if self._task and not self._ended.is_set():
-            self._task.cancel()
-
-    async def _run(self) -> T:
-        self._task = asyncio.current_task()
-        self._all.add(self)
-        try:
-            return await self._call()
-        finally:
-            self._all.discard(self)
-            self._ended.set()
-
-
-class LoopThread:
-    """An event loop in a thread of its own, started by the first call.
-
-    A daemon thread: a program that ends without `close` still ends.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._calls: set[_Call[Any]] = set()
-
-    def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run `call` in the loop, and return what it returns."""
-        return self.start(call).result()
-
-    def start(self, call: Callable[[], Awaitable[T]]) -> _Call[T]:
-        """Start `call` in the loop. Raises KlingError after `close`."""
-        return _Call(self._started(), call, self._calls)
-
-    def close(self, last: Callable[[], Awaitable[None]]) -> None:
-        """Cancel the calls that still run, run `last`, then end the thread.
-
-        Calls may still run here: an interrupt can arrive before the caller holds the call that it started.
-        """
-        if self._closed:
-            return
-        for call in list(self._calls):
-            call.stop()
-        self.run(last)
-        loop = self._started()
-        with self._lock:
-            self._closed, thread = True, self._thread
-        assert thread
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._closed:
-                raise KlingError("This Kling is closed.", code="closed", hint="Open another one.")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="kling", daemon=True)
-                self._thread.start()
-            return self._loop
 
 
 class KlingArguments(TypedDict, total=False):
@@ -176,7 +77,7 @@ class Task(BaseTask):
         call = self._loop.start(lambda: self._task.wait(timeout, on_event=events.put))
         call.future.add_done_callback(lambda _: events.put(None))
         try:
-            while (event := events.get()) is not None:
+            while not call.lost and (event := events.get()) is not None:
                 self.data = event.task
                 on_event(event)
             return call.result()
@@ -225,7 +126,7 @@ class Kling(JobMethods[Task]):
     def __init__(self, **settings: Unpack[KlingArguments]) -> None:
         """The arguments are those of AsyncKling. Raises SettingsError with all problems."""
         self.asynchronous = AsyncKling(**settings)
-        self.loop = LoopThread()
+        self.loop = LoopThread(self.asynchronous.aclose)
 
     def run(
         self,
@@ -234,13 +135,14 @@ class Kling(JobMethods[Task]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> Task:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
 
         Other arguments and errors as in `create`.
         """
-        return self._run(job, values, tags, hook, external_task_id)
+        return self._run(job, values, tags, hook, hook_events, external_task_id)
 
     def create(
         self,
@@ -249,10 +151,13 @@ class Kling(JobMethods[Task]):
         *,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
     ) -> Task:
         create = partial(self.asynchronous.create, family, body)
-        return self._task(lambda: create(tags=tags, hook=hook, external_task_id=external_task_id))
+        return self._task(
+            lambda: create(tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
+        )
 
     create.__doc__ = AsyncKling.create.__doc__
 
@@ -269,10 +174,11 @@ class Kling(JobMethods[Task]):
         values: Mapping[str, Any],
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> Task:
         run = partial(self.asynchronous.run, job, values)
-        return self._task(lambda: run(tags=tags, hook=hook, external_task_id=external_task_id))
+        return self._task(lambda: run(tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id))
 
     def _task(self, call: Callable[[], Awaitable[AsyncTask]]) -> Task:
         return Task(self.loop, self.loop.run(call))
@@ -318,7 +224,7 @@ class Kling(JobMethods[Task]):
 
     def close(self) -> None:
         """Cancel the calls that still run, close all connections, end the thread."""
-        self.loop.close(self.asynchronous.aclose)
+        self.loop.close()
 
     def __enter__(self) -> Self:
         return self

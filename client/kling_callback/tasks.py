@@ -1,5 +1,6 @@
 """AsyncTask, AsyncResult and AsyncFile: wait for a task, read and save its files."""
 
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from inspect import isawaitable
@@ -116,7 +117,7 @@ class AsyncFile(BaseFile):
         return await self._download(MemoryFile, lambda file: bytes(file.content))
 
     def _target(self, path: str | Path) -> Path:
-        is_folder = str(path).endswith("/") or Path(path).is_dir()
+        is_folder = str(path).endswith(("/", os.sep)) or Path(path).is_dir()
         return Path(path) / self.name if is_folder else Path(path)
 
     async def _download(self, create: Callable[[], W], finish: Callable[[W], R]) -> R:

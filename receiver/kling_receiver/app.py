@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.api.kling import KlingApi, auth_from
+from kling_callback.protocol.signing import task_hook_secrets
+from kling_receiver.access.tokens import TokenCache
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
@@ -34,36 +36,50 @@ from kling_receiver.metrics import CONTENT_TYPE, Metrics
 from kling_receiver.net.client import GuardedClient
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.policy import Policy
+from kling_receiver.readiness import Readiness
 from kling_receiver.results import records as result_records
 from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
+from kling_receiver.results.owner import claim
+from kling_receiver.results.owner_recorder import OwnerRecorder
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.database import Database
-from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.database import BLOCKED_SECONDS, Database
+from kling_receiver.store.errors import DBAPIError, Unavailable, describe
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
 from kling_receiver.tasks.overdue import OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
+from kling_receiver.threads import run_in_daemon_thread
+from kling_receiver.web.api.access import AccessRoutes
 from kling_receiver.web.api.actions import TaskActions
 from kling_receiver.web.api.deliveries import DeliveryRoutes
 from kling_receiver.web.api.hooks import HookRoutes
 from kling_receiver.web.api.results import ResultRoutes
 from kling_receiver.web.api.stream import StreamRoutes
 from kling_receiver.web.api.tasks import TaskRoutes
-from kling_receiver.web.auth import require_role
+from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.callbacks import CallbackRoutes
 from kling_receiver.web.errors import ApiError, error_response
-from kling_receiver.web.middleware import PathPrefix, api_error, http_error, internal_error, unavailable
+from kling_receiver.web.middleware import (
+    PathPrefix,
+    api_error,
+    http_error,
+    internal_error,
+    refused_by_database,
+    unavailable,
+)
 from kling_receiver.web.openapi.document import document
 
 log = logging.getLogger("kling_receiver")
 
 STOP_SECONDS = 8.0
 """Seconds that running jobs are given when the receiver is told to stop."""
+ORPHAN_SECONDS = 3.0
+"""Seconds that the worker waits until unfinished files are removed; on a disk that answers, it takes milliseconds."""
 HOOK_CONNECTIONS = 1_000
 """Connections at once to all hooks of the operator. Each hook has a limit of its own: a slow one delays no other."""
 
@@ -91,6 +107,7 @@ class Store:
     writer: Writer
     reader: Reader
     storage: LocalStorage
+    recorder: OwnerRecorder
     bus: EventBus
     payloads: Payloads
     metrics: Metrics
@@ -115,7 +132,7 @@ def build_store(
     policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
     with blame_setting(_database_setting(settings)):
         database = Database(settings.database)
-    reader = Reader(database)
+    reader, storage = Reader(database), LocalStorage(settings.results)
     return Store(
         database=database,
         writer=Writer(
@@ -127,7 +144,8 @@ def build_store(
             on_clock_jump=startup.follow_clock,
         ),
         reader=reader,
-        storage=LocalStorage(settings.results),
+        storage=storage,
+        recorder=OwnerRecorder(storage.owner, database),
         bus=EventBus(reader),
         payloads=Payloads(settings.signing_secrets, settings.receiver_url, clock=clock),
         metrics=Metrics(),
@@ -138,7 +156,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
     """Create the handler of each kind of job, and the worker that calls them."""
     kling_client = create_kling_client()
     hooks = GuardedClient(settings.hook_hosts, connections=HOOK_CONNECTIONS)
-    task_hooks = GuardedClient(settings.hook_hosts)
+    task_hooks = GuardedClient(settings.client_hook_hosts)
     kling_api = KlingApi(settings.api_base, auth_from(settings), kling_client)
     downloads = (
         ResultClient(settings.result_hosts, settings.api_base, kling_api.authorization)
@@ -153,7 +171,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         store.payloads,
         store.metrics,
         source=settings.receiver_url,
-        secret=settings.hook_secret,
+        task_secrets=task_hook_secrets(settings.signing_secrets),
         clock=clock,
     )
     downloader = Downloader(
@@ -179,21 +197,29 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         Kind.REPLAY: dispatcher.replay,
         Kind.DELIVERY: dispatcher.retry,
     }
-    worker = Worker(store.writer, handlers, clock=clock)
+    worker = Worker(
+        store.writer, handlers, clock=clock, on_invalid=lambda kind: store.metrics.invalid_jobs.labels(kind).inc()
+    )
     return Work(reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))
 
 
-def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock) -> list[Route]:
+def build_guard(settings: ReceiverSettings, store: Store, clock: Clock) -> Guard:
+    """Create the parts that authorize requests. A revoked token ends the streams that it opened."""
+    tokens = TokenCache(store.reader, store.writer, on_revoke=lambda: store.bus.notify(None), clock=clock)
+    return Guard(settings.signing_secrets, tokens, store.writer, clock=clock)
+
+
+def build_web(settings: ReceiverSettings, store: Store, work: Work, guard: Guard, clock: Clock) -> list[Route]:
     """Create the callback route and the API."""
     bodies, reader, writer, payloads = BodyLimiter(), store.reader, store.writer, store.payloads
     callbacks = CallbackRoutes(
         settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
     )
-    tasks = TaskRoutes(settings, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
-    stream = StreamRoutes(settings, reader=reader, bus=store.bus, payloads=payloads)
-    results = ResultRoutes(settings, reader=reader, storage=store.storage, clock=clock)
+    tasks = TaskRoutes(settings, guard, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
+    stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
+    results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     actions = TaskActions(
-        settings,
+        guard,
         reconciler=work.reconciler,
         writer=writer,
         reader=reader,
@@ -201,12 +227,13 @@ def build_web(settings: ReceiverSettings, store: Store, work: Work, clock: Clock
         payloads=payloads,
         bodies=bodies,
     )
-    hooks = HookRoutes(settings, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
-    deliveries = DeliveryRoutes(settings, reader=reader, writer=writer, bodies=bodies)
+    hooks = HookRoutes(settings, guard, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
+    deliveries = DeliveryRoutes(guard, reader=reader, writer=writer, bodies=bodies)
+    access = AccessRoutes(guard, reader=reader, bodies=bodies)
     return [
         Route("/callbacks/{token:path}", callbacks.receive, methods=["POST"]),
         Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
-        *(route for group in (tasks, stream, results, actions, hooks, deliveries) for route in group.routes()),
+        *(route for group in (tasks, stream, results, actions, hooks, deliveries, access) for route in group.routes()),
     ]
 
 
@@ -234,12 +261,17 @@ class Receiver:
         self.settings, self.clock = settings, clock
         self.store = build_store(settings, self._on_commit, clock, monotonic)
         self.work = build_work(settings, self.store, clock, delays)
+        self._readiness = Readiness(self.store.writer, self.store.storage, self._work_problem)
         self._startup: asyncio.Task[None] | None = None
-        self._readiness: asyncio.Task[str | None] | None = None
+        self._startup_problem: str | None = None
+        self.on_stopped: Callable[[], None] = lambda: None
+        """Called at the end of `stop`. Threads may then still be blocked by the disk or the database."""
 
     def _on_commit(self, committed: CommitResult) -> None:
         """Tell the parts that wait for events and jobs; runs in the event loop after each commit."""
         self.store.bus.notify(committed.task_ids)
+        if committed.task_ids != frozenset():
+            self.store.recorder.events_committed()
         for type_, times in committed.event_counts.items():
             self.store.metrics.events.labels(type_).inc(times)
         for message in committed.messages:
@@ -248,12 +280,26 @@ class Receiver:
             self.work.worker.wake(committed.next_due_at)
 
     def prepare(self) -> None:
-        """Take the lock, migrate the database, make the results folder. Raises DatabaseError, OSError."""
+        """Check the database, take the locks, migrate, make the results folder. Raises DatabaseError, OSError."""
+        storage_setting = "KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"
+        with blame_setting(storage_setting):
+            self.store.storage.check_answers()
         with blame_setting(_database_setting(self.settings)):
+            self.store.database.check(self.settings.results)
             self.store.database.acquire_lock()
             self.store.database.migrate()
-        with blame_setting("KLING_STORAGE_URL" if self.settings.storage_url else "KLING_DATA_DIR"):
-            self.store.storage.prepare()
+        with blame_setting(storage_setting):
+            self._claim_folder()
+
+    def _claim_folder(self) -> None:
+        storage = self.store.storage
+        storage.prepare()
+        try:
+            storage.owner.acquire()
+            self.store.recorder.start(claim(self.store.database, storage.owner))
+        except BaseException:
+            storage.owner.release()
+            raise
 
     async def start(self) -> None:
         """Start the writer, release jobs claimed by a previous process, then repair and start the worker."""
@@ -281,10 +327,12 @@ class Receiver:
             try:
                 await writer.run(startup.repair)
                 await writer.run(startup.clamp_due_times)
+                await writer.run(queue.retry_invalid)
                 await writer.run(lambda tx: startup.schedule_sweep(tx, started))
                 await self._remove_orphans()
                 break
-            except Exception:
+            except Exception as error:
+                self._startup_problem = f"The worker cannot start: {describe(error)}."
                 log.exception("the check after the start failed; it runs again in %g s", OUTAGE_RETRY_SECONDS)
                 await asyncio.sleep(OUTAGE_RETRY_SECONDS)
         self.work.worker.start()
@@ -293,7 +341,10 @@ class Receiver:
         """Remove what an earlier process left of files that nobody downloads any more."""
         pending = await self.store.writer.run(result_records.pending_parts)
         try:
-            await run_in_threadpool(self.store.storage.remove_orphans, pending)
+            async with asyncio.timeout(ORPHAN_SECONDS):
+                await run_in_daemon_thread(lambda: self.store.storage.remove_orphans(pending))
+        except TimeoutError:
+            log.warning("unfinished files could not be removed: their folder does not answer")
         except OSError as error:
             log.warning("unfinished files could not be removed: %s", error.strerror or error)
 
@@ -302,39 +353,30 @@ class Receiver:
         self.store.bus.close()
         if self._startup:
             self._startup.cancel()
-            await asyncio.gather(self._startup, return_exceptions=True)
+            await asyncio.wait({self._startup}, timeout=BLOCKED_SECONDS)
         await self.work.worker.close(STOP_SECONDS)
         await self.work.sender.close()
         await self.store.writer.close()
+        await asyncio.to_thread(self.store.recorder.close)
+        self.store.storage.owner.release()
         await self.work.kling_client.aclose()
         for client in self.work.guarded_clients:
             await client.close()
         await self.store.reader.close()
         self.store.database.close()
+        self.on_stopped()
 
     async def ready(self) -> str | None:
-        """Why callbacks cannot be made durable at the moment; None when they can.
+        """Why a callback would not be stored and processed at the moment; None if it would."""
+        return await self._readiness.problem()
 
-        Concurrent requests share one check: the route is public, and each check costs a commit.
-        """
-        if self._readiness is None:
-            self._readiness = asyncio.create_task(self._check_ready())
-            self._readiness.add_done_callback(self._readiness_done)
-        return await asyncio.shield(self._readiness)
-
-    def _readiness_done(self, task: asyncio.Task[str | None]) -> None:
-        self._readiness = None
-
-    async def _check_ready(self) -> str | None:
-        try:
-            await self.store.writer.probe()
-        except Unavailable as error:
-            return str(error)
-        try:
-            await run_in_threadpool(self.store.storage.probe)
-        except OSError as error:
-            return f"The folder for result files cannot be written: {error.strerror}."
-        return None
+    def _work_problem(self) -> str | None:
+        """Why jobs are not run. A start whose repair has not failed yet is no problem: the worker follows."""
+        if self.work.worker.started:
+            return self.work.worker.problem
+        if self._startup is None or self._startup.done():
+            return "The worker was not started. Restart the receiver."
+        return self._startup_problem
 
 
 def create_app(receiver: Receiver) -> Starlette:
@@ -348,9 +390,10 @@ def create_app(receiver: Receiver) -> Starlette:
         finally:
             await receiver.stop()
 
+    guard = build_guard(receiver.settings, receiver.store, receiver.clock)
     routes = [
-        *build_web(receiver.settings, receiver.store, receiver.work, receiver.clock),
-        *_operation_routes(receiver),
+        *build_web(receiver.settings, receiver.store, receiver.work, guard, receiver.clock),
+        *_operation_routes(receiver, guard),
     ]
     prefix = urlsplit(receiver.settings.receiver_url).path
     app = Starlette(
@@ -359,6 +402,7 @@ def create_app(receiver: Receiver) -> Starlette:
         exception_handlers={
             ApiError: api_error,
             Unavailable: unavailable,
+            DBAPIError: refused_by_database,
             HTTPException: http_error,
             Exception: internal_error,
         },
@@ -368,9 +412,7 @@ def create_app(receiver: Receiver) -> Starlette:
     return app
 
 
-def _operation_routes(receiver: Receiver) -> list[Route]:
-    secrets = receiver.settings.signing_secrets
-
+def _operation_routes(receiver: Receiver, guard: Guard) -> list[Route]:
     async def healthz(request: Request) -> Response:
         return JSONResponse({"ok": True})
 
@@ -388,6 +430,6 @@ def _operation_routes(receiver: Receiver) -> list[Route]:
     return [
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", require_role(secrets, "read", metrics, query=None), methods=["GET"]),
-        Route("/openapi.json", require_role(secrets, "admin", openapi, query=None), methods=["GET"]),
+        Route("/metrics", guard.require("read", metrics, query=None), methods=["GET"]),
+        Route("/openapi.json", guard.require("admin", openapi, query=None), methods=["GET"]),
     ]

@@ -1,5 +1,6 @@
 """Folders that survive a power failure, and errors that name the setting of a folder."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ def make_durable_folder(folder: Path) -> None:
     """Make a folder and its missing parents, with mode 0700; their entries are on disk on return. Raises OSError."""
     if folder.is_dir():
         return
+    if folder.is_symlink():  # the folder would be hidden once the volume of the other one is mounted
+        raise FileNotFoundError(errno.ENOENT, f"a symbolic link to {folder.readlink()}, which is no folder", folder)
     make_durable_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     fsync_folder(folder.parent)

@@ -15,6 +15,7 @@ class Metrics:
         self.queries = self._counter("queries", "Queries to Kling, by outcome", "outcome")
         self.downloads = self._counter("downloads", "Download attempts of result files, by outcome", "outcome")
         self.deliveries = self._counter("deliveries", "Delivery attempts to hooks, by outcome", "outcome")
+        self.invalid_jobs = self._counter("invalid_jobs", "Jobs that this version cannot run, by kind", "kind")
         self.commit_seconds = Histogram(
             "kling_callback_seconds",
             "Seconds from the last byte of a callback to its commit",

@@ -1,5 +1,6 @@
 """The receiver's settings: one table, checked against each other before anything starts."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from kling_callback.environment import http_proxy_address
 from kling_callback.protocol.signing import MAKE_SECRET_HINT
 from kling_callback.protocol.urls import normalize_url, private_parts, split_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
@@ -24,6 +26,9 @@ MAX_AGE = 3650 * DAY
 MAX_SECONDS = 365 * DAY
 MAX_BYTES = 1 << 40
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
+CLIENT_HOOK_HOSTS = "KLING_PRIVATE_CLIENT_HOOK_HOSTS"
+PRIVATE_HOSTS = ("private_result_hosts", "private_hook_hosts", "private_client_hook_hosts")
+"""The settings that name private hosts, each for one purpose."""
 
 TO_ADMINISTER = ("signing_secrets", "receiver_url", "receiver_internal_url")
 """The settings required to sign callback addresses of this receiver, and to call its API as an admin."""
@@ -73,7 +78,7 @@ class ReceiverSettings(CommonSettings):
     hook_secret: HookSecret = Field(
         "",
         repr=False,
-        description="signs the POSTs to that address and to hooks of single tasks, by Standard Webhooks (`whsec_...`)",
+        description="signs the POSTs to that address, by Standard Webhooks (`whsec_...`)",
     )
     hook_pause_seconds: Annotated[
         float,
@@ -87,16 +92,25 @@ class ReceiverSettings(CommonSettings):
         allow_inf_nan=False,
         description="seconds of failures after which a hook is paused; its events are kept",
     )
+    egress_proxy: str = Field(
+        "",
+        repr=False,
+        description="HTTP proxy for result downloads and hooks, except private hosts and those in `NO_PROXY` "
+        "(docs/operating.md)",
+    )
     private_result_hosts: CommaSeparated = Field(
         (), description="hosts, networks, `host:port` that result downloads may reach although they are private"
     )
-    private_hook_hosts: CommaSeparated = Field((), description="the same for hooks")
+    private_hook_hosts: CommaSeparated = Field((), description="the same for the operator's hooks")
+    private_client_hook_hosts: CommaSeparated = Field(
+        (), description="the same for the hooks of single tasks, which clients name"
+    )
     hooks_file: str = Field("", description="a TOML file that defines all hooks (docs/delivering.md)")
     result_max_bytes: Annotated[
         int, Expected(f"must be whole bytes from 1 to {MAX_BYTES} (1 TiB), such as {2 << 30} (2 GiB).")
     ] = Field(2 << 30, gt=0, le=MAX_BYTES, description="maximum bytes of one result file (default: 2 GiB)")
 
-    @field_validator("webhook_secrets", "private_result_hosts", "private_hook_hosts", mode="before")
+    @field_validator("webhook_secrets", *PRIVATE_HOSTS, mode="before")
     @classmethod
     def _split_lists(cls, value: Any) -> Any:
         return split(value)
@@ -108,11 +122,16 @@ class ReceiverSettings(CommonSettings):
             secret_key(value)
         return values
 
-    @field_validator("private_result_hosts", "private_hook_hosts")
+    @field_validator(*PRIVATE_HOSTS)
     @classmethod
     def _check_hosts(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         Allowlist.parse(values)
         return values
+
+    @field_validator("egress_proxy")
+    @classmethod
+    def _check_egress_proxy(cls, value: str) -> str:
+        return http_proxy_address("KLING_EGRESS_PROXY", value) if value else value
 
     @field_validator("database_url")
     @classmethod
@@ -122,7 +141,7 @@ class ReceiverSettings(CommonSettings):
 
         if not value:
             return value
-        value = re.sub(r"^postgres(?=[:+])", "postgresql", value)
+        value = re.sub(r"^(?:(postgres)(?:ql)?|sqlite)(?=[:+])", _scheme, value, flags=re.IGNORECASE)
         try:
             url = make_url(value)
         except (ArgumentError, ValueError):
@@ -140,7 +159,10 @@ class ReceiverSettings(CommonSettings):
     def _resolve_folder(cls, value: Path) -> Path:
         """The absolute path; `~` is the home folder, as in a shell, which does not read `.env`."""
         try:
+            str(value).encode()  # the database's address cannot hold any other name
             return _absolute(value.expanduser())
+        except UnicodeEncodeError:
+            raise ValueError("is not UTF-8. Rename the folder, or set it to another one.") from None
         except RuntimeError:
             raise ValueError("begins with ~, but there is no home folder. Set it to an absolute path.") from None
 
@@ -178,7 +200,7 @@ class ReceiverSettings(CommonSettings):
     def _check_hook_is_reachable(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if url := info.data.get("hook_url"):
             try:
-                check_url(url, Allowlist.parse(values, HOOK_HOSTS))
+                check_url(url, Allowlist.parse(values, HOOK_HOSTS, info.data.get("egress_proxy", "")))
             except Refused as error:
                 raise ValueError(f"KLING_HOOK_URL: {error}.") from None
         return values
@@ -188,7 +210,8 @@ class ReceiverSettings(CommonSettings):
     def _check_hooks_file(cls, value: str, info: ValidationInfo) -> str:
         if value and "private_hook_hosts" in info.data:
             try:
-                allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS)
+                proxy = info.data.get("egress_proxy", "")
+                allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS, proxy)
                 load_hooks(Path(value), allowed, cls.environment())
             except InvalidHook as error:
                 raise ValueError(str(error)) from None
@@ -251,12 +274,17 @@ class ReceiverSettings(CommonSettings):
     @property
     def result_hosts(self) -> Allowlist:
         """The private hosts that result downloads may reach."""
-        return Allowlist.parse(self.private_result_hosts, RESULT_HOSTS)
+        return Allowlist.parse(self.private_result_hosts, RESULT_HOSTS, self.egress_proxy)
 
     @property
     def hook_hosts(self) -> Allowlist:
-        """The private hosts that hooks may reach."""
-        return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS)
+        """The private hosts that the operator's hooks may reach."""
+        return Allowlist.parse(self.private_hook_hosts, HOOK_HOSTS, self.egress_proxy)
+
+    @property
+    def client_hook_hosts(self) -> Allowlist:
+        """The private hosts that the hooks of single tasks may reach, which clients name."""
+        return Allowlist.parse(self.private_client_hook_hosts, CLIENT_HOOK_HOSTS, self.egress_proxy)
 
     @property
     def database(self) -> str:
@@ -293,6 +321,11 @@ class ReceiverSettings(CommonSettings):
         return bool(self.key_fingerprint)
 
 
+def _scheme(match: re.Match[str]) -> str:
+    """The scheme of a database's address as it is written here: in small letters, and `postgresql` in full."""
+    return "postgresql" if match[1] else "sqlite"
+
+
 def _check_file(value: str, file: str | None, host: str | None) -> None:
     """Check the address of an SQLite database. Raises ValueError."""
     if host is not None:
@@ -302,6 +335,10 @@ def _check_file(value: str, file: str | None, host: str | None) -> None:
         )
     if not file or file == ":memory:":
         raise ValueError("must name a file: a database in memory is lost when the receiver stops.")
+    if file.endswith("/") or "\0" in file or "\ufffd" in file:  # U+FFFD stands for what is not UTF-8
+        raise ValueError("must name a file, such as sqlite:////var/lib/kling/kling.db.")
+    if file.startswith("~/"):
+        raise ValueError(f"has a ~, which only a shell replaces. Write sqlite:///{os.path.expanduser(file)}.")  # noqa: PTH111  # raises nothing
     _absolute(Path(file))
     if "?" in value:
         raise ValueError("must be sqlite:/// and the file's path, without options. A `?` in the path is %3F.")

@@ -21,6 +21,7 @@ DEFAULT_KEYS = ("sandbox-key", "sandbox-access", "sandbox-secret-sandbox-secret-
 SETTINGS = """Settings for client and receiver on this machine:
   export KLING_API_BASE={url} KLING_API_KEY={key}
   export KLING_PRIVATE_RESULT_HOSTS=127.0.0.1 KLING_PRIVATE_HOOK_HOSTS=127.0.0.1
+  export KLING_PRIVATE_CLIENT_HOOK_HOSTS=127.0.0.1
   export KLING_RECEIVER_URL=http://127.0.0.1:8000
   export KLING_SIGNING_SECRETS={secret}"""
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kling_sandbox.receiver import RunningReceiver
 
 HOOK_SECRET = "whsec_a2xpbmctc2FuZGJveC1ob29rLXNlY3JldC0wMDE="
-"""Signs the hooks of `kling_receiver`; also `kling_receiver.settings.hook_secret`."""
+"""Signs for the hook of KLING_HOOK_URL of `kling_receiver`; `kling_receiver.task_hook_secret` for those of tasks."""
 
 NO_RECEIVER = "The fixture kling_receiver needs the extra `receiver`. Run: pip install '.[receiver]'"
 """The message where the receiver's packages are missing."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from kling_callback.protocol.signing import CallbackSigner, Role, api_token
+from kling_callback.protocol.signing import CallbackSigner, Role, api_token, task_hook_secrets
 from kling_receiver.app import PRODUCTION_DELAYS, Delays, Receiver
 from kling_receiver.server import bind, create_server
 from kling_receiver.settings import ReceiverSettings
@@ -48,6 +48,11 @@ class RunningReceiver:
         """The headers of a request with this role."""
         return {"Authorization": f"Bearer {api_token(self.settings.signing_secrets, role, 300)}"}
 
+    @property
+    def task_hook_secret(self) -> str:
+        """The secret that signs the deliveries to the hooks of single tasks."""
+        return task_hook_secrets(self.settings.signing_secrets)[0]
+
     def callback_url(self, task_id: str, family: str = "images/generations") -> str:
         """A signed callback address of this receiver."""
         return CallbackSigner(self.settings.signing_secrets).url(self.url, task_id, family)
@@ -79,6 +84,7 @@ def sandbox_settings(data_dir: Path, **settings: Any) -> ReceiverSettings:
         "data_dir": data_dir,
         "private_result_hosts": ("127.0.0.1",),
         "private_hook_hosts": ("127.0.0.1",),
+        "private_client_hook_hosts": ("127.0.0.1",),
     }
     if unknown := settings.keys() - defaults.keys():
         raise TypeError(f"The receiver has no setting {', '.join(sorted(unknown))}.")

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,45 @@ def test_a_rename_is_between_the_syncs_of_file_and_folder(tmp_path: Path, monkey
     file = AtomicFile(tmp_path / "part")
     file.commit(target)
     assert synced == [("part", False), (tmp_path.name, True)]
+
+
+def fail_to_sync(monkeypatch: pytest.MonkeyPatch, number: int, *, folders: bool) -> None:
+    """Let the system call fail, for folders or for files."""
+    fsync = os.fsync
+
+    def fail(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == folders:
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr("kling_callback.atomic_file._warned", set())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+def test_a_file_system_that_cannot_sync_folders_is_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """As CIFS and others: the file is complete, and is not written again for ever."""
+    fail_to_sync(monkeypatch, number, folders=True)
+    for name in ("x", "y"):
+        file = AtomicFile(temporary_path(tmp_path / name))
+        file.write(b"abc")
+        file.commit(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"abc"
+    [message] = caplog.messages
+    assert message.startswith(f"the file system of {tmp_path} cannot sync folders ({os.strerror(number)}): ")
+
+
+@pytest.mark.parametrize(
+    ("number", "folders"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False), (errno.EIO, False)]
+)
+def test_a_failure_of_the_disk_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, folders: bool
+) -> None:
+    """Of a folder, and any failure of the file itself."""
+    fail_to_sync(monkeypatch, number, folders=folders)
+    file = AtomicFile(temporary_path(tmp_path / "x"))
+    with pytest.raises(OSError, match=os.strerror(number).split("/")[0]):
+        file.commit(tmp_path / "x")
+    file.discard()

@@ -91,7 +91,10 @@ async def test_an_id_is_made_when_none_is_given() -> None:
     assert [body["external_task_id"] for body in stage.bodies("create")] == [task.id for task in made]
     create_tokens = [body["attempt"] for body in stage.bodies("register")]
     assert create_tokens[0] != create_tokens[1]
-    fields = {"family", "model", "request", "request_sha256", "base", "key_fingerprint", "tags", "hook", "attempt"}
+    fields = {"family", "model", "request", "request_sha256", "base", "key_fingerprint", "tags", "hook"} | {
+        "hook_events",
+        "attempt",
+    }
     assert stage.bodies("register")[0].keys() == fields  # the names that the receiver documents, and no others
 
 
@@ -101,7 +104,7 @@ async def test_kling_gets_the_key_and_the_receiver_a_token() -> None:
     await create(stage)
     assert stage.requests["create"][0].headers["Authorization"] == "Bearer the-kling-key"
     token = stage.requests["register"][0].headers["Authorization"].removeprefix("Bearer ")
-    assert verify_api_token([SECRET], token) == "client"
+    assert verify_api_token([SECRET], token).role == "client"
 
 
 async def test_a_receiver_token_takes_precedence() -> None:
@@ -590,7 +593,14 @@ async def test_what_cannot_be_sent_is_found_before_the_registration(values: dict
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("arguments", "options"),
-    [((None, {}), {}), ((5, {}), {}), ((FAMILY, 5), {}), ((FAMILY, {}), {"tags": 5}), ((FAMILY, {}), {"hook": 5})],
+    [
+        ((None, {}), {}),
+        ((5, {}), {}),
+        ((FAMILY, 5), {}),
+        *(((FAMILY, {}), wrong) for wrong in ({"tags": 5}, {"hook": 5})),
+        ((FAMILY, {}), {"hook": "https://x.example", "hook_events": 5}),
+        *(((FAMILY, {}), {"hook_events": events}) for events in ("task.done", ["task.done"])),  # without a hook
+    ],
 )
 async def test_arguments_of_another_type_are_named(arguments: tuple[Any, Any], options: dict[str, Any]) -> None:
     """A ParameterError, not the TypeError of whatever would use them."""

@@ -57,6 +57,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"ALL_PROXY": "nonsense://"}, "http://127.0.0.1:8000", None),
         ({"ALL_PROXY": "nonsense://"}, "http://[::1]:8000", None),
         ({"ALL_PROXY": "nonsense://"}, "http://localhost", None),
+        ({"ALL_PROXY": "nonsense://"}, "http://LOCALHOST.:8000", None),
+        ({"ALL_PROXY": "nonsense://"}, "http://0.0.0.0:8000", None),
+        ({"ALL_PROXY": "nonsense://"}, "http://[::ffff:127.0.0.1]:8000", None),
     ],
 )
 def test_the_proxy_for_an_address(
@@ -125,6 +128,11 @@ def test_a_socks_proxy_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         (":", False),
         ("[", False),
         ("[::1]:x,::1,10.0.0.0/8", False),
+        ("other.com;example.com", True),
+        ("other.com,\texample.com ,", True),
+        ("example.com:*", True),
+        ("*:443", True),
+        ("*:80", False),
     ],
 )
 def test_hosts_without_a_proxy(no_proxy: str, excluded: bool) -> None:
@@ -139,6 +147,11 @@ def test_hosts_without_a_proxy(no_proxy: str, excluded: bool) -> None:
         ("11.1.2.3", "10.0.0.0/8", False),
         ("10.1.2.3", "10.1.2.3:443", True),
         ("10.1.2.3", "10.1.2.3", True),
+        ("10.1.2.3", "10.0.0.0/8:443", True),
+        ("10.1.2.3", "10.0.0.0/255.0.0.0", True),
+        ("10.1.2.3", "10.1", False),
+        ("::ffff:10.1.2.3", "10.0.0.0/8", True),
+        ("fd00::1", "[fd00::]/8", True),
         ("fd00::1", "fd00::/8", True),
         ("fd00::1", "[fd00::1]", True),
         ("fd00::1", "[fd00::1]:443", True),
@@ -201,6 +214,21 @@ def test_certificates_that_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("SSL_CERT_DIR", f"/nonexistent{os.pathsep}{tmp_path}")
     assert certificate_problems() == []
     assert tls_context().get_ca_certs() == []
+
+
+def test_proxies_of_the_system_with_their_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and macOS have both; simulated, as they exclude what NO_PROXY would."""
+    monkeypatch.setattr(environment, "getproxies", lambda: {"https": "http://proxy:3128"})
+    monkeypatch.setattr(environment, "proxy_bypass", lambda host: host == "a.corp.example")
+    assert proxy_for("https://a.corp.example") == ("http://proxy:3128", "HTTPS_PROXY (of the system's settings)")
+    environment._is_excluded_by_system.cache_clear()
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert proxy_for("https://a.corp.example") is None
+    assert proxy_for(KLING) == ("http://proxy:3128", "HTTPS_PROXY (of the system's settings)")
+    environment._is_excluded_by_system.cache_clear()
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    assert proxy_for("https://a.corp.example") == ("http://proxy:3128", "HTTPS_PROXY")
+    environment._is_excluded_by_system.cache_clear()
 
 
 def test_without_a_variable_no_certificate_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

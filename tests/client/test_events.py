@@ -1,16 +1,26 @@
 """Following a task: one event stream, resumed when it breaks, refused when it is not a receiver's."""
 
 import json
+import threading
+from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
 import pytest
+from anyio import to_thread
 
-from kling_callback import AsyncKling, RetryPolicy
-from kling_callback.errors import ReceiverError
-from kling_callback.protocol.events import MAX_EVENT_BYTES, Event
-from tests.support.kling import Stage, Step, event, refusal, stream, task_json
+from kling_callback import AsyncKling, Kling, RetryPolicy, TaskFailed
+from kling_callback.api.receiver import ReceiverApi
+from kling_callback.errors import ParameterError, ReceiverError
+from kling_callback.listen.cursor import Cursor
+from kling_callback.listen.listener import EventFilter, HandlerResult, listen
+from kling_callback.protocol.events import MAX_EVENT_BYTES, Event, LogPosition
+from kling_callback.protocol.signing import api_token
+from tests.support.kling import LOG, Stage, Step, cursor, event, refusal, stream, task_json
+from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.wire import Wire, reply
+from tools.harness.submitting import post, register
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +29,8 @@ DONE = task_json("mine", "succeed", done=True)
 BEGIN = event(1, "task.created", RUNNING)
 MIDDLE = event(5, "task.processing", RUNNING)
 END = event(9, "task.done", DONE)
+DOCUMENT = {"id": 1, "log_id": LOG, "type": "task.created", "at": "2026-01-01T00:00:00Z", "task": RUNNING}
+NO_IDS: tuple[Any, ...] = (-1, 1.5, True, None, "٣", 10**18, "9" * 5000, float("inf"), float("nan"))
 CUT = httpx.ReadError("cut")
 
 
@@ -74,7 +86,7 @@ async def test_a_broken_stream_is_resumed(trouble: list[Step]) -> None:
     stage = Stage(events=[stream(BEGIN, MIDDLE, CUT), *trouble, stream(MIDDLE, END)])
     assert [each.id for each in await received(stage)] == [1, 5, 9]
     asked = [request.headers.get("Last-Event-ID") for request in stage.requests["events"]]
-    assert asked == [None, *["5"] * (1 + len(trouble))]
+    assert asked == [None, *[cursor(5)] * (1 + len(trouble))]
     assert set(stage.order) == {"events"}
 
 
@@ -121,15 +133,13 @@ async def test_a_refusal_by_a_proxy_has_a_hint(status: int) -> None:
         event(1, "task.created", {"id": "mine"}),
         event(1, "task.created", {"id": "mine", "status": "failed", "results": "x"}),
         "data: " + "[" * 100_000 + "\n\n",
+        *(f"data: {json.dumps({**DOCUMENT, 'id': wrong})}\n\n" for wrong in NO_IDS),
+        *(f"data: {json.dumps({**DOCUMENT, 'log_id': wrong})}\n\n" for wrong in (None, "", "LOG", "a-b", "a" * 33)),
         *(
-            f"id: {name}\ndata: {json.dumps({'task': RUNNING})}\n\n"
-            for name in ("-1", "1.5", "true", "٣", "9" * 19, "9" * 5000)
+            f"data: {json.dumps({**DOCUMENT, 'at': wrong})}\n\n"
+            for wrong in (None, "", "yesterday", "2026-01-01T00:00:00", "1969-01-01T00:00:00Z", 5)
         ),
-        *(
-            f'data: {{"id": {name}, "task": {json.dumps(RUNNING)}}}\n\n'
-            for name in ("-1", "1e400", "NaN", "true", "null")
-        ),
-        f'data: {{"id": 1, "task": {json.dumps(RUNNING)}, "data": {"[" * 400 + "]" * 400}}}\n\n',
+        f'data: {json.dumps(DOCUMENT)[:-1]}, "data": {"[" * 400 + "]" * 400}}}\n\n',
     ],
 )
 async def test_an_answer_that_is_not_an_event_is_an_error(content: str) -> None:
@@ -185,7 +195,46 @@ async def test_silence_breaks_a_stream() -> None:
         async with AsyncKling(api_key="k", receiver_token="t", receiver_url=wire.url, retry=retry) as kling:
             with anyio.fail_after(10):
                 assert [each.id async for each in kling.attach("mine").events()] == [1, 9]
-    assert b"last-event-id: 1" in wire.requests[1].lower()
+    assert f"last-event-id: {cursor(1)}".encode() in wire.requests[1].lower()
+
+
+async def test_a_task_of_a_restored_database_is_followed_anew() -> None:
+    """The receiver refuses the old cursor: the task's events come from the first on, and the wait goes on."""
+    restored = "restored10g"
+    events = (event(1, "task.created", RUNNING, restored), event(2, "task.done", DONE, restored))
+    stage = Stage(events=[stream(BEGIN, MIDDLE, CUT), refusal(409, "other_log"), stream(*events)])
+    assert [(each.id, each.log_id) for each in await received(stage)] == [
+        (1, LOG),
+        (5, LOG),
+        (1, restored),
+        (2, restored),
+    ]
+    asked = [request.headers.get("Last-Event-ID") for request in stage.requests["events"]]
+    assert asked == [None, cursor(5), None]
+
+
+async def test_another_conflict_ends_a_wait() -> None:
+    """Also one of the same code without a cursor: the wait does not begin anew without end."""
+    for stage in (
+        Stage(events=[stream(BEGIN, CUT), refusal(409, "conflict")]),
+        Stage(events=[stream(BEGIN, CUT), refusal(409, "other_log"), refusal(409, "other_log")]),
+    ):
+        with pytest.raises(ReceiverError):
+            await received(stage)
+
+
+async def test_the_events_of_all_tasks_end_with_an_error_when_the_log_is_another() -> None:
+    """The application decides whether to handle all events again."""
+    stage = Stage(all=[stream(event(5, "task.created", RUNNING), CUT), refusal(409, "other_log")])
+    async with stage.kling() as kling:
+        events = kling.events(after=cursor(4))
+        assert (await anext(events)).cursor == cursor(5)
+        with pytest.raises(ReceiverError) as error:
+            await anext(events)
+        with pytest.raises(ParameterError, match="after"):
+            await anext(kling.events(after="17"))
+    assert error.value.code == "other_log"
+    assert [request.headers["Last-Event-ID"] for request in stage.requests["all"]] == [cursor(4), cursor(5)]
 
 
 async def test_each_connection_has_a_fresh_token() -> None:
@@ -193,3 +242,132 @@ async def test_each_connection_has_a_fresh_token() -> None:
     stage = Stage(events=[stream(BEGIN), stream(END)])
     await received(stage)
     assert all(request.headers["Authorization"] for request in stage.requests["events"])
+
+
+def short_lived(kling: AsyncKling, running: Running) -> list[int]:
+    """Let a client make tokens that are valid for a second; the list has one item for each that it makes."""
+    made: list[int] = []
+
+    def token() -> str:
+        made.append(len(made))
+        return api_token([SECRET], "client", 1)
+
+    receiver = ReceiverApi(kling._http, running.url, token, RetryPolicy(initial_wait=0.01))
+    kling._receiver = receiver
+    return made
+
+
+SILENT_SECONDS = 3.5
+"""Longer than three tokens are valid."""
+
+
+@pytest.fixture
+def receiver(start: Start) -> Running:
+    return start(api_base="http://127.0.0.1:9")
+
+
+def settings(running: Running) -> dict[str, Any]:
+    """Of a client of this receiver."""
+    return {"api_base": "http://127.0.0.1:9", "api_key": KEY, "signing_secrets": SECRET, "receiver_url": running.url}
+
+
+async def happen(running: Running) -> None:
+    """Events of the task `t`, some of them after its waiter's token has expired a few times."""
+    await to_thread.run_sync(register, running, "t")
+    for status in ("submitted", "processing"):
+        await anyio.sleep(SILENT_SECONDS)
+        await to_thread.run_sync(post, running, "t", {"task_status": status})
+    end = {"outcome": "not_created", "reason": "no"}
+    await to_thread.run_sync(lambda: register(running, "u", **end))
+
+
+async def test_a_wait_outlives_its_tokens_without_loss(receiver: Running) -> None:
+    """The receiver ends a stream with its token; each event arrives once, in order, by as many streams as it takes."""
+    async with AsyncKling(**settings(receiver)) as kling, anyio.create_task_group() as group:
+        made = short_lived(kling, receiver)
+        group.start_soon(happen, receiver)
+        seen = []
+        async for each in kling.events():
+            seen.append((each.id, each.type, each.task["id"]))
+            if each.task["id"] == "u" and each.type == "task.done":
+                break
+    assert [number for number, _, _ in seen] == list(range(1, len(seen) + 1))
+    assert [kind for _, kind, task in seen if task == "t" and kind.startswith("task.")] == [
+        "task.created",
+        "task.submitted",
+        "task.processing",
+    ]
+    assert len(made) >= 4
+
+
+def test_a_blocking_wait_outlives_its_tokens(receiver: Running) -> None:
+    """As the asynchronous one: `wait` returns when the task ends, whatever became of its tokens."""
+    register(receiver, "t")
+    with Kling(**settings(receiver)) as kling:
+        made = short_lived(kling.asynchronous, receiver)
+        end = threading.Timer(SILENT_SECONDS, lambda: register(receiver, "t", outcome="not_created", reason="no"))
+        end.start()
+        with pytest.raises(TaskFailed, match="no"):
+            kling.task("t").wait(timeout=30)
+        end.join()
+    assert len(made) >= 4
+
+
+async def test_a_listener_outlives_its_tokens(receiver: Running, tmp_path: Path) -> None:
+    """`kling listen` handles each event once, and its cursor is at the last one."""
+    cursor = Cursor(tmp_path, receiver.url, "")
+    handled: list[int] = []
+    warnings: list[str] = []
+
+    async def handle(event: Event) -> HandlerResult:
+        handled.append(event.id)
+        if event.task["id"] == "u" and event.type == "task.done":
+            group.cancel_scope.cancel()
+        return HandlerResult()
+
+    async with AsyncKling(**settings(receiver)) as kling, anyio.create_task_group() as group:
+        cursor.advance(LogPosition.parse(await kling.last_event()))
+        made = short_lived(kling, receiver)
+        group.start_soon(happen, receiver)
+        await listen(
+            kling,
+            cursor,
+            handle,
+            event_filter=EventFilter(),
+            report=lambda event, result: None,
+            warn=warnings.append,
+        )
+    assert not warnings
+    assert handled == list(range(1, len(handled) + 1))
+    assert len(made) >= 4
+
+
+async def test_a_wait_whose_token_cannot_be_renewed_ends(receiver: Running) -> None:
+    """With KLING_RECEIVER_TOKEN: revoked while the client waits, it says so and what to do; the task continues."""
+    token = api_token([SECRET], "client", 300, name="ci", token_id="1")
+    admin = receiver.headers("admin")
+    register(receiver, "t")
+
+    async def revoke() -> None:
+        async with httpx.AsyncClient() as http:
+            await http.delete(f"{receiver.url}/api/tokens/ci", headers=admin)
+
+    async with httpx.AsyncClient() as http:
+        added = await http.post(f"{receiver.url}/api/tokens", json={"token": token}, headers=admin)
+        assert added.status_code == 201
+    given = {**settings(receiver), "receiver_token": token}
+    async with AsyncKling(**given, retry=RetryPolicy(initial_wait=0.01)) as kling:
+        task = await kling.task("t")
+        with pytest.raises(ReceiverError, match="was revoked") as raised:
+            await task.wait(timeout=60, on_event=lambda event: revoke())
+    assert (raised.value.code, raised.value.http_status) == ("bad_token", 401)
+    assert "KLING_RECEIVER_TOKEN" in str(raised.value.hint)
+
+
+async def test_a_long_stream_is_renewed_at_once() -> None:
+    """A stream that ends with its token is no failure: an event that happens meanwhile waits for no backoff."""
+    stage = Stage(events=[stream(BEGIN), stream(), stream(), stream(END)])
+    policy = RetryPolicy(initial_wait=60, max_wait=0)  # every stream is longer than `max_wait`
+    async with stage.kling(retry=policy) as kling:
+        with anyio.fail_after(20):
+            assert [each.id async for each in kling.attach("mine").events()] == [1, 9]

@@ -12,22 +12,23 @@ from starlette.datastructures import Headers
 from werkzeug.datastructures import Headers as FlaskHeaders
 
 from kling_callback import HookError, HookEvent, SettingsError, verify_hook
-from kling_callback.protocol.events import MAX_EVENT_BYTES
+from kling_callback.protocol.events import MAX_EVENT_BYTES, LogPosition
 from kling_callback.protocol.webhooks import TOLERANCE_SECONDS, hook_body, sign, webhook_id
-from tests.support.kling import task_json
+from tests.support.kling import LOG, task_json
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-secret-for-these-tests--").decode()
 NOW = 1_800_000_000
 EVENT: dict[str, Any] = {
     "id": 17,
+    "log_id": LOG,
     "type": "task.done",
     "at": "2027-01-15T08:00:00.000Z",
     "data": {"status": "succeed"},
     "task": task_json("mine", "succeed", done=True),
 }
 BODY = hook_body(EVENT)
-NAME = webhook_id(17, 1_800_000_000_000)
+NAME = webhook_id(LogPosition(LOG, 17, 1_800_000_000_000))
 
 
 def signed(body: bytes = BODY, *, at: int | str = NOW, secret: str = SECRET, **changed: Any) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def test_what_a_receiver_signed_is_an_event() -> None:
     """With all its fields, and the id by which repeats are dropped."""
     event = take()
     assert (event.id, event.type, event.at, event.data) == (17, EVENT["type"], EVENT["at"], EVENT["data"])
-    assert (event.task, event.ends, event.webhook_id) == (EVENT["task"], True, "default_17_1800000000000")
+    assert (event.task, event.ends, event.webhook_id) == (EVENT["task"], True, f"default_{LOG}-17-1800000000000")
 
 
 @pytest.mark.parametrize(

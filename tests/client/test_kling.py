@@ -1,8 +1,10 @@
 """Kling and AsyncKling as programs use them, with a real receiver and the sandbox."""
 
 import ast
+import asyncio
 import base64
 import inspect
+import json
 import signal
 import subprocess
 import sys
@@ -39,6 +41,7 @@ from tests.client.jobs.test_catalog import picture
 from tests.client.test_tasks import CONTENT, done, file_json
 from tests.support.kling import QUICK, SETTINGS, Stage, answer, event, forever, stream, task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
+from tests.support.web import host
 
 
 @pytest.fixture
@@ -73,6 +76,28 @@ class InputImage(File):
 def kling(settings: dict[str, Any]) -> Iterator[Kling]:
     with Kling(**settings) as kling:
         yield kling
+
+
+def test_a_hook_receives_the_events_that_the_call_names(settings: dict[str, Any]) -> None:
+    """`hook_events` of each way to create: typed or not, blocking or awaited. A second hook is refused."""
+
+    async def awaited(hook: str) -> None:
+        async with AsyncKling(**settings) as kling:
+            task = await kling.text_to_image("x", hook=hook, hook_events=["task.done"])
+            other = await kling.create("images/generations", {"prompt": "x"}, hook=hook, hook_events="task.done")
+            await task.wait(60)
+            await other.wait(60)
+
+    with host(lambda visit: visit.answer(204)) as hook, Kling(**settings) as kling:
+        given: dict[str, Any] = {"hook": hook.url, "hook_events": ["task.done"]}
+        tasks = [kling.text_to_image("x", **given), kling.create("images/generations", {"prompt": "x"}, **given)]
+        for task in tasks:
+            task.wait(60)
+        asyncio.run(awaited(hook.url))
+        assert [json.loads(visit.body)["type"] for visit in hook.wait_for(4)] == ["task.done"] * 4
+        with pytest.raises(ReceiverError, match="has a hook already") as raised:
+            kling.create("images/generations", {"prompt": "x"}, hook=hook.url, external_task_id=tasks[1].id)
+        assert (raised.value.http_status, raised.value.outcome) == (409, "not_created")
 
 
 def test_an_image_from_a_prompt(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
@@ -469,7 +494,12 @@ async def test_an_internal_address_is_used_for_the_receiver() -> None:
 async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
     """Parameters, id, tags, hook and key, before anything is sent: neither Kling nor the receiver is asked."""
     settings = ClientSettings.load(require=(), receiver_url="http://127.0.0.1:1", api_base=gateway.url)
-    wrong: dict[str, Any] = {"tags": [""], "hook": "nonsense", "external_task_id": "a/b"}
+    wrong: dict[str, Any] = {
+        "tags": [""],
+        "hook": "nonsense",
+        "hook_events": ["task.dome", "x"],
+        "external_task_id": "a/b",
+    }
     async with AsyncKling(settings=settings) as kling:
         for create in (
             kling.text_to_image("x" * 3000, n=11, **wrong),
@@ -478,8 +508,8 @@ async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
             with pytest.raises(ParameterError) as raised:
                 await create
             names = [each.split()[0].rstrip(":") for each in raised.value.problems]
-            assert names[2:] == ["external_task_id", "tags", "hook", "KLING_API_KEY"]
-            assert len(names) == 6
+            assert names[2:] == ["external_task_id", "tags", "hook", "hook_events", "hook_events", "KLING_API_KEY"]
+            assert len(names) == 8
         with pytest.raises(ParameterError) as raised:
             await kling.create(5, {}, **wrong)  # type: ignore[arg-type]
         assert [each.split()[0].rstrip(":") for each in raised.value.problems] == ["family", *names[2:]]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ SANDBOX = "kling-sandbox --ready-file ready & until test -s ready; do sleep 0.1;
         ("kling-receiver doctor", {"all_proxy": "socks://127.0.0.1:9"}),
         ("kling-receiver tasks list", {"ALL_PROXY": "nonsense"}),
         ("kling text-to-image x", {"ALL_PROXY": "nonsense://", "HTTP_PROXY": ":::"}),
-        (SANDBOX, {"ALL_PROXY": SOCKS, "SSL_CERT_FILE": "/nonexistent.pem"}),
+        (SANDBOX, {"ALL_PROXY": SOCKS, "SSL_CERT_FILE": "/nonexistent.pem", "SSLKEYLOGFILE": "/nonexistent/x"}),
         ("kling list", {"NO_PROXY": "[::1]:x,*.,::,10.0.0.0/99,http://[", "ALL_PROXY": "nonsense://"}),
         ("kling list", {"TZ": "Nowhere/Nothing", "LANG": "nonsense", "HOME": "/nonexistent", "COLUMNS": "0"}),
         ("env -u HOME kling-receiver tasks list", {}),
@@ -100,9 +101,24 @@ def test_what_works(run: Run, line: str, variables: dict[str, str]) -> None:
         ("kling-receiver token", {"SSL_CERT_FILE": "/nonexistent.pem"}, "SSL_CERT_FILE cannot be used: No such file"),
         ("kling-receiver serve", {"SSL_CERT_FILE": "/dev/null"}, "SSL_CERT_FILE cannot be used: it holds no"),
         ("kling list", {"SSL_CERT_FILE": "", "SSL_CERT_DIR": "/nonexistent"}, "SSL_CERT_DIR is not a folder"),
+        *(
+            (f"kling-receiver {command}", {"SSLKEYLOGFILE": "/nonexistent/x"}, "SSLKEYLOGFILE cannot be written")
+            for command in ("serve", "migrate", "doctor", "token", "tasks list", "hooks list", "replay --from 1")
+        ),
+        ("kling listen --forward https://x.example", {"HTTPS_PROXY": "x://u:hidden@h"}, "HTTPS_PROXY is not"),
         ("mkfifo .env && kling list", {}, ".env cannot be read: it is a pipe"),
         ("mkfifo .env && kling-receiver token", {}, ".env cannot be read: it is a pipe"),
         ("printf '\\xff' > .env && kling-receiver token", {}, ".env cannot be read: it is not UTF-8"),
+        *(
+            (f"echo KLING_LOG_LEVEL=info | iconv -t {form} > .env && {command}", {}, ".env cannot be read: it is ")
+            for form in ("UTF-16", "UTF-16LE", "UTF-16BE")
+            for command in ("kling list", "kling-receiver token")
+        ),
+        (
+            "echo '[hooks.a]' | iconv -t UTF-16 > hooks.toml && kling-receiver serve",
+            {"KLING_HOOKS_FILE": "hooks.toml"},
+            "hooks.toml is not valid TOML: it is not UTF-8 text. Save it as UTF-8.",
+        ),
         ("mkdir gone && cd gone && rmdir ../gone && kling-receiver serve", {"KLING_DATA_DIR": "x"}, "no longer exists"),
         ("kling create x/y --body @- <&-", {}, "standard input is closed"),
         ("kling-receiver serve --host ''", {}, "--host"),
@@ -132,6 +148,41 @@ def test_text_in_any_locale(run: Run, command: str, variables: dict[str, str]) -
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert TAG in ran.stdout.decode()
     assert run("kling-sandbox --misbehave list", **variables).returncode == 0
+
+
+COMMANDS_THAT_PRINT = [
+    *(
+        "kling list",
+        "kling list --json",
+        "kling show order-1",
+        "kling show order-1 --json",
+        "kling wait order-1",
+        "kling wait order-1 --json 2> /dev/null",
+    ),
+    *("kling-receiver tasks list", "kling-receiver tasks show order-1", "kling-receiver doctor", "kling --help"),
+    *("kling-receiver --help", "kling-sandbox --help", "kling-sandbox --misbehave list", f"kling show {TAG}"),
+]
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "cp936", "cp1252", "ascii:strict"])
+def test_text_on_a_terminal_with_another_encoding(run: Run, encoding: str) -> None:
+    """It gets its own encoding, with escapes for what that does not have; JSON stays JSON.
+
+    ASCII stands for a locale that is missing: the text is UTF-8.
+    """
+    line = f"kling text-to-image '\u4f60\u597d {TAG}' --tag \u4f60{TAG} --external-task-id order-1"
+    assert run(line).returncode == 0
+    codec = "utf-8" if "ascii" in encoding else encoding
+    for command in COMMANDS_THAT_PRINT:
+        ran = run(f"script -qefc {shlex.quote(command)} /dev/null < /dev/null", PYTHONIOENCODING=encoding)
+        assert ran.returncode == (1 if TAG in command else 0), ran.stdout
+        shown = ran.stdout.decode(codec)
+        if "--json" in command:
+            assert json.loads(shown)["tags"] == [f"\u4f60{TAG}"]
+        elif command.endswith("list") and "sandbox" not in command:
+            for letter in f"\u4f60{TAG}":
+                has_it = letter.encode(codec, "ignore")
+                assert (letter if has_it else letter.encode("ascii", "backslashreplace").decode()) in shown
 
 
 @pytest.mark.parametrize(

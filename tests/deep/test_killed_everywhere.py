@@ -7,7 +7,7 @@ import pytest
 
 from kling_receiver.tasks import startup
 from tests.support.receiver import ABSENT
-from tools.crash import gate, random_kills, strace
+from tools.crash import gate, random_kills, soak, strace
 from tools.crash.checks import REPAIRED
 from tools.crash.durability import trace_run
 from tools.crash.everywhere import KINDS, run
@@ -52,3 +52,14 @@ def test_killed_at_random_moments(tmp_path: Path, database_url: str) -> None:
     done = random_kills.run(tmp_path, database_url, kills=3, seed=4, report=reported.extend)
     assert done.problems == reported == []
     assert done.tasks
+
+
+@pytest.mark.timeout(300)
+def test_a_steady_load(tmp_path: Path) -> None:
+    """Half a minute of `scripts/crash soak`: all was told to all, and the process can be measured."""
+    samples: list[soak.Sample] = []
+    done = soak.run(tmp_path, minutes=0.4, rate=2, seed=1, report=samples.append)
+    assert done.problems == []
+    assert done.samples == samples
+    assert done.visits > 10
+    assert all(each.rss_mb > 10 and each.descriptors > 5 and each.threads > 1 for each in samples)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.signing import CallbackSigner, api_token
+from kling_callback.protocol.signing import CallbackSigner, api_token, task_hook_secrets
 from kling_callback.protocol.webhooks import sign
 from kling_sandbox import Sandbox
 from tests.support.receiver import KEY, SECRET
@@ -27,6 +27,7 @@ FOREIGN = "another-signing-secret-0123456789-abc"
 SHORT = FOREIGN[:20]
 PASSWORD = "password-of-the-database"
 IN_BROKER = "password-of-a-broker"
+IN_PATH = "hidden-in-the-hooks-path"
 IN_HOOK, IN_FILE = "hidden-in-the-hooks-query", "hidden-in-a-files-query"
 SECRETS = (KEY, SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), ACCESS_SECRET, SHORT, PASSWORD)
 HOOK_SECRETS = (*(each.removeprefix("whsec_") for each in (HOOK_SECRET, OWN_SECRET)), IN_HOOK, IN_BROKER)
@@ -137,6 +138,29 @@ class Session:
         secret = run("hooks", "rotate", "web", env=self.receiver.env).stdout.strip()
         self.new_secret = secret.removeprefix("whsec_")
 
+    def access(self, url: str) -> None:
+        """A named token from its making to its end, the hook of one task, and what the audit log says."""
+        named = run("token", "--name", "ci", "--role", "admin", env=self.receiver.env).stdout.strip()
+        assert named
+        self.tokens |= {named, task_hook_secrets([SECRET])[0].removeprefix("whsec_")}
+        register(self.receiver, new_id(), hook=f"{url}/{IN_PATH}")
+        headers = {"Authorization": f"Bearer {named}"}
+        self.answers(
+            httpx.get(f"{self.receiver.url}/api/tokens", headers=headers),
+            httpx.post(f"{self.receiver.url}/api/tokens", headers=headers, json={"token": named}),
+            httpx.post(f"{self.receiver.url}/api/tokens", headers=headers, json={"token": f"{named}x"}),
+            httpx.post(f"{self.receiver.url}/api/hooks", headers=headers, json={"address": f"{url}/{IN_PATH}x"}),
+            httpx.delete(f"{self.receiver.url}/api/hooks/{named}", headers=headers),
+        )
+        self.command("tokens", "list", command=COMMAND)
+        self.answers(
+            httpx.delete(f"{self.receiver.url}/api/tokens/ci", headers=headers),
+            httpx.get(f"{self.receiver.url}/api/tokens", headers=headers),
+        )
+        shown = self.command("audit", "--json", command=COMMAND)
+        assert "tokens revoke" in shown
+        assert IN_PATH not in shown
+
     def hang(self, slow: socket.socket) -> None:
         """Start a download that stalls."""
         url = f"http://127.0.0.1:{slow.getsockname()[1]}/x.png?signature={IN_FILE}"
@@ -170,6 +194,7 @@ def test_a_whole_run_leaks_no_secret(gateway: Sandbox, tmp_path: Path) -> None:
             session.refusals()
             session.commands(tmp_path / "output")
             session.hooks(hook.url)
+            session.access(hook.url)
             hook.wait_for(1)
             session.hang(slow)
             receiver.kill()

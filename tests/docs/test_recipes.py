@@ -15,10 +15,11 @@ import httpx
 import pytest
 
 from kling_callback import HookError
+from kling_callback.protocol.events import POSITION, LogPosition
 from kling_callback.protocol.webhooks import hook_body, sign, webhook_id
 from kling_sandbox import Sandbox
 from tests.docs.test_docs import DOCS, blocks
-from tests.support.kling import task_json
+from tests.support.kling import LOG, task_json
 from tests.support.node import node
 from tests.support.receiver import Start
 from tools.harness import loopback
@@ -27,7 +28,7 @@ from tools.harness.submitting import events, submit
 PAGE = (DOCS / "hooks.md").read_text(encoding="utf-8")
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-secret-for-these-tests--").decode()
-PRINTED = re.compile(r"default_\d+_\d+ [a-z]+\.[a-z]+ (?:mine|[0-9A-Z]{26})")
+PRINTED = re.compile(rf"default_{POSITION} [a-z]+\.[a-z]+ (?:mine|[0-9A-Z]{{26}})")
 PYTHON = [sys.executable, "-m"]
 
 
@@ -89,8 +90,9 @@ def application(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appl
 def event(number: int) -> tuple[bytes, str]:
     """The body of an event, and its webhook-id."""
     task = task_json("mine", "succeed", done=True)
-    document = {"id": number, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
-    return hook_body(document), webhook_id(number, 1_800_000_000_000)
+    at = "2027-01-15T08:00:00.000Z"
+    document = {"id": number, "log_id": LOG, "type": "task.done", "at": at, "data": {}, "task": task}
+    return hook_body(document), webhook_id(LogPosition(LOG, number, 1_800_000_000_000))
 
 
 def test_a_recipe_works_on_each_event_once(start: Start, gateway: Sandbox, application: Application) -> None:
@@ -99,7 +101,8 @@ def test_a_recipe_works_on_each_event_once(start: Start, gateway: Sandbox, appli
     task, _ = submit(running, gateway)
     logged = events(running, task)
     printed = [application.next_event() for _ in logged]
-    assert sorted(int(name.split("_")[1]) for name, *_ in printed) == [each["id"] for each in logged]
+    positions = [LogPosition.parse(name.split("_")[1]) for name, *_ in printed]
+    assert sorted(each.event_id for each in positions) == [each["id"] for each in logged]
     assert {tuple(words[1:]) for words in printed} == {(each["type"], task) for each in logged}
 
 

@@ -15,6 +15,7 @@ import pytest
 from kling_callback.protocol.ids import new_id
 from kling_sandbox import Sandbox
 from tests.support.receiver import ABSENT
+from tools.crash import strace
 from tools.harness.process import Process
 from tools.harness.submitting import events, finished, metric, poll_until, post, show, submit
 
@@ -140,3 +141,24 @@ def test_a_storage_whose_volume_is_gone(tmp_path: Path, gateway: Sandbox) -> Non
         away.rename(results)
         assert finished(receiver, task)["results"][0]["status"] == "stored"
         assert httpx.get(f"{receiver.url}/readyz").status_code == 200
+
+
+@pytest.mark.skipif(not strace.available(), reason=f"{ABSENT}strace")
+def test_a_storage_whose_folders_cannot_be_synced(tmp_path: Path, gateway: Sandbox) -> None:
+    """As on CIFS: each file is stored by its first download, and the log says once what a power failure may undo."""
+    results = tmp_path / "results"
+    results.mkdir()
+    storage = {"KLING_API_BASE": gateway.url, "KLING_STORAGE_URL": results.as_uri()}
+    receiver = Process(tmp_path / "data", **storage)
+    # -D: the tracer is the child, so that the process that is killed is the receiver.
+    fault = ["-D", "-P", str(results), "-e", "inject=fsync:error=EINVAL"]
+    receiver.launch(*strace.command(tmp_path / "trace", "fsync", *fault))
+    try:
+        receiver.await_ready()
+        task, _ = submit(receiver, gateway)
+        assert finished(receiver, task)["results"][0]["status"] == "stored"
+        assert not metric(receiver, 'kling_downloads_total{outcome="failed"}')
+        assert receiver.log_text().count(f"the file system of {results} cannot sync folders (Invalid argument)") == 1
+    finally:
+        receiver.kill()
+    assert "(INJECTED)" in (tmp_path / "trace").read_text()

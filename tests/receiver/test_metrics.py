@@ -1,14 +1,16 @@
 """What is counted: every outcome under its own name, and no label that an outsider chooses."""
 
 import re
+from functools import partial
 
 import httpx
+from sqlalchemy import text
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver.metrics import CONTENT_TYPE, Metrics
 from kling_sandbox import Sandbox
 from tests.support.receiver import Start
-from tools.harness.submitting import finished, metric, post, submit
+from tools.harness.submitting import finished, metric, poll_until, post, rows, submit
 
 
 def test_a_run_is_counted(start: Start, gateway: Sandbox) -> None:
@@ -23,6 +25,26 @@ def test_a_run_is_counted(start: Start, gateway: Sandbox) -> None:
     gateway.wait_for(lambda: len(gateway.queries) == 2)
     answer = httpx.get(f"{running.url}/metrics", headers=running.headers("read"))
     assert answer.headers["Content-Type"] == CONTENT_TYPE
+
+
+def test_a_job_of_a_newer_version_is_counted_and_tried_again(start: Start, gateway: Sandbox) -> None:
+    """It is a dead letter until a start: the version that wrote it may be back."""
+    insert = (
+        "INSERT INTO job (unique_key, kind, pool, task_id, concurrency_key, args, state, attempts, due_at, delay_ms,"
+        " error, created_at) VALUES ('shrink/t', 'shrink', 'shrinking', 't', 'x', '{', 'ready', 0, 0, 0, '', 0)"
+    )
+    running = start(api_base=gateway.url)
+    with running.receiver.store.database.write() as connection:
+        connection.execute(text(insert))
+    for _ in range(2):
+        task, _ = submit(running, gateway)
+        finished(running, task)
+        assert poll_until(partial(metric, running, 'kling_invalid_jobs_total{kind="unknown"}')) == 1
+        [job] = rows(running, "SELECT state, error, args FROM job WHERE kind = 'shrink'")
+        error = "This version cannot run the job: its kind 'shrink' is unknown."
+        assert job == {"state": "dead", "error": error, "args": "{"}
+        running.stop()
+        running = start(api_base=gateway.url)
 
 
 def test_no_label_comes_from_outside(start: Start) -> None:

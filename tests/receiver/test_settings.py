@@ -1,8 +1,10 @@
 """The receiver's settings: all problems reported at once, each with what to do, none with a secret in it."""
 
 import base64
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import make_url
@@ -105,9 +107,20 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"database_url": "sqlite://data"}, "sqlite:///data "),
         ({"database_url": "sqlite://u:hidden@data/x.db"}, "sqlite:///data/x.db"),
         ({"database_url": "sqlite:///data/a?b.db"}, "%3F"),
+        ({"database_url": "sqlite:////"}, "must name a file"),
+        ({"database_url": "sqlite:///data/"}, "must name a file"),
+        ({"database_url": "sqlite:///a%00b.db"}, "must name a file"),
+        ({"database_url": "sqlite:///a%FFb.db"}, "must name a file"),
         ({"data_dir": "~no-such-user/data"}, "absolute path"),
+        ({"data_dir": "a\udcff/data"}, "not UTF-8"),
         ({"storage_url": "/var/x"}, "file:///"),
         ({"storage_url": "s3://bucket"}, "file:///"),
+        ({"storage_url": "../results"}, "/../results."),
+        ({"storage_url": "data/results"}, "/data/results."),
+        ({"storage_url": "file:data/results"}, "/data/results."),
+        ({"storage_url": "file://data/results"}, "file:///var/lib/kling/results."),
+        ({"storage_url": "./a?b"}, "/a%3Fb."),
+        ({"storage_url": "~no-such-user/data"}, "file:///var/lib/kling/results."),
         ({"private_hook_hosts": "a/b"}, "neither a host"),
         ({"private_result_hosts": "a/b, 10.0.0.0/8, c d, x:y, z:²"}, "host:port: 'a/b', 'c d', 'x:y', 'z:²'."),
     ],
@@ -162,6 +175,16 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ReceiverSettings.load(data_dir="~/kling").results == tmp_path / "home" / "kling" / "results"
 
 
+def test_a_tilde_in_an_address_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address has none; a folder with that name would be made. The message has the address to write."""
+    monkeypatch.setenv("HOME", "/home/me")
+    shell = "has a ~, which only a shell replaces. Write"
+    assert problems(database_url="sqlite:///~/x.db") == [f"KLING_DATABASE_URL: {shell} sqlite:////home/me/x.db."]
+    assert problems(storage_url="file:///~/x") == [f"KLING_STORAGE_URL: {shell} file:///home/me/x."]
+    for url in ("~/x", "file://~/x", "file:~/x"):
+        assert problems(storage_url=url) == ["KLING_STORAGE_URL: must be a folder's address like file:///home/me/x."]
+
+
 def test_a_relative_folder_needs_a_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was removed is named as the cause; absolute addresses work."""
     gone = tmp_path / "gone"
@@ -174,7 +197,41 @@ def test_a_relative_folder_needs_a_working_folder(tmp_path: Path, monkeypatch: p
     assert ReceiverSettings.load(data_dir="/x").results == Path("/x/results")
 
 
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgres+psycopg"])
+@pytest.mark.parametrize("url", ["results", "./results", "file:results", "file://results", "file://./results/"])
+def test_the_address_of_a_relative_folder_is_named(tmp_path: Path, url: str) -> None:
+    """In the error: a file address is absolute."""
+    assert problems(storage_url=url) == [
+        f"KLING_STORAGE_URL: must be a folder's address like {(tmp_path / 'results').as_uri()}."
+    ]
+
+
+@pytest.mark.parametrize("part", ["a b", "a#b", "a%zz", "100%", "a%20b", "a%3Fb", "a%23b%25"])
+def test_addresses_mean_that_very_path(tmp_path: Path, part: str) -> None:
+    """Of a database and of a storage alike: `%20` is a blank, and a `%` without digits is itself."""
+    name = unquote(part)
+    settings = ReceiverSettings.load(
+        database_url=f"sqlite:///{tmp_path}/{part}/x.db", storage_url=f"file://{tmp_path}/{part}"
+    )
+    Database(settings.database).close()
+    LocalStorage(settings.results).prepare()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"x.db", ".parts"}
+
+
+def test_a_relative_path_is_that_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the working folder is later."""
+    with closing(Database(ReceiverSettings.load(database_url="sqlite:///a/x.db").database)) as database:
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        database.acquire_lock()
+        database.migrate()
+        with database.write():
+            pass
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"x.db", "x.db.lock"}
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgres+psycopg", "POSTGRES", "PostgreSQL"])
 def test_postgres_is_postgresql(scheme: str) -> None:
     """As hosts of databases write it; the password stays as it is."""
     settings = ReceiverSettings.load(database_url=f"{scheme}://user:postgres:%40@host/postgres")

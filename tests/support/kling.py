@@ -68,10 +68,20 @@ def taken(task_id: str = "kling-1", **more: Any) -> httpx.Response:
     return answer(200, {"code": 0, "data": {"task_id": task_id, "task_status": "submitted", **more}})
 
 
-def event(number: int, kind: str, task: dict[str, Any]) -> str:
+LOG = "8c1f2e3a5b6d7f90"
+"""The id of the receiver's event log."""
+
+
+def cursor(number: int, log_id: str = LOG) -> str:
+    """The cursor of an event that `event` made."""
+    return f"{log_id}-{number}-1767225600000"
+
+
+def event(number: int, kind: str, task: dict[str, Any], log_id: str = LOG) -> str:
     """One event of a stream."""
-    data = json.dumps({"id": number, "type": kind, "at": "2026-01-01T00:00:00Z", "data": {}, "task": task})
-    return f"id: {number}\nevent: {kind}\ndata: {data}\n\n"
+    document = {"id": number, "log_id": log_id, "type": kind, "at": "2026-01-01T00:00:00Z", "data": {}, "task": task}
+    data = json.dumps(document)
+    return f"id: {cursor(number, log_id)}\nevent: {kind}\ndata: {data}\n\n"
 
 
 def stream(*parts: str | bytes | Exception) -> httpx.Response:

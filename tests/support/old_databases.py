@@ -69,6 +69,19 @@ ADDED: dict[str, Row] = {
     "result": {"warning": ""},
 }
 """The columns of later revisions, and their values in old rows."""
+SINCE: dict[str, dict[str, tuple[str, Any]]] = {
+    "task": {
+        "request_id": ("0005", "a request's id"),
+        "kling_created_at": ("0005", 1_700_000_000_123),
+        "external_task_id": ("0006", "a caller's id"),
+        "request_sha256": ("0006", "cd" * 32),
+        "duration_ms": ("0007", 4567),
+        "outputs": ("0005", "null"),
+        "kling_updated_at": ("0005", None),
+    },
+    "result": {"warning": ("0005", "a warning")},
+}
+"""Those of them that an earlier revision has too: since when, and the values of its rows."""
 
 
 def migrate_to(database: Database, revision: str) -> None:
@@ -116,9 +129,11 @@ class OldDatabase:
         """Add an old row, and the new one, which has the same values but for its names and the `changes`."""
         names, new_table = RENAMED[table], "delivery_attempt" if table == "attempt" else table
         renamed = {**{names.get(name, name): value for name, value in row.items()}, **changes}
-        table, row = (new_table, renamed) if self.revision >= "0004" else (table, row)
+        since = SINCE.get(new_table, {}).items()
+        known = {column: value for column, (revision, value) in since if revision <= self.revision}
+        table, row = (new_table, {**renamed, **known}) if self.revision >= "0004" else (table, row)
         self.old.setdefault(table, []).append(row)
-        self.new.setdefault(new_table, []).append({**renamed, **ADDED.get(new_table, {})})
+        self.new.setdefault(new_table, []).append({**renamed, **ADDED.get(new_table, {}), **known})
 
     def _add_task(self, task: str, status: str, **columns: Any) -> None:
         row: Row = {
@@ -346,7 +361,7 @@ def dump(connection: Connection) -> dict[str, list[Row]]:
     """Every row of every table that is not empty, in a fixed order."""
     rows: dict[str, list[Row]] = {}
     for table in inspect(connection).get_table_names():
-        if table != "alembic_version":
+        if table not in ("alembic_version", "event_log"):
             found = [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {table}"))]
             rows[table] = found
     return in_order(rows)

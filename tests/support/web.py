@@ -1,10 +1,12 @@
 """Web servers on loopback that respond as a test demands, and record the requests."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 
@@ -53,8 +55,13 @@ class Host:
 
 
 @contextmanager
-def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: int = 0) -> Iterator[Host]:
-    """A server that answers each request by `respond`, and closes the connection after it."""
+def host(
+    respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: int = 0, certificate: Path | None = None
+) -> Iterator[Host]:
+    """A server that answers each request by `respond`, and closes the connection after it.
+
+    `certificate`: a file with a certificate and its key, for https.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that the base class calls
@@ -76,7 +83,11 @@ def host(respond: Callable[[Visit], None], *, address: str = "127.0.0.1", port: 
 
     server = Server((address, port), Handler)
     server.daemon_threads = True
-    there = Host(f"http://{address}:{server.server_port}")
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    there = Host(f"http{'s' if certificate else ''}://{address}:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -108,6 +108,7 @@ class KlingApi:
 
         Raises NotCreated when Kling certainly did not accept it, CreateUnknown when it may have.
         """
+        self._check_open(NotCreated)
         try:
             reply = await self._call(family, "POST", self.address(family), json=body)
         except NOT_SENT_ERRORS as error:
@@ -138,6 +139,7 @@ class KlingApi:
 
     async def _query_once(self, family: str, url: str, identifier: str, *, in_path: bool = False) -> Report | None:
         """Send one query. `in_path`: the path names the task, so that a gateway's bare 404 is about the task."""
+        self._check_open(GatewayError)
         try:
             reply = await self._call(family, "GET", url)
         except TRANSPORT_ERRORS as error:
@@ -160,6 +162,7 @@ class KlingApi:
         `path`: under `/v1`, or with a leading slash from the root; it may have a query.
         Raises NotCreated when Kling certainly did not accept the call, CreateUnknown with the answer when it may have.
         """
+        self._check_open(NotCreated)
         try:
             method = "GET" if body is None else "POST"
             reply, content = await self._exchange(path, method, self.address(path), json=body)
@@ -184,6 +187,7 @@ class KlingApi:
 
         Raises GatewayError for any answer that is not a list.
         """
+        self._check_open(GatewayError)
         url = f"{self.address(family)}?pageNum={page}&pageSize={size}"
         try:
             reply, content = await self._exchange(family, "GET", url)
@@ -195,6 +199,10 @@ class KlingApi:
         if not isinstance(data, list) or not all(isinstance(record, dict) for record in data):
             raise GatewayError(f"The answer has no list of the tasks of {family}.", http_status=reply.http_status)
         return data
+
+    def _check_open(self, kind: type[GatewayError]) -> None:
+        if self._http.is_closed:
+            raise kind("This Kling is closed.", code="closed", hint="Use it inside its `with` block.")
 
     def _not_sent(self, error: Exception) -> NotCreated:
         return NotCreated(

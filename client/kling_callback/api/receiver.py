@@ -60,6 +60,7 @@ class Registration:
     key_fingerprint: str
     tags: tuple[str, ...]
     hook: str
+    hook_events: tuple[str, ...]
     create_token: str
 
     def fields(self) -> dict[str, Any]:

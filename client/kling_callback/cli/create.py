@@ -29,6 +29,7 @@ def create_and_run(
     *,
     tags: tuple[str, ...],
     hook: str | None,
+    hook_events: tuple[str, ...],
     external_task_id: str | None,
     estimate_only: bool,
     **waiting: Any,
@@ -46,14 +47,16 @@ def create_and_run(
         problems.raise_all()
         return print_estimate(family, body, as_json=wait_options.as_json)
     with problems:
-        task_id, tags = check_call(family, body, tags=tags, hook=hook, external_task_id=external_task_id)
+        task_id, tags, hook_events = check_call(
+            family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        )
     with problems:
         wait_options.check()
     with problems:
         check_key(ClientSettings.load(require=TO_CREATE), family)
 
     async def begin(kling: AsyncKling) -> AsyncTask:
-        return await kling.create(family, body, tags=tags, hook=hook, external_task_id=task_id)
+        return await kling.create(family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=task_id)
 
     return run_task(begin, TO_CREATE, task_id, wait_options)
 
@@ -82,6 +85,7 @@ def job_command(job: Job) -> click.Command:
         more: tuple[tuple[str, Any], ...],
         tags: tuple[str, ...],
         hook: str | None,
+        hook_events: tuple[str, ...],
         external_task_id: str | None,
         estimate_only: bool,
         **values: Any,
@@ -94,6 +98,7 @@ def job_command(job: Job) -> click.Command:
             values,
             tags=tags,
             hook=hook,
+            hook_events=hook_events,
             external_task_id=external_task_id,
             estimate_only=estimate_only,
             **waiting,

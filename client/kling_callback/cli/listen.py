@@ -10,6 +10,8 @@ import click
 from kling_callback.api.http import create_client
 from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import with_kling
+from kling_callback.environment import EnvironmentProblem, proxy_for
+from kling_callback.errors import SettingsError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
 from kling_callback.protocol.webhooks import new_secret
@@ -73,7 +75,7 @@ def listen(
 
     KLING_HOOK_SECRET signs forwarded events; without it, a secret is generated, stored, and printed at each start.
     """
-    # Imported here: file locks are missing on Windows, where the other commands run.
+    # Imported here: the other commands start faster without.
     from kling_callback.listen import listener
     from kling_callback.listen.cursor import Cursor
     from kling_callback.listen.exec import ExecHandler
@@ -88,6 +90,12 @@ def listen(
         problems.refuse("There is no home folder. Name a folder with --state.")
     with problems:
         settings = ClientSettings.load(require=TO_WAIT)
+    if forward:
+        try:
+            proxy_for(forward)
+        except EnvironmentProblem as problem:
+            with problems:
+                raise SettingsError([str(problem)]) from None
     problems.raise_all()
     target = forward or (shlex.join(command) if command else "")
     event_filter = listener.EventFilter(types, tag)
@@ -102,15 +110,16 @@ def listen(
 
     async def call(kling: AsyncKling) -> None:
         await listener.position_cursor(kling, cursor, first, terminal.print_message)
-        terminal.print_message(
-            f"Listening to {settings.receiver_base}, after event {cursor.after}. Stop it with Ctrl-C."
-        )
+        last = cursor.after.event_id if cursor.after else 0
+        terminal.print_message(f"Listening to {settings.receiver_base}, after event {last}. Stop it with Ctrl-C.")
         async with AsyncExitStack() as stack:
             handle: listener.Handle = ExecHandler(command) if command else listener.print_only
             if forward:
                 http = await stack.enter_async_context(create_client())
                 handle = ForwardHandler(http, forward, hook_secret(settings, cursor), report=terminal.print_message)
-            await listener.listen(kling, cursor, handle, event_filter=event_filter, report=report)
+            await listener.listen(
+                kling, cursor, handle, event_filter=event_filter, report=report, warn=terminal.print_message
+            )
 
     with cursor.lock(), terminal.print_problems():
         with_kling(TO_WAIT, call)

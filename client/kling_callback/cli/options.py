@@ -72,6 +72,13 @@ def create_options(function: Function) -> Function:
         ),
         usage.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find the task by; repeatable."),
         usage.option("--hook", metavar="URL", help="The receiver POSTs the task's events to this URL, signed."),
+        usage.option(
+            "--hook-event",
+            "hook_events",
+            metavar="TYPE",
+            multiple=True,
+            help="The hook receives only events of this type, such as task.done; repeatable.",
+        ),
         usage.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
         usage.option(
             "--estimate",

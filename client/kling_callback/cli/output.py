@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from anyio import to_thread
 
 from kling_callback.base import BaseFile
 from kling_callback.errors import ParameterError, ResultFailed
+from kling_callback.protocol.media_types import is_device
 from kling_callback.tasks import AsyncFile
 
 
@@ -41,6 +44,8 @@ class Destination:
     def check(self) -> None:
         """Check that the files can be written, without a trace. Raises ParameterError."""
         place = self.folder
+        if sys.platform == "win32" and any(map(is_device, (*self.folder.parts, self.name))):
+            raise ParameterError([f"output: {self.text!r} names a device of Windows. Name another folder or file."])
         try:
             while not place.is_dir() and place != place.parent:
                 if place.exists() or place.is_symlink():
@@ -73,4 +78,5 @@ class Destination:
 
     def again(self, task_id: str) -> str:
         """The command that downloads the files of a task again."""
-        return f"kling wait {task_id} --output {shlex.quote(self.text)}"
+        quoted = subprocess.list2cmdline([self.text]) if sys.platform == "win32" else shlex.quote(self.text)
+        return f"kling wait {task_id} --output {quoted}"

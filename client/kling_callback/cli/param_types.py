@@ -143,12 +143,13 @@ class CommandLine(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         try:
-            arguments = tuple(shlex.split(value))
+            arguments = tuple(_split(value))
         except ValueError as error:
             self.fail(f"{value!r} cannot be split into arguments: {error}.", param, ctx)
-        if not arguments or shutil.which(arguments[0]) is None:
+        program = shutil.which(arguments[0]) if arguments else None
+        if program is None:
             self.fail(f"{arguments[0] if arguments else ''!r} is not a command that can be run here.", param, ctx)
-        return arguments
+        return (program, *arguments[1:]) if sys.platform == "win32" else arguments  # there, `x` may be x.cmd
 
 
 class EventPosition(click.ParamType[int]):
@@ -163,6 +164,15 @@ class EventPosition(click.ParamType[int]):
         if not (text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS and int(text)):
             self.fail(f"{value!r} is not an event's id (from 1), and not `latest`.", param, ctx)
         return int(text)
+
+
+def _split(line: str) -> list[str]:
+    """The arguments of a line. On Windows a backslash is part of a path. Raises ValueError."""
+    parser = shlex.shlex(line, posix=True, punctuation_chars=False)
+    parser.whitespace_split, parser.commenters = True, ""
+    if sys.platform == "win32":
+        parser.escape = ""
+    return list(parser)
 
 
 def _read(name: str) -> str:

@@ -1,5 +1,6 @@
 """Terminal output: data on stdout, messages on stderr, live progress; control characters are escaped in both."""
 
+import codecs
 import json
 import logging
 import os
@@ -23,10 +24,23 @@ from kling_callback.protocol.redact import is_empty
 
 
 def use_utf8() -> None:
-    """Write UTF-8 in any locale, so that programs and files receive it, and no character raises an error."""
+    """Write UTF-8 in any locale, so that programs and files receive it, and no character raises an error.
+
+    A terminal with another encoding gets that one; what it does not have is escaped.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def _json_escaped(error: UnicodeError) -> tuple[str, int]:
+    """Replace what cannot be encoded as JSON escapes it: `backslashreplace` writes what no parser of JSON reads."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error("kling-json", _json_escaped)
 
 
 def print_message(text: str) -> None:
@@ -75,7 +89,8 @@ def print_data(text: str) -> None:
 
 def print_json(document: Any, *, pretty: bool = False) -> None:
     """Print one JSON document on stdout: on one line, or indented if `pretty`."""
-    click.echo(json_text(document, pretty=pretty))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(json_text(document, pretty=pretty).encode(encoding, "kling-json").decode(encoding))
 
 
 def print_event(event: Event, label: str) -> None:
@@ -158,7 +173,8 @@ def live_progress(task_id: str, console: Console | None = None) -> Iterator[Call
         yield lambda event: None
         return
     text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = (SpinnerColumn(), TimeElapsedColumn(), text)
+    spinner = SpinnerColumn("dots" if console.encoding.lower().startswith("utf") else "line")
+    columns = (spinner, TimeElapsedColumn(), text)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         bar = progress.add_task(f"{escape(task_id)} waiting", total=None)
 

@@ -32,7 +32,7 @@ OnOff: TypeAlias = Literal["on", "off"]
 
 
 class JobMethods(Generic[Created]):
-    """A method for each typed job. All take `tags`, `hook` and `external_task_id`, and raise, as `create` does.
+    """A method for each typed job. What is not Kling's (`tags`, `hook`, ...) and the errors are as in `create`.
 
     None and empty arguments are not sent. Any other parameter of Kling may be given by its name (`more`): one that
     resembles no known name is sent unchanged.
@@ -53,6 +53,7 @@ class JobMethods(Generic[Created]):
         watermark_info: bool | Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -78,7 +79,7 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, external_task_id)
+        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
 
     def image_to_image(
         self,
@@ -98,6 +99,7 @@ class JobMethods(Generic[Created]):
         watermark_info: bool | Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -131,7 +133,7 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, external_task_id)
+        return self._run(catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
 
     def text_to_video(
         self,
@@ -156,6 +158,7 @@ class JobMethods(Generic[Created]):
         watermark_info: bool | Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -199,7 +202,7 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, external_task_id)
+        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
 
     def image_to_video(
         self,
@@ -229,6 +232,7 @@ class JobMethods(Generic[Created]):
         watermark_info: bool | Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -282,7 +286,7 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, external_task_id)
+        return self._run(catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
 
     def omni_video(
         self,
@@ -310,6 +314,7 @@ class JobMethods(Generic[Created]):
         watermark_info: bool | Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -357,7 +362,7 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, external_task_id)
+        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
 
     def motion_control(
         self,
@@ -376,6 +381,7 @@ class JobMethods(Generic[Created]):
         watermark_info: bool | Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         hook: str | None = None,
+        hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -404,7 +410,7 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.MOTION_CONTROL, {**values, **more}, tags, hook, external_task_id)
+        return self._run(catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, external_task_id)
 
     def _run(
         self,
@@ -412,6 +418,7 @@ class JobMethods(Generic[Created]):
         values: Mapping[str, Any],
         tags: Sequence[str],
         hook: str | None,
+        hook_events: Sequence[str],
         external_task_id: str | None,
     ) -> Created:
         """Create the job in the way of this client."""

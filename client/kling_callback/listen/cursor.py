@@ -1,6 +1,5 @@
 """The cursor of a listener, on disk: advanced only after an event was handled, so that none is missed."""
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,8 @@ from typing import Any
 
 from kling_callback.atomic_file import AtomicFile, temporary_path
 from kling_callback.errors import KlingError
+from kling_callback.listen.lock import lock
+from kling_callback.protocol.events import LogPosition
 
 FOLDER = "kling-callback"
 
@@ -27,9 +28,9 @@ class Cursor:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock out another listener with the same cursor. Raises KlingError if one runs."""
-        with self.path.with_suffix(".lock").open("w") as lock:
+        with self.path.with_suffix(".lock").open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except OSError:
                 raise KlingError(
                     "The same command is already listening.", code="held", hint=ALREADY_LISTENING
@@ -38,13 +39,13 @@ class Cursor:
             yield
 
     @property
-    def after(self) -> int | None:
-        """The id of the last handled event; None before the first run."""
-        return self._state.get("after")
+    def after(self) -> LogPosition | None:
+        """The position after the last handled event; None before the first run."""
+        return LogPosition.parse(self._state["after"]) if "after" in self._state else None
 
-    def advance(self, after: int) -> None:
-        """Mark this event, and all before it, as handled; durable on return. Raises OSError."""
-        self._write(after=after)
+    def advance(self, after: LogPosition) -> None:
+        """Mark all events up to this position as handled; durable on return. Raises OSError."""
+        self._write(after=str(after))
 
     def secret(self, new: Callable[[], str]) -> str:
         """The secret of this cursor, the same in each run. `new`: makes it in the first."""
@@ -57,9 +58,10 @@ class Cursor:
             return {}
         try:
             state = json.loads(self.path.read_bytes())
-            if isinstance(state, dict) and type(state.get("after", 0)) is int:
+            if isinstance(state, dict):
+                LogPosition.parse(state.get("after", "0-0"))
                 return state
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError, TypeError, RecursionError):
             pass
         raise KlingError(f"{self.path} cannot be read.", code="bad_cursor", hint=REMOVE_CURSOR)
 

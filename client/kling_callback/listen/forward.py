@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import anyio
 import httpx
@@ -18,8 +17,6 @@ TIMEOUT_SECONDS = 15
 
 RETRY = RetryPolicy(max_wait=3)
 """Retries of a connection: short waits, so that a restarted application gets its event at once."""
-
-EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class ForwardHandler:
@@ -59,7 +56,7 @@ class ForwardHandler:
         return HandlerResult(str(status), "" if 200 <= status < 300 else f"{self._url} answered {status}")
 
     async def _post(self, event: Event) -> int:
-        body, name = hook_body(event.document), webhook_id(event.id, _milliseconds(event))
+        body, name = hook_body(event.document), _webhook_id(event)
         headers = signed_headers([self._secret], name, int(self._clock()), body)
         async with self._http.stream(
             "POST", self._url, content=body, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=False
@@ -67,9 +64,9 @@ class ForwardHandler:
             return response.status_code
 
 
-def _milliseconds(event: Event) -> int:
-    """The time of an event in unix milliseconds. Raises ReceiverError if it cannot be read."""
+def _webhook_id(event: Event) -> str:
+    """The id of the POST. Raises ReceiverError if the event has no valid time."""
     try:
-        return (datetime.fromisoformat(event.at) - EPOCH) // timedelta(milliseconds=1)
-    except (ValueError, TypeError, OverflowError):
+        return webhook_id(event.position)
+    except ValueError:
         raise unreadable_answer() from None

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from anyio import to_thread
 
+from kling_callback.errors import KlingError, ReceiverError
+from kling_callback.events import OTHER_LOG
 from kling_callback.kling import AsyncKling
 from kling_callback.listen.cursor import Cursor
-from kling_callback.protocol.events import Event
+from kling_callback.protocol.events import Event, LogPosition
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +51,68 @@ async def listen(
     *,
     event_filter: EventFilter,
     report: Callable[[Event, HandlerResult], None],
+    warn: Reporter,
 ) -> None:
     """Handle the events after the cursor, without end. The cursor advances after `handle` and `report`.
 
+    When the receiver refuses the cursor, because its database was restored or replaced, all its events are handled,
+    after a message to `warn`.
     Raises ReceiverError, OSError if the cursor cannot be written, and what `handle` raises.
     """
-    async with aclosing(kling.events(after=cursor.after)) as events:
+    while True:
+        try:
+            await _listen(kling, cursor, handle, event_filter, report)
+        except ReceiverError as error:
+            if error.code != OTHER_LOG:
+                raise
+            newest = LogPosition.parse(await kling.last_event())
+            _start_over(cursor, newest, warn)
+
+
+async def _listen(
+    kling: AsyncKling,
+    cursor: Cursor,
+    handle: Handle,
+    event_filter: EventFilter,
+    report: Callable[[Event, HandlerResult], None],
+) -> None:
+    after = None if cursor.after is None else str(cursor.after)
+    async with aclosing(kling.events(after=after)) as events:
         async for event in events:
             if event_filter(event):
                 report(event, await handle(event))
-            await to_thread.run_sync(cursor.advance, event.id)
+            await to_thread.run_sync(cursor.advance, event.position)
 
 
-async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, report: Reporter) -> None:
+async def position_cursor(kling: AsyncKling, cursor: Cursor, first: int | None, warn: Reporter) -> None:
     """Set the cursor before a run. `first`: the event to begin with; 0: after the newest; None: where it is.
 
-    A new cursor begins after the newest event. If the receiver's database was replaced, it begins with the first.
+    A new cursor begins after the newest event. If the receiver's database was restored or replaced, it begins with the
+    first. Raises KlingError if `first` is later than the next event.
     """
-    newest = await kling.last_event()
-    if first is not None:
-        cursor.advance(first - 1 if first else newest)
-    elif cursor.after is None:
-        cursor.advance(newest)
-    elif cursor.after > newest:
-        report(
-            f"Event {cursor.after} was handled, but the newest is {newest}: the receiver has another database. "
-            "All its events are handled."
+    newest = LogPosition.parse(await kling.last_event())
+    if first is not None and first > newest.event_id + 1:
+        raise KlingError(
+            f"There is no event {first}: the newest is {newest.event_id}.",
+            code="no_event",
+            hint="Begin with the next event: --from latest.",
         )
-        cursor.advance(0)
+    if first:
+        cursor.advance(LogPosition(newest.log_id, first - 1))
+    elif first == 0 or cursor.after is None:
+        cursor.advance(newest)
+    elif cursor.after.log_id != newest.log_id or cursor.after.event_id > newest.event_id:
+        _start_over(cursor, newest, warn)
+
+
+def _start_over(cursor: Cursor, newest: LogPosition, warn: Reporter) -> None:
+    """Move the cursor to the beginning of the receiver's log: events are repeated rather than missed."""
+    handled = cursor.after.event_id if cursor.after else 0
+    warn(
+        f"Event {handled} was handled, of another event log: the receiver's database was restored or replaced. "
+        f"All its events are handled from the first one on, {newest.event_id} so far; some of them may be repeats."
+    )
+    cursor.advance(LogPosition(newest.log_id, 0))
 
 
 async def print_only(event: Event) -> HandlerResult:

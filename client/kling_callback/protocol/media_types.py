@@ -1,5 +1,7 @@
 """Media types and the file extensions for them: one table for client and receiver."""
 
+import re
+
 MEDIA_KINDS = ("video", "image", "audio")
 """The kinds of files that a browser shows or plays; also the first parts of their media types."""
 
@@ -45,6 +47,17 @@ def extension(content_type: str | None, kind: str = "") -> str:
     """
     media_type = (content_type or "").partition(";")[0].strip().lower()
     return EXTENSIONS.get(media_type) or EXTENSIONS_BY_KIND.get(kind, "bin")
+
+
+DEVICE = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *([.:].*)?", re.IGNORECASE | re.DOTALL
+)
+"""Names of devices on Windows: in any folder, with any suffix."""
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file name for a device, which keeps nothing."""
+    return DEVICE.fullmatch(name) is not None
 
 
 MORE_SUFFIXES = {"jpeg": "image", "tif": "image", "m4v": "video", "avi": "video", "oga": "audio", "opus": "audio"}

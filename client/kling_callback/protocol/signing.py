@@ -20,12 +20,16 @@ from kling_callback.errors import ParameterError, SettingsError, TokenError, Tok
 from kling_callback.protocol.ids import DESCRIPTION as ID_RULE
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.urls import normalize_public_url
+from kling_callback.protocol.webhooks import MAX_SECRETS
 
 Role = Literal["admin", "client", "read"]
 Clock = Callable[[], float]
 
 LEEWAY_SECONDS = 60
 """Seconds by which the clocks of two machines may differ."""
+
+MAX_TOKEN_SECONDS = 3650 * 86_400
+"""Seconds for which a bearer token may be valid."""
 
 MIN_SECRET_CHARS = 32
 """Characters of a signing secret."""
@@ -143,24 +147,65 @@ class CallbackSigner:
         return CallbackToken(str(task_id), str(family), int(signed.timestamp()))
 
 
-def api_token(secrets: Sequence[str], role: Role, lifetime: float, *, now: float | None = None) -> str:
-    """Make a bearer token for the receiver's `/api`, valid for `lifetime` seconds from `now` (unix seconds)."""
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """The verified content of a bearer token. `expires`: unix seconds.
+
+    `name`, `id`: of a named token, which the receiver knows by its id and can revoke. Without an id, `name` is only
+    what the signer calls itself.
+    """
+
+    role: Role
+    expires: int
+    name: str = ""
+    id: str = ""
+
+
+def api_token(
+    secrets: Sequence[str],
+    role: Role,
+    lifetime: float,
+    *,
+    now: float | None = None,
+    name: str = "",
+    token_id: str = "",
+) -> str:
+    """Make a bearer token for the receiver's `/api`, valid for `lifetime` seconds from `now` (unix seconds).
+
+    `name`, `token_id`: as in ApiToken. A receiver accepts a token with an id only once it was added there.
+    """
     expires = int((time.time() if now is None else now) + lifetime)
-    return Signer.sign(_signer(secrets, "api"), _pack([role, expires])).decode()
+    content = [role, expires, name, token_id] if name else [role, expires]
+    return Signer.sign(_signer(secrets, "api"), _pack(content)).decode()
 
 
-def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = None) -> Role:
-    """Verify a bearer token and return its role. `now`: unix seconds. Raises TokenExpired or TokenError."""
+def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = None) -> ApiToken:
+    """Verify a bearer token and return its content. `now`: unix seconds. Raises TokenExpired or TokenError.
+
+    Whether a named token is known and not revoked is the receiver's to check.
+    """
     try:
-        role, expires = _unpack(Signer.unsign(_signer(secrets, "api"), token).decode())
-        seconds_past = (time.time() if now is None else now) - float(expires)
-    except (BadData, ValueError, TypeError) as error:
+        role, expires, *named = _unpack(Signer.unsign(_signer(secrets, "api"), token).decode())
+        name, token_id = named or ("", "")
+        seconds_past = (time.time() if now is None else now) - int(expires)
+    except (BadData, ValueError, TypeError, OverflowError) as error:
         raise TokenError("The bearer token is not valid.") from error
     if seconds_past > LEEWAY_SECONDS:
         raise TokenExpired("The bearer token has expired.")
     if role not in get_args(Role):
         raise TokenError("The bearer token names an unknown role.")
-    return role  # type: ignore[no-any-return]  # checked against Role on the line above
+    return ApiToken(role, int(expires), str(name), str(token_id))
+
+
+def task_hook_secrets(secrets: Sequence[str]) -> list[str]:
+    """The secrets (`whsec_...`) of the hooks of single tasks, one derived from each signing secret, newest first.
+
+    Clients name these hooks, so no secret of an operator's hook signs for them. All of these secrets (MAX_SECRETS at
+    most) sign each delivery: during a rotation a recipient may verify with any.
+    """
+    signer = _signer(secrets, "task-hook")
+    keys = [signer.derive_key(secret) for secret in secrets[:MAX_SECRETS]]
+    return [f"whsec_{base64.b64encode(key).decode()}" for key in keys]
 
 
 def sign_link(secrets: Sequence[str], receiver_url: str, task_id: str, index: int, expires: int) -> str:

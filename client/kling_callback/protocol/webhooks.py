@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from kling_callback.protocol.events import LogPosition
 from kling_callback.protocol.urls import is_web_address
 
 TOLERANCE_SECONDS = 300
@@ -25,6 +26,9 @@ MAKE_WEBHOOK_SECRET_HINT = (
     "Make one with: python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
 )
 MAX_SIGNATURES = 16
+"""Signatures of one message that are compared."""
+MAX_SECRETS = 8
+"""Secrets of one hook at once. Each of them signs, and a header has its limits."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 SignatureState = Literal["absent", "good", "bad"]
@@ -97,12 +101,12 @@ def signature_matches(secrets: Sequence[str], headers: Mapping[str, str], body: 
     return any(hmac.compare_digest(each, signature) for each in expected for signature in signatures)
 
 
-def webhook_id(event_id: int, at: int, hook: str = "default") -> str:
-    """The `webhook-id` of an event: the same for each delivery, and unique across databases.
+def webhook_id(event: LogPosition, hook: str = "default") -> str:
+    """The `webhook-id` of an event: the same for each delivery, and unique across databases and their restores.
 
-    `at`: when the event happened, unix milliseconds. `hook`: name of the hook; that of KLING_HOOK_URL is `default`.
+    `hook`: name of the hook; that of KLING_HOOK_URL is `default`.
     """
-    return f"{hook}_{event_id}_{at}"
+    return f"{hook}_{event}"
 
 
 def hook_body(event: Mapping[str, Any]) -> bytes:

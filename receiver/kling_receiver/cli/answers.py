@@ -100,6 +100,46 @@ class ReplayedEvents(TypedDict):
     events: int
 
 
+class AddedToken(TypedDict):
+    """Of `POST /api/tokens`."""
+
+    name: str
+
+
+class ListedToken(TypedDict):
+    """A named token in a list."""
+
+    name: str
+    role: str
+    created_at: str
+    expires_at: str
+    last_used_at: str | None
+
+
+class TokenList(TypedDict):
+    """Of `GET /api/tokens`."""
+
+    tokens: list[ListedToken]
+
+
+class ListedEntry(TypedDict):
+    """An entry of the audit log."""
+
+    at: str
+    actor: str
+    action: str
+    target: str
+    detail: str
+    result: str | None
+
+
+class AuditPage(TypedDict):
+    """Of `GET /api/audit`."""
+
+    entries: list[ListedEntry]
+    next: str | None
+
+
 class ListedTask(TypedDict):
     """A task, as far as its line in a table needs it."""
 

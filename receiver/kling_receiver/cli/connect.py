@@ -14,6 +14,7 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.cli import terminal
 from kling_callback.errors import ReceiverError
 from kling_callback.protocol.signing import api_token
+from kling_receiver.access import LOCAL_COMMAND
 from kling_receiver.cli.base import load_settings
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
@@ -77,6 +78,7 @@ def change_database(settings: ReceiverSettings, change: Callable[["Transaction"]
         raise DatabaseError(f"There is no database {file}. {hint}")
     database = Database(settings.database)
     try:
+        database.check()
         with database.operator_errors(), database.write() as connection:
             tx = Transaction(connection, database, int(time.time() * 1000))
             result = change(tx)
@@ -87,7 +89,10 @@ def change_database(settings: ReceiverSettings, change: Callable[["Transaction"]
 
 
 def _api(http: httpx.AsyncClient, base: str, settings: ReceiverSettings) -> ReceiverApi:
-    return ReceiverApi(http, base, lambda: api_token(settings.signing_secrets, "admin", TOKEN_SECONDS), NO_RETRY)
+    def token() -> str:
+        return api_token(settings.signing_secrets, "admin", TOKEN_SECONDS, name=LOCAL_COMMAND)
+
+    return ReceiverApi(http, base, token, NO_RETRY)
 
 
 def _require_database(settings: ReceiverSettings, base: str) -> None:

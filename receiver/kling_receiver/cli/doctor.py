@@ -5,6 +5,7 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,12 +16,17 @@ import httpx
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_of_each_key
 from kling_callback.cli import terminal, usage
+from kling_callback.environment import EnvironmentProblem, proxy_for
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
+from kling_callback.protocol.urls import PORTS
 from kling_receiver.cli.base import FAILED, load_settings, warn_if_unreachable
+from kling_receiver.net.client import GuardedClient, RequestFailed
+from kling_receiver.net.guard import Refused
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
+from kling_receiver.store.errors import DatabaseError
 from kling_receiver.web.callbacks import DOCTOR_FAMILY, doctor_answer
 
 TIMEOUT_SECONDS = 15
@@ -41,7 +47,7 @@ class Check:
 def doctor() -> None:
     """Check that callbacks can reach this receiver.
 
-    Sends a signed callback through its public address, and names the step that fails.
+    Checks the database, sends a signed callback through the public address, and names the step that fails.
     """
     settings = load_settings((*TO_ADMINISTER, "api_base"))
     warn_if_unreachable(settings)
@@ -59,24 +65,45 @@ async def _print_checks(settings: ReceiverSettings) -> bool:
 
 
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
-    """Check the steps of a callback in order, up to the first that fails; then Kling's key."""
+    """Check the steps of a callback in order, up to the first that fails; then Kling's key.
+
+    The database comes first: a check of its own only if it fails.
+    """
+    if problem := await anyio.to_thread.run_sync(_database_problem, settings):
+        yield Check("database", False, problem)
     async with create_client() as http:
         async for check in _check_public_route(settings, http):
             yield check
     async with create_kling_client() as kling_http:
         for name, auth in auth_of_each_key(settings):
             yield await _check_key(KlingApi(settings.api_base, auth, kling_http), settings.api_base, name)
+    if settings.egress_proxy:
+        yield await _check_egress(settings)
+
+
+def _database_problem(settings: ReceiverSettings) -> str | None:
+    """Why `serve` would refuse the database; None if it would not, or if there is none yet."""
+    from kling_receiver.store import engine_checks
+    from kling_receiver.store.database import Database
+
+    file = settings.database_file
+    if file and not file.exists():
+        return " ".join(engine_checks.sqlite_problems()) or None
+    try:
+        with closing(Database(settings.database)) as database:
+            database.check(settings.results)
+    except (DatabaseError, OSError) as error:
+        return str(error)
+    return None
 
 
 async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClient) -> AsyncIterator[Check]:
     parts = urlsplit(settings.receiver_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        addresses = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        yield Check("name", False, f"{host} has no address ({error}). Fix its DNS entry, or set KLING_RECEIVER_URL.")
+    name = await _check_name(settings.receiver_url, host, port)
+    yield name
+    if not name.ok:
         return
-    yield Check("name", True, f"{host} is {', '.join(sorted({str(address[4][0]) for address in addresses}))}")
     nonce = new_id()
     url = CallbackSigner(settings.signing_secrets).url(settings.receiver_url, nonce, DOCTOR_FAMILY)
     body = {"doctor": secrets.token_hex(LARGE_BODY_BYTES // 2)}
@@ -87,6 +114,19 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
         return
     yield Check("connection", True, f"{host}:{port} answers")
     yield _check_response(response, nonce)
+
+
+async def _check_name(url: str, host: str, port: int) -> Check:
+    """Whether the host has an address; a proxy resolves the name itself."""
+    try:
+        if proxy := await anyio.to_thread.run_sync(proxy_for, url):
+            return Check("name", True, f"{host} is reached through the proxy that {proxy.variable} names")
+        addresses = await anyio.to_thread.run_sync(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
+    except EnvironmentProblem as problem:
+        return Check("name", False, str(problem))
+    except (OSError, UnicodeError) as error:
+        return Check("name", False, f"{host} has no address ({error}). Fix its DNS entry, or set KLING_RECEIVER_URL.")
+    return Check("name", True, f"{host} is {', '.join(sorted({str(address[4][0]) for address in addresses}))}")
 
 
 CONNECTION_HINT = "Check that the receiver and the proxy run, that the port is open and, with https, the certificate."
@@ -139,6 +179,25 @@ async def _check_key(kling_api: KlingApi, base: str, name: str) -> Check:
     except GatewayError as error:
         return Check("key", False, f"{name}: {error}")
     return Check("key", True, f"{base} accepts {name}")
+
+
+async def _check_egress(settings: ReceiverSettings) -> Check:
+    """Whether the proxy of downloads and hooks lets a request out: any answer of Kling's host shows it."""
+    base, parts = settings.api_base, urlsplit(settings.api_base)
+    if not settings.result_hosts.needs_proxy(parts.hostname or "", parts.port or PORTS[parts.scheme]):
+        return Check("egress", True, f"not tried: {base} needs no proxy")
+    client = GuardedClient(settings.result_hosts)
+    try:
+        response = await client.send("GET", base, read_timeout=TIMEOUT_SECONDS)
+        await response.close()
+    except (Refused, RequestFailed) as error:
+        return Check("egress", False, f"{base} cannot be reached: {error}. {EGRESS_HINT}")
+    finally:
+        await client.close()
+    return Check("egress", True, f"KLING_EGRESS_PROXY leads to {base}")
+
+
+EGRESS_HINT = "Check KLING_EGRESS_PROXY, and that the proxy permits the hosts of Kling's files and of hooks."
 
 
 def _reason(error: Exception) -> str:

@@ -11,12 +11,15 @@ import click
 from kling_callback.api.receiver import ReceiverApi
 from kling_callback.cli import options, terminal, usage
 from kling_callback.errors import ParameterError
+from kling_callback.protocol.signing import task_hook_secrets
+from kling_receiver.access import LOCAL_COMMAND
 from kling_receiver.cli.answers import AddedHook, HookList, HookName, NewSecret, TestedHook, checked
 from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
 from kling_receiver.hooks.config import EVENT_STATUSES, HookConfig, InvalidHook, parse_hook
 from kling_receiver.net.guard import Allowlist
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
+from kling_receiver.sinks import scheme_of
 from kling_receiver.states import STATUSES
 
 if TYPE_CHECKING:
@@ -159,11 +162,14 @@ async def _add_beside(receiver: ReceiverApi, settings: ReceiverSettings, config:
         return "", "The hooks are kept in KLING_HOOKS_FILE. Change the file and restart the receiver."
 
     def change(tx: "Transaction") -> tuple[str, str]:
+        from kling_receiver.access import audit
         from kling_receiver.hooks import records as hook_records
 
         if tx.database.identity(tx.connection) != answer.get("database"):
             return "", OTHER_DATABASE
         row = hook_records.add(tx, config)
+        if row:
+            audit.record(tx, LOCAL_COMMAND, "hooks add", row["name"], detail=f"a {scheme_of(config.address)} hook")
         return (row["name"], "") if row else ("", f"There is a hook {config.name} already. Set another name.")
 
     return change_database(settings, change)
@@ -293,6 +299,17 @@ def rotate(name: str, secret: str, overlap: float) -> None:
     terminal.print_message(f"{name} has a new secret. The old one signs as well for {overlap:g} seconds.")
     if not secret:
         terminal.print_data(answer["secret"])
+
+
+@hooks.command("task-secret")
+def task_secret() -> None:
+    """Print the secret that signs the deliveries to the hooks of single tasks.
+
+    It is derived from the newest of KLING_SIGNING_SECRETS. Those derived from the others sign as well: to rotate, give
+    the recipients the new one before the old signing secret is removed.
+    """
+    settings = load_settings(["signing_secrets"])
+    terminal.print_data(task_hook_secrets(settings.signing_secrets)[0])
 
 
 @hooks.command()

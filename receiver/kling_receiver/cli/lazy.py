@@ -62,8 +62,13 @@ class LazyGroup(click.Group):
             click.echo(INSTALL_HINT, err=True)
             ctx.exit(2)
         from kling_callback.cli import terminal
+        from kling_callback.environment import certificate_problems
 
         terminal.use_utf8()
+        if problems := certificate_problems():  # some packages use the variables while they are imported
+            for problem in problems:
+                terminal.print_message(f"{ctx.find_root().info_name}: {problem}")
+            ctx.exit(2)
         command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
         return command
 

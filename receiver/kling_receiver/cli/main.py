@@ -8,8 +8,14 @@ from kling_receiver.cli.lazy import LazyCommand, LazyGroup
 COMMANDS = {
     "serve": LazyCommand("kling_receiver.cli.serve", "serve", "Run the receiver until SIGTERM or Ctrl-C."),
     "migrate": LazyCommand("kling_receiver.cli.migrate", "migrate", "Create or update the tables of the database."),
+    "backup": LazyCommand(
+        "kling_receiver.cli.backup", "backup", "Copy the database and the result files into a folder."
+    ),
+    "restored": LazyCommand("kling_receiver.cli.backup", "restored", "Continue from a restored database."),
     "doctor": LazyCommand("kling_receiver.cli.doctor", "doctor", "Check that callbacks can reach this receiver."),
-    "token": LazyCommand("kling_receiver.cli.token", "token", "Print a bearer token for the receiver's API."),
+    "token": LazyCommand("kling_receiver.cli.access", "token", "Print a bearer token for the receiver's API."),
+    "tokens": LazyCommand("kling_receiver.cli.access", "tokens", "List and revoke bearer tokens that have a name."),
+    "audit": LazyCommand("kling_receiver.cli.access", "audit", "List administrative actions."),
     "tasks": LazyCommand(
         "kling_receiver.cli.tasks", "tasks", "List and adopt tasks, query Kling, download files again."
     ),

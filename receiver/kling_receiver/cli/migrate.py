@@ -1,19 +1,32 @@
 """The command `kling-receiver migrate`."""
 
+import time
+
 import click
 
 from kling_callback.cli import terminal, usage
+from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import Transaction
 
 
 @click.command(cls=usage.Command)
 @report_errors
 def migrate() -> None:
-    """Create or update the tables of the database. `serve` does the same at its start."""
-    database = Database(load_settings().database)
+    """Create or update the tables of the database. `serve` does the same at its start.
+
+    Refused while a receiver runs: an older version could not use the new tables.
+    """
+    settings = load_settings()
+    database = Database(settings.database)
     try:
+        database.check(settings.results)
+        database.acquire_lock()
         database.migrate()
+        with database.operator_errors(), database.write() as connection:
+            tx = Transaction(connection, database, int(time.time() * 1000))
+            audit.record(tx, LOCAL_COMMAND, "migrate")
     finally:
         database.close()
     terminal.print_message(f"{database} is up to date")

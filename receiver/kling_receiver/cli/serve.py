@@ -2,7 +2,9 @@
 
 import gc
 import logging
+import os
 import sys
+import threading
 
 import click
 
@@ -14,12 +16,17 @@ from kling_receiver.logs import LineFormatter
 from kling_receiver.server import bind, create_server
 from kling_receiver.settings import TO_SERVE
 
+log = logging.getLogger("kling_receiver")
+
 GIL_SWITCH_SECONDS = 0.0005
 """Seconds for which the event loop may keep the writer thread waiting at each step of a commit; Python's default is
 ten times as long."""
 
 QUIET_LOGGERS = {"alembic": logging.WARNING, "httpx": logging.WARNING, "uvicorn.error": logging.ERROR}
 """Minimum levels: uvicorn warns of each request that is not HTTP, and any peer can send those."""
+
+EXIT_SECONDS = 2.0
+"""Seconds from the end of the shutdown to the end of the process, if threads are blocked."""
 
 
 @click.command(cls=usage.Command)
@@ -37,6 +44,7 @@ def serve(host: str, port: int) -> None:
     for name, level in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(level)
     receiver = Receiver(settings)
+    receiver.on_stopped = _exit_soon
     try:
         receiver.prepare()
         listener = bind(host, port)
@@ -55,3 +63,16 @@ def serve(host: str, port: int) -> None:
         create_server(receiver).run(sockets=[listener])
     except SystemExit:  # uvicorn exits with 3, which means a timeout in our commands
         exit_with(["The receiver could not start. The lines above state the reason."], FAILED)
+
+
+def _exit_soon() -> None:
+    """End the process although the interpreter waits for threads that the disk or the database blocks for ever."""
+    timer = threading.Timer(EXIT_SECONDS, _exit)
+    timer.daemon = True
+    timer.start()
+
+
+def _exit() -> None:
+    log.warning("the disk or the database does not answer; the process ends without it")
+    logging.shutdown()
+    os._exit(0)

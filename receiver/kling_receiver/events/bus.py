@@ -1,7 +1,8 @@
 """Wake waiting streams after a commit; each stream then reads the event log from its own cursor."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from kling_receiver.store.reader import Reader
@@ -40,25 +41,29 @@ class EventBus:
         self.closed = True
         self.notify(None)
 
-    async def follow(self, task_id: str | None, after: int) -> AsyncIterator[list[EventRow]]:
+    async def follow(
+        self, task_id: str | None, after: int, *, seconds_left: Callable[[], float] = lambda: math.inf
+    ) -> AsyncIterator[list[EventRow]]:
         """Yield events with ids above `after` in batches: past events, then new ones; an empty batch is a heartbeat.
 
-        A task's stream ends after the last event of a task that is done. The stream of all tasks (None) never ends.
+        A task's stream ends after the last event of a task that is done; that of all tasks (None) does not end. Each
+        ends once `seconds_left`, read before each batch, is 0: for how long its reader is still authorized.
         """
         with self.subscribe(task_id) as woken, self._count_stream():
-            while not self.closed:
+            while not self.closed and seconds_left():
                 woken.clear()
                 ends = task_id is not None and await self._is_done(task_id)
-                while rows := await self._reader.events(after, task_id):
+                while seconds_left() and (rows := await self._reader.events(after, task_id)):
                     yield rows
                     after = rows[-1]["id"]
                 if ends:
                     return
                 try:
-                    async with asyncio.timeout(self._heartbeat):
+                    async with asyncio.timeout(min(self._heartbeat, seconds_left())):
                         await woken.wait()
                 except TimeoutError:
-                    yield []
+                    if seconds_left():
+                        yield []
 
     async def _is_done(self, task_id: str) -> bool:
         row = await self._reader.task(task_id)

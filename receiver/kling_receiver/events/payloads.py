@@ -71,6 +71,7 @@ class EventJson(TypedDict):
     """An event, with its task as it is now."""
 
     id: int
+    log_id: Annotated[str, Field(description="the event log that the id belongs to; a restored database has another")]
     type: str
     at: Timestamp
     data: Any
@@ -146,6 +147,7 @@ class Payloads:
         """Render an event, with its task as it is now."""
         return {
             "id": event["id"],
+            "log_id": event["log_id"],
             "type": event["type"],
             "at": iso(event["created_at"]),
             "data": event["data"],

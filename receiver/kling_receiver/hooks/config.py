@@ -1,7 +1,7 @@
 """The configuration of a hook: address, filter, retry schedule and limits, validated before it is stored."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 from pydantic import (
@@ -69,8 +69,14 @@ def _new_name(value: str) -> str:
     return value and _name(value)
 
 
+def is_hook_name(value: str) -> bool:
+    """Whether a hook can have this name, also one of a single task."""
+    of_task = value.startswith(TASK_HOOK_PREFIX) and is_id(value.removeprefix(TASK_HOOK_PREFIX))
+    return of_task or bool(re.fullmatch(NAME, value))
+
+
 def _any_name(value: str) -> str:
-    return value if is_id(value.removeprefix(TASK_HOOK_PREFIX)) and value.startswith(TASK_HOOK_PREFIX) else _name(value)
+    return value if is_hook_name(value) else _name(value)
 
 
 WHOLE = BeforeValidator(_whole)
@@ -101,6 +107,13 @@ Secret = Annotated[
 ]
 
 
+def known_events(values: Sequence[str]) -> list[str]:
+    """Distinct types of events, sorted. Raises ValueError naming every unknown one."""
+    if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
+        raise ValueError(f"no event is called {', '.join(unknown)}. Set some of: {', '.join(EVENT_STATUSES)}.")
+    return sorted(set(values))
+
+
 class HookFilter(BaseModel):
     """Which events a hook receives. An empty list matches everything; all four lists must match."""
 
@@ -112,9 +125,7 @@ class HookFilter(BaseModel):
     @field_validator("events")
     @classmethod
     def _events(cls, values: list[str]) -> list[str]:
-        if unknown := sorted(set(values) - EVENT_STATUSES.keys()):
-            raise ValueError(f"no event is called {', '.join(unknown)}. Set some of: {', '.join(EVENT_STATUSES)}.")
-        return sorted(set(values))
+        return known_events(values)
 
     @field_validator("families")
     @classmethod

@@ -24,7 +24,9 @@ def load_hooks(path: Path, allowed: Allowlist, variables: Mapping[str, str | Non
         content = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InvalidHook([f"{path} cannot be read: {error.strerror}."]) from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; deep nesting
+    except UnicodeDecodeError:
+        raise InvalidHook([f"{path} is not valid TOML: it is not UTF-8 text. Save it as UTF-8."]) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; deep nesting
         raise InvalidHook([f"{path} is not valid TOML: {error}."]) from None
     tables = content.get("hooks", {})
     if set(content) - {"hooks"} or not isinstance(tables, dict):

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, or_, select, text
 from kling_receiver.hooks.deliveries import attempted_events
 from kling_receiver.hooks.matching import matches
 from kling_receiver.hooks.records import hook, hooks
-from kling_receiver.jobs.kinds import Kind, delivery_key
+from kling_receiver.jobs.kinds import Kind, delivery_key, delivery_of
 from kling_receiver.store.reader import SELECT_EVENTS, events_after, load_details
 from kling_receiver.store.rows import AttemptRow, EventRow, JobRow
 from kling_receiver.store.sql import Statement, columns
@@ -77,7 +77,8 @@ NOT_QUEUED = text(f"""
     NOT EXISTS (SELECT 1 FROM job WHERE unique_key =
         '{Kind.DELIVERY}/' || delivery_attempt.event_id || '/' || delivery_attempt.hook_name)
 """)  # a constant
-SELECT_JOBS = Statement[JobRow](f"SELECT {columns(JOB)} FROM job WHERE unique_key IN :keys", table=JOB)
+JOB_COLUMNS = ", ".join(column.name for column in JOB.c if column.name != "args")  # they may be damaged
+SELECT_JOBS = Statement[JobRow](f"SELECT {JOB_COLUMNS} FROM job WHERE unique_key IN :keys")
 SELECT_ATTEMPTS = Statement[AttemptRow](
     f"SELECT {columns(ATTEMPT)} FROM delivery_attempt WHERE (event_id, hook_name) IN :pairs ORDER BY id",
     table=ATTEMPT,
@@ -105,14 +106,14 @@ def _attempted(connection: Connection, delivery_filter: DeliveryFilter) -> set[K
 
 
 def _queued(connection: Connection, delivery_filter: DeliveryFilter) -> set[Key]:
-    query = select(JOB.c.args).where(JOB.c.hook_name.is_not(None), JOB.c.kind == Kind.DELIVERY)
+    query = select(JOB.c.unique_key).where(JOB.c.hook_name.is_not(None), JOB.c.kind == Kind.DELIVERY)
     if delivery_filter.state:
         query = query.where(JOB.c.state == "dead" if delivery_filter.state == "dead" else JOB.c.state != "dead")
     if delivery_filter.hook_name:
         query = query.where(JOB.c.hook_name == delivery_filter.hook_name)
     if delivery_filter.task_id:
         query = query.where(JOB.c.task_id == delivery_filter.task_id)
-    keys = {(args["event"], args["hook"]) for (args,) in connection.execute(query)}
+    keys = {key for unique_key in connection.execute(query).scalars() if (key := delivery_of(unique_key))}
     return _past_cursor(keys, delivery_filter)
 
 

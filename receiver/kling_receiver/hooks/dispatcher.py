@@ -55,6 +55,8 @@ class Dispatcher:
                 await self._sender.close_hook(name)
 
         def settle(tx: Transaction) -> Outcome:
+            if hook:
+                hook_records.pause_unreadable(tx, hook)
             if not deliveries.advance_cursor(tx, name, result.cursor):
                 return Done()
             error = BACKING_OFF if result.retry_in else ""

@@ -24,5 +24,7 @@ def matches(hook: HookRow, event: EventRow, detail: TaskDetail) -> bool:
 
 def _status(event: EventRow, detail: TaskDetail) -> str:
     in_type = event["type"].removeprefix("task.")
-    status = event["data"].get("status") if event["type"] == "task.done" else in_type
-    return status if status in ALL_STATUSES else str(detail.row["status"])
+    data = event["data"] if isinstance(event["data"], dict) else {}
+    status = data.get("status") if event["type"] == "task.done" else in_type
+    known = isinstance(status, str) and status in ALL_STATUSES
+    return str(status if known else detail.row["status"])

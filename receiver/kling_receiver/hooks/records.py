@@ -3,22 +3,24 @@
 A paused hook keeps its events: its retries are suspended, and its cursor stays where it is.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import sqlalchemy as sa
 from sqlalchemy import Connection, delete, insert, select
 
-from kling_callback.protocol.webhooks import new_secret
+from kling_callback.protocol.webhooks import MAX_SECRETS, new_secret
 from kling_receiver.hooks.config import TASK_HOOK_PREFIX, HookConfig
 from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.jobs.kinds import Kind, dispatch_key, hook_pool
 from kling_receiver.jobs.queue import NEVER
+from kling_receiver.store.errors import InvalidRow
 from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.sql import Statement, columns
-from kling_receiver.store.tables import HOOK, JOB
+from kling_receiver.store.tables import HOOK, JOB, json_columns, load_json
 from kling_receiver.store.transaction import Transaction, last_event
 
 MAX_REASON_CHARS = 500
-MAX_SECRETS = 8
-"""Secrets of one hook at once. Each of them signs, and a header has its limits."""
 SECRET_OVERLAP_SECONDS = 86_400.0
 """Seconds for which a rotated secret signs beside its successor."""
 
@@ -45,11 +47,10 @@ FORGET_DOWNTIME = Statement("""
     ) AS last JOIN delivery_attempt ON delivery_attempt.id = last.newest
     WHERE hook.name = last.hook_name AND failing_since IS NOT NULL
 """)
-SELECT_HOOK = Statement[HookRow](f"SELECT {columns(HOOK)} FROM hook WHERE name = :name", table=HOOK)
-SELECT_HOOKS = Statement[HookRow](
-    f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name",  # constants
-    table=HOOK,
-)
+SELECT_HOOK = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE name = :name")  # constants
+SELECT_HOOKS = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name")  # constants
+UNREADABLE = "this version cannot read the hook. Remove it and add it again, or start the version that wrote it"
+"""Why a hook is paused whose row is damaged, or was written by a newer version."""
 
 
 def pause(tx: Transaction, name: str, reason: str) -> bool:
@@ -121,16 +122,25 @@ def task_hook_name(task_id: str) -> str:
     return f"{TASK_HOOK_PREFIX}{task_id}"
 
 
-def add_for_task(tx: Transaction, task_id: str, address: str) -> None:
-    """Add a hook for one task, unless the task has one. The receiver's own secret signs its events."""
+def add_for_task(tx: Transaction, task_id: str, address: str, events: Sequence[str] = ()) -> None:
+    """Add a hook for one task, unless the task has one. `events`: only of these types; empty means any.
+
+    `protocol.signing.task_hook_secrets` sign its deliveries.
+    """
     name = task_hook_name(task_id)
     if hook(tx.connection, name):
         return
-    row = HookConfig(address=address).row(name, "task", cursor=0, now=tx.now)
+    row = HookConfig(address=address, events=list(events)).row(name, "task", cursor=0, now=tx.now)
     row["task_id"], row["concurrency_key"] = task_id, f"task {host_of(address)}"
     row["secrets"], row["concurrency"] = [], 2
     tx.connection.execute(insert(HOOK), row)
     enqueue_dispatch(tx, row)  # the task may have ended already
+
+
+def has_other_hook(tx: Transaction, task_id: str, address: str, events: Sequence[str]) -> bool:
+    """Whether a task has a hook already, with another address or other events."""
+    row = hook(tx.connection, task_hook_name(task_id))
+    return row is not None and (row["address"], row["filter"]["events"]) != (address, list(events))
 
 
 def update(tx: Transaction, name: str, values: Row) -> None:
@@ -171,10 +181,38 @@ def active_secrets(row: HookRow, now: int) -> list[str]:
 
 
 def hook(connection: Connection, name: str) -> HookRow | None:
-    """A hook's row."""
-    return SELECT_HOOK.first(connection, name=name)
+    """A hook's row. One that cannot be read is shown as paused: it must not stop the other hooks."""
+    row = SELECT_HOOK.first(connection, name=name)
+    return _read(row) if row else None
 
 
 def hooks(connection: Connection) -> list[HookRow]:
     """All hooks except those of single tasks, by name."""
-    return SELECT_HOOKS.all(connection)
+    return [_read(row) for row in SELECT_HOOKS.all(connection)]
+
+
+def pause_unreadable(tx: Transaction, row: HookRow) -> None:
+    """Pause a hook that is only shown as paused."""
+    if row["paused_because"] == UNREADABLE:
+        pause(tx, row["name"], UNREADABLE)
+
+
+def _read(row: Row) -> HookRow:
+    try:
+        values = {name: load_json(row[name]) for name in JSON_COLUMNS}
+        if not (
+            all(type(secret) is str and type(end) in (int, type(None)) for secret, end in values["secrets"])
+            and values["filter"].keys() == NO_FILTER.keys()
+            and all(type(value) is str for each in values["filter"].values() for value in each)
+            and all(type(step) in (int, float) for step in values["retry_schedule"])
+        ):
+            raise TypeError
+    except (InvalidRow, AttributeError, TypeError, ValueError):
+        paused_at = row["paused_at"] or row["created_at"]
+        values = {"secrets": [], "filter": NO_FILTER, "retry_schedule": [], "paused_at": paused_at}
+        values["paused_because"] = UNREADABLE
+    return cast(HookRow, {**row, **values})
+
+
+JSON_COLUMNS = json_columns(HOOK)
+NO_FILTER: dict[str, list[str]] = {"events": [], "families": [], "statuses": [], "tags": []}

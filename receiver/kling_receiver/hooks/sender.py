@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kling_callback.protocol.webhooks import encode, redact_event, webhook_id
+from kling_receiver.events.log import position
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WEB_SCHEMES
@@ -50,17 +51,17 @@ class Sender:
         metrics: Metrics,
         *,
         source: str,
-        secret: str,
+        task_secrets: Sequence[str],
         clock: Callable[[], float] = time.time,
         close_timeout: float = CLOSE_TIMEOUT_SECONDS,
     ) -> None:
-        """`task_client`, `secret`: for the hooks of single tasks, which clients name.
+        """`task_client`, `task_secrets`: for the hooks of single tasks, which clients name.
 
         `source`: the receiver's public address. `close_timeout`: seconds.
         """
         self._client, self._task_client = client, task_client
         self._storage, self._payloads = storage, payloads
-        self._source, self._secret, self._clock = source, secret, clock
+        self._source, self._task_secrets, self._clock = source, list(task_secrets), clock
         self._close_timeout = close_timeout
         self._open_hooks: dict[str, _OpenHook] = {}
         self._delivered, self._failed = (metrics.deliveries.labels(each) for each in ("delivered", "failed"))
@@ -150,7 +151,7 @@ class Sender:
         document = redact_event(self._payloads.event(event, detail))
         stored = [result["path"] for result in detail.results if result["path"] and result["status"] == "stored"]
         return Message(
-            id=webhook_id(event["id"], event["created_at"], hook["name"].partition(":")[0]),
+            id=webhook_id(position(event), hook["name"].partition(":")[0]),
             event=document,
             body=encode(document),
             source=self._source,
@@ -193,9 +194,7 @@ class Sender:
 
     def _secrets(self, opened: _OpenHook) -> list[str]:
         if opened.row["task_id"]:
-            if not self._secret:
-                raise NotDelivered("KLING_HOOK_SECRET is not set: there is no secret to sign with")
-            return [self._secret]
+            return self._task_secrets
         return hook_records.active_secrets(opened.row, int(self._clock() * 1000))
 
     async def _close(self, opened: _OpenHook) -> None:

@@ -1,5 +1,6 @@
 """Make the hooks in the database equal to those of the settings and of the hooks file."""
 
+from kling_receiver.access import audit
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.store.transaction import Transaction
@@ -30,10 +31,15 @@ def sync(tx: Transaction, source: str, configs: list[HookConfig], *, also: str =
             secrets = hook_records.rotated(
                 row["secrets"], config.secret, now=tx.now, overlap=hook_records.SECRET_OVERLAP_SECONDS
             )
-            hook_records.update(tx, config.name, {**config.columns(), "source": source, "secrets": secrets})
+            changes = {**config.columns(), "source": source, "secrets": secrets}
+            if any(changes[name] != value for name, value in row.items() if name in changes):
+                hook_records.update(tx, config.name, changes)
+                audit.record(tx, SOURCE_SETTINGS[source], "hooks change", config.name)
         else:
             hook_records.add(tx, config, source=source)
+            audit.record(tx, SOURCE_SETTINGS[source], "hooks add", config.name)
     for name in rows.keys() - {config.name for config in configs}:
         if rows[name]["source"] in (source, also):
             hook_records.remove(tx, name)
+            audit.record(tx, SOURCE_SETTINGS[source], "hooks remove", name)
             tx.log_after_commit(f"hook {name} was removed: it is no longer in {SOURCE_SETTINGS[source]}")

@@ -1,6 +1,7 @@
 """The kinds of jobs, their unique keys, and the pools whose limits they share. Imports nothing of ours."""
 
 from enum import StrEnum
+from typing import Any
 
 
 class Kind(StrEnum):
@@ -21,6 +22,36 @@ class Kind(StrEnum):
     DELIVERY = "delivery"
     """Retry one delivery of one event to one hook."""
 
+
+ARGS: dict[str, dict[str, type]] = {
+    Kind.DOWNLOAD: {"index": int},
+    Kind.REPLAY: {"hook": str, "after": int, "until": int},
+    Kind.DELIVERY: {"hook": str, "event": int},
+}
+"""The args that jobs of a kind need. Further ones, and all args of the other kinds, are optional numbers or text."""
+
+
+def args_problem(kind: str, args: Any) -> str | None:
+    """What is wrong with the args of a job; None if its handler can read them."""
+    if args is None:
+        args = {}
+    if not isinstance(args, dict):
+        return "its args are no JSON object"
+    for name, type_ in ARGS.get(kind, {}).items():
+        if type(args.get(name)) is not type_:
+            return f"its args lack {name}"
+    for name, value in args.items():
+        is_number = type(value) is int and 0 <= value < 1 << 63
+        if not (value is None or isinstance(value, str) or is_number) or (name in NUMBERS and not is_number):
+            return f"its args have an unknown form of {name}"
+    return None
+
+
+NUMBERS = frozenset(
+    {"index", "event", "after", "until", "storage_failures", "asked_after", "unanswered", "undecided", "queries"}
+    | {"opened_at"}
+)
+"""The args that are numbers."""
 
 UNLIMITED_KINDS = frozenset({Kind.DOWNLOAD})
 """Kinds whose attempts may take any time: a slow download goes on, and its handler ends one that is too slow."""
@@ -96,6 +127,14 @@ def dispatch_key(hook_name: str) -> str:
 def delivery_key(event_id: int, hook_name: str) -> str:
     """The unique key of a delivery's retry."""
     return f"{Kind.DELIVERY}/{event_id}/{hook_name}"
+
+
+def delivery_of(unique_key: str) -> tuple[int, str] | None:
+    """The event's id and the hook's name in the unique key of a delivery's retry; None for any other text."""
+    kind, _, rest = unique_key.partition("/")
+    event_id, _, hook_name = rest.partition("/")
+    is_id = event_id.isdecimal() and len(event_id) < 19  # of 64 bits
+    return (int(event_id), hook_name) if kind == Kind.DELIVERY and is_id and hook_name else None
 
 
 def replay_key(hook_name: str, after: int, until: int, task_id: str | None) -> str:

@@ -4,7 +4,7 @@ A job that is given up stays as a dead letter and can be retried.
 
      a           b
 ready ──▶ running ──▶ (gone)     a  claimed: attempt counted, lease set   b  Done
-  ▲          │ │                 c  RetryAt, or the lease expired         d  GiveUp
+  ▲          │ │                 c  RetryAt, or the lease expired         d  GiveUp, or unknown to this version
   └────c─────┘ └──d──▶ dead ──▶ ready (enqueued or retried)
 """
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from kling_receiver.jobs.kinds import MAX_PER_POOL, MAX_PER_UNKNOWN_POOL
+from kling_receiver.store.errors import InvalidRow
 from kling_receiver.store.rows import JobRow
 from kling_receiver.store.sql import Statement
-from kling_receiver.store.tables import JOB, dump_json
+from kling_receiver.store.tables import dump_json, load_json
 from kling_receiver.store.transaction import Transaction
 
 MAX_SCANNED = 200
@@ -24,6 +25,8 @@ MAX_SCANNED = 200
 NEVER = 1 << 60
 """Unix ms of a job that is not due before something resumes it: that of a paused hook."""
 MAX_ERROR_CHARS = 500
+INVALID = "This version cannot run the job: "
+"""How the error of a dead letter begins whose kind, args or rows are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class ClaimedJob:
     task_id: str
     concurrency_key: str
     args: Any
+    """Of a row that is damaged, it may be anything: see `kinds.args_problem`."""
     attempts: int
     claim_id: str
 
@@ -83,7 +87,6 @@ DUE, DUE_WITH_CAPACITY = (
         SELECT id, unique_key, kind, pool, task_id, concurrency_key, args, attempts FROM job
         WHERE state = 'ready' AND due_at <= :now {condition} ORDER BY due_at, id LIMIT {MAX_SCANNED}
         """,  # constants
-        table=JOB,
         lock="FOR UPDATE SKIP LOCKED",
     )
     for condition in ("", HAS_CAPACITY)
@@ -123,6 +126,10 @@ MARK_DEAD = Statement("""
 """)
 LOCK_CLAIMED = Statement("SELECT 1 FROM job WHERE id = :id AND claim_id = :claim_id", lock="FOR UPDATE")
 NEXT_LEASE_EXPIRY = Statement("SELECT min(lease_expires_at) FROM job WHERE state = 'running'")
+RETRY_INVALID = Statement(f"""
+    UPDATE job SET state = 'ready', attempts = 0, due_at = :now, delay_ms = 0
+    WHERE state = 'dead' AND error LIKE '{INVALID}%'
+""")  # a constant
 CLAMP_DUE_TIMES = Statement(f"""
     UPDATE job SET due_at = :now + delay_ms
     WHERE state = 'ready' AND due_at > :now + delay_ms AND due_at < {NEVER}
@@ -180,7 +187,7 @@ def claim_due(tx: Transaction, capacity: Capacity, *, claim_id: str, lease_ms: i
             pool=row["pool"],
             task_id=row["task_id"],
             concurrency_key=row["concurrency_key"],
-            args=row["args"],
+            args=_load_args(row["args"]),
             attempts=row["attempts"] + 1,
             claim_id=claim_id,
         )
@@ -191,6 +198,14 @@ def claim_due(tx: Transaction, capacity: Capacity, *, claim_id: str, lease_ms: i
         claim = {"claim_id": claim_id, "lease_expires_at": tx.now + lease_ms}
         CLAIM.executemany(tx.connection, [{"id": job.id, **claim} for job in claimed])
     return claimed
+
+
+def _load_args(text: Any) -> Any:
+    """The args of a job. Those that are no JSON stay text: one damaged row must not stop the queue."""
+    try:
+        return load_json(text)
+    except InvalidRow:
+        return text
 
 
 def renew_leases(tx: Transaction, jobs: Sequence[ClaimedJob], *, lease_ms: int) -> None:
@@ -246,6 +261,11 @@ def rescue(tx: Transaction, expired_by: int) -> int:
     The attempt is not counted: however often the receiver is killed, no file and no event is given up for it.
     """
     return RESCUE.execute(tx.connection, now=tx.now, expired_by=expired_by)
+
+
+def retry_invalid(tx: Transaction) -> int:
+    """Retry the dead letters that the version which ran before could not run. Returns how many."""
+    return RETRY_INVALID.execute(tx.connection, now=tx.now)
 
 
 def clamp_due_times(tx: Transaction) -> int:

@@ -10,9 +10,10 @@ from contextlib import suppress
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
-from kling_receiver.jobs.kinds import UNLIMITED_KINDS
-from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, RetryAt
-from kling_receiver.store.errors import Unavailable
+from kling_receiver.jobs.kinds import UNLIMITED_KINDS, args_problem
+from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, GiveUp, RetryAt
+from kling_receiver.store.database import BLOCKED_SECONDS
+from kling_receiver.store.errors import InvalidRow, Unavailable, describe
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import CLOCK_JUMP_SECONDS, Writer
 
@@ -52,9 +53,12 @@ class Worker:
         clock: Callable[[], float] = time.time,
         outage_seconds: float = OUTAGE_RETRY_SECONDS,
         clock_check_seconds: float = CLOCK_CHECK_SECONDS,
+        on_invalid: Callable[[str], None] = lambda kind: None,
     ) -> None:
+        """`on_invalid`: called with the kind of each job that cannot be run, "unknown" for an unknown one."""
         self._writer, self._handlers, self._clock = writer, handlers, clock
         self._outage_seconds, self._clock_check_seconds = outage_seconds, clock_check_seconds
+        self._on_invalid = on_invalid
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], ClaimedJob] = {}
         self._unconfirmed_claim: str | None = None
@@ -63,6 +67,21 @@ class Worker:
         self._sleeps_until: float | None = None
         self._leases_at = 0.0
         self._closing = False
+        self._claim_problem: str | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self._loop is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why a started worker runs no jobs; None if it does."""
+        if self._loop is None or self._closing:
+            return None
+        if self._loop.done():
+            return "The worker has ended. Restart the receiver."
+        return self._claim_problem
 
     def start(self) -> None:
         """Start to claim jobs."""
@@ -86,7 +105,8 @@ class Worker:
             await asyncio.wait(self._running, timeout=grace_seconds)
         for task in list(self._running):
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(self._running, timeout=BLOCKED_SECONDS)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -95,12 +115,14 @@ class Worker:
             self._woken.clear()  # before the claim, so that a job enqueued during it wakes the loop again
             try:
                 wait = await self._claim()
-            except Unavailable:
+            except Unavailable:  # an outage of the database, which others report
                 await asyncio.sleep(self._outage_seconds)
-            except Exception:
+            except Exception as error:
+                self._claim_problem = f"Jobs cannot be claimed: {describe(error)}."
                 log.exception("jobs could not be claimed; retrying in %g s", self._outage_seconds)
                 await asyncio.sleep(self._outage_seconds)
             else:
+                self._claim_problem = None
                 await self._sleep(wait)
                 await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL_SECONDS - loop.time())
 
@@ -162,9 +184,13 @@ class Worker:
         try:
             await asyncio.shield(self._settle(job, effect))  # a stop must not lose the effect
         except Exception as error:
-            await asyncio.shield(self._settle(job, self._unexpected_error(job, error)))
+            await asyncio.shield(self._settle(job, self._failed(job, error)))
 
     async def _handle(self, job: ClaimedJob) -> Effect:
+        if job.kind not in self._handlers:
+            return self._invalid(job, f"its kind {job.kind!r} is unknown")
+        if problem := args_problem(job.kind, job.args):
+            return self._invalid(job, problem)
         try:
             async with asyncio.timeout(None if job.kind in UNLIMITED_KINDS else JOB_TIMEOUT_SECONDS):
                 return await self._handlers[job.kind](job)
@@ -173,7 +199,7 @@ class Worker:
         except Unavailable as error:
             return _interrupted(str(error), self._outage_seconds)
         except Exception as error:
-            return self._unexpected_error(job, error)
+            return self._failed(job, error)
 
     async def _settle(self, job: ClaimedJob, effect: Effect) -> None:
         while True:
@@ -185,6 +211,22 @@ class Worker:
                 if self._closing:  # the next start releases the claim
                     return
                 await asyncio.sleep(self._outage_seconds)
+
+    def _failed(self, job: ClaimedJob, error: Exception) -> Effect:
+        """A row that this version cannot read stays so; any other error may be a bug that a later version fixes."""
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        return self._invalid(job, str(first)) if isinstance(first, InvalidRow) else self._unexpected_error(job, error)
+
+    def _invalid(self, job: ClaimedJob, problem: str) -> Effect:
+        log.error(
+            "job %s is now a dead letter, because this version cannot run it: %s. The next start tries it again",
+            job.unique_key,
+            problem,
+        )
+        self._on_invalid(job.kind if job.kind in self._handlers else "unknown")
+        return queue.settle_as(GiveUp(f"{queue.INVALID}{problem}."))
 
     def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Effect:
         log.error("job %s raised an unexpected error; it is retried", job.unique_key, exc_info=error)

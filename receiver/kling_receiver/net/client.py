@@ -1,7 +1,8 @@
 """The HTTP client for addresses that others chose: it connects to public addresses only.
 
 Every address that a name resolves to is checked, and the checked address is the one connected to. Nothing is
-sent to a private network, to this machine, or through a proxy of the environment, unless the operator allows it.
+sent to a private network, to this machine, or through a proxy, unless the operator allows it. A proxy resolves the
+names itself: then only the names are checked here, and what they lead to is up to the proxy.
 """
 
 import asyncio
@@ -38,6 +39,8 @@ class RequestFailed(Exception):
     """The request or its response failed on the way; a later attempt may succeed. The message says why."""
 
 
+PROXY_AUTHENTICATION_REQUIRED = 407
+PROXY_ANSWERED = "the proxy of KLING_EGRESS_PROXY answered"
 CUT = "the host closed the connection before the response was complete"
 FAILURES: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ConnectionTimeoutError, "the host cannot be reached: Connection timed out"),
@@ -51,6 +54,10 @@ FAILURES: tuple[tuple[type[Exception], str], ...] = (
 
 def request_failed(error: Exception, read_timeout: float) -> RequestFailed:
     """The error as our own, with the system's text (Connection refused) where it has one."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return RequestFailed(f"{PROXY_ANSWERED} {error.status}")
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return RequestFailed(f"the proxy of KLING_EGRESS_PROXY cannot be reached: {_system_text(error.os_error)}")
     for kind, message in FAILURES:
         if isinstance(error, kind):
             return RequestFailed(message.format(read_timeout))
@@ -117,7 +124,7 @@ class Response:
 class GuardedClient:
     """An HTTP client that connects only to public addresses and to those in `allowed`. The caller checks redirects.
 
-    `connections`: how many at once.
+    Public addresses are reached through `allowed.proxy`, if there is one. `connections`: how many at once.
     """
 
     def __init__(
@@ -128,22 +135,23 @@ class GuardedClient:
         connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.allowed, self._connections = allowed, connections
-        self._resolver = GuardedResolver(allowed, resolver())
+        self._lookups = resolver()
+        self._resolver = GuardedResolver(allowed, self._lookups)
         self._ssl = tls_context()  # here: loading the certificates blocks
-        self._opened: aiohttp.ClientSession | None = None
+        self._opened: dict[bool, aiohttp.ClientSession] = {}
 
-    def _session(self) -> aiohttp.ClientSession:
-        if self._opened is None:  # it belongs to the event loop in which it is first used
+    def _session(self, *, by_proxy: bool) -> aiohttp.ClientSession:
+        if by_proxy not in self._opened:  # it belongs to the event loop in which it is first used
             connector = aiohttp.TCPConnector(
-                resolver=self._resolver,
+                resolver=self._lookups if by_proxy else self._resolver,  # the proxy itself is usually private
                 use_dns_cache=False,
                 limit=self._connections,
                 ssl=self._ssl,
             )
-            self._opened = aiohttp.ClientSession(
+            self._opened[by_proxy] = aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False
             )
-        return self._opened
+        return self._opened[by_proxy]
 
     async def send(
         self,
@@ -163,9 +171,12 @@ class GuardedClient:
         """
         scheme, authority, target = split_url(check_url(url, self.allowed))
         try:
-            response = await self._session().request(
+            address = URL.build(scheme=scheme, authority=authority, path=target, encoded=True)  # byte for byte
+            by_proxy = self.allowed.needs_proxy(address.host or "", address.port or 0)
+            response = await self._session(by_proxy=by_proxy).request(
                 method,
-                URL.build(scheme=scheme, authority=authority, path=target, encoded=True),  # byte for byte
+                address,
+                proxy=self.allowed.proxy if by_proxy else None,
                 headers={**DEFAULT_HEADERS, **headers},
                 data=content or None,
                 allow_redirects=False,
@@ -177,12 +188,15 @@ class GuardedClient:
             raise request_failed(error, read_timeout) from error
         except ValueError as error:  # no resolver and no socket takes it
             raise Refused(f"not a valid URL ({error})") from error
+        if by_proxy and response.status == PROXY_AUTHENTICATION_REQUIRED:
+            response.close()
+            raise RequestFailed(f"{PROXY_ANSWERED} {response.status}")
         return Response(response, read_timeout)
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._opened:
-            await self._opened.close()
+        for session in self._opened.values():
+            await session.close()
         await self._resolver.close()
 
 

@@ -5,12 +5,15 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, quote_from_bytes
+from urllib.request import getproxies_environment
 
 import httpx
 
+from kling_callback.environment import is_excluded
 from kling_callback.protocol.urls import is_loopback
+from kling_callback.protocol.urls import is_public as is_public_name
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,14 +39,18 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Allowlist:
-    """Private hosts, networks and `host:port` that one purpose may reach. `setting`: its name, for messages."""
+    """Private hosts, networks and `host:port` that one purpose may reach. `setting`: its name, for messages.
+
+    `proxy`: address of the proxy through which all other hosts are reached; "": directly.
+    """
 
     hosts: frozenset[tuple[str, int | None]] = frozenset()
     networks: tuple[Network, ...] = ()
     setting: str = ""
+    proxy: str = field(default="", repr=False)
 
     @classmethod
-    def parse(cls, entries: Iterable[str], setting: str = "") -> "Allowlist":
+    def parse(cls, entries: Iterable[str], setting: str = "", proxy: str = "") -> "Allowlist":
         """Parse the entries of a setting. Raises ValueError, naming every entry that is not valid."""
         hosts, networks, wrong = set(), [], []
         for entry in entries:
@@ -55,7 +62,7 @@ class Allowlist:
                 wrong.append(repr(entry))
         if wrong:
             raise ValueError(f"neither a host, nor a network, nor host:port: {', '.join(wrong)}.")
-        return cls(frozenset(hosts), tuple(networks), setting)
+        return cls(frozenset(hosts), tuple(networks), setting, proxy)
 
     @property
     def hint(self) -> str:
@@ -70,6 +77,12 @@ class Allowlist:
             or (name, port) in self.hosts
             or (address is not None and any(address in network for network in self.networks))
         )
+
+    def needs_proxy(self, host: str, port: int) -> bool:
+        """Whether a host, as written, is reached through the proxy: neither a private one, nor listed, nor excluded."""
+        if not self.proxy or is_private(host) or self.permits(host, port, _ip_literal(host)):
+            return False
+        return not is_excluded(host.strip("[]"), port, getproxies_environment().get("no", ""))
 
 
 def _network(entry: str) -> Network | None:
@@ -123,6 +136,8 @@ def check_url(url: str, allowlist: Allowlist) -> str:
         raise Refused("the address contains a user or password")
     if (address := _ip_literal(host)) is not None:
         check_address(host, port, address, allowlist)
+    elif allowlist.needs_proxy(host, port) and not is_public_name(host):  # the proxy resolves it, out of our sight
+        raise Refused(f"{host} is no public name{allowlist.hint}")
     elif is_loopback(host.rstrip(".")) and not (allowlist.permits(host, port) or allowlist.networks):
         raise Refused(f"{host} is this machine{allowlist.hint}")
     return f"{scheme}://{parsed.netloc.decode('ascii')}{target}"

@@ -21,5 +21,6 @@ class KlingTransport(AiohttpTransport):
 
 def create_kling_client() -> httpx.AsyncClient:
     """A client that uses the proxy which the environment names for Kling; httpx itself speaks to proxies."""
-    transport = RoutedTransport(KlingTransport(verify=tls_context()))
+    tls = tls_context()  # here: loading the certificates blocks
+    transport = RoutedTransport(lambda: KlingTransport(verify=tls))
     return httpx.AsyncClient(transport=transport, trust_env=False, headers=AGENT)

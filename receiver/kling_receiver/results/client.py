@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kling_callback.protocol.relays import CONTENT_PATH, base_origin
+from kling_callback.protocol.urls import is_public
 from kling_receiver.net.client import NO_HEADERS, GuardedClient, Response
 from kling_receiver.net.guard import Allowlist
 
@@ -30,9 +31,9 @@ class ResultClient(GuardedClient):
         super().__init__(allowed)
         self._base, self._origin, self._authorization = base, base_origin(base), authorization
         parts = urlsplit(base)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        own = replace(allowed, hosts=allowed.hosts | {((parts.hostname or "").lower(), port)})
-        self._own = GuardedClient(own)
+        host, port = (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+        by_proxy = is_public(host) and allowed.needs_proxy(host, port)
+        self._own = GuardedClient(allowed if by_proxy else replace(allowed, hosts=allowed.hosts | {(host, port)}))
 
     async def send(
         self,

@@ -27,7 +27,7 @@ from kling_receiver.results.fetch import (
     storage_call,
 )
 from kling_receiver.results.media import UNKNOWN_TYPE
-from kling_receiver.results.records import StoredFile, part_name
+from kling_receiver.results.records import StoredFile, file_name, part_name
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow, TaskRow
@@ -154,12 +154,13 @@ class Downloader:
         part = await storage_call(self._storage.part, name, url)
         try:
             content_type = await fetch(self._client, url, part, kind=kind, max_bytes=self._max_bytes)
-            path, warning = f"{name}.{extension(content_type)}", ""
+            path = file_name(result["task_id"], result["position"], extension(content_type))
+            warning = ""
             if content_type == UNKNOWN_TYPE:
                 warning = f"its type is unknown: it begins with {part.head(MAX_SHOWN_BYTES)!r}"
                 warning += "" if part.length else ". Its host named no length, so it may be truncated"
+            path = await storage_call(self._storage.commit, part, path, result["path"])
             stored = StoredFile(path, content_type, part.size, part.sha256, warning)
-            await storage_call(self._storage.commit, part, path)
         except InvalidFile:
             await run_in_threadpool(part.discard)
             raise

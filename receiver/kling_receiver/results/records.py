@@ -1,5 +1,7 @@
 """The rows of result files: pending, stored or failed. Each failure adds an event and a line in the log."""
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -152,6 +154,28 @@ def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) ->
 def part_name(task_id: str, index: int) -> str:
     """The name of a file that is not stored yet, in the storage."""
     return f"{task_id}/{index}"
+
+
+def file_name(task_id: str, index: int, suffix: str) -> str:
+    """The name of a file in the storage, `<task_id>/<index>.<suffix>`: no other file's, also where case is ignored.
+
+    The ids that we make, and those in small letters, are the names of their folders. Any other has its checksum in its
+    folder's name: `A` is not to meet `a`, and Windows has no `a:b`, no `con` and no `a.`, also behind an SMB share.
+    """
+    folder = task_id
+    is_ours = len(task_id) == ID_CHARS and OUR_ID.fullmatch(task_id)
+    is_plain = len(task_id) != ID_CHARS and PLAIN_ID.fullmatch(task_id) and task_id.split(".")[0] not in RESERVED
+    if not (is_ours or is_plain):
+        readable = re.sub("[^a-z0-9_-]+", "-", task_id.lower())[:MAX_READABLE_CHARS]
+        folder = f"{readable}+{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"  # no id contains a plus sign
+    return f"{folder}/{index}.{suffix}"
+
+
+ID_CHARS = 26
+OUR_ID = re.compile("[0-9A-Z]+")
+PLAIN_ID = re.compile("[a-z0-9](?:[a-z0-9_.=@-]*[a-z0-9_=@-])?")
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+MAX_READABLE_CHARS = 60
 
 
 def pending_parts(tx: Transaction) -> list[str]:

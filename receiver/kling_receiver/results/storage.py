@@ -23,9 +23,14 @@ from urllib.parse import unquote
 
 from kling_callback.atomic_file import AtomicFile, fsync_folder
 from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.results.owner import FolderOwner
+from kling_receiver.threads import start_daemon
 
 MAX_CACHED = 10_000
 """Files whose checksum is cached until they change."""
+
+ANSWER_SECONDS = 5.0
+"""Seconds in which a volume must answer at the start."""
 
 Fingerprint = tuple[int, ...]
 
@@ -173,13 +178,21 @@ READ_BYTES = 1 << 20
 
 
 class LocalStorage:
-    """Result files in a folder: `<task_id>/<index>.<extension>`, and unfinished ones in `.parts`. Methods block."""
+    """Result files in a folder, by names such as `task/0.png`, and unfinished ones in `.parts`. Methods block."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.owner = root, FolderOwner(root)
         self._parts = root / ".parts"
         self._checksums: dict[Fingerprint, str] = {}
         self._checksums_lock = threading.Lock()
+
+    def check_answers(self) -> None:
+        """Check that the folder's volume answers, whether there is a folder or not. Raises OSError if it hangs."""
+        try:
+            start_daemon(self._parts.exists).result(ANSWER_SECONDS)
+        except TimeoutError:
+            why = f"does not answer within {ANSWER_SECONDS:g} s"
+            raise OSError(errno.ETIMEDOUT, why, str(self.root)) from None
 
     def prepare(self) -> None:
         """Make the folder. Raises OSError."""
@@ -192,6 +205,7 @@ class LocalStorage:
         """
         source = hashlib.sha256(url.partition("?")[0].encode()).hexdigest()
         try:
+            self.owner.verify()
             return PartialFile(self._part_path(name), source)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
@@ -213,6 +227,7 @@ class LocalStorage:
     def probe(self) -> None:
         """Check that files can be written, by writing and removing one. Raises OSError."""
         try:
+            self.owner.verify()
             part = AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
@@ -222,14 +237,21 @@ class LocalStorage:
         finally:
             part.discard()
 
-    def commit(self, part: PartialFile, name: str) -> None:
-        """Store a written file durably as `name`: fsync, rename, fsync of the folder and its parent. Raises OSError."""
-        target = self.path(name)
+    def commit(self, part: PartialFile, name: str, replaced: str | None = None) -> str:
+        """Store a written file durably: fsync, rename, fsync of the folder and its parent. Returns its name.
+
+        That is `name`, unless another file has it: then the name has the checksum too. `replaced`: the name of an
+        earlier version of the file, which is replaced; a file with the same content may be. Raises OSError.
+        """
+        sha256, target = part.sha256, self.path(name)
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        sha256 = part.sha256
+        if name != replaced and os.path.lexists(target) and self.sha256(name) != sha256:
+            target = target.with_stem(f"{target.stem}-{sha256}")
+            name = str(target.relative_to(self.root))
         part.commit(target)
         fsync_folder(self.root)  # each time: a process that made the task's folder may have been killed before this
         self._cache_checksum(_fingerprint(target), sha256)
+        return name
 
     def path(self, name: str) -> Path:
         """The path of the file `name`."""
@@ -270,5 +292,21 @@ def folder_of(url: str) -> Path:
     match = re.fullmatch(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", url, re.IGNORECASE | re.DOTALL)
     path = unquote(match[1] or match[2], errors="surrogateescape") if match else ""
     if not path or "\0" in path:
-        raise ValueError("must be a folder's address like file:///var/lib/kling/results.")
+        raise ValueError(f"must be a folder's address like {_suggested(url)}.")
+    if path.startswith("/~/"):
+        raise ValueError(f"has a ~, which only a shell replaces. Write {_suggested(path[1:])}.")
     return Path(path)
+
+
+def _suggested(path: str) -> str:
+    """The address of the folder that a relative path may mean, or an example."""
+    word = r"(?:file:(?://)?)?((?:~|\.{1,2})(?:/[^\0]*)?|[\w-]+)/?"
+    words = r"(?:file:)?([\w-]+/[^:\0]*)"  # after two slashes, the first word is a host
+    relative = re.fullmatch(word, path, re.IGNORECASE) or re.fullmatch(words, path, re.IGNORECASE)
+    try:
+        return Path(relative[1]).expanduser().absolute().as_uri() if relative else EXAMPLE
+    except (OSError, RuntimeError):  # without a home, or without a working folder
+        return EXAMPLE
+
+
+EXAMPLE = "file:///var/lib/kling/results"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
+from kling_callback.protocol.events import position_of
+
 MAX_RESPONSE_BYTES = 1_000
 """Bytes of a response that are kept on record; the rest is dropped."""
 
@@ -18,8 +20,9 @@ MAX_RESPONSE_BYTES = 1_000
 class Message:
     """One event to deliver to one hook.
 
-    `id`: the same at each attempt and replay. `event`: the event's JSON, `{"id", "type", "at", "data", "task"}`;
-    `body`: the same as bytes. `source`: the receiver's public address. `files`: paths of the task's stored files.
+    `id`: the same at each attempt and replay. `event`: the event's JSON, with `id`, `log_id`, `type`, `at`, `data` and
+    `task`; `body`: the same as bytes. `source`: the receiver's public address. `files`: paths of the task's stored
+    files.
     """
 
     id: str
@@ -94,11 +97,15 @@ def scheme_of(address: str) -> str:
 
 
 def to_cloudevent(message: Message) -> dict[str, Any]:
-    """Convert an event to a CloudEvent (1.0, JSON), as brokers carry it. Its `id` is the event's, so repeats match."""
+    """Convert an event to a CloudEvent (1.0, JSON), as brokers carry it.
+
+    Its `id` is the event's position in its log, so that repeats match, and no event of a restored database does.
+    """
     event = message.event
+    event_id = str(position_of(event["log_id"], event["id"], event["at"]))
     return {
         "specversion": "1.0",
-        "id": message.id if event["type"] == "hook.test" else str(event["id"]),  # tests all have the event id 0
+        "id": message.id if event["type"] == "hook.test" else event_id,  # tests all have the event id 0
         "source": message.source,
         "type": f"kling.{event['type']}",
         "subject": event["task"]["id"],

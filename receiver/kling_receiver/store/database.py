@@ -17,17 +17,18 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from kling_callback.display import Mask
 from kling_callback.protocol.urls import private_parts
-from kling_receiver.filesystem import make_durable_folder, make_private
+from kling_receiver.store import engine_checks
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
 from kling_receiver.store.locks import (
     EVENT_LOCK,
     KEEPALIVE,
     MIGRATION_LOCK,
     TCP_USER_TIMEOUT_MS,
-    lock_file,
+    FileLock,
     lock_server,
 )
 from kling_receiver.store.sql import driver_cursor
+from kling_receiver.store.sqlite_files import SqliteFiles
 
 log = logging.getLogger("kling_receiver.database")
 
@@ -38,26 +39,39 @@ OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 BUSY_MS = 10_000
 """Milliseconds. SQLite: the longest wait for another process's write lock."""
 
-BESIDE = ("-wal", "-shm", "-journal", ".lock")
-"""Ends of the names of the files beside an SQLite database."""
+BLOCKED_SECONDS = 3.0
+"""Seconds that a stop waits for a thread that the disk or the database blocks. What it has not committed was not
+acknowledged."""
 
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
+
+EVENT_SEQUENCE = text("""
+    SELECT name FROM pg_get_serial_sequence('event', 'id') AS name
+    WHERE has_sequence_privilege(name, 'SELECT') AND has_sequence_privilege(name, 'UPDATE')
+""")
 
 
 class Database:
     """One database, by its URL: `sqlite:///path` or `postgresql://...`."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: monotonic seconds. Raises DatabaseError if the driver is missing, OSError for the folder."""
+        """`clock`: monotonic seconds.
+
+        Raises DatabaseError if the driver is missing, or the file has two names or the log of another one, OSError for
+        the folder.
+        """
         self._clock, self._logged_at = clock, -OUTAGE_LOG_INTERVAL_SECONDS
         self.url, self._mask = make_url(url), Mask(private_parts(url))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database or "").absolute() if self.is_sqlite else None
-        self._lock: Any = None
-        self._expected_file_id: tuple[int, int] | None = None
-        if self.path:
-            self._make_private(self.path)
+        self._files = SqliteFiles(self.path) if self.path else None
+        if self._files:
+            # Symbolic links are followed once: one that is changed later must not lead a new connection elsewhere.
+            self.url = self.url.set(database=str(self._files.real_path))
+            _refuse_foreign_wal(self._files.real_path)
+        self._lock: FileLock | None = None
+        self._checked = False
         self._writer = self._engine(write=True)
         self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # the same connection
         self._readers = self._engine(write=False)
@@ -76,18 +90,51 @@ class Database:
 
         `durable` False, on SQLite: a power failure may undo the commit, until the next durable one. The process that
         relied on it ends with the machine. A PostgreSQL server may fail alone, so its commits are always durable.
-        Raises Unavailable when the file was moved or replaced, because the next start would not find the change, and
-        when another receiver has taken the lock.
+        Raises Unavailable when a file of the database was moved or replaced, because the next start would not find
+        the change, and when another receiver has taken the lock.
         """
-        if self._expected_file_id and self._expected_file_id != self._file_id():
-            self._log_outage(f"{self.path} was moved or replaced")
-            raise Unavailable("The database file was moved or replaced. Put it back, or restart the receiver.")
+        if self._files:
+            self._check_files(self._files)
         try:
             with (self._writer if durable else self._nondurable_writer).begin() as connection:
+                if self._files:
+                    self._files.expect_log()
                 yield connection
         except AlreadyRunning as error:
             self._log_outage(str(error))
             raise Unavailable("The database is served by another receiver. Stop one of them.") from error
+
+    def _check_files(self, files: SqliteFiles) -> None:
+        """Check that what is written now would be found at the next start. Raises Unavailable."""
+        if (replaced := files.replaced()) == files.path:
+            self._log_outage(f"{replaced} was moved or replaced")
+            raise Unavailable("The database file was moved or replaced. Put it back, or restart the receiver.")
+        if replaced:
+            self._log_outage(f"{replaced} was removed or replaced")
+            if replaced == files.log:
+                self._save_log(files)
+            raise Unavailable(f"The database's {replaced.name} was removed or replaced. Restart the receiver.")
+        if files.is_log_cut():
+            self._log_outage(f"{files.log} was truncated; what it held is lost")
+            raise Unavailable(f"The database's {files.log.name} was truncated. Restart the receiver.")
+        if self._lock and self._lock.is_lost:
+            self._log_outage("its lock file was removed")
+            raise Unavailable("The database's lock file was removed. Restart the receiver.")
+
+    def _save_log(self, files: SqliteFiles) -> None:
+        """Copy what is in the log to the database file: a log without a name is lost with this process.
+
+        Only a new process can write again: new connections of this one would have another log than the open ones.
+        """
+        connection = self._writer.raw_connection()
+        try:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            if not busy:
+                files.set_log_aside()
+        except (sqlite3.Error, OSError) as error:
+            log.error("what the log of %s held could not be saved: %s", self, error)
+        finally:
+            connection.close()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -116,8 +163,8 @@ class Database:
 
     def identity(self, connection: Connection) -> str:
         """An id of this database, the same whatever address it is reached by, until its server restarts."""
-        if self.is_sqlite:
-            key: Any = self._file_id()
+        if self._files:
+            key: Any = self._files.file_id()
         else:
             query = "SELECT oid, pg_postmaster_start_time() FROM pg_database WHERE datname = current_database()"
             key = tuple(connection.execute(text(query)).one())
@@ -128,10 +175,50 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
+    def check(self, results: Path | None = None) -> None:
+        """Check the engine, its settings and the version of the tables, without a change. See `engine_checks`.
+
+        `results`: the folder of the result files, which shows whether there was a database. Raises DatabaseError that
+        names every problem, OSError for the folder.
+        """
+        with self.operator_errors():
+            if problems := self._problems(results):
+                raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        self._checked = True
+
+    def _problems(self, results: Path | None) -> list[str]:
+        problems = engine_checks.sqlite_problems() if self.is_sqlite else []
+        if self.path and (problem := engine_checks.emptied_file_problem(self.path)):
+            problems.append(problem)
+        if problems:  # SQLite would remove the log of an empty file
+            return problems
+        with self.read() as connection:
+            if not self.is_sqlite:
+                problems += engine_checks.postgresql_problems(connection)
+            problems += filter(None, [engine_checks.schema_problem(connection)])
+            if results:
+                problems += filter(None, [engine_checks.lost_tables_problem(connection, results)])
+        if not self.is_sqlite:
+            problems += filter(None, [engine_checks.pooler_problem(self._readers)])
+        return problems
+
+    @contextmanager
+    def keep_event_ids(self, connection: Connection) -> Iterator[None]:
+        """Let the events that the block adds and undoes leave no gap in the ids, if the role may set the sequence."""
+        self.lock_events(connection)
+        name = None if self.is_sqlite else connection.scalar(EVENT_SEQUENCE)
+        state = connection.execute(text(f"SELECT last_value, is_called FROM {name}")).one() if name else None
+        yield
+        if state:
+            restore = text("SELECT setval(:name, :last_value, :is_called)")
+            connection.execute(restore, {"name": name, **state._asdict()})
+
     def acquire_lock(self) -> None:
         """Keep every other receiver away until this process ends. Raises DatabaseError with the name of the holder."""
-        if self.path:
-            self._lock = lock_file(self.path.with_name(self.path.name + ".lock"))
+        if not self._checked:
+            self.check()
+        if self._files:
+            self._lock = FileLock(self._files.real_path)
             return
         # The writer's connection holds the lock; each new one takes it again.
         event.listen(self._writer, "connect", lock_server)
@@ -144,6 +231,8 @@ class Database:
 
         Raises DatabaseError.
         """
+        if not self._checked:
+            self.check()
         # Here, because importing Alembic takes a quarter of a second, which most commands do not need.
         import alembic.command
         import alembic.config
@@ -155,17 +244,9 @@ class Database:
             config.set_main_option("script_location", "kling_receiver.store:migrations")
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
-        if self.path:
-            self._expected_file_id = self._file_id()
-
-    def _file_id(self) -> tuple[int, int] | None:
-        """The device and inode of the database file; None when there is no file."""
-        assert self.path
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
+        if self._files:
+            self._files.path.chmod(0o600)
+            self._files.expect_database()
 
     @contextmanager
     def operator_errors(self) -> Iterator[None]:
@@ -183,10 +264,12 @@ class Database:
 
     def close(self) -> None:
         """Close every connection, and release the lock."""
-        if self._lock is not None:
-            self._lock.close()
         self._writer.dispose()
         self._readers.dispose()
+        if self._files:
+            self._files.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _engine(self, *, write: bool) -> Engine:
         common: dict[str, Any] = {
@@ -197,12 +280,13 @@ class Database:
         if not self.is_sqlite:
             level = "READ COMMITTED" if write else "REPEATABLE READ"
             try:
-                return create_engine(
+                server = create_engine(
                     self.url,
                     isolation_level=level,
                     pool_pre_ping=True,
                     connect_args={
                         "connect_timeout": 5,
+                        "client_encoding": "utf8",  # before the first statement: an answer in SQL_ASCII is bytes
                         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
                         **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
                     },
@@ -215,22 +299,30 @@ class Database:
                 else:
                     reason = "KLING_DATABASE_URL has options that cannot be used. Check what is behind its `?`."
                 raise DatabaseError(reason) from None
+            event.listen(server, "connect", engine_checks.configure_session)
+            return server
         engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
         event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
         event.listen(engine, "begin", _begin_immediate if write else _begin)
+        if self._files:
+            event.listen(engine, "connect", self._files.opened)
+            event.listen(engine, "close", self._files.closed)
         return engine
 
-    @staticmethod
-    def _make_private(path: Path) -> None:
-        """Make the file, and let nobody else read it or those beside it: SQLite gives them the mode of the file.
 
-        Raises OSError if one that others can read belongs to another user.
-        """
-        make_durable_folder(path.parent)
-        path.touch(mode=0o600)
-        for file in {path, path.resolve()}:
-            for suffix in ("", *BESIDE):
-                make_private(file.with_name(file.name + suffix))
+def _refuse_foreign_wal(path: Path) -> None:
+    """Refuse a WAL that stayed beside a restored file: SQLite would write its pages into it. Raises DatabaseError.
+
+    A backup is in no WAL mode: bytes 18 and 19 of a file are its versions for writing and reading.
+    """
+    wal = path.with_name(f"{path.name}-wal")
+    with path.open("rb") as file:
+        versions = file.read(20)[18:]
+    if versions == b"\1\1" and wal.exists() and wal.stat().st_size:
+        raise DatabaseError(
+            f"{wal} is not of {path.name}, which was restored from a backup: it would damage it. "
+            f"Remove {wal.name} and {path.name}-shm."
+        )
 
 
 def _open_for_writing(connection: Any, record: Any) -> None:
@@ -253,12 +345,17 @@ def _use_wal(connection: Any) -> None:
     deadline = time.monotonic() + BUSY_MS / 1000
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
+    if mode != "wal":
+        raise DatabaseError(
+            "The file system of the database has no shared memory for SQLite's log. Set KLING_DATA_DIR to a folder on "
+            "a local disk, or use PostgreSQL."
+        )
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -1,12 +1,14 @@
 """The lock that keeps a second receiver away from a database, on a file or as a PostgreSQL advisory lock."""
 
+import errno
 import fcntl
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
-from kling_receiver.store.errors import AlreadyRunning
+from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 
 EVENT_LOCK = 0x6B6C696E67
 """PostgreSQL: held from a transaction's first event to its commit, so that event ids are committed in order."""
@@ -22,21 +24,79 @@ LOCK_ATTEMPTS = 20
 """PostgreSQL: attempts, 0.1 s apart, until the server has noticed that a killed holder is gone."""
 
 
-def lock_file(path: Path) -> Any:
-    """Lock a file until it is closed. Raises AlreadyRunning with the name of the holder."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)  # private in any umask
-    file = os.fdopen(descriptor, "a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read(200).strip() or "an unknown process"
-        file.close()
-        raise AlreadyRunning(str(path.parent), holder, "KLING_DATA_DIR") from error
-    file.truncate(0)
-    file.write(_process_name())
-    file.flush()
-    return file
+class FileLock:
+    """Keeps every other receiver away from an SQLite database, whatever name it knows the file by.
+
+    The lock on `<database>.lock` is the one that earlier versions know, and that file names its holder. But whoever
+    removes that file removes the lock. So the database file itself is locked too, at a byte that SQLite never locks.
+    That lock is one of an open file description: `flock` would keep SQLite out where it is emulated (NFS, macOS), and
+    a process loses its POSIX locks on a file as soon as it closes any descriptor of it.
+    """
+
+    def __init__(self, database: Path) -> None:
+        """Take both locks. Raises AlreadyRunning with the name of the holder, DatabaseError, OSError."""
+        self._path = database.with_name(database.name + ".lock")
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(descriptor, "a+", encoding="utf-8")  # private in any umask
+        self._database: int | None = None
+        try:
+            if not self._lock(database):
+                self._file.seek(0)
+                holder = self._file.read(200).strip() or "an unknown process"
+                raise AlreadyRunning(str(database.parent), holder, "KLING_DATA_DIR")
+            self._file.truncate(0)
+            self._file.write(_process_name())
+            self._file.flush()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self, database: Path) -> bool:
+        """Whether both locks could be taken, as far as the system has them."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in HELD:
+                return False
+            raise DatabaseError(
+                f"{self._path} cannot be locked: {error.strerror}. Put the database on a file system that has locks."
+            ) from error
+        if OFD_SETLK is None:
+            return True
+        self._database = os.open(database, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.fcntl(self._database, OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCK_BYTE, 1, 0))
+        except OSError as error:
+            if error.errno in HELD:
+                return False
+            os.close(self._database)  # no connection is open yet
+            self._database = None
+        return True
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a second receiver may take the lock: its file was removed, and nothing else is locked."""
+        if self._database is not None:
+            return False
+        try:
+            return not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
+
+    def close(self) -> None:
+        """Release the locks. Only once every connection is closed: this ends SQLite's own locks in this process."""
+        if self._database is not None:
+            os.close(self._database)
+            self._database = None
+        self._file.close()
+
+
+HELD = (errno.EAGAIN, errno.EACCES)
+"""Errors of a lock that another process holds."""
+OFD_SETLK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+"""The command that takes a lock of an open file description, on Linux."""
+LOCK_BYTE = 1 << 50
+"""Beyond the largest database, so that where locks are mandatory no byte of it is locked. SQLite's are at 1 << 30."""
 
 
 def lock_server(connection: Any, record: Any) -> None:
@@ -51,7 +111,7 @@ def lock_server(connection: Any, record: Any) -> None:
     connection.commit()
     if not locked:
         connection.close()
-        raise AlreadyRunning("The database", holder[0] if holder else "an unknown process", "KLING_DATABASE_URL")
+        raise AlreadyRunning("The database", (holder and holder[0]) or "an unknown process", "KLING_DATABASE_URL")
 
 
 def _try_lock(cursor: Any) -> bool:

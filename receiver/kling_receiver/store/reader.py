@@ -13,16 +13,16 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from kling_receiver.store.database import READERS, Database
-from kling_receiver.store.errors import STATEMENT_ERRORS
+from kling_receiver.store.database import BLOCKED_SECONDS, READERS, Database
+from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, TASK
 from kling_receiver.store.task_list import Position, TaskFilter, page_ids
-from kling_receiver.store.transaction import last_event
+from kling_receiver.threads import run_in_daemon_thread
 
-EVENT_COLUMNS = "id, task_id, type, created_at, data"
-"""The columns of an event that are shown: all but a callback's body."""
+EVENT_COLUMNS = "id, (SELECT id FROM event_log) AS log_id, task_id, type, created_at, data"
+"""What is shown of an event: all columns but a callback's body, and the id of the log."""
 SELECT_TASKS = Statement[TaskRow](f"SELECT {columns(TASK)} FROM task WHERE id IN :task_ids", table=TASK)
 FIND_BY_KLING_ID = Statement("SELECT id FROM task WHERE kling_id = :kling_id LIMIT 1")
 FIND_BY_OTHER_ID = Statement("""
@@ -47,6 +47,9 @@ BATCH_BYTES = 64_000
 """Bytes of the events that one step of a stream renders, each with its task: a slow client holds that much."""
 RECENT_TASKS = 100
 """The newest tasks, by which is judged whether the gateway calls back at all."""
+
+READ_TIMEOUT_SECONDS = 20.0
+"""Seconds. A query that takes longer is reported as an outage, as a commit is."""
 
 T = TypeVar("T")
 
@@ -76,8 +79,9 @@ class Reader:
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def close(self) -> None:
-        """Wait for the queries that run: no thread may hold a connection when the database is closed."""
-        await asyncio.to_thread(self._threads.shutdown)
+        """Wait for the queries that run, unless the database hangs: a closed one may have no connection in use."""
+        ending = asyncio.create_task(run_in_daemon_thread(self._threads.shutdown))
+        await asyncio.wait({ending}, timeout=BLOCKED_SECONDS)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """The result of a query. All its statements see the same moment."""
@@ -87,7 +91,10 @@ class Reader:
                 return query(connection)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        except TimeoutError:
+            raise Unavailable("The database does not answer.") from None
         except DBAPIError as error:
             if isinstance(error, STATEMENT_ERRORS):
                 raise
@@ -147,10 +154,6 @@ class Reader:
         newest = select(TASK.c.callback_count).order_by(TASK.c.created_at.desc(), TASK.c.id.desc())
         query = select(func.max(newest.limit(RECENT_TASKS).subquery().c.callback_count))
         return await self.read(lambda connection: bool(connection.execute(query).scalar()))
-
-    async def last_event(self) -> int:
-        """The id of the newest event; 0 when there is none."""
-        return await self.read(last_event)
 
 
 def events_after(

@@ -5,6 +5,7 @@ A row that came from one of `sql.Statement`'s methods has every key of its type,
 
 from typing import Any, TypedDict
 
+from kling_callback.protocol.signing import Role
 from kling_receiver.states import FinalStatus, Origin, Status
 
 Row = dict[str, Any]
@@ -77,6 +78,7 @@ class EventRow(TypedDict):
     """One event as it is shown, without the stored body of a callback."""
 
     id: int
+    log_id: str
     task_id: str
     type: str
     created_at: int
@@ -157,3 +159,27 @@ class AttemptRow(TypedDict):
     response_status: int | None
     response_body: str
     error: str
+
+
+class TokenRow(TypedDict):
+    """One named token."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: int
+    expires_at: int
+    last_used_at: int | None
+    revoked_at: int | None
+
+
+class AuditRow(TypedDict):
+    """One entry of the audit log."""
+
+    id: int
+    created_at: int
+    actor: str
+    action: str
+    target: str
+    detail: str
+    result: str | None

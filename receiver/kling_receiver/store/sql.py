@@ -14,6 +14,7 @@ from sqlalchemy import Boolean, Connection, Table
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import TypeVar
 
+from kling_receiver.store.errors import InvalidRow
 from kling_receiver.store.rows import Row
 from kling_receiver.store.tables import dump_json, json_columns, load_json
 
@@ -54,10 +55,10 @@ class Statement(Generic[R]):
     def __init__(self, sql: str, *, table: Table | None = None, lock: str = "") -> None:
         self._sqlite = sql
         self._postgresql = NAMED.sub(r"%(\1)s", f"{sql} {lock}".rstrip().replace("%", "%%"))
-        self._converters = _converters(table) if table is not None else {}
+        self._table, self._converters = table, _converters(table) if table is not None else {}
 
     def all(self, connection: Connection, **parameters: Any) -> list[R]:
-        """All rows."""
+        """All rows. Raises InvalidRow."""
         return self._run(connection, parameters, self._fetch_rows)
 
     def first(self, connection: Connection, **parameters: Any) -> R | None:
@@ -106,7 +107,10 @@ class Statement(Generic[R]):
         for name, convert in self._converters.items():
             if name in names:
                 for row in rows:
-                    row[name] = convert(row[name])
+                    try:
+                        row[name] = convert(row[name])
+                    except InvalidRow as error:
+                        raise InvalidRow(f"{self._table} {next(iter(row.values()))}, {name}: {error}") from None
         return rows
 
 

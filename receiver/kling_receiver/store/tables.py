@@ -6,7 +6,7 @@ JSON is stored as ASCII text with escapes, so that no NUL or lone surrogate reac
 """
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
     BigInteger,
@@ -24,7 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
+from kling_callback.protocol.signing import Role
 from kling_receiver.states import FINAL, ORIGINS, STATUSES
+from kling_receiver.store.errors import InvalidRow
 
 OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 """Outcomes of a create: unknown to the receiver (a callback came first), in progress, and its three results."""
@@ -45,8 +47,13 @@ def dump_json(value: Any) -> str:
 
 
 def load_json(text: str | None) -> Any:
-    """The value of a text column that holds JSON."""
-    return None if text is None else json.loads(text)
+    """The value of a text column that holds JSON. Raises InvalidRow."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRow(f"no JSON ({error})") from None
 
 
 class JsonText(TypeDecorator[Any]):
@@ -165,6 +172,17 @@ class Event(SQLModel, table=True):
     """SHA-256 of a callback's body; null for other events."""
     repeat_count: int = Field(default=0, sa_type=BigInteger)
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+
+
+class EventLog(SQLModel, table=True):
+    """The identity of the event log, in one row. See `events/log.py`."""
+
+    __tablename__ = "event_log"
+
+    database_id: str = Field(primary_key=True)
+    """The same in every copy of the database: its results folder is recorded under it."""
+    id: str
+    """Renewed when the database was restored, because ids of events are then used again. "" in a backup."""
 
 
 class Result(SQLModel, table=True):
@@ -289,8 +307,55 @@ class Attempt(SQLModel, table=True):
     error: str = ""
 
 
+class NamedToken(SQLModel, table=True):
+    """A named bearer token, which can be revoked. The token itself is not stored."""
+
+    __tablename__ = "api_token"
+    __table_args__ = (
+        CheckConstraint(_in("role", get_args(Role)), name="role"),
+        Index("api_token_name", "name", unique=True, **_partial("revoked_at IS NULL")),
+    )
+
+    id: str = Field(primary_key=True)
+    """Random, and part of what is signed: a later token of the same name has another."""
+    name: str
+    role: str
+    created_at: int = Field(sa_type=BigInteger)
+    expires_at: int = Field(sa_type=BigInteger)
+    last_used_at: int | None = Field(default=None, sa_type=BigInteger)
+    revoked_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class AuditEntry(SQLModel, table=True):
+    """One administrative action."""
+
+    __tablename__ = "audit_entry"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    created_at: int = Field(sa_type=BigInteger)
+    actor: str
+    action: str
+    target: str
+    detail: str
+    result: str | None = None
+    """`done`, or the code of an error; null until the action has ended."""
+
+
 METADATA = SQLModel.metadata
 
-TASK, TAG, EVENT, RESULT, JOB, HOOK, ATTEMPT = (
-    METADATA.tables[name] for name in ("task", "tag", "event", "result", "job", "hook", "delivery_attempt")
+TASK, TAG, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
+    METADATA.tables[name]
+    for name in (
+        "task",
+        "tag",
+        "event",
+        "event_log",
+        "result",
+        "job",
+        "hook",
+        "delivery_attempt",
+        "api_token",
+        "audit_entry",
+    )
 )

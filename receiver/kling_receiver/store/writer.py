@@ -9,13 +9,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
 from kling_receiver.policy import DEFAULT_POLICY, Policy
-from kling_receiver.store.database import Database
+from kling_receiver.store.database import BLOCKED_SECONDS, Database
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.foreground_gate import ForegroundGate
 from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
@@ -94,13 +95,13 @@ class Writer:
         self._thread.start()
 
     async def close(self) -> None:
-        """Commit the pending changes, then stop."""
+        """Commit the pending changes, then stop; do not wait for a database that hangs."""
         thread = self._thread
         if thread:
             self._wake_with_lazy()
             self._thread = None  # from now on changes are refused
             self._woken.set()
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, BLOCKED_SECONDS)
 
     async def run(self, change: Callable[[Transaction], T], *, size: int = 0, durable: bool = True) -> T:
         """Commit one change and return its result. `size`: bytes that the change holds in memory.
@@ -214,7 +215,8 @@ class Writer:
 
     def _post_results(self, batch: list[_Pending], results: list[Any], committed: CommitResult | None) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._resolve, batch, results, committed)
+        with suppress(RuntimeError):  # the loop was closed while the database hung
+            self._loop.call_soon_threadsafe(self._resolve, batch, results, committed)
 
     def _resolve(self, batch: list[_Pending], results: list[Any], committed: CommitResult | None) -> None:
         for pending, result in zip(batch, results, strict=True):

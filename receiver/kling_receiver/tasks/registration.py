@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from sqlalchemy import func, select
 
 from kling_callback.protocol import families
 from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import Label
+from kling_receiver.hooks.config import EventTypes, Label, known_events
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
+from kling_receiver.sinks.http import check_web_address
 from kling_receiver.states import transition
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
@@ -63,7 +64,10 @@ ONE_OF_THREE: dict[str, Any] = {
 
 
 class Registration(BaseModel):
-    """What a client reports about a task: before its create, or after it, with the outcome."""
+    """What a client reports about a task: before its create, or after it, with the outcome.
+
+    The context of a validation is the Allowlist of the private hosts that clients may name as hooks.
+    """
 
     model_config = ConfigDict(
         frozen=True, validate_by_name=True, hide_input_in_errors=True, json_schema_extra=ONE_OF_THREE
@@ -87,7 +91,12 @@ class Registration(BaseModel):
     )
     request_id: ShortText = Field("", description="Kling's id of its answer to the create")
     reason: Annotated[str, AfterValidator(sanitize)] = Field("", max_length=4000)
-    hook: str = Field("", max_length=2000, description="a web address to which the events of this task are sent")
+    hook: str = Field(
+        "", max_length=2000, description="a web address to which the events of this task are sent; a task has one"
+    )
+    hook_events: EventTypes = Field(
+        default_factory=list, description="with `hook`: only events of these types; empty means any"
+    )
 
     @field_validator("family")
     @classmethod
@@ -113,6 +122,22 @@ class Registration(BaseModel):
     def _tags(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(filter(None, map(sanitize, values)))
 
+    @field_validator("hook")
+    @classmethod
+    def _hook(cls, value: str, info: ValidationInfo) -> str:
+        value = value.strip()
+        if value and info.context is not None:
+            check_web_address(value, info.context)
+        return value
+
+    @field_validator("hook_events")
+    @classmethod
+    def _hook_events(cls, values: list[str], info: ValidationInfo) -> list[str]:
+        events = known_events(values)
+        if events and info.data.get("hook") == "":  # an invalid hook is not in `data`; its own problem is reported
+            raise ValueError("they are of the task's hook. Set `hook`, or remove them.")
+        return events
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.outcome == "created" and not self.kling_id:
@@ -133,6 +158,9 @@ class RegistrationResult:
 
 def register(tx: Transaction, task_id: str, registration: Registration) -> RegistrationResult:
     """Register a task before its create, or record the outcome after it. Fills missing fields, never resets one."""
+    hook_conflict = _hook_conflict(tx, task_id, registration)
+    if hook_conflict and registration.outcome is None:
+        return RegistrationResult(conflict=hook_conflict)
     task = tx.task(task_id)
     if task is None:
         task = _add(tx, task_id, registration)
@@ -147,15 +175,22 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
             return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
         _fill_gaps(tx, task, registration)
     if registration.hook:
-        hook_records.add_for_task(tx, task_id, registration.hook)
-    if registration.outcome:
+        hook_records.add_for_task(tx, task_id, registration.hook, registration.hook_events)
+    if registration.outcome:  # recorded in any case: it may be the only report of a task that is paid for
         _record_outcome(tx, task, registration)
-        return RegistrationResult(created)
+        return RegistrationResult(created, conflict=hook_conflict and f"The outcome is recorded. {hook_conflict}")
     if _may_reopen(task):
         if _too_many_creates(tx, task):
             return RegistrationResult(conflict=f"Task {task_id} was refused {MAX_CREATES} times. Use a new id.")
         _reopen(tx, task, registration)
     return RegistrationResult(created, may_create=_may_create(task, registration.create_token))
+
+
+def _hook_conflict(tx: Transaction, task_id: str, registration: Registration) -> str | None:
+    """Why a task's hook cannot be added: the task has another. Its address, which may hold a token, is not shown."""
+    if registration.hook and hook_records.has_other_hook(tx, task_id, registration.hook, registration.hook_events):
+        return f"Task {task_id} has a hook already, with another address or other events: a task has one."
+    return None
 
 
 def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:

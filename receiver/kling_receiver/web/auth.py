@@ -1,51 +1,168 @@
-"""Authorization under `/api`: a bearer token contains its role, and each role includes those of lower rank."""
+"""Authorization under `/api`: a bearer token contains its role, and each role includes those of lower rank.
 
+Each change that needs the role admin has an entry in the audit log.
+"""
+
+import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from kling_callback.errors import TokenError
-from kling_callback.protocol.signing import Role, verify_api_token
+from kling_callback.protocol.signing import LEEWAY_SECONDS, ApiToken, Role, verify_api_token
+from kling_callback.protocol.values import sanitize
+from kling_receiver.access import audit
+from kling_receiver.access.tokens import TokenCache
+from kling_receiver.hooks.config import is_hook_name
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.writer import Writer
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import check_query
 
+log = logging.getLogger("kling_receiver.audit")
+
 RouteHandler = Callable[[Request], Awaitable[Response]]
+
+INVALID_NAME = "(not a name)"
+MAX_ID_CHARS = 70
+"""Characters of an id in the audit log: a bearer token that was pasted for one loses its signature."""
 
 RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
 """A role may do what the roles of lower rank may."""
 
 
-def check_role(request: Request, secrets: Sequence[str], role: Role) -> None:
-    """Raise ApiError unless the request has a bearer token of this role or a higher one."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise _unauthenticated("no_token", "A bearer token is needed.", "Create one with: kling-receiver token")
-    try:
-        token_role = verify_api_token(secrets, token.strip())
-    except TokenError as error:
-        raise _unauthenticated("bad_token", str(error), "Create a new one with: kling-receiver token") from None
-    if RANK[token_role] < RANK[role]:
-        message = f"A {token_role} token may not do this."
-        raise ApiError(403, "forbidden", message, f"Create a token with: kling-receiver token --role {role}")
+class Guard:
+    """Checks the bearer token of each request, and records administrative actions. `clock`: unix seconds."""
+
+    def __init__(
+        self, secrets: Sequence[str], tokens: TokenCache, writer: Writer, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._secrets, self.tokens, self._writer, self._clock = secrets, tokens, writer, clock
+
+    async def check(self, request: Request, role: Role) -> ApiToken:
+        """The request's bearer token. Raises ApiError unless it has this role or a higher one, and is not revoked."""
+        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not text:
+            raise _unauthenticated("no_token", "A bearer token is needed.", "Create one with: kling-receiver token")
+        token = self.verify(text.strip())
+        if token.id and not await self.tokens.is_active(token):
+            raise _revoked()
+        if RANK[token.role] < RANK[role]:
+            message = f"A {token.role} token may not do this."
+            raise ApiError(403, "forbidden", message, f"Create a token with: kling-receiver token --role {role}")
+        request.state.recheck = self._recheck(token)
+        return token
+
+    def verify(self, text: str) -> ApiToken:
+        """The content of a token that these secrets signed, revoked or not. Raises ApiError for any other."""
+        try:
+            return verify_api_token(self._secrets, text, now=self._clock())
+        except TokenError as error:
+            raise _unauthenticated("bad_token", str(error), "Create a new one with: kling-receiver token") from None
+
+    def require(self, role: Role, endpoint: RouteHandler, *, query: Collection[str] | None = ()) -> RouteHandler:
+        """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one.
+
+        `query`: the query parameters that it has; others are refused. None: the endpoint checks them itself, or
+        ignores them.
+        """
+
+        async def guarded(request: Request) -> Response:
+            await self.check(request, role)
+            if query is not None:
+                check_query(request, query)
+            return await endpoint(request)
+
+        return guarded
+
+    def audited(self, action: str, endpoint: RouteHandler) -> RouteHandler:
+        """Wrap an endpoint that changes something for role admin: each call has an entry in the audit log.
+
+        `action`: the name of the command. The entry is committed before the endpoint is called, so that no action
+        lacks one, and its result afterwards.
+        """
+
+        async def guarded(request: Request) -> Response:
+            token = await self.check(request, "admin")
+            check_query(request)
+            target = "/".join(_shown(name, value) for name, value in request.path_params.items())
+            actor, request.state.audit = audit.actor_of(token), {"target": target, "detail": ""}
+            entry_id = await self._writer.run(lambda tx: audit.record(tx, actor, action, target, result=None))
+            result = "internal"
+            try:
+                request.state.recheck()  # it may have been revoked during that commit
+                response = await endpoint(request)
+                result = audit.DONE
+            except ApiError as error:
+                result = error.code
+                raise
+            except Unavailable:
+                result = "unavailable"
+                raise
+            finally:
+                await self._finish(entry_id, result, actor, action, request.state.audit)
+            return response
+
+        return guarded
+
+    async def _finish(self, entry_id: int, result: str, actor: str, action: str, about: dict[str, str]) -> None:
+        log.info("%s: %s %s: %s", actor, action, audit.one_line(about["target"]), result)
+        try:
+            await self._writer.run(lambda tx: audit.finish(tx, entry_id, result, **about))
+        except Unavailable:  # the entry stays without a result
+            log.error("the result of audit entry %d could not be stored: %s", entry_id, result)
+
+    def seconds_left(self, token: ApiToken) -> Callable[[], float]:
+        """A function of the seconds for which this token will be accepted; 0 once it has expired or was revoked.
+
+        A token that is accepted although it has expired, since clocks differ, is so until LEEWAY_SECONDS have passed.
+        """
+        expires = token.expires if token.expires > self._clock() else token.expires + LEEWAY_SECONDS
+
+        def left() -> float:
+            return 0.0 if token.id and self.tokens.was_revoked(token) else max(expires - self._clock(), 0.0)
+
+        return left
+
+    def _recheck(self, token: ApiToken) -> Callable[[], None]:
+        """For the moment at which a request's body has arrived: its token may have been revoked meanwhile."""
+
+        def recheck() -> None:
+            if token.id and self.tokens.was_revoked(token):
+                raise _revoked()
+
+        return recheck
 
 
-def require_role(
-    secrets: Sequence[str], role: Role, endpoint: RouteHandler, *, query: Collection[str] | None = ()
-) -> RouteHandler:
-    """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one.
+def route(path: str, **by_method: RouteHandler) -> Route:
+    """One route with a handler for each method: its 405 then names all of them."""
 
-    `query`: the query parameters that it has; others are refused. None: the endpoint checks them itself, or ignores
-    them.
-    """
+    async def endpoint(request: Request) -> Response:
+        return await by_method["GET" if request.method == "HEAD" else request.method](request)
 
-    async def guarded(request: Request) -> Response:
-        check_role(request, secrets, role)
-        if query is not None:
-            check_query(request, query)
-        return await endpoint(request)
+    return Route(path, endpoint, methods=list(by_method))
 
-    return guarded
+
+def describe(request: Request, *, target: str = "", detail: str = "") -> None:
+    """Say in the audit log what a request is about, where its path does not. No secret may be in either text."""
+    given = {"target": target[:MAX_ID_CHARS], "detail": detail}
+    request.state.audit |= {name: value for name, value in given.items() if value}
+
+
+def _shown(parameter: str, value: str) -> str:
+    """A part of a path as the audit log shows it. What cannot be a name may be a secret that was pasted for one."""
+    if parameter == "name" and not is_hook_name(value):
+        return INVALID_NAME
+    return sanitize(value)[:MAX_ID_CHARS]
+
+
+def _revoked() -> ApiError:
+    return _unauthenticated(
+        "bad_token", "The bearer token was revoked.", "Create a new one with: kling-receiver token --name NAME"
+    )
 
 
 def _unauthenticated(code: str, message: str, hint: str) -> ApiError:

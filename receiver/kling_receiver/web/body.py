@@ -96,8 +96,8 @@ async def read_body(
 ) -> Body:
     """Read a body for at most `seconds`: keep MAX_KEPT_BYTES, and read `max_dropped` more for size and digest.
 
-    Raises Unavailable when a large body gets no place. A sender that stops or disconnects raises nothing: the body
-    then has a `problem`.
+    Raises Unavailable when a large body gets no place, and ApiError when the sender's token was revoked meanwhile. A
+    sender that stops or disconnects raises nothing: the body then has a `problem`.
     """
     kept, size, digest, problem = bytearray(), 0, hashlib.sha256(), None
     try:
@@ -113,4 +113,6 @@ async def read_body(
                     break
     except (ClientDisconnect, TimeoutError):
         problem = "cut off"
+    if recheck := getattr(request.state, "recheck", None):  # set with the check of a bearer token
+        recheck()
     return Body(bytes(kept), size, digest.hexdigest(), problem)

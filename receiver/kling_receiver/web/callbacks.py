@@ -19,7 +19,7 @@ from kling_callback.protocol.signing import LEEWAY_SECONDS, CallbackSigner, Call
 from kling_callback.protocol.webhooks import SignatureState, is_plausible, verify
 from kling_receiver.metrics import Metrics
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.errors import Unavailable, describe
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.writer import Writer
@@ -30,6 +30,8 @@ from kling_receiver.web.errors import error_response
 log = logging.getLogger("kling_receiver.callbacks")
 
 
+ERROR_LOG_SECONDS = 1.0
+"""Seconds between two log lines about errors, of which a sender may cause any number."""
 DOCTOR_FAMILY = "(doctor)"
 """The family in a callback token of `kling-receiver doctor`: the route only echoes its id. No task has this family."""
 
@@ -54,6 +56,7 @@ class CallbackRoutes:
     ) -> None:
         self._settings, self._clock = settings, clock
         self._writer, self._reader, self._bodies, self._metrics = writer, reader, bodies, metrics
+        self._log_errors_at = 0.0
         self._accepted = metrics.callbacks.labels("accepted")
         self._warned_of_clock = False
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
@@ -124,6 +127,17 @@ class CallbackRoutes:
         except Unavailable:  # answered with 503 by the application
             self._metrics.callbacks.labels("unavailable").inc()
             raise
+        except Exception as error:
+            self._metrics.callbacks.labels("error").inc()
+            self._log_error(error)
+            raise Unavailable(f"The callback could not be stored: {describe(error)}.") from error
+
+    def _log_error(self, error: Exception) -> None:
+        """Log an error with its traceback, at most once in ERROR_LOG_SECONDS."""
+        now = time.monotonic()
+        if now >= self._log_errors_at:
+            self._log_errors_at = now + ERROR_LOG_SECONDS
+            log.error("a callback could not be stored", exc_info=error)
 
     def _signature(self, request: Request, body: Body) -> SignatureState:
         secrets = self._settings.webhook_secrets

@@ -1,5 +1,6 @@
 """The path prefix, and the handlers that turn exceptions into the one error shape."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -9,7 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from kling_receiver.store.errors import Unavailable, describe
 from kling_receiver.web.errors import ApiError, error_response
+
+log = logging.getLogger("kling_receiver.web")
 
 
 class PathPrefix:
@@ -46,6 +50,12 @@ async def api_error(request: Request, error: Exception) -> Response:
 
 async def unavailable(request: Request, error: Exception) -> Response:
     return error_response(503, "unavailable", str(error), "Send the request again.", headers={"Retry-After": "5"})
+
+
+async def refused_by_database(request: Request, error: Exception) -> Response:
+    """A statement that the database refuses (a revoked right, a constraint): the operator can fix that."""
+    log.error("the database refused a statement of a request", exc_info=error)
+    return await unavailable(request, Unavailable(f"The database refused a statement: {describe(error)}."))
 
 
 async def http_error(request: Request, error: Exception) -> Response:

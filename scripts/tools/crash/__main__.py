@@ -11,10 +11,13 @@ from pathlib import Path
 import click
 
 from tools.crash import clock as clock_jumps
-from tools.crash import cuts, gate, link, random_kills, strace
+from tools.crash import cuts, gate, link, random_kills, strace, surroundings
 from tools.crash import everywhere as everywhere_crash
+from tools.crash import power as power_cuts
+from tools.crash import soak as soaking
 from tools.crash.durability import trace_run
-from tools.crash.table import CLOCK, CUT, EVERYWHERE, RANDOM, TRACED, render
+from tools.crash.table import CLOCK, CUT, EVERYWHERE, POWER, RANDOM, SOAK, SURROUNDINGS, TRACED, render
+from tools.harness import hung
 from tools.harness.postgresql import postgresql
 
 markdown_option = click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
@@ -99,13 +102,81 @@ def clock(jumps: int, seed: int | None, database: str, markdown: bool) -> None:
 @markdown_option
 def trace(markdown: bool) -> None:
     """Trace a run without a kill: was all data synced before each 200 and each `result.stored`?"""
-    if not strace.available():
-        raise click.ClickException("strace is missing, or may not trace here. Install it (Debian: apt install strace).")
+    _require_strace()
     rows = trace_run()
     for row in rows:
         _print_problems(f"{row.what}: not so at {where}" for where in row.wrong)
     click.echo(render(TRACED, [(row.what, row.checked, len(row.wrong)) for row in rows], markdown=markdown))
     sys.exit(any(row.wrong for row in rows))
+
+
+@main.command()
+@click.option("--cuts", default=1000, show_default=True)
+@click.option(
+    "--starts", default=10, show_default=True, help="After so many cuts a receiver is started on what is left."
+)
+@click.option("--seed", type=int, help="Make the choices of an earlier run. Default: random, and printed.")
+@click.option(
+    "--plant", type=click.Choice(list(power_cuts.PLANTS)), help="As if these were never synced: must be found."
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="Write the trace of the run to this file.")
+@click.option("--trace", type=click.Path(path_type=Path, exists=True), help="Make the cuts in a file of --keep.")
+@markdown_option
+def power(
+    cuts: int, starts: int, seed: int | None, plant: str | None, keep: Path | None, trace: Path | None, markdown: bool
+) -> None:
+    """Cut the power: replay the traced writes of a run up to random moments, in a model of the page cache."""
+    _require_strace()
+    seed = secrets.randbelow(1 << 32) if seed is None else seed
+    click.echo(f"seed {seed}", err=True)
+    done = []
+    for each in (
+        power_cuts.repeat(trace, cuts=cuts, seed=seed, plant=plant or "")
+        if trace
+        else power_cuts.run(cuts=cuts, starts=starts, seed=seed, plant=plant or "", keep=keep)
+    ):
+        done.append(each)
+        _print_problems(f"cut {each.seed} before line {each.line}: {problem}" for problem in each.problems)
+    told = (sum(getattr(each, name) for each in done) for name in ("callbacks", "permissions", "events", "files"))
+    lost = sum(bool(each.problems) for each in done)
+    name = f"seed {seed}" + f", {plant} not synced" * bool(plant)
+    row = (name, len(done), sum(each.started for each in done), *told, lost)
+    _print_and_exit(POWER, [row], markdown=markdown)
+
+
+@main.command()
+@click.option("--minutes", default=60.0, show_default=True)
+@click.option("--rate", default=2.0, show_default=True, help="Tasks submitted a second.")
+@click.option("--seed", default=0, show_default=True)
+@markdown_option
+def soak(minutes: float, rate: float, seed: int, markdown: bool) -> None:
+    """Load a receiver steadily, without a kill: does it grow, and does it keep its promises?"""
+
+    def report(sample: soaking.Sample) -> None:
+        click.echo(
+            f"{sample.seconds:6.0f} s {sample.rss_mb:6.1f} MB, {sample.descriptors} descriptors, "
+            f"{sample.threads} threads, WAL {sample.wal_mb:.1f} MB, {sample.tasks} tasks",
+            err=True,
+        )
+
+    with tempfile.TemporaryDirectory(prefix="kling-soak-") as name:
+        done = soaking.run(Path(name), minutes=minutes, rate=rate, seed=seed, report=report)
+    _print_problems(done.problems)
+    last = done.samples[-1]
+    first = next(each for each in done.samples if each.seconds >= soaking.WARM_UP * last.seconds)
+    changes = (
+        f"{getattr(first, name):.0f} → {getattr(last, name):.0f}" for name in ("rss_mb", "descriptors", "threads")
+    )
+    rss, descriptors, threads = changes
+    wal = f"{max(each.wal_mb for each in done.samples):.1f}"
+    slope = f"{done.mb_per_hour:+.1f}"
+    row = (f"{minutes:g}", last.tasks, done.visits, rss, slope, descriptors, threads, wal, len(done.problems))
+    _print_and_exit(SOAK, [row], markdown=markdown)
+
+
+def _require_strace() -> None:
+    if not strace.available():
+        raise click.ClickException("strace is missing, or may not trace here. Install it (Debian: apt install strace).")
 
 
 @main.command()
@@ -119,6 +190,25 @@ def cut(markdown: bool) -> None:
     rows = [(each.when, "never" if each.seconds is None else f"{each.seconds:.0f}") for each in cuts.measure()]
     click.echo(render(CUT, rows, markdown=markdown))
     sys.exit(any(row[1] == "never" for row in rows))
+
+
+@main.command("surroundings")
+@click.option("--engines", is_flag=True, help="Also download old engines (100 MB) and build them. Needs `cc`.")
+@click.option("--name", default="", help="Only surroundings with this text in their name.")
+@markdown_option
+def run_surroundings(engines: bool, name: str, markdown: bool) -> None:
+    """Run a receiver with other engines, encodings, poolers and rights: it works, is refused, or is not ready."""
+    chosen = [each for each in surroundings.SURROUNDINGS if name in each.name and (engines or not each.downloads)]
+    if not hung.available():
+        raise click.ClickException("A file system that hangs needs root and /dev/fuse. Run as root.")
+    rows = []
+    for each in chosen:
+        click.echo(each.name, err=True)
+        problems = surroundings.check(each)
+        _print_problems(f"{each.name}: {problem}" for problem in problems)
+        rows.append((each.name, each.must, each.reason, len(problems)))
+    click.echo(render(SURROUNDINGS, rows, markdown=markdown))
+    sys.exit(any(row[-1] for row in rows))
 
 
 def _print_problems(problems: Iterable[str]) -> None:

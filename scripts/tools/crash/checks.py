@@ -1,20 +1,20 @@
 """Check the README's promises after a crash, by their numbers: in database, files, sandbox and hook."""
 
 import hashlib
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from kling_receiver.jobs.kinds import ask_key, delivery_key, dispatch_key, download_key, overdue_key
-from kling_receiver.states import FINAL, RANK
+from kling_receiver.results.owner import RECORD
+from kling_receiver.states import FINAL
+from tools.crash.history import Event, contradictions, omissions
 from tools.crash.scenario import Stage
 from tools.harness.submitting import register
 
 Row = dict[str, Any]
 
-RANKS = {f"task.{status}": rank for status, rank in RANK.items()}
 REPAIRED = "lacked a job"
 """In the receiver's log: a start found work without a job (`tasks/startup.py`)."""
 
@@ -30,8 +30,9 @@ class Rows:
     hooks: list[Row]
 
 
-def read_rows(stage: Stage, events: str = "SELECT id, task_id, type, body_sha256 FROM event") -> Rows:
+def read_rows(stage: Stage) -> Rows:
     """The rows of the receiver's database, in one read transaction."""
+    events = "SELECT id, task_id, type, body_sha256 FROM event"
     queries = ("SELECT * FROM task", events, "SELECT * FROM result", "SELECT * FROM job", "SELECT * FROM hook")
     with stage.open_database() as database, database.read() as connection:
         return Rows(*[_select(connection, query) for query in queries])
@@ -43,16 +44,18 @@ def _select(connection: Connection, query: str) -> list[Row]:
 
 def unscheduled(stage: Stage) -> list[str]:
     """Open work without a job (promise 7), which no worker would ever do."""
-    rows = read_rows(stage, "SELECT id FROM event")
-    # Read after the jobs: an event whose job is gone was delivered before.
-    delivered = set(stage.hook.deliveries)
+    rows = read_rows(stage)
     keys = {job["unique_key"] for job in rows.jobs if job["state"] != "dead"}
     open_tasks = [task for task in rows.tasks if task["status"] not in FINAL]
     expected = {overdue_key(task["id"]) for task in open_tasks}
     expected |= {ask_key(task["id"]) for task in open_tasks if task["hint"]}
     expected |= {download_key(row["task_id"], row["position"]) for row in rows.results if row["status"] == "pending"}
-    undelivered = [event["id"] for event in rows.events if event["id"] not in delivered]
     for hook in rows.hooks:
+        types = stage.wanted[hook["name"]]
+        # Read after the jobs: an event whose job is gone was delivered before.
+        delivered = stage.hook.received(hook["name"])
+        wanted = [event["id"] for event in rows.events if types is None or event["type"] in types]
+        undelivered = [event_id for event_id in wanted if event_id not in delivered]
         behind = any(event_id > hook["cursor"] for event_id in undelivered)
         expected |= {dispatch_key(hook["name"])} if behind else set()
         expected |= {delivery_key(event_id, hook["name"]) for event_id in undelivered if event_id <= hook["cursor"]}
@@ -62,41 +65,29 @@ def unscheduled(stage: Stage) -> list[str]:
 def broken_promises(stage: Stage) -> list[str]:
     """Every broken promise at the end of a run, when all work should be done; empty if there is none."""
     rows = read_rows(stage)
+    log = log_of(rows)
+    record_callbacks(stage)
     return [
-        *_lost_callbacks(stage, rows),
-        *_repeated_callbacks(rows),
-        *_status_backward(rows),
+        *contradictions(stage.history, log),
+        *omissions(stage.history, log, stage.wanted),
+        *["5: bad signature"] * stage.hook.forged,
         *_missing_files(stage, rows),
-        *_undelivered_events(stage, rows),
-        *_created_twice(stage),
         *[f"7: {line}" for line in stage.receiver.log_text().splitlines() if REPAIRED in line],
         *[f"7: job left: {job['unique_key']} {job['error']}" for job in rows.jobs if job["kind"] != "dispatch"],
     ]
 
 
-def _lost_callbacks(stage: Stage, rows: Rows) -> list[str]:
-    logged = {(event["task_id"], event["body_sha256"]) for event in rows.events}
-    answered = {
-        (stage.gateway.tasks[callback.task_id].external_id, hashlib.sha256(callback.body).hexdigest())
-        for callback in stage.gateway.callbacks
-        if callback.answered == 200
-    }
-    return [f"1: answered 200, but not in the event log: {task_id} {sha256}" for task_id, sha256 in answered - logged]
+def log_of(rows: Rows) -> list[Event]:
+    """The event log."""
+    return [Event(event["id"], event["task_id"], event["type"], event["body_sha256"]) for event in rows.events]
 
 
-def _repeated_callbacks(rows: Rows) -> list[str]:
-    times = Counter((event["task_id"], event["body_sha256"]) for event in rows.events if event["body_sha256"])
-    return [f"2: in the event log {count} times: {task_id}" for (task_id, _), count in times.items() if count > 1]
-
-
-def _status_backward(rows: Rows) -> list[str]:
-    ranks = defaultdict(list)
-    for event in sorted(rows.events, key=lambda event: int(event["id"])):
-        if event["type"] in RANKS:
-            ranks[event["task_id"]].append(RANKS[event["type"]])
-    return [
-        f"3: status went back: {task_id} {order}" for task_id, order in ranks.items() if order != sorted(set(order))
-    ]
+def record_callbacks(stage: Stage) -> None:
+    """Take what the sandbox was told into the history: the callbacks that were answered 200, and its creates."""
+    for callback in stage.gateway.callbacks:
+        if callback.answered == 200:
+            stage.history.acknowledge(stage.gateway.tasks[callback.task_id].external_id or "", callback.body)
+    stage.history.created += [body["external_task_id"] for body in stage.gateway.creates]
 
 
 def _missing_files(stage: Stage, rows: Rows) -> list[str]:
@@ -109,22 +100,12 @@ def _missing_files(stage: Stage, rows: Rows) -> list[str]:
     files = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path != folder / RECORD
     }
     stored = {result["path"]: result["sha256"] for result in rows.results}
     problems += [f"4: not as stored: {path}" for path in files | stored if files.get(path) != stored.get(path)]
     expected = sum(job.body.get("n", 1) for job in stage.jobs)
     return problems + [f"4: {len(stored)} files of {expected}"] * (len(stored) != expected)
-
-
-def _undelivered_events(stage: Stage, rows: Rows) -> list[str]:
-    missing = {event["id"] for event in rows.events} - set(stage.hook.deliveries)
-    return [f"5: not delivered: event {event_id}" for event_id in missing] + ["5: bad signature"] * stage.hook.forged
-
-
-def _created_twice(stage: Stage) -> list[str]:
-    times = Counter(body["external_task_id"] for body in stage.gateway.creates)
-    return [f"6: created {count} times: {task_id}" for task_id, count in times.items() if count > 1]
 
 
 def may_be_created_twice(stage: Stage) -> list[str]:

@@ -1,6 +1,5 @@
 """Check in a trace that data is synced before it is acknowledged. A SIGKILL cannot show it: the page cache survives."""
 
-import ast
 import hashlib
 import re
 import signal
@@ -14,22 +13,13 @@ from tools.crash.checks import Rows, read_rows
 from tools.crash.completion import wait_until_done
 from tools.crash.everywhere import DONE_SECONDS, submit_all
 from tools.crash.scenario import stage, three_jobs
+from tools.crash.strace import Call
 
 READS = ("read", "recvfrom", "recvmsg")
 WRITES = ("write", "writev", "sendto", "sendmsg")
 CALLS = "recvfrom,recvmsg,read,write,writev,sendto,sendmsg,pwrite64,fsync,fdatasync,rename,renameat,renameat2"
 MAX_ARGUMENT_BYTES = "5000"
 """Bytes of an argument that strace prints: more than a page of the database."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One system call. `started` and `ended`: line numbers of the trace, which order calls across threads."""
-
-    name: str
-    arguments: str
-    started: int
-    ended: int
 
 
 @dataclass
@@ -47,27 +37,6 @@ class Row:
             self.wrong.append(where)
 
 
-LINE = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)$", re.DOTALL)
-
-
-def parse_calls(trace: str) -> list[Call]:
-    """The calls of a trace in order of their start; calls that strace printed in two parts are joined."""
-    calls: list[Call] = []
-    unfinished: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(trace.splitlines()):
-        if not (match := LINE.match(line)):
-            continue
-        thread, resumed, name, arguments = match.groups()
-        if resumed:
-            started, first_part = unfinished.pop(thread, (number, ""))
-            calls.append(Call(resumed, first_part + arguments, started, number))
-        elif arguments.endswith("<unfinished ...>"):
-            unfinished[thread] = number, arguments.removesuffix("<unfinished ...>")
-        else:
-            calls.append(Call(name, arguments, number, number))
-    return sorted(calls, key=lambda call: call.started)
-
-
 def trace_run() -> list[Row]:
     """Run the scenario under strace, from its first start on, and check the order of its calls."""
     with tempfile.TemporaryDirectory(prefix="kling-crash-") as name, stage(Path(name)) as scene:
@@ -79,7 +48,7 @@ def trace_run() -> list[Row]:
         rows = read_rows(scene)
         scene.receiver.signal(signal.SIGTERM)
         scene.receiver.wait()
-        calls = parse_calls(trace.read_text(errors="replace"))
+        calls = strace.parse_calls(trace.read_text(errors="replace"))
         return [check_callbacks(calls), *check_files(calls, rows)]
 
 
@@ -88,21 +57,21 @@ def check_callbacks(calls: list[Call]) -> Row:
     row = Row("200 after the callback's row was written and synced")
     for number, call in enumerate(calls):
         # Sockets only: Python reads source files too, and their docstrings name this request.
-        if call.name in READS and _file(call).startswith("socket:") and '"POST /callbacks/' in call.arguments:
+        if call.name in READS and call.file.startswith("socket:") and '"POST /callbacks/' in call.arguments:
             row.note(_synced_before_200(calls[number:]), f"line {call.started + 1}")
     return row
 
 
 def _synced_before_200(calls: list[Call]) -> bool:
     """`calls` begins with the read of a callback."""
-    socket, request = _file(calls[0]), b""
+    socket, request = calls[0].file, b""
     for call in calls:
-        if _file(call) != socket or '"' not in call.arguments:
+        if call.file != socket or '"' not in call.arguments:
             continue
         if call.name in WRITES:
             synced = _sync_of_row(calls, hashlib.sha256(request.partition(b"\r\n\r\n")[2]).hexdigest())
             return "HTTP/1.1 200 " in call.arguments and synced is not None and synced.ended < call.started
-        request += _data(call)
+        request += call.strings[0]
     return False
 
 
@@ -134,7 +103,7 @@ def _is_synced(calls: list[Call], path: str, after: int, before: Call) -> bool:
 
     One such sync is enough: another thread may be syncing the same folder for a file of its own.
     """
-    own = [call for call in calls if _file(call).endswith(path) and after < call.started < before.started]
+    own = [call for call in calls if call.file.endswith(path) and after < call.started < before.started]
     written = max((call.ended for call in own if call.name == "write"), default=after)
     return any(call.name == "fsync" and written < call.started and call.ended < before.started for call in own)
 
@@ -144,13 +113,7 @@ def _first(calls: list[Call], matches: Callable[[Call], bool], after: int = -1) 
 
 
 def _is_wal(call: Call, name: str) -> bool:
-    return call.name == name and _file(call).endswith("-wal")
-
-
-def _file(call: Call) -> str:
-    """The file of the call's first argument: a path, or `socket:[number]`."""
-    match = re.match(r"\d+<([^>]*)>", call.arguments)
-    return match[1] if match else ""
+    return call.name == name and call.file.endswith("-wal")
 
 
 def _part_file(renamed: Call) -> str:
@@ -158,10 +121,3 @@ def _part_file(renamed: Call) -> str:
     match = re.search(r"/\.parts/part-\w+", renamed.arguments)
     assert match, renamed.arguments
     return match[0]
-
-
-def _data(call: Call) -> bytes:
-    """The bytes that were read, from strace's quoted form."""
-    quoted = call.arguments[call.arguments.index('"') : call.arguments.rindex('"') + 1]
-    data: bytes = ast.literal_eval(f"b{quoted}")
-    return data

@@ -1,4 +1,4 @@
-"""A hook that accepts every event, verifies its signature, and counts the deliveries of each."""
+"""Hooks that accept every event, verify its signature, and record it in the history of the run."""
 
 import json
 import threading
@@ -8,24 +8,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 from kling_callback.protocol.webhooks import verify
+from kling_receiver.hooks.config import DEFAULT_HOOK
+from tools.crash.history import Event, History
 
 SECRET = "whsec_YS1zZWNyZXQtb2YtYS1ob29rLTAxMjM0NTY3ODk="
+ENDS_HOOK = "ends"
+ENDS = frozenset({"task.succeed", "task.failed", "task.done"})
 
 
 class Hook:
-    """A server on loopback. `deliveries`: how often each event was received; `forged`: those with a bad signature.
+    """A server on loopback with two hooks. `forged`: how many deliveries had a bad signature.
 
+    `url`: of the hook that wants every event; `ends_url`: of the one that wants the types in ENDS.
     `refuses`: called for each delivery; True answers 500. `now`: the time of a message's timestamp, unix seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, history: History) -> None:
+        self.history = history
         self.refuses: Callable[[], bool] = lambda: False
         self.now: Callable[[dict[str, str]], float] = lambda headers: time.time()
-        self.deliveries: dict[int, int] = {}
         self.forged = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/events"
+        self.ends_url = f"{self.url}/{ENDS_HOOK}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}).start()
@@ -35,13 +41,18 @@ class Hook:
         self._server.shutdown()
         self._server.server_close()
 
-    def record(self, headers: dict[str, str], body: bytes) -> None:
-        """Count one delivery."""
-        good = verify([SECRET], headers, body, self.now(headers)) == "good"
-        event_id = json.loads(body)["id"] if good else 0
-        with self._lock:
-            self.forged += not good
-            self.deliveries[event_id] = self.deliveries.get(event_id, 0) + 1
+    def record(self, path: str, headers: dict[str, str], body: bytes) -> None:
+        """Record one delivery."""
+        if verify([SECRET], headers, body, self.now(headers)) != "good":
+            with self._lock:
+                self.forged += 1
+            return
+        name = path.rpartition("/events")[2].strip("/") or DEFAULT_HOOK
+        self.history.deliver(name, Event.parse(json.loads(body)))
+
+    def received(self, name: str) -> set[int]:
+        """The ids of the events that a hook has received."""
+        return {event.id for event in self.history.delivered[name]}
 
 
 class _Server(ThreadingHTTPServer):
@@ -61,7 +72,7 @@ def _handler(hook: Hook) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(size)
             refused = hook.refuses()
             if len(body) == size and not refused:  # shorter: the sender was killed
-                hook.record({name.lower(): value for name, value in self.headers.items()}, body)
+                hook.record(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
             self.send_response(500 if refused else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -62,7 +62,7 @@ def server() -> Iterator[Link]:
         program, data = _create_cluster(folder)
         data.joinpath("pg_hba.conf").write_text("local all all trust\nhost all all all trust\n")
         command = ["setpriv", "--reuid=pgserver", "--regid=pgserver", "--clear-groups", str(program)]
-        options = ["-D", str(data), "-h", far, "-k", str(data), "-c", "fsync=off"]
+        options = ["-D", str(data), "-h", far, "-k", str(data)]
         process = subprocess.Popen(
             ["ip", "netns", "exec", NAME, *command, *options],
             stderr=stack.enter_context((folder / "log").open("wb")),

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import httpx
 
-from tools.crash.checks import broken_promises, may_be_created_twice, unscheduled
+from tools.crash.checks import broken_promises, may_be_created_twice, read_rows, unscheduled
 from tools.crash.completion import Unfinished, wait_until_done
+from tools.crash.listener import Listener
 from tools.crash.scenario import Job, Stage, stage, three_jobs
 
 CLIENTS = 6
@@ -21,6 +22,8 @@ MAX_START_SECONDS = 1.2
 """Seconds at most from the start to the kill, for one kill in six: usually before ready."""
 TASK_SECONDS = 0.2
 DONE_SECONDS = 300
+LISTENER_SECONDS = 30
+"""Seconds at most until the listener has the last event."""
 
 
 @dataclass
@@ -40,7 +43,11 @@ def run(folder: Path, database: str, *, kills: int, seed: int, report: Callable[
         report(problems)
         outcome.problems += problems
 
-    with stage(folder, database, seed=seed, task_seconds=TASK_SECONDS) as scene, ThreadPoolExecutor(CLIENTS) as clients:
+    with (
+        stage(folder, database, seed=seed, task_seconds=TASK_SECONDS, two_hooks=True) as scene,
+        ThreadPoolExecutor(CLIENTS) as clients,
+        Listener(scene.receiver, scene.history) as listener,
+    ):
         for _ in range(kills):
             if draw.random() < 1 / 6:
                 _kill_while_starting(scene, draw.uniform(0, MAX_START_SECONDS))
@@ -53,6 +60,7 @@ def run(folder: Path, database: str, *, kills: int, seed: int, report: Callable[
             wait_until_done(scene, DONE_SECONDS)
         except Unfinished as error:
             note([f"7: {error}"])
+        listener.wait_for(max(event["id"] for event in read_rows(scene).events), LISTENER_SECONDS)
         note(may_be_created_twice(scene) + broken_promises(scene))
     outcome.tasks = len(scene.jobs)
     return outcome

@@ -1,20 +1,27 @@
 """The scenario of a crash run: jobs of a client whose steps are each done once, resumed after every crash."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kling_callback.protocol.ids import new_id
+from kling_receiver.hooks.config import DEFAULT_HOOK
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
-from tools.crash.hook import SECRET, Hook
+from tools.crash.history import History
+from tools.crash.hook import ENDS, ENDS_HOOK, SECRET, Hook
 from tools.harness.process import Process
-from tools.harness.submitting import create, register
+from tools.harness.submitting import Json, create, register
 
 OVERDUE_SECONDS = 1
 """Seconds. The sandbox does not repeat a callback that a kill cut off; the deadline finds its task."""
+
+
+ATTEMPTS = ("one", "two")
+"""The names of the attempts at the create of a job: only one of them may get the permission."""
 
 
 @dataclass
@@ -36,13 +43,18 @@ def three_jobs() -> list[Job]:
 
 @dataclass
 class Stage:
-    """Sandbox, hook, receiver and jobs of one run. `data`: the receiver's folder; `database`: its URL."""
+    """Sandbox, hooks, receiver and jobs of one run. `data`: the receiver's folder; `database`: its URL.
+
+    `history`: what clients and hooks were told. `wanted`: each hook and the types of event that it wants; None for all.
+    """
 
     gateway: Sandbox
     hook: Hook
     receiver: Process
     data: Path
     database: str
+    history: History
+    wanted: dict[str, frozenset[str] | None]
     jobs: list[Job] = field(default_factory=list)
 
     def resume(self, job: Job) -> None:
@@ -58,10 +70,23 @@ class Stage:
 
     def _register_and_create(self, job: Job) -> str:
         """Returns Kling's id. A task that the receiver failed meanwhile is replaced by a new one."""
-        while not (answer := register(self.receiver, job.task_id, job.family).json())["create"]:
-            assert (answer["task"]["status"], answer["task"]["origin"]) == ("failed", "local"), answer
+        while not any(answer["create"] for answer in self._register_rivals(job)):
+            task = register(self.receiver, job.task_id, job.family, attempt=ATTEMPTS[0]).json()["task"]
+            assert (task["status"], task["origin"]) == ("failed", "local"), task
             job.task_id = new_id()
         return create(self.receiver, self.gateway, job.task_id, family=job.family, **job.body)
+
+    def _register_rivals(self, job: Job) -> list[Json]:
+        """Register two attempts at once; the permissions to create are recorded, also when an answer is cut off."""
+
+        def attempt(name: str) -> Json:
+            answer: Json = register(self.receiver, job.task_id, job.family, attempt=name).json()
+            if answer["create"]:
+                self.history.grant(job.task_id, name)
+            return answer
+
+        with ThreadPoolExecutor(len(ATTEMPTS)) as rivals:
+            return list(rivals.map(attempt, ATTEMPTS))
 
     @contextmanager
     def open_database(self) -> Iterator[Database]:
@@ -74,12 +99,23 @@ class Stage:
 
 
 @contextmanager
-def stage(folder: Path, database: str = "", *, seed: int = 0, task_seconds: float = 0.02) -> Iterator[Stage]:
-    """A running sandbox and hook, and a receiver that is not started. `task_seconds`: duration of a task."""
-    data = folder / "data"
+def stage(
+    folder: Path, database: str = "", *, seed: int = 0, task_seconds: float = 0.02, two_hooks: bool = False
+) -> Iterator[Stage]:
+    """A running sandbox and hooks, and a receiver that is not started. `task_seconds`: duration of a task."""
+    data, history = folder / "data", History()
     with ExitStack() as stack:
         gateway = stack.enter_context(Sandbox(seed=seed, image_seconds=task_seconds, video_seconds=task_seconds))
-        hook = stack.enter_context(Hook())
+        hook = stack.enter_context(Hook(history))
+        wanted: dict[str, frozenset[str] | None] = {DEFAULT_HOOK: None}
+        settings = {}
+        if two_hooks:
+            wanted[ENDS_HOOK] = ENDS
+            file = folder / "hooks.toml"
+            file.write_text(
+                f'[hooks.{ENDS_HOOK}]\naddress = "{hook.ends_url}"\nsecret = "{SECRET}"\nevents = {sorted(ENDS)}\n'
+            )
+            settings = {"KLING_HOOKS_FILE": str(file)}
         receiver = Process(
             data,
             KLING_API_BASE=gateway.url,
@@ -87,6 +123,8 @@ def stage(folder: Path, database: str = "", *, seed: int = 0, task_seconds: floa
             KLING_HOOK_URL=hook.url,
             KLING_HOOK_SECRET=SECRET,
             KLING_OVERDUE_SECONDS=str(OVERDUE_SECONDS),
+            **settings,
         )
         stack.callback(lambda: None if receiver.ended else receiver.kill())
-        yield Stage(gateway, hook, receiver, data, database or f"sqlite:///{data / 'kling.db'}")
+        url = database or f"sqlite:///{data / 'kling.db'}"
+        yield Stage(gateway, hook, receiver, data, url, history, wanted)

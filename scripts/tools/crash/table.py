@@ -8,6 +8,11 @@ RANDOM = ("killed at", "kills", "lost", "worst s")
 """Seconds from ready until all open work has a job."""
 CLOCK = ("clock set", "tasks", "jumps", "process stopped", "lost")
 CUT = ("link cut while", "lock released after s")
+SURROUNDINGS = ("surrounding", "the receiver", "says", "wrong")
+POWER = ("power cut", "cuts", "started after", "callbacks told", "permissions told", "events told", "files", "lost")
+"""What others had been told before a cut, and the files that were stored, summed up over all cuts."""
+SOAK = ("minutes", "tasks", "visits", "RSS MB", "MB an hour", "descriptors", "threads", "WAL MB at most", "lost")
+"""`RSS`, descriptors and threads: the first sample after the warm-up, and the last."""
 TRACED = ("in a trace", "times", "wrong")
 
 

@@ -13,7 +13,8 @@ from kling_callback.errors import TokenError
 from kling_callback.protocol.reports import Report, parse_answer, parse_callback
 from kling_callback.protocol.signing import CallbackSigner, api_token, sign_link, verify_api_token, verify_link
 from kling_callback.protocol.webhooks import sign, verify
-from kling_receiver.web.api import results, tasks
+from kling_receiver.net.guard import Allowlist
+from kling_receiver.web.api import results, stream, tasks
 from kling_receiver.web.api.registration import read_registration
 from kling_receiver.web.errors import ApiError
 from tools.fuzz.bodies import HOSTILE, TOKENS, broken, mutated, registered
@@ -55,9 +56,9 @@ def answer(random: Random) -> None:
 def registration(random: Random) -> None:
     """Read a registration: texts that every database can store, or a refusal."""
     body = registered(random)
-    if _is_refused(lambda: read_registration(body)):
+    if _is_refused(lambda: read_registration(body, Allowlist())):
         return
-    parsed = read_registration(body)
+    parsed = read_registration(body, Allowlist())
     _check_text(parsed.family, parsed.model, parsed.create_token, parsed.kling_id, parsed.reason, *parsed.tags)
     _check_text(json.dumps(parsed.request, ensure_ascii=False, allow_nan=False))
 
@@ -112,6 +113,7 @@ def query(random: Random) -> None:
     request = Request(scope)
     for parse in (
         lambda: tasks._parse_filter(request),
+        lambda: stream._parse_cursor(text("8c1f-17-1800000000123", random)),
         lambda: results._parse_index(text("0", random)),
         lambda: results._check_range(request, '"x"', random.choice((0, 1, 100))),
         lambda: results._not_modified(request, '"x"'),

@@ -121,7 +121,10 @@ def _read_request(random: Random) -> Parts:
         )
     )
     pairs = [f"{name}={_path(value, random)}" for name, value in PAIRS if random.random() < 0.3]
-    headers = _bearer(random) | {"range": text("bytes=0-5", random), "last-event-id": text("5", random)}
+    headers = _bearer(random) | {
+        "range": text("bytes=0-5", random),
+        "last-event-id": text("8c1f-5-1800000000123", random),
+    }
     return random.choice(("GET", "GET", "HEAD", "PUT", "DELETE")), f"{path}?{'&'.join(pairs)}", headers, b""
 
 

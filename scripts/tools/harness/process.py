@@ -26,6 +26,7 @@ def environment(data: Path, **settings: str) -> dict[str, str]:
         "KLING_DATA_DIR": str(data),
         "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
         "KLING_PRIVATE_HOOK_HOSTS": "127.0.0.1",
+        "KLING_PRIVATE_CLIENT_HOOK_HOSTS": "127.0.0.1",
     }
     return loopback.environment(**{**defaults, **settings})
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 from sqlalchemy import text
 
+from kling_callback.protocol.events import position_of
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import Role
 from kling_sandbox import Sandbox
@@ -77,12 +78,17 @@ def submit(
 
 
 @contextmanager
-def stream(running: AnyReceiver, path: str, last: int | None = None, timeout: float = 40) -> Iterator[Iterator[Json]]:
-    """Open an event stream; each event is its JSON document. `last`: the id of the last event that is not sent."""
-    headers = running.headers("read") | ({} if last is None else {"Last-Event-ID": str(last)})
+def stream(running: AnyReceiver, path: str, last: str | None = None, timeout: float = 40) -> Iterator[Iterator[Json]]:
+    """Open an event stream; each event is its JSON document. `last`: the cursor of the last event that is not sent."""
+    headers = running.headers("read") | ({} if last is None else {"Last-Event-ID": last})
     with web.stream("GET", f"{running.url}{path}", headers=headers, timeout=timeout) as response:
         assert response.status_code == 200
         yield (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: "))
+
+
+def cursor(event: Json) -> str:
+    """The cursor of an event."""
+    return str(position_of(event["log_id"], event["id"], event["at"]))
 
 
 def events(running: AnyReceiver, task_id: str, until: str = "task.done", timeout: float = 40) -> list[Json]:

@@ -36,7 +36,7 @@ from kling_callback.tasks import AsyncTask
 from kling_sandbox import Sandbox
 from tests.client.jobs.test_catalog import picture
 from tests.support.commands import leaves_no_trace
-from tests.support.kling import task_json
+from tests.support.kling import LOG, task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire
@@ -603,13 +603,23 @@ def test_all_problems_of_a_call_are_reported_at_once(
     monkeypatch.setenv("KLING_API_KEY", "")
     monkeypatch.setenv("KLING_RECEIVER_URL", "nonsense")
     wrong = ["--tag", "", "--hook", "nonsense", "--output", "a-file", "--external-task-id", "a/b"]
+    wrong += ["--hook-event", "task.dome", "--hook-event", "task.done", "--hook-event", "x"]
     typed = run("text-to-image", "x", "--n", "many", "--aspect-ratio", "5:4", *wrong)
     other = run("create", "effects", "--body", "[]", *wrong)
-    common = ["external_task_id", "tags", "hook", "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
+    common = ["external_task_id", "tags", "hook", *["hook_events"] * 2, "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
     for ran, own in ((typed, ["n", "aspect_ratio"]), (other, ["family", "body"])):
         assert ran.code == 2
         assert [re.split(r"[: ]", line)[0] for line in ran.err.splitlines()] == [*own, *common]
     assert gateway.creates == []
+
+
+def test_a_hook_receives_the_events_that_the_command_names(run: Run) -> None:
+    """`--hook-event` of typed and other jobs; repeatable."""
+    with host(lambda visit: visit.answer(204)) as hook:
+        options = ["--hook", hook.url, "--hook-event", "task.done", "--hook-event", "task.failed"]
+        assert run("text-to-image", "x", *options).code == 0
+        assert run("create", "images/generations", "--body", '{"prompt": "x"}', *options).code == 0
+        assert [json.loads(visit.body)["type"] for visit in hook.wait_for(2)] == ["task.done"] * 2
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,11 +680,11 @@ def test_progress_shows_status_and_files() -> None:
     console = Console(file=out, force_terminal=True, width=100)
     task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
     with live_progress("a", console) as update:
-        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}))
-        update(Event(2, "result.stored", "", {}, task))
+        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
+        update(Event(2, "result.stored", "", {}, task, LOG))
     assert "a succeed, 1 of 2 files here" in out.getvalue()
     with live_progress("a", Console(file=StringIO())) as update:
-        update(Event(1, "task.processing", "", {}, task))
+        update(Event(1, "task.processing", "", {}, task, LOG))
 
 
 def test_progress_shows_retries(bare: Run) -> None:

@@ -247,7 +247,7 @@ def test_the_methods_have_the_table_s_parameters() -> None:
             "self",
             *(each.name for each in job.parameters),
             "tags",
-            "hook",
+            *("hook", "hook_events"),
             "external_task_id",
             "more",
         }

@@ -17,8 +17,8 @@ import pytest
 from kling_callback import verify_hook
 from kling_callback.cli.main import main
 from kling_sandbox import Sandbox
+from tests.support.kling import LOG, task_json
 from tests.support.kling import event as frame
-from tests.support.kling import task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire, reply
@@ -429,7 +429,7 @@ def test_a_replaced_database_is_read_from_its_first_event(
     assert ids(again.events()) == ids(everything(anew, task))
 
 
-LATEST = reply(200, b": hello\nid: 0\n\n", Content_Type="text/event-stream")
+LATEST = reply(200, f": hello\nid: {LOG}-0\n\n".encode(), Content_Type="text/event-stream")
 
 
 def streamed(*frames: str) -> bytes:
@@ -443,10 +443,12 @@ def streamed(*frames: str) -> bytes:
         [reply(404, b"<html>")],
         [streamed("data: 1\n\n")],
         [streamed("id: x\n\n")],
+        [streamed("id: 17\n\n")],
         [streamed()],
         [LATEST, streamed("data: no json\n\n")],
         [LATEST, streamed('id: 1\ndata: {"task": {}}\n\n')],
         [LATEST, streamed('id: x\ndata: {"task": {"id": "mine", "status": "created"}}\n\n')],
+        [LATEST, streamed(frame(1, "task.created", task_json(), "No log"))],
         [LATEST, reply(200, b"\0\1\2", Content_Type="text/html")],
         [LATEST, reply(401, {"error": {"code": "bad_token", "message": "no"}})],
     ],
@@ -463,7 +465,7 @@ def test_an_address_without_a_receiver_is_1(
     captured = capsys.readouterr()
     assert (ended.value.code, captured.out) == (1, "")
     assert "Traceback" not in captured.err
-    assert [json.loads(path.read_text())["after"] for path in tmp_path.rglob("*.json")] in ([], [0])
+    assert [json.loads(path.read_text())["after"] for path in tmp_path.rglob("*.json")] in ([], [f"{LOG}-0"])
 
 
 def test_an_event_with_an_invalid_time_is_1(

@@ -16,14 +16,15 @@ from kling_callback.listen.cursor import Cursor
 from kling_callback.listen.exec import ExecHandler
 from kling_callback.listen.forward import ForwardHandler
 from kling_callback.listen.listener import EventFilter, HandlerResult, listen, position_cursor, print_only
-from kling_callback.protocol.events import Event
-from tests.support.kling import QUICK, Stage, Step, event, refusal, stream, task_json
+from kling_callback.protocol.events import Event, LogPosition
+from tests.support.kling import LOG, QUICK, Stage, Step, event, refusal, stream, task_json
+from tests.support.kling import cursor as position
 
 pytestmark = pytest.mark.anyio
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 NOW = 1_800_000_000
-HAPPENED = Event(17, "task.done", "2027-01-15T08:00:00.123Z", {"status": "succeed"}, task_json("mine", "succeed"))
+HAPPENED = Event(17, "task.done", "2027-01-15T08:00:00.123Z", {"status": "succeed"}, task_json("mine", "succeed"), LOG)
 
 
 @pytest.fixture
@@ -31,9 +32,14 @@ def cursor(tmp_path: Path) -> Cursor:
     return Cursor(tmp_path, "https://receiver.test", "")
 
 
+def at(number: int) -> LogPosition:
+    """The position after an event of the receiver's log."""
+    return LogPosition.parse(position(number))
+
+
 def latest(number: int) -> httpx.Response:
     """The beginning of a stream after this event."""
-    return stream(f": hello\nid: {number}\n\n")
+    return stream(f": hello\nid: {position(number)}\n\n")
 
 
 @pytest.mark.parametrize(
@@ -43,20 +49,60 @@ def latest(number: int) -> httpx.Response:
 async def test_the_start_of_a_run(cursor: Cursor, kept: int | None, first: int | None, begins: int) -> None:
     """After the newest event in the first run, then at the cursor, or at the given event."""
     if kept is not None:
-        cursor.advance(kept)
+        cursor.advance(at(kept))
     messages: list[str] = []
     async with Stage(all=[latest(40)]).kling() as kling:
         await position_cursor(kling, cursor, first, messages.append)
-    assert (cursor.after, messages) == (begins, [])
+    assert cursor.after
+    assert (cursor.after.log_id, cursor.after.event_id, messages) == (LOG, begins, [])
 
 
-async def test_a_database_with_fewer_events_is_another(cursor: Cursor) -> None:
-    """It is read from its first event, with one message."""
-    cursor.advance(41)
+@pytest.mark.parametrize("kept", [position(41), position(1, "another1og"), f"{LOG}-50"])
+async def test_the_cursor_of_another_log_starts_over(cursor: Cursor, kept: str) -> None:
+    """The receiver's log is read from its first event, with one message."""
+    cursor.advance(LogPosition.parse(kept))
     messages: list[str] = []
     async with Stage(all=[latest(40)]).kling() as kling:
         await position_cursor(kling, cursor, None, messages.append)
-    assert (cursor.after, len(messages)) == (0, 1)
+    assert (cursor.after, len(messages)) == (LogPosition(LOG, 0), 1)
+
+
+async def test_a_cursor_that_the_receiver_refuses_starts_over(cursor: Cursor) -> None:
+    """Its database was restored while the listener ran: each event comes again, after one message."""
+    cursor.advance(at(4))
+    restored = "restored10g"
+    stage = Stage(
+        all=[
+            stream(event(5, "task.created", task_json())),
+            refusal(409, "other_log"),
+            stream(f"id: {restored}-2\n\n"),
+            stream(*(event(number, "task.created", task_json(), restored) for number in (1, 2))),
+            refusal(401),
+        ]
+    )
+    messages: list[str] = []
+    seen: list[int] = []
+    async with stage.kling() as kling:
+        with pytest.raises(ReceiverError):
+            await listen(
+                kling,
+                cursor,
+                print_only,
+                event_filter=EventFilter(),
+                report=lambda each, how: seen.append(each.id),
+                warn=messages.append,
+            )
+    assert (seen, len(messages)) == ([5, 1, 2], 1)
+    assert cursor.after == LogPosition.parse(position(2, restored))
+
+
+async def test_a_run_cannot_begin_with_an_event_that_does_not_exist(cursor: Cursor) -> None:
+    """The receiver would refuse the cursor."""
+    async with Stage(all=[latest(40)]).kling() as kling:
+        await position_cursor(kling, cursor, 41, print)
+    async with Stage(all=[latest(40)]).kling() as kling:
+        with pytest.raises(KlingError, match="no event 42"):
+            await position_cursor(kling, cursor, 42, print)
 
 
 @pytest.mark.parametrize("trouble", [[], [refusal(503)], [httpx.ConnectError("restarting")]])
@@ -64,7 +110,7 @@ async def test_the_newest_event_s_id(trouble: list[Step]) -> None:
     """Retried while the receiver is busy; the stream is closed."""
     stage = Stage(all=[*trouble, latest(40)])
     async with stage.kling() as kling:
-        assert await kling.last_event() == 40
+        assert await kling.last_event() == position(40)
     assert {request.url.query for request in stage.requests["all"]} == {b"after=latest"}
 
 
@@ -80,11 +126,11 @@ async def test_the_stream_of_all_events_is_resumed(cursor: Cursor) -> None:
             refusal(401),
         ]
     )
-    cursor.advance(4)
+    cursor.advance(at(4))
     async with stage.kling() as kling:
         assert [number for number, _ in await listened(kling, cursor, print_only, EventFilter())] == [5, 6, 7]
     asked = [request.headers["Last-Event-ID"] for request in stage.requests["all"]]
-    assert asked == ["4", "6", "6", "6", "7"]
+    assert asked == [position(number) for number in (4, 6, 6, 6, 7)]
 
 
 async def listened(
@@ -94,7 +140,12 @@ async def listened(
     reported: list[tuple[int, HandlerResult]] = []
     with pytest.raises(ReceiverError):
         await listen(
-            kling, cursor, handle, event_filter=event_filter, report=lambda each, how: reported.append((each.id, how))
+            kling,
+            cursor,
+            handle,
+            event_filter=event_filter,
+            report=lambda each, how: reported.append((each.id, how)),
+            warn=lambda message: None,
         )
     return reported
 
@@ -107,29 +158,29 @@ async def test_the_cursor_advances_after_an_event_is_handled(cursor: Cursor) -> 
         event(6, "task.created", task_json()),
         event(7, "task.created", task_json("other", tags=["springs"])),
     ]
-    cursor.advance(4)
+    cursor.advance(at(4))
     async with Stage(all=[stream(*happened), refusal(401)]).kling() as kling:
         assert await listened(kling, cursor, print_only, EventFilter(["task.created"], "spring")) == [
             (5, HandlerResult())
         ]
-    assert cursor.after == 7
+    assert cursor.after == at(7)
 
     async def fails(_: Event) -> HandlerResult:
         raise KlingError("no")
 
     async with Stage(all=[stream(event(8, "task.done", tagged))]).kling() as kling:
         with pytest.raises(KlingError):
-            await listen(kling, cursor, fails, event_filter=EventFilter(), report=lambda *_: None)
-    assert cursor.after == 7
+            await listen(kling, cursor, fails, event_filter=EventFilter(), report=lambda *_: None, warn=print)
+    assert cursor.after == at(7)
 
 
 def test_a_cursor_is_kept(tmp_path: Path) -> None:
     """For each receiver and destination; with its secret, if it has one."""
     one, other = (Cursor(tmp_path, "https://receiver.test", to) for to in ("", "http://localhost:3000"))
     assert (one.after, one.secret(lambda: "first"), one.secret(lambda: "second")) == (None, "first", "first")
-    one.advance(17)
+    one.advance(at(17))
     again = Cursor(tmp_path, "https://receiver.test", "")
-    assert (again.after, again.secret(lambda: "second")) == (17, "first")
+    assert (again.after, again.secret(lambda: "second")) == (at(17), "first")
     assert (other.after, other.secret(lambda: "other")) == (None, "other")
     assert Cursor(tmp_path, "https://another.test", "").after is None
     assert not [path for path in one.path.parent.iterdir() if path.suffix != ".json"]
@@ -152,15 +203,17 @@ def test_a_cursor_has_one_listener(tmp_path: Path) -> None:
     """The other gets an error; after the first has ended, it continues from there."""
     one, other = (Cursor(tmp_path, "https://receiver.test", "") for _ in range(2))
     with one.lock():
-        one.advance(17)
+        one.advance(at(17))
         with pytest.raises(KlingError, match="--state") as refused, other.lock():
             pass
     assert refused.value.code == "held"
     with other.lock():
-        assert other.after == 17
+        assert other.after == at(17)
 
 
-@pytest.mark.parametrize("kept", [b"", b"\xff", b"[]", b'{"after": "17"}', b'{"after": null}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "kept", [b"", b"\xff", b"[]", b'{"after": 17}', b'{"after": "17"}', b'{"after": null}', b"[" * 100_000]
+)
 def test_an_unreadable_cursor_is_an_error(cursor: Cursor, tmp_path: Path, kept: bytes) -> None:
     """Beginning elsewhere instead would miss events."""
     cursor.path.write_bytes(kept)
@@ -201,7 +254,7 @@ async def test_what_is_forwarded(status: int) -> None:
     assert await target.forward()(HAPPENED) == HandlerResult(str(status))
     (request,) = target.requests
     taken = verify_hook(request.content, request.headers, SECRET, clock=lambda: NOW)
-    assert (taken.document, taken.webhook_id) == (HAPPENED.document, "default_17_1800000000123")
+    assert (taken.document, taken.webhook_id) == (HAPPENED.document, f"default_{LOG}-17-1800000000123")
 
 
 @pytest.mark.parametrize("status", [100, 301, 308, 404, 410, 503])
@@ -237,7 +290,7 @@ async def test_an_event_without_a_time_is_an_error(at: str) -> None:
     """Without a time it has no webhook id."""
     target = Target(200)
     with pytest.raises(ReceiverError):
-        await target.forward()(Event(17, "task.done", at, {}, task_json()))
+        await target.forward()(Event(17, "task.done", at, {}, task_json(), LOG))
     assert target.requests == []
 
 
@@ -251,7 +304,7 @@ async def test_a_command_gets_any_event(tmp_path: Path) -> None:
     """Characters that no environment can hold are removed from it, not from the event; our variables are inherited."""
     odd: dict[str, Any] = {"index": 0, "status": "stored", "href": "a\0b\ud800c", "source_url": "https://x/y?z"}
     results: list[Any] = [odd, {**odd, "index": 1, "href": None}, {"index": 2}]
-    happened = Event(1, "x\0", "", {}, task_json("mine", "succeed", results=results))
+    happened = Event(1, "x\0", "", {}, task_json("mine", "succeed", results=results), LOG)
     out = tmp_path / "out"
     script = (
         "import json, os, sys; from pathlib import Path; about = {**os.environ}; event = json.load(sys.stdin);"

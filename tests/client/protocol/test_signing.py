@@ -1,27 +1,35 @@
 """Callback addresses, bearer tokens and result links: valid, expired and forged ones."""
 
+import base64
 import contextlib
+import hashlib
+import hmac
 import json
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from itsdangerous import TimestampSigner
+from itsdangerous import Signer, TimestampSigner
 
 from kling_callback.errors import ParameterError, SettingsError, TokenError, TokenExpired
 from kling_callback.protocol.ids import PATTERN
 from kling_callback.protocol.signing import (
     MAKE_SECRET_HINT,
     MIN_SECRET_CHARS,
+    ApiToken,
     CallbackSigner,
+    _signer,
     api_token,
     key_fingerprint,
     sign_link,
+    task_hook_secrets,
     verify_api_token,
     verify_link,
 )
+from kling_callback.protocol.webhooks import MAX_SECRETS
 
 OLD = "an-old-secret-of-32-characters-or-more"
 NEW = "a-newer-secret-of-32-characters-or-so"
@@ -71,7 +79,7 @@ def test_what_an_earlier_version_signed_is_still_valid() -> None:
     assert signer(OLD).verify(token, DAY).task_id == "order-42"
     bearer = "WyJjbGllbnQiLDE4MDAwMDAzMDBd.1g0V2myGpqs4jQxbzwaC9R9og2FcM9wL6yYp_FMUpSk"
     assert api_token([OLD], "client", 300, now=NOW) == bearer
-    assert verify_api_token([OLD], bearer, now=NOW) == "client"
+    assert verify_api_token([OLD], bearer, now=NOW).role == "client"
     signature = "Y0B_4YWEuJt9a7TNN8sp8RZ2kV0-TqIC4HaDPaOnf50"
     assert sign_link([OLD], "https://host/X/", "a:b", 3, int(NOW)) == (
         f"https://host/X/api/tasks/a%3Ab/results/3?expires=1800000000&signature={signature}"
@@ -84,7 +92,7 @@ def test_the_default_clock_is_the_machine_s() -> None:
     """Tokens and links of now are valid, and those of the year 2000 have expired."""
     past = 946_684_800
     assert CallbackSigner(NEW).verify(CallbackSigner(NEW).token("a", "b/c"), DAY).task_id == "a"
-    assert verify_api_token([NEW], api_token([NEW], "read", 300)) == "read"
+    assert verify_api_token([NEW], api_token([NEW], "read", 300)).role == "read"
     with pytest.raises(TokenExpired):
         verify_api_token([NEW], api_token([NEW], "read", 300, now=past))
     for expires, over in ((past, True), (1 << 40, False)):
@@ -198,7 +206,7 @@ def test_only_tasks_get_tokens(task_id: str, family: str) -> None:
 def test_a_bearer_token_contains_its_role(role: str) -> None:
     """Until a minute past its expiry."""
     token = api_token([NEW], role, 300, now=NOW)  # type: ignore[arg-type]
-    assert verify_api_token([OLD, NEW], token, now=NOW + 360) == role
+    assert verify_api_token([OLD, NEW], token, now=NOW + 360) == ApiToken(role, int(NOW) + 300)  # type: ignore[arg-type]
     with pytest.raises(TokenExpired):
         verify_api_token([NEW], token, now=NOW + 361)
 
@@ -252,3 +260,42 @@ def test_a_fingerprint_identifies_a_key_without_revealing_it() -> None:
     one, other = key_fingerprint("key-1"), key_fingerprint("key-2")
     assert one != other == key_fingerprint("key-2")
     assert "key" not in json.dumps([one, other])
+
+
+def test_a_named_token_carries_its_name_and_id() -> None:
+    """Signed with its role and age; without a name there is no id either."""
+    token = api_token([NEW, OLD], "read", 300, now=NOW, name="ci", token_id="1")
+    assert verify_api_token([NEW], token, now=NOW) == ApiToken("read", int(NOW) + 300, "ci", "1")
+    assert verify_api_token([NEW], api_token([NEW], "read", 300, now=NOW), now=NOW) == ApiToken("read", int(NOW) + 300)
+    labelled = api_token([NEW], "admin", 300, now=NOW, name="local command")
+    assert verify_api_token([NEW], labelled, now=NOW) == ApiToken("admin", int(NOW) + 300, "local command", "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["read"],
+        ["read", 2e9, "a"],
+        ["read", 9e999],
+        ["read", None],
+        ["read", 2e9, "a", "b", "c"],
+        [["read"], 2e9],
+        {},
+        7,
+    ],
+    ids=str,
+)
+def test_a_signed_token_of_another_form_is_refused(content: Any) -> None:
+    """As the tokens of other versions: with the error of any invalid token."""
+    text = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+    with pytest.raises(TokenError):
+        verify_api_token([NEW], Signer.sign(_signer([NEW], "api"), text).decode(), now=NOW)
+
+
+def test_the_secrets_of_task_hooks_are_as_documented() -> None:
+    """HMAC-SHA256 by the signing secret, one for each; nothing else that is signed has that key."""
+    expected = [
+        hmac.new(secret.encode(), b"kling-callback/task-hook", hashlib.sha256).digest() for secret in (NEW, OLD)
+    ]
+    assert task_hook_secrets([NEW, OLD]) == [f"whsec_{base64.b64encode(key).decode()}" for key in expected]
+    assert len(task_hook_secrets([f"{NEW}{n}" for n in range(20)])) == MAX_SECRETS == 8

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from kling_receiver.cli.doctor import Check, run_checks
+from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here
 from tests.support.proxies import http_proxy
@@ -40,6 +42,20 @@ async def test_all_checks_succeed(start: Start, gateway: Sandbox) -> None:
     assert [check.name for check in checks] == ["name", "connection", "callback", "key"]
     assert all(check.ok for check in checks), checks
     assert rows(running, "SELECT * FROM task") == []
+
+
+async def test_a_database_that_serve_would_refuse(tmp_path: Path) -> None:
+    """Doctor says so first, with what to do; the other steps are checked all the same. No database is made."""
+    assert (await all_checks(tmp_path, api_key=""))[0].name == "name"
+    assert not (tmp_path / "data").exists()
+    database = Database(f"sqlite:///{tmp_path}/data/kling.db")
+    database.migrate()
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    first, second, *_ = await all_checks(tmp_path, api_key="")
+    assert (first.name, first.ok, second.name) == ("database", False, "name")
+    assert "version 9999" in first.message
 
 
 @pytest.mark.parametrize("name", ["no-such-host.invalid", "a..b", "x" * 70 + ".example"])

@@ -13,6 +13,7 @@ from standardwebhooks.webhooks import Webhook
 
 from kling_callback.cli.main import main as kling
 from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.signing import task_hook_secrets
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
@@ -262,12 +263,28 @@ def test_with_a_hooks_file_no_hook_is_added(operator: Operator, tmp_path: Path) 
 def test_a_hook_for_one_task_by_the_client(
     operator: Operator, endpoint: Host, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`kling ... --hook URL` is signed with KLING_HOOK_SECRET; the events of a refused create are delivered."""
+    """`kling ... --hook URL` is signed with the derived secret; the events of a refused create are delivered."""
     operator.restart(api_base=gateway.url, hook_secret=SECRET)
     for name in ("KLING_API_KEY", "KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL", "KLING_API_BASE"):
         monkeypatch.setenv(name, operator.env[name])
     with leaves_no_trace(), pytest.raises(SystemExit):
         kling(["text-to-image", "a cat [sandbox: arrears]", "--hook", endpoint.url, "--no-wait"])
     visits = endpoint.wait_for(2)
-    types = [Webhook(SECRET).verify(visit.body, dict(visit.headers))["type"] for visit in visits]
+    webhook = Webhook(operator.receiver.task_hook_secret)
+    types = [webhook.verify(visit.body, dict(visit.headers))["type"] for visit in visits]
     assert "task.created" in types
+
+
+def test_the_secret_of_the_hooks_of_single_tasks(operator: Operator, endpoint: Host) -> None:
+    """The command prints the secret that a recipient needs, also without a receiver; of several, the newest."""
+    secret = operator.output("hooks", "task-secret").strip()
+    register(operator.receiver, "t", hook=endpoint.url)
+    visit = endpoint.wait_for(1)[0]
+    Webhook(secret).verify(visit.body, dict(visit.headers))
+    operator.receiver.stop()
+    assert operator.output("hooks", "task-secret").strip() == secret
+    both = f"{'x' * 32},{operator.env['KLING_SIGNING_SECRETS']}"
+    rotated = operator.run("hooks", "task-secret", KLING_SIGNING_SECRETS=both)
+    assert rotated.stdout.strip() == task_hook_secrets(["x" * 32])[0] != secret
+    refused = operator.run("hooks", "task-secret", KLING_SIGNING_SECRETS="short")
+    assert (refused.returncode, refused.stdout) == (2, "")

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from kling_receiver.cli import deliveries
 from kling_receiver.cli.lazy import INSTALL_HINT, PACKAGES
 from kling_receiver.cli.main import COMMANDS, main
 from kling_receiver.hooks import delivery_list
+from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
 from tests.support.commands import leaves_no_trace, run_here
-from tests.support.receiver import KEY, SECRET, Start
+from tests.support.receiver import ABSENT, KEY, SECRET, Start
 from tools.harness.process import environment, run
 
 HEAVY = {
@@ -146,7 +148,7 @@ def test_a_token_is_printed(role: str) -> None:
     """To stdout, alone, valid for its role."""
     result = invoke("token", "--role", role, SIGNING_SECRETS=SECRET)
     assert result.exit_code == 0
-    assert verify_api_token([SECRET], result.stdout.strip()) == role
+    assert verify_api_token([SECRET], result.stdout.strip()).role == role
     assert result.stderr == ""
 
 
@@ -204,7 +206,7 @@ def test_a_dotenv_file_is_read(tmp_path: Path) -> None:
     """The installed command reads `.env` in its working folder; the environment takes precedence."""
     env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("KLING_")}
     (tmp_path / ".env").write_text(f"KLING_SIGNING_SECRETS={SECRET}\nKLING_API_KEY={KEY}\n")
-    assert verify_api_token([SECRET], run("token", env=env).stdout.strip()) == "client"
+    assert verify_api_token([SECRET], run("token", env=env).stdout.strip()).role == "client"
     assert run("token", env={**env, "KLING_SIGNING_SECRETS": "x"}).returncode == 2
 
 
@@ -227,11 +229,38 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str, form: str) -> N
     assert done.stderr.count("\n") == 1
 
 
+def test_a_link_to_a_volume_that_is_not_mounted_is_explained(tmp_path: Path) -> None:
+    """No folder is made in its place: it would be hidden later."""
+    (tmp_path / "data").symlink_to(tmp_path / "volume" / "data")
+    done = run("serve", "--port", "0", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"a symbolic link to {tmp_path}/volume/data, which is no folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_read_only_folder_is_explained(tmp_path: Path, command: str) -> None:
+    """Also one with a database, whose volume became read-only."""
+    data = tmp_path / "data"
+    with closing(Database(f"sqlite:///{data}/kling.db")) as database:
+        database.migrate()
+    made = subprocess.run(["mount", "--bind", data, data], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"{ABSENT}the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", data], check=True)
+        done = run(command, env=environment(data, KLING_RECEIVER_URL="http://127.0.0.1:1"))
+    finally:
+        subprocess.run(["umount", data], check=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "Read-only file system" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "stdout", "stderr"),
     [
         (["doctor"], 0, "ok   callback", ""),
-        (["migrate"], 0, "", "is up to date"),
+        (["migrate"], 1, "", "Stop it first"),
         (["tasks", "list"], 0, "ID  STATUS\n", ""),
         (["hooks", "list"], 0, "NAME  STATE  ADDRESS\n", ""),
         (["deliveries", "list"], 0, "ID  STATE  EVENT\n", ""),
@@ -250,6 +279,13 @@ def test_a_process_of_each_command(
     assert done.returncode == code, done.stderr
     assert (stdout in done.stdout) if stdout else (done.stdout == "")
     assert (stderr in done.stderr) if stderr else (done.stderr == "")
+
+
+def test_tables_are_made_ahead_of_time(tmp_path: Path) -> None:
+    """While no receiver runs; twice does no harm."""
+    for _ in range(2):
+        done = run("migrate", env=environment(tmp_path / "data"))
+        assert (done.returncode, done.stderr) == (0, f"{tmp_path}/data/kling.db is up to date\n")
 
 
 def test_python_m_is_the_same_command() -> None:

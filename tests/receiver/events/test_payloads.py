@@ -158,6 +158,7 @@ async def test_an_event_shows_its_task_as_it_is_now(any_database: Database) -> N
     *_, last = await reader.events(0)
     assert VIEWS.event(last, full) == {
         "id": last["id"],
+        "log_id": last["log_id"],
         "type": "task.processing",
         "at": AT,
         "data": {"by": "callback", "message": "ab"},

@@ -13,10 +13,11 @@ import standardwebhooks.webhooks
 import svix.webhooks
 
 from kling_callback import HookError, verify_hook
+from kling_callback.protocol.events import LogPosition
 from kling_callback.protocol.webhooks import hook_body, webhook_id
 from kling_sandbox import Sandbox
 from tests.support import node
-from tests.support.kling import task_json
+from tests.support.kling import LOG, task_json
 from tests.support.receiver import Start
 from tests.support.web import Visit, host
 from tools.harness.submitting import events, submit
@@ -116,9 +117,10 @@ def test_during_a_rotation_either_secret_verifies(start: Start, package: tuple[V
 def test_verify_hook_accepts_other_packages_signatures(package: tuple[Verify, Sign]) -> None:
     """An event with characters of one to four bytes."""
     _, sign = package
-    at, name = datetime.now(UTC), webhook_id(17, 1_800_000_000_000)
+    at, name = datetime.now(UTC), webhook_id(LogPosition(LOG, 17, 1_800_000_000_000))
     task = task_json("mine", "succeed", request={"prompt": "袋鼠 🦘 é"})
-    document = {"id": 17, "type": "task.done", "at": "2027-01-15T08:00:00.000Z", "data": {}, "task": task}
+    at_text = "2027-01-15T08:00:00.000Z"
+    document = {"id": 17, "log_id": LOG, "type": "task.done", "at": at_text, "data": {}, "task": task}
     for body in (hook_body(document), json.dumps(document, ensure_ascii=False).encode()):
         headers = {
             "webhook-id": name,

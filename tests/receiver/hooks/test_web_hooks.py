@@ -29,7 +29,7 @@ from kling_sandbox import Sandbox
 from tests.support.outgoing import PATIENCE, Outgoing, outgoing
 from tests.support.receiver import Start, make_settings
 from tests.support.web import Host, Visit, host
-from tools.harness.submitting import events, metric, register, submit
+from tools.harness.submitting import events, metric, submit
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 NEXT_SECRET = "whsec_" + base64.b64encode(b"the-next-secret-for-these-tests.").decode()
@@ -51,11 +51,11 @@ def test_every_event_reaches_the_hook(start: Start, gateway: Sandbox, endpoint: 
     documents = [Webhook(HOOK_SECRET).verify(visit.body, dict(visit.headers)) for visit in visits]
     assert {each["id"] for each in documents} == logged.keys()
     for each, visit in zip(documents, visits, strict=True):
-        assert each.keys() == {"id", "type", "at", "data", "task"}
+        assert each.keys() == {"id", "log_id", "type", "at", "data", "task"}
         assert (each["type"], each["data"]) == (logged[each["id"]]["type"], logged[each["id"]]["data"])
         assert each["task"]["id"] == task
         at = datetime.fromisoformat(each["at"]) - datetime.fromtimestamp(0, UTC)
-        name = f"default_{each['id']}_{at // timedelta(milliseconds=1)}"
+        name = f"default_{each['log_id']}-{each['id']}-{at // timedelta(milliseconds=1)}"
         assert visit.headers["webhook-id"] == name
         assert visit.headers["User-Agent"] == f"kling-callback/{version('kling-callback')}"
         assert (visit.method, visit.path) == ("POST", "/in?token=1")
@@ -85,19 +85,6 @@ def test_a_failed_delivery_is_retried(start: Start, gateway: Sandbox) -> None:
         assert (first["id"], first["type"], first["data"]) == (second["id"], second["type"], second["data"])
 
 
-def test_a_hook_for_one_task(start: Start, gateway: Sandbox, endpoint: Host) -> None:
-    """It is named at registration, signed with the receiver's own secret, and receives this task's events only."""
-    running = start(api_base=gateway.url, hook_secret=HOOK_SECRET)
-    task, _ = submit(running, gateway, hook=endpoint.url)
-    assert register(running, task, hook=endpoint.url).status_code == 200
-    other, _ = submit(running, gateway)
-    events(running, other)
-    logged = events(running, task)
-    visits = endpoint.wait_for(len(logged))
-    documents = [Webhook(HOOK_SECRET).verify(visit.body, dict(visit.headers)) for visit in visits]
-    assert sorted(each["id"] for each in documents) == [each["id"] for each in logged]
-
-
 def test_the_address_of_a_hook_is_requested_byte_for_byte(start: Start, gateway: Sandbox, endpoint: Host) -> None:
     """Of each kind of hook; blanks around it are removed."""
     target = "/in/a%40b%3Ac(1)//x/../y?t=%7E%2f&s=it's"
@@ -108,24 +95,6 @@ def test_the_address_of_a_hook_is_requested_byte_for_byte(start: Start, gateway:
     task, _ = submit(running, gateway, hook=hook)
     visits = endpoint.wait_for(3 * len(events(running, task)))
     assert {visit.path for visit in visits} == {target}
-
-
-@pytest.mark.parametrize(
-    ("fields", "secret", "message"),
-    [
-        ({"hook": "http://10.0.0.1/"}, HOOK_SECRET, "is not a public address"),
-        ({"hook": "command:ls"}, HOOK_SECRET, "only http and https"),
-        ({"hook": "https://x.example/"}, "", "no secret to sign with"),
-        ({"hook": "x" * 2001}, HOOK_SECRET, "hook: "),
-    ],
-)
-def test_a_hook_for_one_task_is_refused(start: Start, fields: dict[str, Any], secret: str, message: str) -> None:
-    """When the task is registered, with the reason; the task is not registered."""
-    running = start(api_base="http://127.0.0.1:9", hook_secret=secret)
-    answer = register(running, "t", **fields)
-    assert answer.status_code == 422
-    assert message in answer.json()["error"]["message"]
-    assert register(running, "t").status_code == 201
 
 
 class Delivery:
@@ -146,7 +115,7 @@ class Delivery:
             receiver.store.payloads,
             receiver.store.metrics,
             source="https://receiver.test",
-            secret=HOOK_SECRET,
+            task_secrets=(),
             clock=lambda: self.stage.now / 1000,
         )
         if not fields.pop("existing", False):

@@ -15,6 +15,7 @@ from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, GiveUp, Outcome,
 from kling_receiver.jobs.worker import MAX_PER_KEY, UNEXPECTED_ERROR_BACKOFF, Handler, Worker
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import JobRow
 from kling_receiver.store.transaction import CommitResult, Transaction
 from kling_receiver.store.writer import Writer
@@ -318,12 +319,81 @@ def _waits(jobs: dict[str, JobRow], attempts: int) -> bool:
     return (jobs["ask/t"]["state"], jobs["ask/t"]["attempts"]) == ("ready", attempts)
 
 
-async def test_a_job_of_an_unknown_kind_is_an_unexpected_error(database: Database) -> None:
-    """Of another version, say."""
-    async with working(database, answering(Done())) as setup:
-        await setup.enqueue("x", kind="unheard of", pool="x", concurrency_key="x")
-        jobs = await setup.until(lambda jobs: jobs["x"]["error"] != "")
-    assert jobs["x"]["error"] == "KeyError: 'unheard of'"
+async def settled(setup: Setup, state: str) -> list[tuple[str, str, str, str]]:
+    """The key, state, error and args of the only job, once it is in this state, as text: args may be damaged."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            setup._changed.clear()
+            with setup.ledger.database.read() as connection:
+                rows = connection.execute(text("SELECT unique_key, state, error, args FROM job")).all()
+            if [row.state for row in rows] == [state]:
+                return [tuple(row) for row in rows]
+            await setup._changed.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "problem"),
+    [
+        ("unheard of", "null", "its kind 'unheard of' is unknown"),
+        ("download", "null", "its args lack index"),
+        ("download", '{"index": "0"}', "its args lack index"),
+        ("download", '{"index": true}', "its args lack index"),
+        ("download", '{"index": -1}', "its args have an unknown form of index"),
+        ("download", '{"index": 99999999999999999999}', "its args have an unknown form of index"),
+        ("download", '{"index": 0, "asked_after": "x"}', "its args have an unknown form of asked_after"),
+        ("delivery", '{"hook": "all"}', "its args lack event"),
+        ("ask", '{"unanswered": [1]}', "its args have an unknown form of unanswered"),
+        ("ask", "[]", "its args are no JSON object"),
+        ("ask", "7", "its args are no JSON object"),
+        ("ask", '{"cut', "its args are no JSON object"),
+        ("ask", "", "its args are no JSON object"),
+        ("ask", "[" * 100_000, "its args are no JSON object"),
+    ],
+)
+async def test_a_job_that_this_version_cannot_run_is_a_dead_letter(
+    database: Database, kind: str, args: str, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A newer version wrote it, or it is damaged. Other jobs are claimed and run; the next start tries it again."""
+    invalid: list[str] = []
+    async with working(database, answering(Done()), start=False) as setup:
+        setup.worker._on_invalid = invalid.append
+        setup.ledger.put_job("x", kind=kind)
+        with database.write() as connection:
+            connection.execute(text("UPDATE job SET args = :args"), {"args": args})
+        await setup.enqueue("good")
+        setup.worker.start()
+        assert await settled(setup, "dead") == [("x", "dead", f"This version cannot run the job: {problem}.", args)]
+    assert setup.ledger.change(queue.retry_invalid) == 1
+    assert (await settled(setup, "ready"))[0][3] == args
+    assert invalid == ["unknown" if kind == "unheard of" else kind]
+    assert f"job x is now a dead letter, because this version cannot run it: {problem}" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["handled", "settled", "in a group"])
+async def test_a_job_whose_rows_cannot_be_read_is_a_dead_letter(database: Database, when: str) -> None:
+    """Retries do not repair a row."""
+
+    async def handle(job: ClaimedJob) -> Effect:
+        def settle(tx: Transaction) -> Outcome:
+            tx.require_task("t")
+            return Done()
+
+        if when == "settled":
+            return settle
+        if when == "handled":
+            await Reader(database).task("t")
+        async with asyncio.TaskGroup() as group:
+            await group.create_task(Reader(database).task("t"))
+        return settle_as(Done())
+
+    async with working(database, handle, start=False) as setup:
+        setup.ledger.put_task()
+        with database.write() as connection:
+            connection.execute(text("UPDATE task SET request = '{'"))
+        await setup.enqueue()
+        setup.worker.start()
+        [(_, _, error, _)] = await settled(setup, "dead")
+        assert error.startswith("This version cannot run the job: task t, request: no JSON (")
 
 
 async def test_a_full_key_leaves_capacity_for_others(database: Database) -> None:
@@ -348,7 +418,7 @@ async def test_a_full_pool_leaves_capacity_for_others(database: Database) -> Non
     async with working(database, slow, start=False) as setup:
         for n in range(MAX_PER_POOL["kling"] + 3):
             await setup.enqueue(f"j{n}", concurrency_key=f"lane {n}", wait=-100)
-        await setup.enqueue("other", kind="delivery", pool="hook-retries", concurrency_key="hook")
+        await setup.enqueue("other", pool="hook-retries", concurrency_key="hook")
         setup.worker.start()
         begun = [(await slow.next()).unique_key for _ in range(MAX_PER_POOL["kling"] + 1)]
         assert "other" in begun
@@ -486,7 +556,7 @@ async def test_a_download_has_no_time_limit(database: Database, monkeypatch: pyt
     monkeypatch.setattr("kling_receiver.jobs.worker.JOB_TIMEOUT_SECONDS", 0.05)
     slow = Slow()
     async with working(database, slow) as setup:
-        setup.ledger.put_job("file", kind="download")
+        setup.ledger.put_job("file", kind="download", args={"index": 0})
         setup.ledger.put_job("query", kind="ask")
         setup.worker.wake()
         await slow.next()
@@ -612,17 +682,15 @@ async def test_while_no_job_waits_the_worker_does_not_wake_up(database: Database
 
 
 async def test_an_unexpected_error_of_a_claim_does_not_end_the_loop(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that cannot be read, say: the error is logged, and once the row is fixed the jobs run."""
+    """The error is logged, and once its cause is gone the jobs run."""
     async with working(database, answering(Done()), start=False) as setup:
         await setup.enqueue()
-        with database.write() as connection:
-            connection.execute(text("UPDATE job SET args = 'no JSON'"))
-        setup.worker.start()
-        async with asyncio.timeout(PATIENCE):
-            while "jobs could not be claimed" not in caplog.text:
-                await setup.writer.run(lambda tx: None)
-        with database.write() as connection:
-            connection.execute(text("UPDATE job SET args = 'null'"))
+        with monkeypatch.context() as broken:
+            broken.setattr(queue, "claim_due", lambda *args, **values: 1 // 0)
+            setup.worker.start()
+            async with asyncio.timeout(PATIENCE):
+                while "jobs could not be claimed" not in caplog.text:
+                    await setup.writer.run(lambda tx: None)
         await setup.until(gone)

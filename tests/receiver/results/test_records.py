@@ -1,9 +1,14 @@
 """The files of a task: pending, stored or failed, each with one event."""
 
 import itertools
+import re
+import uuid
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kling_callback.protocol.ids import PATTERN, new_id
 from kling_receiver.jobs import enqueue
 from kling_receiver.results import records as result_records
 from kling_receiver.results.records import StoredFile
@@ -116,3 +121,39 @@ def test_files_are_downloaded_from_the_latest_address(ledger: Ledger) -> None:
     assert found == [("stored", FILE), ("pending", f"{FILE}?new=1"), ("pending", f"{FILE}?new=2")]
     job = ledger.jobs()["download/t/1"]
     assert (job["state"], job["attempts"], job["args"]) == ("ready", 0, {"index": 1})
+
+
+IDS = ["A", "a", "a.", "a:", "a:b", "A:B", "a-b", "con", "CON", "con.x", "nul", "lpt1.a.b", "com10", "a=b"]
+OURS = ["01K0ABCDEFGHJKMNPQRSTVWXYZ", "01k0abcdefghjkmnpqrstvwxyz", "01K0abcdefghjkmnpqrstvwxyz"]
+SAME_ON_SMB = str.maketrans(dict.fromkeys(':*?"<>|', "_"))
+
+
+def as_kept_by_windows(name: str) -> str:
+    """What a file system keeps of a name that ignores case, and ends no folder with a dot."""
+    folder, _, file = name.partition("/")
+    return f"{folder.rstrip('. ').translate(SAME_ON_SMB)}/{file}".casefold()
+
+
+def test_file_names_differ_where_case_is_ignored() -> None:
+    """And where colons, dots at the end and the names of devices are not allowed."""
+    names = [result_records.file_name(each, 0, "png") for each in (*IDS, *OURS)]
+    assert len({as_kept_by_windows(name) for name in names}) == len(names)
+    folders = [name.partition("/")[0] for name in names]
+    for folder in folders:
+        assert re.fullmatch(r"[A-Za-z0-9_.=@+-]*[^.]", folder)
+        assert folder.partition(".")[0].upper() not in {"CON", "NUL", "LPT1"}
+
+
+def test_usual_ids_are_the_names_of_their_folders() -> None:
+    """As they were before: their files are found by people."""
+    for task_id in (OURS[0], new_id(), "a", "order-17", "a.b@c", str(uuid.uuid4())):
+        assert result_records.file_name(task_id, 3, "mp4") == f"{task_id}/3.mp4"
+
+
+@given(st.sets(st.from_regex(PATTERN, fullmatch=True), min_size=2, max_size=20))
+def test_no_two_ids_share_a_folder(task_ids: set[str]) -> None:
+    """Whatever ids clients choose."""
+    twins = {twin for each in task_ids for twin in (each, each.swapcase(), each.lower(), each.upper())}
+    names = {as_kept_by_windows(result_records.file_name(each, 0, "png")) for each in twins}
+    assert len(names) == len(twins)
+    assert all(len(name) < 140 for name in names)

@@ -51,14 +51,32 @@ def test_an_unfinished_file_has_no_name(folder: LocalStorage) -> None:
     assert everything(folder) == {}
 
 
-def test_a_second_file_replaces_the_first(folder: LocalStorage) -> None:
-    """After a crash between file and database the same file is downloaded and committed again."""
-    for content in (b"first", b"second"):
-        part = folder.part("task/0", URL)
-        part.write(content)
-        folder.commit(part, "task/0.png")
-        part.discard()
+def store(folder: LocalStorage, content: bytes, replaced: str | None = None, name: str = "task/0.png") -> str:
+    """Store a file. Returns its name."""
+    part = folder.part("task/0", URL)
+    part.write(content)
+    stored = folder.commit(part, name, replaced)
+    part.discard()
+    return stored
+
+
+def test_an_earlier_version_of_a_file_is_replaced(folder: LocalStorage) -> None:
+    """The same file, downloaded again: after a crash between file and database, or because it was damaged."""
+    assert store(folder, b"first") == store(folder, b"first") == "task/0.png"
+    assert store(folder, b"second", replaced="task/0.png") == "task/0.png"
     assert everything(folder) == {"task/0.png": b"second"}
+
+
+@pytest.mark.parametrize("replaced", [None, "task/0.jpg", "other/0.png"])
+def test_another_file_is_never_replaced(folder: LocalStorage, replaced: str | None) -> None:
+    """It may be that of another task, whose name is the same where case is ignored; or a link."""
+    assert store(folder, b"first") == "task/0.png"
+    other = f"task/0-{hashlib.sha256(b'second').hexdigest()}.png"
+    assert store(folder, b"second", replaced) == store(folder, b"second", replaced) == other
+    folder.path("task/1.png").symlink_to("nowhere")
+    assert store(folder, b"third", replaced, "task/1.png") == f"task/1-{hashlib.sha256(b'third').hexdigest()}.png"
+    assert everything(folder) | {"task/0.png": b"first", other: b"second"} == everything(folder)
+    assert folder.sha256(other) == hashlib.sha256(b"second").hexdigest()
 
 
 def begun(folder: LocalStorage, *chunks: bytes, name: str = "task/0", validator: str | None = '"one"') -> None:
@@ -289,9 +307,7 @@ def test_a_file_address_names_a_folder(url: str, path: str) -> None:
     assert folder_of(url) == Path(path)
 
 
-@pytest.mark.parametrize(
-    "url", ["", "/a/b", "file:a", "file://host/a", "s3://bucket", "http://x/y", "file://", "file:///a%00"]
-)
+@pytest.mark.parametrize("url", ["", "/a/b", "file://host/a", "s3://bucket", "http://x/y", "file://", "file:///a%00"])
 def test_any_other_address_is_refused(url: str) -> None:
     """The message has an example."""
     with pytest.raises(ValueError, match="file:///var/lib/kling/results"):

@@ -22,6 +22,7 @@ from kling_receiver.sinks.nats import NatsSink
 from kling_receiver.sinks.redis import RedisSink
 from kling_receiver.sinks.registry import open_sink
 from tests.support.brokers import Broker, nats, redis
+from tests.support.kling import LOG
 from tests.support.outgoing import install, outgoing
 from tests.support.receiver import make_settings
 
@@ -30,10 +31,15 @@ pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[3] / "docs"
 
 
+def event_id(number: int) -> str:
+    """The id of the event in `message`, for brokers."""
+    return f"{LOG}-{number}-1795255200000"
+
+
 def message(number: int = 17, **task: Any) -> Message:
     """An event to deliver."""
     at = "2026-11-21T10:00:00.000Z"
-    event = {"id": number, "type": "task.done", "at": at, "data": None, "task": {"id": "t", **task}}
+    event = {"id": number, "log_id": LOG, "type": "task.done", "at": at, "data": None, "task": {"id": "t", **task}}
     return Message(f"hook_{number}_1", event, json.dumps(event).encode(), "https://receiver.test")
 
 
@@ -42,7 +48,7 @@ def test_a_cloud_event() -> None:
     sent = message()
     assert to_cloudevent(sent) == {
         "specversion": "1.0",
-        "id": "17",
+        "id": event_id(17),
         "source": "https://receiver.test",
         "type": "kling.task.done",
         "subject": "t",
@@ -90,8 +96,8 @@ async def test_an_event_into_a_jetstream(jetstream: Broker) -> None:
     assert repeat.response == "stream KLING, sequence 1; a repeat, which the stream dropped"
     messages = await stored(jetstream)
     assert [(subject, headers["Nats-Msg-Id"]) for subject, headers, _ in messages] == [
-        ("kling.events", "17"),
-        ("kling.events", "18"),
+        ("kling.events", event_id(17)),
+        ("kling.events", event_id(18)),
     ]
     assert messages[0][1]["Content-Type"] == "application/cloudevents+json"
     assert messages[0][2] == to_cloudevent(message())
@@ -130,7 +136,7 @@ async def test_a_nats_server_goes_away_and_comes_back(jetstream: Broker) -> None
     await sink.send(message(2))
     await sink.send(message(1))
     await sink.close()
-    assert [headers["Nats-Msg-Id"] for _, headers, _ in await stored(jetstream)] == ["1", "2"]
+    assert [headers["Nats-Msg-Id"] for _, headers, _ in await stored(jetstream)] == [event_id(1), event_id(2)]
 
 
 async def test_a_nats_server_with_a_password(tmp_path: Path) -> None:
@@ -173,9 +179,9 @@ async def test_an_event_into_a_redis_stream(streams: Broker) -> None:
     await other.close()
     [entry] = await entries(streams, "kling events")
     assert delivered.response.startswith("entry ")
-    assert (entry["id"], entry["type"]) == ("17", "kling.task.done")
+    assert (entry["id"], entry["type"]) == (event_id(17), "kling.task.done")
     assert json.loads(entry["event"]) == to_cloudevent(message())
-    assert [each["id"] for each in await entries(streams, "kling events", db=1)] == ["18"]
+    assert [each["id"] for each in await entries(streams, "kling events", db=1)] == [event_id(18)]
 
 
 async def test_a_redis_server_goes_away_and_comes_back(streams: Broker) -> None:
@@ -189,7 +195,7 @@ async def test_a_redis_server_goes_away_and_comes_back(streams: Broker) -> None:
     streams.start()
     await sink.send(message(2))
     await sink.close()
-    assert [each["id"] for each in await entries(streams, "events")] == ["1", "2"]
+    assert [each["id"] for each in await entries(streams, "events")] == [event_id(1), event_id(2)]
 
 
 async def test_a_redis_server_that_refuses(tmp_path: Path) -> None:

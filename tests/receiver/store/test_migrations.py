@@ -24,7 +24,7 @@ from tests.support.receiver import Start
 from tests.support.web import Host, Visit, host
 from tools.harness.submitting import poll_until
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -10,6 +10,8 @@ import pytest
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
+from kling_receiver.events import log as event_log
+from kling_receiver.store import reader as store_reader
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import (
@@ -86,7 +88,7 @@ async def test_events_are_found_in_order(ledger: Ledger, reader: Reader) -> None
     middle = of_all[2]["id"]
     assert (await reader.events(middle))[0]["id"] > middle
     assert await reader.events(of_all[-1]["id"]) == []
-    assert set(of_all[0]) == {"id", "task_id", "type", "created_at", "data"}
+    assert set(of_all[0]) == {"id", "log_id", "task_id", "type", "created_at", "data"}
 
 
 async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:
@@ -96,17 +98,12 @@ async def test_events_come_in_batches(ledger: Ledger, reader: Reader) -> None:
 
 
 async def test_one_event_is_found_by_its_id(ledger: Ledger, reader: Reader) -> None:
-    """And the newest id is known; 0 where there is none."""
-    last = await reader.last_event()
+    """None where there is none."""
+    last = (await reader.read(event_log.newest)).event_id
     event = await reader.event(last)
     assert event is not None
     assert event["type"] == "task.succeed"
     assert await reader.event(last + 1) is None
-
-
-async def test_without_events_the_last_is_zero(reader: Reader) -> None:
-    """A stream may begin there."""
-    assert await reader.last_event() == 0
 
 
 @pytest.fixture
@@ -293,3 +290,13 @@ async def test_a_database_that_cannot_be_read_is_an_outage(tmp_path: Path) -> No
     with pytest.raises(Unavailable, match="The database cannot be used"):
         await Reader(database).task("t")
     database.close()
+
+
+async def test_a_query_that_hangs_is_an_outage(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller gets an answer; its thread ends when the database does."""
+    released = threading.Event()
+    monkeypatch.setattr(store_reader, "READ_TIMEOUT_SECONDS", 0.05)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await reader.read(lambda connection: released.wait(60))
+    released.set()
+    await reader.close()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kling_receiver.store.database import Database
-from kling_receiver.store.tables import TAG
+from kling_receiver.store.tables import HOOK, TAG
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import transitions
 from kling_receiver.tasks.registration import MAX_TAGS
@@ -439,3 +439,20 @@ def test_an_outcome_is_recorded_whatever_its_parameters(ledger: Ledger) -> None:
     answer = ledger.register(create_token="a", outcome="created", kling_id="k1", request_sha256=SAME)
     assert answer.conflict is None
     assert (ledger.task()["kling_id"], ledger.task()["request_sha256"]) == ("k1", OTHER)
+
+
+def test_a_task_has_one_hook(ledger: Ledger) -> None:
+    """The same again changes nothing, another one is refused with everything else; an outcome is recorded anyway."""
+    first: dict[str, Any] = {"hook": "https://x.example/", "hook_events": ["task.done"]}
+    assert ledger.register(**first).may_create
+    assert ledger.register(**first).may_create
+    for other in ({"hook": "https://y.example/", "hook_events": ["task.done"]}, {**first, "hook_events": []}):
+        refused = ledger.register(**other, tags=("new",), create_token="b")
+        assert refused.conflict == "Task t has a hook already, with another address or other events: a task has one."
+        assert not refused.may_create
+    assert ledger.rows(TAG) == []
+    reported = ledger.register(hook="https://y.example/", outcome="created", kling_id="k")
+    assert reported.conflict is not None
+    assert ledger.task()["kling_id"] == "k"
+    [hook] = ledger.rows(HOOK)
+    assert (hook["address"], hook["filter"]["events"]) == ("https://x.example/", ["task.done"])

@@ -76,6 +76,9 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
             "deliveries/replay": "POST",
             "deliveries/{event}/{name}": "GET",
             "deliveries/{event}/{name}/retry": "POST",
+            "tokens": "GET POST",
+            "tokens/{name}": "DELETE",
+            "audit": "GET",
         }.items()
         for method in methods.split()
     },

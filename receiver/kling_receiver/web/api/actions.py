@@ -17,7 +17,6 @@ from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.results import records as result_records
 from kling_receiver.results.storage import LocalStorage
-from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import Status
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.rows import ResultRow, TaskRow
@@ -28,7 +27,7 @@ from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
 from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import RouteHandler, require_role
+from kling_receiver.web.auth import Guard, RouteHandler, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -95,7 +94,7 @@ class TaskActions:
 
     def __init__(
         self,
-        settings: ReceiverSettings,
+        guard: Guard,
         *,
         reconciler: Reconciler,
         writer: Writer,
@@ -104,15 +103,15 @@ class TaskActions:
         payloads: Payloads,
         bodies: BodyLimiter,
     ) -> None:
-        self._settings, self._reconciler, self._storage, self._bodies = settings, reconciler, storage, bodies
+        self._guard, self._reconciler, self._storage, self._bodies = guard, reconciler, storage, bodies
         self._writer, self._reader, self._payloads = writer, reader, payloads
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
         return [
-            Route("/api/tasks/adopt", self._for_admin(self._adopt), methods=["POST"]),
-            Route("/api/tasks/{id}/ask", self._action(self._ask), methods=["POST"]),
-            Route("/api/tasks/{id}/fetch", self._action(self._fetch), methods=["POST"]),
+            route("/api/tasks/adopt", POST=self._guard.audited("tasks adopt", self._adopt)),
+            route("/api/tasks/{id}/ask", POST=self._guard.audited("tasks ask", self._action(self._ask))),
+            route("/api/tasks/{id}/fetch", POST=self._guard.audited("tasks fetch", self._action(self._fetch))),
         ]
 
     def _action(self, action: Action) -> RouteHandler:
@@ -122,14 +121,12 @@ class TaskActions:
             detail = await get_task_or_404(self._reader, detail.row["id"])
             return JSONResponse(ActionJson(kling=report.status, task=self._payloads.task(detail)))
 
-        return self._for_admin(endpoint)
-
-    def _for_admin(self, endpoint: RouteHandler) -> RouteHandler:
-        return require_role(self._settings.signing_secrets, "admin", endpoint)
+        return endpoint
 
     async def _adopt(self, request: Request) -> Response:
         """Query Kling about a task that is not known here, and add it: nothing is added unless Kling knows it."""
         adoption = parse(Adoption, await read_json(request, self._bodies))
+        describe(request, target=adoption.task_id, detail=adoption.family)
         if known := await self._find_known(adoption.task_id):
             return self._adopted(adoption, known)
         report = await self._answer(self._reconciler.query_kling_id(adoption.family, adoption.task_id), NOT_FOUND)

@@ -1,6 +1,5 @@
 """List deliveries, retry dead letters and replay events of the log, for role admin."""
 
-from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +15,6 @@ from kling_receiver.hooks import deliveries, delivery_list
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WHOLE, HookName
 from kling_receiver.hooks.delivery_list import STATES, DeliveryFilter
-from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import Transaction, last_event
 from kling_receiver.store.writer import Writer
@@ -31,7 +29,7 @@ from kling_receiver.web.api.hook_payloads import (
 from kling_receiver.web.api.hooks import get_hook_or_404, hook_not_found
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import RouteHandler, require_role
+from kling_receiver.web.auth import MAX_ID_CHARS, Guard, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, query_problems, read_json
@@ -93,22 +91,19 @@ class Retry(RequestModel):
 class DeliveryRoutes:
     """The routes of deliveries."""
 
-    def __init__(self, settings: ReceiverSettings, *, reader: Reader, writer: Writer, bodies: BodyLimiter) -> None:
-        self._settings, self._reader, self._writer, self._bodies = settings, reader, writer, bodies
+    def __init__(self, guard: Guard, *, reader: Reader, writer: Writer, bodies: BodyLimiter) -> None:
+        self._guard, self._reader, self._writer, self._bodies = guard, reader, writer, bodies
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
-        delivery = "/api/deliveries/{event}/{name}"
+        guard, delivery = self._guard, "/api/deliveries/{event}/{name}"
         return [
-            Route("/api/deliveries", self._for_admin(self._deliveries, query=None), methods=["GET"]),
-            Route("/api/deliveries/retry", self._for_admin(self._retry_all_dead), methods=["POST"]),
-            Route("/api/deliveries/replay", self._for_admin(self._replay), methods=["POST"]),
-            Route(delivery, self._for_admin(self._delivery), methods=["GET"]),
-            Route(f"{delivery}/retry", self._for_admin(self._retry), methods=["POST"]),
+            route("/api/deliveries", GET=guard.require("admin", self._deliveries, query=None)),
+            route("/api/deliveries/retry", POST=guard.audited("deliveries retry", self._retry_all_dead)),
+            route("/api/deliveries/replay", POST=guard.audited("replay", self._replay)),
+            route(delivery, GET=guard.require("admin", self._delivery)),
+            route(f"{delivery}/retry", POST=guard.audited("deliveries retry", self._retry)),
         ]
-
-    def _for_admin(self, endpoint: RouteHandler, *, query: Collection[str] | None = ()) -> RouteHandler:
-        return require_role(self._settings.signing_secrets, "admin", endpoint, query=query)
 
     async def _deliveries(self, request: Request) -> Response:
         delivery_filter = _parse_filter(request)
@@ -155,6 +150,9 @@ class DeliveryRoutes:
         replay = parse(Replay, await read_json(request, self._bodies))
         if replay.task:
             replay = replay.model_copy(update={"task": await self._own_id(replay.task)})
+        chosen = replay.model_dump(mode="json", by_alias=True, exclude_none=True)
+        hook, events = chosen.pop("hook", ""), [f"{key} {str(each)[:MAX_ID_CHARS]}" for key, each in chosen.items()]
+        describe(request, target=hook, detail=" ".join(events))
         replayed = await self._writer.run(lambda tx: _enqueue_replay(tx, replay))
         if replay.hook and not replayed["hooks"]:
             raise hook_not_found()
@@ -162,6 +160,7 @@ class DeliveryRoutes:
 
     async def _retry_all_dead(self, request: Request) -> Response:
         retry = parse(Retry, await read_json(request, self._bodies, empty={}))
+        describe(request, target=retry.hook or "", detail="all dead letters")
         if retry.hook:
             await get_hook_or_404(self._reader, retry.hook)
         count = await self._writer.run(lambda tx: deliveries.retry_dead(tx, retry.hook))

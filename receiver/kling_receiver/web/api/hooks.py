@@ -5,6 +5,7 @@ Only web addresses can be added: commands and brokers are configured on the rece
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 from pydantic import Field
@@ -13,10 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.protocol.values import sanitize
+from kling_receiver.events import log as event_log
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, parse_hook
 from kling_receiver.hooks.sender import Sender
+from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import scheme_of
 from kling_receiver.store.reader import Reader, TaskDetail
@@ -31,7 +34,7 @@ from kling_receiver.web.api.hook_payloads import (
     hook_payload,
     outcome_payload,
 )
-from kling_receiver.web.auth import RouteHandler, require_role
+from kling_receiver.web.auth import Guard, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -57,28 +60,29 @@ class HookRoutes:
     """The routes of hooks."""
 
     def __init__(
-        self, settings: ReceiverSettings, *, reader: Reader, writer: Writer, sender: Sender, bodies: BodyLimiter
+        self,
+        settings: ReceiverSettings,
+        guard: Guard,
+        *,
+        reader: Reader,
+        writer: Writer,
+        sender: Sender,
+        bodies: BodyLimiter,
     ) -> None:
-        self._settings, self._reader, self._writer = settings, reader, writer
+        self._settings, self._guard, self._reader, self._writer = settings, guard, reader, writer
         self._sender, self._bodies = sender, bodies
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
-        hook = "/api/hooks/{name}"
+        hook, read, audited = "/api/hooks/{name}", partial(self._guard.require, "admin"), self._guard.audited
         return [
-            self._route("/api/hooks", GET=self._list, POST=self._add),
-            self._route(hook, GET=self._show, DELETE=self._remove),
-            self._route(f"{hook}/test", POST=self._test),
-            self._route(f"{hook}/pause", POST=self._pause),
-            self._route(f"{hook}/resume", POST=self._resume),
-            self._route(f"{hook}/rotate", POST=self._rotate),
+            route("/api/hooks", GET=read(self._list), POST=audited("hooks add", self._add)),
+            route(hook, GET=read(self._show), DELETE=audited("hooks remove", self._remove)),
+            route(f"{hook}/test", POST=audited("hooks test", self._test)),
+            route(f"{hook}/pause", POST=audited("hooks pause", self._pause)),
+            route(f"{hook}/resume", POST=audited("hooks resume", self._resume)),
+            route(f"{hook}/rotate", POST=audited("hooks rotate", self._rotate)),
         ]
-
-    def _route(self, path: str, **by_method: RouteHandler) -> Route:
-        async def endpoint(request: Request) -> Response:
-            return await by_method["GET" if request.method == "HEAD" else request.method](request)
-
-        return Route(path, require_role(self._settings.signing_secrets, "admin", endpoint), methods=list(by_method))
 
     async def _list(self, request: Request) -> Response:
         def read(connection: Any) -> HookListJson:
@@ -106,6 +110,7 @@ class HookRoutes:
         row = await self._writer.run(lambda tx: hook_records.add(tx, config))
         if row is None:
             raise ApiError(409, "name_taken", f"There is a hook {config.name} already.", "Set another name.")
+        describe(request, target=row["name"], detail=f"to {host_of(row['address'])}")  # its path may be a secret
         hook = await self._payload(row["name"])
         return JSONResponse(HookSecretJson(hook=hook, secret=row["secrets"][0][0]), 201)
 
@@ -136,7 +141,8 @@ class HookRoutes:
 
     async def _test(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
-        event, detail = _test_event(self._settings)
+        log_id = (await self._reader.read(event_log.newest)).log_id
+        event, detail = _test_event(self._settings, log_id)
         try:
             async with asyncio.timeout(TEST_SECONDS):
                 slot = await self._sender.acquire_slot(row)
@@ -173,7 +179,9 @@ class HookRoutes:
             lambda tx: hook_records.rotate(tx, row["name"], rotation.secret, overlap=rotation.overlap)
         )
         if secret is None:
-            task_hint = "Change KLING_HOOK_SECRET, which signs for the hooks of single tasks."
+            task_hint = (
+                "The hooks of single tasks are signed by secrets derived from KLING_SIGNING_SECRETS. Rotate those."
+            )
             hint = task_hint if row["task_id"] else "Rotate the secret of a hook with a web address."
             raise ApiError(409, "no_secret", "This hook has no secret of its own.", hint)
         return JSONResponse(HookSecretJson(hook=await self._payload(row["name"]), secret=secret))
@@ -183,13 +191,13 @@ def _name(request: Request) -> str:
     return sanitize(request.path_params["name"])
 
 
-def _test_event(settings: ReceiverSettings) -> tuple[EventRow, TaskDetail]:
+def _test_event(settings: ReceiverSettings, log_id: str) -> tuple[EventRow, TaskDetail]:
     """A `hook.test` event of a task that does not exist."""
     now = int(datetime.now(UTC).timestamp() * 1000)
     columns = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
     task = cast(TaskRow, {**TASK_DEFAULTS, **columns})
     data = {"receiver": settings.receiver_url}
-    event = EventRow(id=0, task_id="test", type="hook.test", created_at=now, data=data)
+    event = EventRow(id=0, log_id=log_id, task_id="test", type="hook.test", created_at=now, data=data)
     return event, TaskDetail(task, [], [])
 
 

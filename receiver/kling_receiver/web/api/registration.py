@@ -3,21 +3,23 @@
 from pydantic import ValidationError
 
 from kling_callback.protocol.values import is_too_complex
-from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT
 from kling_callback.settings import split
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.sinks.http import check_web_address
 from kling_receiver.tasks.registration import Registration
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.errors import ApiError
 
 
-def read_registration(body: bytes) -> Registration:
-    """Parse the registration in a request's body. Raises ApiError naming every problem."""
+def read_registration(body: bytes, hook_hosts: Allowlist) -> Registration:
+    """Parse the registration in a request's body. Raises ApiError naming every problem.
+
+    `hook_hosts`: the private hosts that its hook may reach.
+    """
     if is_too_complex(body):
         raise ApiError(422, "bad_registration", "The registration has too many parts.", "Remove data from `request`.")
     try:
-        return Registration.model_validate_json(body, by_alias=True, by_name=False)
+        return Registration.model_validate_json(body, by_alias=True, by_name=False, context=hook_hosts)
     except ValidationError as error:
         message = " ".join(describe_errors(error))
         raise ApiError(422, "bad_registration", message, "Fix the request and send it again.") from None
@@ -38,16 +40,3 @@ def _conflict(message: str) -> ApiError:
         "replaced, set KLING_API_KEY=new,old for the receiver."
     )
     return ApiError(409, "conflict", message, hint)
-
-
-def check_hook(registration: Registration, settings: ReceiverSettings) -> None:
-    """Refuse a hook that deliveries could not reach, or could not be signed for. Raises ApiError."""
-    if not registration.hook:
-        return
-    if not settings.hook_secret:
-        hint = f"Set KLING_HOOK_SECRET and restart the receiver, or remove the hook. {MAKE_WEBHOOK_SECRET_HINT}"
-        raise ApiError(422, "bad_hook", "This receiver has no secret to sign with.", hint)
-    try:
-        check_web_address(registration.hook, settings.hook_hosts)
-    except ValueError as error:
-        raise ApiError(422, "bad_hook", f"hook: {error}", "Give a public https address.") from None

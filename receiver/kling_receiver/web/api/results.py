@@ -17,7 +17,7 @@ from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import check_role
+from kling_receiver.web.auth import Guard
 from kling_receiver.web.errors import ApiError
 
 log = logging.getLogger("kling_receiver.results")
@@ -32,12 +32,14 @@ class ResultRoutes:
     def __init__(
         self,
         settings: ReceiverSettings,
+        guard: Guard,
         *,
         reader: Reader,
         storage: LocalStorage,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._reader, self._storage, self._clock = settings, reader, storage, clock
+        self._settings, self._guard = settings, guard
+        self._reader, self._storage, self._clock = reader, storage, clock
         self._checking = CapacityLimiter(1)  # concurrent requests for one large file compute its checksum once
 
     def routes(self) -> list[Route]:
@@ -46,7 +48,7 @@ class ResultRoutes:
 
     async def _result(self, request: Request) -> Response:
         task_id, index = request.path_params["id"], _parse_index(request.path_params["n"])
-        self._authorize(request, task_id, index)
+        await self._authorize(request, task_id, index)
         task_id = (await get_task_or_404(self._reader, task_id)).row["id"]
         result = await self._reader.result(task_id, index)
         if result is None:
@@ -84,10 +86,10 @@ class ResultRoutes:
             content_disposition_type="inline",
         )
 
-    def _authorize(self, request: Request, task_id: str, index: int) -> None:
+    async def _authorize(self, request: Request, task_id: str, index: int) -> None:
         signature = request.query_params.get("signature")
         if signature is None:
-            check_role(request, self._settings.signing_secrets, "read")
+            await self._guard.check(request, "read")
             return
         expires = request.query_params.get("expires", "")
         try:

@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from kling_callback.protocol import ids
 from kling_callback.protocol.ids import is_id
-from kling_callback.protocol.signing import CallbackSigner, Role
+from kling_callback.protocol.signing import CallbackSigner
 from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
@@ -24,8 +24,8 @@ from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
-from kling_receiver.web.api.registration import check_account, check_hook, read_registration
-from kling_receiver.web.auth import RouteHandler, require_role
+from kling_receiver.web.api.registration import check_account, read_registration
+from kling_receiver.web.auth import Guard, route
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import query_problems
@@ -46,12 +46,17 @@ class RegisteredJson(TypedDict):
     create: Annotated[bool, Field(description="whether this attempt may send the create")]
 
 
+PARSERS = 4
+"""Large registrations that are parsed at once."""
+
+
 class TaskRoutes:
     """The routes that list, show and register tasks."""
 
     def __init__(
         self,
         settings: ReceiverSettings,
+        guard: Guard,
         *,
         writer: Writer,
         reader: Reader,
@@ -59,26 +64,20 @@ class TaskRoutes:
         payloads: Payloads,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._writer, self._reader = settings, writer, reader
+        self._settings, self._guard, self._writer, self._reader = settings, guard, writer, reader
         self._bodies, self._payloads = bodies, payloads
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
+        self._hook_hosts = settings.client_hook_hosts
+        self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
+        self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
+        require = self._guard.require
         return [
-            Route("/api/tasks", self._require("read", self._list, query=None), methods=["GET"]),
-            Route("/api/tasks/{id}", self._task, methods=["GET", "PUT"]),
+            route("/api/tasks", GET=require("read", self._list, query=None)),
+            route("/api/tasks/{id}", GET=require("read", self._show), PUT=require("client", self._register)),
         ]
-
-    def _require(self, role: Role, endpoint: RouteHandler, *, query: Collection[str] | None = ()) -> RouteHandler:
-        return require_role(self._settings.signing_secrets, role, endpoint, query=query)
-
-    async def _task(self, request: Request) -> Response:
-        if request.method == "PUT":
-            endpoint = self._require("client", self._register)
-        else:
-            endpoint = self._require("read", self._show)
-        return await endpoint(request)
 
     async def _register(self, request: Request) -> Response:
         task_id = request.path_params["id"]
@@ -89,16 +88,19 @@ class TaskRoutes:
             if body.problem or body.size > len(body.content):
                 raise ApiError(413, "too_large", "The registration is too long.", "Remove image bytes from `request`.")
             if body.size > LARGE_BYTES:  # parsed beside the event loop
-                registration = await run_in_threadpool(read_registration, body.content)
+                registration = await to_thread.run_sync(
+                    read_registration, body.content, self._hook_hosts, limiter=self._parsing
+                )
             else:
-                registration = read_registration(body.content)
+                registration = read_registration(body.content, self._hook_hosts)
             check_account(registration, self._settings)
-            check_hook(registration, self._settings)
             result = await self._writer.run(
                 lambda tx: task_registration.register(tx, task_id, registration), size=body.size
             )
         if result.conflict:
-            raise ApiError(409, "conflict", result.conflict, "Use another external_task_id, or the same parameters.")
+            raise ApiError(
+                409, "conflict", result.conflict, "Use another external_task_id, or the same parameters and hook."
+            )
         detail = await get_task_or_404(self._reader, task_id)
         content: RegisteredJson = {
             "task": self._payloads.task(detail),

@@ -10,6 +10,7 @@ from kling_receiver import __version__
 from kling_receiver.events.payloads import EventJson
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.tasks.registration import Registration
+from kling_receiver.web.api.access import AuditPageJson, NewToken, RevokedJson, TokenJson, TokenListJson
 from kling_receiver.web.api.actions import ActionJson, AdoptedJson, Adoption
 from kling_receiver.web.api.deliveries import Replay, Retry
 from kling_receiver.web.api.hook_payloads import (
@@ -34,11 +35,13 @@ REQUESTS: dict[str, Any] = {
     "Rotation": Rotation,
     "Replay": Replay,
     "Retry": Retry,
+    "NewToken": NewToken,
 }
 RESPONSES = (
     *(EventJson, RegisteredJson, TaskPageJson, ActionJson, AdoptedJson, ErrorJson),
     *(HookListJson, HookSecretJson, RemovedJson, OutcomeJson),
     *(DeliveryJson, DeliveryPageJson, RetriedJson, ReplayedJson),
+    *(TokenJson, TokenListJson, RevokedJson, AuditPageJson),
 )
 """Response types. The types inside them, such as TaskJson, become schemas of their own."""
 

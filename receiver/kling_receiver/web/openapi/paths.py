@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kling_callback.protocol import ids
+from kling_callback.protocol.events import POSITION
 from kling_callback.protocol.signing import Role
 from kling_receiver.hooks.config import NAME
 from kling_receiver.hooks.delivery_list import STATES
@@ -15,7 +16,6 @@ from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 Json = dict[str, Any]
 
 STRING: Json = {"type": "string"}
-EVENT_ID = "[0-9]{1,18}"
 OWN_ID: Json = {**STRING, "pattern": f"^{ids.PATTERN.pattern}$", "description": "our id"}
 IN_PATH: dict[str, Json] = {
     "token": STRING,
@@ -75,8 +75,13 @@ FILE = {
 }
 LINK = (_parameter("query", "expires", STRING), _parameter("query", "signature", STRING))
 START = (
-    _parameter("header", "Last-Event-ID", {**STRING, "pattern": f"^{EVENT_ID}$"}, "resume after this event"),
-    _parameter("query", "after", {**STRING, "pattern": f"^({EVENT_ID}|latest)$"}, "instead of the header"),
+    _parameter(
+        "header",
+        "Last-Event-ID",
+        {**STRING, "pattern": f"^(0|latest|{POSITION})$"},
+        "the `id` of a frame: resume after it",
+    ),
+    _parameter("query", "after", {**STRING, "pattern": f"^(0|latest|{POSITION})$"}, "instead of the header"),
 )
 PAGE = (
     _parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}),
@@ -158,7 +163,7 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/tasks/{id}/events": Operation(
         "Stream a task's past events, then its live events until it is done", STREAM, (404, 409, 422), "read", START
     ),
-    "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (422,), "read", START),
+    "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (409, 422), "read", START),
     "GET /api/tasks/{id}/results/{n}": Operation(
         "Download the n-th file, with a token or with the query of its href", FILE, (404, 409, 410), "read", LINK
     ),
@@ -174,7 +179,7 @@ OPERATIONS: dict[str, Operation] = {
         "Remove a hook and its pending deliveries", _response("removed", _ref("Removed")), (404, 409, 503)
     ),
     "POST /api/hooks/{name}/test": Operation(
-        "Send a signed test event", _response("the outcome", _ref("Outcome")), (404,)
+        "Send a signed test event", _response("the outcome", _ref("Outcome")), (404, 503)
     ),
     "POST /api/hooks/{name}/pause": Operation("Pause deliveries; events are kept", HOOK, (404, 503)),
     "POST /api/hooks/{name}/resume": Operation("Resume deliveries, with the events since the pause", HOOK, (404, 503)),
@@ -203,8 +208,23 @@ OPERATIONS: dict[str, Operation] = {
         (404, 413, 422, 503),
         body=_body(_ref("Replay")),
     ),
+    "GET /api/tokens": Operation("List the named tokens that are not revoked", _response("all", _ref("TokenList"))),
+    "POST /api/tokens": Operation(
+        "Add a named token that was signed with the signing secrets: from now on it is accepted",
+        {"201": _response("the token, without its text", _ref("Token"))},
+        (409, 413, 422, 503),
+        body=_body(_ref("NewToken")),
+    ),
+    "DELETE /api/tokens/{name}": Operation(
+        "Revoke a named token: it is refused at once, and its streams end",
+        _response("revoked", _ref("Revoked")),
+        (404, 503),
+    ),
+    "GET /api/audit": Operation(
+        "List administrative actions, newest first", _response("a page", _ref("AuditPage")), (422,), parameters=PAGE
+    ),
     "GET /healthz": Operation("Check that the process is alive", DONE, role=None),
-    "GET /readyz": Operation("Check that callbacks can be made durable", DONE, (503,), role=None),
+    "GET /readyz": Operation("Check that a callback would be stored and processed", DONE, (503,), role=None),
     "GET /metrics": Operation("Prometheus metrics", _response("text", STRING, "text/plain"), role="read"),
     "GET /openapi.json": Operation("This document", DONE),
 }

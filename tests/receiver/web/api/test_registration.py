@@ -9,6 +9,7 @@ import pytest
 
 from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.values import IDENTIFIER
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.tasks.registration import KLING_ID_SCHEMA, Registration
 from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.errors import ApiError
@@ -17,7 +18,8 @@ from tests.support.receiver import make_settings
 
 def read(**fields: Any) -> Registration:
     """A registration, read from JSON."""
-    return read_registration(json.dumps({"family": "images/generations", "attempt": "one", **fields}).encode())
+    document = {"family": "images/generations", "attempt": "one", **fields}
+    return read_registration(json.dumps(document).encode(), Allowlist())
 
 
 @pytest.mark.parametrize("family", ["a//b", "a/../b", "a/" + "x" * 199])
@@ -70,6 +72,20 @@ def test_the_same_gateway_in_another_spelling(tmp_path: Path, base: str) -> None
         read(base=base, key_fingerprint="anything"),
         make_settings(tmp_path, api_base=settings.api_base, api_key=""),
     )
+
+
+def test_all_problems_of_a_hook_are_reported_at_once() -> None:
+    """Its address and each unknown type of events; events without a hook too."""
+    with pytest.raises(ApiError) as raised:
+        read(hook="http://10.0.0.1/", hook_events=["task.dome", "task.done", "x"], family="a//b")
+    for part in ("10.0.0.1 is not a public address", "no event is called task.dome, x", "family: must be"):
+        assert part in raised.value.message
+    with pytest.raises(ApiError, match="hook_events: they are of the task's hook"):
+        read(hook_events=["task.done"])
+    assert read(hook=" https://x.example/ ", hook_events=["task.done", "task.done", "result.stored"]).hook_events == [
+        "result.stored",
+        "task.done",
+    ]
 
 
 def test_the_described_pattern_of_klings_id_is_that_of_the_check() -> None:

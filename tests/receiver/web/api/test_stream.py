@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kling_callback.protocol.events import LogPosition
 from kling_callback.protocol.ids import new_id
 from kling_receiver.app import Receiver, create_app
 from kling_receiver.events.bus import EventBus
@@ -18,7 +20,7 @@ from kling_receiver.store.rows import EventRow
 from kling_sandbox import Sandbox
 from tests.support.api import error_of, get
 from tests.support.receiver import Running, make_settings
-from tools.harness.submitting import events, post, register, stream, submit, types
+from tools.harness.submitting import cursor, events, post, register, stream, submit, types
 
 
 def test_a_stream_has_past_events_then_live_events_until_the_task_is_done(running: Running, gateway: Sandbox) -> None:
@@ -36,7 +38,7 @@ def test_a_stream_has_past_events_then_live_events_until_the_task_is_done(runnin
     ids = [event["id"] for event in received]
     assert ids == sorted(set(ids))
     assert {event["task"]["id"] for event in received} == {task}
-    assert received[-1].keys() == {"id", "type", "at", "data", "task"}
+    assert received[-1].keys() == {"id", "log_id", "type", "at", "data", "task"}
 
 
 def test_a_stream_resumes_after_an_event(running: Running, gateway: Sandbox) -> None:
@@ -44,12 +46,12 @@ def test_a_stream_resumes_after_an_event(running: Running, gateway: Sandbox) -> 
     task, _ = submit(running, gateway)
     all_events = events(running, task)
     for place in (0, 2, len(all_events) - 2):
-        last = all_events[place]["id"]
+        last = cursor(all_events[place])
         with stream(running, f"/api/tasks/{task}/events", last) as coming:
             assert [event["id"] for event in coming] == [event["id"] for event in all_events[place + 1 :]]
         with stream(running, f"/api/tasks/{task}/events?after={last}") as coming:
             assert [event["id"] for event in coming] == [event["id"] for event in all_events[place + 1 :]]
-    with stream(running, f"/api/tasks/{task}/events", all_events[-1]["id"]) as coming:
+    with stream(running, f"/api/tasks/{task}/events", cursor(all_events[-1])) as coming:
         assert list(coming) == []
 
 
@@ -90,13 +92,78 @@ def test_many_streams_of_one_task(running: Running) -> None:
 
     received = asyncio.run(follow_all())
     assert all(values == received[0] for values in received)
-    assert received[0] == ["0", "1", "task.created", "2", "callback.received", "3", "task.processing"]
+    log_id = received[0][0].removesuffix("-0")
+    ids = [LogPosition.parse(value) for value in (received[0][0], *received[0][1::2])]
+    assert [(each.log_id, each.event_id) for each in ids] == [(log_id, number) for number in range(4)]
+    assert received[0][2::2] == ["task.created", "callback.received", "task.processing"]
 
 
-@pytest.mark.parametrize("event_id", ["x", "-1", "1.5", "9" * 19, "\u0663".encode().decode("latin-1"), " 1 1 "])
-def test_an_event_id_that_is_no_number_is_refused(shared: Running, event_id: str) -> None:
-    """With 422, before a stream begins."""
-    assert error_of(get(shared, "/api/events", params={"after": event_id})) == (422, "bad_event_id")
+NO_CURSORS = ["x", "17", "-1", "1.5", "9" * 19, "\u0663".encode().decode("latin-1"), " 1 1 "]
+NO_CURSORS += [
+    "-17",
+    "log-",
+    "log-x",
+    "LOG-17",
+    "log-17-",
+    "log-17-x",
+    "log-17-1-1",
+    f"log-{'9' * 19}",
+    f"{'l' * 33}-1",
+]
+
+
+@pytest.mark.parametrize("text", NO_CURSORS)
+def test_what_is_no_cursor_is_refused(shared: Running, text: str) -> None:
+    """With 422, before a stream begins. The number of an event names no log."""
+    assert error_of(get(shared, "/api/events", params={"after": text})) == (422, "bad_event_id")
+    with httpx.Client(headers={"Last-Event-ID": "17"}) as http:
+        assert error_of(http.get(f"{shared.url}/api/events", headers=shared.headers())) == (422, "bad_event_id")
+
+
+def test_the_cursor_of_another_log_is_refused(
+    running: Running, gateway: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With 409 and what to do, before a stream begins: of another log, beyond the end, of an event of another time.
+
+    The last two show a restore that was not noticed. The operator's log says so, once, and nothing else changes: any
+    client may send such a cursor.
+    """
+    task, _ = submit(running, gateway)
+    happened = events(running, task)
+    log_id, last = happened[-1]["log_id"], LogPosition.parse(cursor(happened[-1]))
+    assert last.at
+    lost = [
+        f"{log_id}-{last.event_id + 1}",
+        f"{log_id}-{'9' * 18}",
+        str(replace(last, at=last.at + 1)),
+        f"{log_id}-1-{last.at + 5}",
+    ]
+    for after in (*lost, f"another{log_id[7:]}-1", "0-0", str(replace(last, log_id="x"))):
+        for path in ("/api/events", f"/api/tasks/{task}/events"):
+            for answer in (
+                get(running, path, params={"after": after}),
+                httpx.get(f"{running.url}{path}", headers={**running.headers(), "Last-Event-ID": after}),
+            ):
+                assert error_of(answer) == (409, "other_log")
+                assert "?after=0" in answer.json()["error"]["hint"]
+    assert caplog.text.count("run: kling-receiver restored") == 1
+    assert events(running, task)[-1]["log_id"] == log_id
+
+
+def test_each_form_of_a_cursor_is_known(running: Running, gateway: Sandbox) -> None:
+    """With and without the time of its event, and the beginning of the log."""
+    task, _ = submit(running, gateway)
+    happened = events(running, task)
+    log_id = happened[0]["log_id"]
+    for after, place in (
+        ("0", 0),
+        (f"{log_id}-0", 0),
+        (f"{log_id}-{happened[1]['id']}", 2),
+        (cursor(happened[1]), 2),
+        ("latest", len(happened)),
+    ):
+        with stream(running, f"/api/tasks/{task}/events?after={after}") as coming:
+            assert [event["id"] for event in coming] == [event["id"] for event in happened[place:]]
 
 
 def test_head_of_a_stream_ends_at_once(shared: Running) -> None:
@@ -111,7 +178,9 @@ async def test_a_silent_stream_sends_comments(tmp_path: Path) -> None:
     """An empty batch is a comment line, which keeps proxies from closing the connection."""
 
     class SilentBus(EventBus):
-        async def follow(self, task: str | None, after: int) -> AsyncIterator[list[EventRow]]:
+        async def follow(
+            self, task_id: str | None, after: int, *, seconds_left: Callable[[], float] = lambda: math.inf
+        ) -> AsyncIterator[list[EventRow]]:
             yield []
 
     response = await _follow(tmp_path, SilentBus)

@@ -1,0 +1,1 @@
+"""Back up the database and the result files, and continue from a restored backup."""

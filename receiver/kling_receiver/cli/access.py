@@ -1,0 +1,139 @@
+"""The commands `kling-receiver token`, `tokens` and `audit`: make bearer tokens, list and revoke those with a name."""
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import click
+
+from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
+from kling_callback.cli import options, terminal, usage
+from kling_callback.protocol.signing import MAX_TOKEN_SECONDS, Role, api_token
+from kling_receiver.cli.answers import AddedToken, AuditPage, TokenList, checked
+from kling_receiver.cli.base import load_settings, report_errors
+from kling_receiver.cli.connect import call_receiver
+from kling_receiver.settings import TO_ADMINISTER
+
+DAY = 86_400
+"""Seconds."""
+TOKEN_DAYS = 365
+TOKEN_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+"""As of hooks (`hooks.config.NAME`), which takes long to import."""
+
+
+@click.command(cls=usage.Command)
+@usage.option("--role", type=click.Choice(["admin", "client", "read"]), default="client", show_default=True)
+@usage.option("--name", help="Small letters, digits, - and _. A token with a name can be listed and revoked.")
+@usage.option(
+    "--days",
+    type=click.IntRange(1, MAX_TOKEN_SECONDS // DAY),
+    show_default=f"{TOKEN_DAYS}",
+    help="Days for which the token is valid.",
+)
+@usage.option(
+    "--max-age",
+    type=click.IntRange(1, MAX_TOKEN_SECONDS),
+    metavar="SECONDS",
+    help="Instead of --days: seconds for which the token is valid.",
+)
+@report_errors
+def token(role: Role, name: str | None, days: int | None, max_age: int | None) -> None:
+    """Print a bearer token for the receiver's API. The signing secrets sign it.
+
+    A token without a name is valid until it expires or its signing secret is removed. With --name, the receiver knows
+    the token and can revoke it (kling-receiver tokens revoke NAME). It is printed only this once.
+    """
+    problems = usage.problems()
+    if name is not None and not re.fullmatch(TOKEN_NAME, name):
+        problems.refuse(f"--name: {name!r} must be small letters, digits, - and _, 63 at most.")
+    if days and max_age:
+        problems.refuse("--days and --max-age cannot be combined. Set one of them.")
+    settings = load_settings(TO_ADMINISTER if name else ["signing_secrets"])
+    lifetime = max_age or (days or TOKEN_DAYS) * DAY
+    if name is None:
+        return click.echo(api_token(settings.signing_secrets, role, lifetime))
+    text = api_token(settings.signing_secrets, role, lifetime, name=name, token_id=secrets.token_urlsafe(12))
+    added = call_receiver(lambda receiver: receiver.call("POST", "/api/tokens", {"token": text}), settings)
+    checked(AddedToken, added)
+    return click.echo(text)
+
+
+@click.group(cls=usage.Group)
+def tokens() -> None:
+    """List and revoke bearer tokens that have a name.
+
+    The commands call the running receiver; they open its database only when no receiver runs.
+    """
+
+
+@tokens.command("list")
+@options.json_option
+@report_errors
+def list_tokens(as_json: bool) -> None:
+    """List the named tokens that are not revoked. The tokens themselves are not stored."""
+    rows = checked(TokenList, call_receiver(lambda receiver: receiver.call("GET", "/api/tokens")))["tokens"]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "NAME": lambda row: row["name"],
+        "ROLE": lambda row: row["role"],
+        "CREATED": lambda row: terminal.format_minute(row["created_at"]),
+        "EXPIRES": lambda row: terminal.format_minute(row["expires_at"]),
+        "LAST USED": lambda row: terminal.format_minute(row["last_used_at"]),
+    }
+    _print_rows(rows, columns, as_json=as_json)
+
+
+@tokens.command()
+@usage.argument("name", metavar="NAME")
+@report_errors
+def revoke(name: str) -> None:
+    """Revoke a token: it is refused at once, and its open event streams end."""
+    call_receiver(lambda receiver: receiver.call("DELETE", f"/api/tokens/{quote(name, safe='')}"))
+    terminal.print_message(f"{name} revoked.")
+
+
+@click.command(cls=usage.Command)
+@usage.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@options.json_option
+@report_errors
+def audit(limit: int, as_json: bool) -> None:
+    """List administrative actions.
+
+    The newest first: who did what, when, and with which result. The actions of commands, of the API, and of the
+    settings that define hooks.
+    """
+    rows = call_receiver(lambda receiver: _read_audit(receiver, limit))
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "TIME": lambda row: terminal.format_minute(row["at"]),
+        "WHO": lambda row: row["actor"],
+        "ACTION": lambda row: row["action"],
+        "TARGET": lambda row: row["target"],
+        "RESULT": lambda row: "unknown" if row["result"] is None else row["result"],
+        "DETAIL": lambda row: row["detail"],
+    }
+    _print_rows(rows, columns, as_json=as_json)
+
+
+async def _read_audit(receiver: ReceiverApi, limit: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while len(rows) < limit:
+        query = urlencode({"limit": min(limit - len(rows), PAGE_SIZE), "cursor": cursor or ""})
+        page = checked(AuditPage, await receiver.call("GET", f"/api/audit?{query}"))
+        rows += page["entries"]
+        cursor = page["next"]
+        if not cursor:
+            break
+    return rows
+
+
+def _print_rows(
+    rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], *, as_json: bool
+) -> None:
+    if not as_json:
+        table = [(name, [cell(row) for row in rows]) for name, cell in columns.items()]
+        return terminal.print_table(table, always=list(columns)[:2])
+    for row in rows:
+        terminal.print_json(row)
+    return None

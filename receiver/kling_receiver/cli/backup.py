@@ -1,0 +1,70 @@
+"""The commands `kling-receiver backup` and `kling-receiver restored`."""
+
+import time
+from pathlib import Path
+
+import click
+
+from kling_callback.cli import usage
+from kling_receiver.access import LOCAL_COMMAND, audit
+from kling_receiver.backup.create import create_backup
+from kling_receiver.backup.restored import continue_from_restored
+from kling_receiver.cli.base import FAILED, exit_with, load_settings, print_message, report_errors
+from kling_receiver.results.storage import LocalStorage
+from kling_receiver.settings import ReceiverSettings
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import DatabaseError
+from kling_receiver.store.transaction import Transaction
+
+
+@click.command(cls=usage.Command)
+@usage.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@report_errors
+def backup(folder: Path) -> None:
+    """Copy the database and the result files into a folder.
+
+    The receiver may run. DIR is new or empty. It appears complete or not at all, with a manifest.json.
+    """
+    settings = load_settings()
+    database = _open(settings)
+    try:
+        manifest = create_backup(database, settings.results, folder.absolute())
+    finally:
+        database.close()
+    print_message(
+        f"{folder} has {manifest.database} up to event {manifest.last_event}, and {len(manifest.files) - 1} files"
+    )
+    if manifest.lost:
+        lost = [f"{path} is missing or was changed: it is not in the backup." for path in manifest.lost]
+        exit_with([*lost, "Download them again with: kling-receiver tasks fetch ID"], FAILED)
+
+
+@click.command(cls=usage.Command)
+@report_errors
+def restored() -> None:
+    """Continue from a restored database.
+
+    Run it while the receiver is stopped: the event log gets a new id, so that no consumer takes new events for old
+    ones, and each result file is checked.
+    """
+    settings = load_settings()
+    database = _open(settings)
+    try:
+        result = continue_from_restored(database, LocalStorage(settings.results))
+        with database.operator_errors(), database.write() as connection:
+            audit.record(Transaction(connection, database, int(time.time() * 1000)), LOCAL_COMMAND, "restored")
+    finally:
+        database.close()
+    print_message(f"The event log of {database} has the new id {result.log_id}. Start the receiver.")
+    if result.lost:
+        exit_with([f"{result.lost} of {result.checked} files are missing or differ.", *result.messages], FAILED)
+
+
+def _open(settings: ReceiverSettings) -> Database:
+    """Open the database, which must exist. Raises DatabaseError."""
+    file = settings.database_file
+    if file and not file.exists():
+        raise DatabaseError(
+            f"There is no database {file}. Set KLING_DATA_DIR or KLING_DATABASE_URL as for the receiver."
+        )
+    return Database(settings.database)
