@@ -23,6 +23,7 @@ from kling_receiver.access.tokens import TokenCache
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
+from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config_file import default_hook
 from kling_receiver.hooks.dispatcher import IDLE_SECONDS, Dispatcher
 from kling_receiver.hooks.sender import Sender
@@ -124,7 +125,9 @@ class Work:
     guarded_clients: tuple[GuardedClient, ...]
 
 
-def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock) -> Store:
+def build_store(
+    settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock, monotonic: Clock
+) -> Store:
     """Create the parts that read and write. Raises DatabaseError, OSError."""
     policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
     with blame_setting(_database_setting(settings)):
@@ -132,7 +135,14 @@ def build_store(settings: ReceiverSettings, on_commit: Callable[[CommitResult], 
     reader, storage = Reader(database), LocalStorage(settings.results)
     return Store(
         database=database,
-        writer=Writer(database, policy=policy, on_commit=on_commit, clock=clock),
+        writer=Writer(
+            database,
+            policy=policy,
+            on_commit=on_commit,
+            clock=clock,
+            monotonic=monotonic,
+            on_clock_jump=startup.follow_clock,
+        ),
         reader=reader,
         storage=storage,
         recorder=OwnerRecorder(storage.owner, database),
@@ -235,11 +245,21 @@ class Receiver:
     """One receiver: `store` and `work` are its parts."""
 
     def __init__(
-        self, settings: ReceiverSettings, *, clock: Clock = time.time, delays: Delays = PRODUCTION_DELAYS
+        self,
+        settings: ReceiverSettings,
+        *,
+        clock: Clock = time.time,
+        monotonic: Clock | None = None,
+        delays: Delays = PRODUCTION_DELAYS,
     ) -> None:
-        """Raises DatabaseError, OSError."""
+        """`monotonic`: seconds, to find jumps of `clock`; None: the system's, beside the system's clock.
+
+        Raises DatabaseError, OSError.
+        """
+        if monotonic is None:
+            monotonic = time.monotonic if clock is time.time else clock
         self.settings, self.clock = settings, clock
-        self.store = build_store(settings, self._on_commit, clock)
+        self.store = build_store(settings, self._on_commit, clock, monotonic)
         self.work = build_work(settings, self.store, clock, delays)
         self._readiness = Readiness(self.store.writer, self.store.storage, self._work_problem)
         self._startup: asyncio.Task[None] | None = None
@@ -287,6 +307,7 @@ class Receiver:
         writer.start()
         await writer.run(lambda tx: queue.rescue(tx, queue.NEVER))
         await writer.run(self._sync_hooks)
+        await writer.run(hook_records.forget_downtime)
         started = int(self.clock() * 1000)
         self._startup = asyncio.create_task(self._repair_then_work(started), name="startup")
 

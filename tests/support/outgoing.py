@@ -120,12 +120,15 @@ class ObservedReceiver(Receiver):
 
 
 class Outgoing:
-    """A receiver that delivers events; `now` (unix ms) is its time."""
+    """A receiver that delivers events; `now` (unix ms) is its time, of which `jumped` (ms) did not pass."""
 
     def __init__(self, settings: ReceiverSettings) -> None:
-        self.now = NOW
+        self.now, self.jumped = NOW, 0
         self.receiver = ObservedReceiver(
-            settings, clock=lambda: self.now / 1000, delays=Delays(hook_idle_seconds=IDLE_SECONDS)
+            settings,
+            clock=lambda: self.now / 1000,
+            monotonic=lambda: (self.now - self.jumped) / 1000,
+            delays=Delays(hook_idle_seconds=IDLE_SECONDS),
         )
         self.ledger = Ledger(self.receiver.store.database)
 
@@ -179,6 +182,13 @@ class Outgoing:
     async def advance(self, seconds: float) -> None:
         """Advance the time, and wake the worker."""
         self.now += int(seconds * 1000)
+        self.receiver.work.worker.wake()
+
+    async def jump(self, seconds: float) -> None:
+        """Set the clock forward or back, or suspend the machine; then a commit notices it."""
+        self.jumped += int(seconds * 1000)
+        self.now += int(seconds * 1000)
+        await self.change(lambda tx: None)
         self.receiver.work.worker.wake()
 
     async def until(self, condition: Callable[[], T]) -> T:

@@ -38,10 +38,11 @@ class JwtAuth(httpx.Auth):
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
         self._access_key, self._secret_key, self._clock = access_key, secret_key, clock
-        self._token, self._renew_at = "", 0.0
+        self._token, self._signed_at, self._renew_at = "", 0.0, 0.0
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if self._clock() >= self._renew_at:
+        # A JWT from the future is not valid yet: the clock was ahead when it was signed.
+        if not self._signed_at <= self._clock() < self._renew_at:
             self._sign()
         request.headers["Authorization"] = f"Bearer {self._token}"
         yield request
@@ -56,7 +57,7 @@ class JwtAuth(httpx.Auth):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureKeyLengthWarning)  # Kling chooses the key's length
             self._token = jwt.encode(claims, self._secret_key, algorithm="HS256")
-        self._renew_at = now + LIFETIME_SECONDS - RENEW_BEFORE_SECONDS
+        self._signed_at, self._renew_at = now, now + LIFETIME_SECONDS - RENEW_BEFORE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

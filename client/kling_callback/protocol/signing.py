@@ -133,16 +133,16 @@ class CallbackSigner:
     def verify(self, token: str, max_age: float) -> CallbackToken:
         """Verify a token and return its content.
 
-        Raises TokenExpired if it was signed more than `max_age` seconds ago (plus LEEWAY_SECONDS), or as far in the
-        future as LEEWAY_SECONDS; TokenError for any other invalid token.
+        A token from the future has age 0: it was signed by a machine whose clock was ahead, or ours is behind.
+        Raises TokenExpired if it was signed more than `max_age` seconds ago (plus LEEWAY_SECONDS); TokenError for any
+        other invalid token.
         """
         try:
             payload, signed = self._signer.unsign(token, return_timestamp=True)
             task_id, family = _unpack(payload.decode())
         except (BadData, ValueError, TypeError) as error:
             raise TokenError("The callback token is not valid.") from error
-        age = self._clock() - signed.timestamp()
-        if not -LEEWAY_SECONDS <= age <= max_age + LEEWAY_SECONDS:
+        if self._clock() - signed.timestamp() > max_age + LEEWAY_SECONDS:
             raise TokenExpired("The callback token has expired.")
         return CallbackToken(str(task_id), str(family), int(signed.timestamp()))
 

@@ -23,7 +23,7 @@ INSERT_ATTEMPTS = BulkInsert(ATTEMPT, [column.name for column in ATTEMPT.c if co
 class DeliveryAttempt:
     """One attempt at one delivery. `attempted_at`: unix ms; `count`: its number, from 1.
 
-    `retry_at`: when the next attempt is due (unix ms); None when it was delivered, or no attempt is left.
+    `retry_in_ms`: from its record to the next attempt; None when it was delivered, or no attempt is left.
     `gone`: the hook answered that it wants no more events.
     """
 
@@ -37,7 +37,7 @@ class DeliveryAttempt:
     response_status: int | None = None
     response_body: str = ""
     error: str = ""
-    retry_at: int | None = None
+    retry_in_ms: int | None = None
     gone: bool = False
 
 
@@ -48,9 +48,9 @@ def record_attempts(tx: Transaction, attempts: list[DeliveryAttempt]) -> None:
     existing = {name for name in sorted(failed) if hook(tx.connection, name)}
     for each in attempts:
         if not each.delivered and each.hook["name"] in existing:
-            state = "ready" if each.retry_at is not None else "dead"
+            state = "dead" if each.retry_in_ms is None else "ready"
             job = {"state": state, "error": each.error, "attempts": each.count}
-            enqueue_delivery(tx, each.event_id, each.hook, each.task_id, due_at=each.retry_at, **job)
+            enqueue_delivery(tx, each.event_id, each.hook, each.task_id, due_at=tx.now + (each.retry_in_ms or 0), **job)
 
 
 def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> None:

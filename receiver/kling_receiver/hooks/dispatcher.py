@@ -106,7 +106,9 @@ class Dispatcher:
             deliveries.save_attempts(tx, [attempt])
             if attempt.delivered or hook_records.hook(tx.connection, hook["name"]) is None:
                 return Done()
-            return GiveUp(attempt.error) if attempt.retry_at is None else RetryAt(attempt.retry_at, attempt.error)
+            if attempt.retry_in_ms is None:
+                return GiveUp(attempt.error)
+            return RetryAt(tx.now + attempt.retry_in_ms, attempt.error)
 
         return settle
 

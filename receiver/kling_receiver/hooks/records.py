@@ -37,6 +37,16 @@ RESUME = Statement("""
 RESUME_JOBS = Statement("""
     UPDATE job SET due_at = :now, delay_ms = 0, attempts = 0 WHERE hook_name = :name AND state = 'ready'
 """)
+MOVE_FAILING_SINCE = Statement("UPDATE hook SET failing_since = failing_since + :jump WHERE failing_since IS NOT NULL")
+FORGET_DOWNTIME = Statement("""
+    UPDATE hook SET failing_since = :now - CASE
+        WHEN failing_since <= :now AND attempted_at > :now THEN :now - failing_since
+        WHEN attempted_at > failing_since THEN attempted_at - failing_since ELSE 0 END
+    FROM (SELECT hook_name, max(id) AS newest FROM delivery_attempt
+        WHERE hook_name IN (SELECT name FROM hook WHERE failing_since IS NOT NULL) GROUP BY hook_name
+    ) AS last JOIN delivery_attempt ON delivery_attempt.id = last.newest
+    WHERE hook.name = last.hook_name AND failing_since IS NOT NULL
+""")
 SELECT_HOOK = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE name = :name")  # constants
 SELECT_HOOKS = Statement(f"SELECT {columns(HOOK)} FROM hook WHERE task_id IS NULL ORDER BY name")  # constants
 UNREADABLE = "this version cannot read the hook. Remove it and add it again, or start the version that wrote it"
@@ -63,6 +73,19 @@ def resume(tx: Transaction, name: str) -> bool:
     if row := hook(tx.connection, name):
         enqueue_dispatch(tx, row)
     return True
+
+
+def move_failing_since(tx: Transaction, jump_ms: int) -> None:
+    """Leave a jump of the clock, or a suspend of the machine, out of the time for which hooks have been failing."""
+    MOVE_FAILING_SINCE.execute(tx.connection, jump=jump_ms)
+
+
+def forget_downtime(tx: Transaction) -> None:
+    """Leave the time in which no receiver ran out of the time for which hooks have been failing.
+
+    A hook has been failing from its first failure to the last attempt; the clock may have been set since.
+    """
+    FORGET_DOWNTIME.execute(tx.connection, now=tx.now)
 
 
 def enqueue_dispatch(tx: Transaction, row: HookRow) -> None:

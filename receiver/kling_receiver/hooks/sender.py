@@ -141,11 +141,11 @@ class Sender:
         self._failed.inc()
         level = logging.DEBUG if hook["task_id"] else logging.WARNING  # clients' hooks must not fill the log
         log.log(level, "hook %s: event %d was not delivered: %s", hook["name"], event["id"], outcome)
-        retry_at = attempted_at if outcome.gone else None  # the hook is being paused: its jobs are suspended
+        retry_in_ms = 0 if outcome.gone else None  # the hook is being paused: its jobs are suspended
         if not (outcome.gone or outcome.final):
             backoff = Backoff(tuple(hook["retry_schedule"]))
-            retry_at = backoff.next_at(count, attempted_at + duration_ms, at_least=outcome.retry_after)
-        return replace(attempt, error=str(outcome), retry_at=retry_at, gone=outcome.gone)
+            retry_in_ms = backoff.next_at(count, 0, at_least=outcome.retry_after)
+        return replace(attempt, error=str(outcome), retry_in_ms=retry_in_ms, gone=outcome.gone)
 
     def _message(self, hook: HookRow, event: EventRow, detail: TaskDetail) -> Message:
         document = redact_event(self._payloads.event(event, detail))

@@ -15,19 +15,24 @@ def ask(tx: Transaction, task_id: str, due_at: int | None = None) -> None:
     tx.enqueue(Kind.ASK, task_id, unique_key=key, pool=Pool.KLING, concurrency_key="kling", due_at=due_at)
 
 
-def overdue(tx: Transaction, task_id: str, family: str, early_ms: int | None = None) -> None:
+def overdue(
+    tx: Transaction, task_id: str, family: str, early_ms: int | None = None, *, created_at: int | None = None
+) -> None:
     """Enqueue the check of a task at its deadline, or `early_ms` from now, if it is not to wait for that.
 
-    An early one holds the time from which the deadline counts: a task may have been opened again after its creation.
+    `created_at`: unix ms, from which the deadline counts; None: now. An early check holds this time: a task may have
+    been opened again after its creation.
     """
+    # The clock may have been ahead at the create.
+    opened_at = tx.now if created_at is None else min(created_at, tx.now)
     tx.enqueue(
         Kind.OVERDUE,
         task_id,
         unique_key=overdue_key(task_id),
         pool=Pool.KLING,
         concurrency_key=OVERDUE_CONCURRENCY_KEY,
-        due_at=tx.now + (tx.policy.overdue_ms(family) if early_ms is None else early_ms),
-        args=None if early_ms is None else {"opened_at": tx.now},
+        due_at=tx.now + early_ms if early_ms is not None else opened_at + tx.policy.overdue_ms(family),
+        args=None if early_ms is None else {"opened_at": opened_at},
     )
 
 

@@ -134,6 +134,9 @@ CLAMP_DUE_TIMES = Statement(f"""
     UPDATE job SET due_at = :now + delay_ms
     WHERE state = 'ready' AND due_at > :now + delay_ms AND due_at < {NEVER}
 """)  # a constant
+CLAMP_LEASES = Statement("""
+    UPDATE job SET lease_expires_at = :latest WHERE state = 'running' AND lease_expires_at > :latest
+""")
 
 
 @dataclass(slots=True)
@@ -271,3 +274,8 @@ def clamp_due_times(tx: Transaction) -> int:
     The clock was ahead when their due time was set, and has been corrected since.
     """
     return CLAMP_DUE_TIMES.execute(tx.connection, now=tx.now)
+
+
+def clamp_leases(tx: Transaction, lease_ms: int) -> None:
+    """Let leases expire `lease_ms` from now at the latest, also those that were given by a clock that was ahead."""
+    CLAMP_LEASES.execute(tx.connection, latest=tx.now + lease_ms)

@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.backoff import Backoff
@@ -14,7 +15,7 @@ from kling_receiver.jobs.queue import Capacity, ClaimedJob, Effect, GiveUp, Retr
 from kling_receiver.store.database import BLOCKED_SECONDS
 from kling_receiver.store.errors import InvalidRow, Unavailable, describe
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.store.writer import Writer
+from kling_receiver.store.writer import CLOCK_JUMP_SECONDS, Writer
 
 log = logging.getLogger("kling_receiver.worker")
 
@@ -28,6 +29,8 @@ LEASE_MS = (JOB_TIMEOUT_SECONDS + 60) * 1000
 """Milliseconds. Many times longer than the time after which a live worker renews its leases."""
 LEASE_CHECK_SECONDS = 60.0
 """Seconds between two renewals of the leases of running jobs, and searches for expired ones."""
+CLOCK_CHECK_SECONDS = 5.0
+"""Seconds for which the worker sleeps at most while a job waits: then it looks whether the wall clock jumped."""
 MIN_CLAIM_INTERVAL_SECONDS = 0.01
 """Seconds between two claims, so that under load one claim takes several jobs."""
 OUTAGE_RETRY_SECONDS = 2.0
@@ -37,7 +40,10 @@ UNEXPECTED_ERROR_BACKOFF = Backoff((1, 5, 30, 120, 600))
 
 
 class Worker:
-    """Runs the jobs of one process. `clock`: unix seconds; `outage_seconds`: between attempts during an outage."""
+    """Runs the jobs of one process. `clock`: unix seconds; `outage_seconds`: between attempts during an outage.
+
+    `clock_check_seconds`: the longest sleep while a job waits.
+    """
 
     def __init__(
         self,
@@ -46,11 +52,13 @@ class Worker:
         *,
         clock: Callable[[], float] = time.time,
         outage_seconds: float = OUTAGE_RETRY_SECONDS,
+        clock_check_seconds: float = CLOCK_CHECK_SECONDS,
         on_invalid: Callable[[str], None] = lambda kind: None,
     ) -> None:
         """`on_invalid`: called with the kind of each job that cannot be run, "unknown" for an unknown one."""
         self._writer, self._handlers, self._clock = writer, handlers, clock
-        self._outage_seconds, self._on_invalid = outage_seconds, on_invalid
+        self._outage_seconds, self._clock_check_seconds = outage_seconds, clock_check_seconds
+        self._on_invalid = on_invalid
         self._woken = asyncio.Event()
         self._running: dict[asyncio.Task[None], ClaimedJob] = {}
         self._unconfirmed_claim: str | None = None
@@ -119,12 +127,19 @@ class Worker:
                 await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL_SECONDS - loop.time())
 
     async def _sleep(self, seconds: float | None) -> None:
-        self._sleeps_until = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
+        """Sleep until woken, for at most `seconds`, and not on past a jump of the wall clock. None: until woken."""
+        loop = asyncio.get_running_loop()
+        end = self._sleeps_until = math.inf if seconds is None else loop.time() + seconds
+        clock_offset = self._clock() - loop.time()
         try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
+            while (rest := end - loop.time()) > 0:
+                if abs(self._clock() - loop.time() - clock_offset) >= CLOCK_JUMP_SECONDS:
+                    return  # a due time is a time of the wall clock: it may be now, or later than it should be
+                with suppress(TimeoutError):
+                    # While nothing waits, there is nothing to be late for: no need to wake up.
+                    async with asyncio.timeout(None if rest == math.inf else min(rest, self._clock_check_seconds)):
+                        await self._woken.wait()
+                        return
         finally:
             self._sleeps_until = None
 
@@ -180,14 +195,11 @@ class Worker:
             async with asyncio.timeout(None if job.kind in UNLIMITED_KINDS else JOB_TIMEOUT_SECONDS):
                 return await self._handlers[job.kind](job)
         except asyncio.CancelledError:
-            return self._interrupted("The receiver was stopped.", 0)
+            return _interrupted("The receiver was stopped.", 0)
         except Unavailable as error:
-            return self._interrupted(str(error), self._outage_seconds)
+            return _interrupted(str(error), self._outage_seconds)
         except Exception as error:
             return self._failed(job, error)
-
-    def _interrupted(self, reason: str, delay_seconds: float) -> Effect:
-        return queue.settle_as(RetryAt(int((self._clock() + delay_seconds) * 1000), reason, counts=False))
 
     async def _settle(self, job: ClaimedJob, effect: Effect) -> None:
         while True:
@@ -219,8 +231,9 @@ class Worker:
     def _unexpected_error(self, job: ClaimedJob, error: Exception) -> Effect:
         log.error("job %s raised an unexpected error; it is retried", job.unique_key, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
-        due = UNEXPECTED_ERROR_BACKOFF.next_at(
-            min(job.attempts, len(UNEXPECTED_ERROR_BACKOFF.steps)), int(self._clock() * 1000)
-        )
-        assert due is not None
-        return queue.settle_as(RetryAt(due, reason))
+        attempts = min(job.attempts, len(UNEXPECTED_ERROR_BACKOFF.steps))
+        return lambda tx: RetryAt(UNEXPECTED_ERROR_BACKOFF.next_at(attempts, tx.now) or tx.now, reason)
+
+
+def _interrupted(reason: str, delay_seconds: float) -> Effect:
+    return lambda tx: RetryAt(tx.now + int(delay_seconds * 1000), reason, counts=False)

@@ -30,6 +30,8 @@ LAZY_SECONDS = 0.2
 """Seconds for which lazy changes are collected, so that they add few commits."""
 COMMIT_TIMEOUT_SECONDS = 20
 """Seconds. A commit that takes longer is reported as an outage."""
+CLOCK_JUMP_SECONDS = 2.0
+"""Seconds between the wall clock and the monotonic clock that are no inaccuracy: one of them jumped, or stood still."""
 MAX_PENDING = 4_000
 """Changes that wait for a commit. More are refused, so that memory is bounded."""
 MAX_PENDING_BYTES = 64_000_000
@@ -63,8 +65,17 @@ class Writer:
         on_commit: Callable[[CommitResult], None] = lambda result: None,
         lazy_seconds: float = LAZY_SECONDS,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_clock_jump: Callable[[Transaction, int], None] = lambda tx, jump_ms: None,
     ) -> None:
+        """`clock`: unix seconds. `monotonic`: seconds; it does not run while the machine is suspended.
+
+        `on_clock_jump`: called in the first transaction after the wall clock jumped, before its changes, with the
+        milliseconds by which it is ahead of the monotonic clock since then (negative: it was set back).
+        """
         self._database, self._policy, self._on_commit, self._clock = database, policy, on_commit, clock
+        self._monotonic, self._on_clock_jump = monotonic, on_clock_jump
+        self._clock_offset = clock() - monotonic()
         self._lazy_seconds = lazy_seconds
         self.foreground = ForegroundGate()
         """Background work waits at it while changes that are not lazy are in flight: their commits are then faster."""
@@ -185,7 +196,11 @@ class Writer:
 
     def _commit(self, batch: list[_Pending]) -> tuple[list[Any], CommitResult]:
         with self._database.write(durable=any(pending.durable for pending in batch)) as connection:
-            tx = Transaction(connection, self._database, int(self._clock() * 1000), self._policy)
+            now = self._clock()
+            jump = now - self._monotonic() - self._clock_offset
+            tx = Transaction(connection, self._database, int(now * 1000), self._policy)
+            if jumped := abs(jump) >= CLOCK_JUMP_SECONDS:
+                self._on_clock_jump(tx, int(jump * 1000))
             items_of: dict[Any, list[Any]] = {}
             for pending in batch:
                 if isinstance(pending.change, _Batched):
@@ -194,6 +209,8 @@ class Writer:
                 apply(tx, items)
             results = [None if isinstance(pending.change, _Batched) else pending.change(tx) for pending in batch]
             committed = tx.flush()
+        if jumped:  # only now: a transaction that failed undid what its jump had changed
+            self._clock_offset += jump
         return results, committed
 
     def _post_results(self, batch: list[_Pending], results: list[Any], committed: CommitResult | None) -> None:

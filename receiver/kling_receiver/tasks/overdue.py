@@ -138,10 +138,11 @@ def _query_count(job: ClaimedJob) -> int:
 
 def _ask_again_before_deadline(tx: Transaction, task: TaskRow, opened_at: int) -> RetryAt:
     """The question came too early: the task's age doubles until the next one, which is at the deadline at last."""
+    opened_at = min(opened_at, tx.now)  # the clock may have been ahead, and questions would stay frequent until then
     deadline = opened_at + tx.policy.overdue_ms(task["family"])
     due = tx.now + max(tx.now - opened_at, durations.MIN_QUESTION_MS)
     if due < deadline:
-        return RetryAt(due, "The task usually ends sooner.")
+        return RetryAt(due, "The task usually ends sooner.", args={"opened_at": opened_at})
     return RetryAt(max(deadline, tx.now), "The task usually ends sooner.", args={})
 
 

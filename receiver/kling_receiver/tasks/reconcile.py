@@ -183,8 +183,9 @@ class Reconciler:
 
     async def _query_by_callback_id(self, task: TaskRow) -> Report | None:
         kling_id = task["callback_kling_id"]
-        report_due = task["updated_at"] + CREATE_REPORT_TIMEOUT_MS
-        create_pending = task["outcome"] == "pending" and self._clock() * 1000 < report_due
+        # A time far in the future was set by a clock that was ahead; it must not keep the create pending until then.
+        is_recent = abs(self._clock() * 1000 - task["updated_at"]) < CREATE_REPORT_TIMEOUT_MS
+        create_pending = task["outcome"] == "pending" and is_recent
         if not kling_id or create_pending or await self._reader.find_by_kling_id(kling_id):
             return None
         report = await self._kling_api.query(task["family"], kling_id=kling_id)

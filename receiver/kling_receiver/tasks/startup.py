@@ -9,6 +9,7 @@ from kling_receiver.hooks import records as hook_records
 from kling_receiver.jobs import enqueue, queue
 from kling_receiver.jobs.enqueue import OVERDUE_CONCURRENCY_KEY
 from kling_receiver.jobs.kinds import Kind, Pool
+from kling_receiver.jobs.worker import LEASE_MS
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
 
@@ -26,7 +27,7 @@ def _no_job(key: str) -> str:
 
 NO_ASK = _no_job(f"'{Kind.ASK}/' || task.id")
 MISSING_OVERDUE = Statement(f"""
-    SELECT id, family FROM task WHERE {OPEN} AND {_no_job(f"'{Kind.OVERDUE}/' || task.id")}
+    SELECT id, family, created_at FROM task WHERE {OPEN} AND {_no_job(f"'{Kind.OVERDUE}/' || task.id")}
 """)  # constants
 MISSING_ASK = Statement(f"""
     SELECT id FROM task WHERE {OPEN} AND hint IS NOT NULL AND {NO_ASK}
@@ -76,7 +77,7 @@ def repair(tx: Transaction) -> int:
     names = MISSING_DISPATCH.scalars(tx.connection)
     hooks = [hook for name in names if (hook := hook_records.hook(tx.connection, name))]
     for task in overdue:
-        enqueue.overdue(tx, task["id"], task["family"])
+        enqueue.overdue(tx, task["id"], task["family"], created_at=task["created_at"])
     for task in asks:
         enqueue.ask(tx, task["id"])
     for result in downloads:
@@ -93,6 +94,17 @@ def clamp_due_times(tx: Transaction) -> None:
     """Clamp due times to the delay that was asked for, in case the clock was ahead when they were set."""
     if moved := queue.clamp_due_times(tx):
         log.warning("%d jobs were due later than their delay allows; was the clock ahead?", moved)
+
+
+def follow_clock(tx: Transaction, jump_ms: int) -> None:
+    """Correct what depends on the wall clock, after it jumped by `jump_ms` or the machine was suspended so long.
+
+    A jump forward makes jobs due sooner, which harms nothing; after one back they would be due too late.
+    """
+    log.warning("the clock jumped by %+.0f s: it was set, or this machine was suspended", jump_ms / 1000)
+    hook_records.move_failing_since(tx, jump_ms)
+    clamp_due_times(tx)
+    queue.clamp_leases(tx, LEASE_MS)
 
 
 def schedule_sweep(tx: Transaction, started: int) -> None:

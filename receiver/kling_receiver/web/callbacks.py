@@ -15,7 +15,7 @@ from kling_callback.errors import TokenError
 from kling_callback.protocol.families import is_family
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.reports import Report, parse_callback
-from kling_callback.protocol.signing import CallbackSigner, CallbackToken
+from kling_callback.protocol.signing import LEEWAY_SECONDS, CallbackSigner, CallbackToken
 from kling_callback.protocol.webhooks import SignatureState, is_plausible, verify
 from kling_receiver.metrics import Metrics
 from kling_receiver.settings import ReceiverSettings
@@ -58,6 +58,7 @@ class CallbackRoutes:
         self._writer, self._reader, self._bodies, self._metrics = writer, reader, bodies, metrics
         self._log_errors_at = 0.0
         self._accepted = metrics.callbacks.labels("accepted")
+        self._warned_of_clock = False
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
 
     async def receive(self, request: Request) -> Response:
@@ -69,7 +70,18 @@ class CallbackRoutes:
             token = self._signer.verify(text, self._settings.callback_max_age)
         except TokenError as error:
             return self._reject("bad_token", str(error), "Use the callback_url exactly as the receiver returned it.")
+        self._warn_of_clock(token.signed_at - self._clock())
         return await self._counted(self._handle_token(request, token))
+
+    def _warn_of_clock(self, seconds_ahead: float) -> None:
+        """Log once that a token is from the future: a clock is wrong, and tokens expire by it."""
+        if seconds_ahead > LEEWAY_SECONDS and not self._warned_of_clock:
+            self._warned_of_clock = True
+            log.warning(
+                "a callback address was signed %d s in the future, and is accepted; check the clocks of this machine "
+                "and of the one that signed it",
+                seconds_ahead,
+            )
 
     async def _handle_token(self, request: Request, token: CallbackToken) -> Response:
         with Reservation(self._bodies) as reservation:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
+from tools.crash import clock as clock_jumps
 from tools.crash import cuts, gate, link, random_kills, strace, surroundings
 from tools.crash import everywhere as everywhere_crash
 from tools.crash import power as power_cuts
 from tools.crash import soak as soaking
 from tools.crash.durability import trace_run
-from tools.crash.table import CUT, EVERYWHERE, POWER, RANDOM, SOAK, SURROUNDINGS, TRACED, render
+from tools.crash.table import CLOCK, CUT, EVERYWHERE, POWER, RANDOM, SOAK, SURROUNDINGS, TRACED, render
 from tools.harness import hung
 from tools.harness.postgresql import postgresql
 
@@ -76,6 +77,25 @@ def random(kills: int, seed: int | None, database: str, markdown: bool) -> None:
         done = random_kills.run(folder, url, kills=kills, seed=seed, report=_print_problems)
     name = f"random moments, {done.tasks} tasks, {database}, seed {seed}"
     _print_and_exit(RANDOM, [(name, kills, len(done.problems), f"{done.seconds:.1f}")], markdown=markdown)
+
+
+@main.command()
+@click.option("--jumps", default=100, show_default=True)
+@click.option("--seed", type=int, help="Repeat the choices of an earlier run. Default: random, and printed.")
+@click.option("--database", type=click.Choice(["sqlite", "postgresql"]), default="sqlite", show_default=True)
+@markdown_option
+def clock(jumps: int, seed: int | None, database: str, markdown: bool) -> None:
+    """Set the receiver's clock forward and back under load, by up to three years, and stop its process for a while."""
+    if not clock_jumps.library():
+        raise click.ClickException("libfaketime is missing. Install it (Debian: apt install faketime).")
+    seed = secrets.randbelow(1 << 32) if seed is None else seed
+    click.echo(f"seed {seed}", err=True)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-crash-")))
+        url = stack.enter_context(postgresql()) if database == "postgresql" else ""
+        done = clock_jumps.run(folder, url, jumps=jumps, seed=seed, report=_print_problems)
+    name = f"at random moments, {database}, seed {seed}"
+    _print_and_exit(CLOCK, [(name, done.tasks, done.jumps, done.stops, len(done.problems))], markdown=markdown)
 
 
 @main.command()

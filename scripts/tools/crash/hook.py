@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
@@ -19,10 +20,13 @@ class Hook:
     """A server on loopback with two hooks. `forged`: how many deliveries had a bad signature.
 
     `url`: of the hook that wants every event; `ends_url`: of the one that wants the types in ENDS.
+    `refuses`: called for each delivery; True answers 500. `now`: the time of a message's timestamp, unix seconds.
     """
 
     def __init__(self, history: History) -> None:
         self.history = history
+        self.refuses: Callable[[], bool] = lambda: False
+        self.now: Callable[[dict[str, str]], float] = lambda headers: time.time()
         self.forged = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -39,7 +43,7 @@ class Hook:
 
     def record(self, path: str, headers: dict[str, str], body: bytes) -> None:
         """Record one delivery."""
-        if verify([SECRET], headers, body, time.time()) != "good":
+        if verify([SECRET], headers, body, self.now(headers)) != "good":
             with self._lock:
                 self.forged += 1
             return
@@ -66,9 +70,10 @@ def _handler(hook: Hook) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             size = int(self.headers["Content-Length"])
             body = self.rfile.read(size)
-            if len(body) == size:  # shorter: the sender was killed
+            refused = hook.refuses()
+            if len(body) == size and not refused:  # shorter: the sender was killed
                 hook.record(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
-            self.send_response(200)
+            self.send_response(500 if refused else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

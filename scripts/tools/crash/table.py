@@ -6,6 +6,7 @@ EVERYWHERE = ("killed at", "calls in a run", "kills", "lost", "worst s")
 """Seconds from ready until all work is done."""
 RANDOM = ("killed at", "kills", "lost", "worst s")
 """Seconds from ready until all open work has a job."""
+CLOCK = ("clock set", "tasks", "jumps", "process stopped", "lost")
 CUT = ("link cut while", "lock released after s")
 SURROUNDINGS = ("surrounding", "the receiver", "says", "wrong")
 POWER = ("power cut", "cuts", "started after", "callbacks told", "permissions told", "events told", "files", "lost")

@@ -39,6 +39,15 @@ def test_a_jwt_is_reused_until_shortly_before_its_expiry() -> None:
     assert bearer(auth) != first
 
 
+def test_a_jwt_from_the_future_is_renewed() -> None:
+    """The clock was ahead when it was signed, and Kling refuses it until then."""
+    now = 1_000_000.0
+    auth = JwtAuth("access", SECRET, clock=lambda: now)
+    first = bearer(auth)
+    now -= 3600
+    assert bearer(auth) != first
+
+
 def test_an_invalidated_jwt_is_renewed() -> None:
     """After Kling refused a JWT as stale, the next request has a new one."""
     now = 1000.0

@@ -144,7 +144,7 @@ async def test_a_killed_run_repeats_no_recorded_attempt(stages: Stages) -> None:
             duration_ms=1,
             count=1,
             delivered=event != ids[3],
-            retry_at=first.now + 5000,
+            retry_in_ms=5000,
         )
         for event in ids[:6]
     ]
@@ -268,6 +268,61 @@ async def test_a_hook_that_fails_too_long_is_paused(stages: Stages, caplog: pyte
     await stage.until(lambda: len(endpoint.accepted) == len(ids))
     assert sorted(endpoint.accepted) == ids
     await stage.until(lambda: stage.jobs("delivery") == {})
+
+
+@pytest.mark.parametrize("seconds", [100, 86_400, 10 * 365 * 86_400])
+async def test_a_jump_of_the_clock_pauses_no_hook(stages: Stages, seconds: int) -> None:
+    """The time of a jump, or of a suspend, is no time of failing, whether the first attempt after it fails or not."""
+    stage = await stages.open(hook_pause_seconds=60)
+    endpoint = stage.endpoint("hook", refuse)
+    await stage.add(endpoint, retry_schedule=[10] * 9)
+    await stage.add_events("one")
+    await stage.until(lambda: len(stage.attempts()) == 1 and stage.jobs("delivery"))
+    await stage.jump(seconds)
+    await stage.until(lambda: len(stage.attempts()) == 2)
+    await stage.jump(-seconds)
+    await stage.advance(10)
+    await stage.until(lambda: len(stage.attempts()) == 3)
+    row = stage.hook("hook")
+    assert (row["paused_at"], row["failing_since"]) == (None, stage.now - 10_000)
+    await stage.jump(-seconds)
+    await stage.advance(10)
+    await stage.until(lambda: len(stage.attempts()) == 4)
+    await stage.advance(10)
+    await stage.until(lambda: len(stage.attempts()) == 5)
+    assert stage.hook("hook")["failing_since"] == stage.now - 30_000
+    await stage.advance(31)
+    await stage.until(lambda: stage.hook("hook")["paused_at"])
+
+
+async def test_the_time_in_which_no_receiver_ran_pauses_no_hook(stages: Stages) -> None:
+    """Whatever was done to the clock meanwhile; the time from the first failure to the last attempt counts."""
+    first = await stages.open(hook_pause_seconds=60)
+    await first.advance(100)
+    await first.add(first.endpoint("hook", refuse), retry_schedule=[10] * 9)
+    await first.add_events("one")
+    for count in (1, 2):
+        await first.until(lambda count=count: len(first.attempts()) == count and first.jobs("delivery"))  # type: ignore[misc]
+        await first.advance(10)
+    await first.until(lambda: len(first.attempts()) == 3)
+    await first.receiver.stop()
+    second = await stages.open(hook_pause_seconds=60)
+    assert second.now < first.now
+    assert second.hook("hook")["failing_since"] == second.now - 20_000
+    await second.change(hook_records.forget_downtime)
+    assert second.hook("hook")["failing_since"] == second.now - 20_000
+
+
+async def test_a_jump_back_during_an_attempt_does_not_delay_its_retry(stage: Outgoing) -> None:
+    """The delay counts from the record of the attempt, not from the time at which it began."""
+    gate = Gate()
+    endpoint = stage.endpoint("hook", gate)
+    await stage.add(endpoint, timeout=0.2, retry_schedule=[10])
+    [event] = await stage.add_events("one")
+    await stage.until(lambda: endpoint.received)
+    await stage.jump(-86_400)
+    await stage.until(stage.attempts)
+    assert stage.jobs("delivery")[f"delivery/{event}/hook"]["due_at"] <= stage.now + 10_000
 
 
 async def test_a_hook_that_is_gone_is_paused_and_keeps_its_events(stage: Outgoing) -> None:

@@ -35,7 +35,11 @@ class Setup:
         self.ledger.now = int(clock() * 1000)
         self.writer = Writer(database, on_commit=self._committed, clock=clock)
         self.worker = Worker(
-            self.writer, dict.fromkeys(("ask", "delivery", "download"), handler), clock=clock, outage_seconds=0.01
+            self.writer,
+            dict.fromkeys(("ask", "delivery", "download"), handler),
+            clock=clock,
+            outage_seconds=0.01,
+            clock_check_seconds=0.01,
         )
         self._changed = asyncio.Event()
 
@@ -645,6 +649,36 @@ async def test_the_wall_clock_may_jump(database: Database) -> None:
         assert {(await slow.next()).unique_key for _ in range(3)} == {"later", "now", "other"}
         slow.go.set()
         await setup.until(gone)
+
+
+async def test_a_sleep_ends_soon_after_a_jump_of_the_clock(database: Database) -> None:
+    """After a jump forward or a suspend, a job that is due by the clock starts without another event."""
+    now = time.time()
+    jump, slow = 0.0, Slow()
+    async with working(database, slow, clock=lambda: time.time() + jump) as setup:
+        await setup.enqueue("later", wait=3_600_000)
+        await _asleep(setup)
+        jump = 3_600.0
+        assert (await slow.next()).unique_key == "later"
+        slow.go.set()
+        await setup.until(gone)
+    assert time.time() - now < PATIENCE
+
+
+async def test_while_no_job_waits_the_worker_does_not_wake_up(database: Database) -> None:
+    """The clock is not even read."""
+    read = 0
+
+    def clock() -> float:
+        nonlocal read
+        read += 1
+        return time.time()
+
+    async with working(database, Slow(), clock=clock) as setup:
+        await _asleep(setup)
+        before = read
+        await asyncio.sleep(0.2)  # twenty times the interval of checks
+        assert read == before
 
 
 async def test_an_unexpected_error_of_a_claim_does_not_end_the_loop(

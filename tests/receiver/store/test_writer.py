@@ -481,3 +481,35 @@ async def test_lazy_changes_delay_no_other_change(database: Database) -> None:
         assert ids(database) == ["u"]
     await asyncio.gather(*waiting)
     assert ids(database) == ["t", "u", "v"]
+
+
+async def test_a_jump_of_the_clock_is_told_in_the_next_transaction(database: Database) -> None:
+    """Once, before its changes, and again if the transaction fails."""
+    now, steady = 1_000.0, 5.0
+    told: list[tuple[int, int]] = []
+    writer = Writer(
+        database,
+        clock=lambda: now,
+        monotonic=lambda: steady,
+        on_clock_jump=lambda tx, jump_ms: told.append((tx.now, jump_ms)),
+    )
+
+    def fail(tx: Transaction) -> None:
+        raise ValueError("a bug")
+
+    writer.start()
+    try:
+        now, steady = 1_100.0, 105.5  # inaccuracy
+        await writer.run(lambda tx: None)
+        assert told == []
+        for jump in (3_600, -86_400 * 3_000):
+            now += jump
+            with pytest.raises(ValueError, match="a bug"):
+                await writer.run(fail)
+            await writer.run(lambda tx: told.append((0, 0)))
+            await writer.run(lambda tx: None)
+            assert [round(each[1] / 1000) - jump in (0, -1) for each in told] == [True, True, False]
+            assert told.pop() == (0, 0)
+            told.clear()
+    finally:
+        await writer.close()

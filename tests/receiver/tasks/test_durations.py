@@ -249,6 +249,7 @@ def test_a_clock_that_was_ahead_does_not_make_questions_frequent(any_database: D
     outcome = early_check(ledger, None)
     assert isinstance(outcome, RetryAt)
     assert outcome.due_at == ledger.now + MIN_QUESTION_MS
+    assert outcome.args == {"opened_at": ledger.now}
 
 
 def test_a_callback_ends_the_early_questions(ledger: Ledger) -> None:

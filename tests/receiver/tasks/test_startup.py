@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from kling_receiver.hooks import records as hook_records
 from kling_receiver.jobs import enqueue, queue
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import NEVER, ClaimedJob, Done, RetryAt, settle_as
+from kling_receiver.jobs.worker import LEASE_MS
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import startup
 from kling_receiver.tasks.ingest import CREATE_ANSWER_GRACE_MS
 from kling_receiver.tasks.overdue import NEVER_CALLED_BACK, OverdueTasks
@@ -297,6 +300,37 @@ def test_a_clock_that_was_ahead_delays_no_job(
     assert after[key] == before[key] | {"due_at": ledger.now + delay}
     assert caplog.messages == [f"{len(after)} jobs were due later than their delay allows; was the clock ahead?"]
     assert all(job["due_at"] == ledger.now + before[other]["delay_ms"] for other, job in after.items())
+
+
+@pytest.mark.parametrize("jump_ms", [-HOUR, -365 * 24 * HOUR])
+def test_a_clock_that_is_set_back_while_running_delays_no_job(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, jump_ms: int
+) -> None:
+    """Due times are pulled in, and leases; the log names the jump."""
+    ledger.now -= jump_ms
+    ledger.change(lambda tx: enqueue.overdue(tx, "t", "images/generations"))
+    ledger.change(lambda tx: enqueue.ask(tx, "running"))
+    with ledger.database.write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE job SET state = 'running', claim_id = 'x', "
+            f"lease_expires_at = {ledger.now + LEASE_MS} WHERE kind = 'ask'"
+        )
+    ledger.now += jump_ms
+    ledger.change(lambda tx: startup.follow_clock(tx, jump_ms))
+    jobs = ledger.jobs()
+    assert jobs["overdue/t"]["due_at"] == ledger.now + 180_000
+    assert jobs["ask/running"]["lease_expires_at"] == ledger.now + LEASE_MS
+    assert f"the clock jumped by {jump_ms / 1000:+.0f} s" in caplog.text
+
+
+def test_a_deadline_counts_from_the_creation(ledger: Ledger) -> None:
+    """Also one that lacked its job; a creation in the future, by a clock that was ahead, is now."""
+    for age in (60_000, -HOUR):
+        row = {"id": f"t{age}", "family": "videos/text2video", "created_at": ledger.now - age}
+        ledger.change(partial(Transaction.add_tasks, rows=[row]))
+    ledger.change(startup.repair)
+    due = {job["task_id"]: job["due_at"] for job in ledger.jobs().values()}
+    assert due == {"t60000": ledger.now - 60_000 + 1_200_000, f"t{-HOUR}": ledger.now + 1_200_000}
 
 
 def test_a_suspended_a_dead_and_a_running_job_are_not_clamped(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
