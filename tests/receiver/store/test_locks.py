@@ -151,7 +151,7 @@ except DatabaseError as error:
 
 
 def open_mounted(source: Path, target: Path, database: Path) -> str:
-    """Why a process may not use a database, for which `source` is bound to `target`. The mount ends with the process."""
+    """Why a process may not use a database while `source` is bound to `target`. The mount ends with the process."""
     bind = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
     command = ["unshare", "--mount", "sh", "-c", bind, "sh", source, target, sys.executable, OPEN, database]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
