@@ -171,7 +171,7 @@ def test_lost_files_are_not_in_the_backup(ledger: Ledger, storage: LocalStorage,
 
 
 def test_a_folder_that_is_not_empty_is_refused(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> None:
-    """Also a file, a link and a mount point. An empty folder is used."""
+    """Also a file, a link, a mount point, and a folder among the results. An empty folder is used."""
     (tmp_path / "full" / "x").mkdir(parents=True)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -181,6 +181,9 @@ def test_a_folder_that_is_not_empty_is_refused(ledger: Ledger, storage: LocalSto
             create_backup(ledger.database, storage.root, tmp_path / name)
     with pytest.raises(DatabaseError, match="mount point"):
         create_backup(ledger.database, storage.root, Path("/proc"))
+    for target in (storage.root, storage.root / "backup"):
+        with pytest.raises(DatabaseError, match="folder for result files"):
+            create_backup(ledger.database, storage.root, target)
     create_backup(ledger.database, storage.root, tmp_path / "empty")
     with pytest.raises(DatabaseError, match="is not empty"):
         create_backup(ledger.database, storage.root, tmp_path / "empty")
