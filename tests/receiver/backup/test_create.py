@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from kling_receiver.backup import create
 from kling_receiver.backup.create import create_backup
@@ -76,7 +77,8 @@ def test_a_backup_is_described_by_its_manifest(ledger: Ledger, storage: LocalSto
     described = manifest(target)
     with ledger.database.read() as connection:
         state = event_log.read(connection)
-    assert (described["version"], described["revision"], described["lost"]) == (1, "0008", [])
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    assert (described["version"], described["revision"], described["lost"]) == (1, revision, [])
     assert (described["log_id"], described["database_id"]) == (state.log_id, state.database_id)
     assert described["last_event"] == state.newest.event_id > 0
     found = {
