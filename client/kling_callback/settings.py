@@ -23,7 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from kling_callback.config.sources import Sources, expansions, exposure
+from kling_callback.config.sources import Sources, expansions, exposure, unreadable_lines
 from kling_callback.display import logger
 from kling_callback.environment import EnvironmentProblem, certificate_problems, proxy_for
 from kling_callback.errors import SettingsError
@@ -243,7 +243,7 @@ class CommonSettings(BaseSettings):
         arguments = {name: value for name, value in values.items() if value is not None}
         try:
             _check_env_file(Path(ENV_FILE))
-            problems += expansions(Path(ENV_FILE))
+            problems += [*expansions(Path(ENV_FILE)), *unreadable_lines(Path(ENV_FILE))]
             problems += cls._sources(arguments).problems(cls._addresses())
             settings = cls(**arguments)
         except ValidationError as error:

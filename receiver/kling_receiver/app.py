@@ -418,7 +418,7 @@ def _operation_routes(receiver: Receiver, guard: Guard) -> list[Route]:
 
     async def readyz(request: Request) -> Response:
         if reason := await receiver.ready():
-            return error_response(503, "not_ready", reason, "Fix the cause; no restart is needed.")
+            return error_response(503, "not_ready", reason, "Fix the cause. Restart only if the message says so.")
         return JSONResponse({"ok": True})
 
     async def metrics(request: Request) -> Response:

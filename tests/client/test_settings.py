@@ -62,6 +62,14 @@ def test_a_dot_env_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None
     assert problems() == [".env cannot be read: it is not UTF-8 text. Fix it, or remove it."]
 
 
+def test_a_line_of_dot_env_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    """Its setting would be ignored. The lines of other programs do not matter."""
+    (tmp_path / ".env").write_text(f"other program\nKLING_API_KEY=key\nexport KLING_RECEIVER_TOKEN='{SECRET}\n")
+    assert "KLING_RECEIVER_TOKEN: line 3 of .env cannot be read." in problems()[0]
+    (tmp_path / ".env").write_text("other program\nKLING_API_KEY=key\n")
+    assert ClientSettings.load(require=()).api_key == "key"
+
+
 def test_a_dot_env_file_of_windows(tmp_path: Path) -> None:
     """A byte order mark, Windows' line ends, quotes and blanks."""
     lines = [

@@ -42,6 +42,7 @@ def restore_database(url: str, backup: Path) -> None:
     with closing(Database(url)) as database, database.write() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
+        connection.execute(text("GRANT USAGE ON SCHEMA public TO PUBLIC"))  # as a new database has it
     restored = subprocess.run(
         [POSTGRESQL / "psql", "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-f", backup / "kling.sql", url],
         capture_output=True,

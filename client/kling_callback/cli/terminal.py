@@ -202,13 +202,18 @@ def print_problems() -> Iterator[None]:
 
 @contextmanager
 def quiet_log() -> Iterator[None]:
-    """Keep the client's log off stderr while the block runs: the commands report the same in their messages."""
-    log, handler = logging.getLogger("kling_callback"), logging.NullHandler()
-    log.addHandler(handler)
+    """Keep the client's log off stderr while the block runs: the commands report the same in their messages.
+
+    That of python-dotenv too: it has the number of a bad line, without the name of the file.
+    """
+    logs, handler = [logging.getLogger(name) for name in ("kling_callback", "dotenv")], logging.NullHandler()
+    for log in logs:
+        log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        for log in logs:
+            log.removeHandler(handler)
 
 
 @contextmanager

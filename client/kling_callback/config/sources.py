@@ -3,17 +3,23 @@
 The folder may belong to another project, or to somebody else.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dotenv.parser import parse_stream
+
 Source = Literal["argument", "environment", "file"]
 NAMES: dict[Source, str] = {"argument": "an argument of the program", "environment": "the environment"}
 
 EXPANSION = re.compile(r"^\s*(?:export\s+)?(KLING_\w+)\s*=.*\$\{[^}]*\}", re.IGNORECASE)
 """A line of `.env` that inserts another variable, which may be one of the environment."""
+
+NAME = re.compile(r"\s*(?:export\s+)?(KLING_\w+)", re.IGNORECASE)
+"""The begin of a line of `.env` that is for this program."""
 
 
 class Sources:
@@ -87,9 +93,26 @@ def expansions(path: Path) -> list[str]:
 
     Raises OSError.
     """
-    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
-    names = [match[1] for line in lines if (match := EXPANSION.match(line.removeprefix("\ufeff")))]
+    names = [match[1] for line in _read(path).splitlines() if (match := EXPANSION.match(line))]
     return [f"{name}: {path} inserts another variable by ${{...}}. Write the value itself." for name in names]
+
+
+def unreadable_lines(path: Path) -> list[str]:
+    """The problems of lines of `.env` whose settings would be ignored: a quote that does not end, for example.
+
+    Other lines are another program's. Raises OSError.
+    """
+    bad = [binding.original for binding in parse_stream(io.StringIO(_read(path))) if binding.error]
+    return [
+        f"{match[1]}: line {original.line} of {path} cannot be read. Write NAME=value; a value that begins with a "
+        "quote ends with one."
+        for original in bad
+        if (match := NAME.match(original.string))
+    ]
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8-sig", errors="replace") if path.is_file() else ""
 
 
 def exposure(path: Path) -> str:

@@ -66,7 +66,7 @@ def create_backup(database: Database, results: Path, target: Path) -> Manifest:
     The folder is complete and durable on return, and absent, or empty as before, after an error.
     Raises DatabaseError, OSError.
     """
-    _check_target(target)
+    _check_target(target, results)
     make_durable_folder(target.parent)
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     partial.mkdir(mode=0o700)
@@ -81,12 +81,14 @@ def create_backup(database: Database, results: Path, target: Path) -> Manifest:
     return manifest
 
 
-def _check_target(target: Path) -> None:
+def _check_target(target: Path, results: Path) -> None:
     hint = "Name a new folder, or an empty one."
     if target.is_mount():
         raise DatabaseError(f"{target} is a mount point, which cannot appear at once. Name a folder in it.")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise DatabaseError(f"{target} is not a folder. {hint}")
+    if target.resolve().is_relative_to(results.resolve()):
+        raise DatabaseError(f"{target} is in the folder for result files. Name a folder elsewhere.")
     if target.exists() and any(target.iterdir()):
         raise DatabaseError(f"{target} is not empty. {hint}")
 

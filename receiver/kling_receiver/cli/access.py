@@ -88,7 +88,10 @@ def list_tokens(as_json: bool) -> None:
 @usage.argument("name", metavar="NAME")
 @report_errors
 def revoke(name: str) -> None:
-    """Revoke a token: it is refused at once, and its open event streams end."""
+    """Revoke a token.
+
+    It is refused at once, and its open event streams end.
+    """
     call_receiver(lambda receiver: receiver.call("DELETE", f"/api/tokens/{quote(name, safe='')}"))
     terminal.print_message(f"{name} revoked.")
 

@@ -1,5 +1,6 @@
 """Shared by the commands of `kling-receiver`: read the settings, report errors as messages with exit codes."""
 
+import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
@@ -39,6 +40,7 @@ def load_settings(require: Collection[str] = ()) -> ReceiverSettings:
 
     `require`: names of the settings that must be set. A command uses its parameters only after this.
     """
+    logging.getLogger("dotenv").addHandler(logging.NullHandler())  # a bad line of .env that matters is a problem below
     problems = usage.problems()
     with problems:
         settings = ReceiverSettings.load(require=require)

@@ -104,8 +104,8 @@ class Secret(click.ParamType[str]):
 )
 @usage.option("--retry-schedule", type=SecondsList(), help="Seconds between attempts (5,30,120,900,3600,...).")
 @usage.option("--concurrency", type=click.IntRange(1, 256), help="Attempts at once.")
-@usage.option("--rate-limit", type=FiniteNumber(), help="Maximum events per second.")
-@usage.option("--timeout", type=FiniteNumber(), help="Seconds for one attempt.")
+@usage.option("--rate-limit", type=FiniteNumber(0, min_open=True), help="Maximum events per second.")
+@usage.option("--timeout", type=FiniteNumber(0, min_open=True), help="Seconds for one attempt.")
 @options.json_option
 @report_errors
 def add(as_json: bool, **values: Any) -> None:
@@ -303,10 +303,10 @@ def rotate(name: str, secret: str, overlap: float) -> None:
 
 @hooks.command("task-secret")
 def task_secret() -> None:
-    """Print the secret that signs the deliveries to the hooks of single tasks.
+    """Print the secret of the hooks of single tasks.
 
-    It is derived from the newest of KLING_SIGNING_SECRETS. Those derived from the others sign as well: to rotate, give
-    the recipients the new one before the old signing secret is removed.
+    It signs the deliveries to them, and is derived from the newest of KLING_SIGNING_SECRETS. Those derived from the
+    others sign as well: to rotate, give the recipients the new one before the old signing secret is removed.
     """
     settings = load_settings(["signing_secrets"])
     terminal.print_data(task_hook_secrets(settings.signing_secrets)[0])

@@ -225,7 +225,7 @@ class LocalStorage:
                 path.unlink(missing_ok=True)
 
     def probe(self) -> None:
-        """Check that files can be written, by writing and removing one. Raises OSError."""
+        """Check that files can be written, by writing and removing one, and moved into the folder. Raises OSError."""
         try:
             self.owner.verify()
             part = AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
@@ -236,6 +236,8 @@ class LocalStorage:
             part.flush()
         finally:
             part.discard()
+        if not os.access(self.root, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
 
     def commit(self, part: PartialFile, name: str, replaced: str | None = None) -> str:
         """Store a written file durably: fsync, rename, fsync of the folder and its parent. Returns its name.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from kling_receiver.backup import create
 from kling_receiver.backup.create import create_backup
@@ -76,7 +77,8 @@ def test_a_backup_is_described_by_its_manifest(ledger: Ledger, storage: LocalSto
     described = manifest(target)
     with ledger.database.read() as connection:
         state = event_log.read(connection)
-    assert (described["version"], described["revision"], described["lost"]) == (1, "0008", [])
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    assert (described["version"], described["revision"], described["lost"]) == (1, revision, [])
     assert (described["log_id"], described["database_id"]) == (state.log_id, state.database_id)
     assert described["last_event"] == state.newest.event_id > 0
     found = {
@@ -171,7 +173,7 @@ def test_lost_files_are_not_in_the_backup(ledger: Ledger, storage: LocalStorage,
 
 
 def test_a_folder_that_is_not_empty_is_refused(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> None:
-    """Also a file, a link and a mount point. An empty folder is used."""
+    """Also a file, a link, a mount point, and a folder among the results. An empty folder is used."""
     (tmp_path / "full" / "x").mkdir(parents=True)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -181,6 +183,9 @@ def test_a_folder_that_is_not_empty_is_refused(ledger: Ledger, storage: LocalSto
             create_backup(ledger.database, storage.root, tmp_path / name)
     with pytest.raises(DatabaseError, match="mount point"):
         create_backup(ledger.database, storage.root, Path("/proc"))
+    for target in (storage.root, storage.root / "backup"):
+        with pytest.raises(DatabaseError, match="folder for result files"):
+            create_backup(ledger.database, storage.root, target)
     create_backup(ledger.database, storage.root, tmp_path / "empty")
     with pytest.raises(DatabaseError, match="is not empty"):
         create_backup(ledger.database, storage.root, tmp_path / "empty")

@@ -2,7 +2,9 @@
 
 import fcntl
 import hashlib
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -322,6 +324,27 @@ def test_a_probe_leaves_nothing(folder: LocalStorage) -> None:
     (folder.root / ".parts").write_text("in the way")
     with pytest.raises(OSError, match="directory"):
         folder.probe()
+
+
+def test_a_probe_finds_a_folder_that_takes_no_new_task() -> None:
+    """Unfinished files could still be written, in their own folder."""
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from kling_receiver.results.storage import LocalStorage\n"
+        "if not os.geteuid(): os.setgroups([]); os.setgid(12345); os.setuid(12345)\n"
+        "storage = LocalStorage(Path(sys.argv[1], 'results'))\n"
+        "storage.prepare()\n"
+        "storage.probe()\n"
+        "storage.root.chmod(0o500)\n"
+        "try: storage.probe()\n"
+        "except OSError as error: print(error.filename, error.strerror)\n"
+        "finally: storage.root.chmod(0o700)"
+    )
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o777)
+        ran = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=False)
+    assert ran.stdout == f"{folder}/results Permission denied\n", ran.stderr
 
 
 def test_a_folder_that_vanished_is_not_made_again(folder: LocalStorage) -> None:
