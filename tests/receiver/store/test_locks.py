@@ -153,7 +153,8 @@ except DatabaseError as error:
 def open_mounted(source: Path, target: Path, database: Path) -> str:
     """Why a process may not use a database while `source` is bound to `target`. The mount ends with the process."""
     bind = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
-    command = ["unshare", "--mount", "sh", "-c", bind, "sh", source, target, sys.executable, OPEN, database]
+    arguments = (str(source), str(target), sys.executable, OPEN, str(database))
+    command = ["unshare", "--mount", "sh", "-c", bind, "sh", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if "permission denied" in ran.stderr.lower() or "not permitted" in ran.stderr.lower():
         pytest.skip(f"{ABSENT}the right to mount")
