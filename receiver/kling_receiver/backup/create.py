@@ -135,7 +135,7 @@ def _copy(source: Path, target: Path) -> tuple[int, str] | None:
     """
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # not a symbolic link itself: elsewhere it would lead nowhere
         return _checksum(target)
     except FileNotFoundError:
         return None
