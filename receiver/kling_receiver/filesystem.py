@@ -1,6 +1,7 @@
 """Folders that survive a power failure, and errors that name the setting of a folder."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ def make_durable_folder(folder: Path) -> None:
     make_durable_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     fsync_folder(folder.parent)
+
+
+def path_inside(root: Path, name: str) -> Path:
+    """The path of the file `name`, such as `a/1.png`, below `root`: no `..` or leading slash leads out of it."""
+    return root / os.path.normpath(f"/{name}").lstrip("/")
 
 
 def make_private(path: Path) -> None:

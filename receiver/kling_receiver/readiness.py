@@ -1,10 +1,12 @@
 """Whether a callback would be answered 200 and processed: the checks of `/readyz`.
 
-The route is public. Concurrent requests share each check, and one that hangs is not started again.
+The route is public, and a check costs a commit. Requests that arrive meanwhile share the next check, checks have a
+pause between them, and one that hangs is not started again.
 """
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 from kling_receiver.results.storage import LocalStorage
@@ -18,6 +20,9 @@ log = logging.getLogger("kling_receiver.readiness")
 
 CHECK_SECONDS = 5.0
 """Seconds after which a check counts as failed. A callback that waits as long for its commit is close to a 503 too."""
+
+PAUSE_SECONDS = 0.25
+"""Seconds from the beginning of a check to that of the next: whoever asks all the time delays few callbacks."""
 
 
 class Readiness:
@@ -65,25 +70,38 @@ def _rehearse_and_commit(tx: Transaction) -> None:
 
 
 class SharedCheck:
-    """A check that is run once for all who ask while it runs. `late`: the problem if it takes longer than `seconds`."""
+    """A check that is run once for all who ask before it ends. `late`: the problem if it takes longer than `seconds`.
 
-    def __init__(self, check: Callable[[], Awaitable[str | None]], late: str, seconds: float) -> None:
-        self._check, self._late, self._seconds = check, late, seconds
+    `pause`: seconds from its beginning for which the next one waits.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[], Awaitable[str | None]],
+        late: str,
+        seconds: float,
+        *,
+        pause: float = PAUSE_SECONDS,
+    ) -> None:
+        self._check, self._late, self._seconds, self._pause = check, late, seconds, pause
         self._running: asyncio.Task[str | None] | None = None
-        self._ends_at = 0.0
+        self._begins_at = self._ends_at = -math.inf
 
     async def problem(self) -> str | None:
         """The result of the check that runs, or of a new one."""
         now = asyncio.get_running_loop().time()
         if self._running is None:
-            self._running = asyncio.create_task(self._run())
-            self._ends_at = now + self._seconds
+            wait = max(self._begins_at + self._pause - now, 0)
+            self._begins_at = now + wait
+            self._ends_at = self._begins_at + self._seconds
+            self._running = asyncio.create_task(self._run(wait))
         running = self._running
         await asyncio.wait({running}, timeout=max(self._ends_at - now, 0))
         return running.result() if running.done() else self._late
 
-    async def _run(self) -> str | None:
+    async def _run(self, wait: float) -> str | None:
         try:
+            await asyncio.sleep(wait)
             return await self._check()
         finally:
             self._running = None

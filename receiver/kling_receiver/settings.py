@@ -248,6 +248,7 @@ class ReceiverSettings(CommonSettings):
     @classmethod
     def _addresses(cls) -> dict[str, tuple[str, ...]]:
         addresses = {**super()._addresses(), "KLING_HOOK_URL": ("KLING_HOOK_SECRET",)}
+        addresses["KLING_HOOKS_FILE"] = ("KLING_SIGNING_SECRETS",)  # its commands run as the receiver does
         # The driver sends PGPASSWORD wherever the database's address leads, unless that has a password of its own.
         if not split_url(cls.environment().get("kling_database_url") or "").password:
             addresses["KLING_DATABASE_URL"] = ("PGPASSWORD",)

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 Source = Literal["argument", "environment", "file"]
 NAMES: dict[Source, str] = {"argument": "an argument of the program", "environment": "the environment"}
 
-EXPANSION = re.compile(r"^\s*(?:export\s+)?(KLING_\w+)\s*=.*\$\{[^}]*\}", re.IGNORECASE)
-"""A line of `.env` that inserts another variable, which may be one of the environment."""
+EXPANSION = re.compile(r"\$\{[^}]*\}")
+"""What inserts another variable, which may be one of the environment, in any quotation marks."""
 
 NAME = re.compile(r"\s*(?:export\s+)?(KLING_\w+)", re.IGNORECASE)
 """The begin of a line of `.env` that is for this program."""
@@ -89,11 +90,14 @@ def _text(value: Any) -> str:
 
 
 def expansions(path: Path) -> list[str]:
-    """The problems of lines of `.env` that insert a variable: it could send any variable of the environment away.
+    """The problems of settings in `.env` that insert a variable: they could send any variable of the environment away.
 
-    Raises OSError.
+    Raises OSError, UnicodeDecodeError.
     """
-    names = [match[1] for line in _read(path).splitlines() if (match := EXPANSION.match(line))]
+    # Parsed as the settings are: a value may have several lines, and a name may be in quotation marks.
+    values = dotenv_values(path, interpolate=False, encoding="utf-8-sig") if path.is_file() else {}
+    inserting = [name for name, value in values.items() if EXPANSION.search(value or "")]
+    names = [name for name in inserting if name.lower().startswith("kling_")]
     return [f"{name}: {path} inserts another variable by ${{...}}. Write the value itself." for name in names]
 
 

@@ -66,6 +66,8 @@ async def listen(
             if error.code != OTHER_LOG:
                 raise
             newest = LogPosition.parse(await kling.last_event())
+            if cursor.after == LogPosition(newest.log_id, 0):  # it would be refused again, without end
+                raise
             _start_over(cursor, newest, warn)
 
 

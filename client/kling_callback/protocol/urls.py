@@ -69,7 +69,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-NOT_PUBLIC = (".localhost", ".local", ".internal", ".invalid", ".test", ".example", ".lan", ".home.arpa")
+NOT_PUBLIC = tuple(
+    f".{end}"
+    for end in (
+        *("localhost", "localdomain", "localdomain4", "localdomain6", "invalid", "test", "example"),
+        *("local", "internal", "intranet", "private", "corp", "home", "home.arpa", "lan", "svc"),
+    )
+)
 """Ends of names that no public machine has."""
 
 

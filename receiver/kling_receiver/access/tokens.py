@@ -51,6 +51,8 @@ def add(tx: Transaction, token: ApiToken) -> TokenRow:
     for row in SELECT_ONE.all(tx.connection, id=token.id, name=token.name):
         if row["id"] != token.id:
             raise NotAdded(f"There is a token {token.name} already.")
+        if not _is_of(row, token):
+            raise NotAdded(f"The token {row['name']} has the same id.")
         if row["revoked_at"]:
             raise NotAdded(f"The token {token.name} was revoked.")
         return row
@@ -67,6 +69,11 @@ def add(tx: Transaction, token: ApiToken) -> TokenRow:
     )
     tx.connection.execute(insert(API_TOKEN), dict(row))
     return row
+
+
+def _is_of(row: TokenRow, token: ApiToken) -> bool:
+    """Whether a row with a token's id is of this token: one that is listed as `read` must not be an administrator's."""
+    return (row["name"], row["role"], row["expires_at"]) == (token.name, token.role, token.expires * 1000)
 
 
 def active(connection: Connection) -> list[TokenRow]:
@@ -104,9 +111,11 @@ class TokenCache:
         if not self._is_loaded:
             async with self._changing:
                 await self._load()
-        if row := self._active.get(token.id):
-            self._record_use(row)
-        return row is not None
+        row = self._active.get(token.id)
+        if row is None or not _is_of(row, token):
+            return False
+        self._record_use(row)
+        return True
 
     def was_revoked(self, token: ApiToken) -> bool:
         """Whether a named token that was active is so no longer."""

@@ -19,7 +19,7 @@ from kling_callback.atomic_file import AtomicFile, fsync_folder
 from kling_receiver import __version__
 from kling_receiver.backup import postgresql, sqlite
 from kling_receiver.backup.snapshot import Snapshot, StoredResult
-from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.filesystem import make_durable_folder, path_inside
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import DatabaseError
 
@@ -101,11 +101,11 @@ def _fill(database: Database, results: Path, folder: Path) -> Manifest:
     def copy_files(snapshot: Snapshot) -> list[StoredResult]:
         """Copy the files of a snapshot. Returns the results whose files are not as they were stored."""
         for result in snapshot.results:
-            copied = _copy(results / result.path, folder / RESULTS / result.path)
+            copied = _copy(path_inside(results, result.path), path_inside(folder / RESULTS, result.path))
             if copied == (result.size, result.sha256):
                 files.append(BackedUpFile(f"{RESULTS}/{result.path}", result.size, result.sha256))
             else:
-                (folder / RESULTS / result.path).unlink(missing_ok=True)
+                path_inside(folder / RESULTS, result.path).unlink(missing_ok=True)
                 lost.append(result)
         return lost
 
@@ -137,7 +137,7 @@ def _copy(source: Path, target: Path) -> tuple[int, str] | None:
     """
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # not a symbolic link itself: elsewhere it would lead nowhere
         return _checksum(target)
     except FileNotFoundError:
         return None

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kling_callback.atomic_file import AtomicFile
+from kling_callback.display import escape
 from kling_receiver.events import log as event_log
 from kling_receiver.events.log import LogState
 from kling_receiver.store.database import Database
@@ -23,6 +24,7 @@ from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 log = logging.getLogger("kling_receiver.results")
 
 RECORD = ".owner.json"
+MAX_RECORD_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,10 @@ class FolderOwner:
         """The record; None in a folder without one. Raises DatabaseError if the record cannot be understood."""
         path = self.root / RECORD
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(_read_file(path))
             values = [content[name] for name in ("database", "database_id", "log_id", "last_event")]
             if [type(value) for value in values] == [str, str, str, int]:
-                return OwnerRecord(*values)
+                return OwnerRecord(escape(values[0]), *values[1:])
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -121,6 +123,21 @@ class FolderOwner:
             finally:
                 file.discard()
             self._record = record
+
+
+def _read_file(path: Path) -> bytes:
+    """The record's bytes. Of what somebody else put in its place, no pipe is waited for, and no link is followed.
+
+    Raises OSError, ValueError for what is no file of a record.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a symbolic link") from error
+        raise
+    with os.fdopen(handle, "rb") as file:
+        return file.read(MAX_RECORD_BYTES)
 
 
 def claim(database: Database, owner: FolderOwner, *, restored: bool = False) -> OwnerRecord:

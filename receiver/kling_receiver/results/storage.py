@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from kling_callback.atomic_file import AtomicFile, fsync_folder
-from kling_receiver.filesystem import make_durable_folder
+from kling_receiver.filesystem import make_durable_folder, path_inside
 from kling_receiver.results.owner import FolderOwner
 from kling_receiver.threads import start_daemon
 
@@ -257,7 +257,7 @@ class LocalStorage:
 
     def path(self, name: str) -> Path:
         """The path of the file `name`."""
-        return self.root / name
+        return path_inside(self.root, name)  # of a row, which a restored database may bring from elsewhere
 
     def sha256(self, name: str) -> str | None:
         """SHA-256 of the file `name`, in hex; None if it cannot be read. Cached until the file changes."""

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from kling_callback.display import escape
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 
 EVENT_LOCK = 0x6B6C696E67
@@ -36,13 +37,15 @@ class FileLock:
     def __init__(self, database: Path) -> None:
         """Take both locks. Raises AlreadyRunning with the name of the holder, DatabaseError, OSError."""
         self._path = database.with_name(database.name + ".lock")
-        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Not through a symbolic link: the file that it leads to would be truncated below.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._path, flags, 0o600)
         self._file = os.fdopen(descriptor, "a+", encoding="utf-8")  # private in any umask
         self._database: int | None = None
         try:
             if not self._lock(database):
                 self._file.seek(0)
-                holder = self._file.read(200).strip() or "an unknown process"
+                holder = escape(self._file.read(200)).strip() or "an unknown process"
                 raise AlreadyRunning(str(database.parent), holder, "KLING_DATA_DIR")
             self._file.truncate(0)
             self._file.write(_process_name())

@@ -36,10 +36,12 @@ class SqliteFiles:
         self._connections: set[int] = set()
         self._open_indexes: list[int] = []
         make_durable_folder(path.parent)  # not the one that a link leads to: its volume may not be mounted
+        _refuse_links(self.real_path)
         self.real_path.touch(mode=0o600)
         for file in {path, self.real_path}:
             for suffix in ("", *BESIDE):  # before SQLite opens them: it gives new ones the mode of the database
-                make_private(file.with_name(file.name + suffix))
+                if not (each := file.with_name(file.name + suffix)).is_symlink():
+                    make_private(each)
         _check_names(self.real_path)
 
     def file_id(self) -> FileId | None:
@@ -113,6 +115,15 @@ def _file_id(path: Path) -> FileId | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _refuse_links(database: Path) -> None:
+    """Refuse symbolic links beside the database: a file that they lead to would be changed. SQLite follows none.
+
+    Raises DatabaseError.
+    """
+    if links := [file for suffix in BESIDE if (file := database.with_name(database.name + suffix)).is_symlink()]:
+        raise DatabaseError(f"{links[0]} is a symbolic link to {links[0].readlink()}. Remove it.")
 
 
 def _check_names(database: Path) -> None:

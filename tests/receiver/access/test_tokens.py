@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -54,6 +55,22 @@ async def stage(database: Database) -> AsyncIterator[Stage]:
     yield stage
     await stage.writer.close()
     await stage.reader.close()
+
+
+async def test_a_token_is_no_other_one_with_its_id(stage: Stage) -> None:
+    """Otherwise the list would show the role and the end of another token than the one that is used."""
+    listed = named("reader")
+    await stage.cache.add(listed)
+    for other in (
+        replace(listed, role="admin"),
+        replace(listed, name="other"),
+        replace(listed, expires=listed.expires + 1),
+    ):
+        assert not await stage.cache.is_active(other)
+        with pytest.raises(NotAdded, match="reader has the same id"):
+            await stage.cache.add(other)
+    assert await stage.cache.is_active(listed)
+    assert (await stage.cache.add(listed))["role"] == "client"
 
 
 async def test_a_token_is_accepted_from_its_addition_to_its_revocation(stage: Stage) -> None:

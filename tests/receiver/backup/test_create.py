@@ -152,6 +152,18 @@ def test_files_are_copied_where_they_cannot_be_linked(
     assert len(manifest(tmp_path / "backup")["files"]) == 4
 
 
+def test_a_file_that_was_moved_is_copied_itself(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> None:
+    """An operator left a symbolic link in its place: the backup may be taken to another machine."""
+    path, elsewhere = storage.path("t/0.png"), tmp_path / "large disk.png"
+    path.replace(elsewhere)
+    path.symlink_to(elsewhere)
+    target = tmp_path / "backup"
+    create_backup(ledger.database, storage.root, target)
+    elsewhere.unlink()
+    copied = target / "results/t/0.png"
+    assert (copied.is_symlink(), copied.read_bytes(), manifest(target)["lost"]) == (False, CONTENT, [])
+
+
 def test_lost_files_are_not_in_the_backup(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> None:
     """Missing or changed: in the copied database they have failed, in the running one nothing changes."""
     storage.path("t/0.png").unlink()

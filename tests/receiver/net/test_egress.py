@@ -10,7 +10,7 @@ from kling_callback import AsyncKling
 from kling_callback.errors import SettingsError
 from kling_receiver.cli.doctor import Check, run_checks
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
-from kling_receiver.net.guard import Allowlist, Refused
+from kling_receiver.net.guard import Allowlist, Refused, check_url
 from kling_sandbox import Sandbox
 from tests.client.test_environment import plain
 from tests.support.proxies import connect_proxy, http_proxy, make_certificate
@@ -145,6 +145,13 @@ def test_hooks_by_names_that_lead_inside_are_refused_at_once(tmp_path: Path) -> 
         make_settings(tmp_path, **hook, egress_proxy="http://proxy:3128")
     make_settings(tmp_path, **hook, egress_proxy="http://proxy:3128", private_hook_hosts=("shop.internal",))
     make_settings(tmp_path, **hook)
+
+
+@pytest.mark.parametrize("host", ["localhost.localdomain", "kubernetes.default.svc", "wiki.corp.", "NAS.home"])
+def test_no_name_that_leads_inside_is_given_to_the_proxy(host: str) -> None:
+    """The proxy would resolve it, to its own machine or in its own network."""
+    with pytest.raises(Refused, match="is no public name"):
+        check_url(f"http://{host}/", Allowlist.parse([], proxy="http://proxy:3128"))
 
 
 async def test_a_network_whose_only_way_out_is_a_proxy(

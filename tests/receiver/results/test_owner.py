@@ -1,9 +1,11 @@
 """The owner of a results folder: one receiver at a time, one database, and a memory of how far its log went."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,35 @@ def renewed(database: Database, owner: FolderOwner, *, restored: bool = False) -
 def set_log(database: Database, log_id: str) -> None:
     with database.write() as connection:
         event_log.SET_LOG_ID.execute(connection, id=log_id)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "endless"])
+def test_what_somebody_else_put_in_place_of_the_record(owner: FolderOwner, tmp_path: Path, kind: str) -> None:
+    """A pipe without a writer is not waited for, no link is followed, and memory is bounded."""
+    path, elsewhere = owner.root / RECORD, tmp_path / "elsewhere.json"
+    record = OwnerRecord("a", "b", "c", 1)
+    elsewhere.write_text(json.dumps(asdict(record)))
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    else:
+        path.write_bytes(elsewhere.read_bytes() + b" " * (1 << 20) + b"x")
+    if kind == "endless":
+        assert owner.read() == record  # what is behind the record is not read
+    else:
+        with pytest.raises(DatabaseError, match="cannot be read: it names the database"):
+            owner.read()
+    owner.write(record)
+    assert owner.read() == record
+    assert json.loads(elsewhere.read_text()) == asdict(record)
+
+
+def test_the_name_of_another_database_is_one_line(database: Database, owner: FolderOwner) -> None:
+    """Somebody else may have written the record."""
+    (owner.root / RECORD).write_text(json.dumps(asdict(OwnerRecord("x\n\x1b[2JDone.", "other", "c", 1))))
+    with pytest.raises(DatabaseError, match=r"of another database, x \\x1b\[2JDone\.\. Set"):
+        claim(database, owner)
 
 
 def test_the_folder_is_recorded_for_the_database(database: Database, owner: FolderOwner) -> None:

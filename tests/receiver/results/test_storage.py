@@ -53,6 +53,13 @@ def test_an_unfinished_file_has_no_name(folder: LocalStorage) -> None:
     assert everything(folder) == {}
 
 
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "task/../../../secret", "..", "//secret", "./../x"])
+def test_no_name_leads_out_of_the_folder(folder: LocalStorage, name: str) -> None:
+    """A restored database may be somebody else's."""
+    assert folder.path(name).resolve().is_relative_to(folder.root.resolve())
+    assert folder.path("task/0.png") == folder.root / "task/0.png"
+
+
 def store(folder: LocalStorage, content: bytes, replaced: str | None = None, name: str = "task/0.png") -> str:
     """Store a file. Returns its name."""
     part = folder.part("task/0", URL)

@@ -46,6 +46,32 @@ def refused(path: Path, why: str) -> None:
         second.acquire_lock()
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal", ".lock"])
+def test_no_symbolic_link_beside_the_database_is_followed(tmp_path: Path, suffix: str) -> None:
+    """Whoever may write in the folder would let the receiver empty a file elsewhere, or change its mode."""
+    other, link = tmp_path / "other.txt", tmp_path / f"kling.db{suffix}"
+    other.write_text("precious")
+    other.chmod(0o644)
+    link.symlink_to(other)
+    with pytest.raises(DatabaseError, match=f"kling.db{suffix} is a symbolic link to .*other.txt. Remove it."):
+        Database(f"sqlite:///{tmp_path}/kling.db").acquire_lock()
+    link.unlink()
+    with closing(Database(f"sqlite:///{tmp_path}/kling.db")) as database:
+        link.unlink(missing_ok=True)
+        link.symlink_to(other)  # in the moment before the lock
+        if suffix == ".lock":
+            with pytest.raises(OSError, match="symbolic link"):
+                database.acquire_lock()
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("precious", 0o644)
+
+
+@pytest.mark.usefixtures("served")
+def test_the_name_of_a_holder_is_one_line(tmp_path: Path) -> None:
+    """Somebody else may have written the file that names it."""
+    (tmp_path / "data/kling.db.lock").write_text("x\n\x1b[2Jkling-receiver: all is well")
+    refused(tmp_path / "data/kling.db", r"is served by x \\x1b\[2Jkling-receiver: all is well. Stop it first")
+
+
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("link", ["link", "data/link.db", "folder/link.db"])
 def test_a_symbolic_link_is_the_same_database(tmp_path: Path, link: str) -> None:

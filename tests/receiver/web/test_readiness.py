@@ -1,6 +1,7 @@
 """`/readyz`: a receiver is ready only if a callback would be made durable and processed."""
 
 import asyncio
+import itertools
 import os
 import shutil
 import threading
@@ -17,7 +18,7 @@ from kling_callback.protocol.signing import CallbackSigner
 from kling_receiver import app
 from kling_receiver.app import Receiver, create_app
 from kling_receiver.jobs import queue
-from kling_receiver.readiness import Readiness
+from kling_receiver.readiness import Readiness, SharedCheck
 from kling_receiver.store.database import Database
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import startup
@@ -226,6 +227,7 @@ async def test_a_receiver_whose_worker_cannot_start_is_not_ready(
 
 def test_a_receiver_whose_worker_has_ended_is_not_ready(running: Running) -> None:
     """Whatever ended it."""
+    poll_until(lambda: running.receiver.work.worker.started)
     loop = running.receiver.work.worker._loop
     assert loop
     loop.get_loop().call_soon_threadsafe(loop.cancel)
@@ -249,6 +251,42 @@ def test_a_receiver_whose_worker_can_claim_no_job_is_not_ready(
         poll_until(lambda: not is_ready(running))
         assert "Jobs cannot be claimed: ZeroDivisionError" in not_ready(running)
     poll_until(lambda: is_ready(running))
+
+
+def test_whoever_asks_all_the_time_costs_few_commits() -> None:
+    """The route is public: checks have a pause between them, and those who ask meanwhile share the next one."""
+    began: list[float] = []
+
+    async def check() -> None:
+        began.append(asyncio.get_running_loop().time())
+
+    async def ask_all_the_time(shared: SharedCheck) -> int:
+        asked = 0
+        while len(began) < 4:
+            assert await shared.problem() is None
+            asked += 1
+        return asked
+
+    async def main() -> list[int]:
+        shared = SharedCheck(check, "late", 60, pause=0.05)
+        return await asyncio.gather(*(ask_all_the_time(shared) for _ in range(8)))
+
+    assert asyncio.run(main()) == [4] * 8
+    assert all(later - earlier >= 0.049 for earlier, later in itertools.pairwise(began))
+
+
+def test_a_check_begins_after_the_last_one_has_ended() -> None:
+    """Whoever asks after the end gets a new check, never an old result."""
+    results = iter(["broken", None])
+
+    async def check() -> str | None:
+        return next(results)
+
+    async def main() -> list[str | None]:
+        shared = SharedCheck(check, "late", 60, pause=0.01)
+        return [await shared.problem(), await shared.problem()]
+
+    assert asyncio.run(main()) == ["broken", None]
 
 
 # --- what hangs ------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ OTHER_LOG_HINT = (
     "Start over: `?after=0` has all events, also those that you handled before; `?after=latest` skips them."
 )
 LOST = (
-    "a client has received event %d, which this database does not have: it seems to be restored from a backup. "
-    "Stop the receiver and run: kling-receiver restored"
+    "a client says that it has received event %d, which this database does not have. If the database was restored from "
+    "a backup, stop the receiver and run: kling-receiver restored"
 )
 
 

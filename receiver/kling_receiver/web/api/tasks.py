@@ -69,7 +69,6 @@ class TaskRoutes:
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
         self._hook_hosts = settings.client_hook_hosts
         self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
-        self._parsing = CapacityLimiter(PARSERS)  # not the threads of the downloads, which a disk may block
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
