@@ -65,6 +65,7 @@ from kling_receiver.web.callbacks import CallbackRoutes
 from kling_receiver.web.errors import ApiError, error_response
 from kling_receiver.web.middleware import (
     PathPrefix,
+    StartErrors,
     api_error,
     http_error,
     internal_error,
@@ -282,11 +283,15 @@ class Receiver:
             raise
 
     async def start(self) -> None:
-        """Start the writer, release jobs claimed by a previous process, then repair and start the worker."""
+        """Start the writer, release jobs claimed by a previous process, then repair and start the worker.
+
+        Raises DatabaseError if the database broke since `prepare`.
+        """
         writer = self.store.writer
         writer.start()
-        await writer.run(lambda tx: queue.rescue(tx, queue.NEVER))
-        await writer.run(self._sync_hooks)
+        with self.store.database.operator_errors():
+            await writer.run(lambda tx: queue.rescue(tx, queue.NEVER))
+            await writer.run(self._sync_hooks)
         started = int(self.clock() * 1000)
         self._startup = asyncio.create_task(self._repair_then_work(started), name="startup")
 
@@ -377,7 +382,7 @@ def create_app(receiver: Receiver) -> Starlette:
     prefix = urlsplit(receiver.settings.receiver_url).path
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(PathPrefix, prefix=prefix, routes=routes)],
+        middleware=[Middleware(StartErrors), Middleware(PathPrefix, prefix=prefix, routes=routes)],
         exception_handlers={
             ApiError: api_error,
             Unavailable: unavailable,
