@@ -313,7 +313,8 @@ class ReceiverSettings(CommonSettings):
         lists = (self.signing_secrets, self.webhook_secrets, self.api_keys, (self.hook_secret,))
         keys = {secret for values in lists for secret in values if secret}
         keys |= {secret_key for _, secret_key in self.access_keys}
-        return keys | private_parts(self.database_url) | private_parts(self.hook_url)
+        addresses = (self.database_url, self.hook_url, self.egress_proxy)
+        return keys.union(*map(private_parts, addresses))
 
     @property
     def has_key(self) -> bool:
