@@ -181,9 +181,13 @@ class Database:
         `results`: the folder of the result files, which shows whether there was a database. Raises DatabaseError that
         names every problem, OSError for the folder.
         """
-        with self.operator_errors():
-            if problems := self._problems(results):
-                raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        try:
+            with self.operator_errors():
+                if problems := self._problems(results):
+                    raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        finally:
+            # A connection from before the migration does not know SQLite's log; taking the lock may end its own locks.
+            self._readers.dispose()
         self._checked = True
 
     def _problems(self, results: Path | None) -> list[str]:
