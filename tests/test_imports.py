@@ -30,6 +30,7 @@ RECEIVER_ORDER = (
     "tasks",
     "readiness",
     "settings",
+    "parts",
     "backup",
     "web",
     "app",
@@ -162,13 +163,13 @@ def test_only_the_guard_opens_connections_to_untrusted_addresses() -> None:
     assert importers(RECEIVER, "httpx_aiohttp") == {"net/kling_http"}
     assert importers(RECEIVER, "aiohttp") <= {"net/client", "net/kling_http", "net/resolver"}
     assert importers(RECEIVER, "httpx") == {
-        "app",
         "cli/connect",
         "cli/deliveries",
         "cli/doctor",
         "net/client",
         "net/guard",
         "net/kling_http",
+        "parts",
     }
 
 

@@ -15,13 +15,13 @@ store/      the database: tables, unit of work, group commit, reads, locks, migr
 net/        requests to addresses that others chose, guarded against private networks
 cli/        the command `kling-receiver`
 
-app.py creates each part once and starts and stops them; server.py runs uvicorn; settings.py is the table of settings;
-readiness.py has the checks of /readyz; states.py is the state machine; policy.py, metrics.py, validation.py,
-logs.py, filesystem.py and threads.py are small helpers.
+parts.py creates each part once; app.py starts and stops them; server.py runs uvicorn; settings.py is the table of
+settings; readiness.py has the checks of /readyz; states.py is the state machine; policy.py, metrics.py,
+validation.py, logs.py, filesystem.py and threads.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
 policy, validation, metrics, logs, filesystem, threads, store, access, jobs, net, events, sinks, results, hooks,
-tasks, readiness, settings, backup, web, app, server, cli.
+tasks, readiness, settings, parts, backup, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and
