@@ -24,7 +24,7 @@ def operation_routes(
 
     async def readyz(request: Request) -> Response:
         if reason := await ready():
-            return error_response(503, "not_ready", reason, "Fix the cause; no restart is needed.")
+            return error_response(503, "not_ready", reason, "Fix the cause. Restart only if the reason says so.")
         return JSONResponse({"ok": True})
 
     async def metrics_text(request: Request) -> Response:
