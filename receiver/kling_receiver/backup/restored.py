@@ -1,8 +1,5 @@
 """Continue from a restored database: a new id for its event log, its results folder, and a check of the files."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kling_receiver.backup.snapshot import SELECT_STORED, StoredResult
@@ -11,7 +8,7 @@ from kling_receiver.results import records as result_records
 from kling_receiver.results.owner import claim
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.transaction import command_transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +50,9 @@ def _check_files(database: Database, storage: LocalStorage) -> tuple[int, int, t
     with database.operator_errors(), database.read() as connection:
         results = [StoredResult(**row) for row in SELECT_STORED.all(connection)]
     lost = [result for result in results if storage.sha256(result.path) != result.sha256]
-    with _transaction(database) as tx:
+    with command_transaction(database) as tx:
         for result in lost:
             task = tx.require_task(result.task_id)
             result_records.mark_lost(tx, task, result.position, "It was not restored with the database.")
         committed = tx.flush()
     return len(results), len(lost), committed.messages
-
-
-@contextmanager
-def _transaction(database: Database) -> Iterator[Transaction]:
-    with database.operator_errors(), database.write() as connection:
-        yield Transaction(connection, database, int(time.time() * 1000))
