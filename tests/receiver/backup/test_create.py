@@ -19,6 +19,7 @@ from kling_receiver.events import log as event_log
 from kling_receiver.results.owner import RECORD
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
+from kling_receiver.store.engine.checks import REVISIONS
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 from kling_receiver.store.tables import EVENT_LOG, RESULT
 from tests.support.backups import POSTGRESQL, restore_database
@@ -76,7 +77,7 @@ def test_a_backup_is_described_by_its_manifest(ledger: Ledger, storage: LocalSto
     described = manifest(target)
     with ledger.database.read() as connection:
         state = event_log.read(connection)
-    assert (described["version"], described["revision"], described["lost"]) == (1, "0008", [])
+    assert (described["version"], described["revision"], described["lost"]) == (1, max(REVISIONS), [])
     assert (described["log_id"], described["database_id"]) == (state.log_id, state.database_id)
     assert described["last_event"] == state.newest.event_id > 0
     found = {
