@@ -330,12 +330,18 @@ def test_the_commands(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> 
 
 
 def test_a_command_without_a_database(tmp_path: Path) -> None:
-    """No new, empty database is made or backed up."""
+    """No new, empty database is made or backed up, and none passes for a restored one."""
     for arguments in (["backup", str(tmp_path / "backup")], ["restored"]):
         ran = run_here(*arguments, env=environment(tmp_path / "data"))
         assert ran.returncode == 1
         assert "There is no database" in ran.stderr
     assert not (tmp_path / "data").exists()
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "data" / "kling.db").touch()
+    restored = run_here("restored", env=environment(tmp_path / "data"))
+    assert restored.returncode == 1
+    assert "kling.db is empty. Restore it from a backup first" in restored.stderr
+    assert list((tmp_path / "data" / "results").iterdir()) == []
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
