@@ -178,7 +178,7 @@ def test_the_streams_of_a_revoked_token_end_at_once(running: Running) -> None:
         ends.append(path)
 
     ready = threading.Semaphore(0)
-    paths = ("/api/events?after=latest", "/api/tasks/t/events?after=1")
+    paths = ("/api/events?after=latest", "/api/tasks/t/events?after=latest")
     threads = [threading.Thread(target=follow, args=(path, revoked, ready), daemon=True) for path in paths]
     for thread in threads:
         thread.start()
