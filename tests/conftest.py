@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
-from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.parts import Delays
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
 from kling_receiver.store.tables import EVENT_LOG, METADATA

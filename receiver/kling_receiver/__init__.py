@@ -11,17 +11,17 @@ sinks/      one file for each kind of address that a hook may have; a plugin int
 jobs/       the job queue: enqueue, claim under a lease, run, settle, back off
 access/     who may use the API: named tokens, the audit log
 backup/     copy the database and the result files, continue from a restored copy
-store/      the database: tables, unit of work, group commit, reads, locks, migrations
+store/      the database: tables, unit of work, group commit, reads, locks, engines, migrations
 net/        requests to addresses that others chose, guarded against private networks
 cli/        the command `kling-receiver`
 
-app.py creates each part once and starts and stops them; server.py runs uvicorn; settings.py is the table of settings;
-readiness.py has the checks of /readyz; states.py is the state machine; policy.py, metrics.py, validation.py,
-logs.py, filesystem.py and threads.py are small helpers.
+parts.py creates each part once; app.py starts and stops them; server.py runs uvicorn; settings.py is the table of
+settings; readiness.py has the checks of /readyz; states.py is the state machine; policy.py, metrics.py,
+validation.py, logs.py, filesystem.py and threads.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
 policy, validation, metrics, logs, filesystem, threads, store, access, jobs, net, events, sinks, results, hooks,
-tasks, readiness, settings, backup, web, app, server, cli.
+tasks, readiness, settings, parts, backup, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and
@@ -54,7 +54,7 @@ how many jobs run at once            jobs/kinds (each pool), jobs/worker (each c
 a cursor of another event log        events/log (its id), web/api/stream (409), results/owner (renewed at the start)
 two databases, one results folder    results/owner (lock and record)
 a receiver that is not ready         readiness, tasks/rehearsal
-an engine that is refused at start   store/engine_checks, called by store/database.check
+an engine that is refused at start   store/engine/checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
 a token that was revoked             access/tokens (the cache), web/auth (each request), events/bus (open streams)
 who did what                         access/audit; web/auth (each action of the API has its entry)

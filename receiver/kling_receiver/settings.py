@@ -309,12 +309,23 @@ class ReceiverSettings(CommonSettings):
         return folder_of(self.storage_url) if self.storage_url else self.data_dir / "results"
 
     @property
+    def database_setting(self) -> str:
+        """The name of the setting that leads to the database, for messages."""
+        return "KLING_DATABASE_URL" if self.database_url else "KLING_DATA_DIR"
+
+    @property
+    def storage_setting(self) -> str:
+        """The same for the results folder."""
+        return "KLING_STORAGE_URL" if self.storage_url else "KLING_DATA_DIR"
+
+    @property
     def secrets(self) -> set[str]:
         """The secrets, and the parts of addresses that may be secret: no line of the log shows them."""
         lists = (self.signing_secrets, self.webhook_secrets, self.api_keys, (self.hook_secret,))
         keys = {secret for values in lists for secret in values if secret}
         keys |= {secret_key for _, secret_key in self.access_keys}
-        return keys | private_parts(self.database_url) | private_parts(self.hook_url)
+        addresses = (self.database_url, self.hook_url, self.egress_proxy)
+        return keys.union(*map(private_parts, addresses))
 
     @property
     def has_key(self) -> bool:

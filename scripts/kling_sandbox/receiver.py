@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token, task_hook_secrets
-from kling_receiver.app import PRODUCTION_DELAYS, Delays, Receiver
+from kling_receiver.app import Receiver
+from kling_receiver.parts import PRODUCTION_DELAYS, Delays
 from kling_receiver.server import bind, create_server
 from kling_receiver.settings import ReceiverSettings
 

@@ -83,7 +83,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
-    """When the jobs cannot be read, it prints the error and exits with code 1."""
+    """When the jobs cannot be read, although the checks found nothing: one line says why, without a traceback."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
     assert run("migrate", env=env).returncode == 0
     engine = create_engine(f"sqlite:///{tmp_path / 'data' / 'kling.db'}")
@@ -92,7 +92,9 @@ def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
     engine.dispose()
     refused = run("serve", "--port", "0", env=env)
     assert refused.returncode == 1
-    assert "no such table: job" in refused.stderr
+    assert "ERROR uvicorn.error: The database cannot be used: no such table: job." in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "The receiver could not start." in refused.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -326,15 +326,18 @@ def test_a_misspelt_variable_causes_a_warning(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
-    """Neither repr nor str contains a secret."""
+    """Neither repr nor str contains a secret, and the log hides each."""
     settings = make_settings(
         tmp_path,
         api_key="hidden-1",
         signing_secrets="hidden-signing-secret-of-32-letters",
         webhook_secrets=WHSEC,
-        hook_url="https://x.example/",
+        hook_url="https://hooks.example.com/",
         hook_secret=WHSEC,
         database_url="postgresql://user:hidden@host/x",
+        egress_proxy="http://user:hidden-3@proxy:3128",
     )
     assert "hidden" not in repr(settings) + str(settings)
     assert WHSEC not in repr(settings) + str(settings)
+    hidden = {"hidden-1", "hidden-signing-secret-of-32-letters", WHSEC, "hidden", "hidden-3"}
+    assert hidden <= settings.secrets

@@ -712,8 +712,9 @@ def test_the_command_serves_until_it_is_ended(tmp_path: Path, end: signal.Signal
         assert process.stderr
         lines = process.stderr.read().splitlines()
         assert f"export KLING_API_BASE={url} KLING_API_KEY=mine" in lines[1]
-        assert lines[4].startswith("  export KLING_SIGNING_SECRETS=")
-        assert len(lines) == 5
+        assert "  export KLING_PRIVATE_CLIENT_HOOK_HOSTS=127.0.0.1" in lines
+        assert lines[5].startswith("  export KLING_SIGNING_SECRETS=")
+        assert len(lines) == 6
 
 
 def test_a_taken_port_is_an_error_of_one_line(gateway: Sandbox) -> None:

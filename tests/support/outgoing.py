@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kling_receiver.app import Delays, Receiver
+from kling_receiver.app import Receiver
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
+from kling_receiver.parts import Delays
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import Delivered, Message, NotDelivered
 from kling_receiver.store.reader import TaskDetail

@@ -42,6 +42,11 @@ CopyFiles = Callable[[Snapshot], list[StoredResult]]
 """Copies the files of a snapshot. Returns the results whose files are lost."""
 
 
+def has_tables(connection: Connection) -> bool:
+    """Whether a database has tables of any version of this program."""
+    return inspect(connection).has_table("alembic_version")
+
+
 def read_snapshot(connection: Connection) -> Snapshot:
     """Read the snapshot of a transaction. Raises DatabaseError for the tables of an older version."""
     if not inspect(connection).has_table("event_log"):

@@ -1,6 +1,5 @@
 """The commands `kling-receiver backup` and `kling-receiver restored`."""
 
-import time
 from pathlib import Path
 
 import click
@@ -14,7 +13,7 @@ from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import DatabaseError
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.transaction import command_transaction
 
 
 @click.command(cls=usage.Command)
@@ -51,8 +50,8 @@ def restored() -> None:
     database = _open(settings)
     try:
         result = continue_from_restored(database, LocalStorage(settings.results))
-        with database.operator_errors(), database.write() as connection:
-            audit.record(Transaction(connection, database, int(time.time() * 1000)), LOCAL_COMMAND, "restored")
+        with command_transaction(database) as tx:
+            audit.record(tx, LOCAL_COMMAND, "restored")
     finally:
         database.close()
     print_message(f"The event log of {database} has the new id {result.log_id}. Start the receiver.")

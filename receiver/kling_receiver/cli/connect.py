@@ -1,7 +1,6 @@
 """Connect a command to the receiver: by HTTP to the running one, or to its database when none runs."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -70,7 +69,7 @@ def change_database(settings: ReceiverSettings, change: Callable[["Transaction"]
     Raises DatabaseError.
     """
     from kling_receiver.store.database import Database
-    from kling_receiver.store.transaction import Transaction
+    from kling_receiver.store.transaction import command_transaction
 
     file = settings.database_file
     if file and not file.exists():
@@ -79,8 +78,7 @@ def change_database(settings: ReceiverSettings, change: Callable[["Transaction"]
     database = Database(settings.database)
     try:
         database.check()
-        with database.operator_errors(), database.write() as connection:
-            tx = Transaction(connection, database, int(time.time() * 1000))
+        with command_transaction(database) as tx:
             result = change(tx)
             tx.flush()
         return result

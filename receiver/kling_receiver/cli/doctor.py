@@ -83,12 +83,12 @@ async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
 
 def _database_problem(settings: ReceiverSettings) -> str | None:
     """Why `serve` would refuse the database; None if it would not, or if there is none yet."""
-    from kling_receiver.store import engine_checks
     from kling_receiver.store.database import Database
+    from kling_receiver.store.engine import checks
 
     file = settings.database_file
     if file and not file.exists():
-        return " ".join(engine_checks.sqlite_problems()) or None
+        return " ".join(checks.sqlite_problems()) or None
     try:
         with closing(Database(settings.database)) as database:
             database.check(settings.results)

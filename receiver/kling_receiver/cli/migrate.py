@@ -1,14 +1,12 @@
 """The command `kling-receiver migrate`."""
 
-import time
-
 import click
 
 from kling_callback.cli import terminal, usage
 from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.transaction import command_transaction
 
 
 @click.command(cls=usage.Command)
@@ -24,8 +22,7 @@ def migrate() -> None:
         database.check(settings.results)
         database.acquire_lock()
         database.migrate()
-        with database.operator_errors(), database.write() as connection:
-            tx = Transaction(connection, database, int(time.time() * 1000))
+        with command_transaction(database) as tx:
             audit.record(tx, LOCAL_COMMAND, "migrate")
     finally:
         database.close()

@@ -1,7 +1,4 @@
-"""The database, SQLite or PostgreSQL: transactions, locks, migration, and all in which the two engines differ.
-
-Writes and reads have separate connections: on SQLite a reader never blocks the writer.
-"""
+"""The database, SQLite or PostgreSQL: transactions, outages, the lock, migration."""
 
 import hashlib
 import logging
@@ -12,33 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import URL, Connection, Engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from kling_callback.display import Mask
 from kling_callback.protocol.urls import private_parts
-from kling_receiver.store import engine_checks
+from kling_receiver.store.engine import checks
+from kling_receiver.store.engine.connections import file_engine, server_engine
+from kling_receiver.store.engine.sqlite_files import SqliteFiles
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError, Unavailable
-from kling_receiver.store.locks import (
-    EVENT_LOCK,
-    KEEPALIVE,
-    MIGRATION_LOCK,
-    TCP_USER_TIMEOUT_MS,
-    FileLock,
-    lock_server,
-)
-from kling_receiver.store.sql import driver_cursor
-from kling_receiver.store.sqlite_files import SqliteFiles
+from kling_receiver.store.locks import EVENT_LOCK, MIGRATION_LOCK, FileLock, lock_server
 
 log = logging.getLogger("kling_receiver.database")
 
-READERS = 4
-"""Connections for reading, and threads that use them."""
 OUTAGE_LOG_INTERVAL_SECONDS = 1.0
 """Seconds between two log lines about an outage, because any request to `/readyz` meets it."""
-BUSY_MS = 10_000
-"""Milliseconds. SQLite: the longest wait for another process's write lock."""
-
 BLOCKED_SECONDS = 3.0
 """Seconds that a stop waits for a thread that the disk or the database blocks. What it has not committed was not
 acknowledged."""
@@ -69,7 +54,6 @@ class Database:
         if self._files:
             # Symbolic links are followed once: one that is changed later must not lead a new connection elsewhere.
             self.url = self.url.set(database=str(self._files.real_path))
-            _refuse_foreign_wal(self._files.real_path)
         self._lock: FileLock | None = None
         self._checked = False
         self._writer = self._engine(write=True)
@@ -176,30 +160,34 @@ class Database:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": EVENT_LOCK})
 
     def check(self, results: Path | None = None) -> None:
-        """Check the engine, its settings and the version of the tables, without a change. See `engine_checks`.
+        """Check the engine, its settings and the version of the tables, without a change. See `engine.checks`.
 
         `results`: the folder of the result files, which shows whether there was a database. Raises DatabaseError that
         names every problem, OSError for the folder.
         """
-        with self.operator_errors():
-            if problems := self._problems(results):
-                raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        try:
+            with self.operator_errors():
+                if problems := self._problems(results):
+                    raise DatabaseError(f"{self} cannot be used. {' '.join(problems)}")
+        finally:
+            # A connection from before the migration does not know SQLite's log; taking the lock may end its own locks.
+            self._readers.dispose()
         self._checked = True
 
     def _problems(self, results: Path | None) -> list[str]:
-        problems = engine_checks.sqlite_problems() if self.is_sqlite else []
-        if self.path and (problem := engine_checks.emptied_file_problem(self.path)):
+        problems = checks.sqlite_problems() if self.is_sqlite else []
+        if self.path and (problem := checks.emptied_file_problem(self.path)):
             problems.append(problem)
         if problems:  # SQLite would remove the log of an empty file
             return problems
         with self.read() as connection:
             if not self.is_sqlite:
-                problems += engine_checks.postgresql_problems(connection)
-            problems += filter(None, [engine_checks.schema_problem(connection)])
+                problems += checks.postgresql_problems(connection)
+            problems += filter(None, [checks.schema_problem(connection)])
             if results:
-                problems += filter(None, [engine_checks.lost_tables_problem(connection, results)])
+                problems += filter(None, [checks.lost_tables_problem(connection, results)])
         if not self.is_sqlite:
-            problems += filter(None, [engine_checks.pooler_problem(self._readers)])
+            problems += filter(None, [checks.pooler_problem(self._readers)])
         return problems
 
     @contextmanager
@@ -272,104 +260,4 @@ class Database:
             self._lock.close()
 
     def _engine(self, *, write: bool) -> Engine:
-        common: dict[str, Any] = {
-            "pool_size": 1 if write else READERS,
-            "max_overflow": 0,
-            "hide_parameters": True,
-        }
-        if not self.is_sqlite:
-            level = "READ COMMITTED" if write else "REPEATABLE READ"
-            try:
-                server = create_engine(
-                    self.url,
-                    isolation_level=level,
-                    pool_pre_ping=True,
-                    connect_args={
-                        "connect_timeout": 5,
-                        "client_encoding": "utf8",  # before the first statement: an answer in SQL_ASCII is bytes
-                        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
-                        **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()},
-                    },
-                    **common,
-                )
-            except (ImportError, ArgumentError, ValueError, TypeError) as error:  # they quote the options
-                lacks_driver = isinstance(error, NoSuchModuleError) and "plugin" not in self.url.query
-                if lacks_driver or isinstance(error, ImportError):
-                    reason = f"No driver for {self.url.drivername} is installed. Run: pip install '.[postgres]'"
-                else:
-                    reason = "KLING_DATABASE_URL has options that cannot be used. Check what is behind its `?`."
-                raise DatabaseError(reason) from None
-            event.listen(server, "connect", engine_checks.configure_session)
-            return server
-        engine = create_engine(self.url, connect_args={"timeout": BUSY_MS / 1000}, **common)
-        event.listen(engine, "connect", _open_for_writing if write else _open_for_reading)
-        event.listen(engine, "begin", _begin_immediate if write else _begin)
-        if self._files:
-            event.listen(engine, "connect", self._files.opened)
-            event.listen(engine, "close", self._files.closed)
-        return engine
-
-
-def _refuse_foreign_wal(path: Path) -> None:
-    """Refuse a WAL that stayed beside a restored file: SQLite would write its pages into it. Raises DatabaseError.
-
-    A backup is in no WAL mode: bytes 18 and 19 of a file are its versions for writing and reading.
-    """
-    wal = path.with_name(f"{path.name}-wal")
-    with path.open("rb") as file:
-        versions = file.read(20)[18:]
-    if versions == b"\1\1" and wal.exists() and wal.stat().st_size:
-        raise DatabaseError(
-            f"{wal} is not of {path.name}, which was restored from a backup: it would damage it. "
-            f"Remove {wal.name} and {path.name}-shm."
-        )
-
-
-def _open_for_writing(connection: Any, record: Any) -> None:
-    _configure(connection, "synchronous = FULL", "foreign_keys = ON")
-    _use_wal(connection)
-
-
-def _open_for_reading(connection: Any, record: Any) -> None:
-    _configure(connection, "query_only = ON")
-
-
-def _configure(connection: Any, *pragmas: str) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions itself
-    for pragma in (f"busy_timeout = {BUSY_MS}", *pragmas):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _use_wal(connection: Any) -> None:
-    """Switch to WAL. SQLite waits for no lock when several connections switch a new file at once, so this waits."""
-    deadline = time.monotonic() + BUSY_MS / 1000
-    while True:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            break
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-    if mode != "wal":
-        raise DatabaseError(
-            "The file system of the database has no shared memory for SQLite's log. Set KLING_DATA_DIR to a folder on "
-            "a local disk, or use PostgreSQL."
-        )
-
-
-def _begin_immediate(connection: Connection) -> None:
-    level = connection.get_execution_options().get("synchronous", "FULL")
-    if connection.info.get("synchronous", "FULL") != level:
-        _execute(connection, f"PRAGMA synchronous = {level}")
-        connection.info["synchronous"] = level
-    _execute(connection, "BEGIN IMMEDIATE")
-
-
-def _begin(connection: Connection) -> None:
-    _execute(connection, "BEGIN")
-
-
-def _execute(connection: Connection, statement: str) -> None:
-    with driver_cursor(connection, statement) as cursor:
-        cursor.execute(statement)
+        return file_engine(self.url, self._files, write=write) if self._files else server_engine(self.url, write=write)

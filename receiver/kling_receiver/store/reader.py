@@ -13,7 +13,8 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from kling_receiver.store.database import BLOCKED_SECONDS, READERS, Database
+from kling_receiver.store.database import BLOCKED_SECONDS, Database
+from kling_receiver.store.engine.connections import READERS
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns

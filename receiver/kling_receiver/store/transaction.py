@@ -4,8 +4,10 @@ Many callbacks share one transaction. What each of them changes is collected her
 """
 
 import functools
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Unpack, cast
 
@@ -285,3 +287,10 @@ TASK_DEFAULTS: Row = {
     else Task.model_fields[column.name].default
     for column in TASK.c
 }
+
+
+@contextmanager
+def command_transaction(database: Database) -> Iterator[Transaction]:
+    """The transaction of a command that opens the database itself; it calls `flush`. Raises DatabaseError."""
+    with database.operator_errors(), database.write() as connection:
+        yield Transaction(connection, database, int(time.time() * 1000))

@@ -1,16 +1,17 @@
-"""The path prefix, and the handlers that turn exceptions into the one error shape."""
+"""The path prefix, the reason of a failed start, and the handlers that turn exceptions into the one error shape."""
 
 import logging
 import re
+import sys
 from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kling_receiver.store.errors import Unavailable, describe
+from kling_receiver.store.errors import DatabaseError, Unavailable, describe
 from kling_receiver.web.errors import ApiError, error_response
 
 log = logging.getLogger("kling_receiver.web")
@@ -41,6 +42,22 @@ class PathPrefix:
             if first in self.first_segments:
                 scope = {**scope, "root_path": self.prefix}
         await self.app(scope, receive, send)
+
+
+class StartErrors:
+    """Reports a start that the database or a folder ended in one line; Starlette sends the traceback of any error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_reason(message: Message) -> None:
+            error = sys.exception()  # Starlette sends this message while it handles the error
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, DatabaseError | OSError):
+                message = {**message, "message": str(error)}
+            await send(message)
+
+        await self.app(scope, receive, send_reason if scope["type"] == "lifespan" else send)
 
 
 async def api_error(request: Request, error: Exception) -> Response:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from kling_receiver.backup import create
 from kling_receiver.backup.create import create_backup
@@ -20,6 +19,7 @@ from kling_receiver.events import log as event_log
 from kling_receiver.results.owner import RECORD
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
+from kling_receiver.store.engine.checks import REVISIONS
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
 from kling_receiver.store.tables import EVENT_LOG, RESULT
 from tests.support.backups import POSTGRESQL, restore_database
@@ -77,8 +77,7 @@ def test_a_backup_is_described_by_its_manifest(ledger: Ledger, storage: LocalSto
     described = manifest(target)
     with ledger.database.read() as connection:
         state = event_log.read(connection)
-        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    assert (described["version"], described["revision"], described["lost"]) == (1, revision, [])
+    assert (described["version"], described["revision"], described["lost"]) == (1, max(REVISIONS), [])
     assert (described["log_id"], described["database_id"]) == (state.log_id, state.database_id)
     assert described["last_event"] == state.newest.event_id > 0
     found = {
@@ -346,12 +345,18 @@ def test_the_commands(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> 
 
 
 def test_a_command_without_a_database(tmp_path: Path) -> None:
-    """No new, empty database is made or backed up."""
+    """No new, empty database is made or backed up, and none passes for a restored one."""
     for arguments in (["backup", str(tmp_path / "backup")], ["restored"]):
         ran = run_here(*arguments, env=environment(tmp_path / "data"))
         assert ran.returncode == 1
         assert "There is no database" in ran.stderr
     assert not (tmp_path / "data").exists()
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "data" / "kling.db").touch()
+    restored = run_here("restored", env=environment(tmp_path / "data"))
+    assert restored.returncode == 1
+    assert "kling.db is empty. Restore it from a backup first" in restored.stderr
+    assert list((tmp_path / "data" / "results").iterdir()) == []
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

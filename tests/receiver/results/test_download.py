@@ -21,13 +21,13 @@ from kling_callback.api.kling import KlingApi
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.reports import Report
 from kling_callback.protocol.results.outputs import Output
-from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.queue import ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.metrics import Metrics
 from kling_receiver.net.client import GuardedClient, RequestFailed
 from kling_receiver.net.guard import Allowlist, Refused
 from kling_receiver.net.kling_http import create_kling_client
+from kling_receiver.parts import Delays
 from kling_receiver.results import download, fetch
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, MAX_REFUSALS, REFUSALS_BEFORE_QUERY, Downloader
 from kling_receiver.results.fetch import MAX_RESUMES, InvalidFile

@@ -7,8 +7,8 @@ import pytest
 
 from kling_callback.protocol.reports import Report
 from kling_callback.protocol.results.outputs import Output
-from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.parts import Delays
 from kling_receiver.results import records as result_records
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database

@@ -259,6 +259,10 @@ def test_two_receivers_with_two_databases_cannot_share_a_folder(start: Start, ga
     first = start(api_base=gateway.url, storage_url=results)
     task, _ = submit(first, gateway)
     finished(first, task)
+    with pytest.raises(DatabaseError, match=r"other/kling\.db cannot be used\. It is empty, but .+shared has files"):
+        start(api_base=gateway.url, storage_url=results, data_dir=tmp_path / "other")
+    with closing(Database(f"sqlite:///{tmp_path}/other/kling.db")) as other:
+        other.migrate()
     with pytest.raises(AlreadyRunning, match=r"shared.*kling\.db.*KLING_STORAGE_URL"):
         start(api_base=gateway.url, storage_url=results, data_dir=tmp_path / "other")
     first.stop()

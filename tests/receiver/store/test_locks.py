@@ -120,11 +120,12 @@ connection.backup(sqlite3.connect({str(tmp_path / "copy.db")!r}))
     assert Ledger(served).rows(TASK) == []
 
 
+@pytest.mark.parametrize("operation", [None, -1])
 def test_without_locks_of_files_a_removed_lock_file_is_an_outage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: int | None
 ) -> None:
-    """Where the system cannot lock the database itself: a second receiver could have taken the lock."""
-    monkeypatch.setattr(locks, "OFD_SETLK", None)
+    """Where the system, or the file system, cannot lock the database itself: a second receiver could take the lock."""
+    monkeypatch.setattr(locks, "OFD_SETLK", operation)
     with closing(Database(f"sqlite:///{tmp_path}/data/kling.db")) as database:
         database.acquire_lock()
         database.migrate()
@@ -330,6 +331,8 @@ def test_another_address_is_the_same_database(database: Database, database_url: 
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS somebody")
         connection.execute("CREATE ROLE somebody LOGIN")
+        connection.execute("CREATE SCHEMA elsewhere")
+        connection.execute("GRANT SELECT ON alembic_version TO somebody")
     url = make_url(database_url)
     others = [
         url.update_query_dict({"options": "-csearch_path=elsewhere"}),
@@ -343,4 +346,6 @@ def test_another_address_is_the_same_database(database: Database, database_url: 
         ):
             second.acquire_lock()
     with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP OWNED BY somebody")
         connection.execute("DROP ROLE somebody")
+        connection.execute("DROP SCHEMA elsewhere")

@@ -9,8 +9,8 @@ import pytest
 from kling_callback import Kling
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.errors import CreateUnknown, NotCreated, TaskFailed
-from kling_receiver.app import Delays
 from kling_receiver.jobs.backoff import Backoff
+from kling_receiver.parts import Delays
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.tasks.reconcile import MAX_UNDECIDED_RETRIES, QUERY_BACKOFF
 from kling_sandbox import Sandbox

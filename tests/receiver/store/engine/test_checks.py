@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, insert, make_url, text
 
-from kling_receiver.store import engine_checks
-from kling_receiver.store.database import Database, _use_wal
+from kling_receiver.store.database import Database
+from kling_receiver.store.engine import checks, connections
 from kling_receiver.store.errors import DatabaseError
 from kling_receiver.store.tables import TASK
 from tests.receiver.store.test_tables import TASK_ROW
@@ -65,21 +65,21 @@ def test_an_old_sqlite_is_refused(use: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_oldest_sqlite_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has all that the statements need."""
-    monkeypatch.setattr(sqlite3, "sqlite_version_info", engine_checks.MIN_SQLITE)
-    assert engine_checks.sqlite_problems() == []
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", checks.MIN_SQLITE)
+    assert checks.sqlite_problems() == []
 
 
 def test_a_sqlite_without_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer and the readers use it at the same time."""
     monkeypatch.setattr(sqlite3, "threadsafety", 0)
-    assert "without threads. Install" in engine_checks.sqlite_problems()[0]
+    assert "without threads. Install" in checks.sqlite_problems()[0]
 
 
 def test_a_sqlite_without_a_feature_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its version says."""
-    features = {**engine_checks.SQLITE_FEATURES, "`MERGE`": "MERGE INTO t USING t ON true"}
-    monkeypatch.setattr(engine_checks, "SQLITE_FEATURES", features)
-    [problem] = engine_checks.sqlite_problems()
+    features = {**checks.SQLITE_FEATURES, "`MERGE`": "MERGE INTO t USING t ON true"}
+    monkeypatch.setattr(checks, "SQLITE_FEATURES", features)
+    [problem] = checks.sqlite_problems()
     assert "without `MERGE`. Install" in problem
 
 
@@ -88,7 +88,7 @@ def test_a_file_system_without_shared_memory_is_refused(tmp_path: Path) -> None:
     uri = f"file:{tmp_path}/kling.db?vfs=unix-dotfile"
     connection = sqlite3.connect(uri, uri=True)
     with closing(connection), pytest.raises(DatabaseError, match=r"no shared memory .+ Set KLING_DATA_DIR"):
-        _use_wal(connection)
+        connections._use_wal(connection)
 
 
 @pytest.mark.parametrize("fault", ["emptied", "removed"])
@@ -184,8 +184,8 @@ def test_defaults_of_the_server_do_not_reach_our_sessions(postgresql: str) -> No
         database.acquire_lock()
         database.migrate()
         for write in (True, False):
-            shown = {name: show(database, name, write=write) for name in engine_checks.SESSION if name in DEFAULTS}
-            assert shown == {name: engine_checks.SESSION[name] for name in shown}
+            shown = {name: show(database, name, write=write) for name in connections.SESSION if name in DEFAULTS}
+            assert shown == {name: connections.SESSION[name] for name in shown}
         assert show(database, "transaction_isolation", write=True) == "read committed"
         ledger = Ledger(database)
         ledger.put_task(status_msg="余额不足 \\ '", status="failed", origin="kling")
@@ -238,11 +238,11 @@ def test_each_state_of_a_server_has_its_message(
 ) -> None:
     """`scripts/crash surroundings` has the servers; a state that is fine has none."""
     with database.read() as connection:
-        assert engine_checks.postgresql_problems(connection) == []
-        row = connection.execute(engine_checks.SERVER_STATE).one()._asdict() | state
+        assert checks.postgresql_problems(connection) == []
+        row = connection.execute(checks.SERVER_STATE).one()._asdict() | state
         columns = ", ".join(f"{_literal(value)} AS {name}" for name, value in row.items())
-        monkeypatch.setattr(engine_checks, "SERVER_STATE", text(f"SELECT {columns}"))
-        [problem] = engine_checks.postgresql_problems(connection)
+        monkeypatch.setattr(checks, "SERVER_STATE", text(f"SELECT {columns}"))
+        [problem] = checks.postgresql_problems(connection)
     assert message in problem
 
 

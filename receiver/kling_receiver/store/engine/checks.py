@@ -1,4 +1,4 @@
-"""What the database must be like: checks of SQLite and PostgreSQL at start, and the settings of each session.
+"""What the database must be like: checks of SQLite and PostgreSQL at start.
 
 A problem is one line: what is wrong, then what to do. Each of them would lose acknowledged callbacks, or let two
 receivers serve one database, or let callbacks be stored and never processed.
@@ -7,7 +7,6 @@ receivers serve one database, or let callbacks be stored and never processed.
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine, inspect, text
 
@@ -23,29 +22,11 @@ SQLITE_FEATURES = {
     "`UPDATE ... FROM`": "UPDATE t SET b = other.b FROM (SELECT a, b FROM t) AS other WHERE other.a = t.a",
 }
 """Statements like ours that old versions refuse, or those that were compiled without them."""
-SESSION = {
-    "synchronous_commit": "on",
-    "client_encoding": "UTF8",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "transaction_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-}
-"""PostgreSQL: settings of each session, whatever is the default of the server, the database or the role.
-
-An acknowledged callback must be on disk, and all texts must fit. A time limit of the server's would end the session
-that holds the lock, and cut a migration; the program has limits of its own.
-"""
-CONFIGURE_SESSION = """
-    SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)
-    WHERE current_setting(name, true) IS NOT NULL
-        AND (name <> 'synchronous_commit' OR current_setting(name) <> 'remote_apply')
-"""
-"""Older servers lack some of the settings. `remote_apply` is stricter than `on`."""
 NEW_DATABASE = "CREATE DATABASE kling ENCODING 'UTF8' TEMPLATE template0"
 
-REVISIONS = frozenset(path.stem[:4] for path in Path(__file__).with_name("migrations").glob("versions/[0-9]*.py"))
+REVISIONS = frozenset(
+    path.stem[:4] for path in Path(__file__).parent.with_name("migrations").glob("versions/[0-9]*.py")
+)
 """The versions of the schema that this program knows."""
 
 
@@ -112,13 +93,6 @@ def _schema(connection: Connection) -> str | None:
         return None
     version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return version
-
-
-def configure_session(connection: Any, record: Any) -> None:
-    """Set the settings of a new PostgreSQL session (a listener of `connect`)."""
-    with connection.cursor() as cursor:
-        cursor.execute(CONFIGURE_SESSION, (list(SESSION), list(SESSION.values())))
-    connection.commit()
 
 
 SERVER_STATE = text("""

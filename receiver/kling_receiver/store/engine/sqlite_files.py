@@ -28,7 +28,10 @@ class SqliteFiles:
     """The files of one database. `path`: as it was named; `real_path`: where symbolic links led at the start."""
 
     def __init__(self, path: Path) -> None:
-        """Make the database's file and folder if they are missing. Raises DatabaseError for a second name, OSError."""
+        """Make the database's file and folder if they are missing.
+
+        Raises DatabaseError for a second name or the log of another file, OSError.
+        """
         self.path, self.real_path = path, Path(os.path.realpath(path))
         self.log, self._index = (self.real_path.with_name(f"{self.real_path.name}-{each}") for each in ("wal", "shm"))
         self._expected: dict[Path, FileId | None] = {}
@@ -43,6 +46,7 @@ class SqliteFiles:
                 if not (each := file.with_name(file.name + suffix)).is_symlink():
                     make_private(each)
         _check_names(self.real_path)
+        _check_log(self.real_path)
 
     def file_id(self) -> FileId | None:
         """The id of the database file."""
@@ -124,6 +128,21 @@ def _refuse_links(database: Path) -> None:
     """
     if links := [file for suffix in BESIDE if (file := database.with_name(database.name + suffix)).is_symlink()]:
         raise DatabaseError(f"{links[0]} is a symbolic link to {links[0].readlink()}. Remove it.")
+
+
+def _check_log(database: Path) -> None:
+    """Check that no WAL stayed beside a restored file: SQLite would write its pages into it. Raises DatabaseError.
+
+    A backup is in no WAL mode: bytes 18 and 19 of a file are its versions for writing and reading.
+    """
+    wal = database.with_name(f"{database.name}-wal")
+    with database.open("rb") as file:
+        versions = file.read(20)[18:]
+    if versions == b"\1\1" and wal.exists() and wal.stat().st_size:
+        raise DatabaseError(
+            f"{wal} is not of {database.name}, which was restored from a backup: it would damage it. "
+            f"Remove {wal.name} and {database.name}-shm."
+        )
 
 
 def _check_names(database: Path) -> None:

@@ -1,0 +1,62 @@
+"""Create the groups of routes, and the guard that authorizes their requests."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.routing import Route
+
+from kling_receiver.access.tokens import TokenCache
+from kling_receiver.parts import Clock, Store, Work
+from kling_receiver.settings import ReceiverSettings
+from kling_receiver.web.api.access import AccessRoutes
+from kling_receiver.web.api.actions import TaskActions
+from kling_receiver.web.api.deliveries import DeliveryRoutes
+from kling_receiver.web.api.hooks import HookRoutes
+from kling_receiver.web.api.results import ResultRoutes
+from kling_receiver.web.api.stream import StreamRoutes
+from kling_receiver.web.api.tasks import TaskRoutes
+from kling_receiver.web.auth import Guard
+from kling_receiver.web.body import BodyLimiter
+from kling_receiver.web.callbacks import CallbackRoutes
+from kling_receiver.web.operations import operation_routes
+
+
+def build_routes(
+    settings: ReceiverSettings,
+    store: Store,
+    work: Work,
+    ready: Callable[[], Awaitable[str | None]],
+    clock: Clock,
+) -> list[Route]:
+    """Create every route. `ready`: why a callback would not be stored and processed; None if it would."""
+    guard = _build_guard(settings, store, clock)
+    bodies, reader, writer, payloads = BodyLimiter(), store.reader, store.writer, store.payloads
+    callbacks = CallbackRoutes(
+        settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
+    )
+    tasks = TaskRoutes(settings, guard, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
+    stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
+    results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
+    actions = TaskActions(
+        guard,
+        reconciler=work.reconciler,
+        writer=writer,
+        reader=reader,
+        storage=store.storage,
+        payloads=payloads,
+        bodies=bodies,
+    )
+    hooks = HookRoutes(settings, guard, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
+    deliveries = DeliveryRoutes(guard, reader=reader, writer=writer, bodies=bodies)
+    access = AccessRoutes(guard, reader=reader, bodies=bodies)
+    return [
+        Route("/callbacks/{token:path}", callbacks.receive, methods=["POST"]),
+        Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
+        *(route for group in (tasks, stream, results, actions, hooks, deliveries, access) for route in group.routes()),
+        *operation_routes(settings, guard, store.metrics, ready),
+    ]
+
+
+def _build_guard(settings: ReceiverSettings, store: Store, clock: Clock) -> Guard:
+    """Create the parts that authorize requests. A revoked token ends the streams that it opened."""
+    tokens = TokenCache(store.reader, store.writer, on_revoke=lambda: store.bus.notify(None), clock=clock)
+    return Guard(settings.signing_secrets, tokens, store.writer, clock=clock)
