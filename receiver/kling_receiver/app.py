@@ -115,8 +115,8 @@ class Receiver:
         writer.start()
         with self.store.database.operator_errors():
             await writer.run(lambda tx: queue.rescue(tx, queue.NEVER))
-            await writer.run(hook_records.forget_downtime)
             await writer.run(self._sync_hooks)
+            await writer.run(hook_records.forget_downtime)
         started = int(self.clock() * 1000)
         self._startup = asyncio.create_task(self._repair_then_work(started), name="startup")
 
