@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 
+from kling_receiver.results.owner import RECORD
 from kling_sandbox import Sandbox
 from tests.support.fuse import caseless_folder
 from tools.harness.process import Process
@@ -35,6 +36,6 @@ def test_each_task_has_its_own_file(tmp_path: Path, gateway: Sandbox) -> None:
             assert len(set(contents.values())) == len(contents)
             assert not metric(receiver, 'kling_downloads_total{outcome="failed"}')
             assert "cannot sync folders (Invalid argument)" in receiver.log_text()
-        files = [path for path in (tmp_path / "real" / "results").rglob("*") if path.is_file()]
+        files = [path for path in (tmp_path / "real" / "results").rglob("*") if path.is_file() and path.name != RECORD]
         assert len(files) == len(contents) + 2
         assert {path.read_bytes() for path in files} == {*contents.values(), b"of the task TAKEN"}

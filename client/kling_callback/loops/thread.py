@@ -147,9 +147,19 @@ class _Runner:
             await self._last()
         except Exception:  # a connection that cannot be closed: the caller's own error matters more
             log.debug("Closing failed.", exc_info=True)
-        if others := asyncio.all_tasks() - {asyncio.current_task()}:  # generators that are being closed
-            await asyncio.wait(others, timeout=FINISH_SECONDS)
+        await _others_end()
         await self.loop.shutdown_asyncgens()
+        await _others_end()
+
+
+async def _others_end() -> None:
+    """Wait for generators that are being closed; one that was dropped just now has its task after the next step."""
+    await asyncio.sleep(0)
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        _, pending = await asyncio.wait(others, timeout=FINISH_SECONDS)
+        if pending:
+            return
+        await asyncio.sleep(0)
 
 
 def _hold(paused: threading.Event, resume: threading.Event) -> None:
@@ -225,6 +235,8 @@ class LoopThread:
         self._calls = set()
         if self._runner and self._end:
             self._end.detach()
+            # What the parent's loop had under way never ends here: the end of the child must not complain of it.
+            self._runner.loop.set_exception_handler(lambda loop, context: None)
             _of_parents.append(self._runner)
             self._runner = None
 
