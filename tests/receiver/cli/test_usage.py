@@ -24,8 +24,8 @@ REPORTS: dict[str, tuple[str, list[str]]] = {
     "adopt": ("tasks adopt videos/text2video a/b --bogus", ["No such option", "Invalid value for 'TASK_ID'"]),
     "a hook": (
         "hooks add kafka://host/topic --name 'My Hook' --concurrency x --rate-limit 0 --retry-schedule soon",
-        [f"Invalid value for '--{name}'" for name in ("concurrency", "retry-schedule")]
-        + ["name: must be small letters", "address: no sink delivers to kafka", "rate_limit: "],
+        [f"Invalid value for '--{name}'" for name in ("concurrency", "rate-limit", "retry-schedule")]
+        + ["name: must be small letters", "address: no sink delivers to kafka"],
     ),
     "a hook at a web address": (
         "hooks add https:///x --event x --event y --status z --timeout nan --family /",
