@@ -281,4 +281,4 @@ image(kling)
 atexit.register(lambda: print(len(kling.tasks(limit=1))))
 """
     )
-    assert printed == "1\nclosed\n"
+    assert printed in ("1\nclosed\n", "1\n")  # Python does not promise to call `__del__` so late
