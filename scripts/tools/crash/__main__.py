@@ -4,8 +4,8 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -20,6 +20,15 @@ from tools.crash.table import CLOCK, CUT, EVERYWHERE, POWER, RANDOM, SOAK, SURRO
 from tools.harness import hung
 from tools.harness.postgresql import postgresql
 
+seed_option = click.option(
+    "--seed",
+    default=lambda: secrets.randbelow(1 << 32),
+    type=int,
+    help="Repeat the choices of an earlier run. Default: random, and printed.",
+)
+database_option = click.option(
+    "--database", type=click.Choice(["sqlite", "postgresql"]), default="sqlite", show_default=True
+)
 markdown_option = click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 
 
@@ -62,18 +71,23 @@ def _row(name: str, done: list[everywhere_crash.Run]) -> tuple[object, ...]:
     return name, calls, len(kills), lost, f"{max(each.seconds for each in done):.1f}"
 
 
-@main.command()
-@click.option("--kills", default=200, show_default=True)
-@click.option("--seed", type=int, help="Repeat the choices of an earlier run. Default: random, and printed.")
-@click.option("--database", type=click.Choice(["sqlite", "postgresql"]), default="sqlite", show_default=True)
-@markdown_option
-def random(kills: int, seed: int | None, database: str, markdown: bool) -> None:
-    """Kill at random moments under load."""
-    seed = secrets.randbelow(1 << 32) if seed is None else seed
-    click.echo(f"seed {seed}", err=True)
+@contextmanager
+def _place(database: str) -> Iterator[tuple[Path, str]]:
+    """A folder for a run, and the address of a new PostgreSQL server, or "" for SQLite."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-crash-")))
-        url = stack.enter_context(postgresql()) if database == "postgresql" else ""
+        yield folder, stack.enter_context(postgresql()) if database == "postgresql" else ""
+
+
+@main.command()
+@click.option("--kills", default=200, show_default=True)
+@seed_option
+@database_option
+@markdown_option
+def random(kills: int, seed: int, database: str, markdown: bool) -> None:
+    """Kill at random moments under load."""
+    click.echo(f"seed {seed}", err=True)
+    with _place(database) as (folder, url):
         done = random_kills.run(folder, url, kills=kills, seed=seed, report=_print_problems)
     name = f"random moments, {done.tasks} tasks, {database}, seed {seed}"
     _print_and_exit(RANDOM, [(name, kills, len(done.problems), f"{done.seconds:.1f}")], markdown=markdown)
@@ -81,18 +95,15 @@ def random(kills: int, seed: int | None, database: str, markdown: bool) -> None:
 
 @main.command()
 @click.option("--jumps", default=100, show_default=True)
-@click.option("--seed", type=int, help="Repeat the choices of an earlier run. Default: random, and printed.")
-@click.option("--database", type=click.Choice(["sqlite", "postgresql"]), default="sqlite", show_default=True)
+@seed_option
+@database_option
 @markdown_option
-def clock(jumps: int, seed: int | None, database: str, markdown: bool) -> None:
+def clock(jumps: int, seed: int, database: str, markdown: bool) -> None:
     """Set the receiver's clock forward and back under load, by up to three years, and stop its process for a while."""
     if not clock_jumps.library():
         raise click.ClickException("libfaketime is missing. Install it (Debian: apt install faketime).")
-    seed = secrets.randbelow(1 << 32) if seed is None else seed
     click.echo(f"seed {seed}", err=True)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-crash-")))
-        url = stack.enter_context(postgresql()) if database == "postgresql" else ""
+    with _place(database) as (folder, url):
         done = clock_jumps.run(folder, url, jumps=jumps, seed=seed, report=_print_problems)
     name = f"at random moments, {database}, seed {seed}"
     _print_and_exit(CLOCK, [(name, done.tasks, done.jumps, done.stops, len(done.problems))], markdown=markdown)
@@ -115,7 +126,7 @@ def trace(markdown: bool) -> None:
 @click.option(
     "--starts", default=10, show_default=True, help="After so many cuts a receiver is started on what is left."
 )
-@click.option("--seed", type=int, help="Make the choices of an earlier run. Default: random, and printed.")
+@seed_option
 @click.option(
     "--plant", type=click.Choice(list(power_cuts.PLANTS)), help="As if these were never synced: must be found."
 )
@@ -123,11 +134,10 @@ def trace(markdown: bool) -> None:
 @click.option("--trace", type=click.Path(path_type=Path, exists=True), help="Make the cuts in a file of --keep.")
 @markdown_option
 def power(
-    cuts: int, starts: int, seed: int | None, plant: str | None, keep: Path | None, trace: Path | None, markdown: bool
+    cuts: int, starts: int, seed: int, plant: str | None, keep: Path | None, trace: Path | None, markdown: bool
 ) -> None:
     """Cut the power: replay the traced writes of a run up to random moments, in a model of the page cache."""
     _require_strace()
-    seed = secrets.randbelow(1 << 32) if seed is None else seed
     click.echo(f"seed {seed}", err=True)
     done = []
     for each in (
