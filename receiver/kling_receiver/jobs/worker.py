@@ -112,6 +112,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             claimed_at = loop.time()
+            clock_offset = self._clock() - claimed_at  # before the claim: a jump from here on is one for the sleep
             self._woken.clear()  # before the claim, so that a job enqueued during it wakes the loop again
             try:
                 wait = await self._claim()
@@ -123,14 +124,16 @@ class Worker:
                 await asyncio.sleep(self._outage_seconds)
             else:
                 self._claim_problem = None
-                await self._sleep(wait)
+                await self._sleep(wait, clock_offset)
                 await asyncio.sleep(claimed_at + MIN_CLAIM_INTERVAL_SECONDS - loop.time())
 
-    async def _sleep(self, seconds: float | None) -> None:
-        """Sleep until woken, for at most `seconds`, and not on past a jump of the wall clock. None: until woken."""
+    async def _sleep(self, seconds: float | None, clock_offset: float) -> None:
+        """Sleep until woken, for at most `seconds`, and not on past a jump of the wall clock. None: until woken.
+
+        `clock_offset`: seconds by which the wall clock was ahead of the event loop's before the claim.
+        """
         loop = asyncio.get_running_loop()
         end = self._sleeps_until = math.inf if seconds is None else loop.time() + seconds
-        clock_offset = self._clock() - loop.time()
         try:
             while (rest := end - loop.time()) > 0:
                 if abs(self._clock() - loop.time() - clock_offset) >= CLOCK_JUMP_SECONDS:

@@ -33,7 +33,12 @@ class Setup:
     def __init__(self, database: Database, handler: Handler, *, clock: Callable[[], float]) -> None:
         self.ledger = Ledger(database)
         self.ledger.now = int(clock() * 1000)
-        self.writer = Writer(database, on_commit=self._committed, clock=clock)
+        self.writer = Writer(
+            database,
+            on_commit=self._committed,
+            clock=clock,
+            on_clock_jump=self._follow_clock,
+        )
         self.worker = Worker(
             self.writer,
             dict.fromkeys(("ask", "delivery", "download"), handler),
@@ -42,6 +47,9 @@ class Setup:
             clock_check_seconds=0.01,
         )
         self._changed = asyncio.Event()
+
+    def _follow_clock(self, tx: Transaction, jump_ms: int) -> None:
+        queue.clamp_due_times(tx)
 
     def _committed(self, committed: CommitResult) -> None:
         if committed.next_due_at is not None:
@@ -663,6 +671,28 @@ async def test_a_sleep_ends_soon_after_a_jump_of_the_clock(database: Database) -
         slow.go.set()
         await setup.until(gone)
     assert time.time() - now < PATIENCE
+
+
+async def test_a_jump_of_the_clock_right_after_a_claim_is_noticed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set back before the worker sleeps: it must not sleep for a year over a job that is due in a moment."""
+    jump, slow = 0.0, Slow()
+    async with working(database, slow, clock=lambda: time.time() + jump, start=False) as setup:
+        await setup.enqueue(wait=300)
+        run = setup.writer.run
+
+        async def run_and_jump(change: Callable[[Transaction], Any], **given: Any) -> Any:
+            nonlocal jump
+            result = await run(change, **given)
+            jump = -365 * 86_400.0
+            return result
+
+        monkeypatch.setattr(setup.writer, "run", run_and_jump)
+        setup.worker.start()
+        await slow.next()
+        slow.go.set()
+        await setup.until(gone)
 
 
 async def test_while_no_job_waits_the_worker_does_not_wake_up(database: Database) -> None:
