@@ -81,7 +81,11 @@ def build_store(
     settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock, monotonic: Clock
 ) -> Store:
     """Create the parts that read and write. Raises DatabaseError, OSError."""
-    policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
+    policy = Policy(
+        overdue_seconds=settings.overdue_seconds,
+        hook_pause_seconds=settings.hook_pause_seconds,
+        slots=settings.slot_limits,
+    )
     with blame_setting(settings.database_setting):
         database = Database(settings.database)
     reader, storage = Reader(database), LocalStorage(settings.results)

@@ -1,9 +1,18 @@
-"""The times that apply to every task and hook: deadlines, and how long a hook may fail before it is paused."""
+"""What applies to every task and hook: deadlines, slots, and how long a hook may fail before it is paused."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 DEFAULT_HOOK_PAUSE_SECONDS = 43_200
 """Half a day. It must be shorter than the retry schedule: until then no event has become a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLimits:
+    """Slots of the account that tasks may hold at once: in `total`, and `by_model`; None: any number."""
+
+    total: int | None = None
+    by_model: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +24,7 @@ class Policy:
 
     overdue_seconds: float | None = None
     hook_pause_seconds: float = DEFAULT_HOOK_PAUSE_SECONDS
+    slots: SlotLimits = field(default_factory=SlotLimits)
 
     def overdue_ms(self, family: str) -> int:
         """Milliseconds from the create to the deadline. Images take seconds, everything else minutes."""

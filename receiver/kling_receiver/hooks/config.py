@@ -209,6 +209,7 @@ class HookConfig(HookFilter):
             **self.columns(),
             "name": name,
             "source": source,
+            "format": "event",
             "task_id": None,
             "concurrency_key": name,
             "secrets": [(self.secret or new_secret(), None)] if self.is_signed else [],
