@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 
 from kling_callback.errors import SettingsError
 from kling_callback.settings import ClientSettings, Expected
+from kling_receiver.policy import SlotLimits
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import TO_ADMINISTER, TO_SERVE, ReceiverSettings
 from kling_receiver.store.database import Database
@@ -131,6 +132,28 @@ def test_each_problem_says_what_to_do(values: dict[str, Any], part: str) -> None
     assert message.startswith("KLING_")
     assert part in message
     assert "hidden" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("", SlotLimits()),
+        ("5", SlotLimits(5)),
+        ("kling-v3=3", SlotLimits(None, {"kling-v3": 3})),
+        (" kling-v3 = 3, 5 ,kling-v2-1=1", SlotLimits(5, {"kling-v3": 3, "kling-v2-1": 1})),
+    ],
+)
+def test_slots_in_total_and_by_model(text: str, limits: SlotLimits) -> None:
+    """A number, numbers by model, or both in any order."""
+    assert ReceiverSettings.load(concurrency=text).slot_limits == limits
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "five", "5,6", "=5", "a=b=3", "kling-v3=", "a=1,a=2", "1" * 5000, "٣"])
+def test_slots_that_are_none_are_refused(text: str) -> None:
+    """The problem names the setting, and shows how it is written."""
+    [problem] = problems(concurrency=text)
+    assert problem.startswith("KLING_CONCURRENCY")
+    assert "kling-v3=3,5" in problem
 
 
 def test_serving_requires_secrets_an_address_and_a_key() -> None:
