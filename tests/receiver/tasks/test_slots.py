@@ -192,7 +192,7 @@ def test_a_full_gateway_never_receives_a_task_too_many(start: Start) -> None:
         gateway.release()
         assert [finish(running, task_id)["status"] for task_id in ids[:-1]] == ["succeed"] * 11
         assert len(gateway.creates) == len(gateway.tasks) == 11
-        assert [gateway.external[task_id] for task_id in ids[:-1]] == list(gateway.tasks.values())
+        assert gateway.external.keys() == set(ids[:-1])
         assert slots_held(running) == 0
 
 
