@@ -24,8 +24,9 @@ policy, validation, metrics, logs, filesystem, threads, store, access, jobs, net
 tasks, readiness, settings, parts, backup, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
-`submission`, `slots`, `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile`,
-`creating` and `worker` are asynchronous; they reach the database only through `Reader.read` and `Writer.run`.
+`submission`, `slots`, `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`,
+`download`, `reconcile`, `creating` and `worker` are asynchronous; they reach the database only through `Reader.read`
+and `Writer.run`.
 
 One callback, from its first byte to the hooks:
 
@@ -40,7 +41,7 @@ web/callbacks -> kling_callback.protocol.signing.CallbackSigner.verify -> web/bo
 One submission, until Kling has it:
 
 web/api/submission -> tasks/submission.submit, one commit: tasks/registration, then tasks/slots.fill at its end
--> jobs/queue.claim_due -> tasks/creating, which commits `sending` -> kling_callback.api.kling.create -> the outcome
+-> jobs/queue.claim_due -> tasks/creating, which commits `sending` -> KlingApi.create -> the outcome
 
 Where to look:
 

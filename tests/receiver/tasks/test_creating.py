@@ -1,11 +1,29 @@
 """Creates that the receiver sends: their outcomes, what is sent again, and what never is."""
 
+import asyncio
+import threading
+from typing import Any
+
+import httpx
 import pytest
 
+from kling_callback.api.auth import BearerAuth
+from kling_callback.api.kling import KlingApi
+from kling_receiver.jobs.kinds import Kind, create_key
+from kling_receiver.jobs.queue import ClaimedJob
+from kling_receiver.policy import SlotLimits
+from kling_receiver.store.database import Database
+from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.reader import Reader
 from kling_receiver.store.tables import SUBMISSION
+from kling_receiver.tasks import submission
+from kling_receiver.tasks.creating import Creator
+from kling_receiver.tasks.submission import build
 from kling_sandbox import Sandbox
-from tests.support.receiver import Running, Start
-from tests.support.submitting import QUICK_CREATES, events, finish, post, show, submit
+from tests.support.database import METRICS, Ledger
+from tests.support.receiver import KEY, Running, Start
+from tests.support.submitting import IMAGES, QUICK_CREATES, events, finish, post, show, submit
+from tests.support.web import Visit, host
 
 
 @pytest.fixture
@@ -91,3 +109,74 @@ def test_a_create_waits_for_a_gateway_that_is_not_reachable(start: Start, gatewa
     with Sandbox(port=stopped.port) as again:
         assert finish(running, task_id)["status"] == "succeed"
         assert len(again.creates) == 1
+
+
+def test_a_create_that_is_interrupted_is_never_sent_again(start: Start) -> None:
+    """As at the end of the time that a stopping receiver gives it: the task is looked up, and found."""
+    answers, sent = threading.Event(), threading.Event()
+
+    def respond(visit: Visit) -> None:
+        url = f"{gateway.url}{visit.path}"
+        headers = {"Authorization": visit.headers["Authorization"]}
+        response = httpx.request(visit.method, url, content=visit.body, headers=headers, trust_env=False)
+        if visit.method == "POST":
+            sent.set()
+            answers.wait(20)
+        visit.answer(response.status_code, response.content)
+
+    with Sandbox() as gateway, host(respond) as slow:
+        running = start(api_base=slow.url, delays=QUICK_CREATES)
+        task_id = submit(running)
+        assert sent.wait(10)
+        jobs = running.receiver.work.worker._running
+        (create,) = (task for task, job in list(jobs.items()) if job.kind == Kind.CREATE)
+        create.get_loop().call_soon_threadsafe(create.cancel)
+        assert finish(running, task_id)["status"] == "succeed"
+        answers.set()
+        assert len(gateway.creates) == 1
+        assert rows(running) == []
+
+
+class LosingWriter:
+    """A writer whose first commit succeeds, but is reported as failed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.loses = ledger, True
+
+    async def run(self, change: Any, **options: Any) -> Any:
+        """Commit a change."""
+        result = self.ledger.change(change)
+        if self.loses:
+            self.loses = False
+            raise Unavailable("The database does not answer.")
+        return result
+
+
+def test_an_outage_before_the_first_byte_costs_no_task(any_database: Database, gateway: Sandbox) -> None:
+    """The process knows that it did not send the create, although it may be recorded so; another process does not."""
+    ledger = Ledger(any_database)
+    for task_id in ("t", "other"):
+        made = build(IMAGES, {"prompt": "x"}, limits=SlotLimits(), task_id=task_id)
+        with ledger.transaction() as tx:
+            submission.submit(tx, task_id, made)
+
+    async def create_twice(task_id: str, *, restarted: bool) -> None:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            kling_api = KlingApi(gateway.url, BearerAuth(KEY), http)
+            reader = Reader(any_database)
+            writer: Any = LosingWriter(ledger)
+            creators = [
+                Creator(kling_api, reader, writer, METRICS, callback_url=lambda task, family: "https://r.test/c")
+                for _ in range(2)
+            ]
+            job = ClaimedJob(1, create_key(task_id), Kind.CREATE, "creates", task_id, "", None, 1, "c")
+            with pytest.raises(Unavailable):
+                await creators[0].create(job)
+            effect = await creators[restarted].create(job)
+            ledger.change(effect)
+            await reader.close()
+
+    asyncio.run(create_twice("t", restarted=False))
+    asyncio.run(create_twice("other", restarted=True))
+    assert [create["external_task_id"] for create in gateway.creates] == ["t"]
+    assert (ledger.task()["outcome"], ledger.task("other")["outcome"]) == ("created", "unknown")
