@@ -98,9 +98,7 @@ def check_sender(settings: ClientSettings, family: str, priority: Any) -> None:
 
     Raises ParameterError with all problems.
     """
-    problems = []
-    if priority is not None and not _is_priority(priority):
-        problems.append(f"priority: must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}.")
+    problems = priority_problems(priority)
     if priority is not None and settings.key_fingerprint:
         problems.append(
             "priority: works only if the receiver sends the create. Remove it, or unset KLING_API_KEY (or "
@@ -112,8 +110,11 @@ def check_sender(settings: ClientSettings, family: str, priority: Any) -> None:
         raise ParameterError(problems)
 
 
-def _is_priority(value: Any) -> bool:
-    return type(value) is int and abs(value) <= MAX_PRIORITY  # True is an int as well
+def priority_problems(priority: Any) -> list[str]:
+    """Why a value is not a priority; [] for one, and for None."""
+    if priority is None or (type(priority) is int and abs(priority) <= MAX_PRIORITY):  # True is an int as well
+        return []
+    return [f"priority: must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}."]
 
 
 def _valid_tags(tags: Any) -> tuple[str, ...]:

@@ -375,6 +375,10 @@ class ClientSettings(CommonSettings):
                     return settings
             raise error from None
 
+    def without_key(self) -> Self:
+        """These settings without Kling's key, so that the receiver sends the creates."""
+        return self.model_copy(update={"api_key": "", "access_key": "", "secret_key": ""})
+
     def check_receiver(self) -> None:
         """Raise SettingsError with all problems unless the receiver's settings are complete."""
         if not self.receiver_base or not (self.receiver_token or self.signing_secrets):

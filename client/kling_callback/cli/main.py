@@ -7,6 +7,7 @@ import click
 
 from kling_callback import errors
 from kling_callback.cli import terminal
+from kling_callback.cli.batch import batch
 from kling_callback.cli.call import call
 from kling_callback.cli.create import create_any, job_command
 from kling_callback.cli.listen import listen
@@ -62,5 +63,5 @@ def _exit_code(error: errors.KlingError) -> int:
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
 
 
-for command in (*map(job_command, JOBS), create_any, wait_for, show, cancel, list_tasks, call, listen):
+for command in (*map(job_command, JOBS), create_any, wait_for, show, cancel, list_tasks, batch, call, listen):
     kling.add_command(command)

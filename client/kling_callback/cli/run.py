@@ -18,17 +18,23 @@ Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
 T = TypeVar("T")
 
 
-def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
+def with_kling(
+    require: tuple[str, ...],
+    call: Callable[[AsyncKling], Awaitable[T]],
+    *,
+    task_id: str = "",
+    through_receiver: bool = False,
+) -> T:
     """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
 
-    `require`: names of the settings that must be set. Raises all problems of the command line and the settings before
+    `require`: names of the settings that must be set. `through_receiver`: a Kling key is not used. Raises all problems of the command line and the settings before
     anything is opened; then KlingError, KeyboardInterrupt.
     """
     problems = usage.problems()
     with problems:
         settings = ClientSettings.load(require=require)
     problems.raise_all()
-    kling = AsyncKling(settings=settings)
+    kling = AsyncKling(settings=settings.without_key() if through_receiver else settings)
     for warning in ClientSettings.warnings():
         terminal.print_message(warning)
 

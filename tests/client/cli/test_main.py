@@ -643,6 +643,7 @@ def test_help_and_version(bare: Run) -> None:
     assert bare("--version").out == f"kling, version {version('kling-callback')}\n"
     assert bare("-h").code == 0
     assert sorted(command.commands) == [
+        "batch",
         "call",
         "cancel",
         "create",
