@@ -45,7 +45,8 @@ MAX_PAUSE_SECONDS = 30
 """Between two submissions of one job, unless the receiver names another time. The first pause is one second."""
 
 LINE_REFUSED = frozenset({409, 413, 422})
-"""HTTP statuses that are about one submission; the others would be the same for all."""
+"""HTTP statuses that are about one submission; the others would be the same for all, as is the code NO_KEY."""
+NO_KEY = "no_key"
 QUEUE_FULL, NO_SUCH_TASK = 429, 404
 
 CHUNK_BYTES = 1 << 20
@@ -171,7 +172,7 @@ class Batch:
             except (ParameterError, OSError) as error:
                 self._fail(entry, f"The line cannot be sent any more: {error}")
             except ReceiverError as error:
-                if error.http_status not in LINE_REFUSED:
+                if error.http_status not in LINE_REFUSED or error.code == NO_KEY:
                     raise
                 self._fail(entry, str(error))
             else:

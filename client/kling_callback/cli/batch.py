@@ -63,7 +63,7 @@ def batch(
 
     A line is a JSON object: a typed job with its parameters,
     {"job": "text-to-video", "prompt": "...", "duration": 5}, or any other with its body,
-    {"family": "videos/effects", "body": {...}}; with external_task_id, tags, hook, hook_events and priority if you like.
+    {"family": "videos/effects", "body": {...}}; with external_task_id, tags, hook, hook_events, priority if you like.
 
     The receiver sends the creates, each when a slot of the account is free. The same command again continues: a line is
     known by its external_task_id, or without one by its content, and is paid once.
@@ -145,7 +145,33 @@ class BatchCommand:
             with display.printing():
                 terminal.print_json(task.data) if self._as_json else terminal.print_data(task.id)
 
-    def print_summary(summary: Summary) -> None:
+    def _print_ended(self, display: progress.BatchDisplay, ended: Ended) -> None:
+        """Print the paths or links of a task's files, and its other outputs; or its JSON. Warnings go to stderr."""
+        result = ended.task.stored()
+        with display.printing():
+            if self._as_json:
+                terminal.print_json(ended.task.data)
+            else:
+                for line in ended.paths if self._output else [file.href for file in result.files]:
+                    terminal.print_data(str(line))
+                for each in result.outputs:
+                    terminal.print_json(each)
+            for file in result.files:
+                if file.warning:
+                    terminal.print_message(f"{file.name}: {file.warning}")
+
+
+def _check_output(output: Destination | None, *, no_wait: bool) -> None:
+    """Check that the folder can be written, and that its files are waited for. Raises ParameterError."""
+    if output and output.name:
+        raise errors.ParameterError([f"output: {output.text!r} is a file. Name a folder for the files of all jobs."])
+    if output and no_wait:
+        raise errors.ParameterError(["output: nothing is written with --no-wait. Run the command without it later."])
+    if output:
+        output.check()
+
+
+def print_summary(summary: Summary) -> None:
     """Print on stderr what has become of the jobs, and what they cost."""
     files = f", {summary.files} files" if summary.files else ""
     terminal.print_message(
@@ -190,5 +216,5 @@ def print_estimates(jobs: Sequence[BatchJob], *, as_json: bool) -> None:
     if total.unknown:
         raise errors.KlingError(
             f"The cost of {total.unknown} of {len(jobs)} jobs cannot be estimated.",
-            hint="Add model_name to them (docs/jobs.md has the models with a price); of some, only a second has a price.",
+            hint="Add model_name to them (docs/jobs.md has those with a price); of some, only a second has a price.",
         )

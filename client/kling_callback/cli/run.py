@@ -27,8 +27,9 @@ def with_kling(
 ) -> T:
     """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
 
-    `require`: names of the settings that must be set. `through_receiver`: a Kling key is not used. Raises all problems of the command line and the settings before
-    anything is opened; then KlingError, KeyboardInterrupt.
+    `require`: names of the settings that must be set. `through_receiver`: a Kling key is not used.
+    Raises all problems of the command line and the settings before anything is opened; then KlingError,
+    KeyboardInterrupt.
     """
     problems = usage.problems()
     with problems:
