@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from kling_callback.display import counted
 from kling_callback.jobs.prices import Estimate
 
 
@@ -38,7 +39,8 @@ class EstimateSum:
         known = ", ".join(
             [*(f"{round(number, 4):g} {kind}" for kind, number in self.units.items()), f"{self.usd:.2f} USD"]
         )
-        return f"{known} (estimate){f', without {self.unknown} jobs of unknown cost' if self.unknown else ''}"
+        missing = f", without {counted(self.unknown, 'job')} of unknown cost" if self.unknown else ""
+        return f"{known} (estimate){missing}"
 
 
 class ChargeSum:

@@ -135,7 +135,6 @@ class Batch:
         """By the task's id; also those whose submission is not answered yet."""
         self._error: KlingError | OSError | None = None
         self._group = anyio.create_task_group()
-        self._ended, self._to_end = anyio.create_memory_object_stream[tuple[BatchJob, dict[str, Any]]](math.inf)
 
     async def run(self) -> None:
         """Submit all jobs, and wait until each has ended. What fails for one job alone is in the summary.
@@ -143,6 +142,7 @@ class Batch:
         Raises KlingError, OSError of `on_submit` and `on_end`.
         """
         cursor = await self._kling.last_event() if self._wait else ""  # no event of a task of this batch is before it
+        self._ended, self._to_end = anyio.create_memory_object_stream[tuple[BatchJob, dict[str, Any]]](math.inf)
         with self._ended, self._to_end:
             async with self._group as group:
                 for _ in range(MAX_SUBMISSIONS):
@@ -178,11 +178,12 @@ class Batch:
             else:
                 self.summary.submitted += 1
                 self._on_submit(task)
+                is_open = self._open.get(job.task_id) is entry
                 if not self._wait:
                     del self._open[job.task_id]
-                elif task.done or not entry.status:  # an event is newer than the answer
+                elif is_open and (task.done or not entry.status):  # an event is newer than the answer
                     self._note(entry, task.data)
-                self._on_change(self.summary)
+                self._change()
 
     async def _submit(self, job: BatchJob, create: BatchCreate) -> AsyncTask:
         """Submit one job, for as long as the receiver's queue is full, and while it restarts."""
@@ -241,7 +242,7 @@ class Batch:
         if done:
             del self._open[entry.job.task_id]
             self._ended.send_nowait((entry.job, {**task, "request": None}))  # the request may be long
-        self._on_change(self.summary)
+        self._change()
 
     def _count(self, entry: _Open, status: str) -> None:
         self.summary.statuses[entry.status] -= 1
@@ -275,8 +276,13 @@ class Batch:
         self.summary.ended += 1
         if problems:
             self.summary.failures.append(Failure(job.line, job.task_id, escape(" ".join(problems))))
+        self._change()
+
+    def _change(self) -> None:
+        """Report the summary. Once all jobs have ended, and all submissions are answered, the batch ends."""
         self._on_change(self.summary)
-        if self._wait and self.summary.ended == self.summary.jobs:
+        answered = self.summary.submitted + self.summary.refused
+        if self._wait and answered == self.summary.ended == self.summary.jobs:
             self._group.cancel_scope.cancel()
 
     async def _save(self, files: Sequence[AsyncFile]) -> tuple[list[Path], list[str]]:

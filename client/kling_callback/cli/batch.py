@@ -16,7 +16,7 @@ from kling_callback.cli import options, param_types, progress, terminal, usage
 from kling_callback.cli.output import Destination
 from kling_callback.cli.run import with_kling
 from kling_callback.creation import priority_problems
-from kling_callback.display import escape
+from kling_callback.display import counted, escape
 from kling_callback.kling import AsyncKling
 from kling_callback.settings import TO_WAIT
 from kling_callback.tasks import AsyncTask
@@ -173,12 +173,14 @@ def _check_output(output: Destination | None, *, no_wait: bool) -> None:
 
 def print_summary(summary: Summary) -> None:
     """Print on stderr what has become of the jobs, and what they cost."""
-    files = f", {summary.files} files" if summary.files else ""
+    files = f", {counted(summary.files, 'file')}" if summary.files else ""
     terminal.print_message(
         f"{summary.succeeded} of {summary.jobs} jobs succeeded, {len(summary.failures)} failed{files}."
     )
     if summary.charges.tasks:
-        terminal.print_message(f"Cost by Kling's figures: {summary.charges} ({summary.charges.tasks} tasks).")
+        terminal.print_message(
+            f"Cost by Kling's figures: {summary.charges} ({counted(summary.charges.tasks, 'task')})."
+        )
     if summary.succeeded:
         terminal.print_message(f"Cost by list prices: {summary.estimate}.")
 
