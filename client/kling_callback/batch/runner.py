@@ -170,10 +170,12 @@ class Batch:
                 create = await to_thread.run_sync(self._file.read, job)
                 task = await self._submit(job, create)
             except (ParameterError, OSError) as error:
+                self.summary.refused += 1
                 self._fail(entry, f"The line cannot be sent any more: {error}")
             except ReceiverError as error:
                 if error.http_status not in LINE_REFUSED or error.code == NO_KEY:
                     raise
+                self.summary.refused += 1
                 self._fail(entry, str(error))
             else:
                 self.summary.submitted += 1
@@ -253,7 +255,6 @@ class Batch:
         """End a job that has no task."""
         del self._open[entry.job.task_id]
         self._count(entry, "")
-        self.summary.refused += 1
         self._end(entry.job, [reason])
 
     async def _end_jobs(self) -> None:
