@@ -8,12 +8,10 @@ A job is resumed by its id: a repeated submission is answered with the task as i
 checksum is not downloaded again.
 """
 
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ import anyio
 from anyio import to_thread
 
 from kling_callback.base import check_files
-from kling_callback.batch.costs import ChargeSum, EstimateSum
+from kling_callback.batch.files import save_missing
 from kling_callback.batch.lines import BatchCreate, BatchFile, BatchJob
+from kling_callback.batch.summary import Failure, Summary
 from kling_callback.display import escape, logger
 from kling_callback.errors import KlingError, ParameterError, ReceiverError, ResultFailed
 from kling_callback.events import OTHER_LOG
 from kling_callback.kling import AsyncKling
-from kling_callback.tasks import AsyncFile, AsyncTask
+from kling_callback.tasks import AsyncTask
 
 log = logger("kling_callback.batch.runner")
 
@@ -48,46 +47,6 @@ LINE_REFUSED = frozenset({409, 413, 422})
 """HTTP statuses that are about one submission; the others would be the same for all, as is the code NO_KEY."""
 NO_KEY = "no_key"
 QUEUE_FULL, NO_SUCH_TASK = 429, 404
-
-CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A job that failed: its line and id, and why."""
-
-    line: int
-    task_id: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}, {self.task_id}: {self.reason}"
-
-
-@dataclass(slots=True)
-class Summary:
-    """What has become of the jobs so far. `submitted`: taken by the receiver, now or by an earlier run; or `refused`.
-
-    `ended`: with or without success, the refused ones included; `files`: saved, now or by an earlier run.
-
-    `charges`: what Kling says that the ended tasks cost; `estimate`: what those that succeeded cost by its list prices.
-    """
-
-    jobs: int
-    submitted: int = 0
-    refused: int = 0
-    ended: int = 0
-    files: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    charges: ChargeSum = field(default_factory=ChargeSum)
-    estimate: EstimateSum = field(default_factory=EstimateSum)
-    statuses: Counter[str] = field(default_factory=Counter)
-    """Of the submitted jobs that have not ended: `queued`, or the task's status."""
-
-    @property
-    def succeeded(self) -> int:
-        """Jobs that succeeded, and whose files are all there."""
-        return self.ended - len(self.failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +222,7 @@ class Batch:
             job, data = await self._to_end.receive()
             task = self._kling.attach(job.task_id)
             task.data = data
-            files = task.stored().files
-            paths, problems = await self._save(files)
+            paths, problems = await save_missing(task.stored().files, self._output) if self._output else ([], [])
             reason = _failure(task)
             self.summary.files += len(paths)
             self.summary.charges.add(job.family, data.get("cost"))
@@ -286,22 +244,6 @@ class Batch:
         if self._wait and answered == self.summary.ended == self.summary.jobs:
             self._group.cancel_scope.cancel()
 
-    async def _save(self, files: Sequence[AsyncFile]) -> tuple[list[Path], list[str]]:
-        """The paths of the files that are in the folder now, and the problems of the others."""
-        paths, problems = list[Path](), list[str]()
-        for file in files if self._output else ():
-            path = (self._output or Path()) / file.name
-            try:
-                if not await to_thread.run_sync(_is_there, path, file):
-                    await to_thread.run_sync(lambda folder: folder.mkdir(parents=True, exist_ok=True), path.parent)
-                    await file.save(path)
-                paths.append(path)
-            except OSError as error:
-                problems.append(f"{path} cannot be written: {error.strerror or error}.")
-            except ResultFailed as error:
-                problems.append(str(error))
-        return paths, problems
-
 
 def _failure(task: AsyncTask) -> str:
     """Why a task that is done is no success; "" for one."""
@@ -312,14 +254,3 @@ def _failure(task: AsyncTask) -> str:
     except ResultFailed as error:
         return str(error)
     return ""
-
-
-def _is_there(path: Path, file: AsyncFile) -> bool:
-    """Whether a file was saved by an earlier run, whole. Blocks to read it."""
-    if not path.is_file() or path.stat().st_size != file.size:
-        return False
-    checksum = hashlib.sha256()
-    with path.open("rb") as content:
-        while chunk := content.read(CHUNK_BYTES):
-            checksum.update(chunk)
-    return checksum.hexdigest() == file.sha256

@@ -11,7 +11,8 @@ import click
 from kling_callback import errors
 from kling_callback.batch.costs import EstimateSum
 from kling_callback.batch.lines import BatchFile, BatchJob
-from kling_callback.batch.runner import Batch, Ended, Summary
+from kling_callback.batch.runner import Batch, Ended
+from kling_callback.batch.summary import Summary
 from kling_callback.cli import options, param_types, progress, terminal, usage
 from kling_callback.cli.output import Destination
 from kling_callback.cli.run import with_kling

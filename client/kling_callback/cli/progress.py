@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from kling_callback.batch.runner import Summary
+from kling_callback.batch.summary import Summary
 from kling_callback.cli.terminal import file_statuses, log_to
 from kling_callback.display import escape
 from kling_callback.protocol.events import Event

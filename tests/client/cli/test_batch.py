@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from kling_callback.base import BaseTask
-from kling_callback.batch.runner import Failure, Summary
+from kling_callback.batch.summary import Failure, Summary
 from kling_callback.cli.main import main
 from kling_callback.cli.progress import batch_progress, batch_text
 from kling_sandbox import Sandbox
