@@ -326,7 +326,8 @@ class ClientSettings(CommonSettings):
     receiver_token: str = Field(
         "",
         repr=False,
-        description="instead of the secrets: the receiver signs the callback address for this client",
+        description="instead of the secrets: the receiver signs the callback address for this client, or sends its "
+        "creates if it has no Kling key (docs/submitting.md)",
     )
     hook_secret: HookSecret = Field(
         "",
