@@ -62,9 +62,13 @@ def batch(
 ) -> None:
     """Create the jobs of a file, one on each line.
 
-    A line is a JSON object: a typed job with its parameters,
-    {"job": "text-to-video", "prompt": "...", "duration": 5}, or any other with its body,
-    {"family": "videos/effects", "body": {...}}; with external_task_id, tags, hook, hook_events, priority if you like.
+    A line is a JSON object: a typed job with its parameters, or a family with its body.
+
+    \b
+    {"job": "text-to-video", "prompt": "...", "duration": 5}
+    {"family": "videos/effects", "body": {...}}
+
+    It may also have external_task_id, tags, hook, hook_events and priority.
 
     The receiver sends the creates, each when a slot of the account is free. The same command again continues: a line is
     known by its external_task_id, or without one by its content, and is paid once.

@@ -139,6 +139,8 @@ def print_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collect
 
 
 def _status(task: BaseTask) -> str:
+    if task.queue_position:
+        return f"{task.status}, place {task.queue_position} in the queue"
     if task.status != "succeed":
         return task.status
     files = file_statuses(task.data)

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kling_callback.batch import lines
 from kling_callback.batch.lines import BatchFile, BatchJob
@@ -175,6 +178,30 @@ def test_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = problems_of(PAPER, {**PAPER, "image": "x" * 1000}, "{")
     assert problem.startswith("line 2: has more than 1,000 bytes")
     assert problems_of(*["{"] * 20)[5:] == ["The other lines were not checked: fix these first."]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+FIELDS = ("job", "family", "body", "id", "prompt", "image", "n", *lines.COMMON)
+LINES = st.dictionaries(
+    st.sampled_from(FIELDS), JSON | st.sampled_from(["text-to-image", "videos/effects", {}, "\ud800", "https://x.test"])
+)
+
+
+@given(st.lists(LINES | JSON, min_size=1, max_size=3))
+def test_any_json_is_jobs_or_problems(content: list[Any]) -> None:
+    """Nothing else is raised, and each problem names its line."""
+    file, jobs, problems = written(*map(json.dumps, content)), list[BatchJob](), list[str]()
+    try:
+        jobs = file.check()
+    except ParameterError as error:
+        problems = error.problems
+    assert bool(jobs) != bool(problems)
+    assert all(is_id(job.task_id) and file.read(job).family == job.family for job in jobs)
+    assert all(re.match(r"line [1-3]: ", each) for each in problems)
 
 
 def test_a_line_that_has_changed_is_read_as_it_is_now() -> None:
