@@ -60,10 +60,15 @@ class Ended:
 
 @dataclass(slots=True)
 class _Open:
-    """A job that has not ended, and the status under which the summary counts it."""
+    """A job that has not ended. `status`: under which the summary counts it; `answered`: whether the receiver has it.
+
+    `event`: the task of the latest event before the answer, which is not of this job if the submission is refused.
+    """
 
     job: BatchJob
     status: str = ""
+    answered: bool = False
+    event: dict[str, Any] | None = None
 
 
 class Batch:
@@ -138,13 +143,12 @@ class Batch:
                 self._fail(entry, str(error))
             else:
                 self.summary.submitted += 1
+                entry.answered = True
                 self._on_submit(task)
-                is_open = self._open.get(job.task_id) is entry
-                if not self._wait:
-                    del self._open[job.task_id]
-                elif is_open and (task.done or not entry.status):  # an event is newer than the answer
-                    self._note(entry, task.data)
-                self._change()
+                if self._wait:
+                    self._note(entry, task.data if task.done else entry.event or task.data)
+                else:
+                    self._change()
 
     async def _submit(self, job: BatchJob, create: BatchCreate) -> AsyncTask:
         """Submit one job, for as long as the receiver's queue is full, and while it restarts."""
@@ -164,7 +168,9 @@ class Batch:
                 failures = 0 if error.http_status == QUEUE_FULL else failures + 1
                 if not error.retryable or not self._kling.receiver_reached or failures > MAX_FAILURES:
                     raise
-                pause = error.retry_after or min(2.0 ** max(failures - 1, 0), MAX_PAUSE_SECONDS)
+                pause = error.retry_after
+                if pause is None:
+                    pause = min(2.0 ** max(failures - 1, 0), MAX_PAUSE_SECONDS)
                 log.info("%s Trying again in %d seconds.", error.message, pause)
                 await anyio.sleep(pause)
 
@@ -175,8 +181,11 @@ class Batch:
                 async with aclosing(self._kling.events(after=cursor)) as events:
                     async for event in events:
                         cursor = event.cursor
-                        if entry := self._open.get(event.task["id"]):
+                        entry = self._open.get(event.task["id"])
+                        if entry and entry.answered:
                             self._note(entry, event.task)
+                        elif entry:
+                            entry.event = {**event.task, "request": None}
             except ReceiverError as error:
                 if error.code != OTHER_LOG:
                     raise
@@ -184,17 +193,15 @@ class Batch:
                 await self._read_open()
 
     async def _read_open(self) -> None:
-        for entry in list(self._open.values()):
+        for entry in [each for each in self._open.values() if each.answered]:
             try:
                 task = await self._kling.task(entry.job.task_id)
             except ReceiverError as error:
                 if error.http_status != NO_SUCH_TASK:
                     raise
-                if entry.status:  # else its submission is on its way
-                    self._fail(entry, "The receiver's database was restored, and does not have the task. Run again.")
+                self._fail(entry, "The receiver's database was restored, and does not have the task. Run again.")
             else:
-                if self._open.get(entry.job.task_id) is entry:
-                    self._note(entry, task.data)
+                self._note(entry, task.data)
 
     def _note(self, entry: _Open, task: dict[str, Any]) -> None:
         """Note a task's JSON. The files of a task that is done are downloaded next."""

@@ -115,6 +115,20 @@ async def test_an_event_before_the_answer_is_not_lost() -> None:
     assert +batch.summary.statuses == {}
 
 
+async def test_an_event_of_another_task_with_the_same_id_does_not_count() -> None:
+    """The receiver refuses the job then, for the id belongs to a task with other parameters."""
+    stage = FakeReceiver()
+
+    async def refuse(request: httpx.Request) -> httpx.Response:
+        stage.push("task.done", done("job-0"))
+        await anyio.wait_all_tasks_blocked()
+        return refusal(409, "conflict")
+
+    stage.script["submit"] = [refuse]
+    batch, ended = await run(stage)
+    assert (ended, batch.summary.refused, len(batch.summary.failures)) == ([], 1, 1)
+
+
 async def test_a_job_that_is_done_already_needs_no_event() -> None:
     """The answer to its submission is the task as it is. Its failure counts as in the run that created it."""
     batch, ended = await run(
