@@ -85,6 +85,15 @@ async def test_secrets_give_access_as_well() -> None:
     assert stage.order == ["submit", "cancel"]
 
 
+async def test_a_key_of_the_environment_is_not_used_if_the_argument_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may leave its creates to the receiver where others have a key."""
+    stage = Stage()
+    monkeypatch.setenv("KLING_API_KEY", "key")
+    async with stage.kling(**KEYLESS) as kling:
+        await kling.text_to_image("x")
+    assert stage.order == ["submit"]
+
+
 async def test_with_a_key_the_client_creates() -> None:
     """As without a receiver that sends creates; a priority would have no effect, and is refused."""
     stage = Stage()
