@@ -47,6 +47,14 @@ log = logger("kling_callback.creation")
 MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task: the receiver's limits."""
 
+KEY_MISSING = (
+    "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). Set it: this call goes to Kling itself, and "
+    "the receiver sends creates only."
+)
+
+MAX_PRIORITY = 1_000_000
+"""Of a task in the receiver's queue, which sends the highest first; the lowest is its negative."""
+
 MAX_FINGERPRINT_CHARS = 256
 """Characters of the fingerprints of all keys: the receiver's limit."""
 
@@ -79,12 +87,34 @@ def check_call(
     return task_id or new_id(), distinct_tags, distinct_events
 
 
-def check_key(settings: ClientSettings, family: str = "") -> None:
-    """Check that the settings have a key for a family. Raises SettingsError, ParameterError."""
+def check_key(settings: ClientSettings) -> None:
+    """Check that the settings have a key for calls that the receiver does not make. Raises SettingsError."""
     if not settings.key_fingerprint:
-        raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
-    if is_new_standard(family) and not settings.api_key:
-        raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
+        raise SettingsError([KEY_MISSING])
+
+
+def check_sender(settings: ClientSettings, family: str, priority: Any) -> None:
+    """Check what depends on the sender of a create: this client if it has a key, else the receiver.
+
+    Raises ParameterError with all problems.
+    """
+    problems = priority_problems(priority)
+    if priority is not None and settings.key_fingerprint:
+        problems.append(
+            "priority: works only if the receiver sends the create. Remove it, or unset KLING_API_KEY (or "
+            "KLING_ACCESS_KEY and KLING_SECRET_KEY), so that the receiver does."
+        )
+    if settings.key_fingerprint and is_new_standard(family) and not settings.api_key:
+        problems.append(f"family: {family} does not accept access key and secret key. Set KLING_API_KEY.")
+    if problems:
+        raise ParameterError(problems)
+
+
+def priority_problems(priority: Any) -> list[str]:
+    """Why a value is not a priority; [] for one, and for None."""
+    if priority is None or (type(priority) is int and abs(priority) <= MAX_PRIORITY):  # True is an int as well
+        return []
+    return [f"priority: must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}."]
 
 
 def _valid_tags(tags: Any) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from anyio import to_thread
 from kling_callback import calls
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
-from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
+from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi, Submission
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.creation import CreateCall, check_call, check_key
+from kling_callback.creation import CreateCall, check_call, check_key, check_sender
 from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
 from kling_callback.jobs.job import Job
@@ -86,6 +86,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
     ) -> AsyncTask:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
 
@@ -95,7 +96,14 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         with problems:
             family, body = await to_thread.run_sync(prepare_job, job, await with_files(values))
         return await self._create(
-            problems, family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            problems,
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            external_task_id=external_task_id,
+            priority=priority,
         )
 
     async def create(
@@ -107,8 +115,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
     ) -> AsyncTask:
-        """Create a task of any job, and return it once Kling has it.
+        """Create a task of any job, and return it once Kling has it, or the receiver if that sends the create.
 
         `family`: a path under `/v1` (`videos/effects`), or a path of the new standard with a leading slash.
         `body`: Kling's parameters, JSON. Where Kling accepts an image, it may be a Path, a file name, a data URL or an
@@ -117,6 +126,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
         `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
+        `priority`: an integer; the receiver sends the highest first. Only for a client without a Kling key: its creates
+        are sent by the receiver, and the task is returned before Kling has it (`queue_position`).
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
@@ -135,6 +146,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             hook=hook,
             hook_events=hook_events,
             external_task_id=external_task_id,
+            priority=priority,
         )
 
     def _run(
@@ -145,8 +157,17 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         hook: str | None,
         hook_events: Sequence[str],
         external_task_id: str | None,
+        priority: int | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
-        return self.run(job, values, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
+        return self.run(
+            job,
+            values,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            external_task_id=external_task_id,
+            priority=priority,
+        )
 
     async def _create(
         self,
@@ -158,6 +179,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         hook: str | None,
         hook_events: Sequence[str],
         external_task_id: str | None,
+        priority: int | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
         task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
@@ -166,8 +188,13 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
                 family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
             )
         with problems:
-            check_key(self._settings, family)
+            check_sender(self._settings, family, priority)
+        with problems:
+            self._settings.check_receiver()
         problems.raise_all()
+        if not self.sends_creates:
+            submission = Submission(task_id, family, body, distinct_tags, hook or "", known_events, priority)
+            return AsyncTask(self._receiver, await self._receiver.submit(submission))
         creation = CreateCall(
             self._kling_api,
             self._receiver,
@@ -206,11 +233,19 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tasks = await self._receiver.tasks(limit, **filters)
         return [AsyncTask(self._receiver, task) for task in tasks]
 
+    async def cancel(self, task_id: str) -> AsyncTask:
+        """Remove a task from the receiver's queue: it is never sent to Kling, costs nothing, and ends as `failed`.
+
+        `task_id`: any id of the task. Raises ReceiverError; with the `http_status` 409 if the task was sent, for Kling
+        has no cancel.
+        """
+        return AsyncTask(self._receiver, await self._receiver.cancel(_valid_id(task_id)))
+
     async def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
 
         GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
-        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+        the account (`account/costs?start_time=...&end_time=...`). Needs a Kling key, and no receiver.
 
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
@@ -259,8 +294,13 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
     @property
     def receiver_reached(self) -> bool:
-        """Whether the receiver has answered a request. Until then, no create was sent."""
+        """Whether the receiver has answered a request. Until then, this client has sent no create to Kling."""
         return self._receiver.reached
+
+    @property
+    def sends_creates(self) -> bool:
+        """Whether this client sends its creates to Kling; without a Kling key the receiver does."""
+        return bool(self._settings.key_fingerprint)
 
     async def aclose(self) -> None:
         """Close all connections that belong to this event loop."""

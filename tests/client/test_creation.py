@@ -12,10 +12,9 @@ import httpx
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
+from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError
 from kling_callback.jobs.catalog import TEXT_TO_VIDEO
 from kling_callback.protocol.signing import verify_api_token
-from kling_callback.settings import TO_WAIT, ClientSettings
 from kling_callback.tasks import AsyncTask
 from tests.support.kling import QUICK, SECRET, Stage, answer, forever, kling_says, refusal, taken, task_json
 
@@ -474,16 +473,6 @@ async def test_asyncio_s_own_cancelling_is_reported_too() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert stage.bodies("report")[0]["outcome"] == "unknown"
-
-
-async def test_a_key_is_needed() -> None:
-    """A client that may only wait cannot create; nothing is registered."""
-    stage = Stage()
-    settings = ClientSettings.load(require=TO_WAIT, receiver_url="https://receiver.test", receiver_token="t")
-    async with stage.kling(settings=settings) as kling:
-        with pytest.raises(SettingsError, match="KLING_API_KEY"):
-            await kling.create(FAMILY, {})
-    assert stage.order == []
 
 
 async def test_the_new_standard_uses_the_bearer_key() -> None:

@@ -499,7 +499,9 @@ async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
         "hook": "nonsense",
         "hook_events": ["task.dome", "x"],
         "external_task_id": "a/b",
+        "priority": 0.5,
     }
+    missing = ["priority", "KLING_RECEIVER_TOKEN"]
     async with AsyncKling(settings=settings) as kling:
         for create in (
             kling.text_to_image("x" * 3000, n=11, **wrong),
@@ -508,8 +510,8 @@ async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
             with pytest.raises(ParameterError) as raised:
                 await create
             names = [each.split()[0].rstrip(":") for each in raised.value.problems]
-            assert names[2:] == ["external_task_id", "tags", "hook", "hook_events", "hook_events", "KLING_API_KEY"]
-            assert len(names) == 8
+            assert names[2:] == ["external_task_id", "tags", "hook", "hook_events", "hook_events", *missing]
+            assert len(names) == 9
         with pytest.raises(ParameterError) as raised:
             await kling.create(5, {}, **wrong)  # type: ignore[arg-type]
         assert [each.split()[0].rstrip(":") for each in raised.value.problems] == ["family", *names[2:]]

@@ -9,7 +9,7 @@ import click
 from kling_callback import errors
 from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import WaitOptions, run_task
-from kling_callback.creation import check_call, check_key
+from kling_callback.creation import check_call, check_sender
 from kling_callback.jobs.body import model_of
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.prices import estimate
@@ -31,6 +31,7 @@ def create_and_run(
     hook: str | None,
     hook_events: tuple[str, ...],
     external_task_id: str | None,
+    priority: int | None,
     estimate_only: bool,
     **waiting: Any,
 ) -> None:
@@ -53,10 +54,18 @@ def create_and_run(
     with problems:
         wait_options.check()
     with problems:
-        check_key(ClientSettings.load(require=TO_CREATE), family)
+        check_sender(ClientSettings.load(require=TO_CREATE), family, priority)
 
     async def begin(kling: AsyncKling) -> AsyncTask:
-        return await kling.create(family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=task_id)
+        return await kling.create(
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            external_task_id=task_id,
+            priority=priority,
+        )
 
     return run_task(begin, TO_CREATE, task_id, wait_options)
 
@@ -87,6 +96,7 @@ def job_command(job: Job) -> click.Command:
         hook: str | None,
         hook_events: tuple[str, ...],
         external_task_id: str | None,
+        priority: int | None,
         estimate_only: bool,
         **values: Any,
     ) -> None:
@@ -100,6 +110,7 @@ def job_command(job: Job) -> click.Command:
             hook=hook,
             hook_events=hook_events,
             external_task_id=external_task_id,
+            priority=priority,
             estimate_only=estimate_only,
             **waiting,
         )

@@ -55,6 +55,7 @@ class JobMethods(Generic[Created]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create images from a text.
@@ -79,7 +80,7 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id, priority)
 
     def image_to_image(
         self,
@@ -101,6 +102,7 @@ class JobMethods(Generic[Created]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create images from a text and an image.
@@ -133,7 +135,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id, priority
+        )
 
     def text_to_video(
         self,
@@ -160,6 +164,7 @@ class JobMethods(Generic[Created]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create a video from a text. The model selects the standard, and with it the parameters.
@@ -202,7 +207,7 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id, priority)
 
     def image_to_video(
         self,
@@ -234,6 +239,7 @@ class JobMethods(Generic[Created]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create a video from an image. The model selects the standard, and with it the parameters.
@@ -286,7 +292,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id, priority
+        )
 
     def omni_video(
         self,
@@ -316,6 +324,7 @@ class JobMethods(Generic[Created]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create or edit a video from texts, images, elements and a video.
@@ -362,7 +371,7 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id, priority)
 
     def motion_control(
         self,
@@ -383,6 +392,7 @@ class JobMethods(Generic[Created]):
         hook: str | None = None,
         hook_events: Sequence[str] = (),
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create a video in which the person or creature of an image moves as in a video.
@@ -410,7 +420,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, external_task_id, priority
+        )
 
     def _run(
         self,
@@ -420,6 +432,7 @@ class JobMethods(Generic[Created]):
         hook: str | None,
         hook_events: Sequence[str],
         external_task_id: str | None,
+        priority: int | None,
     ) -> Created:
         """Create the job in the way of this client."""
         raise NotImplementedError

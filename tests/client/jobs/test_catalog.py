@@ -248,7 +248,7 @@ def test_the_methods_have_the_table_s_parameters() -> None:
             *(each.name for each in job.parameters),
             "tags",
             *("hook", "hook_events"),
-            "external_task_id",
+            *("external_task_id", "priority"),
             "more",
         }
 
