@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kling_callback.errors import ParameterError, ProblemCollector
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth, json_problems, options_of
+from kling_callback.jobs.body import check_depth, json_problems
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
@@ -28,8 +28,6 @@ def prepare(family: str, body: Any) -> dict[str, Any]:
     """The body to send, with files encoded. Blocks to read them. Raises ParameterError with all problems."""
     problems = family_problems(family)
     if isinstance(body, Mapping):
-        if body.get("callback_url") or options_of(family, body).get("callback_url"):
-            problems.append(CALLBACK_URL_RESERVED)
         problems += _misspelt(family, body)
     try:
         sent = encode_files(family, body)
