@@ -19,7 +19,7 @@ from tests.support.database import FILE, NOW, Ledger, callback, says
 
 pytestmark = pytest.mark.anyio
 
-OTHER_NAMES = {"duration_mp3", "duration_wav", "mp3_duration", "wav_duration", "group_id", "parent_video"}
+OTHER_NAMES = {"group_id"}
 """Fields of Kling's that are not stored."""
 NEW = "/text-to-video/kling-3.0"
 
@@ -77,6 +77,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "images/omni-image": {"result_type": "series", "series_amount": 2},
     "videos/text2video": {"watermark_info": {"enabled": True}},
     "videos/multi-elements": {"session_id": "s"},
+    "videos/video-extend": {"video_id": "v"},
     NEW: {"watermark_info": {"enabled": True}},
 }
 
