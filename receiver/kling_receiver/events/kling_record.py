@@ -34,8 +34,8 @@ def kling_status(row: TaskRow) -> Status:
 
 
 def kling_id(row: TaskRow) -> str:
-    """Kling's id of a task, or ours until Kling's is known."""
-    return row["kling_id"] or row["id"]
+    """Kling's id of a task; ours until Kling's is known, and for good once a program was answered ours."""
+    return row["id"] if row["keeps_our_id"] else row["kling_id"] or row["id"]
 
 
 def caller_id(row: TaskRow) -> str:

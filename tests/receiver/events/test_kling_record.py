@@ -244,6 +244,19 @@ async def test_a_later_record_has_no_earlier_time(any_database: Database) -> Non
     assert last["updated_at"] > first["updated_at"]
 
 
+async def test_a_task_keeps_the_id_that_a_program_was_answered(any_database: Database) -> None:
+    """Ours, if Kling's was not known then: by it the program recognizes the callbacks of its task."""
+    ledger = Ledger(any_database)
+    ledger.register()
+    assert ledger.change(lambda tx: transitions.keep_our_id(tx, tx.require_task("t")))
+    ledger.register(outcome="created", kling_id="k1")
+    assert (await record(ledger))["task_id"] == "t"
+    assert ledger.change(lambda tx: transitions.keep_our_id(tx, tx.require_task("t")))
+    ledger.register("u", outcome="created", kling_id="k2")
+    assert not ledger.change(lambda tx: transitions.keep_our_id(tx, tx.require_task("u")))
+    assert kling_record(await detail(ledger, "u"), href=lambda result: "")["task_id"] == "k2"
+
+
 async def test_a_task_of_another_program_has_its_caller_s_id(any_database: Database) -> None:
     """Our id of it is not shown where it is only Kling's."""
     ledger = Ledger(any_database)
