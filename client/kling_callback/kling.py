@@ -13,9 +13,10 @@ from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi, Submission
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.creation import CreateCall, check_call, check_key, check_sender
+from kling_callback.creation import CreateCall, TaskHook, check_call, check_key, check_sender
 from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
+from kling_callback.jobs.body import without_callback
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare, prepare_job
@@ -85,6 +86,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
     ) -> AsyncTask:
@@ -102,6 +104,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
             priority=priority,
         )
@@ -114,6 +117,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
     ) -> AsyncTask:
@@ -125,6 +129,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `tags`: labels; at most 20, of at most 100 characters.
         `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
         `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
+        `callback_url`: instead of a hook, an address for what Kling itself would post, on each change of the status:
+        its record, with the receiver's links to the files, signed as a hook. In the body it means the same.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
         `priority`: an integer; the receiver sends the highest first. Only for a client without a Kling key: its creates
         are sent by the receiver, and the task is returned before Kling has it (`queue_position`).
@@ -145,6 +151,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
             priority=priority,
         )
@@ -156,6 +163,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
         priority: int | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
@@ -165,6 +173,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
             priority=priority,
         )
@@ -178,14 +187,21 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
         priority: int | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
-        task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
+        task_id, distinct_tags, task_hook = "", tuple[str, ...](), TaskHook()
         with problems:
-            task_id, distinct_tags, known_events = check_call(
-                family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            task_id, distinct_tags, task_hook = check_call(
+                family,
+                body,
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
             )
         with problems:
             check_sender(self._settings, family, priority)
@@ -193,7 +209,16 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             self._settings.check_receiver()
         problems.raise_all()
         if not self.sends_creates:
-            submission = Submission(task_id, family, body, distinct_tags, hook or "", known_events, priority)
+            submission = Submission(
+                task_id,
+                family,
+                without_callback(family, body),
+                distinct_tags,
+                hook=task_hook.address,
+                hook_events=task_hook.events,
+                hook_format=task_hook.format,
+                priority=priority,
+            )
             return AsyncTask(self._receiver, await self._receiver.submit(submission))
         creation = CreateCall(
             self._kling_api,
@@ -201,10 +226,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             self._settings,
             task_id=task_id,
             family=family,
-            body=body,
+            body=without_callback(family, body),
             tags=distinct_tags,
-            hook=hook or "",
-            hook_events=known_events,
+            hook=task_hook,
         )
         return await creation.run()
 

@@ -136,6 +136,7 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
     ) -> Task:
@@ -143,7 +144,7 @@ class Kling(JobMethods[Task]):
 
         Other arguments and errors as in `create`.
         """
-        return self._run(job, values, tags, hook, hook_events, external_task_id, priority)
+        return self._run(job, values, tags, hook, hook_events, callback_url, external_task_id, priority)
 
     def create(
         self,
@@ -153,13 +154,19 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
     ) -> Task:
         create = partial(self.asynchronous.create, family, body)
         return self._task(
             lambda: create(
-                tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id, priority=priority
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
+                priority=priority,
             )
         )
 
@@ -179,13 +186,19 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
         priority: int | None,
     ) -> Task:
         run = partial(self.asynchronous.run, job, values)
         return self._task(
             lambda: run(
-                tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id, priority=priority
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
+                priority=priority,
             )
         )
 

@@ -62,6 +62,7 @@ class Registration:
     tags: tuple[str, ...]
     hook: str
     hook_events: tuple[str, ...]
+    hook_format: str
     create_token: str
 
     def fields(self) -> dict[str, Any]:
@@ -93,11 +94,14 @@ class Submission:
     tags: tuple[str, ...] = ()
     hook: str = ""
     hook_events: tuple[str, ...] = ()
+    hook_format: str = "event"
     priority: int | None = None
 
     def fields(self) -> dict[str, Any]:
         """The JSON fields of the request body."""
         optional = {"tags": self.tags, "hook": self.hook, "hook_events": self.hook_events}
+        if self.hook_format != "event":
+            optional["hook_format"] = self.hook_format
         fields = {
             "family": self.family,
             "body": self.body,

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from kling_callback.creation import check_call, priority_problems
+from kling_callback.creation import TaskHook, check_call, priority_problems
 from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.jobs.body import options_of
 from kling_callback.jobs.catalog import JOBS
@@ -30,7 +30,7 @@ MAX_PROBLEMS = 1000
 JOB_NAMES = {job.name.replace("_", "-"): job for job in JOBS}
 """The typed jobs, by the names of their commands."""
 
-COMMON = ("external_task_id", "tags", "hook", "hook_events", "priority")
+COMMON = ("external_task_id", "tags", "hook", "hook_events", "callback_url", "priority")
 """Fields of every line, as in `create`; the others are `job` with its parameters, or `family` and `body`."""
 
 FORM = 'Write {"job": "text-to-video", "prompt": "..."}, or {"family": "videos/effects", "body": {...}}.'
@@ -46,6 +46,7 @@ class BatchCreate:
     tags: tuple[str, ...]
     hook: str | None
     hook_events: tuple[str, ...]
+    callback_url: str | None
     priority: int | None
 
 
@@ -143,21 +144,25 @@ class BatchFile:
         with problems:
             if wrong := priority_problems(common["priority"]):
                 raise ParameterError(wrong)
-        task_id, tags, hook_events = "", tuple[str, ...](), tuple[str, ...]()
+        task_id, tags, task_hook = "", tuple[str, ...](), TaskHook()
         with problems:
             tags = (common["tags"],) if isinstance(common["tags"], str) else common["tags"] or ()
-            task_id, tags, hook_events = check_call(
+            task_id, tags, task_hook = check_call(
                 family,
                 body,
                 tags=(*self._tags, *tags) if isinstance(tags, list | tuple) else tags,
                 hook=common["hook"],
                 hook_events=common["hook_events"] or (),
+                callback_url=common["callback_url"],
                 external_task_id=common["external_task_id"],
             )
         problems.raise_all()
         has_id = bool(common["external_task_id"] or options_of(family, body).get("external_task_id"))
         priority = self._priority if common["priority"] is None else common["priority"]
-        return BatchCreate(family, body, task_id if has_id else "", tags, common["hook"], hook_events, priority)
+        hook, hook_events = common["hook"], task_hook.events
+        return BatchCreate(
+            family, body, task_id if has_id else "", tags, hook, hook_events, common["callback_url"], priority
+        )
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

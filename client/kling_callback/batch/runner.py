@@ -161,6 +161,7 @@ class Batch:
                     tags=create.tags,
                     hook=create.hook,
                     hook_events=create.hook_events,
+                    callback_url=create.callback_url,
                     external_task_id=job.task_id,
                     priority=create.priority,
                 )

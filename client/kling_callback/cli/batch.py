@@ -68,7 +68,7 @@ def batch(
     {"job": "text-to-video", "prompt": "...", "duration": 5}
     {"family": "videos/effects", "body": {...}}
 
-    It may also have external_task_id, tags, hook, hook_events and priority.
+    It may also have external_task_id, tags, hook, hook_events, callback_url and priority.
 
     The receiver sends the creates, each when a slot of the account is free. The same command again continues: a line is
     known by its external_task_id, or without one by its content, and is paid once.

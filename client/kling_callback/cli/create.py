@@ -30,6 +30,7 @@ def create_and_run(
     tags: tuple[str, ...],
     hook: str | None,
     hook_events: tuple[str, ...],
+    callback_url: str | None,
     external_task_id: str | None,
     priority: int | None,
     estimate_only: bool,
@@ -48,9 +49,16 @@ def create_and_run(
         problems.raise_all()
         return print_estimate(family, body, as_json=wait_options.as_json)
     with problems:
-        task_id, tags, hook_events = check_call(
-            family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        task_id, tags, task_hook = check_call(
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
         )
+        hook_events = task_hook.events
     with problems:
         wait_options.check()
     with problems:
@@ -63,6 +71,7 @@ def create_and_run(
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=task_id,
             priority=priority,
         )
@@ -95,6 +104,7 @@ def job_command(job: Job) -> click.Command:
         tags: tuple[str, ...],
         hook: str | None,
         hook_events: tuple[str, ...],
+        callback_url: str | None,
         external_task_id: str | None,
         priority: int | None,
         estimate_only: bool,
@@ -109,6 +119,7 @@ def job_command(job: Job) -> click.Command:
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
             priority=priority,
             estimate_only=estimate_only,

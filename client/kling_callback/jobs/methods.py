@@ -54,6 +54,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
         **more: Any,
@@ -80,7 +81,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id, priority)
+        return self._run(
+            catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id, priority
+        )
 
     def image_to_image(
         self,
@@ -101,6 +104,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
         **more: Any,
@@ -136,7 +140,14 @@ class JobMethods(Generic[Created]):
             "watermark_info": watermark_info,
         }
         return self._run(
-            catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id, priority
+            catalog.IMAGE_TO_IMAGE,
+            {**values, **more},
+            tags,
+            hook,
+            hook_events,
+            callback_url,
+            external_task_id,
+            priority,
         )
 
     def text_to_video(
@@ -163,6 +174,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
         **more: Any,
@@ -207,7 +219,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id, priority)
+        return self._run(
+            catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id, priority
+        )
 
     def image_to_video(
         self,
@@ -238,6 +252,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
         **more: Any,
@@ -293,7 +308,14 @@ class JobMethods(Generic[Created]):
             "watermark_info": watermark_info,
         }
         return self._run(
-            catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id, priority
+            catalog.IMAGE_TO_VIDEO,
+            {**values, **more},
+            tags,
+            hook,
+            hook_events,
+            callback_url,
+            external_task_id,
+            priority,
         )
 
     def omni_video(
@@ -323,6 +345,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
         **more: Any,
@@ -371,7 +394,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id, priority)
+        return self._run(
+            catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id, priority
+        )
 
     def motion_control(
         self,
@@ -391,6 +416,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         priority: int | None = None,
         **more: Any,
@@ -421,7 +447,14 @@ class JobMethods(Generic[Created]):
             "watermark_info": watermark_info,
         }
         return self._run(
-            catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, external_task_id, priority
+            catalog.MOTION_CONTROL,
+            {**values, **more},
+            tags,
+            hook,
+            hook_events,
+            callback_url,
+            external_task_id,
+            priority,
         )
 
     def _run(
@@ -431,6 +464,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
         priority: int | None,
     ) -> Created:
