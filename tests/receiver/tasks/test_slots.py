@@ -283,10 +283,10 @@ def test_other_programs_hold_slots_of_the_account(start: Start, concurrency: str
         assert len(gateway.creates) <= 5 + 5  # at most one refusal for each end
 
 
-def test_a_create_without_a_free_slot_is_sent_when_the_account_has_one(start: Start) -> None:
+def test_a_create_without_a_free_slot_is_sent_when_the_account_has_one(start: Start, database_url: str) -> None:
     """No task of ours will end: it is sent again after a wait."""
     with Sandbox(concurrency=1) as gateway:
-        running = start(api_base=gateway.url, delays=QUICK_CREATES)
+        running = start(api_base=gateway.url, database_url=database_url, delays=QUICK_CREATES)
         gateway.hold()
         headers = {"Authorization": f"Bearer {API_KEY}"}
         url = f"{gateway.url}/v1/images/generations"

@@ -4,11 +4,12 @@ import json
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kling_callback.errors import ParameterError
+from kling_callback.protocol import ids
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.values import is_too_complex
 from kling_receiver.events.payloads import Payloads
@@ -17,9 +18,10 @@ from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
-from kling_receiver.tasks.registration import FAMILY_SCHEMA, MAX_REPORTED_TAGS, Registration
+from kling_receiver.tasks.registration import MAX_REPORTED_TAGS, Registration
 from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission
 from kling_receiver.validation import describe_errors
+from kling_receiver.web.api.actions import JOB_SCHEMA
 from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
@@ -31,16 +33,23 @@ MAX_BYTES_NEW = 72_000_000
 """Bytes of a submission of the new standard, whose images may have 50 MB."""
 MAX_LARGE = 4
 """Large submissions that are read and checked at once."""
+OWN_ID = {"pattern": f"^({ids.PATTERN.pattern})?$"}
+"""An id as JSON Schema; an empty one is none."""
 READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
 
 
+def _whole(value: Any) -> Any:
+    """An integer that is written with a point, as JSON allows."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class SubmissionBody(RequestModel):
     """A task to create at Kling."""
 
-    family: Annotated[str, Field(json_schema_extra=FAMILY_SCHEMA)]
+    family: Annotated[str, Field(json_schema_extra=JOB_SCHEMA)]
     body: dict[str, Any] = Field(
         description="the create's parameters, as Kling documents them; images as base64 or URL. A `callback_url` "
         "becomes the task's hook, with `hook_format: kling`"
@@ -51,10 +60,12 @@ class SubmissionBody(RequestModel):
         default_factory=list, description="with `hook`: only events of these types; empty means any"
     )
     hook_format: Literal["event", "kling"] = Field("event", description="with `hook`: what is sent to it")
-    external_task_id: str | None = Field(
-        None, max_length=128, description="the task's id; a repeat with the same id and parameters is the same task"
+    external_task_id: Annotated[str, Field(json_schema_extra={"pattern": f"^({ids.PATTERN.pattern})?$"})] | None = (
+        Field(None, description="the task's id; a repeat with the same id and parameters is the same task")
     )
-    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="the highest is sent first")
+    priority: Annotated[int, BeforeValidator(_whole)] = Field(
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="the highest is sent first"
+    )
 
 
 class SubmissionRoutes:
