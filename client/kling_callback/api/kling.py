@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -86,6 +86,16 @@ def auth_from(settings: CommonSettings) -> AuthPair:
         return AuthPair(key, key)
     jwt = JwtAuth(*settings.access_keys[0])
     return AuthPair(jwt, key if settings.api_keys else jwt)
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """Kling's answer to a call of another program, without the account's key. `retry_after`: seconds, if it has any."""
+
+    status: int
+    content: bytes
+    content_type: str
+    retry_after: float | None
 
 
 class _NoBatchQuery(GatewayError):
@@ -182,6 +192,24 @@ class KlingApi:
             failure.hint, failure.answer = UNKNOWN_CALL_HINT, "" if reply.is_html else _text(content, reply)
         raise failure
 
+    async def forward(self, path: str, method: str, query: str = "", content: bytes | None = None) -> Forwarded:
+        """Send a call of another program, and return Kling's answer as it is. Never sent twice.
+
+        `path`: of an endpoint that answers at once; `query`: as it stands in an address; `content`: JSON. Only a JWT
+        that Kling finds stale is signed anew. Raises NotCreated when nothing was sent, CreateUnknown when no answer came.
+        """
+        self._check_open(NotCreated)
+        url = f"{self.address(path)}{'?' if query else ''}{query}"
+        try:
+            reply, answer = await self._exchange(
+                path, method, url, content=content, content_type="application/json" if content is not None else ""
+            )
+        except NOT_SENT_ERRORS as error:
+            raise self._not_sent(error) from error
+        except TRANSPORT_ERRORS as error:
+            raise CreateUnknown(f"The call got no answer: {_reason(error)}.", hint=UNKNOWN_CALL_HINT) from error
+        return Forwarded(reply.http_status, answer, reply.content_type, reply.retry_after)
+
     async def list_tasks(self, family: str, page: int, size: int) -> list[dict[str, Any]]:
         """One page of Kling's own list of a legacy family's tasks: its records, unchanged. `page`: from 1.
 
@@ -252,8 +280,12 @@ class KlingApi:
             return await self._once(auth, method, url, **body)
         return reply, content
 
-    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[Reply, bytes]:
+    async def _once(
+        self, auth: httpx.Auth, method: str, url: str, *, content_type: str = "", **body: Any
+    ) -> tuple[Reply, bytes]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if content_type:
+            headers["Content-Type"] = content_type
         request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
         with anyio.fail_after(MAX_CALL_SECONDS):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)

@@ -140,7 +140,11 @@ class Payloads:
         }
 
     def _link(self, result: ResultRow) -> str:
-        expires = int(self._clock()) + LINK_SECONDS
+        return self.link(result, LINK_SECONDS)
+
+    def link(self, result: ResultRow, seconds: int) -> str:
+        """A link that opens a file without a token for so many seconds."""
+        expires = int(self._clock()) + seconds
         return signing.sign_link(self._secrets, self._url, result["task_id"], result["position"], expires)
 
     def event(self, event: EventRow, detail: TaskDetail) -> EventJson:
