@@ -9,15 +9,13 @@ from starlette.responses import JSONResponse, Response
 from kling_callback.protocol import families
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.values import IDENTIFIER
-from kling_receiver.events.kling_record import kling_record, kling_status
+from kling_receiver.events.kling_record import kling_status
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.web.compat.holding import HEADERS, Holder, hold_seconds
 from kling_receiver.web.compat.replies import BAD_PARAMETER, NO_PATH, CompatError, envelope
 
-LINK_SECONDS = 30 * 86_400
-"""Seconds for which the address of a file is valid: as long as Kling's own."""
 MAX_BATCH = 20
 """Tasks of one batch query, by ids of either kind: Kling's limit."""
 DEFAULT_PAGE_SIZE = 30
@@ -36,7 +34,7 @@ class Queries:
 
         Its id is the one that was asked for, if that is ours: it may be what the create answered. Otherwise Kling's.
         """
-        record = kling_record(detail, href=lambda result: self._payloads.link(result, LINK_SECONDS), new=new)
+        record = self._payloads.kling(detail, new=new)
         if asked == detail.row["id"]:
             record["id" if "id" in record else "task_id"] = asked
         return record
