@@ -196,7 +196,7 @@ class KlingApi:
         """Send a call of another program, and return Kling's answer as it is. Never sent twice.
 
         `path`: of an endpoint that answers at once; `query`: as it stands in an address; `content`: JSON. Only a JWT
-        that Kling finds stale is signed anew. Raises NotCreated when nothing was sent, CreateUnknown when no answer came.
+        that Kling finds stale is signed anew. Raises NotCreated if nothing was sent, CreateUnknown without an answer.
         """
         self._check_open(NotCreated)
         url = f"{self.address(path)}{'?' if query else ''}{query}"

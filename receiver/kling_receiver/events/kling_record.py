@@ -43,12 +43,10 @@ def caller_id(row: TaskRow) -> str:
     return row["external_task_id"] or ("" if row["id"] == row["kling_id"] else row["id"])
 
 
-def kling_record(
-    detail: TaskDetail, *, href: Callable[[ResultRow], str], new: bool | None = None
-) -> dict[str, Any]:
+def kling_record(detail: TaskDetail, *, href: Callable[[ResultRow], str], new: bool | None = None) -> dict[str, Any]:
     """Kling's own record of a task: the body of a callback, `data` of an answer.
 
-    `new`: whether in the new standard, which Kling's batch query has for legacy tasks, too; None: in that of its family.
+    `new`: whether in the new standard, as in a batch query also for legacy tasks; None: in that of its family.
     `href`: makes our link to a stored file. A file that could not be stored keeps Kling's address. Our clock says when
     the task was updated, so that no later record has an earlier time.
     """

@@ -139,9 +139,7 @@ class Reader:
         """Tasks, newest first. `render` runs in the reader's thread."""
         return await self.read(functools.partial(_render_page, task_filter=task_filter, render=render))
 
-    async def render_family(
-        self, family: str, render: Callable[[TaskDetail], T], *, skip: int, limit: int
-    ) -> list[T]:
+    async def render_family(self, family: str, render: Callable[[TaskDetail], T], *, skip: int, limit: int) -> list[T]:
         """A family's tasks among the newest, newest first, from number `skip` on. `render` runs in a thread."""
 
         def read(connection: Connection) -> list[T]:

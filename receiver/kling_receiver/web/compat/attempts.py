@@ -11,7 +11,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 MAX_FAILURES = 20
-"""Failed attempts of one address in a window: a program with a wrong key may try a few times, a guess never succeeds."""
+"""Failed attempts of one address in a window: a program may try a wrong key, a guess never succeeds."""
 WINDOW_SECONDS = 60.0
 MAX_ADDRESSES = 10_000
 """Addresses that are remembered, of some 200 bytes each."""

@@ -36,7 +36,9 @@ JWT_ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
 )
 """Kling's code for each error, the most telling one first."""
 
-ACCEPTED = "Send `Authorization: Bearer` with the account's key, a JWT signed with it, or a receiver token (role client)."
+ACCEPTED = (
+    "Send `Authorization: Bearer` with the account's key, a JWT signed with it, or a receiver token (role client)."
+)
 
 
 class CompatGuard:
@@ -72,7 +74,7 @@ class CompatGuard:
 
     async def _verify(self, request: Request, credential: str) -> Callable[[], float]:
         given = _digest(credential)
-        if any([hmac.compare_digest(given, key) for key in self._keys]):  # a list: every key is compared
+        if sum(hmac.compare_digest(given, key) for key in self._keys):  # a sum: every key is compared
             return _always
         if credential.count(".") == 2:
             self._verify_jwt(credential)

@@ -60,10 +60,8 @@ class Holder:
         return StreamingResponse(frames, media_type="application/json", headers=HEADERS)
 
 
-async def _held(
-    spaces: AsyncIterator[None], render: Render, seconds_left: Callable[[], float]
-) -> AsyncIterator[bytes]:
-    """The spaces, then the JSON. The status 200 is sent before: an error is in the code, at which programs look, too."""
+async def _held(spaces: AsyncIterator[None], render: Render, seconds_left: Callable[[], float]) -> AsyncIterator[bytes]:
+    """The spaces, then the JSON. The status 200 is sent before: an error is in the code, which programs read, too."""
     try:
         async for _ in spaces:
             yield b" "

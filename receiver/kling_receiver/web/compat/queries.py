@@ -93,7 +93,7 @@ class Queries:
         return await self._holder.answer(render, is_over, ids, seconds=seconds, seconds_left=left)
 
     async def _find(self, any_id: str, family: str | None = None) -> TaskDetail | None:
-        """A task by our id, Kling's or the caller's, of a family if it is named. Raises CompatError if several match."""
+        """A task by our id, Kling's or the caller's, of `family` if named. Raises CompatError if several match."""
         details = await self._reader.details([any_id]) if is_id(any_id) else {}
         if not details and IDENTIFIER.fullmatch(any_id):
             details = await self._reader.details(await self._reader.find_by_other_id(any_id))
