@@ -64,6 +64,8 @@ TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, Timeou
 UNKNOWN_CALL_HINT = (
     "The call may have been carried out and paid for, so it is not sent again. Check the account before you repeat it."
 )
+MAX_REFUSAL_BYTES = 4_000
+"""Bytes of an answer that refuses a create, and that others may want to see as it is."""
 MIN_KEY_CHARS = 8
 """Characters: a shorter text is not a key, and may occur in any answer."""
 
@@ -120,7 +122,7 @@ class KlingApi:
         """
         self._check_open(NotCreated)
         try:
-            reply = await self._call(family, "POST", self.address(family), json=body)
+            reply, content = await self._exchange(family, "POST", self.address(family), json=body)
         except NOT_SENT_ERRORS as error:
             raise self._not_sent(error) from error
         except TRANSPORT_ERRORS as error:
@@ -128,7 +130,10 @@ class KlingApi:
         report = _created_task(reply)
         if report is None or reply.http_status >= 300 or reply.code in (*REFUSED_CODES, *OUTCOME_UNKNOWN_CODES):
             # An answer that names a task proves no refusal, whatever else it says.
-            raise refusal(NotCreated if reply.proves_refusal and not report else CreateUnknown, reply, self._base)
+            failure = refusal(NotCreated if reply.proves_refusal and not report else CreateUnknown, reply, self._base)
+            if isinstance(failure, NotCreated) and reply.answer and len(content) <= MAX_REFUSAL_BYTES:
+                failure.answer = content.decode("utf-8", "replace")
+            raise failure
         return report
 
     async def query(self, family: str, *, kling_id: str | None = None, task_id: str | None = None) -> Report | None:

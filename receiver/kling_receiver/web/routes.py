@@ -74,15 +74,15 @@ def build_routes(
     ]
     if settings.compat_api == "off":
         return own
-    return own + _compat_routes(settings, guard, store, work, bodies, {route.path.split("/")[1] for route in own})
+    return own + _compat_routes(settings, guard, store, work, submissions, {route.path.split("/")[1] for route in own})
 
 
 def _compat_routes(
-    settings: ReceiverSettings, guard: Guard, store: Store, work: Work, bodies: BodyLimiter, own: set[str]
+    settings: ReceiverSettings, guard: Guard, store: Store, work: Work, submissions: SubmissionRoutes, own: set[str]
 ) -> list[Route]:
     """Kling's own routes. `own`: the first segments of ours, which come first."""
     queries = Queries(store.reader, store.payloads, Holder(store.bus), hold_default=settings.compat_hold_seconds)
-    creates = Creates(settings, store, queries, bodies)
+    creates = Creates(submissions, store.reader, store.bus, queries)
     forwarder = Forwarder(settings, work.kling_api)
     return CompatRoutes(CompatGuard(settings, guard), creates, queries, forwarder, own=own).routes()
 

@@ -16,7 +16,7 @@ from kling_receiver.web.errors import ApiError
 log = logging.getLogger("kling_receiver.web")
 
 AUTH_FAILED, AUTH_EMPTY, AUTH_INVALID, AUTH_TOO_EARLY, AUTH_EXPIRED = 1000, 1001, 1002, 1003, 1004
-NO_RIGHT, BAD_BODY, BAD_PARAMETER, NO_PATH, TOO_FAST = 1103, 1200, 1201, 1202, 1302
+NO_RIGHT, BAD_BODY, BAD_PARAMETER, NO_PATH, TOO_FAST, FULL = 1103, 1200, 1201, 1202, 1302, 1303
 FAILED, UNAVAILABLE, NO_ANSWER = 5000, 5001, 5002
 
 HTTP_STATUS = {
@@ -24,14 +24,16 @@ HTTP_STATUS = {
     NO_RIGHT: 403,
     **dict.fromkeys((BAD_BODY, BAD_PARAMETER), 400),
     NO_PATH: 404,
-    TOO_FAST: 429,
+    **dict.fromkeys((TOO_FAST, FULL), 429),
     FAILED: 500,
     UNAVAILABLE: 503,
     NO_ANSWER: 504,
 }
 """The HTTP status that Kling sends with each of its codes."""
 
-CODES = {401: AUTH_INVALID, 403: NO_RIGHT, 404: NO_PATH, 429: TOO_FAST, 502: UNAVAILABLE, 503: UNAVAILABLE}
+TOO_LARGE = 413
+"""The HTTP status of a body that is too long, for which Kling has no code."""
+CODES = {401: AUTH_INVALID, 403: NO_RIGHT, 404: NO_PATH, 429: FULL, 502: UNAVAILABLE, 503: UNAVAILABLE}
 """Kling's code for our own errors, by their HTTP status; any other of the caller's is BAD_PARAMETER."""
 
 
@@ -54,9 +56,11 @@ def problem(code: int, message: str) -> dict[str, Any]:
     return {"code": code, "message": message, "request_id": uuid4().hex}
 
 
-def failure(code: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error, with the HTTP status of its code."""
-    return JSONResponse(problem(code, message), HTTP_STATUS[code], headers=headers)
+def failure(
+    code: int, message: str, headers: Mapping[str, str] | None = None, *, status: int | None = None
+) -> Response:
+    """An error, with the HTTP status of its code, unless another is given."""
+    return JSONResponse(problem(code, message), status or HTTP_STATUS[code], headers=headers)
 
 
 def in_kling_shape(endpoint: RouteHandler) -> RouteHandler:
@@ -70,7 +74,8 @@ def in_kling_shape(endpoint: RouteHandler) -> RouteHandler:
             return failure(error.code, error.message, error.headers)
         except ApiError as error:
             code = CODES.get(error.status, FAILED if error.status >= 500 else BAD_PARAMETER)
-            return failure(code, f"{error.message} {error.hint}".strip(), error.headers)
+            status = TOO_LARGE if error.status == TOO_LARGE else None
+            return failure(code, f"{error.message} {error.hint}".strip(), error.headers, status=status)
         except Unavailable as error:
             return failure(UNAVAILABLE, f"{error} Send the request again.", {"Retry-After": "5"})
         except DBAPIError as error:

@@ -13,7 +13,7 @@ from kling_receiver.web.compat.auth import CompatGuard
 from kling_receiver.web.compat.creates import Creates
 from kling_receiver.web.compat.forward import METHODS, Forwarder
 from kling_receiver.web.compat.queries import Queries
-from kling_receiver.web.compat.replies import NO_PATH, CompatError, in_kling_shape
+from kling_receiver.web.compat.replies import in_kling_shape
 
 PREFIXES = ("", "/kling")
 """Relays have Kling's paths below `/kling`, and many programs are written for them."""
@@ -56,7 +56,7 @@ class CompatRoutes:
     async def _legacy(self, request: Request, seconds_left: Callable[[], float]) -> Response:
         path = request.path_params["path"]
         if path in METHODS and not families.is_account(path):
-            return await self._forward(request, path)
+            return await self._forwarder.forward(request, path)
         if request.method == "POST":
             return await self._creates.create(request, path)
         if path in families.ASYNCHRONOUS:
@@ -67,14 +67,7 @@ class CompatRoutes:
         return await self._queries.list_family(request, path)
 
     async def _account(self, request: Request, seconds_left: Callable[[], float]) -> Response:
-        return await self._forward(request, f"account/{request.path_params['path']}")
-
-    async def _forward(self, request: Request, path: str) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        if METHODS.get(path) != method:
-            raise CompatError(NO_PATH, f"{method} {request.url.path[:200]} does not exist. Check path and method.")
-        content = await self._creates.read(request) if method == "POST" else None
-        return await self._forwarder.forward(request, path, content)
+        return await self._forwarder.forward(request, f"account/{request.path_params['path']}")
 
     async def _new(self, request: Request, seconds_left: Callable[[], float]) -> Response:
         return await self._creates.create(request, _family(request))
