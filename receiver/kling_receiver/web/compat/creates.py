@@ -5,6 +5,7 @@ the queue, or whose outcome is unknown, is answered with our id: the caller can 
 """
 
 import json
+import logging
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +18,6 @@ from kling_callback.protocol.redact import is_empty
 from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, is_too_complex
 from kling_receiver.events.bus import EventBus
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
@@ -35,6 +35,8 @@ from kling_receiver.web.compat.replies import (
     CompatError,
     envelope,
 )
+
+log = logging.getLogger("kling_receiver.web")
 
 ANSWER_SECONDS = 30.0
 """Seconds that a create waits for Kling's answer. Proxies give up after 60, and then the caller would send it again."""
@@ -68,7 +70,10 @@ class Creates:
         submission, _ = await self._submissions.register(request, read, _submit)
         try:
             return await self._answer(submission.task_id)
-        except Unavailable:  # from here on, an error would make the caller pay twice
+        except CompatError:
+            raise
+        except Exception as error:  # from here on, an error would make the caller pay twice
+            log.warning("task %s: its create was answered without Kling's answer. %s", submission.task_id, error)
             return JSONResponse(envelope(_unread(family, submission.task_id)))
 
     async def _answer(self, task_id: str) -> Response:
