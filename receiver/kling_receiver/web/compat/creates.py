@@ -22,9 +22,11 @@ from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import may_reopen
 from kling_receiver.tasks.submission import Submission, SubmissionResult
+from kling_receiver.tasks.transitions import keep_our_id
 from kling_receiver.web.api.submission import SubmissionBody, SubmissionRoutes, check_size, check_submission
 from kling_receiver.web.compat.queries import Queries
 from kling_receiver.web.compat.replies import (
@@ -56,8 +58,11 @@ LAST_FAILURE = Statement("""
 class Creates:
     """Submits tasks, and waits for Kling's answer to those that are sent at once."""
 
-    def __init__(self, submissions: SubmissionRoutes, reader: Reader, bus: EventBus, queries: Queries) -> None:
-        self._submissions, self._reader, self._bus, self._queries = submissions, reader, bus, queries
+    def __init__(
+        self, submissions: SubmissionRoutes, queries: Queries, *, reader: Reader, writer: Writer, bus: EventBus
+    ) -> None:
+        self._submissions, self._queries = submissions, queries
+        self._reader, self._writer, self._bus = reader, writer, bus
 
     async def create(self, request: Request, family: str) -> Response:
         """Submit a task, and answer as Kling would. Raises CompatError, ApiError, Unavailable: then it is not sent."""
@@ -88,6 +93,9 @@ class Creates:
         detail = (await self._reader.details([task_id]))[task_id]
         if detail.row["outcome"] == "not_created" and detail.row["origin"] == "local":
             return await self._refusal(detail.row)
+        if not detail.row["kling_id"]:  # from now on, all records have the id that is answered here
+            await self._writer.run(lambda tx: keep_our_id(tx, tx.require_task(task_id)))
+            detail = (await self._reader.details([task_id]))[task_id]
         return JSONResponse(envelope(self._created(detail), _request_id(detail.row)))
 
     def _created(self, detail: TaskDetail) -> dict[str, Any]:
