@@ -133,7 +133,8 @@ def test_a_callback_url_receives_what_kling_would_post(settings: dict[str, Any])
         assert [len([each for each in ends if name in each]) for name in ("task_id", "id")] == [3, 2]
         assert {visit.path for visit in visits} == {"/kling?order=42"}
         assert kling.text_to_image("x", callback_url=url, external_task_id="order-42").id == "order-42"
-        for other in ({}, {"hook": url}, {"callback_url": f"{url}3"}):
+        others: tuple[dict[str, Any], ...] = ({}, {"hook": url}, {"callback_url": f"{url}3"})
+        for other in others:
             with pytest.raises(ReceiverError, match="has a hook already") if other else nullcontext():
                 kling.create("images/generations", prompt, **other, external_task_id=tasks[1].id)
         with pytest.raises(ParameterError, match="Remove it, or hook and hook_events"):

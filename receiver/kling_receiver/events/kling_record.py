@@ -43,18 +43,20 @@ def caller_id(row: TaskRow) -> str:
     return row["external_task_id"] or ("" if row["id"] == row["kling_id"] else row["id"])
 
 
-def kling_record(detail: TaskDetail, *, href: Callable[[ResultRow], str]) -> dict[str, Any]:
-    """Kling's own record of a task, in the standard of its family: the body of a callback, `data` of an answer.
+def kling_record(detail: TaskDetail, *, href: Callable[[ResultRow], str], new: bool | None = None) -> dict[str, Any]:
+    """Kling's own record of a task: the body of a callback, `data` of an answer.
 
+    `new`: whether in the new standard, as in a batch query also for legacy tasks; None: in that of its family.
     `href`: makes our link to a stored file. A file that could not be stored keeps Kling's address. Our clock says when
     the task was updated, so that no later record has an earlier time.
     """
     row, status = detail.row, kling_status(detail.row)
-    is_new, is_final = is_new_standard(row["family"]), status in FINAL
+    is_new = is_new_standard(row["family"]) if new is None else new
+    is_final = status in FINAL
     created_at = row["kling_created_at"] or row["created_at"]
     updated_at = max(created_at, row["kling_updated_at"] or 0, row["updated_at"])
     message = _message(detail) if is_final or row["status"] == status else ""
-    items = _Items(detail, href).all() if status == "succeed" else []
+    items = _Items(detail, href, is_new=is_new).all() if status == "succeed" else []
     cost = _cost(row["cost"]) if is_final else {}
     external_id = caller_id(row)
     if not is_new:
@@ -135,9 +137,8 @@ class _Item:
 class _Items:
     """Puts the files and the other outputs of a task together again: several files may be of one record."""
 
-    def __init__(self, detail: TaskDetail, href: Callable[[ResultRow], str]) -> None:
-        self._row, self._results, self._href = detail.row, detail.results, href
-        self._is_new = is_new_standard(detail.row["family"])
+    def __init__(self, detail: TaskDetail, href: Callable[[ResultRow], str], *, is_new: bool) -> None:
+        self._row, self._results, self._href, self._is_new = detail.row, detail.results, href, is_new
         self._items: list[_Item] = []
 
     def all(self) -> list[_Item]:

@@ -146,9 +146,9 @@ class Payloads:
             "warning": result["warning"] or None,
         }
 
-    def kling(self, detail: TaskDetail) -> dict[str, Any]:
-        """Render a task as Kling's own record, with links that live as long as Kling's files."""
-        return kling_record(detail, href=lambda result: self._link(result, KLING_LINK_SECONDS))
+    def kling(self, detail: TaskDetail, *, new: bool | None = None) -> dict[str, Any]:
+        """Render a task as Kling's own record, with links that live as long as Kling's files. `new`: as there."""
+        return kling_record(detail, href=lambda result: self._link(result, KLING_LINK_SECONDS), new=new)
 
     def _link(self, result: ResultRow, seconds: int = LINK_SECONDS) -> str:
         expires = int(self._clock()) + seconds
