@@ -221,17 +221,11 @@ class Database:
         """
         if not self._checked:
             self.check()
-        # Here, because importing Alembic takes a quarter of a second, which most commands do not need.
-        import alembic.command
-        import alembic.config
-
         with self.operator_errors(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            config = alembic.config.Config()
-            config.set_main_option("script_location", "kling_receiver.store:migrations")
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            if not checks.has_newest_schema(connection):
+                _upgrade(connection)
         if self._files:
             self._files.path.chmod(0o600)
             self._files.expect_database()
@@ -261,3 +255,14 @@ class Database:
 
     def _engine(self, *, write: bool) -> Engine:
         return file_engine(self.url, self._files, write=write) if self._files else server_engine(self.url, write=write)
+
+
+def _upgrade(connection: Connection) -> None:
+    # Here, because importing Alembic takes a quarter of a second, which most commands and starts do not need.
+    import alembic.command
+    import alembic.config
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "kling_receiver.store:migrations")
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")
