@@ -19,6 +19,7 @@ from kling_receiver import server
 from kling_receiver.server import LIMIT_NAMES, SHUTDOWN_NAMES, bind, missing_names
 from kling_receiver.web.connections import ConnectionTable
 from kling_sandbox import Sandbox
+from tests.support.commands import run_here
 from tests.support.receiver import Running, Start
 from tools.harness.loopback import free_port
 from tools.harness.process import Process, environment, run
@@ -75,7 +76,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
-        refused = run("serve", "--port", str(port), env=env)
+        refused = run_here("serve", "--port", str(port), env=env)
     assert refused.returncode == 1
     assert "in use" in refused.stderr
     assert str(port) in refused.stderr
@@ -85,7 +86,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
     """When the jobs cannot be read, although the checks found nothing: one line says why, without a traceback."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
-    assert run("migrate", env=env).returncode == 0
+    assert run_here("migrate", env=env).returncode == 0
     engine = create_engine(f"sqlite:///{tmp_path / 'data' / 'kling.db'}")
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE job RENAME TO gone"))
@@ -108,7 +109,7 @@ def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
 def test_unusable_storage_is_reported_in_one_line(tmp_path: Path, settings: dict[str, str], error: str) -> None:
     """A database that cannot be reached, a folder that cannot be made: exit code 1, and no password."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1", **settings)
-    refused = run("serve", "--port", "0", env=env)
+    refused = run_here("serve", "--port", "0", env=env)
     assert refused.returncode == 1
     assert error in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -119,7 +120,7 @@ def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     """The error is one line, and the file is not changed."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kling.db").write_text("my diary\n" * 1000)
-    refused = run("serve", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
+    refused = run_here("serve", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert "not a database" in refused.stderr
