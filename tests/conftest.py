@@ -102,7 +102,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every HTTP client loads one TLS authority instead of 140, which takes 10 ms of CPU: none reaches a public host."""
+    """Each HTTP client loads one TLS authority, not 140, which takes 10 ms of CPU: none reaches a public host."""
     certificate, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
     path = tmp_path_factory.mktemp("authority") / "one.pem"
     path.write_text(certificate + end)

@@ -269,7 +269,7 @@ def test_a_new_log_after_the_last_connection_is_no_outage(served: Database, tmp_
         pass
 
 
-@pytest.mark.parametrize("removed", [["-wal"], ["-wal", "-shm"], ["-wal", "-shm", ".lock"]])
+@pytest.mark.parametrize("removed", [["-wal"], ["-wal", "-shm", ".lock"]])
 def test_nothing_is_lost_with_a_removed_log(tmp_path: Path, removed: list[str]) -> None:
     """Callbacks are refused, and what was answered 200 before is there after a kill."""
     data, before, after = tmp_path / "data", new_id(), new_id()
