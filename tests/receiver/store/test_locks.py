@@ -325,8 +325,11 @@ def test_the_tables_of_a_served_server_are_not_changed(database: Database, datab
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_another_address_is_the_same_database(database: Database, database_url: str) -> None:
+def test_another_address_is_the_same_database(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another schema, user or option: the lock is the database's."""
+    monkeypatch.setattr(locks, "LOCK_ATTEMPTS", 2)
     database.acquire_lock()
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS somebody")
