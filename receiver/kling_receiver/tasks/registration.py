@@ -13,7 +13,7 @@ from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import EventTypes, Label, known_events
 from kling_receiver.jobs import enqueue
-from kling_receiver.jobs.kinds import ask_key, overdue_key
+from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.states import FINAL, transition
 from kling_receiver.store.rows import TaskRow
@@ -316,8 +316,7 @@ def _record_created(tx: Transaction, task: TaskRow, registration: Registration) 
     if first or not task["kling_id"]:
         set_kling_id(tx, task, registration.kling_id if own_report else task["kling_id"] or registration.kling_id)
     if registration.finished and task["status"] not in FINAL:
-        enqueue.overdue(tx, task["id"], task["family"], early_ms=0, created_at=task["created_at"])
-        tx.run_now(overdue_key(task["id"]))
+        enqueue.ask(tx, task["id"])
 
 
 def set_kling_id(tx: Transaction, task: TaskRow, kling_id: str | None) -> None:

@@ -107,6 +107,14 @@ def test_a_commit_that_need_not_be_durable_is_not_synced(sqlite: Database) -> No
     sqlite.close()
 
 
+def test_the_disk_s_own_cache_is_flushed_where_fsync_does_not(sqlite: Database) -> None:
+    """On macOS, that is: SQLite's settings for it are on. Elsewhere they change nothing."""
+    with sqlite.write() as connection:
+        for pragma in ("fullfsync", "checkpoint_fullfsync"):
+            assert connection.execute(text(f"PRAGMA {pragma}")).scalar() == 1
+    sqlite.close()
+
+
 def test_the_identity_of_a_database_differs_from_others(database: Database, database_url: str, tmp_path: Path) -> None:
     """It is that of the database, not of its address, and the same in every process."""
     other = Database(f"sqlite:///{tmp_path}/other/kling.db")
