@@ -249,7 +249,9 @@ class CreateCall:
         return None
 
     def _set_created(self, report: Report) -> None:
-        self.outcome = CreateOutcome("created", kling_id=report.kling_id, request_id=report.request_id or "")
+        self.outcome = CreateOutcome(
+            "created", kling_id=report.kling_id, request_id=report.request_id or "", finished=bool(report.final)
+        )
 
     async def _report(self, task: dict[str, Any]) -> dict[str, Any]:
         """Report the outcome to the receiver. If that fails, a callback or the deadline still finds the task."""

@@ -350,6 +350,15 @@ async def test_an_id_that_exists_means_created() -> None:
     assert (task.outcome, task.task_id) == ("created", "kling-7")
 
 
+@pytest.mark.parametrize(("status", "finished"), [("submitted", None), ("processing", None), ("succeed", True)])
+async def test_a_finished_task_is_reported_as_such(status: str, finished: bool | None) -> None:
+    """As after a restored database: its callback is past, and the receiver need not wait for the deadline."""
+    known = taken("kling-7", task_status=status)
+    stage = Stage(create=[kling_says(1201, "external_task_id already exists")], query=[known])
+    await create(stage)
+    assert stage.bodies("report")[0].get("finished") is finished
+
+
 @pytest.mark.parametrize("message", ["n must be at most 9", "voice_id 17 does not exist"])
 async def test_bad_parameters_are_not_taken_for_an_existing_task(message: str) -> None:
     """1201 also means bad parameters: without a task, and without a message about an existing id, it is not created."""

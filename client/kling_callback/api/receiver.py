@@ -88,14 +88,17 @@ class CreateOutcome:
     reason: str = ""
     request_id: str = ""
     """Kling's id of its answer, if it named one."""
+    finished: bool = False
+    """Whether a query found that Kling had finished the task: its callback may be past."""
 
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> dict[str, str | bool]:
         """The JSON fields of the request body."""
-        fields = {
+        fields: dict[str, str | bool | None] = {
             "outcome": self.outcome,
             "task_id": self.kling_id,
             "reason": self.reason[:MAX_REASON_CHARS],
             "request_id": self.request_id,
+            "finished": self.finished,
         }
         return {name: value for name, value in fields.items() if value}
 

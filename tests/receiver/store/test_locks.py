@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -222,6 +223,31 @@ def test_a_removed_log_is_an_outage(served: Database, tmp_path: Path, name: str,
     with served.write() as connection:
         connection.execute(insert(TASK), {**TASK_ROW, "id": "another"})
     assert len(Ledger(served).rows(TASK)) == 2
+
+
+def test_what_a_removed_log_held_is_saved_once(served: Database, tmp_path: Path) -> None:
+    """Not again at each request of the outage; again after the log was put back and removed a second time."""
+    saved: list[object] = []
+    original = served._save_log
+
+    def count(*arguments: Any) -> None:
+        saved.append(arguments)
+        original(*arguments)
+
+    with served.write() as connection:
+        connection.execute(insert(TASK), TASK_ROW)
+    path, away = tmp_path / "data" / "kling.db-wal", tmp_path / "away"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served, "_save_log", count)
+        for total in (1, 2):
+            path.rename(away)
+            for _ in range(3):
+                with pytest.raises(Unavailable), served.write():
+                    pass
+            assert len(saved) == total
+            away.replace(path)
+            with served.write():
+                pass
 
 
 @pytest.mark.parametrize("size", [0, 32, 5_000])
