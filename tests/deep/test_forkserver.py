@@ -47,7 +47,7 @@ def test_a_command_has_its_own_arguments_streams_and_folder(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "variables"),
     [
-        ([COMMAND, "--version"], {"PYTHONIOENCODING": "gbk"}),
+        ([COMMAND, "--version"], {"PYTHONUTF8": "0"}),
         ([COMMAND, "--version"], {"LC_ALL": "C"}),
         (["/bin/true"], {}),
     ],
@@ -72,4 +72,4 @@ def test_a_command_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     """And the caller hears of it."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:9", KLING_API_BASE="http://127.0.0.1:9")
     with pytest.raises(subprocess.TimeoutExpired):
-        forkserver.run([COMMAND, "serve", "--port", "0"], env, stdin="", timeout=0.5)
+        forkserver.run([COMMAND, "serve", "--port", "0"], env, timeout=0.5)

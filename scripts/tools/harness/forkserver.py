@@ -4,6 +4,7 @@ The imports take about a second of CPU, a fork some milliseconds. Each fork is a
 environment, folder and streams of the request: it can be signalled, stopped and killed.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -21,7 +22,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = {"kling": "kling_callback.cli.main", "kling-receiver": "kling_receiver.cli.main"}
+PROGRAMS = {
+    "kling": "kling_callback.cli.main",
+    "kling-receiver": "kling_receiver.cli.main",
+    "kling-sandbox": "kling_sandbox.__main__",
+}
 """The modules whose `main` is a command."""
 IMPORTED = (
     *("kling_receiver.cli.access", "kling_receiver.cli.backup", "kling_receiver.cli.deliveries"),
@@ -104,7 +109,11 @@ class ForkServer:
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(READ_AT_START) and name != "PYTHONIOENCODING"
+    }
 
 
 running: ForkServer | None = None
@@ -129,13 +138,25 @@ def start(
 
 
 def run(
-    args: Sequence[str | Path], environment: Mapping[str, str], *, stdin: str, timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Raises subprocess.TimeoutExpired."""
+    args: Sequence[str | Path],
+    environment: Mapping[str, str],
+    *,
+    stdin: bytes = b"",
+    stdout: int | None = None,
+    stderr: int | None = None,
+    timeout: float,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end; a stream that is no descriptor is captured. Raises subprocess.TimeoutExpired."""
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given.write(stdin.encode())
+        given.write(stdin)
         given.seek(0)
-        process = start(args, environment, stdin=given.fileno(), stdout=out.fileno(), stderr=err.fileno())
+        process = start(
+            args,
+            environment,
+            stdin=given.fileno(),
+            stdout=out.fileno() if stdout is None else stdout,
+            stderr=err.fileno() if stderr is None else stderr,
+        )
         try:
             code = process.wait(timeout)
         except BaseException:
@@ -144,7 +165,7 @@ def run(
             raise
         for stream in (out, err):
             stream.seek(0)
-        return subprocess.CompletedProcess(args, code, out.read().decode(), err.read().decode())
+        return subprocess.CompletedProcess(args, code, out.read(), err.read())
 
 
 @contextmanager
@@ -168,7 +189,31 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # forks share these objects: no collection needs to write to them
     if command := _serve(socket.socket(fileno=os.dup(0))):
+        _run_to_its_end(command)
+
+
+def _run_to_its_end(command: Callable[[], Any]) -> None:
+    """Run a command, and end the process without freeing its modules, which would copy all memory of the server.
+
+    Returns or raises if the interpreter has more to do: an error to print, threads to wait for, output to lose.
+    """
+    try:
         command()
+    except SystemExit as exited:
+        if not isinstance(exited.code, int | None):
+            raise
+        code = exited.code or 0
+    else:
+        code = 0
+    if threading.active_count() > 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the interpreter's own end tries again, and says so
+            sys.exit(code)
+    os._exit(code & 0xFF)
 
 
 def _serve(connection: socket.socket) -> Callable[[], Any] | None:
@@ -214,5 +259,26 @@ def _become(args: list[str], environment: dict[str, str], folder: str, streams: 
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
+    _open_streams(environment.get("PYTHONIOENCODING", ""))
     sys.argv[:] = args
     return sys.modules[PROGRAMS[Path(args[0]).name]].main  # type: ignore[no-any-return]
+
+
+def _open_streams(encoding: str) -> None:
+    """Open the standard streams as an interpreter does: those of the server have their kind of file, and its buffers.
+
+    `encoding`: as in PYTHONIOENCODING.
+    """
+    codec, _, errors = encoding.partition(":")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        old = getattr(sys, name)
+        stream = open(  # noqa: SIM115
+            number,
+            "r" if name == "stdin" else "w",
+            buffering=1 if name == "stderr" or os.isatty(number) else -1,
+            encoding=codec or old.encoding,
+            errors="backslashreplace" if name == "stderr" else (errors or "strict") if encoding else old.errors,
+            closefd=False,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)

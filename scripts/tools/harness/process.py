@@ -35,7 +35,8 @@ def run(
     *arguments: str, env: dict[str, str], command: Path = COMMAND, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run `kling-receiver`, or another command, until the process exits. Raises TimeoutExpired after 60 s."""
-    return forkserver.run([command, *arguments], env, stdin=stdin, timeout=60)
+    ran = forkserver.run([command, *arguments], env, stdin=stdin.encode(), timeout=60)
+    return subprocess.CompletedProcess(ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
 class Ended(Exception):
