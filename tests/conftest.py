@@ -31,8 +31,9 @@ absent: set[str] = set()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of a nightly run."""
+    """Add the options of longer runs."""
     parser.addoption("--every-engine", action="store_true", help="run tests of `any_database` on each engine, too")
+    parser.addoption("--every-statement", action="store_true", help="kill migrations before each of their statements")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
