@@ -393,7 +393,7 @@ SURROUNDINGS = [
     _row(
         "PostgreSQL, a CHECK that callbacks fail",
         "not ready",
-        'CheckViolation',
+        "CheckViolation",
         _role,
         CHECK,
         "ALTER TABLE event DROP CONSTRAINT fault",
