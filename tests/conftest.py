@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
@@ -30,8 +31,9 @@ absent: set[str] = set()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of a nightly run."""
+    """Add the options of longer runs."""
     parser.addoption("--every-engine", action="store_true", help="run tests of `any_database` on each engine, too")
+    parser.addoption("--every-statement", action="store_true", help="kill migrations before each of their statements")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,6 +99,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("KLING_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each HTTP client loads one TLS authority, not 140, which takes 10 ms of CPU: none reaches a public host."""
+    certificate, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+    path = tmp_path_factory.mktemp("authority") / "one.pem"
+    path.write_text(certificate + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certifi, "where", lambda: str(path))
+        yield
 
 
 @pytest.fixture

@@ -9,6 +9,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+if sys.platform == "win32":
+    FULL_FSYNC: int | None = None
+else:
+    import fcntl
+
+    FULL_FSYNC = getattr(fcntl, "F_FULLFSYNC", None)
+
 log = logging.getLogger("kling_callback.atomic_file")
 
 
@@ -44,7 +51,7 @@ class AtomicFile:
         """Put all bytes on disk and close the file: no `write` may follow. Raises OSError."""
         with self._file:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            fsync_file(self._file.fileno())
 
     def commit(self, target: Path) -> None:
         """Rename the file to `target`, replacing it; a power failure afterwards loses nothing. Raises OSError."""
@@ -90,6 +97,15 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(f".{secrets.token_hex(8)}.part")
 
 
+def fsync_file(handle: int) -> None:
+    """Put a file on disk. macOS needs a call of its own: its fsync stops at the disk's cache. Raises OSError."""
+    if FULL_FSYNC is not None:
+        with suppress(OSError):  # some network folders have only fsync
+            fcntl.fcntl(handle, FULL_FSYNC)
+            return
+    os.fsync(handle)
+
+
 def fsync_folder(folder: Path) -> None:
     """Put the entries of a folder on disk: the names of new, renamed and removed files. Raises OSError.
 
@@ -101,7 +117,7 @@ def fsync_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            fsync_file(handle)
         finally:
             os.close(handle)
     except OSError as error:

@@ -18,7 +18,7 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import httpx
 
-from kling_callback.protocol.urls import PORTS, is_loopback
+from kling_callback.protocol.urls import PORTS, may_be_loopback
 
 TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -85,7 +85,7 @@ def _is_this_machine(host: str) -> bool:
     try:
         address = _address(host)
     except ValueError:
-        return is_loopback(host)
+        return may_be_loopback(host)
     return address.is_loopback or address.is_unspecified
 
 
@@ -96,7 +96,12 @@ def _is_excluded_by_system(host: str) -> bool:
 
 
 def http_proxy_address(name: str, value: str) -> str:
-    """The address of an HTTP proxy from the variable `name`. Raises EnvironmentProblem, for a SOCKS proxy too."""
+    """The address of an HTTP proxy from the variable `name`. Raises EnvironmentProblem, for a SOCKS proxy too.
+
+    A word alone is none: without a scheme a port is needed.
+    """
+    if "://" not in value and not re.search(r":\d+/?$", value):
+        raise _unusable_proxy(name, ("http", "https"))
     address = _checked_address(name, value, schemes=("http", "https"))
     return address.rstrip("/")
 
@@ -112,16 +117,20 @@ def _checked_address(name: str, value: str, schemes: Sequence[str] = PROXY_SCHEM
     except (ValueError, httpx.InvalidURL):
         usable = False
     if not usable:
-        raise EnvironmentProblem(
-            f"{name} is not the address of a proxy that can be used. Set it to one like http://host:3128"
-            f"{' or socks5://host:1080' if 'socks5' in schemes else ''}, or remove it."
-        )
+        raise _unusable_proxy(name, schemes)
     if scheme.startswith("socks") and not _is_installed("socksio"):
         raise EnvironmentProblem(
             f"{name} is a SOCKS proxy, which needs the extra `socks`. Run: {SOCKS_EXTRA}, or set it to the address of "
             "an HTTP proxy, or remove it."
         )
     return address
+
+
+def _unusable_proxy(name: str, schemes: Sequence[str]) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{name} is not the address of a proxy that can be used. Set it to one like http://host:3128"
+        f"{' or socks5://host:1080' if 'socks5' in schemes else ''}, or remove it."
+    )
 
 
 @functools.cache

@@ -70,6 +70,8 @@ class Receiver:
         self._readiness = Readiness(self.store.writer, self.store.storage, self._work_problem)
         self._startup: asyncio.Task[None] | None = None
         self._startup_problem: str | None = None
+        self.has_enqueued = False
+        """Whether a commit of this process enqueued a job."""
         self.on_stopped: Callable[[], None] = lambda: None
         """Called at the end of `stop`. Threads may then still be blocked by the disk or the database."""
 
@@ -83,10 +85,27 @@ class Receiver:
         for message in committed.messages:
             log.error("%s", message)
         if committed.next_due_at is not None:
+            self.has_enqueued = True
             self.work.worker.wake(committed.next_due_at)
 
     def prepare(self) -> None:
-        """Check the database, take the locks, migrate, make the results folder. Raises DatabaseError, OSError."""
+        """Check the database, take the locks, migrate, make the results folder. Raises DatabaseError, OSError.
+
+        After it `start` and `stop` follow, or `release`. If it raises, all is released.
+        """
+        try:
+            self._prepare()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Release the locks, and close the database, of a receiver that is not started."""
+        self.store.recorder.close()
+        self.store.storage.owner.release()
+        self.store.database.close()
+
+    def _prepare(self) -> None:
         with blame_setting(self.settings.storage_setting):
             self.store.storage.check_answers()
         with blame_setting(self.settings.database_setting):
@@ -99,17 +118,13 @@ class Receiver:
     def _claim_folder(self) -> None:
         storage = self.store.storage
         storage.prepare()
-        try:
-            storage.owner.acquire()
-            self.store.recorder.start(claim(self.store.database, storage.owner))
-        except BaseException:
-            storage.owner.release()
-            raise
+        storage.owner.acquire()
+        self.store.recorder.start(claim(self.store.database, storage.owner))
 
     async def start(self) -> None:
         """Start the writer, release jobs claimed by a previous process, then repair and start the worker.
 
-        Raises DatabaseError if the database broke since `prepare`.
+        Raises DatabaseError if the database broke since `prepare`; `stop` is needed then, too.
         """
         writer = self.store.writer
         writer.start()
@@ -194,8 +209,8 @@ def create_app(receiver: Receiver) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await receiver.start()
         try:
+            await receiver.start()
             yield
         finally:
             await receiver.stop()

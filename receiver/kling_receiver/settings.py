@@ -14,7 +14,7 @@ from kling_callback.protocol.urls import normalize_url, private_parts, split_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
 from kling_callback.settings import CommaSeparated, CommonSettings, Expected, HookSecret, Switch, is_required, split
 from kling_receiver.hooks.config import HookConfig, InvalidHook
-from kling_receiver.hooks.config_file import load_hooks
+from kling_receiver.hooks.config_file import load_hooks, read_tables
 from kling_receiver.net.guard import Allowlist, Refused, check_url, is_private
 from kling_receiver.policy import DEFAULT_HOOK_PAUSE_SECONDS, SlotLimits
 from kling_receiver.results.storage import folder_of
@@ -233,8 +233,11 @@ class ReceiverSettings(CommonSettings):
     @field_validator("hooks_file")
     @classmethod
     def _check_hooks_file(cls, value: str, info: ValidationInfo) -> str:
-        if value and "private_hook_hosts" in info.data:
+        if value:
             try:
+                if "private_hook_hosts" not in info.data:  # which hooks may be reached is not known
+                    read_tables(Path(value))
+                    return value
                 proxy = info.data.get("egress_proxy", "")
                 allowed = Allowlist.parse(info.data["private_hook_hosts"], HOOK_HOSTS, proxy)
                 load_hooks(Path(value), allowed, cls.environment())

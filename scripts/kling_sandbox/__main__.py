@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from kling_callback.cli import usage
+from kling_callback.errors import ParameterError
 from kling_sandbox.misbehaviour import SWITCHES
 from kling_sandbox.sandbox import Sandbox
 
@@ -37,7 +39,7 @@ class Seconds(click.FloatRange):
 SECONDS, BYTES = Seconds(0, 1e9), click.IntRange(0, 1 << 30)
 
 
-class Command(click.Command):
+class Command(usage.Command):
     """A command whose help begins with the warning that this is not Kling, and ends with the switches."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,25 +76,25 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("kling-callback"), prog_name="kling-sandbox")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Default: a free one.")
-@click.option("--base-path", default="", help="Serve Kling's routes below a prefix, as relays do: /kling")
-@click.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
-@click.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
-@click.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
-@click.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
-@click.option(
+@usage.option("--host", default="127.0.0.1", show_default=True)
+@usage.option("--port", default=0, type=click.IntRange(0, 65535), help="Default: a free one.")
+@usage.option("--base-path", default="", help="Serve Kling's routes below a prefix, as relays do: /kling")
+@usage.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
+@usage.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
+@usage.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
+@usage.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
+@usage.option(
     "--image-seconds", default=0.5, type=SECONDS, show_default=True, help="Duration of a task that makes no video."
 )
-@click.option(
+@usage.option(
     "--video-seconds", default=1.5, type=SECONDS, show_default=True, help="Duration of a task that makes a video."
 )
-@click.option("--result-seconds", default=30 * 86400.0, type=SECONDS, help="Lifetime of file URLs. Default: 30 days.")
-@click.option("--image-bytes", default=0, type=BYTES, help="Pad images to at least this size.")
-@click.option("--video-bytes", default=0, type=BYTES, help="Pad videos to at least this size.")
-@click.option("--webhook-secret", help="Sign callbacks with this whsec_... secret.")
-@click.option("--concurrency", type=click.IntRange(1), help="Refuse creates above this limit (1303).")
-@click.option(
+@usage.option("--result-seconds", default=30 * 86400.0, type=SECONDS, help="Lifetime of file URLs. Default: 30 days.")
+@usage.option("--image-bytes", default=0, type=BYTES, help="Pad images to at least this size.")
+@usage.option("--video-bytes", default=0, type=BYTES, help="Pad videos to at least this size.")
+@usage.option("--webhook-secret", help="Sign callbacks with this whsec_... secret.")
+@usage.option("--concurrency", type=click.IntRange(1), help="Refuse creates above this limit (1303).")
+@usage.option(
     "--misbehave",
     type=click.Choice([*SWITCHES, "list"]),
     metavar="NAME",
@@ -101,11 +103,15 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
     is_eager=True,
     help="Repeatable. The names are at the end of this help, or printed by `--misbehave list`.",
 )
-@click.option(
+@usage.option(
     "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the base address there when listening."
 )
 def main(ready_file: Path | None, **options: Any) -> None:
     """Serve until SIGINT or SIGTERM."""
+    try:
+        usage.problems().raise_all()
+    except ParameterError as error:
+        raise click.UsageError("\n".join(error.problems)) from None
     if not options["keys"] and not options["access_key"]:
         options |= {"keys": DEFAULT_KEYS[:1], "access_key": DEFAULT_KEYS[1], "secret_key": DEFAULT_KEYS[2]}
     signals = {signal.SIGINT, signal.SIGTERM}

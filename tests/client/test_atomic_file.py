@@ -1,6 +1,7 @@
 """AtomicFile: complete under its final name, or absent."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kling_callback.atomic_file import AtomicFile, temporary_path
+import kling_callback
+import kling_receiver
+from kling_callback import atomic_file
+from kling_callback.atomic_file import AtomicFile, fsync_file, fsync_folder, temporary_path
 
 
 def test_a_file_appears_only_when_it_is_committed(tmp_path: Path) -> None:
@@ -34,6 +38,29 @@ def test_a_file_can_be_checked_between_flush_and_commit(tmp_path: Path) -> None:
     assert file.path.stat().st_mode & 0o777 == 0o600
     file.commit(tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_system_s_own_call_is_used_where_fsync_stops_at_the_disk_s_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has such a call; a file system may lack it. Here another call, whose effect shows, takes its place."""
+    with (tmp_path / "x").open("wb") as file:
+        monkeypatch.setattr(atomic_file, "FULL_FSYNC", fcntl.F_SETFD)  # clears FD_CLOEXEC
+        assert not os.get_inheritable(file.fileno())
+        fsync_file(file.fileno())
+        assert os.get_inheritable(file.fileno())
+        monkeypatch.setattr(atomic_file, "FULL_FSYNC", -1)
+        fsync_file(file.fileno())
+        fsync_folder(tmp_path)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fsync_file(999_999)
+
+
+def test_no_other_sync_of_a_file_is_used() -> None:
+    """By either package."""
+    roots = [Path(package.__file__ or "").parent for package in (kling_callback, kling_receiver)]
+    found = [path.name for root in roots for path in root.rglob("*.py") if "os.fsync(" in path.read_text()]
+    assert found == ["atomic_file.py"]
 
 
 def test_a_discarded_file_leaves_nothing(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_certificates_that_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
     monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
     assert certificate_problems() == []
-    assert len(tls_context().get_ca_certs()) > 10
+    assert tls_context().get_ca_certs()
     monkeypatch.setenv("SSL_CERT_FILE", "")
     assert certificate_problems() == ["SSL_CERT_DIR is not a folder. Set it to one with CA certificates, or remove it."]
     monkeypatch.setenv("SSL_CERT_DIR", f"/nonexistent{os.pathsep}{tmp_path}")

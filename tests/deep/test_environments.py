@@ -1,12 +1,8 @@
 """The three commands in processes of their own, in surroundings that other machines have: they work, or say why not."""
 
 import json
-import os
 import random
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,46 +13,13 @@ from kling_callback.cli.main import kling, main
 from kling_receiver.cli.main import COMMANDS
 from kling_receiver.cli.main import main as kling_receiver
 from kling_sandbox import Sandbox
+from tests.deep.conftest import Run
 from tests.support.proxies import socks_proxy
-from tests.support.receiver import KEY, SECRET, Running, Start
+from tests.support.receiver import KEY, SECRET, Running
 from tests.support.web import Visit, host
 from tools.harness.process import Process
-from tools.harness.process import environment as receiver_environment
 
-COMMAND_FOLDER = Path(sys.executable).parent
-PROXIES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
 TAG = "\N{KANGAROO}"
-
-Run = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-@pytest.fixture
-def receiver(start: Start, gateway: Sandbox) -> Running:
-    """A receiver of the sandbox."""
-    return start(api_base=gateway.url)
-
-
-@pytest.fixture
-def run(receiver: Running, gateway: Sandbox, tmp_path: Path) -> Run:
-    """Run a line of a shell with the commands on its path and the settings of the receiver."""
-    inherited = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}
-    settings = {
-        "KLING_API_BASE": gateway.url,
-        "KLING_RECEIVER_URL": receiver.url,
-        "PATH": f"{COMMAND_FOLDER}{os.pathsep}{os.environ['PATH']}",
-    }
-    common = {**inherited, **receiver_environment(tmp_path / "data", **settings)}
-    for name in [name for name in common if name.lower() in PROXIES]:
-        del common[name]
-
-    def run(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
-        ran = subprocess.run(
-            ["bash", "-c", line], env={**common, **variables}, capture_output=True, timeout=60, check=False
-        )
-        assert b"Traceback" not in ran.stderr + ran.stdout, ran.stderr.decode()
-        return ran
-
-    return run
 
 
 SOCKS = "socks5://127.0.0.1:9"
@@ -130,81 +93,6 @@ def test_what_is_wrong_usage(run: Run, line: str, variables: dict[str, str], mes
     assert (ran.returncode, ran.stdout) == (2, b"")
     assert message in ran.stderr.decode()
     assert b"hidden" not in ran.stderr
-
-
-@pytest.mark.parametrize("command", ["kling list", "kling-receiver tasks list"])
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"PYTHONIOENCODING": "gbk"},
-        {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    ],
-)
-def test_text_in_any_locale(run: Run, command: str, variables: dict[str, str]) -> None:
-    """A tag that the locale's encoding does not have is printed as UTF-8."""
-    assert run(f"kling text-to-image x --no-wait --tag {TAG}").returncode == 0
-    ran = run(command, **variables)
-    assert (ran.returncode, ran.stderr) == (0, b"")
-    assert TAG in ran.stdout.decode()
-    assert run("kling-sandbox --misbehave list", **variables).returncode == 0
-
-
-COMMANDS_THAT_PRINT = [
-    *(
-        "kling list",
-        "kling list --json",
-        "kling show order-1",
-        "kling show order-1 --json",
-        "kling wait order-1",
-        "kling wait order-1 --json 2> /dev/null",
-    ),
-    *("kling-receiver tasks list", "kling-receiver tasks show order-1", "kling-receiver doctor", "kling --help"),
-    *("kling-receiver --help", "kling-sandbox --help", "kling-sandbox --misbehave list", f"kling show {TAG}"),
-]
-
-
-@pytest.mark.parametrize("encoding", ["gbk", "cp936", "cp1252", "ascii:strict"])
-def test_text_on_a_terminal_with_another_encoding(run: Run, encoding: str) -> None:
-    """It gets its own encoding, with escapes for what that does not have; JSON stays JSON.
-
-    ASCII stands for a locale that is missing: the text is UTF-8.
-    """
-    line = f"kling text-to-image '\u4f60\u597d {TAG}' --tag \u4f60{TAG} --external-task-id order-1"
-    assert run(line).returncode == 0
-    codec = "utf-8" if "ascii" in encoding else encoding
-    for command in COMMANDS_THAT_PRINT:
-        ran = run(f"script -qefc {shlex.quote(command)} /dev/null < /dev/null", PYTHONIOENCODING=encoding)
-        assert ran.returncode == (1 if TAG in command else 0), ran.stdout
-        shown = ran.stdout.decode(codec)
-        if "--json" in command:
-            assert json.loads(shown)["tags"] == [f"\u4f60{TAG}"]
-        elif command.endswith("list") and "sandbox" not in command:
-            for letter in f"\u4f60{TAG}":
-                has_it = letter.encode(codec, "ignore")
-                assert (letter if has_it else letter.encode("ascii", "backslashreplace").decode()) in shown
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("kling list", "kling --help", "kling wait order-1", "kling wait order-1 --output out"),
-        *("kling-receiver tasks list", "kling-receiver --help", "kling-receiver token", "kling-sandbox --help"),
-    ],
-)
-def test_streams_that_cannot_be_written(run: Run, command: str, tmp_path: Path) -> None:
-    """A full disk is a message and exit code 1; a closed stream is no error; a closed pipe ends without a message."""
-    if "order-1" in command:
-        assert run("kling text-to-image x --external-task-id order-1").returncode == 0
-    full = run(f"{command} > /dev/full")
-    assert (full.returncode, b"cannot be written: No space left on device" in full.stderr) == (1, True)
-    assert run(f"{command} >&- 2>&-").returncode == 0
-    assert run(f"{command} | true").stderr == b""
-    assert run(f"{command} --no-such-option 2> /dev/full").returncode in (0, 1, 2)
-    if "wait" in command:
-        assert b"kling wait order-1" in full.stderr
-    if "output" in command:
-        assert (tmp_path / "out" / "order-1-0.png").exists()
 
 
 def test_a_disk_that_becomes_full(run: Run) -> None:

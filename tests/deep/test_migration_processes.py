@@ -1,16 +1,17 @@
 """Migrations by several processes at once, and by processes that are killed meanwhile."""
 
+import json
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
 
 from kling_receiver.store.database import Database
 from tests.receiver.store.test_tables import assert_complete
@@ -22,38 +23,78 @@ REVISIONS = ("0001", "0003")
 """Before and after there were hooks. From 0002 on, the statements are a part of those from 0001 on."""
 
 
-def test_two_processes_may_migrate_at_once(bare_database_url: str) -> None:
-    """The same between processes, as two starts of a receiver would."""
-    program = "import sys; from kling_receiver.store.database import Database; Database(sys.argv[1]).migrate()"
-    processes = [subprocess.Popen([sys.executable, "-c", program, bare_database_url]) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert_complete(bare_database_url)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("revision", REVISIONS)
-def test_a_migration_killed_at_any_statement_changes_nothing(bare_database_url: str, revision: str) -> None:
-    """Killed before each statement in turn, and before the commit: every row is as before, and nothing is lost."""
-    program = [sys.executable, "-c", f"from {__name__} import main; main()", bare_database_url, revision]
+def run_alone(function: Callable[[], None], *arguments: str) -> None:
+    """Run a function of this module in a process without threads, which may fork. Fails if it does."""
+    program = [sys.executable, "-c", f"from {__name__} import {function.__name__} as f; f()", *arguments]
     path = os.pathsep.join([str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    pid = os.posix_spawn(sys.executable, program, environment)
+    pid = os.posix_spawn(sys.executable, program, {**os.environ, "PYTHONPATH": path})
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def main() -> None:
-    """Kill one migration after another, each a fork of this process, which has no threads."""
-    url, revision = sys.argv[1:]
+def test_two_processes_may_migrate_at_once(bare_database_url: str) -> None:
+    """The same between processes, as two starts of a receiver would."""
+    run_alone(migrate_at_once, bare_database_url)
+    assert_complete(bare_database_url)
+
+
+def migrate_at_once() -> None:
+    """Migrate in two forks."""
+    pids = [_fork(partial(_migrate, sys.argv[1])) for _ in range(2)]
+    assert [_exit_code(pid) for pid in pids] == [0, 0]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_migration_killed_at_any_statement_changes_nothing(
+    bare_database_url: str, revision: str, pytestconfig: pytest.Config
+) -> None:
+    """Killed before a statement, or before the commit: rows and tables are as before. At last it succeeds.
+
+    Before the first and the last statement of each kind. `scripts/test tests/deep/test_migration_processes.py
+    --every-statement` kills before each statement in turn.
+    """
+    every = str(pytestconfig.getoption("--every-statement"))
+    run_alone(kill_and_check, bare_database_url, revision, every)
+
+
+def kill_and_check() -> None:
+    """Kill one migration after another, each a fork of this process."""
+    url, revision, every = sys.argv[1:]
     old = OldDatabase(revision, NOW)
     old.fill(url)
-    kills = 0
-    with _kept(url) as restore:
-        while _exit_code(partial(_migrate, url, kill_at=kills)) == -signal.SIGKILL:
-            assert _exit_code(partial(_check_and_migrate, url, old)) == 0, f"after the kill at statement {kills}"
-            restore()
-            kills += 1
+    with _kept(url) as restore, tempfile.TemporaryFile(buffering=0) as kinds:
+        assert _exit_code(_fork(partial(_migrate, url, write=kinds.write))) == 0
+        kinds.seek(0)
+        steps = kinds.read().decode().splitlines()
+        restore()
+    schema = _schema(url)
+    chosen = range(len(steps)) if every == "True" else _first_and_last(steps)
+    for step in chosen:
+        where = f"killed before step {step} of {len(steps)}, {steps[step]}"
+        assert _exit_code(_fork(partial(_migrate, url, kill_at=step))) == -signal.SIGKILL, where
+        assert _exit_code(_fork(partial(_check, url, old.old))) == 0, where
+        assert _schema(url) == schema, where
+    assert len(steps) > 30, steps
+    assert steps[-1] == COMMIT, steps
+    assert len(chosen) > 10, chosen
+    _migrate(url)
     _check(url, old.new)
-    assert kills > 30, kills
+
+
+COMMIT = "commit"
+
+
+def _kind(statement: str) -> str:
+    """What a statement does: its verb, and for a change of the schema what it changes."""
+    verb, what = statement.upper().split()[:2]
+    return f"{verb} {what}" if verb in ("ALTER", "CREATE", "DROP") else verb
+
+
+def _first_and_last(steps: list[str]) -> list[int]:
+    """The numbers of the first and the last step of each kind."""
+    first = {kind: number for number, kind in reversed([*enumerate(steps)])}
+    last = {kind: number for number, kind in enumerate(steps)}
+    return sorted({*first.values(), *last.values()})
 
 
 @contextmanager
@@ -85,8 +126,8 @@ def _kept(url: str) -> Iterator[Callable[[], None]]:
     execute(f"DROP DATABASE {copy} WITH (FORCE)")
 
 
-def _exit_code(action: Callable[[], None]) -> int:
-    """Run an action in a fork of this process. Returns its exit code, or minus the signal that ended it."""
+def _fork(action: Callable[[], None]) -> int:
+    """Run an action in a fork of this process. Returns its process id."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -97,31 +138,48 @@ def _exit_code(action: Callable[[], None]) -> int:
             sys.stderr.write(f"{error!r}\n")
         finally:
             os._exit(code)
+    return pid
+
+
+def _exit_code(pid: int) -> int:
+    """Wait for a fork. Returns its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _migrate(url: str, *, kill_at: int | None = None) -> None:
-    """Migrate; die by SIGKILL before the statement of this number, counted from 0, the commit included."""
+def _migrate(url: str, *, kill_at: int | None = None, write: Callable[[bytes], object] = lambda line: None) -> None:
+    """Migrate; die by SIGKILL before the step of this number. A step is a statement or the commit, counted from 0.
+
+    `write` is called with a line for each step: its kind.
+    """
     count = 0
 
-    def step(*arguments: object) -> None:
+    def step(kind: str) -> None:
         nonlocal count
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        write(f"{kind}\n".encode())
         count += 1
 
-    event.listen(Engine, "before_cursor_execute", step)
-    event.listen(Engine, "commit", step)
+    def execute(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        step(_kind(statement))
+
+    event.listen(Engine, "before_cursor_execute", execute)
+    event.listen(Engine, "commit", lambda _connection: step(COMMIT))
     database = Database(url)
     database.migrate()
     database.close()
 
 
-def _check_and_migrate(url: str, old: OldDatabase) -> None:
-    """What the next start finds, and what it makes of that."""
-    _check(url, old.old)
-    _migrate(url)
-    _check(url, old.new)
+def _schema(url: str) -> object:
+    """All tables with their columns, keys, constraints and indexes."""
+    engine = create_engine(url)
+    inspector = inspect(engine)
+    found = [
+        json.dumps(sorted(getattr(inspector, f"get_multi_{each}")().items()), default=str)
+        for each in ("columns", "pk_constraint", "foreign_keys", "unique_constraints", "check_constraints", "indexes")
+    ]
+    engine.dispose()  # a fork must not share a connection
+    return found
 
 
 def _check(url: str, rows: dict[str, list[dict[str, object]]]) -> None:

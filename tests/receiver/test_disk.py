@@ -78,7 +78,8 @@ def refused_then_accepted(receiver: Process, fault: Callable[[], AbstractContext
         assert reason in not_ready(receiver)
         assert httpx.get(f"{receiver.url}/healthz").status_code == 200
         assert show(receiver, first)["status"] == "submitted"
-    assert httpx.get(f"{receiver.url}/readyz").status_code == 200
+    # The check after the start may have met the fault, too; it is repeated after some seconds.
+    poll_until(lambda: httpx.get(f"{receiver.url}/readyz", timeout=30).status_code == 200)
     assert "error" in show(receiver, task)
     assert post(receiver, task, {"task_status": "processing"}).status_code == 200
     assert show(receiver, task)["status"] == "processing"

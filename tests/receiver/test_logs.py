@@ -11,7 +11,9 @@ import pytest
 
 from kling_receiver.logs import LineFormatter, use_line_format
 from kling_sandbox import Sandbox
-from tools.harness.process import Process, run
+from tests.support.commands import run_here
+from tests.support.receiver import Start
+from tools.harness.process import Process, environment
 from tools.harness.submitting import poll_until, submit
 
 FORGED = "2026-11-26 00:00:00,000 ERROR kling_receiver: forged"
@@ -90,14 +92,15 @@ def test_commands_that_set_up_no_log_use_the_format_too(monkeypatch: pytest.Monk
     assert "a-long-password-1" not in stream.getvalue()
 
 
-def test_serve_logs_in_this_format(gateway: Sandbox, tmp_path: Path) -> None:
+def test_serve_logs_in_this_format(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
     """A hook's name with a forged line, whose kind of address no package knows any more."""
+    before = start(api_base=gateway.url)
+    env = environment(tmp_path / "data", KLING_RECEIVER_URL=before.url)
+    assert run_here("hooks", "add", "command:true", "--name", "old", env=env).returncode == 0
+    before.stop()
+    with closing(sqlite3.connect(tmp_path / "data" / "kling.db")) as database, database:
+        database.execute("UPDATE hook SET name = ?, address = 'gone://x'", (HOSTILE[0],))
     with Process(tmp_path / "data", KLING_API_BASE=gateway.url) as receiver:
-        assert run("hooks", "add", "command:true", "--name", "old", env=receiver.env).returncode == 0
-        receiver.kill()
-        with closing(sqlite3.connect(tmp_path / "data" / "kling.db")) as database, database:
-            database.execute("UPDATE hook SET name = ?, address = 'gone://x'", (HOSTILE[0],))
-        receiver.start()
         submit(receiver, gateway)
         poll_until(lambda: "forged" in receiver.log_text())
         log = receiver.log_text()

@@ -3,9 +3,11 @@
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -16,10 +18,14 @@ from uvicorn.server import ServerState
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver import server
+from kling_receiver.app import Receiver, create_app
+from kling_receiver.results.owner import RECORD
 from kling_receiver.server import LIMIT_NAMES, SHUTDOWN_NAMES, bind, missing_names
+from kling_receiver.store.errors import DatabaseError
 from kling_receiver.web.connections import ConnectionTable
 from kling_sandbox import Sandbox
-from tests.support.receiver import Running, Start
+from tests.support.commands import run_here
+from tests.support.receiver import Running, Start, make_settings
 from tools.harness.loopback import free_port
 from tools.harness.process import Process, environment, run
 from tools.harness.submitting import post, register, rows, stream
@@ -75,7 +81,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
-        refused = run("serve", "--port", str(port), env=env)
+        refused = run_here("serve", "--port", str(port), env=env)
     assert refused.returncode == 1
     assert "in use" in refused.stderr
     assert str(port) in refused.stderr
@@ -85,7 +91,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
     """When the jobs cannot be read, although the checks found nothing: one line says why, without a traceback."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")
-    assert run("migrate", env=env).returncode == 0
+    assert run_here("migrate", env=env).returncode == 0
     engine = create_engine(f"sqlite:///{tmp_path / 'data' / 'kling.db'}")
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE job RENAME TO gone"))
@@ -108,18 +114,46 @@ def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
 def test_unusable_storage_is_reported_in_one_line(tmp_path: Path, settings: dict[str, str], error: str) -> None:
     """A database that cannot be reached, a folder that cannot be made: exit code 1, and no password."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1", **settings)
-    refused = run("serve", "--port", "0", env=env)
+    refused = run_here("serve", "--port", "0", env=env)
     assert refused.returncode == 1
     assert error in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "hidden" not in refused.stderr
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", ["prepare", "start"])
+async def test_a_start_that_fails_leaves_nothing_locked(tmp_path: Path, fault: str) -> None:
+    """Neither the database nor the folder: a program may start another receiver; no thread is left."""
+    settings = make_settings(tmp_path)
+    if fault == "prepare":
+        (tmp_path / "data" / "results" / RECORD).mkdir(parents=True)
+        with pytest.raises((DatabaseError, OSError)):
+            Receiver(settings).prepare()
+        (tmp_path / "data" / "results" / RECORD).rmdir()
+    else:
+        broken = Receiver(settings)
+        broken.prepare()
+        with broken.store.database.write() as connection:
+            connection.execute(text("ALTER TABLE hook RENAME TO elsewhere"))
+        app = create_app(broken)
+        with pytest.raises(DatabaseError, match="hook"):
+            async with app.router.lifespan_context(app):
+                pass
+        with closing(sqlite3.connect(tmp_path / "data" / "kling.db")) as connection:
+            connection.execute("ALTER TABLE elsewhere RENAME TO hook")
+    another = Receiver(settings)
+    another.prepare()
+    another.release()
+    left = {thread.name for thread in threading.enumerate()}
+    assert left.isdisjoint({"writer", "owner-recorder"})
+
+
 def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     """The error is one line, and the file is not changed."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kling.db").write_text("my diary\n" * 1000)
-    refused = run("serve", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
+    refused = run_here("serve", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert "not a database" in refused.stderr

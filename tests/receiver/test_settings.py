@@ -156,6 +156,29 @@ def test_slots_that_are_none_are_refused(text: str) -> None:
     assert "kling-v3=3,5" in problem
 
 
+@pytest.mark.parametrize(
+    "value", ["notaproxy", "proxy.example", "ftp://proxy:1", "socks5://proxy:1080", "http://", ":1"]
+)
+def test_what_is_no_proxy_is_refused(value: str) -> None:
+    """A word alone as well: it may be anything."""
+    (message,) = problems(egress_proxy=value)
+    assert message.startswith("KLING_EGRESS_PROXY is not the address of a proxy that can be used. Set it to one like")
+
+
+@pytest.mark.parametrize("value", ["proxy:3128", "http://proxy", "https://user:secret@proxy:3128/", "[::1]:3128"])
+def test_what_is_a_proxy_is_accepted(value: str) -> None:
+    """With a scheme, a port, or both."""
+    assert ReceiverSettings.load(egress_proxy=value).egress_proxy.endswith(value.rstrip("/"))
+
+
+def test_a_hooks_file_is_read_whatever_else_is_wrong() -> None:
+    """Its hosts can be checked only with valid private hosts; that it is there, and is TOML, is checked anyway."""
+    found = problems(hooks_file="/no", private_hook_hosts="a b", egress_proxy="x", hook_url="ftp://x")
+    names = ("KLING_HOOKS_FILE: /no cannot be read", "KLING_PRIVATE_HOOK_HOSTS", "KLING_EGRESS_PROXY", "KLING_HOOK_URL")
+    for name in names:
+        assert [each for each in found if each.startswith(name)], (name, found)
+
+
 def test_serving_requires_secrets_an_address_and_a_key() -> None:
     """All missing settings are reported at once; webhook secrets are an alternative to the key."""
     assert [each.partition(":")[0] for each in problems(TO_SERVE)] == [

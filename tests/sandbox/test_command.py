@@ -24,3 +24,13 @@ def test_a_value_that_cannot_be(arguments: list[str]) -> None:
     ran = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert ran.exit_code in (1, 2)
     assert "Error: " in ran.stderr
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    """Not only the first one, as click would."""
+    arguments = ["--port", "x", "--seed", "y", "--image-seconds", "nan", "--misbehave", "z", "--no-such-option", "more"]
+    ran = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert ran.exit_code == 2
+    for part in ("--port", "--seed", "--image-seconds", "--misbehave", "--no-such-option"):
+        assert part in ran.stderr, part
+    assert "Usage: " in ran.stderr

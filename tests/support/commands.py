@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -18,12 +18,26 @@ LOGGERS = ("root", "kling_callback", "kling_receiver", "alembic", "httpx", "uvic
 
 
 def run_here(*arguments: str, env: dict[str, str], stdin: str = "") -> CompletedProcess[str]:
-    """Run `kling-receiver` in this process, like `tools.harness.process.run`. An error that is a bug is raised."""
-    with leaves_no_trace():
+    """Run `kling-receiver` in this process, like `tools.harness.process.run`. An error that is a bug is raised.
+
+    `serve`: only for a start that is refused.
+    """
+    with leaves_no_trace(), _restored_logging() if arguments[0] == "serve" else nullcontext():
         result = CliRunner().invoke(
             kling_receiver, arguments, input=stdin, env=env, catch_exceptions=False, prog_name="kling-receiver"
         )
     return CompletedProcess(["kling-receiver", *arguments], result.exit_code, result.stdout, result.stderr)
+
+
+@contextmanager
+def _restored_logging() -> Iterator[None]:
+    """After the block, put the log back that `serve` replaces: its process has its own."""
+    before = {name: _logger_state(logging.getLogger(name)) for name in LOGGERS}
+    yield
+    for name, state in before.items():
+        logger = logging.getLogger(name)
+        logger.setLevel(state[0])
+        logger.disabled, logger.handlers = state[1:]
 
 
 @contextmanager

@@ -201,6 +201,10 @@ class Outgoing:
                     return result
                 await self.receiver.changed.wait()
 
+    async def until_settled(self) -> None:
+        """Wait until no job runs: the outcome of every attempt is recorded, with the time of its record."""
+        await self.until(lambda: all(job["state"] != "running" for job in self.ledger.jobs().values()))
+
     async def detail(self, task: str = "t") -> TaskDetail:
         """A task with its tags and results."""
         return (await self.receiver.store.reader.details([task]))[task]

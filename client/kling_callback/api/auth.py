@@ -25,8 +25,9 @@ STALE_TOKEN_CODES = frozenset({1003, 1004})
 class BearerAuth(httpx.Auth):
     """`Authorization: Bearer <key>`."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, key: str, name: str = "") -> None:
+        """`name`: which of several keys it is, for messages; "" for the only one."""
+        self._key, self.name = key, name
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         request.headers["Authorization"] = f"Bearer {self._key}"
@@ -36,7 +37,9 @@ class BearerAuth(httpx.Auth):
 class JwtAuth(httpx.Auth):
     """`Authorization: Bearer <JWT>`; the JWT is reused until shortly before its expiry."""
 
-    def __init__(self, access_key: str, secret_key: str, *, clock: Clock = time.time) -> None:
+    def __init__(self, access_key: str, secret_key: str, name: str = "", *, clock: Clock = time.time) -> None:
+        """`name`: which of several pairs it is, for messages; "" for the only one."""
+        self.name = name
         self._access_key, self._secret_key, self._clock = access_key, secret_key, clock
         self._token, self._signed_at, self._renew_at = "", 0.0, 0.0
 

@@ -28,21 +28,26 @@ class CreateOutcome:
     http_status: int | None = None
     answer: str = ""
     """Of an answer that refuses the create: its HTTP status, and its JSON as text."""
+    finished: bool = False
+    """Whether a query found that Kling had finished the task: its callback may be past."""
 
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> dict[str, str | bool]:
         """The JSON fields of a report to the receiver."""
-        fields = {
+        fields: dict[str, str | bool | None] = {
             "outcome": self.outcome,
             "task_id": self.kling_id,
             "reason": self.reason[:MAX_REASON_CHARS],
             "request_id": self.request_id,
+            "finished": self.finished,
         }
         return {name: value for name, value in fields.items() if value}
 
 
 def created(report: Report) -> CreateOutcome:
     """The outcome of a create whose task Kling names."""
-    return CreateOutcome("created", kling_id=report.kling_id, request_id=report.request_id or "")
+    return CreateOutcome(
+        "created", kling_id=report.kling_id, request_id=report.request_id or "", finished=bool(report.final)
+    )
 
 
 def not_created(error: NotCreated) -> CreateOutcome:

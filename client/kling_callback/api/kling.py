@@ -6,7 +6,7 @@ new standard (`/text-to-video/kling-3.0-turbo`).
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,10 +83,10 @@ def auth_of_each_key(settings: CommonSettings) -> list[tuple[str, httpx.Auth]]:
 
 def auth_from(settings: CommonSettings) -> AuthPair:
     """The authentication by the newest key. For legacy calls, access key and secret key take precedence."""
-    key = BearerAuth(next(iter(settings.api_keys), ""))
+    key = BearerAuth(next(iter(settings.api_keys), ""), _first_of("KLING_API_KEY", settings.api_keys))
     if not settings.access_keys:
         return AuthPair(key, key)
-    jwt = JwtAuth(*settings.access_keys[0])
+    jwt = JwtAuth(*settings.access_keys[0], _first_of("KLING_ACCESS_KEY", settings.access_keys))
     return AuthPair(jwt, key if settings.api_keys else jwt)
 
 
@@ -98,6 +98,11 @@ class Forwarded:
     content: bytes
     content_type: str
     retry_after: float | None
+
+
+def _first_of(setting: str, keys: Sequence[object]) -> str:
+    """The name of the newest of several keys; "" for the only one."""
+    return f"{setting}, number 1 of {len(keys)}" if len(keys) > 1 else ""
 
 
 class _NoBatchQuery(GatewayError):
@@ -296,7 +301,7 @@ class KlingApi:
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)
             try:
                 content = _without_key(await _content(response), response.request)
-                return _reply(response, content), content
+                return _reply(response, content, key=getattr(auth, "name", "")), content
             finally:
                 await response.aclose()
 
@@ -313,7 +318,7 @@ def _created_task(reply: Reply) -> Report | None:
     return None
 
 
-def _reply(response: httpx.Response, content: bytes) -> Reply:
+def _reply(response: httpx.Response, content: bytes, *, key: str) -> Reply:
     answer = parse_answer(content, response.status_code)
     has_words = answer is not None and answer.message
     return Reply(
@@ -323,6 +328,7 @@ def _reply(response: httpx.Response, content: bytes) -> Reply:
         is_html=answer is None and is_html(content),
         content_type=response.headers.get("Content-Type", ""),
         retry_after=retry_after_seconds(response.headers),
+        key=key,
     )
 
 

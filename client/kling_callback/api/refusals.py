@@ -54,7 +54,7 @@ CHARSET = re.compile(rb"charset=[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 class Reply:
     """One answer over HTTP. `answer`: None if it is not a JSON object; `words`: the first ones, without markup.
 
-    `retry_after`: seconds that the server asks to wait.
+    `retry_after`: seconds that the server asks to wait. `key`: which of several keys was sent; "" for the only one.
     """
 
     http_status: int
@@ -63,6 +63,7 @@ class Reply:
     is_html: bool = False
     content_type: str = ""
     retry_after: float | None = None
+    key: str = ""
 
     @property
     def code(self) -> int | str | None:
@@ -117,6 +118,13 @@ def refusal(kind: type[GatewayError], reply: Reply, base: str) -> GatewayError:
 
 
 def _hint(reply: Reply, base: str) -> str | None:
+    hint = _general_hint(reply, base)
+    if reply.key and hint in KEY_HINTS:
+        return f"{hint} The key that was sent is {reply.key}; until it is accepted, put the older one before it."
+    return hint
+
+
+def _general_hint(reply: Reply, base: str) -> str | None:
     code, status, message = reply.code, reply.status, reply.message
     if isinstance(code, int) and code in HINTS:
         return HINTS[code]
@@ -188,6 +196,10 @@ HTTP_HINTS = {
     413: "The request is too large for the gateway: send the image as a URL.",
     429: "The relay allows no more at the moment: try again later.",
 }
+
+
+KEY_HINTS = (WRONG_KEY, HTTP_HINTS[401])
+"""The hints about a key that is refused. (403 has the text of 401.)"""
 
 
 def is_html(content: bytes) -> bool:

@@ -1,7 +1,8 @@
 """The command `kling listen`."""
 
 import shlex
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from kling_callback.api.http import create_client
 from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import with_kling
 from kling_callback.environment import EnvironmentProblem, proxy_for
-from kling_callback.errors import SettingsError
+from kling_callback.errors import KlingError, SettingsError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.events import TYPES, Event
 from kling_callback.protocol.webhooks import new_secret
@@ -99,7 +100,8 @@ def listen(
     problems.raise_all()
     target = forward or (shlex.join(command) if command else "")
     event_filter = listener.EventFilter(types, tag)
-    cursor = Cursor(folder, settings.receiver_base, target, only=event_filter.key)
+    with state_errors(folder):
+        cursor = Cursor(folder, settings.receiver_base, target, only=event_filter.key)
 
     def report(event: Event, handled: listener.HandlerResult) -> None:
         terminal.print_json(event.document) if as_json else terminal.print_event(event, handled.label)
@@ -121,8 +123,23 @@ def listen(
                 kling, cursor, handle, event_filter=event_filter, report=report, warn=terminal.print_message
             )
 
-    with cursor.lock(), terminal.print_problems():
+    with state_errors(folder), cursor.lock(), terminal.print_problems():
         with_kling(TO_WAIT, call)
+
+
+@contextmanager
+def state_errors(folder: Path) -> Iterator[None]:
+    """Name the option in an OSError about a file in the folder of all state. Raises KlingError."""
+    try:
+        yield
+    except OSError as error:
+        if not error.filename or not Path(error.filename).is_relative_to(folder):
+            raise
+        raise KlingError(
+            f"{error.filename} cannot be used: {error.strerror}.",
+            code="bad_state",
+            hint="It is of the listener's position. Fix its folder, or name another one with --state.",
+        ) from error
 
 
 def hook_secret(settings: ClientSettings, cursor: "Cursor") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from kling_callback.protocol.media_types import MEDIA_KINDS, kind_of_suffix
-from kling_callback.protocol.urls import is_loopback, is_web_address
+from kling_callback.protocol.urls import is_web_address, may_be_loopback
 
 File = tuple[str, str, Any, Any]
 """A file that a record names: kind, address, and as the relay wrote them its id and its seconds.
@@ -189,7 +189,7 @@ def whole_address(base: str, url: str) -> str:
         host = parts.hostname or ""
     except ValueError:
         return url
-    lost = is_loopback(host) and not is_loopback(own.hostname or "")
+    lost = may_be_loopback(host) and not may_be_loopback(own.hostname or "")
     plain = parts.scheme == "http" and own.scheme == "https" and parts.netloc.lower() == own.netloc
     return f"{origin}{parts.path}" if CONTENT_PATH.fullmatch(parts.path) and (lost or plain) else url
 

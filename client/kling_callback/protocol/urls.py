@@ -62,11 +62,19 @@ def private_parts(text: str) -> set[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is loopback."""
+    """Whether `host`, a name or an address, certainly leads to this machine.
+
+    A name below `localhost` does so in browsers only: many resolvers send it to a name server.
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return host == "localhost"
+
+
+def may_be_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, may lead to this machine: what is outside must not reach it."""
+    return is_loopback(host) or host.endswith(".localhost")
 
 
 NOT_PUBLIC = tuple(

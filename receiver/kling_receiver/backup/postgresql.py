@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kling_callback.atomic_file import fsync_file
 from kling_receiver.backup.snapshot import LOST, CopyFiles, Snapshot, read_snapshot
 from kling_receiver.events.log import CLEAR_LOG_ID
 from kling_receiver.store.database import Database
@@ -46,7 +47,7 @@ def copy_database(database: Database, folder: Path, copy_files: CopyFiles) -> tu
     with path.open("a", encoding="utf-8") as file:
         file.write("\n".join(("", *statements, "")))
         file.flush()
-        os.fsync(file.fileno())
+        fsync_file(file.fileno())
     return NAME, snapshot
 
 

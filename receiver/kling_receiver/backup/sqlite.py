@@ -32,6 +32,7 @@ def copy_database(database: Database, folder: Path, copy_files: CopyFiles) -> tu
                 source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute("PRAGMA synchronous = FULL")
+            copy.execute("PRAGMA fullfsync = ON")  # for macOS, see store.engine.connections
             check_integrity(copy, str(database))
             lost = [(LOST, result.task_id, result.position) for result in copy_files(snapshot)]
             copy.execute("BEGIN")

@@ -9,6 +9,7 @@ from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.backup.create import create_backup
 from kling_receiver.backup.restored import continue_from_restored
 from kling_receiver.cli.base import FAILED, exit_with, load_settings, print_message, report_errors
+from kling_receiver.filesystem import blame_setting
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
@@ -27,7 +28,9 @@ def backup(folder: Path) -> None:
     settings = load_settings()
     database = _open(settings)
     try:
+        _check_results(settings)
         manifest = create_backup(database, settings.results, folder.absolute())
+        _record(database, "backup", str(folder.absolute()))
     finally:
         database.close()
     print_message(
@@ -49,14 +52,30 @@ def restored() -> None:
     settings = load_settings()
     database = _open(settings)
     try:
-        result = continue_from_restored(database, LocalStorage(settings.results))
-        with command_transaction(database) as tx:
-            audit.record(tx, LOCAL_COMMAND, "restored")
+        result = continue_from_restored(database, _check_results(settings))
+        _record(database, "restored")
     finally:
         database.close()
     print_message(f"The event log of {database} has the new id {result.log_id}. Start the receiver.")
     if result.lost:
         exit_with([f"{result.lost} of {result.checked} files are missing or differ.", *result.messages], FAILED)
+
+
+def _check_results(settings: ReceiverSettings) -> LocalStorage:
+    """The results folder, whose volume answers. Raises OSError that names the setting."""
+    storage = LocalStorage(settings.results)
+    with blame_setting(settings.storage_setting):
+        storage.check_answers()
+    return storage
+
+
+def _record(database: Database, action: str, target: str = "") -> None:
+    """Add an entry to the audit log. What was done stays done if that fails: a database may be read-only, or older."""
+    try:
+        with command_transaction(database) as tx:
+            audit.record(tx, LOCAL_COMMAND, action, target)
+    except DatabaseError as error:
+        print_message(f"The audit log has no entry of this {action}: {error}")
 
 
 def _open(settings: ReceiverSettings) -> Database:

@@ -109,12 +109,9 @@ async def _open_offline(settings: ReceiverSettings, base: str) -> AsyncIterator[
     try:
         receiver.prepare()
     except AlreadyRunning as error:
-        receiver.store.database.close()
         hint = "Set KLING_RECEIVER_INTERNAL_URL to an address at which this machine reaches it."
         raise DatabaseError(f"A receiver runs ({error.holder}), but does not answer at {base}. {hint}") from error
-    terminal.print_message(
-        "No receiver runs, so its database is opened. Jobs that this enqueues run after the next start."
-    )
+    terminal.print_message("No receiver runs, so its database is opened.")
     receiver.store.writer.start()
     transport = httpx.ASGITransport(create_app(receiver), raise_app_exceptions=False)
     try:
@@ -122,3 +119,5 @@ async def _open_offline(settings: ReceiverSettings, base: str) -> AsyncIterator[
             yield http
     finally:
         await receiver.stop()
+        if receiver.has_enqueued:
+            terminal.print_message("What this has enqueued is done after the next start.")

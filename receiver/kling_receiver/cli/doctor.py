@@ -65,12 +65,9 @@ async def _print_checks(settings: ReceiverSettings) -> bool:
 
 
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
-    """Check the steps of a callback in order, up to the first that fails; then Kling's key.
-
-    The database comes first: a check of its own only if it fails.
-    """
-    if problem := await anyio.to_thread.run_sync(_database_problem, settings):
-        yield Check("database", False, problem)
+    """Check the database, the steps of a callback in order, up to the first that fails; then Kling's key."""
+    problem = await anyio.to_thread.run_sync(_database_problem, settings)
+    yield Check("database", problem is None, problem or "`serve` can use it, or make it")
     async with create_client() as http:
         async for check in _check_public_route(settings, http):
             yield check

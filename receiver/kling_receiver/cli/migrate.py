@@ -5,6 +5,8 @@ import click
 from kling_callback.cli import terminal, usage
 from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.cli.base import load_settings, report_errors
+from kling_receiver.filesystem import blame_setting
+from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.transaction import command_transaction
 
@@ -19,6 +21,8 @@ def migrate() -> None:
     settings = load_settings()
     database = Database(settings.database)
     try:
+        with blame_setting(settings.storage_setting):
+            LocalStorage(settings.results).check_answers()
         database.check(settings.results)
         database.acquire_lock()
         database.migrate()

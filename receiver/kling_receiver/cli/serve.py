@@ -44,12 +44,11 @@ def serve(host: str, port: int) -> None:
     for name, level in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(level)
     receiver = Receiver(settings)
-    receiver.on_stopped = _exit_soon
+    receiver.prepare()
     try:
-        receiver.prepare()
         listener = bind(host, port)
     except BaseException:
-        receiver.store.database.close()
+        receiver.release()
         raise
     url_host = f"[{host}]" if ":" in host else host
     database, results = receiver.store.database, receiver.store.storage.root
@@ -59,20 +58,22 @@ def serve(host: str, port: int) -> None:
     warn_if_unreachable(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     gc.freeze()  # modules and settings live until the end: no collection needs to visit them
+    server = create_server(receiver)
+    receiver.on_stopped = lambda: _exit_soon(0 if server.started else FAILED)
     try:
-        create_server(receiver).run(sockets=[listener])
+        server.run(sockets=[listener])
     except SystemExit:  # uvicorn exits with 3, which means a timeout in our commands
         exit_with(["The receiver could not start. The lines above state the reason."], FAILED)
 
 
-def _exit_soon() -> None:
+def _exit_soon(code: int) -> None:
     """End the process although the interpreter waits for threads that the disk or the database blocks for ever."""
-    timer = threading.Timer(EXIT_SECONDS, _exit)
+    timer = threading.Timer(EXIT_SECONDS, _exit, [code])
     timer.daemon = True
     timer.start()
 
 
-def _exit() -> None:
+def _exit(code: int) -> None:
     log.warning("the disk or the database does not answer; the process ends without it")
     logging.shutdown()
-    os._exit(0)
+    os._exit(code)

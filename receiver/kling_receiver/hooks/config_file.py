@@ -13,11 +13,8 @@ from kling_receiver.hooks.config import DEFAULT_HOOK, HookConfig, InvalidHook, p
 from kling_receiver.net.guard import Allowlist
 
 
-def load_hooks(path: Path, allowed: Allowlist, variables: Mapping[str, str | None]) -> list[HookConfig]:
-    """Read a hooks file: one table `[hooks.NAME]` for each hook. Raises InvalidHook naming every problem.
-
-    `variables`: those of the environment and `.env`, by their names in lower case.
-    """
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a hooks file by the names of their hooks, unchecked. Raises InvalidHook."""
     try:
         if path.is_fifo():  # reading it could wait for ever, and it is read twice
             raise OSError(errno.EINVAL, "it is a pipe")
@@ -31,8 +28,16 @@ def load_hooks(path: Path, allowed: Allowlist, variables: Mapping[str, str | Non
     tables = content.get("hooks", {})
     if set(content) - {"hooks"} or not isinstance(tables, dict):
         raise InvalidHook([f"{path} has other keys than hooks. Write a table [hooks.NAME] for each hook."])
+    return tables
+
+
+def load_hooks(path: Path, allowed: Allowlist, variables: Mapping[str, str | None]) -> list[HookConfig]:
+    """Read a hooks file: one table `[hooks.NAME]` for each hook. Raises InvalidHook naming every problem.
+
+    `variables`: those of the environment and `.env`, by their names in lower case.
+    """
     configs, problems = [], []
-    for name, table in tables.items():
+    for name, table in read_tables(path).items():
         try:
             configs.append(_parse_table(name, table, allowed, variables))
         except InvalidHook as error:

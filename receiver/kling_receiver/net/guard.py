@@ -12,8 +12,8 @@ from urllib.request import getproxies_environment
 import httpx
 
 from kling_callback.environment import is_excluded
-from kling_callback.protocol.urls import is_loopback
 from kling_callback.protocol.urls import is_public as is_public_name
+from kling_callback.protocol.urls import may_be_loopback
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -112,7 +112,7 @@ def is_public(address: Address) -> bool:
 def is_private(host: str) -> bool:
     """Whether a host, as written, is this machine or one of a private network."""
     address = _ip_literal(host)
-    return is_loopback(host) if address is None else not is_public(address)
+    return may_be_loopback(host) if address is None else not is_public(address)
 
 
 @functools.lru_cache(1024)
@@ -138,7 +138,7 @@ def check_url(url: str, allowlist: Allowlist) -> str:
         check_address(host, port, address, allowlist)
     elif allowlist.needs_proxy(host, port) and not is_public_name(host):  # the proxy resolves it, out of our sight
         raise Refused(f"{host} is no public name{allowlist.hint}")
-    elif is_loopback(host.rstrip(".")) and not (allowlist.permits(host, port) or allowlist.networks):
+    elif may_be_loopback(host.rstrip(".")) and not (allowlist.permits(host, port) or allowlist.networks):
         raise Refused(f"{host} is this machine{allowlist.hint}")
     return f"{scheme}://{parsed.netloc.decode('ascii')}{target}"
 

@@ -47,6 +47,7 @@ class FolderOwner:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock: int | None = None
+        self._released = False
         self._record: OwnerRecord | None = None
         self._writing = threading.Lock()
 
@@ -62,7 +63,7 @@ class FolderOwner:
         except OSError as error:  # some network folders take no lock; the record still tells databases apart
             log.warning("%s cannot be locked: %s. No other receiver may use it", self.root, error.strerror)
         self.release()
-        self._lock = handle
+        self._lock, self._released = handle, False
 
     def _holder(self) -> str:
         with suppress(OSError, DatabaseError):
@@ -72,7 +73,7 @@ class FolderOwner:
 
     def release(self) -> None:
         """Release the lock."""
-        handle, self._lock = self._lock, None
+        handle, self._lock, self._released = self._lock, None, True
         if handle is not None:
             os.close(handle)
 
@@ -112,17 +113,24 @@ class FolderOwner:
         )
 
     def write(self, record: OwnerRecord) -> None:
-        """Write the record durably."""
+        """Write the record durably. After `release`, another receiver may own the folder: raises OSError then."""
         with self._writing:
+            self._check_owned()
             temporary = self.root / f"{RECORD}.part"
             temporary.unlink(missing_ok=True)  # of a killed process
             file = AtomicFile(temporary, mode=0o600)
             try:
                 file.write(json.dumps(asdict(record)).encode())
+                file.flush()
+                self._check_owned()  # on hung storage `release` does not wait for this
                 file.commit(self.root / RECORD)
             finally:
                 file.discard()
             self._record = record
+
+    def _check_owned(self) -> None:
+        if self._released:
+            raise OSError(errno.ENOLCK, "the folder was released")
 
 
 def _read_file(path: Path) -> bytes:

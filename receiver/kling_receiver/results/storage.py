@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 from urllib.parse import unquote
 
-from kling_callback.atomic_file import AtomicFile, fsync_folder
+from kling_callback.atomic_file import AtomicFile, fsync_file, fsync_folder
 from kling_receiver.filesystem import make_durable_folder, path_inside
 from kling_receiver.results.owner import FolderOwner
 from kling_receiver.threads import start_daemon
@@ -117,7 +117,7 @@ class PartialFile:
 
     def commit(self, target: Path) -> None:
         """Rename the file to `target`, replacing it; a power failure afterwards loses nothing. Raises OSError."""
-        os.fsync(self._file.fileno())
+        fsync_file(self._file.fileno())
         if not _is_at(self.path, self._file):
             raise FileNotFoundError(errno.ENOENT, "the part was removed meanwhile")
         self.path.replace(target)

@@ -29,6 +29,9 @@ BLOCKED_SECONDS = 3.0
 acknowledged."""
 
 SERVER_HINT = "Check KLING_DATABASE_URL, and that the server is running."
+FOLDER_HINT = "Check the permissions of its folder."
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+DAMAGED_HINT = "It is damaged, or another file is in its place. Restore it from a backup: docs/operating.md"
 FILE_HINT = "Check the disk, the permissions of the file, and that no other process uses it."
 
 EVENT_SEQUENCE = text("""
@@ -55,7 +58,7 @@ class Database:
             # Symbolic links are followed once: one that is changed later must not lead a new connection elsewhere.
             self.url = self.url.set(database=str(self._files.real_path))
         self._lock: FileLock | None = None
-        self._checked = False
+        self._checked = self._log_is_saved = False
         self._writer = self._engine(write=True)
         self._nondurable_writer = self._writer.execution_options(synchronous="NORMAL")  # the same connection
         self._readers = self._engine(write=False)
@@ -90,14 +93,24 @@ class Database:
 
     def _check_files(self, files: SqliteFiles) -> None:
         """Check that what is written now would be found at the next start. Raises Unavailable."""
+        try:
+            self._check_names(files)
+        except OSError as error:
+            self._log_outage(f"{error.filename}: {error.strerror}")
+            name = Path(error.filename or files.path).name
+            raise Unavailable(f"The database's {name} cannot be reached: {error.strerror}. {FOLDER_HINT}") from error
+
+    def _check_names(self, files: SqliteFiles) -> None:
+        """Raises Unavailable, OSError."""
         if (replaced := files.replaced()) == files.path:
             self._log_outage(f"{replaced} was moved or replaced")
             raise Unavailable("The database file was moved or replaced. Put it back, or restart the receiver.")
         if replaced:
             self._log_outage(f"{replaced} was removed or replaced")
-            if replaced == files.log:
+            if replaced == files.log and not self._log_is_saved:
                 self._save_log(files)
             raise Unavailable(f"The database's {replaced.name} was removed or replaced. Restart the receiver.")
+        self._log_is_saved = False  # the same log was put back
         if files.is_log_cut():
             self._log_outage(f"{files.log} was truncated; what it held is lost")
             raise Unavailable(f"The database's {files.log.name} was truncated. Restart the receiver.")
@@ -115,6 +128,7 @@ class Database:
             busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(FULL)").fetchone()
             if not busy:
                 files.set_log_aside()
+                self._log_is_saved = True  # nothing is written any more
         except (sqlite3.Error, OSError) as error:
             log.error("what the log of %s held could not be saved: %s", self, error)
         finally:
@@ -221,17 +235,11 @@ class Database:
         """
         if not self._checked:
             self.check()
-        # Here, because importing Alembic takes a quarter of a second, which most commands do not need.
-        import alembic.command
-        import alembic.config
-
         with self.operator_errors(), self._writer.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            config = alembic.config.Config()
-            config.set_main_option("script_location", "kling_receiver.store:migrations")
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            if not checks.has_newest_schema(connection):
+                _upgrade(connection)
         if self._files:
             self._files.path.chmod(0o600)
             self._files.expect_database()
@@ -243,7 +251,8 @@ class Database:
             yield
         except DBAPIError as error:
             reason = self._reason(error)
-            hint = FILE_HINT if self.path else SERVER_HINT
+            is_damaged = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+            hint = DAMAGED_HINT if is_damaged else FILE_HINT if self.path else SERVER_HINT
             raise DatabaseError(f"{self} cannot be used: {reason}. {hint}") from error
         except DatabaseError:
             raise
@@ -261,3 +270,14 @@ class Database:
 
     def _engine(self, *, write: bool) -> Engine:
         return file_engine(self.url, self._files, write=write) if self._files else server_engine(self.url, write=write)
+
+
+def _upgrade(connection: Connection) -> None:
+    # Here, because importing Alembic takes a quarter of a second, which most commands and starts do not need.
+    import alembic.command
+    import alembic.config
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "kling_receiver.store:migrations")
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")

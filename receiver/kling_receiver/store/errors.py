@@ -28,7 +28,10 @@ class AlreadyRunning(Unavailable, DatabaseError):
 
 
 def describe(error: Exception) -> str:
-    """One line about an error, which may be shown to anyone: a database's own words, else the error's type."""
-    if isinstance(error, DBAPIError):
-        return str(error.orig).strip().partition("\n")[0] or type(error).__name__
-    return f"{type(error).__name__}, see the receiver's log"
+    """The kind of an error, which may be shown to anyone. A database's own words may have values, names and addresses.
+
+    Whoever shows it writes the error to the log.
+    """
+    original = (error.orig or error) if isinstance(error, DBAPIError) else error
+    name = getattr(original, "sqlite_errorname", None) or type(original).__name__
+    return f"{name}, see the receiver's log"

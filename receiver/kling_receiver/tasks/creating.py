@@ -269,6 +269,7 @@ def _registration(task: TaskRow, outcome: CreateOutcome) -> Registration:
         kling_id=outcome.kling_id,
         request_id=outcome.request_id,
         reason=outcome.reason[:4000],
+        finished=outcome.finished,
     )
 
 

@@ -15,7 +15,7 @@ from kling_receiver.hooks.config import EventTypes, HookFormat, Label, known_eve
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.sinks.http import check_web_address
-from kling_receiver.states import transition
+from kling_receiver.states import FINAL, transition
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.tables import EVENT, SENT_HERE
@@ -91,6 +91,11 @@ class Registration(BaseModel):
         None, alias="task_id", description="Kling's id, with the outcome `created`"
     )
     request_id: ShortText = Field("", description="Kling's id of its answer to the create")
+    finished: bool = Field(
+        False,
+        description="with the outcome `created`: a query found the task finished, so that its callback may be past; "
+        "Kling is queried at once",
+    )
     reason: Annotated[str, AfterValidator(sanitize)] = Field("", max_length=4000)
     hook: str = Field(
         "", max_length=2000, description="a web address to which the events of this task are sent; a task has one"
@@ -355,6 +360,8 @@ def _record_created(tx: Transaction, task: TaskRow, registration: Registration) 
     tx.update_task(task, outcome="created")
     if first or not task["kling_id"]:
         set_kling_id(tx, task, registration.kling_id if own_report else task["kling_id"] or registration.kling_id)
+    if registration.finished and task["status"] not in FINAL:
+        enqueue.ask(tx, task["id"])
 
 
 def set_kling_id(tx: Transaction, task: TaskRow, kling_id: str | None) -> None:

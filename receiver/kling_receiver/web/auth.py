@@ -159,11 +159,14 @@ def describe(request: Request, *, target: str = "", detail: str = "") -> None:
     request.state.audit |= {name: value for name, value in given.items() if value}
 
 
+def shown_name(value: str) -> str:
+    """A name as the audit log shows it. What cannot be one may be a secret that was pasted for it."""
+    return sanitize(value)[:MAX_ID_CHARS] if is_hook_name(value) else INVALID_NAME
+
+
 def _shown(parameter: str, value: str) -> str:
-    """A part of a path as the audit log shows it. What cannot be a name may be a secret that was pasted for one."""
-    if parameter == "name" and not is_hook_name(value):
-        return INVALID_NAME
-    return sanitize(value)[:MAX_ID_CHARS]
+    """A part of a path as the audit log shows it."""
+    return shown_name(value) if parameter == "name" else sanitize(value)[:MAX_ID_CHARS]
 
 
 def _revoked() -> ApiError:

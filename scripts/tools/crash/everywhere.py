@@ -89,7 +89,7 @@ def _run_until_killed(scene: Stage, kind: Kind, gate: Gate, n: int) -> bool:
     try:
         if kind.first_start:
             gate.begin(n)
-        gate.launch(receiver.launch)
+        gate.launch(partial(receiver.launch, fork=False))
         receiver.await_ready()
         if not kind.first_start:
             gate.begin(n)

@@ -13,6 +13,9 @@ RESULT = re.compile(r"\) += (-?\d+)[^)]*(?:\([^)]*\))?$")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 LAST_NUMBER = re.compile(r", (\d+) *\) += \d+$")
 
+ONLY_THESE = ("-f", "--seccomp-bpf")
+"""With all threads; the calls that are not traced do not stop, which makes a start several times as fast."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -80,4 +83,4 @@ def available() -> bool:
 
 def command(out: Path, calls: str, *options: str) -> list[str]:
     """The command prefix that traces these calls into a file."""
-    return ["strace", "-f", "-qq", "-y", "-o", str(out), "-e", f"trace={calls}", *options]
+    return ["strace", *ONLY_THESE, "-qq", "-y", "-o", str(out), "-e", f"trace={calls}", *options]

@@ -385,7 +385,7 @@ SURROUNDINGS = [
     _row(
         "PostgreSQL, a revoked right",
         "not ready",
-        "permission denied for table event",
+        "InsufficientPrivilege",
         _role,
         "REVOKE INSERT ON event FROM receiver",
         "GRANT INSERT ON event TO receiver",
@@ -393,7 +393,7 @@ SURROUNDINGS = [
     _row(
         "PostgreSQL, a CHECK that callbacks fail",
         "not ready",
-        'violates check constraint "fault"',
+        "CheckViolation",
         _role,
         CHECK,
         "ALTER TABLE event DROP CONSTRAINT fault",

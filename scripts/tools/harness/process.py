@@ -12,7 +12,7 @@ from typing import Self
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token
 from kling_sandbox.receiver import API_KEY as KEY
 from kling_sandbox.receiver import SIGNING_SECRET as SECRET
-from tools.harness import loopback
+from tools.harness import forkserver, loopback
 
 COMMAND = Path(sys.executable).with_name("kling-receiver")
 CLIENT = COMMAND.with_name("kling")
@@ -35,9 +35,8 @@ def run(
     *arguments: str, env: dict[str, str], command: Path = COMMAND, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run `kling-receiver`, or another command, until the process exits. Raises TimeoutExpired after 60 s."""
-    return subprocess.run(
-        [command, *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
-    )
+    ran = forkserver.run([command, *arguments], env, stdin=stdin.encode(), timeout=60)
+    return subprocess.CompletedProcess(ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
 class Ended(Exception):
@@ -55,7 +54,7 @@ class Process:
         self.command = [str(COMMAND), "serve", "--port", str(self.port)]
         self.env = environment(data, **{"KLING_RECEIVER_URL": self.url, **settings})
         self.log = data.with_name(f"{data.name}.log")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: forkserver.Started | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -65,11 +64,15 @@ class Process:
         if self._process:
             self.kill()
 
-    def launch(self, *prefix: str) -> None:
-        """Start the process without waiting. `prefix`: a command that runs the receiver, such as strace."""
+    def launch(self, *prefix: str, fork: bool = True) -> None:
+        """Start the process without waiting. `prefix`: a command that runs the receiver, such as strace.
+
+        `fork`: whether it may be a fork of a fork server, which inherits nothing of the calling thread.
+        """
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*prefix, *self.command], env=self.env, cwd=self.log.parent, stderr=log, stdout=log
+            command, output = [*prefix, *self.command], log.fileno()
+            self._process = forkserver.start(
+                command, self.env, self.log.parent, stdout=output, stderr=output, fork=fork
             )
 
     def start(self, *prefix: str) -> None:

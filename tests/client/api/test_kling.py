@@ -218,6 +218,27 @@ async def test_a_wrong_key_says_what_to_check(gateway: Sandbox, http: httpx.Asyn
     assert "hunter2" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("settings", "family", "key"),
+    [
+        ({"api_key": "new-key,old-key"}, IMAGES, "KLING_API_KEY, number 1 of 2"),
+        ({"access_key": "a,b", "secret_key": "s,t"}, IMAGES, "KLING_ACCESS_KEY, number 1 of 2"),
+        ({"access_key": "a", "secret_key": "s", "api_key": "new-key,old-key"}, NEW, "KLING_API_KEY, number 1 of 2"),
+        ({"api_key": "only-key"}, IMAGES, ""),
+    ],
+)
+async def test_a_refused_key_is_named_during_a_rotation(
+    http: httpx.AsyncClient, settings: dict[str, str], family: str, key: str
+) -> None:
+    """By its place, also in answers without a code; the key itself is not shown, and one key has no number."""
+    auth = auth_from(ClientSettings.load(require=(), **settings))
+    for body in ({"code": 1000, "message": "no"}, {"code": 1002, "message": "no"}, {"message": "no"}):
+        with Wire(reply(401, body)) as wire:
+            error = await refused(KlingApi(wire.url, auth, http), wanted("x"), family)
+        assert ("The key that was sent is" in str(error), key in str(error)) == (bool(key), True)
+        assert "new-key" not in str(error)
+
+
 @pytest.mark.parametrize("family", [IMAGES, NEW])
 async def test_an_unknown_task_is_none(gateway: Sandbox, http: httpx.AsyncClient, family: str) -> None:
     """Kling answers 1201 for a task that it does not know, in both standards."""

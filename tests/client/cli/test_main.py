@@ -43,6 +43,7 @@ from tests.support.web import Visit, host
 from tests.support.wire import Wire
 
 KLING = str(Path(sys.executable).with_name("kling"))
+NOBODY = "http://127.0.0.1:9"
 
 
 @dataclass
@@ -92,6 +93,15 @@ def run(bare: Run, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) ->
     """Run the command in this process, set up for the receiver and the sandbox."""
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    return bare
+
+
+@pytest.fixture
+def offline(bare: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process, set up for addresses where nobody answers: what is refused is refused before."""
+    settings = {"API_BASE": NOBODY, "API_KEY": KEY, "SIGNING_SECRETS": SECRET, "RECEIVER_URL": NOBODY}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"KLING_{name}", value)
     return bare
 
 
@@ -439,10 +449,10 @@ def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
         [],
     ],
 )
-def test_wrong_usage_is_2(run: Run, tmp_path: Path, arguments: list[str]) -> None:
-    """One clear message on stderr, no traceback, nothing on stdout."""
+def test_wrong_usage_is_2(offline: Run, tmp_path: Path, arguments: list[str]) -> None:
+    """One clear message on stderr, no traceback, nothing on stdout; nobody is asked."""
     (tmp_path / "a-file").touch()
-    ran = run(*arguments)
+    ran = offline(*arguments)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err
     assert "Traceback" not in ran.err

@@ -509,6 +509,19 @@ def test_wrong_usage_is_2(arguments: list[str], part: str, capsys: pytest.Captur
     assert part in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_used_names_the_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before any request is sent: the position could not be kept."""
+    (tmp_path / "kling-callback").write_text("a file")
+    monkeypatch.setenv("KLING_RECEIVER_URL", "http://localhost:1")
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", SECRET)
+    with pytest.raises(SystemExit) as ended:
+        main(["listen", "--state", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert (ended.value.code, f"{tmp_path}/kling-callback" in err, "--state" in err) == (1, True, True)
+
+
 @pytest.mark.parametrize("secret", ["whsec_c2hvcnQ=", "phrase"])
 def test_a_wrong_secret_is_2(secret: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The message names the setting, without its value."""

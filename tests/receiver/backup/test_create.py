@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from kling_receiver.backup import create
 from kling_receiver.backup.create import create_backup
@@ -21,7 +22,7 @@ from kling_receiver.results.storage import LocalStorage
 from kling_receiver.store.database import Database
 from kling_receiver.store.engine.checks import REVISIONS
 from kling_receiver.store.errors import AlreadyRunning, DatabaseError
-from kling_receiver.store.tables import EVENT_LOG, RESULT
+from kling_receiver.store.tables import AUDIT, EVENT_LOG, RESULT
 from tests.support.backups import POSTGRESQL, restore_database
 from tests.support.commands import run_here
 from tests.support.database import Ledger, callback
@@ -342,6 +343,39 @@ def test_the_commands(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> 
     restored = run_here("restored", env=env)
     assert (restored.returncode, restored.stdout) == (0, "")
     assert "has the new id" in restored.stderr
+    entries = [(row["action"], row["target"]) for row in ledger.rows(AUDIT)]
+    assert entries == [("backup", str(tmp_path / "one")), ("backup", str(tmp_path / "two")), *[("restored", "")] * 2]
+
+
+def test_a_backup_without_an_entry_is_one(ledger: Ledger, storage: LocalStorage, tmp_path: Path) -> None:
+    """An older version has no audit log, and a database may be read-only: the message says so."""
+    with ledger.database.write() as connection:
+        connection.execute(text("ALTER TABLE audit_entry RENAME TO elsewhere"))
+    url = ledger.database.url.render_as_string(hide_password=False)
+    env = environment(
+        tmp_path, KLING_DATABASE_URL=url, KLING_STORAGE_URL=storage.root.as_uri(), PATH=os.environ["PATH"]
+    )
+    try:
+        made = run_here("backup", str(tmp_path / "backup"), env=env)
+        assert (made.returncode, "The audit log has no entry of this backup" in made.stderr) == (0, True)
+        assert manifest(tmp_path / "backup")
+    finally:
+        with ledger.database.write() as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO audit_entry"))
+
+
+@pytest.mark.parametrize("arguments", [["backup", "there"], ["restored"], ["migrate"]])
+def test_a_volume_that_hangs_is_an_error(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the results: as at the start of the receiver, it is named, with its setting."""
+
+    def hang(storage: LocalStorage) -> None:
+        raise OSError(errno.ETIMEDOUT, "does not answer within 5 s", str(storage.root))
+
+    assert run_here("migrate", env=environment(tmp_path / "data")).returncode == 0
+    monkeypatch.setattr(LocalStorage, "check_answers", hang)
+    ran = run_here(*arguments, env=environment(tmp_path / "data"))
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("kling-receiver: KLING_DATA_DIR cannot be used (")
 
 
 def test_a_command_without_a_database(tmp_path: Path) -> None:

@@ -107,6 +107,23 @@ def test_without_a_running_receiver_the_commands_open_its_database(operator: Ope
     assert [action for _, action, _, _ in operator.actions()] == ["tokens add"] * 3 + ["tokens revoke"]
 
 
+def test_a_command_that_enqueues_nothing_promises_no_jobs(operator: Operator) -> None:
+    """Without a running receiver: only what is enqueued is done after the next start."""
+    operator.receiver.stop()
+    script = f"command:{sys.executable} -c pass"
+    assert operator.run("hooks", "add", script, "--name", "script").returncode == 0
+    note, opened = "is done after the next start", "so its database is opened"
+    for arguments, notes in (
+        (["audit"], False),
+        (["tokens", "list"], False),
+        (["tasks", "list"], False),
+        (["hooks", "pause", "script"], False),
+        (["hooks", "resume", "script"], True),
+    ):
+        said = operator.run(*arguments).stderr
+        assert (opened in said, note in said) == (True, notes), arguments
+
+
 def test_every_command_that_changes_something_is_in_the_log(operator: Operator) -> None:
     """Also those that write the database themselves, and hooks that settings add, change and remove."""
     script = f"command:{sys.executable} -c pass"

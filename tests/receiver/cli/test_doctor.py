@@ -36,17 +36,17 @@ async def failed_check(tmp_path: Path, **settings: Any) -> Check:
 
 
 async def test_all_checks_succeed(start: Start, gateway: Sandbox) -> None:
-    """Name, connection, callback and key, in this order; no task is created."""
+    """Database, name, connection, callback and key, in this order; no task is created."""
     running = start(api_base=gateway.url, path="/prefix")
     checks = [check async for check in run_checks(running.settings)]
-    assert [check.name for check in checks] == ["name", "connection", "callback", "key"]
+    assert [check.name for check in checks] == ["database", "name", "connection", "callback", "key"]
     assert all(check.ok for check in checks), checks
     assert rows(running, "SELECT * FROM task") == []
 
 
 async def test_a_database_that_serve_would_refuse(tmp_path: Path) -> None:
     """Doctor says so first, with what to do; the other steps are checked all the same. No database is made."""
-    assert (await all_checks(tmp_path, api_key=""))[0].name == "name"
+    assert (await all_checks(tmp_path, api_key=""))[0].ok
     assert not (tmp_path / "data").exists()
     database = Database(f"sqlite:///{tmp_path}/data/kling.db")
     database.migrate()
@@ -150,7 +150,7 @@ async def test_a_key_that_kling_refuses(tmp_path: Path, start: Start, gateway: S
     """The key is checked after the route of callbacks, which is in order."""
     running = start()
     checks = await all_checks(tmp_path, receiver_url=running.url, api_base=gateway.url, api_key="wrong-key")
-    assert [check.ok for check in checks] == [True, True, True, False]
+    assert [check.ok for check in checks] == [True] * 4 + [False]
     assert "KLING_API_KEY" in checks[-1].message
     assert "wrong-key" not in checks[-1].message
 
@@ -160,7 +160,7 @@ async def test_a_relay_s_host_alone_is_not_kling_s_api(tmp_path: Path, start: St
     running = start()
     with relay() as there:
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base=there.url)
-    assert [check.ok for check in checks] == [True, True, True, False]
+    assert [check.ok for check in checks] == [True] * 4 + [False]
     assert f"KLING_API_BASE={there.url}/kling" in checks[-1].message
 
 
@@ -170,7 +170,7 @@ async def test_a_relay_s_own_code_for_an_unknown_task_shows_a_good_key(tmp_path:
     unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
     with relay((200, {}), unknown) as there:
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base=f"{there.url}/kling")
-    assert [check.ok for check in checks] == [True] * 4
+    assert [check.ok for check in checks] == [True] * 5
 
 
 async def test_the_key_is_checked_on_the_way_of_the_receivers_questions(
@@ -183,7 +183,7 @@ async def test_the_key_is_checked_on_the_way_of_the_receivers_questions(
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base="http://kling.test", allow_http_api="on")
-        assert [check.ok for check in checks] == [True] * 4, checks
+        assert [check.ok for check in checks] == [True] * 5, checks
         await running.receiver.work.kling_client.get("http://kling.test/v1/x")
     assert [visit.path.split("/")[2] for visit in proxy.visits] == ["kling.test"] * 2
 
@@ -221,7 +221,7 @@ def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox) -> None:
     running = start(api_base=gateway.url)
     env = environment(tmp_path, KLING_RECEIVER_URL=running.url, KLING_API_BASE=gateway.url)
     success = run_here("doctor", env=env)
-    assert (success.returncode, success.stdout.count("ok  ")) == (0, 4), success.stdout
+    assert (success.returncode, success.stdout.count("ok  ")) == (0, 5), success.stdout
     running.stop()
     failure = run_here("doctor", env=env)
     assert failure.returncode == 1

@@ -207,7 +207,7 @@ def test_a_dotenv_file_is_read(tmp_path: Path) -> None:
     env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("KLING_")}
     (tmp_path / ".env").write_text(f"KLING_SIGNING_SECRETS={SECRET}\nKLING_API_KEY={KEY}\n")
     assert verify_api_token([SECRET], run("token", env=env).stdout.strip()).role == "client"
-    assert run("token", env={**env, "KLING_SIGNING_SECRETS": "x"}).returncode == 2
+    assert run_here("token", env={**env, "KLING_SIGNING_SECRETS": "x"}).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str, form: str) -> N
     file = tmp_path / "file"
     file.touch()
     settings = {"KLING_RECEIVER_URL": "http://127.0.0.1:1", f"KLING_{name}": form.format(file)}
-    done = run("serve", "--port", "0", env=environment(tmp_path, **settings))
+    done = run_here("serve", "--port", "0", env=environment(tmp_path, **settings))
     assert done.returncode == 1
     assert done.stderr.startswith(f"kling-receiver: KLING_{name} cannot be used ({file}")
     assert done.stderr.count("\n") == 1
@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str, form: str) -> N
 def test_a_link_to_a_volume_that_is_not_mounted_is_explained(tmp_path: Path) -> None:
     """No folder is made in its place: it would be hidden later."""
     (tmp_path / "data").symlink_to(tmp_path / "volume" / "data")
-    done = run("serve", "--port", "0", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
+    done = run_here("serve", "--port", "0", env=environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"a symbolic link to {tmp_path}/volume/data, which is no folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -249,7 +249,7 @@ def test_a_read_only_folder_is_explained(tmp_path: Path, command: str) -> None:
         pytest.skip(f"{ABSENT}the right to mount")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", data], check=True)
-        done = run(command, env=environment(data, KLING_RECEIVER_URL="http://127.0.0.1:1"))
+        done = run_here(command, env=environment(data, KLING_RECEIVER_URL="http://127.0.0.1:1"))
     finally:
         subprocess.run(["umount", data], check=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -262,11 +262,9 @@ def test_a_read_only_folder_is_explained(tmp_path: Path, command: str) -> None:
         (["doctor"], 0, "ok   callback", ""),
         (["migrate"], 1, "", "Stop it first"),
         (["tasks", "list"], 0, "ID  STATUS\n", ""),
-        (["hooks", "list"], 0, "NAME  STATE  ADDRESS\n", ""),
-        (["deliveries", "list"], 0, "ID  STATE  EVENT\n", ""),
-        (["replay", "--from", "1"], 0, "", "There is no hook."),
         (["hooks", "show", "missing"], 1, "", "There is no such hook"),
         (["deliveries", "retry"], 2, "", "Name deliveries"),
+        (["replay", "--from", "1"], 0, "", "There is no hook."),
     ],
 )
 def test_a_process_of_each_command(
@@ -282,10 +280,9 @@ def test_a_process_of_each_command(
 
 
 def test_tables_are_made_ahead_of_time(tmp_path: Path) -> None:
-    """While no receiver runs; twice does no harm."""
-    for _ in range(2):
-        done = run("migrate", env=environment(tmp_path / "data"))
-        assert (done.returncode, done.stderr) == (0, f"{tmp_path}/data/kling.db is up to date\n")
+    """While no receiver runs, by a process of its own."""
+    done = run("migrate", env=environment(tmp_path / "data"))
+    assert (done.returncode, done.stderr) == (0, f"{tmp_path}/data/kling.db is up to date\n")
 
 
 def test_python_m_is_the_same_command() -> None:

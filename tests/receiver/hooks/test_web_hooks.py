@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -135,9 +136,10 @@ class Delivery:
 
 
 @pytest.fixture
-async def delivery(tmp_path: Path) -> AsyncIterator[Delivery]:
+async def delivery(tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Delivery]:
     """A receiver without a worker, and one event."""
-    async with outgoing(make_settings(tmp_path), work=False) as stage:
+    database = shutil.copyfile(sqlite_template, tmp_path / "kling.db")
+    async with outgoing(make_settings(tmp_path, database_url=f"sqlite:///{database}"), work=False) as stage:
         await stage.add_events("task.created")
         event = await stage.receiver.store.reader.event(1)
         assert event

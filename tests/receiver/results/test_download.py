@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -355,8 +356,9 @@ class Parts:
 
 
 @pytest.fixture
-async def parts(tmp_path: Path, gateway: Sandbox) -> AsyncIterator[Parts]:
+async def parts(tmp_path: Path, gateway: Sandbox, sqlite_template: Path) -> AsyncIterator[Parts]:
     """The parts, with the sandbox as Kling."""
+    shutil.copyfile(sqlite_template, tmp_path / "parts.db")
     parts = Parts(tmp_path, gateway.url)
     parts.writer.start()
     yield parts
@@ -645,9 +647,10 @@ def endless(visit: Visit) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(("respond", "error"), WRONG.values(), ids=WRONG.keys())
 async def test_an_invalid_file_is_retried_and_fails(
-    tmp_path: Path, respond: Callable[[Visit], None], error: str
+    tmp_path: Path, sqlite_template: Path, respond: Callable[[Visit], None], error: str
 ) -> None:
     """After some attempts, in case the host is repaired, the result fails with the error; no partial file is left."""
+    shutil.copyfile(sqlite_template, tmp_path / "parts.db")
     parts = Parts(tmp_path, "http://127.0.0.1:9", max_bytes=1_000_000)
     parts.writer.start()
     try:

@@ -1,6 +1,7 @@
 """Nothing that a file's host sends ends a result for good, fills the disk, or raises what nobody expects."""
 
 import hashlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ DIGITS = b"9" * 6000
 
 
 @pytest.fixture
-async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+async def parts(tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Parts]:
     """The parts without a Kling."""
+    shutil.copyfile(sqlite_template, tmp_path / "parts.db")
     parts = Parts(tmp_path, "http://127.0.0.1:9")
     parts.writer.start()
     yield parts

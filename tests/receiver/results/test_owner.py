@@ -247,6 +247,19 @@ def test_a_record_that_cannot_be_written_is_written_later(
     assert caplog.text.count("cannot be updated") == 1
 
 
+def test_a_released_folder_s_record_is_not_written(any_database: Database, owner: FolderOwner) -> None:
+    """It may be another receiver's by then: a thread that hung storage held up comes too late."""
+    owner.acquire()
+    claimed = claim(any_database, owner)
+    owner.release()
+    with pytest.raises(OSError, match="released"):
+        owner.write(OwnerRecord("x", "another", "log", 9))
+    assert owner.read() == claimed
+    assert [path.name for path in owner.root.iterdir() if path.name.endswith(".part")] == []
+    owner.acquire()
+    owner.write(claimed)
+
+
 def remembered(owner: FolderOwner) -> int:
     record = owner.read()
     assert record

@@ -25,6 +25,8 @@ from tests.support.web import Host, Visit, host
 from tools.harness.submitting import poll_until
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+SERVED_REVISIONS = ("0001", "0003", "0007")
+"""Without hooks, the first with hooks, the newest. From each of `REVISIONS` the rows become the same: see below."""
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
@@ -66,7 +68,7 @@ OPEN_TASKS = [
 ]
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("revision", SERVED_REVISIONS)
 def test_a_running_receiver_completes_the_jobs(
     start: Start, gateway: Sandbox, bare_database_url: str, revision: str
 ) -> None:

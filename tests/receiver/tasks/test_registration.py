@@ -39,6 +39,18 @@ def test_the_creates_answer_runs_a_waiting_query(ledger: Ledger) -> None:
     assert ledger.committed.next_due_at == NOW + 10
 
 
+@pytest.mark.parametrize(("finished", "status"), [(True, "submitted"), (False, "submitted"), (True, "failed")])
+def test_a_task_that_was_found_finished_is_queried_at_once(ledger: Ledger, finished: bool, status: str) -> None:
+    """Its callback is past, as after a restored database. One whose end is known is not queried."""
+    ledger.register()
+    if status == "failed":
+        ledger.apply_report("t", says("failed"))
+    ledger.register(outcome="created", kling_id="k1", finished=finished)
+    due = [job["due_at"] for key, job in ledger.jobs().items() if key == "ask/t"]
+    assert due == ([NOW] if finished and status == "submitted" else [])
+    assert ledger.task()["status"] == status
+
+
 def test_a_registration_adds_the_task(ledger: Ledger) -> None:
     """Before its create: this attempt may send it, and the deadline is enqueued."""
     answer = ledger.register(model="kling-v3", request={"prompt": "x"}, tags=("b", "a", "b"))

@@ -50,7 +50,8 @@ def test_a_receiver_that_cannot_write_its_database_is_not_ready(running: Running
     with blocker.write():
         assert error_of(httpx.get(f"{running.url}/readyz")) == (503, "not_ready")
     blocker.close()
-    assert httpx.get(f"{running.url}/readyz").status_code == 200
+    # The check after the start may have met the lock, too; it is repeated after some seconds.
+    poll_until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200)
 
 
 @pytest.mark.anyio
@@ -84,9 +85,10 @@ def is_ready(running: Running) -> bool:
 def refused_then_accepted(running: Running, connection: Connection, fault: str, repair: str, reason: str) -> None:
     """During a fault neither the receiver is ready nor a callback accepted; both recover without a restart."""
     connection.execute(sql(fault))
-    assert reason in not_ready(running)
+    assert f"{reason}, see the receiver's log" in not_ready(running)  # its words may hold values and names
     refused = post(running, new_id(), {"task_status": "processing"})
     assert error_of(refused) == (503, "unavailable")
+    assert f"{reason}, see the receiver's log" in refused.json()["error"]["message"]
     assert int(refused.headers["Retry-After"]) > 0
     connection.execute(sql(repair))
     poll_until(lambda: is_ready(running))  # the worker may have met the fault, and waits before it tries again
@@ -108,7 +110,7 @@ def test_a_receiver_whose_database_refuses_a_row_is_not_ready(
 ) -> None:
     """As a failing CHECK does. The callback is answered 503 and counted."""
     fault = f"CREATE TRIGGER fault BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no more of {table}'); END"
-    refused_then_accepted(running, sqlite_rights, fault, "DROP TRIGGER fault", f"no more of {table}")
+    refused_then_accepted(running, sqlite_rights, fault, "DROP TRIGGER fault", "SQLITE_CONSTRAINT_TRIGGER")
     assert metric(running, 'kling_callbacks_total{outcome="error"}') == 1
 
 
@@ -121,7 +123,8 @@ def test_a_receiver_that_could_not_process_a_callback_is_not_ready(
 ) -> None:
     """A callback would be stored, and its task never end."""
     sqlite_rights.execute(sql(f"CREATE TRIGGER fault BEFORE {write} BEGIN SELECT RAISE(ABORT, 'no {write}'); END"))
-    assert f"no {write}" in not_ready(running)
+    reason = not_ready(running)
+    assert ("SQLITE_CONSTRAINT_TRIGGER" in reason, write in reason) == (True, False)
     sqlite_rights.execute(sql("DROP TRIGGER fault"))
     assert is_ready(running)
 
@@ -163,18 +166,18 @@ def limited(start: Start, gateway: Sandbox, database_url: str) -> Iterator[tuple
 @pytest.mark.parametrize(
     ("fault", "repair", "reason"),
     [
-        ("REVOKE INSERT ON event FROM {role}", "GRANT INSERT ON event TO {role}", "permission denied for table event"),
-        ("REVOKE INSERT ON task FROM {role}", "GRANT INSERT ON task TO {role}", "permission denied for table task"),
-        ("REVOKE ALL ON job FROM {role}", "GRANT ALL ON job TO {role}", "permission denied for table job"),
+        ("REVOKE INSERT ON event FROM {role}", "GRANT INSERT ON event TO {role}", "InsufficientPrivilege"),
+        ("REVOKE INSERT ON task FROM {role}", "GRANT INSERT ON task TO {role}", "InsufficientPrivilege"),
+        ("REVOKE ALL ON job FROM {role}", "GRANT ALL ON job TO {role}", "InsufficientPrivilege"),
         (
             "ALTER TABLE event ADD CONSTRAINT fault CHECK (type <> 'callback.received') NOT VALID",
             "ALTER TABLE event DROP CONSTRAINT fault",
-            'violates check constraint "fault"',
+            "CheckViolation",
         ),
         (
             "REVOKE ALL ON SEQUENCE event_id_seq FROM {role}",
             "GRANT ALL ON SEQUENCE event_id_seq TO {role}",
-            "permission denied for sequence event_id_seq",
+            "InsufficientPrivilege",
         ),
     ],
 )

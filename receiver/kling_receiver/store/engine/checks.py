@@ -87,6 +87,11 @@ def schema_problem(connection: Connection) -> str | None:
     )
 
 
+def has_newest_schema(connection: Connection) -> bool:
+    """Whether the tables have this program's version, so that there is nothing to migrate."""
+    return _schema(connection) == max(REVISIONS)
+
+
 def _schema(connection: Connection) -> str | None:
     """The version of the tables; None if there are none."""
     if not inspect(connection).has_table("alembic_version"):

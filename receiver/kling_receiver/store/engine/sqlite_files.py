@@ -64,14 +64,14 @@ class SqliteFiles:
                 self._expected_log = {file: _file_id(file) for file in (self.log, self._index)}
 
     def replaced(self) -> Path | None:
-        """A file that is no longer the expected one: it was moved, removed or replaced."""
+        """A file that is no longer the expected one: it was moved, removed or replaced. Raises OSError."""
         expected = {**self._expected, **self._expected_log}
         return next((file for file, id_ in expected.items() if _file_id(file) != id_), None)
 
     def is_log_cut(self) -> bool:
         """Whether the log is shorter than its index says: what is written behind the gap would not be found.
 
-        A checkpoint may cut it too, and then says so in the index.
+        A checkpoint may cut it too, and then says so in the index. Raises OSError.
         """
         if not self._expected_log:
             return False
@@ -113,10 +113,10 @@ class SqliteFiles:
 
 
 def _file_id(path: Path) -> FileId | None:
-    """None when there is no file."""
+    """None when there is no file. Raises OSError if that cannot be seen: a folder's permissions were changed."""
     try:
         status = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
 

@@ -35,7 +35,7 @@ from kling_receiver.web.api.hook_payloads import (
     hook_payload,
     outcome_payload,
 )
-from kling_receiver.web.auth import Guard, describe, route
+from kling_receiver.web.auth import Guard, describe, route, shown_name
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel, parse, read_json
@@ -100,6 +100,7 @@ class HookRoutes:
 
     async def _add(self, request: Request) -> Response:
         document = await read_json(request, self._bodies)
+        describe(request, target=_claimed_name(document))
         if isinstance(document, dict) and scheme_of(str(document.get("address", ""))) not in WEB_SCHEMES:
             hint = "Add the hook on the receiver's machine, with: kling-receiver hooks add"
             raise ApiError(422, "bad_hook", "Only https addresses can be added over the network.", hint)
@@ -203,6 +204,12 @@ def _test_event(settings: ReceiverSettings, log_id: str, hook_format: str) -> tu
     data = {"receiver": settings.receiver_url}
     event = EventRow(id=0, log_id=log_id, task_id="test", type="hook.test", created_at=now, data=data)
     return event, TaskDetail(task, [], [])
+
+
+def _claimed_name(document: Any) -> str:
+    """The name of a hook that is to be added, for the audit log, also if the rest of the document is refused."""
+    name = document.get("name") if isinstance(document, dict) else None
+    return shown_name(name) if isinstance(name, str) and name else ""
 
 
 MANAGED_BY: dict[str, str] = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL and KLING_HOOK_SECRET"}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, insert, make_url, text
 
+from kling_receiver.store import locks
 from kling_receiver.store.database import Database
 from kling_receiver.store.engine import checks, connections
 from kling_receiver.store.errors import DatabaseError
@@ -253,8 +254,11 @@ def _literal(value: object) -> str:
 @pytest.mark.parametrize("bare_database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("mode", ["transaction", "session"])
 @pytest.mark.parametrize("order", ["newest", "oldest"])
-def test_a_pooler_in_transaction_mode_is_refused(bare_database_url: str, mode: Mode, order: Order) -> None:
+def test_a_pooler_in_transaction_mode_is_refused(
+    bare_database_url: str, mode: Mode, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It gives the lock of one receiver to another's session. In session mode it works, and the lock excludes."""
+    monkeypatch.setattr(locks, "LOCK_ATTEMPTS", 2)
     with pooler(bare_database_url, mode=mode, order=order) as url:
         if mode == "transaction":
             assert "A pooler in transaction mode" in refusal(url)

@@ -287,7 +287,7 @@ def test_the_log_says_who_did_what_to_what(running: Running) -> None:
     found = entries(running)
     assert [(each["action"], each["target"], each["result"]) for each in reversed(found)] == [
         ("hooks add", "shop", "done"),
-        ("hooks add", "", "name_taken"),
+        ("hooks add", "shop", "name_taken"),
         *((f"hooks {action}", "shop", "done") for action in ("test", "pause", "resume", "rotate", "remove")),
         ("tokens add", "ci", "done"),
         ("replay", "shop", "unknown_hook"),
@@ -300,6 +300,17 @@ def test_the_log_says_who_did_what_to_what(running: Running) -> None:
     rest = call(running, "GET", f"/api/audit?limit=200&cursor={page['next']}").json()
     assert [*page["entries"], *rest["entries"]] == found
     assert rest["next"] is None
+
+
+@pytest.mark.parametrize(("name", "target"), [("shop", "shop"), ("no name, but a secret", "(not a name)"), (7, "")])
+def test_the_log_says_which_hook_was_refused(running: Running, name: Any, target: str) -> None:
+    """Also one whose document is not valid. What cannot be a name may be a secret."""
+    assert call(running, "POST", "/api/hooks", json={"name": name, "address": "https://x.example/"}).status_code in (
+        201,
+        422,
+    )
+    assert call(running, "POST", "/api/hooks", json={"name": name, "address": "ftp://x/"}).status_code == 422
+    assert entries(running)[0]["target"] == target
 
 
 def test_readers_and_refused_requests_leave_no_entry(running: Running) -> None:
