@@ -15,9 +15,9 @@ from typing import Any
 
 import anyio
 
-from kling_callback.api.kling import NOT_SENT_ERRORS, KlingApi
-from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
-from kling_callback.api.refusals import CONCURRENCY_LIMITED, NOT_KLING, RATE_LIMITED
+from kling_callback.api.create import CreateOutcome, created, find_created, is_lost, judge, may_resend, not_created
+from kling_callback.api.kling import KlingApi
+from kling_callback.api.receiver import ReceiverApi, Registered, Registration
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
 from kling_callback.display import logger
@@ -36,7 +36,7 @@ from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import digest, redacted
-from kling_callback.protocol.reports import UNKNOWN_TASK, Report
+from kling_callback.protocol.reports import Report
 from kling_callback.protocol.urls import normalize_url
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
@@ -191,8 +191,8 @@ class CreateCall:
         """Return a task that was registered before. Sends no create; queries Kling once if the outcome is unknown."""
         if is_created(task) or task.get("done") or task["status"] != "created":
             return task
-        if report := await self._find_created():
-            self._set_created(report)
+        if report := await find_created(self._kling_api, self._family, self._task_id):
+            self.outcome = created(report)
             return await self._report(task)
         return task
 
@@ -200,19 +200,19 @@ class CreateCall:
         """Send the create until its outcome is final or unknown. Returns the error if no task can come of it."""
         body = with_callback(self._family, self._body, self._task_id, callback_url)
         try:
-            self._set_created(
-                await self._retry.retry(lambda: self._try(body), resend_rule(self._retry), self._retry.create_seconds)
+            report = await self._retry.retry(
+                lambda: self._try(body), resend_rule(self._retry), self._retry.create_seconds
             )
-        except NotCreated as error:
-            return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
-        except CreateUnknown as error:
-            self.outcome = CreateOutcome("unknown", reason=str(error), request_id=error.request_id or "")
-            if error.code == NOT_KLING:
+            self.outcome = created(report)
+        except GatewayError as error:
+            self.outcome = await judge(self._kling_api, self._family, self._task_id, error)
+            if self.outcome.outcome == "not_created" or is_lost(error):
                 return error
-            log.warning(
-                "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
-            )
-            await self._search_created()
+            if isinstance(error, CreateUnknown):
+                log.warning(
+                    "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
+                )
+                await self._search_created()
         return None
 
     async def _try(self, body: dict[str, Any]) -> Report:
@@ -220,36 +220,15 @@ class CreateCall:
         try:
             return await self._kling_api.create(self._family, body)
         except NotCreated as error:
-            self.outcome = CreateOutcome("not_created", reason=error.message, request_id=error.request_id or "")
+            self.outcome = not_created(error)
             raise
-
-    async def _check_exists(self, refusal: NotCreated) -> NotCreated | None:
-        """Tell an id that is taken, hence a created task, from bad parameters: Kling has one code for both."""
-        if report := await self._find_created():
-            self._set_created(report)
-            return None
-        if "already exist" not in refusal.message.lower():
-            return refusal
-        self.outcome = CreateOutcome("unknown", reason=str(refusal))
-        return None
 
     async def _search_created(self) -> None:
         for pause in self._retry.lookup_waits:
             await anyio.sleep(pause * self._retry.jitter())
-            if report := await self._find_created():
-                self._set_created(report)
+            if report := await find_created(self._kling_api, self._family, self._task_id):
+                self.outcome = created(report)
                 return
-
-    async def _find_created(self) -> Report | None:
-        """Query Kling by our id, once. None proves nothing: a relay may drop our id."""
-        with suppress(GatewayError):
-            report = await self._kling_api.query(self._family, task_id=self._task_id)
-            if report and report.kling_id and report.external_task_id in (None, self._task_id):
-                return report
-        return None
-
-    def _set_created(self, report: Report) -> None:
-        self.outcome = CreateOutcome("created", kling_id=report.kling_id, request_id=report.request_id or "")
 
     async def _report(self, task: dict[str, Any]) -> dict[str, Any]:
         """Report the outcome to the receiver. If that fails, a callback or the deadline still finds the task."""
@@ -285,9 +264,3 @@ def resend_rule(retry: RetryPolicy) -> Callable[[KlingError], bool]:
         return may_resend(error) and (error.code is not None or waited < retry.connect_seconds)
 
     return again
-
-
-def may_resend(error: KlingError) -> bool:
-    """Whether a create that ended with this error may be sent again: it was not accepted, and may be later."""
-    not_sent = isinstance(error.__cause__, NOT_SENT_ERRORS) and error.retryable
-    return isinstance(error, NotCreated) and (error.code in (RATE_LIMITED, CONCURRENCY_LIMITED) or not_sent)

@@ -135,6 +135,7 @@ class Receiver:
         while True:
             try:
                 await writer.run(startup.repair)
+                await writer.run(startup.correct_slots)
                 await writer.run(startup.clamp_due_times)
                 await writer.run(queue.retry_invalid)
                 await writer.run(lambda tx: startup.schedule_sweep(tx, started))

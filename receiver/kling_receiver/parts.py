@@ -1,12 +1,13 @@
 """Create each part of the receiver once: those that hold data, and those that run jobs."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
 
 from kling_callback.api.kling import KlingApi, auth_from
-from kling_callback.protocol.signing import task_hook_secrets
+from kling_callback.protocol.signing import CallbackSigner, task_hook_secrets
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
@@ -29,6 +30,7 @@ from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import CommitResult
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
+from kling_receiver.tasks.creating import PRODUCTION_CREATE_DELAYS, CreateDelays, Creator
 from kling_receiver.tasks.overdue import OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
 
@@ -41,11 +43,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """The delays that tests shorten: between downloads, between queries, and at the end of a hook's run."""
+    """The delays that tests shorten: between downloads, between queries, at the end of a hook's run, of creates."""
 
     download: Backoff = DOWNLOAD_BACKOFF
     query: Backoff = QUERY_BACKOFF
     hook_idle_seconds: float = IDLE_SECONDS
+    create: CreateDelays = PRODUCTION_CREATE_DELAYS
 
 
 PRODUCTION_DELAYS = Delays()
@@ -140,12 +143,23 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         backoff=delays.download,
         clock=clock,
     )
+    creator = Creator(
+        kling_api,
+        store.reader,
+        store.writer,
+        store.metrics,
+        callback_url=functools.partial(
+            CallbackSigner(settings.signing_secrets, clock=clock).url, settings.receiver_url
+        ),
+        delays=delays.create,
+    )
     overdue = OverdueTasks(reconciler, store.reader)
     dispatcher = Dispatcher(
         sender, reader=store.reader, writer=store.writer, bus=store.bus, idle_seconds=delays.hook_idle_seconds
     )
     handlers: dict[str, Handler] = {
         Kind.ASK: reconciler.reconcile,
+        Kind.CREATE: creator.create,
         Kind.DOWNLOAD: downloader.download,
         Kind.OVERDUE: overdue.check,
         Kind.SWEEP: overdue.check_after_start,

@@ -14,6 +14,18 @@ class SlotLimits:
     total: int | None = None
     by_model: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def are_limited(self) -> bool:
+        """Whether there is any limit."""
+        return self.total is not None or bool(self.by_model)
+
+    def problem(self, model: str, slots: int) -> str | None:
+        """Why a task of a model never gets the slots that it needs; None if it may."""
+        for limit, name in ((self.total, ""), (self.by_model.get(model), f"{model}=")):
+            if limit is not None and slots > limit:
+                return f"The task needs {slots} slots, but KLING_CONCURRENCY={name}{limit} allows fewer."
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

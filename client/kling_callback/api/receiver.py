@@ -10,11 +10,12 @@ from urllib.parse import quote
 import anyio
 import httpx
 
+from kling_callback.api.create import CreateOutcome
 from kling_callback.api.http import retry_after_seconds
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.api.task_json import has_id, is_task
 from kling_callback.display import escape
-from kling_callback.errors import Outcome, ReceiverError
+from kling_callback.errors import ReceiverError
 from kling_callback.protocol.urls import split_url
 
 PAGE_SIZE = 100
@@ -22,9 +23,6 @@ PAGE_SIZE = 100
 
 MAX_ANSWER_BYTES = 32_000_000
 """Bytes of an answer: a page of tasks, each with its request. A longer answer is not the receiver's."""
-
-MAX_REASON_CHARS = 2000
-"""Characters of Kling's message that are reported to the receiver."""
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
@@ -77,27 +75,6 @@ class Registered:
     task: dict[str, Any]
     callback_url: str
     may_create: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CreateOutcome:
-    """The outcome of a create: `kling_id` if Kling named one, `reason` for any other outcome than created."""
-
-    outcome: Outcome
-    kling_id: str | None = None
-    reason: str = ""
-    request_id: str = ""
-    """Kling's id of its answer, if it named one."""
-
-    def fields(self) -> dict[str, str]:
-        """The JSON fields of the request body."""
-        fields = {
-            "outcome": self.outcome,
-            "task_id": self.kling_id,
-            "reason": self.reason[:MAX_REASON_CHARS],
-            "request_id": self.request_id,
-        }
-        return {name: value for name, value in fields.items() if value}
 
 
 class ReceiverApi:

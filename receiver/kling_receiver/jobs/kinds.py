@@ -51,7 +51,7 @@ def args_problem(kind: str, args: Any) -> str | None:
 
 NUMBERS = frozenset(
     {"index", "event", "after", "until", "storage_failures", "asked_after", "unanswered", "undecided", "queries"}
-    | {"opened_at"}
+    | {"opened_at", "paced", "unreachable", "full", "lookup"}
 )
 """The args that are numbers."""
 

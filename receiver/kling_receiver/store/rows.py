@@ -82,11 +82,12 @@ class SubmissionRow(TypedDict):
     id: int
     task_id: str
     state: str
-    priority: int
+    rank: int
     model: str
     slots: int
     body: bytes
     size: int
+    attempt: str
     created_at: int
 
 

@@ -33,6 +33,8 @@ OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 
 RESULT_STATUSES = ("pending", "stored", "failed")
 JOB_STATES = ("ready", "running", "dead")
+SENT_HERE = "receiver/"
+"""How the `create_token` begins of a task whose create the receiver sends: no client may send it."""
 SUBMISSION_STATES = ("queued", "claimed", "sending")
 """States of a create that the receiver sends: it waits for a slot, has it, and may have reached Kling."""
 HOOK_FORMATS = ("event", "kling")
@@ -165,7 +167,7 @@ class Submission(SQLModel, table=True):
     __tablename__ = "submission"
     __table_args__ = (
         CheckConstraint(_in("state", SUBMISSION_STATES), name="state"),
-        Index("submission_queue", "state", "priority", "id"),
+        Index("submission_queue", "state", "rank", "id", "model", "slots", "size"),
         {"sqlite_autoincrement": True},
     )
 
@@ -173,8 +175,8 @@ class Submission(SQLModel, table=True):
     """In the order of arrival."""
     task_id: str = Field(sa_column=Column(Text, ForeignKey("task.id"), nullable=False, unique=True))
     state: str = "queued"
-    priority: int = 0
-    """The highest is sent first."""
+    rank: int = 0
+    """Minus the priority: the lowest is sent first, so that one index in ascending order serves both engines."""
     model: str = ""
     slots: int = 1
     """Slots that the task will hold: one for each image, else one."""
@@ -182,6 +184,8 @@ class Submission(SQLModel, table=True):
     """The create's parameters as JSON, without our id and callback address."""
     size: int = Field(sa_type=BigInteger)
     """Bytes of the body."""
+    attempt: str = ""
+    """The nonce of the attempt that is `sending`."""
     created_at: int = Field(sa_type=BigInteger)
 
 

@@ -18,9 +18,9 @@ from kling_receiver.sinks.http import check_web_address
 from kling_receiver.states import transition
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
-from kling_receiver.store.tables import EVENT
+from kling_receiver.store.tables import EVENT, SENT_HERE
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import transitions
+from kling_receiver.tasks import slots, transitions
 from kling_receiver.tasks.parameters import describe_other_parameters, differences
 
 MAX_TAGS = 100
@@ -117,6 +117,13 @@ class Registration(BaseModel):
     def _request(cls, value: Any) -> Any:
         return redacted(value)
 
+    @field_validator("create_token")
+    @classmethod
+    def _create_token(cls, value: str) -> str:
+        if value.startswith(SENT_HERE):
+            raise ValueError(f"must not begin with {SENT_HERE}: the receiver's own attempts do.")
+        return value
+
     @field_validator("tags")
     @classmethod
     def _tags(cls, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,23 +174,28 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
         created = True
     else:
         created = False
-        if task["family"] != registration.family:
-            return RegistrationResult(
-                conflict=f"Task {task_id} is of the family {task['family']}, not {registration.family}."
-            )
-        if not _may_reopen(task) and _has_other_parameters(task, registration):
-            return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
+        if conflict := conflict_with(task, registration):
+            return RegistrationResult(conflict=conflict)
         _fill_gaps(tx, task, registration)
     if registration.hook:
         hook_records.add_for_task(tx, task_id, registration.hook, registration.hook_events)
     if registration.outcome:  # recorded in any case: it may be the only report of a task that is paid for
-        _record_outcome(tx, task, registration)
+        record_outcome(tx, task, registration)
         return RegistrationResult(created, conflict=hook_conflict and f"The outcome is recorded. {hook_conflict}")
-    if _may_reopen(task):
+    if may_reopen(task):
         if _too_many_creates(tx, task):
             return RegistrationResult(conflict=f"Task {task_id} was refused {MAX_CREATES} times. Use a new id.")
         _reopen(tx, task, registration)
     return RegistrationResult(created, may_create=_may_create(task, registration.create_token))
+
+
+def conflict_with(task: TaskRow, registration: Registration) -> str | None:
+    """Why a registration is not one of this task: it has another family, or other parameters."""
+    if task["family"] != registration.family:
+        return f"Task {task['id']} is of the family {task['family']}, not {registration.family}."
+    if not may_reopen(task) and _has_other_parameters(task, registration):
+        return describe_other_parameters(task, registration.request)
+    return None
 
 
 def _hook_conflict(tx: Transaction, task_id: str, registration: Registration) -> str | None:
@@ -205,7 +217,7 @@ def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:
     return ours != theirs if ours else bool(differences(task["request"], registration.request))
 
 
-def _may_reopen(task: TaskRow) -> bool:
+def may_reopen(task: TaskRow) -> bool:
     """Whether the create was certainly not accepted: nothing was paid, and another attempt may follow."""
     return task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]
 
@@ -233,8 +245,15 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     task = tx.tasks[task_id]
     tx.add_event(task_id, "task.created", {"by": "client"})
     _tag(tx, task_id, registration.tags)
-    transitions.enqueue_deadline(tx, task)
+    _open(tx, task)
     return task
+
+
+def _open(tx: Transaction, task: TaskRow) -> None:
+    """Start the deadline and hold the slots, unless the receiver sends the create: then they begin with that."""
+    if not slots.is_sent_here(task):
+        transitions.enqueue_deadline(tx, task)
+        slots.hold(tx, task)
 
 
 def _too_many_creates(tx: Transaction, task: TaskRow) -> bool:
@@ -265,7 +284,7 @@ def _reopen(tx: Transaction, task: TaskRow, registration: Registration) -> None:
         done=False,
     )
     tx.add_event(task["id"], "task.created", {"by": "client"})
-    transitions.enqueue_deadline(tx, task)
+    _open(tx, task)
 
 
 def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> None:
@@ -285,8 +304,10 @@ def _tag(tx: Transaction, task_id: str, tags: Sequence[str]) -> None:
         INSERT_TAG.executemany(tx.connection, rows)
 
 
-def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -> None:
-    replaced = registration.create_token not in ("", task["create_token"])
+def record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -> None:
+    """Record the outcome of a create. Only the attempt that may send it can say that no task came of it."""
+    is_own = registration.create_token == task["create_token"]
+    replaced = not is_own and (registration.create_token != "" or slots.is_sent_here(task))
     if registration.request_id and not replaced and task["origin"] != "kling":
         tx.update_task(task, request_id=registration.request_id)
     if registration.outcome == "created":

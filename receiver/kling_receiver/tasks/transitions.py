@@ -13,7 +13,7 @@ from kling_receiver.results import records as result_records
 from kling_receiver.states import FINAL, Origin, Status, transition
 from kling_receiver.store.rows import TaskChanges, TaskRow
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import durations
+from kling_receiver.tasks import durations, slots
 
 
 def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True, timely: bool = True) -> None:
@@ -92,12 +92,15 @@ def fail_locally(tx: Transaction, task: TaskRow, reason: str) -> None:
 
 
 def set_status(tx: Transaction, task: TaskRow, status: Status, message: str, by: Origin) -> None:
-    """Set a status, and start or end the task's deadline with it."""
+    """Set a status, and with it start or end the task's deadline, and hold or release its slots."""
     final = status in FINAL
     reopened = task["status"] in FINAL and not final
     tx.update_task(task, status=status, status_msg=message, origin=by if final else None, done=False)
     if final:
         tx.cancel_job(overdue_key(task["id"]))
+        slots.release(tx, task)
+    else:
+        slots.hold(tx, task)
     if reopened:
         enqueue_deadline(tx, task)
         if task["hint"]:

@@ -13,6 +13,7 @@ from kling_receiver.web.api.deliveries import DeliveryRoutes
 from kling_receiver.web.api.hooks import HookRoutes
 from kling_receiver.web.api.results import ResultRoutes
 from kling_receiver.web.api.stream import StreamRoutes
+from kling_receiver.web.api.submission import SubmissionRoutes
 from kling_receiver.web.api.tasks import TaskRoutes
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
@@ -33,7 +34,18 @@ def build_routes(
     callbacks = CallbackRoutes(
         settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
     )
-    tasks = TaskRoutes(settings, guard, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
+    submissions = SubmissionRoutes(settings, writer=writer, reader=reader, payloads=payloads)
+    tasks = TaskRoutes(
+        settings,
+        guard,
+        writer=writer,
+        reader=reader,
+        bodies=bodies,
+        payloads=payloads,
+        submit=submissions.submit,
+        cancel=submissions.cancel,
+        clock=clock,
+    )
     stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
     results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     actions = TaskActions(

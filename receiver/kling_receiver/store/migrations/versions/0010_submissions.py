@@ -19,11 +19,12 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("task_id", sa.Text(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
-        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("rank", sa.Integer(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("attempt", sa.String(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("state IN ('claimed', 'queued', 'sending')", name="state"),
         sa.ForeignKeyConstraint(["task_id"], ["task.id"]),
@@ -31,7 +32,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("task_id"),
         sqlite_autoincrement=True,
     )
-    op.create_index("submission_queue", "submission", ["state", "priority", "id"])
+    op.create_index("submission_queue", "submission", ["state", "rank", "id", "model", "slots", "size"])
     account = op.create_table(
         "account",
         sa.Column("id", sa.Integer(), primary_key=True),
