@@ -82,7 +82,7 @@ def gate(pairs: int, rate: float, seconds: float) -> None:
 @click.option("--held", default=1000, show_default=True, help="Held queries.")
 @click.option("--queued", default=1000, show_default=True, help="Tasks in the queue.")
 @click.option("--slots", default=20, show_default=True)
-@click.option("--task-seconds", default=0.5, show_default=True, help="Duration of a queued task at Kling.")
+@click.option("--task-seconds", default=1.0, show_default=True, help="Mean duration of a queued task.")
 def door(creates: int, rate: float, seconds: float, held: int, queued: int, slots: int, task_seconds: float) -> None:
     """Kling's own API at the receiver: added latency of a create, queries, held queries, idle time of slots."""
     door_bench.run(creates, rate, seconds, held, queued, slots, task_seconds)

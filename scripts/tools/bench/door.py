@@ -1,6 +1,7 @@
 """Kling's own API at the receiver: what it adds to a create, queries, held queries, and a queue for slots."""
 
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -167,9 +168,11 @@ def _measure_holding(kling: str, held: int) -> None:
 
 def _measure_queue(kling: str, queued: int, slots: int, task_seconds: float) -> None:
     """Queue many tasks for a few slots: how many Kling had at once, and how long a slot was idle between two tasks."""
-    print(f"{queued} queued tasks of {task_seconds:g} s over {slots} slots\n")
+    print(f"{queued} queued tasks of {task_seconds / 2:g} to {task_seconds * 1.5:g} s over {slots} slots\n")
     with _receiver(kling, KLING_CONCURRENCY=str(slots)) as url:
-        _send([_create(url, str(task_seconds)) for _ in range(queued)], FILL_RATE)
+        # Tasks of different durations: otherwise all slots become free at the same moment, again and again.
+        durations = [task_seconds * random.uniform(0.5, 1.5) for _ in range(queued)]
+        _send([_create(url, f"{duration:.3f}") for duration in durations], FILL_RATE)
         report = _report(kling, queued)
     if report["peak"] > slots:
         raise SystemExit(f"bench: {report['peak']} tasks were at Kling at once, over {slots} slots")
@@ -179,5 +182,5 @@ def _measure_queue(kling: str, queued: int, slots: int, task_seconds: float) -> 
     idle = [(next_began - each) * 1000 for each, next_began in zip(ended, began[slots:], strict=False)]
     print(_line("idle time of a slot", idle))
     seconds = max(ended) - min(began)
-    ideal = queued * (task_seconds + CREATE_SECONDS) / slots
+    ideal = (sum(durations) + queued * CREATE_SECONDS) / slots
     print(f"at most {report['peak']} tasks at Kling at once; {seconds:.1f} s in all, {ideal:.1f} s with no idle time")
