@@ -72,6 +72,7 @@ class Store:
 class Work:
     """The parts that run jobs: handlers, worker, sender, and the HTTP clients that they use."""
 
+    kling_api: KlingApi
     reconciler: Reconciler
     sender: Sender
     worker: Worker
@@ -170,4 +171,4 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
     worker = Worker(
         store.writer, handlers, clock=clock, on_invalid=lambda kind: store.metrics.invalid_jobs.labels(kind).inc()
     )
-    return Work(reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))
+    return Work(kling_api, reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))

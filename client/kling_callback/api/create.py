@@ -25,6 +25,9 @@ class CreateOutcome:
     reason: str = ""
     request_id: str = ""
     """Kling's id of its answer, if it named one."""
+    http_status: int | None = None
+    answer: str = ""
+    """Of an answer that refuses the create: its HTTP status, and its JSON as text."""
 
     def fields(self) -> dict[str, str]:
         """The JSON fields of a report to the receiver."""
@@ -44,7 +47,13 @@ def created(report: Report) -> CreateOutcome:
 
 def not_created(error: NotCreated) -> CreateOutcome:
     """The outcome of a create that Kling certainly did not accept, at least not this time."""
-    return CreateOutcome("not_created", reason=error.message, request_id=error.request_id or "")
+    return CreateOutcome(
+        "not_created",
+        reason=error.message,
+        request_id=error.request_id or "",
+        http_status=error.http_status,
+        answer=error.answer,
+    )
 
 
 def may_resend(error: KlingError) -> bool:

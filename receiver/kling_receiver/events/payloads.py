@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from kling_callback.protocol import signing
+from kling_receiver.events.kling_record import kling_record
 from kling_receiver.states import Origin, Status
 from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.rows import EventRow, ResultRow
@@ -16,6 +17,8 @@ from kling_receiver.store.tables import RESULT_STATUSES
 
 LINK_SECONDS = 86_400
 """Seconds for which a result's `href` opens the file without a token."""
+KLING_LINK_SECONDS = 30 * 86_400
+"""Seconds for which a link in Kling's format opens the file: programs written for Kling count on its 30 days."""
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -139,8 +142,12 @@ class Payloads:
             "warning": result["warning"] or None,
         }
 
-    def _link(self, result: ResultRow) -> str:
-        expires = int(self._clock()) + LINK_SECONDS
+    def kling(self, detail: TaskDetail, *, new: bool | None = None) -> dict[str, Any]:
+        """Render a task as Kling's own record, with links that live as long as Kling's files. `new`: as there."""
+        return kling_record(detail, href=lambda result: self._link(result, KLING_LINK_SECONDS), new=new)
+
+    def _link(self, result: ResultRow, seconds: int = LINK_SECONDS) -> str:
+        expires = int(self._clock()) + seconds
         return signing.sign_link(self._secrets, self._url, result["task_id"], result["position"], expires)
 
     def event(self, event: EventRow, detail: TaskDetail) -> EventJson:

@@ -19,7 +19,7 @@ from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, TASK
-from kling_receiver.store.task_list import Position, TaskFilter, page_ids
+from kling_receiver.store.task_list import Position, TaskFilter, ids_of_family, page_ids
 from kling_receiver.threads import run_in_daemon_thread
 
 EVENT_COLUMNS = "id, (SELECT id FROM event_log) AS log_id, task_id, type, created_at, data"
@@ -105,6 +105,10 @@ class Reader:
         """A task's row."""
         return await self.read(lambda connection: SELECT_TASKS.first(connection, task_ids=[task_id]))
 
+    async def tasks(self, task_ids: Sequence[str]) -> list[TaskRow]:
+        """The rows of tasks; those that do not exist are left out."""
+        return await self.read(lambda connection: SELECT_TASKS.all(connection, task_ids=list(task_ids)))
+
     async def find_by_kling_id(self, kling_id: str) -> str | None:
         """Our id of the task that Kling's id belongs to."""
         task_id: str | None = await self.read(lambda connection: FIND_BY_KLING_ID.scalar(connection, kling_id=kling_id))
@@ -134,6 +138,15 @@ class Reader:
     async def render_page(self, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
         """Tasks, newest first. `render` runs in the reader's thread."""
         return await self.read(functools.partial(_render_page, task_filter=task_filter, render=render))
+
+    async def render_family(self, family: str, render: Callable[[TaskDetail], T], *, skip: int, limit: int) -> list[T]:
+        """A family's tasks among the newest, newest first, from number `skip` on. `render` runs in a thread."""
+
+        def read(connection: Connection) -> list[T]:
+            ids = ids_of_family(connection, family, skip=skip, limit=limit)
+            return [render(detail) for detail in _iter_details(connection, ids)]
+
+        return await self.read(read)
 
     async def render_events(
         self, events: Sequence[EventRow], render: Callable[[EventRow, TaskDetail], bytes]

@@ -23,6 +23,7 @@ from kling_callback.api.refusals import CONCURRENCY_LIMITED, RATE_LIMITED
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.errors import GatewayError
 from kling_callback.jobs.body import with_callback
+from kling_callback.protocol.values import sanitize
 from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.kinds import overdue_key
 from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, Outcome, RetryAt, settle_as
@@ -37,6 +38,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks import slots, submission, transitions
 from kling_receiver.tasks.registration import Registration
+from kling_receiver.tasks.transitions import Refusal
 
 log = logging.getLogger("kling_receiver.creating")
 
@@ -252,7 +254,10 @@ class Creator:
 def _record(tx: Transaction, task: TaskRow, row: SubmissionRow, outcome: CreateOutcome) -> None:
     """Record the outcome of a create, and remove its submission with the body."""
     submission.drop(tx, row)
-    task_registration.record_outcome(tx, task, _registration(task, outcome))
+    refusal: Refusal | None = None
+    if outcome.answer:
+        refusal = {"http_status": outcome.http_status, "answer": sanitize(outcome.answer)}
+    task_registration.record_outcome(tx, task, _registration(task, outcome), refusal=refusal)
 
 
 def _registration(task: TaskRow, outcome: CreateOutcome) -> Registration:

@@ -22,6 +22,7 @@ from kling_receiver.store.tables import EVENT, SENT_HERE
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import slots, transitions
 from kling_receiver.tasks.parameters import describe_other_parameters, differences
+from kling_receiver.tasks.transitions import Refusal
 
 MAX_TAGS = 100
 """Tags of one task, from all its registrations."""
@@ -304,8 +305,13 @@ def _tag(tx: Transaction, task_id: str, tags: Sequence[str]) -> None:
         INSERT_TAG.executemany(tx.connection, rows)
 
 
-def record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -> None:
-    """Record the outcome of a create. Only the attempt that may send it can say that no task came of it."""
+def record_outcome(
+    tx: Transaction, task: TaskRow, registration: Registration, *, refusal: Refusal | None = None
+) -> None:
+    """Record the outcome of a create. Only the attempt that may send it can say that no task came of it.
+
+    `refusal`: Kling's answer to a create that it refused.
+    """
     is_own = registration.create_token == task["create_token"]
     replaced = not is_own and (registration.create_token != "" or slots.is_sent_here(task))
     if registration.request_id and not replaced and task["origin"] != "kling":
@@ -316,7 +322,7 @@ def record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -
         return  # a later attempt has replaced this one
     elif registration.outcome == "not_created" and task["status"] == "created" and not task["callback_count"]:
         tx.update_task(task, outcome="not_created")
-        transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.")
+        transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.", refusal)
     elif task["outcome"] == "pending":  # also if a callback shows that Kling knows the task
         tx.update_task(task, outcome="unknown")
         if task["status"] == "created":

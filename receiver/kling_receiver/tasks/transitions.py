@@ -4,7 +4,7 @@
 callback, which `tasks/ingest` records. `fail_locally` is the receiver's own decision.
 """
 
-from typing import cast
+from typing import TypedDict, cast
 
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
@@ -14,6 +14,13 @@ from kling_receiver.states import FINAL, Origin, Status, transition
 from kling_receiver.store.rows import TaskChanges, TaskRow
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import durations, slots
+
+
+class Refusal(TypedDict):
+    """Kling's answer to a create that it refused: in the event of the failure. `answer`: its JSON, as text."""
+
+    http_status: int | None
+    answer: str
 
 
 def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True, timely: bool = True) -> None:
@@ -84,15 +91,23 @@ def reject_hint(tx: Transaction, task: TaskRow, kling_says: str) -> None:
         tx.update_task(task, hint=None, hint_msg="")
 
 
-def fail_locally(tx: Transaction, task: TaskRow, reason: str) -> None:
-    """Fail a task by the receiver's own decision. A status from Kling replaces it whenever it arrives."""
+def fail_locally(tx: Transaction, task: TaskRow, reason: str, refusal: Refusal | None = None) -> None:
+    """Fail a task by the receiver's own decision. A status from Kling replaces it whenever it arrives.
+
+    `refusal`: Kling's answer to its create, which is the reason.
+    """
     if task["status"] not in FINAL:
-        set_status(tx, task, "failed", reason, "local")
+        set_status(tx, task, "failed", reason, "local", refusal)
         result_records.finish_task(tx, task)
 
 
-def set_status(tx: Transaction, task: TaskRow, status: Status, message: str, by: Origin) -> None:
-    """Set a status, and with it start or end the task's deadline, and hold or release its slots."""
+def set_status(
+    tx: Transaction, task: TaskRow, status: Status, message: str, by: Origin, refusal: Refusal | None = None
+) -> None:
+    """Set a status, and with it start or end the task's deadline, and hold or release its slots.
+
+    `refusal`: as in `fail_locally`.
+    """
     final = status in FINAL
     reopened = task["status"] in FINAL and not final
     tx.update_task(task, status=status, status_msg=message, origin=by if final else None, done=False)
@@ -105,7 +120,8 @@ def set_status(tx: Transaction, task: TaskRow, status: Status, message: str, by:
         enqueue_deadline(tx, task)
         if task["hint"]:
             enqueue.ask(tx, task["id"])
-    tx.add_event(task["id"], f"task.{status}", {"by": by, "message": message})
+    named = {"refusal": refusal} if refusal else {}
+    tx.add_event(task["id"], f"task.{status}", {"by": by, "message": message, **named})
 
 
 def enqueue_deadline(tx: Transaction, task: TaskRow) -> None:

@@ -1,6 +1,7 @@
 """POST /api/tasks: submit a task, whose create the receiver sends. DELETE /api/tasks/{id}: take it out of the queue."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
@@ -14,11 +15,13 @@ from kling_callback.protocol.values import is_too_complex
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks.config import EventTypes, Label
 from kling_receiver.settings import ReceiverSettings
+from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import FAMILY_SCHEMA, MAX_REPORTED_TAGS, Registration
-from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission
+from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission, SubmissionResult
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
@@ -35,6 +38,11 @@ READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
+
+
+ReadSubmission = Callable[[bytes, str, ReceiverSettings], Submission]
+"""Parses and checks a request's body, with its Idempotency-Key. Raises ApiError."""
+Submit = Callable[[Transaction, str, Submission], SubmissionResult]
 
 
 class SubmissionBody(RequestModel):
@@ -70,6 +78,17 @@ class SubmissionRoutes:
 
     async def submit(self, request: Request) -> Response:
         """Register a task, and answer at once; a job sends its create."""
+        submission, is_new = await self.register(request, read_submission)
+        detail = await get_task_or_404(self._reader, submission.task_id)
+        return JSONResponse(self._payloads.task(detail), 201 if is_new else 200)
+
+    async def register(
+        self, request: Request, read: ReadSubmission, submit: Submit = submissions.submit
+    ) -> tuple[Submission, bool]:
+        """Read a request's submission and register its task, durably. Returns also whether it is new.
+
+        `read`: parses and checks a body; called beside the event loop for a large one. Raises ApiError, Unavailable.
+        """
         if not self._settings.has_key:
             raise ApiError(409, "no_key", "This receiver has no key for Kling, so it sends no creates.", NO_KEY_HINT)
         key = request.headers.get("Idempotency-Key", "").strip()
@@ -77,23 +96,39 @@ class SubmissionRoutes:
             message = f"The Idempotency-Key has more than {MAX_KEY_CHARS} characters."
             raise ApiError(422, "bad_submission", message, FIX)
         with Reservation(self._bodies) as reservation:
-            content = await self._read(request, reservation)
+            content = await self.read(request, reservation)
             if len(content) > LARGE_BYTES:  # parsed beside the event loop
-                submission = await to_thread.run_sync(
-                    read_submission, content, key, self._settings, limiter=self._parsing
-                )
+                submission = await to_thread.run_sync(read, content, key, self._settings, limiter=self._parsing)
             else:
-                submission = read_submission(content, key, self._settings)
-            # Its size is not counted as pending: the reservation limits how many large ones there are.
-            result = await self._writer.run(lambda tx: submissions.submit(tx, submission.task_id, submission))
+                submission = read(content, key, self._settings)
+            result = await self._commit(submission, submit)
         if result.conflict:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
         if result.full:
             hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
-        detail = await get_task_or_404(self._reader, submission.task_id)
-        return JSONResponse(self._payloads.task(detail), 201 if result.created else 200)
+        return submission, result.created
+
+    async def _commit(self, submission: Submission, submit: Submit) -> SubmissionResult:
+        """Register a submission's task. Raises Unavailable if it is not registered, and will not be.
+
+        A caller who is told so sends it again, perhaps without an id by which the repeat is known: it is paid twice.
+        """
+        given_up = False
+
+        def change(tx: Transaction) -> SubmissionResult:
+            return SubmissionResult() if given_up else submit(tx, submission.task_id, submission)
+
+        try:
+            # Its size is not counted as pending: the reservation limits how many large ones there are.
+            return await self._writer.run(change)
+        except Unavailable:
+            given_up = True  # it may still wait for its commit; or its commit succeeded, and the answer was lost
+            row = await self._reader.task(submission.task_id)
+            if row is None or row["create_token"] != submission.registration.create_token:
+                raise
+            return SubmissionResult(created=True)
 
     async def cancel(self, request: Request) -> Response:
         """End a task that waits in the queue."""
@@ -106,7 +141,8 @@ class SubmissionRoutes:
             raise ApiError(409, "already_ended", f"Task {detail.row['id']} has ended.", "There is nothing to cancel.")
         return JSONResponse(self._payloads.task(await get_task_or_404(self._reader, detail.row["id"])))
 
-    async def _read(self, request: Request, reservation: Reservation) -> bytes:
+    async def read(self, request: Request, reservation: Reservation) -> bytes:
+        """The body of a request. Raises ApiError for one that is too long or was cut off."""
         body = await read_body(
             request, reservation, max_kept=MAX_BYTES_NEW, max_dropped=MAX_BYTES_NEW, seconds=READ_SECONDS
         )
@@ -131,13 +167,30 @@ def read_submission(content: bytes, idempotency_key: str, settings: ReceiverSett
         document = json.loads(content)
     except (ValueError, RecursionError):
         raise ApiError(422, "bad_json", "The body is not valid JSON.", "Send a JSON object.") from None
-    problems: list[str] = []
     try:
         parsed = SubmissionBody.model_validate(document)
     except ValidationError as error:
         raise ApiError(422, "bad_submission", " ".join(describe_errors(error)), FIX) from None
-    if len(content) > MAX_BYTES and not is_new_standard(parsed.family):
+    check_size(parsed.family, content)
+    return check_submission(parsed, idempotency_key, settings)
+
+
+def check_size(family: str, content: bytes) -> None:
+    """Raise ApiError for a request that is longer than its family's standard allows."""
+    if len(content) > MAX_BYTES and not is_new_standard(family):
         raise too_large(MAX_BYTES)
+
+
+def check_submission(
+    parsed: SubmissionBody,
+    idempotency_key: str,
+    settings: ReceiverSettings,
+    *,
+    task_id: str | None = None,
+    external_id: str = "",
+) -> Submission:
+    """Check a submission. `task_id`, `external_id`: as in `build`. Raises ApiError naming every problem."""
+    problems: list[str] = []
     callback_url, body = submissions.split_callback_url(parsed.family, parsed.body)
     hook, hook_format = parsed.hook.strip(), parsed.hook_format
     if callback_url is not None and hook:
@@ -160,7 +213,8 @@ def read_submission(content: bytes, idempotency_key: str, settings: ReceiverSett
             context=settings.client_hook_hosts,
         )
     except ValidationError as error:
-        problems += describe_errors(error)
+        name = "hook" if callback_url is None else "callback_url"
+        problems += [each.replace("hook:", f"{name}:", 1) for each in describe_errors(error)]
     if is_new_standard(parsed.family) and not settings.api_key:
         problems.append(f"family: {parsed.family} needs KLING_API_KEY; the receiver has an access key only.")
     try:
@@ -168,6 +222,8 @@ def read_submission(content: bytes, idempotency_key: str, settings: ReceiverSett
             parsed.family,
             body,
             limits=settings.slot_limits,
+            task_id=task_id,
+            external_id=external_id,
             external_task_id=parsed.external_task_id,
             idempotency_key=idempotency_key,
             priority=parsed.priority,
