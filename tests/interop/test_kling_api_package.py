@@ -42,9 +42,9 @@ def running(start: Start, gateway: Sandbox, front: TlsFront, monkeypatch: pytest
         access_key=gateway.access_key,
         secret_key=gateway.secret_key,
         compat_api="on",
-        links_url=front.url,
+        receiver_url=front.url,
     )
-    front.target = running.url
+    front.target = running.local_url
     return running
 
 

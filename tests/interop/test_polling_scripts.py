@@ -86,9 +86,9 @@ def serve(start: Start, relay: Sandbox, front: TlsFront) -> Iterator[Any]:
             api_key=KEY,
             compat_api="on",
             compat_hold_seconds=hold,
-            links_url=front.url,
+            receiver_url=front.url,
         )
-        front.target = running.url
+        front.target = running.local_url
         scripts.append(Script(front.host))
         return scripts[-1]
 

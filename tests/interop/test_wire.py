@@ -3,6 +3,7 @@
 The AI SDK's provider (npm `@ai-sdk/klingai`), the ComfyUI nodes of Kling's makers, and `klingai-api` (Python 3.14).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -23,11 +24,12 @@ def running(start: Start, gateway: Sandbox) -> Running:
 
 
 @pytest.fixture
-def http(running: Running, gateway: Sandbox) -> httpx.Client:
+def http(running: Running, gateway: Sandbox) -> Iterator[httpx.Client]:
     """A program that signs its own JWT, with the account's keys."""
     claims = {"iss": gateway.access_key, "exp": 4_000_000_000, "nbf": 1_000_000_000}
     token = jwt.encode(claims, gateway.secret_key, headers={"alg": "HS256", "typ": "JWT"})
-    return httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as http:
+        yield http
 
 
 def success(response: httpx.Response) -> Any:

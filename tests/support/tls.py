@@ -37,6 +37,8 @@ def tls_front(folder: Path) -> Iterator[TlsFront]:
     context.load_cert_chain(certificate)
     loop = asyncio.SelectorEventLoop()
 
+    writers = set[asyncio.StreamWriter]()
+
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while chunk := await source.read(65536):
@@ -47,7 +49,13 @@ def tls_front(folder: Path) -> Iterator[TlsFront]:
     async def serve(reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> None:
         parts = urlsplit(front.target)
         server_reading, server_writing = await asyncio.open_connection(parts.hostname, parts.port)
+        both = {writing, server_writing}
+        writers.update(both)
         await asyncio.gather(pump(reading, server_writing), pump(server_reading, writing))
+        for each in both:
+            with suppress(OSError):
+                await each.wait_closed()
+        writers.difference_update(both)
 
     server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=context))
     front = TlsFront(f"localhost:{server.sockets[0].getsockname()[1]}", folder / "public.pem")
@@ -56,10 +64,10 @@ def tls_front(folder: Path) -> Iterator[TlsFront]:
 
     async def stop() -> None:
         server.close()
-        connections = asyncio.all_tasks() - {asyncio.current_task()}
-        for each in connections:
-            each.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        for each in writers:
+            each.transport.abort()
+        if connections := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(connections)
 
     try:
         yield front
