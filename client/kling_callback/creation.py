@@ -10,8 +10,9 @@ register ─▶ send ─┬─ taken ──────────────�
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
@@ -31,7 +32,7 @@ from kling_callback.errors import (
     ReceiverError,
     SettingsError,
 )
-from kling_callback.jobs.body import chosen_id, model_of, with_callback
+from kling_callback.jobs.body import chosen_callback, chosen_id, model_of, with_callback
 from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
@@ -47,8 +48,25 @@ log = logger("kling_callback.creation")
 MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task: the receiver's limits."""
 
+HOOK_AND_CALLBACK = (
+    "callback_url: becomes the task's hook, in Kling's format, which receives each change of the status. "
+    "Remove it, or hook and hook_events."
+)
+
 MAX_FINGERPRINT_CHARS = 256
 """Characters of the fingerprints of all keys: the receiver's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHook:
+    """The hook of a task; no `address`: it has none. `events`: types of events, if not all.
+
+    `format`: of the bodies: the receiver's event, or the record that Kling itself posts.
+    """
+
+    address: str = ""
+    events: tuple[str, ...] = ()
+    format: Literal["event", "kling"] = "event"
 
 
 def check_call(
@@ -58,25 +76,32 @@ def check_call(
     tags: Sequence[str],
     hook: str | None,
     hook_events: Sequence[str],
+    callback_url: str | None,
     external_task_id: str | None,
-) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+) -> tuple[str, tuple[str, ...], TaskHook]:
     """Check what belongs to a create beside its parameters.
 
-    Returns the task's id, chosen or new, the distinct tags, and the distinct events of the hook. Raises
-    ParameterError with all problems.
+    Returns the task's id, chosen or new, the distinct tags, and the task's hook. Raises ParameterError with all
+    problems.
     """
-    problems, task_id = ProblemCollector(), None
+    problems, task_id, address = ProblemCollector(), None, ""
     distinct_tags, distinct_events = tuple[str, ...](), tuple[str, ...]()
     with problems:
         task_id = chosen_id(family, body, external_task_id)
     with problems:
         distinct_tags = _valid_tags(tags)
     with problems:
-        _check_hook(hook)
+        _check_address("hook", hook)
     with problems:
-        distinct_events = _valid_events(hook_events, hook)
+        address = chosen_callback(family, body, callback_url)
+        _check_address("callback_url", address)
+    with problems:
+        distinct_events = _valid_events(hook_events, hook or address)
+        if address and (hook or distinct_events):
+            raise ParameterError([HOOK_AND_CALLBACK])
     problems.raise_all()
-    return task_id or new_id(), distinct_tags, distinct_events
+    task_hook = TaskHook(address, format="kling") if address else TaskHook(hook or "", distinct_events)
+    return task_id or new_id(), distinct_tags, task_hook
 
 
 def check_key(settings: ClientSettings, family: str = "") -> None:
@@ -122,12 +147,12 @@ def _valid_events(events: Any, hook: Any) -> tuple[str, ...]:
     return distinct
 
 
-def _check_hook(hook: Any) -> None:
+def _check_address(name: str, address: Any) -> None:
     try:
-        if hook:
-            normalize_url(str(hook).partition("?")[0])
+        if address:
+            normalize_url(str(address).partition("?")[0])
     except ValueError as error:
-        raise ParameterError([f"hook: {error}"]) from None
+        raise ParameterError([f"{name}: {error}"]) from None
 
 
 class CreateCall:
@@ -143,8 +168,7 @@ class CreateCall:
         family: str,
         body: dict[str, Any],
         tags: tuple[str, ...] = (),
-        hook: str = "",
-        hook_events: tuple[str, ...] = (),
+        hook: TaskHook = TaskHook(),
     ) -> None:
         self._kling_api, self._receiver, self._retry = kling_api, receiver, receiver.retry
         self._task_id, self._family, self._body = task_id, family, body
@@ -156,8 +180,9 @@ class CreateCall:
             base=settings.api_base,
             key_fingerprint=",".join(settings.key_fingerprints)[:MAX_FINGERPRINT_CHARS],
             tags=tags,
-            hook=hook,
-            hook_events=hook_events,
+            hook=hook.address,
+            hook_events=hook.events,
+            hook_format=hook.format,
             create_token=secrets.token_urlsafe(16),
         )
         self.outcome = CreateOutcome("not_created", reason="It was interrupted before it was sent.")

@@ -13,9 +13,10 @@ from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.creation import CreateCall, check_call, check_key
+from kling_callback.creation import CreateCall, TaskHook, check_call, check_key
 from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
+from kling_callback.jobs.body import without_callback
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare, prepare_job
@@ -85,6 +86,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
@@ -95,7 +97,14 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         with problems:
             family, body = await to_thread.run_sync(prepare_job, job, await with_files(values))
         return await self._create(
-            problems, family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            problems,
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
         )
 
     async def create(
@@ -106,6 +115,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
     ) -> AsyncTask:
         """Create a task of any job, and return it once Kling has it.
@@ -116,6 +126,8 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `tags`: labels; at most 20, of at most 100 characters.
         `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
         `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
+        `callback_url`: instead of a hook, an address for what Kling itself would post, on each change of the status:
+        its record, with the receiver's links to the files, signed as a hook. In the body it means the same.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
@@ -134,6 +146,7 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
         )
 
@@ -144,9 +157,18 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
-        return self.run(job, values, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
+        return self.run(
+            job,
+            values,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
+        )
 
     async def _create(
         self,
@@ -157,13 +179,20 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
-        task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
+        task_id, distinct_tags, task_hook = "", tuple[str, ...](), TaskHook()
         with problems:
-            task_id, distinct_tags, known_events = check_call(
-                family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            task_id, distinct_tags, task_hook = check_call(
+                family,
+                body,
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
             )
         with problems:
             check_key(self._settings, family)
@@ -174,10 +203,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             self._settings,
             task_id=task_id,
             family=family,
-            body=body,
+            body=without_callback(family, body),
             tags=distinct_tags,
-            hook=hook or "",
-            hook_events=known_events,
+            hook=task_hook,
         )
         return await creation.run()
 

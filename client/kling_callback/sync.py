@@ -136,13 +136,14 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
     ) -> Task:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
 
         Other arguments and errors as in `create`.
         """
-        return self._run(job, values, tags, hook, hook_events, external_task_id)
+        return self._run(job, values, tags, hook, hook_events, callback_url, external_task_id)
 
     def create(
         self,
@@ -152,11 +153,18 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
     ) -> Task:
         create = partial(self.asynchronous.create, family, body)
         return self._task(
-            lambda: create(tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
+            lambda: create(
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
+            )
         )
 
     create.__doc__ = AsyncKling.create.__doc__
@@ -175,10 +183,19 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
     ) -> Task:
         run = partial(self.asynchronous.run, job, values)
-        return self._task(lambda: run(tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id))
+        return self._task(
+            lambda: run(
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
+            )
+        )
 
     def _task(self, call: Callable[[], Awaitable[AsyncTask]]) -> Task:
         return Task(self.loop, self.loop.run(call))

@@ -59,6 +59,7 @@ class Registration:
     tags: tuple[str, ...]
     hook: str
     hook_events: tuple[str, ...]
+    hook_format: str
     create_token: str
 
     def fields(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def create_and_run(
     tags: tuple[str, ...],
     hook: str | None,
     hook_events: tuple[str, ...],
+    callback_url: str | None,
     external_task_id: str | None,
     estimate_only: bool,
     **waiting: Any,
@@ -47,16 +48,31 @@ def create_and_run(
         problems.raise_all()
         return print_estimate(family, body, as_json=wait_options.as_json)
     with problems:
-        task_id, tags, hook_events = check_call(
-            family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        task_id, tags, task_hook = check_call(
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
         )
+        hook_events = task_hook.events
     with problems:
         wait_options.check()
     with problems:
         check_key(ClientSettings.load(require=TO_CREATE), family)
 
     async def begin(kling: AsyncKling) -> AsyncTask:
-        return await kling.create(family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=task_id)
+        return await kling.create(
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=task_id,
+        )
 
     return run_task(begin, TO_CREATE, task_id, wait_options)
 
@@ -86,6 +102,7 @@ def job_command(job: Job) -> click.Command:
         tags: tuple[str, ...],
         hook: str | None,
         hook_events: tuple[str, ...],
+        callback_url: str | None,
         external_task_id: str | None,
         estimate_only: bool,
         **values: Any,
@@ -99,6 +116,7 @@ def job_command(job: Job) -> click.Command:
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
             estimate_only=estimate_only,
             **waiting,

@@ -79,6 +79,11 @@ def create_options(function: Function) -> Function:
             multiple=True,
             help="The hook receives only events of this type, such as task.done; repeatable.",
         ),
+        usage.option(
+            "--callback-url",
+            metavar="URL",
+            help="Instead of a hook: the receiver POSTs to this URL what Kling would post, with links to its files.",
+        ),
         usage.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
         usage.option(
             "--estimate",

@@ -54,6 +54,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -79,7 +80,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id
+        )
 
     def image_to_image(
         self,
@@ -100,6 +103,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -133,7 +137,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id
+        )
 
     def text_to_video(
         self,
@@ -159,6 +165,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -202,7 +209,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id
+        )
 
     def image_to_video(
         self,
@@ -233,6 +242,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -286,7 +296,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id
+        )
 
     def omni_video(
         self,
@@ -315,6 +327,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -362,7 +375,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id
+        )
 
     def motion_control(
         self,
@@ -382,6 +397,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
         **more: Any,
     ) -> Created:
@@ -410,7 +426,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id
+        )
 
     def _run(
         self,
@@ -419,6 +437,7 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
     ) -> Created:
         """Create the job in the way of this client."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kling_callback.errors import ParameterError, ProblemCollector
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth, json_problems, options_of
+from kling_callback.jobs.body import check_depth, json_problems
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
@@ -36,8 +36,6 @@ def prepare(family: str, body: Any, *, local_files: bool = True) -> dict[str, An
     """
     problems = family_problems(family)
     if isinstance(body, Mapping):
-        if body.get("callback_url") or options_of(family, body).get("callback_url"):
-            problems.append(CALLBACK_URL_RESERVED)
         problems += _misspelt(family, body)
     try:
         sent = encode_files(family, body, local_files=local_files)

@@ -4,8 +4,8 @@ The record is made from what is stored of the task, with our link in place of Kl
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from kling_callback.protocol.families import is_new_standard, usual_kind
 from kling_callback.protocol.media_types import MEDIA_KINDS
@@ -13,7 +13,7 @@ from kling_callback.protocol.statuses import Status
 from kling_callback.protocol.urls import is_web_address, split_url
 from kling_receiver.states import FINAL
 from kling_receiver.store.reader import TaskDetail
-from kling_receiver.store.rows import ResultRow, TaskRow
+from kling_receiver.store.rows import EventRow, ResultRow, TaskRow
 
 SUCCEEDED = "succeeded"
 """The new standard's word for `succeed`."""
@@ -80,6 +80,18 @@ def kling_record(detail: TaskDetail, *, href: Callable[[ResultRow], str], new: b
         **({"outputs": [item.output() for item in items]} if items else {}),
         **cost,
     }
+
+
+def as_of(event: EventRow, detail: TaskDetail) -> TaskDetail:
+    """A task as it was at `task.submitted` or `task.processing`, which Kling reports each; else as it is now."""
+    status = EARLIER.get(event["type"])
+    if status is None:
+        return detail
+    earlier = {"status": status, "status_msg": "", "done": False, "kling_updated_at": None}
+    return replace(detail, row=cast(TaskRow, {**detail.row, **earlier, "updated_at": event["created_at"]}))
+
+
+EARLIER: Mapping[str, Status] = {"task.submitted": "submitted", "task.processing": "processing"}
 
 
 def _message(detail: TaskDetail) -> str:

@@ -61,6 +61,9 @@ class TaskJson(TypedDict):
     results: list[ResultJson]
     request_id: Annotated[str | None, Field(description="Kling's id of the create's answer, or of the latest query's")]
     cost: Annotated[Any, Field(description="as Kling reports it")]
+    queue_position: Annotated[
+        int | None, Field(description="the place of a task that waits for a slot: 1 is the next one; else null")
+    ]
     done: Annotated[
         bool, Field(description="the final status is accepted, not only a hint, and every result is stored or failed")
     ]
@@ -117,6 +120,7 @@ class Payloads:
             "results": [self._result(result) for result in detail.results],
             "request_id": row["request_id"],
             "cost": row["cost"],
+            "queue_position": detail.queue_position,
             "done": bool(row["done"]),
             "created_at": iso(row["created_at"]),
             "updated_at": iso(row["updated_at"]),

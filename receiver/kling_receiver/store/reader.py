@@ -18,7 +18,7 @@ from kling_receiver.store.engine.connections import READERS
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
-from kling_receiver.store.tables import EVENT, RESULT, TASK
+from kling_receiver.store.tables import EVENT, RESULT, SENT_HERE, TASK
 from kling_receiver.store.task_list import Position, TaskFilter, ids_of_family, page_ids
 from kling_receiver.threads import run_in_daemon_thread
 
@@ -37,6 +37,13 @@ SELECT_RESULTS = Statement[ResultRow](
     f"SELECT {columns(RESULT)} FROM result WHERE task_id IN :task_ids ORDER BY task_id, position",
     table=RESULT,
 )
+QUEUE_POSITIONS = Statement("""
+    SELECT task_id, (
+        SELECT count(*) FROM submission AS earlier
+        WHERE earlier.state = 'queued' AND (earlier.rank, earlier.id) <= (own.rank, own.id)
+    ) AS place FROM submission AS own WHERE own.task_id IN :task_ids AND own.state = 'queued'
+""")
+"""The count reads the index `submission_queue` only."""
 SELECT_TAGS = Statement("SELECT tag, task_id FROM tag WHERE task_id IN :task_ids ORDER BY tag")
 SELECT_EVENTS = Statement[EventRow](f"SELECT {EVENT_COLUMNS} FROM event WHERE id IN :ids", table=EVENT)
 EVENTS_AT_ONCE = 100
@@ -62,6 +69,8 @@ class TaskDetail:
     row: TaskRow
     results: list[ResultRow]
     tags: list[str]
+    queue_position: int | None = None
+    """The place of a submission that waits for a slot: 1 is the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +205,20 @@ def _events_query(where: str, order: str) -> Statement[EventRow]:
     return Statement[EventRow](sql, table=EVENT)
 
 
+def may_wait(task: TaskRow) -> bool:
+    """Whether the task may have a submission in the queue."""
+    return task["outcome"] == "pending" and task["status"] == "created" and task["create_token"].startswith(SENT_HERE)
+
+
 def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, TaskDetail]:
     """Tasks with their results and tags, by id; those that do not exist are left out."""
     if not task_ids:
         return {}
     tasks = SELECT_TASKS.all(connection, task_ids=list(task_ids))
-    details = {task["id"]: TaskDetail(task, [], []) for task in tasks}
+    waiting = [task["id"] for task in tasks if may_wait(task)]
+    places = QUEUE_POSITIONS.all(connection, task_ids=waiting) if waiting else []
+    positions = {row["task_id"]: int(row["place"]) for row in places}
+    details = {task["id"]: TaskDetail(task, [], [], positions.get(task["id"])) for task in tasks}
     for result in SELECT_RESULTS.all(connection, task_ids=list(details)):
         details[result["task_id"]].results.append(result)
     for tag in SELECT_TAGS.all(connection, task_ids=list(details)):

@@ -11,7 +11,7 @@ from kling_callback.protocol import families
 from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import EventTypes, Label, known_events
+from kling_receiver.hooks.config import EventTypes, HookFormat, Label, known_events
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.sinks.http import check_web_address
@@ -98,6 +98,9 @@ class Registration(BaseModel):
     hook_events: EventTypes = Field(
         default_factory=list, description="with `hook`: only events of these types; empty means any"
     )
+    hook_format: HookFormat = Field(
+        "event", description="with `hook`: `kling` for the body that Kling itself posts; without `hook_events`"
+    )
 
     @field_validator("family")
     @classmethod
@@ -146,6 +149,17 @@ class Registration(BaseModel):
             raise ValueError("they are of the task's hook. Set `hook`, or remove them.")
         return events
 
+    @field_validator("hook_format")
+    @classmethod
+    def _hook_format(cls, value: HookFormat, info: ValidationInfo) -> HookFormat:
+        if value == "event":
+            return value
+        if info.data.get("hook") == "":
+            raise ValueError("it is of the task's hook. Set `hook`, or remove it.")
+        if info.data.get("hook_events"):
+            raise ValueError("a hook with the format kling receives each change of the status. Remove `hook_events`.")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.outcome == "created" and not self.kling_id:
@@ -179,7 +193,7 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
             return RegistrationResult(conflict=conflict)
         _fill_gaps(tx, task, registration)
     if registration.hook:
-        hook_records.add_for_task(tx, task_id, registration.hook, registration.hook_events)
+        hook_records.add_for_task(tx, task_id, *_hook(registration))
     if registration.outcome:  # recorded in any case: it may be the only report of a task that is paid for
         record_outcome(tx, task, registration)
         return RegistrationResult(created, conflict=hook_conflict and f"The outcome is recorded. {hook_conflict}")
@@ -201,9 +215,13 @@ def conflict_with(task: TaskRow, registration: Registration) -> str | None:
 
 def _hook_conflict(tx: Transaction, task_id: str, registration: Registration) -> str | None:
     """Why a task's hook cannot be added: the task has another. Its address, which may hold a token, is not shown."""
-    if registration.hook and hook_records.has_other_hook(tx, task_id, registration.hook, registration.hook_events):
-        return f"Task {task_id} has a hook already, with another address or other events: a task has one."
+    if registration.hook and hook_records.has_other_hook(tx, task_id, *_hook(registration)):
+        return f"Task {task_id} has a hook already, with another address, events or format: a task has one."
     return None
+
+
+def _hook(registration: Registration) -> tuple[str, list[str], HookFormat]:
+    return registration.hook, registration.hook_events, registration.hook_format
 
 
 def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:

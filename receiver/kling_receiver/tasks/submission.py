@@ -93,7 +93,7 @@ def build(
     tags: Sequence[str] = (),
     hook: str = "",
     hook_events: Sequence[str] = (),
-    hook_format: str = "event",
+    hook_format: Literal["event", "kling"] = "event",
 ) -> Submission:
     """Check the parameters of a create as the client does, and make its submission. Blocks for large bodies.
 

@@ -403,14 +403,15 @@ def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
     "arguments",
     [
         ["text-to-image"],
-        ["text-to-image", "x", "--callback-url", "https://x"],
+        ["text-to-image", "x", "--callback-url", "https://x", "--hook", "https://x"],
         ["text-to-image", "x", "--n", "many"],
         ["text-to-image", "x", "--timeout", "0"],
         ["text-to-image", "x", "--timeout", "soon"],
         ["text-to-image", "x", "--timeout", "nan"],
         ["text-to-image", "x", "--set", "nonsense"],
         ["text-to-image", "x", "--set", "=1"],
-        ["text-to-image", "x", "--set", "callback_url=https://x"],
+        ["text-to-image", "x", "--set", "callback_url=/callbacks"],
+        ["create", "videos/effects", "--body", '{"callback_url": 5}'],
         ["text-to-image", "x", "--external-task-id", "a/b"],
         ["text-to-image", "x", "--output", "a-file"],
         ["text-to-video", "x", "--camera-control", "{"],
@@ -620,6 +621,17 @@ def test_a_hook_receives_the_events_that_the_command_names(run: Run) -> None:
         assert run("text-to-image", "x", *options).code == 0
         assert run("create", "images/generations", "--body", '{"prompt": "x"}', *options).code == 0
         assert [json.loads(visit.body)["type"] for visit in hook.wait_for(2)] == ["task.done"] * 2
+
+
+def test_a_callback_url_receives_what_kling_would_post(run: Run) -> None:
+    """`--callback-url` of typed and other jobs; also among their parameters."""
+    with host(lambda visit: visit.answer(200)) as handler:
+        body = json.dumps({"prompt": "x", "callback_url": handler.url})
+        assert run("text-to-image", "x", "--callback-url", handler.url).code == 0
+        assert run("create", "images/generations", "--body", body).code == 0
+        assert run("text-to-image", "x", "--set", f"callback_url={handler.url}").code == 0
+        statuses = [json.loads(visit.body)["task_status"] for visit in handler.wait_for(9)]
+        assert [statuses.count(each) for each in ("submitted", "processing", "succeed")] == [3, 3, 3]
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,11 @@ class CompatGuard:
         """
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
         address, credential = request.client.host if request.client else "", credential.strip()
+        if not credential and not scheme:
+            raise CompatError(AUTH_EMPTY, f"The header Authorization is missing. {ACCEPTED}")
         if blocked := self._attempts.seconds_blocked(address, credential):
             message = "Too many failed attempts from your address. Check the key, then try again in a minute."
             raise CompatError(TOO_FAST, message, Retry_After=str(math.ceil(blocked)))
-        if not credential and not scheme:
-            raise CompatError(AUTH_EMPTY, f"The header Authorization is missing. {ACCEPTED}")
         try:
             if scheme.lower() != "bearer" or not credential:
                 raise CompatError(AUTH_INVALID, f"The header Authorization names no bearer key. {ACCEPTED}")

@@ -24,6 +24,7 @@ from kling_receiver.web.api.hook_payloads import (
     RetriedJson,
 )
 from kling_receiver.web.api.hooks import Rotation
+from kling_receiver.web.api.submission import SubmissionBody
 from kling_receiver.web.api.tasks import RegisteredJson, TaskPageJson
 from kling_receiver.web.errors import ErrorJson
 from kling_receiver.web.openapi import compat
@@ -31,6 +32,7 @@ from kling_receiver.web.openapi.paths import PATHS, Json
 
 REQUESTS: dict[str, Any] = {
     "Registration": Registration,
+    "Submission": SubmissionBody,
     "Adoption": Adoption,
     "NewHook": HookConfig,
     "Rotation": Rotation,

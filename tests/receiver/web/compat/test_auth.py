@@ -100,6 +100,7 @@ def test_failed_attempts_are_limited(start: Start, gateway: Sandbox) -> None:
         assert code(get(running, f"Bearer guess-{n}")) == (401, 1002)
     limited = get(running, "Bearer another-guess")
     assert code(limited) == (429, 1302)
+    assert code(get(running, None)) == (401, 1001)
     assert 1 <= int(limited.headers["Retry-After"]) <= attempts.WINDOW_SECONDS
     assert code(get(running, running.headers()["Authorization"])) == (429, 1302)
     assert code(get(running, f"Bearer {KEY}")) == (200, 0)

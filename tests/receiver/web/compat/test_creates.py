@@ -5,13 +5,16 @@ from typing import Any
 
 import httpx
 import pytest
+from standardwebhooks.webhooks import Webhook
 
+from kling_receiver.store.errors import Unavailable
 from kling_receiver.web.api import submission as api_submission
 from kling_sandbox import Sandbox
 from tests.support.compat import KEY, code, data
 from tests.support.receiver import Running, Start
 from tests.support.sandbox import picture
 from tests.support.submitting import QUICK_CREATES
+from tests.support.web import host
 from tools.harness.submitting import finished, poll_until, register, rows, show
 
 IMAGES, VIDEOS, NEW = "images/generations", "videos/text2video", "/text-to-video/kling-3.0-turbo"
@@ -82,8 +85,8 @@ def test_a_refusal_is_passed_on(
 
 def test_bad_parameters_are_refused(door: Running, door_gateway: Sandbox, api: httpx.Client) -> None:
     """By Kling with its code; by us, before anything is sent, where the client refuses it, too."""
-    assert code(api.post(f"/v1/{IMAGES}", json={"n": 1})) == (400, 1201)
-    assert len(door_gateway.creates) > 0
+    theirs = httpx.post(f"{door_gateway.url}/v1/{IMAGES}", json={"n": 1}, headers={"Authorization": f"Bearer {KEY}"})
+    assert code(api.post(f"/v1/{IMAGES}", json={"n": 1})) == code(theirs) == (400, 1200)
     sent = len(door_gateway.creates)
     for path, content, expected, words in (
         (f"/v1/{IMAGES}", b"no JSON", (400, 1200), "JSON object"),
@@ -118,6 +121,18 @@ def test_an_unknown_outcome_is_answered_with_our_id(door: Running, door_gateway:
         assert (query["task_id"], query["task_status"]) == (record["task_id"], "succeed")
         assert data(api.get(f"/tasks?task_ids={record['task_id']}"))[0]["id"] == record["task_id"]
     assert len(door_gateway.tasks) == made + 4
+
+
+def test_a_callback_url_becomes_a_hook_in_kling_s_format(door: Running, api: httpx.Client) -> None:
+    """The program gets Kling's own bodies, signed by us; Kling gets our address."""
+    with host(lambda visit: visit.answer(200)) as handler:
+        record = data(create(api, callback_url=handler.url, external_task_id="with-callback"))
+        finished(door, "with-callback")
+        poll_until(lambda: "succeed" in [json.loads(visit.body)["task_status"] for visit in handler.visits])
+        last = handler.visits[-1]
+        body = Webhook(door.task_hook_secret).verify(last.body, dict(last.headers))
+        assert (body["task_id"], body["task_info"]) == (record["task_id"], {"external_task_id": "with-callback"})
+        assert body["task_result"]["images"][0]["url"].startswith(f"{door.url}/api/tasks/")
 
 
 def test_the_external_task_id_is_unique(door: Running, door_gateway: Sandbox, api: httpx.Client) -> None:
@@ -239,7 +254,6 @@ def test_a_create_is_never_lost_after_its_commit(
     door: Running, door_gateway: Sandbox, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the task cannot be read then, the answer is a success, too: an error would make the caller pay twice."""
-    from kling_receiver.store.errors import Unavailable
 
     async def unreadable(*_: object) -> None:
         raise Unavailable("The database does not answer.")
@@ -257,12 +271,11 @@ def test_a_commit_whose_answer_is_lost(
     door: Running, door_gateway: Sandbox, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task is registered: the caller must not send it again. Without it, nothing is sent."""
-    from kling_receiver.store.errors import Unavailable
-
     writer = door.receiver.store.writer
     run = writer.run
 
     async def committed(change: Any, **options: Any) -> Any:
+        patch.undo()
         await run(change, **options)
         raise Unavailable("The database does not answer.")
 

@@ -68,7 +68,6 @@ def test_only_known_calls_are_passed_on(door: Running, door_gateway: Sandbox, ap
         ("POST", "/v1/general/presets-voices"),
     ):
         assert code(api.request(method, path)) == (404, 1202), path
-    assert code(api.get('/v1/general/presets-voices?a=%22"')) == (400, 1201) or True
     assert (len(door_gateway.calls), len(door_gateway.queries), len(door_gateway.creates)) == before
     assert set(METHODS.values()) == {"GET", "POST"}
 
