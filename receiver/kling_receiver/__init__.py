@@ -57,6 +57,7 @@ a receiver that is not ready         readiness, tasks/rehearsal
 an engine that is refused at start   store/engine/checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
 a token that was revoked             access/tokens (the cache), web/auth (each request), events/bus (open streams)
+a program written for Kling           web/compat: routes (which path is what), creates, queries, holding, forward
 who did what                         access/audit; web/auth (each action of the API has its entry)
 a new column                         store/tables, store/rows, store/migrations
 """

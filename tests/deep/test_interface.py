@@ -35,7 +35,7 @@ def running(tmp_path: Path, gateway: Sandbox) -> Iterator[Process]:
         yield running
 
 
-UNDESCRIBED = {"secret", "families", "statuses", "hook", "hook_events"}
+UNDESCRIBED = {"secret", "families", "statuses", "hook", "hook_events", "hook_format", "format"}
 """Fields with rules that no schema describes: base64 of some length, paths, values that fit others or exist."""
 QUERY_PARAMETERS = {"status", "family", "tag", "limit", "hook", "state", "task"}
 """The described query parameters of the routes under `/api`."""

@@ -66,6 +66,7 @@ ADDED: dict[str, Row] = {
         "request_sha256": None,
         "duration_ms": None,
         "slots": 0,
+        "keeps_our_id": False,
     },
     "result": {"warning": ""},
     "hook": {"format": "event"},

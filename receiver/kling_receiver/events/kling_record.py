@@ -18,7 +18,7 @@ from kling_receiver.store.rows import EventRow, ResultRow, TaskRow
 SUCCEEDED = "succeeded"
 """The new standard's word for `succeed`."""
 
-OMNI_IMAGE, MULTI_SHOT = "images/omni-image", "general/ai-multi-shot"
+OMNI_IMAGE, MULTI_SHOT, EXTEND = "images/omni-image", "general/ai-multi-shot", "videos/video-extend"
 VIEWS = 3
 """Images in one record of MULTI_SHOT."""
 
@@ -34,8 +34,8 @@ def kling_status(row: TaskRow) -> Status:
 
 
 def kling_id(row: TaskRow) -> str:
-    """Kling's id of a task, or ours until Kling's is known."""
-    return row["kling_id"] or row["id"]
+    """Kling's id of a task; ours until Kling's is known, and for good once a program was answered ours."""
+    return row["id"] if row["keeps_our_id"] else row["kling_id"] or row["id"]
 
 
 def caller_id(row: TaskRow) -> str:
@@ -64,7 +64,7 @@ def kling_record(detail: TaskDetail, *, href: Callable[[ResultRow], str], new: b
             "task_id": kling_id(row),
             "task_status": status,
             "task_status_msg": message,
-            "task_info": {"external_task_id": external_id} if external_id else {},
+            "task_info": _task_info(row, external_id, is_final=is_final),
             "task_result": _task_result(row, items),
             "created_at": created_at,
             "updated_at": updated_at,
@@ -98,6 +98,12 @@ def _message(detail: TaskDetail) -> str:
     """The reason of a failure; of a success without its files, why they are missing."""
     lost = [result["error"] for result in detail.results if result["status"] == "failed" and not _source(result)]
     return detail.row["status_msg"] or next(filter(None, lost), "")
+
+
+def _task_info(row: TaskRow, external_id: str, *, is_final: bool) -> dict[str, Any]:
+    info: dict[str, Any] = {"external_task_id": external_id} if external_id else {}
+    parent = row["request"].get("video_id") if isinstance(row["request"], dict) else None
+    return info | ({"parent_video": {"id": parent}} if row["family"] == EXTEND and is_final and parent else {})
 
 
 def _cost(cost: Any) -> dict[str, Any]:
@@ -159,7 +165,7 @@ class _Items:
         if address:
             last.fields[name] = address
             if result["duration"] is not None:
-                last.fields["duration"] = str(result["duration"])
+                last.fields[name.replace("url", "duration")] = str(result["duration"])
 
     def _kind(self, result: ResultRow) -> str:
         if result["kind"] != "file":

@@ -13,6 +13,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
+from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.store.database import BLOCKED_SECONDS, Database
 from kling_receiver.store.engine.connections import READERS
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
@@ -129,8 +130,11 @@ class Reader:
         A task that Kling has confirmed takes precedence: the caller's id may be the word of a callback, which proves
         nothing, and must neither hide another task nor make its id ambiguous.
         """
-        found = await self.read(lambda connection: FIND_BY_OTHER_ID.all(connection, other_id=other_id, limit=MAX_FOUND))
-        return [row["id"] for row in found if row["place"] == found[0]["place"]]
+        return await self.read(functools.partial(_by_other_id, other_id=other_id))
+
+    async def find(self, any_ids: Sequence[str]) -> dict[str, list[TaskDetail]]:
+        """The tasks that each of these ids names: by our id, else by Kling's or the caller's; usually one or none."""
+        return await self.read(lambda connection: {any_id: _find(connection, any_id) for any_id in any_ids})
 
     async def results(self, task_id: str) -> list[ResultRow]:
         """A task's results, in order."""
@@ -179,6 +183,18 @@ class Reader:
         return await self.read(lambda connection: bool(connection.execute(query).scalar()))
 
 
+def _by_other_id(connection: Connection, other_id: str) -> list[str]:
+    found = FIND_BY_OTHER_ID.all(connection, other_id=other_id, limit=MAX_FOUND)
+    return [row["id"] for row in found if row["place"] == found[0]["place"]]
+
+
+def _find(connection: Connection, any_id: str) -> list[TaskDetail]:
+    if not IDENTIFIER.fullmatch(any_id):
+        return []
+    details = load_details(connection, [any_id]) or load_details(connection, _by_other_id(connection, any_id))
+    return list(details.values())
+
+
 def events_after(
     connection: Connection,
     after: int,
@@ -215,6 +231,8 @@ def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, T
     if not task_ids:
         return {}
     tasks = SELECT_TASKS.all(connection, task_ids=list(task_ids))
+    if not tasks:
+        return {}
     waiting = [task["id"] for task in tasks if may_wait(task)]
     places = QUEUE_POSITIONS.all(connection, task_ids=waiting) if waiting else []
     positions = {row["task_id"]: int(row["place"]) for row in places}

@@ -25,6 +25,7 @@ class TaskRow(TypedDict):
     outcome: str
     create_token: str
     slots: int
+    keeps_our_id: bool
     status: Status
     status_msg: str
     origin: Origin | None
@@ -57,6 +58,7 @@ class TaskChanges(TypedDict, total=False):
     outcome: str
     create_token: str
     slots: int
+    keeps_our_id: bool
     status: Status
     status_msg: str
     origin: Origin | None

@@ -123,6 +123,8 @@ class Task(SQLModel, table=True):
     """The nonce of the create call that has the right to create this task."""
     slots: int = 0
     """Slots of the account that the task holds, from its create to its end."""
+    keeps_our_id: bool = False
+    """Kling's format names our id for good: a program was answered it as Kling's, before Kling's was known."""
     status: str = "created"
     status_msg: str = ""
     origin: str | None = None

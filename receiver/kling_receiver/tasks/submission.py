@@ -215,6 +215,14 @@ def cancel(tx: Transaction, task_id: str, reason: str = CANCELLED) -> Literal["c
     return "cancelled"
 
 
+def waits(tx: Transaction, task: TaskRow) -> bool:
+    """Whether a task's create is still to be sent: its deadline begins with that."""
+    if task["outcome"] != "pending" or not slots.is_sent_here(task):
+        return False
+    row = SELECT.first(tx.connection, task_id=task["id"])
+    return row is not None and row["state"] != "sending"
+
+
 def is_known(task: TaskRow) -> bool:
     """Whether anything shows that Kling knows a task already: its create must not be sent."""
     not_sent = task["outcome"] == "pending" and task["status"] == "created" and not task["kling_id"]

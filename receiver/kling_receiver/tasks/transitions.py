@@ -69,6 +69,16 @@ def set_external_id(tx: Transaction, task: TaskRow, external_task_id: str) -> No
         tx.update_task(task, external_task_id=external_task_id)
 
 
+def keep_our_id(tx: Transaction, task: TaskRow) -> bool:
+    """Before a program is answered our id as Kling's: later records have it, too. False: Kling's is known meanwhile.
+
+    A program recognizes the callbacks of its task by the id that its create was answered.
+    """
+    if not task["keeps_our_id"] and not task["kling_id"]:
+        tx.update_task(task, keeps_our_id=True)
+    return task["keeps_our_id"]
+
+
 def accept_hint(tx: Transaction, task: TaskRow, error: str = "") -> None:
     """Accept the callback's final status, because Kling could not be queried; not the files that it names.
 

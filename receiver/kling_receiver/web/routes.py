@@ -82,7 +82,7 @@ def _compat_routes(
 ) -> list[Route]:
     """Kling's own routes. `own`: the first segments of ours, which come first."""
     queries = Queries(store.reader, store.payloads, Holder(store.bus), hold_default=settings.compat_hold_seconds)
-    creates = Creates(submissions, store.reader, store.bus, queries)
+    creates = Creates(submissions, queries, reader=store.reader, writer=store.writer, bus=store.bus)
     forwarder = Forwarder(settings, work.kling_api)
     return CompatRoutes(CompatGuard(settings, guard), creates, queries, forwarder, own=own).routes()
 

@@ -19,7 +19,7 @@ from tests.support.database import FILE, NOW, Ledger, callback, says
 
 pytestmark = pytest.mark.anyio
 
-OTHER_NAMES = {"duration_mp3", "duration_wav", "mp3_duration", "wav_duration", "group_id", "parent_video"}
+OTHER_NAMES = {"group_id"}
 """Fields of Kling's that are not stored."""
 NEW = "/text-to-video/kling-3.0"
 
@@ -77,6 +77,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "images/omni-image": {"result_type": "series", "series_amount": 2},
     "videos/text2video": {"watermark_info": {"enabled": True}},
     "videos/multi-elements": {"session_id": "s"},
+    "videos/video-extend": {"video_id": "v"},
     NEW: {"watermark_info": {"enabled": True}},
 }
 
@@ -241,6 +242,19 @@ async def test_a_later_record_has_no_earlier_time(any_database: Database) -> Non
     last = await record(ledger)
     assert (last["created_at"], last["updated_at"]) == (NOW - 90_000, NOW + 5000)
     assert last["updated_at"] > first["updated_at"]
+
+
+async def test_a_task_keeps_the_id_that_a_program_was_answered(any_database: Database) -> None:
+    """Ours, if Kling's was not known then: by it the program recognizes the callbacks of its task."""
+    ledger = Ledger(any_database)
+    ledger.register()
+    assert ledger.change(lambda tx: transitions.keep_our_id(tx, tx.require_task("t")))
+    ledger.register(outcome="created", kling_id="k1")
+    assert (await record(ledger))["task_id"] == "t"
+    assert ledger.change(lambda tx: transitions.keep_our_id(tx, tx.require_task("t")))
+    ledger.register("u", outcome="created", kling_id="k2")
+    assert not ledger.change(lambda tx: transitions.keep_our_id(tx, tx.require_task("u")))
+    assert kling_record(await detail(ledger, "u"), href=lambda result: "")["task_id"] == "k2"
 
 
 async def test_a_task_of_another_program_has_its_caller_s_id(any_database: Database) -> None:

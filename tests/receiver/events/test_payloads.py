@@ -63,6 +63,7 @@ async def test_a_new_task(any_database: Database) -> None:
         "results": [],
         "request_id": None,
         "cost": None,
+        "queue_position": None,
         "done": False,
         "created_at": AT,
         "updated_at": AT,

@@ -254,6 +254,31 @@ def test_a_retry_has_the_same_id_and_the_state_of_its_moment(start: Start, gatew
         assert statuses(server.visits) == ["submitted", "processing", "succeed", "succeed"]
 
 
+def test_the_statuses_of_a_task_arrive_in_order(start: Start, gateway: Sandbox) -> None:
+    """Also when several attempts run at once and the first ones are slow: a handler may keep the last status."""
+    answered: list[tuple[str, str]] = []
+
+    def respond(visit: Visit) -> None:
+        record = json.loads(visit.body)
+        time.sleep({"submitted": 0.4, "processing": 0.2}.get(record["task_status"], 0))
+        answered.append((record["task_id"], record["task_status"]))
+        visit.answer(200)
+
+    with host(respond) as server:
+        running = start(api_base=gateway.url)
+        add(running, server.url)
+        call(running, "POST", "hooks/mine/pause")
+        tasks = [submit(running, gateway) for _ in range(2)]
+        for task, _ in tasks:
+            finished(running, task)
+        call(running, "POST", "hooks/mine/resume")
+        server.wait_for(6)
+        poll_until(lambda: len(answered) == 6)
+    for _, kling_id in tasks:
+        of_task = [status for each, status in answered if each == kling_id]
+        assert of_task == ["submitted", "processing", "succeed"]
+
+
 def test_a_replay_sends_the_same_deliveries(start: Start, gateway: Sandbox, endpoint: Host) -> None:
     """With the same ids, each with its status."""
     running = start(api_base=gateway.url)

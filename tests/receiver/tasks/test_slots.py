@@ -12,10 +12,11 @@ from kling_receiver.policy import Policy, SlotLimits
 from kling_receiver.store.database import Database
 from kling_receiver.store.tables import SUBMISSION
 from kling_receiver.tasks import creating, slots, startup, submission, transitions
+from kling_receiver.tasks.registration import Registration
 from kling_receiver.tasks.submission import SubmissionResult, build
 from kling_sandbox import Sandbox
 from kling_sandbox.receiver import API_KEY
-from tests.support.database import FAMILY, Ledger
+from tests.support.database import FAMILY, Ledger, callback, statements
 from tests.support.receiver import Start
 from tests.support.submitting import QUICK_CREATES, cancel, finish, post, show, submit
 
@@ -173,6 +174,69 @@ def test_a_start_corrects_the_slots(database: Database) -> None:
     assert unlimited.change(startup.repair) == 0
 
 
+def test_no_statement_is_added_to_callbacks_without_limits(database: Database) -> None:
+    """Nor to the end of a task, while nothing was submitted here: no table of submissions is touched."""
+    ledger = Ledger(database, rules=Policy())
+    ledger.register()
+    with statements(database) as seen:
+        ledger.record(callback(status="processing"))
+        ledger.apply_report("t", Report(kling_id="k-t", status="failed"))
+    assert [each for each in seen if "submission" in each or "account" in each] == []
+    assert ledger.task()["status"] == "failed"
+
+
+def test_filling_slots_reads_little_however_long_the_queue_is(ledger: Ledger) -> None:
+    """Three reads for each transaction in which tasks end."""
+    for number in range(40):
+        put(ledger, f"t{number}")
+    for number in range(5):
+        send(ledger, f"t{number}")
+    with statements(ledger.database) as seen, ledger.transaction() as tx:
+        for number in range(5):
+            transitions.fail_locally(tx, tx.require_task(f"t{number}"), "over")
+    reads = [
+        each for each in seen if each.lstrip().startswith("SELECT") and ("submission" in each or "account" in each)
+    ]
+    assert len(reads) == 3
+    assert sum(state == "claimed" for state in states(ledger).values()) == 5
+
+
+def test_the_deadline_of_a_queued_task_begins_with_its_create(ledger: Ledger) -> None:
+    """It may wait for days; a start does not find that a job is missing either."""
+    put(ledger, "first", 5)
+    put(ledger, "t")
+    assert not [key for key in ledger.jobs() if key.startswith("overdue/")]
+    assert ledger.change(startup.repair) == 0
+    assert ledger.change(lambda tx: submission.waits(tx, tx.require_task("t")))
+    send(ledger, "first")
+    assert "overdue/first" in ledger.jobs()
+
+
+@pytest.mark.parametrize("by", ["callback", "adoption"])
+def test_a_task_that_kling_knows_is_not_sent(ledger: Ledger, by: str) -> None:
+    """However it came there: it must not be paid for twice."""
+    put(ledger, "first", 5)
+    put(ledger, "t")
+    if by == "callback":
+        ledger.record(callback(status="processing"))
+    else:
+        ledger.apply_report("t", Report(kling_id="k", status="submitted"))
+    assert submission.is_known(ledger.task())
+    assert ledger.change(lambda tx: submission.cancel(tx, "t")) == "sent"
+
+
+def test_a_client_cannot_take_over_the_create_of_a_submission(ledger: Ledger) -> None:
+    """It may neither send it nor say that it failed, which would let it be sent again."""
+    put(ledger, "t")
+    token = ledger.task()["create_token"]
+    for attempt in ("mine", ""):
+        assert not ledger.register("t", create_token=attempt).may_create
+        ledger.register("t", create_token=attempt, outcome="not_created", reason="no")
+    assert (ledger.task()["outcome"], ledger.task()["create_token"]) == ("pending", token)
+    with pytest.raises(ValueError, match="must not begin with"):
+        Registration(family=FAMILY, create_token=token)
+
+
 def test_a_full_gateway_never_receives_a_task_too_many(start: Start) -> None:
     """Five slots, and tasks of one to three images: none is refused, each is sent once."""
     with Sandbox(concurrency=5) as gateway:
@@ -192,7 +256,7 @@ def test_a_full_gateway_never_receives_a_task_too_many(start: Start) -> None:
         gateway.release()
         assert [finish(running, task_id)["status"] for task_id in ids[:-1]] == ["succeed"] * 11
         assert len(gateway.creates) == len(gateway.tasks) == 11
-        assert [gateway.external[task_id] for task_id in ids[:-1]] == list(gateway.tasks.values())
+        assert gateway.external.keys() == set(ids[:-1])
         assert slots_held(running) == 0
 
 

@@ -5,6 +5,7 @@ the queue, or whose outcome is unknown, is answered with our id: the caller can 
 """
 
 import json
+import logging
 from typing import Any
 
 from starlette.requests import Request
@@ -17,14 +18,15 @@ from kling_callback.protocol.redact import is_empty
 from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, is_too_complex
 from kling_receiver.events.bus import EventBus
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import may_reopen
 from kling_receiver.tasks.submission import Submission, SubmissionResult
+from kling_receiver.tasks.transitions import keep_our_id
 from kling_receiver.web.api.submission import SubmissionBody, SubmissionRoutes, check_size, check_submission
 from kling_receiver.web.compat.queries import Queries
 from kling_receiver.web.compat.replies import (
@@ -35,6 +37,8 @@ from kling_receiver.web.compat.replies import (
     CompatError,
     envelope,
 )
+
+log = logging.getLogger("kling_receiver.web")
 
 ANSWER_SECONDS = 30.0
 """Seconds that a create waits for Kling's answer. Proxies give up after 60, and then the caller would send it again."""
@@ -54,8 +58,11 @@ LAST_FAILURE = Statement("""
 class Creates:
     """Submits tasks, and waits for Kling's answer to those that are sent at once."""
 
-    def __init__(self, submissions: SubmissionRoutes, reader: Reader, bus: EventBus, queries: Queries) -> None:
-        self._submissions, self._reader, self._bus, self._queries = submissions, reader, bus, queries
+    def __init__(
+        self, submissions: SubmissionRoutes, queries: Queries, *, reader: Reader, writer: Writer, bus: EventBus
+    ) -> None:
+        self._submissions, self._queries = submissions, queries
+        self._reader, self._writer, self._bus = reader, writer, bus
 
     async def create(self, request: Request, family: str) -> Response:
         """Submit a task, and answer as Kling would. Raises CompatError, ApiError, Unavailable: then it is not sent."""
@@ -68,7 +75,10 @@ class Creates:
         submission, _ = await self._submissions.register(request, read, _submit)
         try:
             return await self._answer(submission.task_id)
-        except Unavailable:  # from here on, an error would make the caller pay twice
+        except CompatError:
+            raise
+        except Exception as error:  # from here on, an error would make the caller pay twice
+            log.warning("task %s: its create was answered without Kling's answer. %s", submission.task_id, error)
             return JSONResponse(envelope(_unread(family, submission.task_id)))
 
     async def _answer(self, task_id: str) -> Response:
@@ -83,6 +93,9 @@ class Creates:
         detail = (await self._reader.details([task_id]))[task_id]
         if detail.row["outcome"] == "not_created" and detail.row["origin"] == "local":
             return await self._refusal(detail.row)
+        if not detail.row["kling_id"]:  # from now on, all records have the id that is answered here
+            await self._writer.run(lambda tx: keep_our_id(tx, tx.require_task(task_id)))
+            detail = (await self._reader.details([task_id]))[task_id]
         return JSONResponse(envelope(self._created(detail), _request_id(detail.row)))
 
     def _created(self, detail: TaskDetail) -> dict[str, Any]:

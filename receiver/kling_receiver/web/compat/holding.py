@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from kling_receiver.events.bus import EventBus
 from kling_receiver.settings import MAX_HOLD_SECONDS
@@ -38,7 +38,7 @@ class Holder:
     def __init__(self, bus: EventBus, *, space_seconds: float = SPACE_SECONDS) -> None:
         self._bus, self._space_seconds = bus, space_seconds
 
-    async def answer(
+    def hold(
         self,
         render: Render,
         is_over: Callable[[], Awaitable[bool]],
@@ -46,13 +46,13 @@ class Holder:
         *,
         seconds: float,
         seconds_left: Callable[[], float],
-    ) -> Response:
-        """The answer to a query about these tasks: at once if `is_over`, else held for at most `seconds`.
+    ) -> Response | None:
+        """Hold a query about these tasks until `is_over`, for at most `seconds`; None: it is to be answered at once.
 
         `seconds_left`: for how long the caller is still authorized.
         """
-        if seconds <= 0 or not task_ids or self._bus.is_full or self._bus.closed or await is_over():
-            return JSONResponse(await render(), headers=HEADERS)
+        if seconds <= 0 or not task_ids or self._bus.is_full or self._bus.closed:
+            return None
         spaces = self._bus.wait_until(
             is_over, task_ids, seconds=seconds, heartbeat=self._space_seconds, seconds_left=seconds_left
         )

@@ -1,14 +1,12 @@
 """Answer queries from our database: one task by any of its ids, a batch, the list of a family."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kling_callback.protocol import families
-from kling_callback.protocol.ids import is_id
-from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.events.kling_record import kling_status
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.states import FINAL
@@ -21,6 +19,9 @@ MAX_BATCH = 20
 DEFAULT_PAGE_SIZE = 30
 MAX_PAGE, MAX_PAGE_SIZE = 1000, 500
 SecondsLeft = Callable[[], float]
+Details = Mapping[str, TaskDetail]
+Render = Callable[[Details], dict[str, Any]]
+"""Makes an answer of the tasks, by our id."""
 
 
 class Queries:
@@ -41,31 +42,29 @@ class Queries:
 
     async def one(self, request: Request, family: str, any_id: str, seconds_left: SecondsLeft) -> Response:
         """Answer a query about one task of a family. Raises CompatError for an unknown id."""
-        found = await self._find(any_id, family)
-        if found is None:
+        task = _only((await self._reader.find([any_id]))[any_id], any_id, family)
+        if task is None:
             raise CompatError(BAD_PARAMETER, f"Task not found: {any_id[:256]}")
-        task_id = found.row["id"]
 
-        async def render() -> dict[str, Any]:
-            return envelope(self.record(await self._require(task_id), asked=any_id))
+        def render(details: Details) -> dict[str, Any]:
+            return envelope(self.record(details[task.row["id"]], asked=any_id))
 
-        return await self._hold(request, render, [found], seconds_left)
+        return await self._hold(request, render, [task], seconds_left)
 
     async def batch(self, request: Request, seconds_left: SecondsLeft) -> Response:
         """Answer a query of up to MAX_BATCH tasks, in the new standard's spelling; unknown ones are left out."""
-        asked = [name for key in ("task_ids", "external_task_ids") for name in _names(request, key)]
+        by_kling_id = _names(request, "task_ids")
+        asked = [*by_kling_id, *_names(request, "external_task_ids")]
         if not 1 <= len(asked) <= MAX_BATCH:
             raise CompatError(BAD_PARAMETER, f"Send 1 to {MAX_BATCH} ids in task_ids and external_task_ids.")
-        by_kling_id = set(_names(request, "task_ids"))
-        tasks = {name: task for name in dict.fromkeys(asked) if (task := await self._find(name))}
+        found = await self._reader.find(list(dict.fromkeys(asked)))
+        tasks = {any_id: task for any_id, each in found.items() if (task := _only(each, any_id))}
 
-        async def render() -> dict[str, Any]:
-            details = await self._reader.details([task.row["id"] for task in tasks.values()])
+        def render(details: Details) -> dict[str, Any]:
             return envelope(
                 [
-                    self.record(detail, asked=name if name in by_kling_id else "", new=True)
+                    self.record(details[task.row["id"]], asked=name if name in by_kling_id else "", new=True)
                     for name, task in tasks.items()
-                    if (detail := details.get(task.row["id"]))
                 ]
             )
 
@@ -81,33 +80,29 @@ class Queries:
             raise CompatError(NO_PATH, f"No tasks are made at /v1/{family[:200]}. Check the path.")
         return JSONResponse(envelope(records), headers=HEADERS)
 
-    async def _hold(self, request: Request, render: Any, tasks: Sequence[TaskDetail], left: SecondsLeft) -> Response:
+    async def _hold(self, request: Request, render: Render, tasks: Sequence[TaskDetail], left: SecondsLeft) -> Response:
         """Answer at once if a task has ended or none is known; else hold until the first of them ends."""
-        ids = [task.row["id"] for task in tasks if not _has_ended(task)]
+        seconds = 0.0 if any(map(_has_ended, tasks)) else hold_seconds(request, self._hold_default)
+        ids = [task.row["id"] for task in tasks]
 
         async def is_over() -> bool:
             rows = await self._reader.tasks(ids)
-            return any(kling_status(row) in FINAL for row in rows) or len(rows) < len(set(ids))
+            return any(kling_status(row) in FINAL for row in rows)
 
-        seconds = hold_seconds(request, self._hold_default) if len(ids) == len(tasks) else 0
-        return await self._holder.answer(render, is_over, ids, seconds=seconds, seconds_left=left)
+        async def render_later() -> dict[str, Any]:
+            return render({task.row["id"]: task for task in tasks} | await self._reader.details(ids))
 
-    async def _find(self, any_id: str, family: str | None = None) -> TaskDetail | None:
-        """A task by our id, Kling's or the caller's, of `family` if named. Raises CompatError if several match."""
-        details = await self._reader.details([any_id]) if is_id(any_id) else {}
-        if not details and IDENTIFIER.fullmatch(any_id):
-            details = await self._reader.details(await self._reader.find_by_other_id(any_id))
-        found = [detail for detail in details.values() if family in (None, detail.row["family"])]
-        if len(found) > 1:
-            ids = ", ".join(detail.row["id"] for detail in found)
-            raise CompatError(BAD_PARAMETER, f"Several tasks have the id {any_id}. Use one of {ids}.")
-        return found[0] if found else None
+        held = self._holder.hold(render_later, is_over, ids, seconds=seconds, seconds_left=left)
+        return held or JSONResponse(render({task.row["id"]: task for task in tasks}), headers=HEADERS)
 
-    async def _require(self, task_id: str) -> TaskDetail:
-        details = await self._reader.details([task_id])
-        if task_id not in details:
-            raise CompatError(BAD_PARAMETER, f"Task not found: {task_id}")
-        return details[task_id]
+
+def _only(found: list[TaskDetail], any_id: str, family: str | None = None) -> TaskDetail | None:
+    """The one task of these, of `family` if it is named; None if there is none. Raises CompatError for several."""
+    found = [detail for detail in found if family in (None, detail.row["family"])]
+    if len(found) > 1:
+        ids = ", ".join(detail.row["id"] for detail in found)
+        raise CompatError(BAD_PARAMETER, f"Several tasks have the id {any_id}. Use one of {ids}.")
+    return found[0] if found else None
 
 
 def _has_ended(detail: TaskDetail) -> bool:

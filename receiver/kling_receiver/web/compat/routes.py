@@ -6,6 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from kling_callback.protocol import families
 from kling_receiver.web.auth import RouteHandler
@@ -13,7 +14,7 @@ from kling_receiver.web.compat.auth import CompatGuard
 from kling_receiver.web.compat.creates import Creates
 from kling_receiver.web.compat.forward import METHODS, Forwarder
 from kling_receiver.web.compat.queries import Queries
-from kling_receiver.web.compat.replies import in_kling_shape
+from kling_receiver.web.compat.replies import NO_PATH, failure, in_kling_shape
 
 PREFIXES = ("", "/kling")
 """Relays have Kling's paths below `/kling`, and many programs are written for them."""
@@ -36,9 +37,9 @@ class CompatRoutes:
             route
             for prefix in PREFIXES[::-1]  # the longest first: `/kling/tasks` is no product `kling`
             for route in (
-                Route(f"{prefix}/v1/{{path:path}}", self._guarded(self._legacy), methods=["GET", "POST"]),
-                Route(f"{prefix}/account/{{path:path}}", self._guarded(self._account), methods=["GET", "POST"]),
-                Route(f"{prefix}/tasks", self._guarded(self._queries.batch), methods=["GET"]),
+                CompatRoute(f"{prefix}/v1/{{path:path}}", self._guarded(self._legacy), methods=["GET", "POST"]),
+                CompatRoute(f"{prefix}/account/{{path:path}}", self._guarded(self._account), methods=["GET", "POST"]),
+                CompatRoute(f"{prefix}/tasks", self._guarded(self._queries.batch), methods=["GET"]),
                 NewStandardRoute(f"{prefix}/{{product}}/{{model}}", self._guarded(self._new), self._own, "POST"),
                 NewStandardRoute(
                     f"{prefix}/{{product}}/{{model}}/{{id}}", self._guarded(self._new_task), self._own, "GET"
@@ -76,7 +77,19 @@ class CompatRoutes:
         return await self._queries.one(request, _family(request), request.path_params["id"], seconds_left)
 
 
-class NewStandardRoute(Route):
+class CompatRoute(Route):
+    """A route of Kling's. As at Kling, another method is an error like an unknown path."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request whose path matches."""
+        if scope["method"] in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        message = f"{scope['method']} {scope['path'][:200]} does not exist. Check path and method."
+        await failure(NO_PATH, message)(scope, receive, send)
+
+
+class NewStandardRoute(CompatRoute):
     """A route of the new standard: only for paths that Kling may have, and that are none of the receiver's own."""
 
     def __init__(self, path: str, endpoint: RouteHandler, own: frozenset[str], method: str) -> None:

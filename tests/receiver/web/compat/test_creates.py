@@ -120,6 +120,8 @@ def test_an_unknown_outcome_is_answered_with_our_id(door: Running, door_gateway:
         query = data(api.get(f"/v1/{IMAGES}/{record['task_id']}"))
         assert (query["task_id"], query["task_status"]) == (record["task_id"], "succeed")
         assert data(api.get(f"/tasks?task_ids={record['task_id']}"))[0]["id"] == record["task_id"]
+        assert data(api.get(f"/v1/{IMAGES}/{task['task_id']}"))["task_id"] == record["task_id"]
+        assert data(api.get(f"/v1/{IMAGES}?pageSize=1"))[0]["task_id"] == record["task_id"]
     assert len(door_gateway.tasks) == made + 4
 
 

@@ -71,6 +71,8 @@ def test_unknown_tasks(door: Running, door_gateway: Sandbox, api: httpx.Client) 
         assert code(api.get(path)) == (400, 1201)
     for path in ("/v1/videos/no-such-family", "/v1/unknown", "/v1/", "/v1//", "/account/unknown"):
         assert code(api.get(path)) == (404, 1202), path
+    for method, path in (("PUT", f"/v1/{IMAGES}"), ("GET", NEW), ("POST", "/tasks"), ("DELETE", f"{NEW}/{kling_id}")):
+        assert code(api.request(method, path)) == (404, 1202), path
     assert code(api.get(f"/v1/{IMAGES}/a%00b")) == (400, 1201)
     assert code(api.get(f"/v1/{IMAGES}/{'x' * 300}")) == (400, 1201)
 

@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("task", sa.Column("slots", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("task", sa.Column("keeps_our_id", sa.Boolean(), nullable=False, server_default=sa.false()))
     held = sa.text("slots > 0")
     op.create_index("task_slots", "task", ["model"], sqlite_where=held, postgresql_where=held)
     op.add_column("hook", sa.Column("format", sa.String(), nullable=False, server_default="event"))
