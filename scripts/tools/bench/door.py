@@ -58,17 +58,20 @@ def _create(base: str, prompt: str, task_id: str = "") -> Line:
 def _load(lines: Iterable[Line], rate: float) -> Iterator[Json]:
     """Send requests at a rate while the block runs; the dict has the output of `load_requests` after it."""
     output: Json = {}
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+    # Its output goes to a file: nobody reads a pipe while the block runs.
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file, tempfile.TemporaryFile("w+") as printed:
         file.writelines(f"{json.dumps(line)}\n" for line in lines)
         file.flush()
         command = [sys.executable, "-m", "tools.bench.processes.load_requests", file.name, str(rate)]
-        load = subprocess.Popen(command, cwd=servers.SCRIPTS, stdout=subprocess.PIPE)
+        load = subprocess.Popen(command, cwd=servers.SCRIPTS, stdout=printed)
         try:
             yield output
-            content, _ = load.communicate(timeout=END_SECONDS)
+            load.wait(END_SECONDS)
         finally:
             load.kill()
-    output |= json.loads(content)
+            load.wait()
+        printed.seek(0)
+        output |= json.load(printed)
     output["ms"] = sorted(
         (answered - due) * 1000 for due, answered in zip(output["due_at"], output["answered_at"], strict=True)
     )
