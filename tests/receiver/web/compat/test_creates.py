@@ -296,3 +296,17 @@ def test_a_commit_whose_answer_is_lost(
     assert code(api.get(f"/v1/{IMAGES}/never-committed")) == (400, 1201)
     assert len(door_gateway.creates) == made + 1
     assert json.dumps(door_gateway.creates[-1]).count("answer-lost") == 1
+
+
+def test_each_engine(start: Start, gateway: Sandbox, database_url: str) -> None:
+    """The statements of creates, refusals, queries and lists, on SQLite and PostgreSQL."""
+    running = start(api_base=gateway.url, compat_api="on", database_url=database_url)
+    with httpx.Client(base_url=running.url, headers=running.headers(), timeout=20) as api:
+        record = data(create(api, external_task_id="-first"))
+        assert code(create(api, external_task_id="-first")) == (400, 1201)
+        assert code(create(api, "arrears")) == (429, 1101)
+        finished(running, ours(running, record["task_id"]))
+        assert data(api.get(f"/v1/{IMAGES}/-first"))["task_status"] == "succeed"
+        assert [each["id"] for each in data(api.get("/tasks?external_task_ids=-first"))] == [record["task_id"]]
+        assert record["task_id"] in [each["task_id"] for each in data(api.get(f"/v1/{IMAGES}?pageSize=2"))]
+        assert data(api.get(f"/v1/{IMAGES}?pageNum=2&pageSize=2")) == []
