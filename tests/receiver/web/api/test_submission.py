@@ -41,9 +41,9 @@ PNG = Path(__file__).parents[4] / "scripts/kling_sandbox/media/0.png"
         ({"external_task_id": "a", "body": {"prompt": "x", "external_task_id": "b"}}, "external_task_id"),
         ({"hook": "https://h.example", "body": {"callback_url": "https://h.example"}}, "callback_url"),
         ({"hook": "http://10.0.0.1/"}, "hook"),
-        ({"body": {"prompt": "x", "callback_url": "http://10.0.0.1/"}}, "hook"),
+        ({"body": {"prompt": "x", "callback_url": "http://10.0.0.1/"}}, "callback_url"),
         ({"hook_events": ["task.done"]}, "hook_events"),
-        ({"family": "/text-to-video/kling-3.0-turbo", "body": {"options": {"callback_url": 5}}}, "hook"),
+        ({"family": "/text-to-video/kling-3.0-turbo", "body": {"options": {"callback_url": 5}}}, "callback_url"),
     ],
 )
 def test_a_bad_submission_names_its_problem(
