@@ -21,7 +21,7 @@ from kling_sandbox import Sandbox
 from tests.support.commands import leaves_no_trace, run_here
 from tests.support.receiver import Start
 from tests.support.web import Host, host
-from tools.harness.process import COMMAND, environment, run
+from tools.harness.process import COMMAND, environment
 from tools.harness.submitting import events, register
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
