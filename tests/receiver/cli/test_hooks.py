@@ -2,6 +2,7 @@
 
 import base64
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from kling_sandbox import Sandbox
 from tests.support.commands import leaves_no_trace, run_here
 from tests.support.receiver import Start
 from tests.support.web import Host, host
-from tools.harness.process import COMMAND, environment, run
+from tools.harness.process import COMMAND, environment
 from tools.harness.submitting import events, register
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
@@ -255,7 +256,8 @@ def test_a_test_that_fails_ends_with_1(operator: Operator) -> None:
 def test_a_database_that_cannot_be_written(operator: Operator) -> None:
     """The error is one line, and no hook is added."""
     limited = ["-c", 'ulimit -f 0; exec "$@"', "sh", str(COMMAND), "hooks", "add", "command:true"]
-    done = run(*limited, env=operator.env, command=Path("/bin/sh"))
+    # Through pipes: no file could take its output either.
+    done = subprocess.run(["/bin/sh", *limited], env=operator.env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     # The measurement of coverage cannot write either, and may print its own line.
     [line] = [each for each in done.stderr.splitlines() if each.startswith("kling-receiver:")]
