@@ -49,7 +49,7 @@ def run(kind: Kind, n: int) -> Run:
         receiver = Process(data, KLING_API_BASE=gateway.url, KLING_CONCURRENCY=str(SLOTS), KLING_OVERDUE_SECONDS="1")
         stack.callback(lambda: None if receiver.ended else receiver.kill())
         gate = Gate(kind.calls)
-        gate.launch(receiver.launch)
+        gate.launch(partial(receiver.launch, fork=False))  # the filter of calls is inherited
         killed = _run_until_killed(receiver, data, gate, n)
         receiver.start()
         started = time.monotonic()
