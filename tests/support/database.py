@@ -18,6 +18,7 @@ from kling_callback.protocol.reports import Report, parse_callback
 from kling_callback.protocol.results.outputs import Output
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
+from kling_receiver.jobs.backoff import Backoff
 from kling_receiver.jobs.kinds import Kind
 from kling_receiver.jobs.queue import ClaimedJob, Effect
 from kling_receiver.metrics import Metrics
@@ -33,7 +34,7 @@ from kling_receiver.tasks import ingest, transitions
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks.ingest import Callback
 from kling_receiver.tasks.overdue import OverdueTasks
-from kling_receiver.tasks.reconcile import Reconciler
+from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
 from kling_receiver.tasks.registration import Registration, RegistrationResult
 
 NOW = 1_790_000_000_000
@@ -195,7 +196,8 @@ class Answered(Reconciler):
 
     def __init__(self, answer: Report | GatewayError | None, reader: Reader) -> None:
         kling_api = KlingApi("https://api-singapore.klingai.com", BearerAuth(""), cast(httpx.AsyncClient, None))
-        super().__init__(kling_api, reader, METRICS)
+        backoff = Backoff(QUERY_BACKOFF.steps, lambda: 1.0)  # no chance, so that a sequence of rules can be repeated
+        super().__init__(kling_api, reader, METRICS, backoff=backoff)
         self._answer = answer
 
     async def query(self, task: TaskRow) -> Report | None:

@@ -105,7 +105,8 @@ class Downloader:
     async def _failed(self, job: ClaimedJob, result: ResultRow, error: Exception) -> Effect:
         """Retry, from another address if Kling has one, or give up."""
         index, reason = result["position"], describe(error)
-        latest = await self._reader.result(job.task_id, index)
+        known = await self._reader.results(job.task_id)
+        latest = next((row for row in known if row["position"] == index), None)
         if latest and latest["source_url"] != result["source_url"]:  # Kling was asked for another file of the task
             args = {**job.args, "asked_after": job.attempts}
             return lambda tx: RetryAt(tx.now, reason, args=args)
@@ -120,7 +121,7 @@ class Downloader:
         outputs: tuple[Output, ...] | None = None
         if may_be_old and not is_final and "asked_after" not in job.args:
             outputs = await self._ask_for_addresses(result)
-        is_other = result_records.has_moved(result, outputs or ())
+        is_other = result_records.has_moved(known, result, outputs or ())
         if is_last and not is_other:
             await run_in_threadpool(self._storage.discard_part, part_name(job.task_id, index))
 

@@ -27,6 +27,10 @@ INSERT_AWAITED = Statement("""
     VALUES (:task_id, :position, :kind, :kling_id, :duration, 'pending', '', '')
     ON CONFLICT (task_id, position) DO NOTHING
 """)
+RETRY_FAILED = Statement("""
+    UPDATE result SET status = 'pending', error = '', warning = ''
+    WHERE task_id = :task_id AND status = 'failed' AND source_url <> ''
+""")
 DELETE_AWAITED = Statement("DELETE FROM result WHERE task_id = :task_id AND source_url = ''")
 SELECT_ADDRESSES = Statement[ResultRow](
     "SELECT position, source_url FROM result WHERE task_id = :task_id ORDER BY position"
@@ -83,7 +87,8 @@ def enqueue_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...
 def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...]) -> None:
     """Enqueue the download of each file that is not stored, from the address in Kling's latest report.
 
-    A file whose address is still to come is pending without a job: the query about the task goes on.
+    A file that the report does not name, or not yet, keeps the address by which it is known. Without any, it is pending
+    without a job: the query about the task goes on.
     """
     tx.flush_new_tasks()
     known = SELECT_ADDRESSES.all(tx.connection, task_id=task["id"])
@@ -99,6 +104,7 @@ def refresh_downloads(tx: Transaction, task: TaskRow, outputs: tuple[Output, ...
         }
         for position, output in zip(_positions(known, outputs), outputs, strict=True)
     ]
+    RETRY_FAILED.execute(tx.connection, task_id=task["id"])
     UPSERT_PENDING.executemany(tx.connection, [row for row in rows if row["source_url"]])
     if awaited := [row for row in rows if not row["source_url"]]:
         INSERT_AWAITED.executemany(tx.connection, awaited)
@@ -115,9 +121,11 @@ def _positions(known: Sequence[ResultRow], outputs: tuple[Output, ...]) -> list[
     """The position of each output: that of the file with its address, else the first free one.
 
     A file whose address comes late may move those behind it. A query is no part of an address unless it tells files
-    apart: Kling may sign its addresses anew.
+    apart: Kling may sign its addresses anew. A report of fewer files than are known does not say which of them it
+    leaves out, so a new address in it replaces none.
     """
     left = [row for row in known if row["source_url"]]
+    addressed = {row["position"] for row in left} if len(outputs) < len(known) else set()
     found: dict[int, int] = {}
     keys: tuple[Callable[[str], str], ...] = (str, lambda url: url.partition("?")[0])
     for key in keys:
@@ -126,18 +134,22 @@ def _positions(known: Sequence[ResultRow], outputs: tuple[Output, ...]) -> list[
             if row:
                 left.remove(row)
                 found[index] = row["position"]
-    free = (position for position in count() if position not in found.values())
-    return [found[index] if index in found else next(free) for index in range(len(outputs))]
+    for index, output in enumerate(outputs):
+        if index not in found:
+            taken = {*found.values(), *(addressed if output.url else ())}
+            found[index] = next(position for position in count() if position not in taken)
+    return [found[index] for index in range(len(outputs))]
 
 
-def has_moved(result: ResultRow, outputs: tuple[Output, ...]) -> bool:
-    """Whether Kling's latest report names another address for a file."""
-    output = next(iter(outputs[result["position"] :]), None)
-    return output is not None and output.kind == result["kind"] and output.url not in ("", result["source_url"])
+def has_moved(known: Sequence[ResultRow], result: ResultRow, outputs: tuple[Output, ...]) -> bool:
+    """Whether Kling's latest report names another address for a file. `known`: all files of its task."""
+    named = [output for output, n in zip(outputs, _positions(known, outputs), strict=True) if n == result["position"]]
+    return any(output.kind == result["kind"] and output.url not in ("", result["source_url"]) for output in named)
 
 
 def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) -> None:
     """Download the pending files of a task from the addresses in Kling's latest report from now on."""
+    known = SELECT_ADDRESSES.all(tx.connection, task_id=task_id)
     rows = [
         {
             "task_id": task_id,
@@ -146,7 +158,7 @@ def set_addresses(tx: Transaction, task_id: str, outputs: tuple[Output, ...]) ->
             "source_url": output.url,
             "expires_at": expires_at(output.url, tx.now),
         }
-        for position, output in enumerate(outputs)
+        for position, output in zip(_positions(known, outputs), outputs, strict=True)
     ]
     SET_ADDRESS.executemany(tx.connection, [row for row in rows if row["source_url"]])
 

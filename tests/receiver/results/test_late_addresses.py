@@ -150,6 +150,8 @@ def test_a_file_that_is_named_after_its_failure_opens_the_task_again(ledger: Led
         (("a", ""), ("a",), ["a"]),
         (("a", ""), ("", "b"), ["a", "b"]),
         (("a", "", "c"), ("", "", "c"), ["a", "", "c"]),
+        (("a", ""), ("b",), ["a", "b"]),
+        (("a", "", ""), ("b", ""), ["a", "b", ""]),
     ],
 )
 def test_no_file_takes_the_place_of_another(
@@ -190,6 +192,85 @@ def test_an_answer_about_another_file_names_no_awaited_one(ledger: Ledger) -> No
     ledger.apply_report("t", named(FILE, ""))
     ledger.change(lambda tx: result_records.set_addresses(tx, "t", outputs))
     assert shown(ledger) == [("pending", "new"), ("pending", "")]
-    first, _ = ledger.results()
-    assert result_records.has_moved(first, (Output("image", FILE), Output("image", "")))
-    assert not result_records.has_moved(first, (Output("image", ""), Output("image", FILE)))
+    assert moved(ledger, FILE, "") == [0]
+    assert moved(ledger, "", FILE) == []
+    assert moved(ledger, "", f"{FILE}new") == []
+
+
+def moved(ledger: Ledger, *urls: str) -> list[int]:
+    """The positions of the files of the task `t` that have another address by an answer that names these."""
+    known, outputs = ledger.results(), named(*urls).outputs
+    return [row["position"] for row in known if row["source_url"] and result_records.has_moved(known, row, outputs)]
+
+
+def readdress(ledger: Ledger, *urls: str) -> None:
+    """Download the pending files of the task `t` from the addresses in this answer."""
+    outputs = named(*urls).outputs
+    ledger.change(lambda tx: result_records.set_addresses(tx, "t", outputs))
+
+
+def fetch(ledger: Ledger, *urls: str) -> None:
+    """Download again what is not stored, as an operator's `tasks fetch` with this answer."""
+    outputs = named(*urls).outputs
+    ledger.change(lambda tx: result_records.refresh_downloads(tx, tx.require_task("t"), outputs))
+
+
+@pytest.mark.parametrize("loss", ["failed", "lost"])
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        (("", "c"), ["a", "c"]),
+        (("", "b"), ["a", "b"]),
+        (("b", ""), ["a", "b"]),
+        (("b",), ["a", "b"]),
+        (("b", "a2"), ["a2", "b"]),
+        (("a2", "b2"), ["a2", "b2"]),
+        (("c",), ["a", "b", "c"]),
+        (("",), ["a", "b"]),
+    ],
+)
+def test_a_fetch_forgets_no_file(ledger: Ledger, loss: str, then: tuple[str, ...], expected: list[str]) -> None:
+    """A failed or lost file that Kling does not name, or not yet, is downloaded from its known address."""
+    ledger.register()
+    ledger.apply_report("t", named(f"{FILE}a", f"{FILE}b"))
+    for index in (0, 1):
+        if loss == "failed":
+            ledger.fail(index)
+        else:
+            ledger.store(index)
+            ledger.change(lambda tx, n=index: result_records.mark_lost(tx, tx.require_task("t"), n, "gone"))  # type: ignore[misc]
+    fetch(ledger, *(url and FILE + url for url in then))
+    assert shown(ledger) == [("pending", url) for url in expected]
+    assert {f"download/t/{n}" for n in range(len(expected))} <= ledger.jobs().keys()
+    assert not ledger.task()["done"]
+    for index in range(len(expected)):
+        ledger.store(index)
+    assert ledger.task()["done"]
+
+
+def test_a_fetch_names_a_file_that_no_answer_named_before(ledger: Ledger) -> None:
+    """First without its address, then with it."""
+    ledger.register()
+    ledger.apply_report("t", named(f"{FILE}a", ""))
+    ledger.fail(0)
+    missing(ledger)
+    fetch(ledger, "", f"{FILE}b")
+    assert shown(ledger) == [("pending", "a"), ("pending", "b")]
+    ledger.fail(0)
+    fetch(ledger, f"{FILE}a2", f"{FILE}b")
+    assert shown(ledger) == [("pending", "a2"), ("pending", "b")]
+
+
+def test_a_download_takes_no_other_files_address(ledger: Ledger) -> None:
+    """Kling's answer about a refused file may name fewer files, or in another order, or more before it."""
+    urls = [f"{FILE}{name}" for name in "abc"]
+    a, b, c = urls
+    ledger.register()
+    ledger.apply_report("t", named(*urls))
+    for answer in ([b, c], [c], [c, b, a], [a, f"{FILE}new", b, c], [], [""], ["", b, c]):
+        assert moved(ledger, *answer) == []
+        readdress(ledger, *answer)
+        assert shown(ledger) == [("pending", "a"), ("pending", "b"), ("pending", "c")]
+    assert moved(ledger, b, f"{FILE}new", c) == [0]
+    readdress(ledger, b, f"{FILE}new", c)
+    assert shown(ledger) == [("pending", "new"), ("pending", "b"), ("pending", "c")]
