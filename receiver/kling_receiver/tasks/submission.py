@@ -44,7 +44,7 @@ SELECT = Statement[SubmissionRow](
     lock="FOR UPDATE",
 )
 """A submission without its body, which may be large."""
-SELECT_BODY = Statement("SELECT body FROM submission WHERE task_id = :task_id")
+SELECT_BODY = Statement("SELECT id, body FROM submission WHERE task_id = :task_id")
 DELETE = Statement("DELETE FROM submission WHERE task_id = :task_id")
 
 
