@@ -193,6 +193,10 @@ def creator(any_database: Database, gateway: Sandbox) -> tuple[Ledger, Callable[
             return ledger.change(change)
 
     def run(task_id: str, before_begin: Callable[[], None] = lambda: None) -> Any:
+        def address(task_id: str, family: str) -> str:  # made between the two steps
+            before_begin()
+            return "https://receiver.test/callbacks/c"
+
         async def create() -> Any:
             async with httpx.AsyncClient(trust_env=False) as http:
                 kling_api, writer, reader = (
@@ -200,7 +204,6 @@ def creator(any_database: Database, gateway: Sandbox) -> tuple[Ledger, Callable[
                     HereWriter(),
                     Reader(any_database),
                 )
-                address: Any = lambda task, family: before_begin() or "https://r.test/c"  # noqa: E731  # called before it
                 creator = Creator(kling_api, reader, writer, METRICS, callback_url=address)  # type: ignore[arg-type]
                 effect = await creator.create(job_of(task_id))
                 await reader.close()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
+from kling_receiver.store import writer
 from kling_receiver.store.tables import HOOK, SUBMISSION, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS
+from kling_receiver.tasks import registration
 from kling_receiver.tasks.submission import MAX_QUEUED
+from kling_receiver.web.api import submission as api_submission
 from kling_receiver.web.api.submission import MAX_BYTES
 from kling_sandbox import Sandbox
 from tests.support.api import error_of
@@ -140,3 +144,37 @@ def test_a_queue_that_is_full_says_what_to_do(start: Start, gateway: Sandbox) ->
     assert cancel(running, "t5").status_code == 200
     assert (post(running).json()["queue_position"], cancel(running, "t7").status_code) == (MAX_QUEUED, 200)
     assert gateway.creates == []
+
+
+@pytest.mark.parametrize("key", ["", "the key"])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_commit_that_is_late(
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, key: str, is_late: bool
+) -> None:
+    """Its caller is told to send it again: the first task is never sent then, unless the key shows the repeat."""
+    running = start(api_base=gateway.url, delays=QUICK_CREATES)
+    committed = threading.Event()
+    register = registration.register
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(registration, "register", register)
+        committed.wait(20)
+        return register(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "COMMIT_TIMEOUT_SECONDS", 0.1)
+        patch.setattr(api_submission, "CONFIRM_SECONDS", 0.1 if is_late else 20)
+        monkeypatch.setattr(registration, "register", slow)
+        timer = threading.Timer(1, committed.set)
+        timer.start()
+        first = post(running, key=key)
+        assert first.status_code == (503 if is_late else 201)
+        timer.join()
+    again = post(running, key=key)
+    assert again.status_code == (200 if key else 201)
+    assert finish(running, again.json()["id"])["status"] == "succeed"
+    tasks = httpx.get(f"{running.url}/api/tasks", headers=running.headers("read"), trust_env=False).json()["tasks"]
+    for task in tasks:
+        finish(running, task["id"])
+    assert len(tasks) == (1 if key else 2)
+    assert len(gateway.creates) == (1 if key or is_late else 2)
