@@ -53,6 +53,7 @@ class Submission:
     """A create to send. `registration`: its task; `content`: the body as JSON, without our id and callback address.
 
     `external_id`: the caller's id of the task, by which it is found, if it cannot be `task_id`.
+    `is_repeatable`: whether a repeat of the request is known as one, by an id or an Idempotency-Key.
     """
 
     task_id: str
@@ -61,6 +62,7 @@ class Submission:
     slots: int
     priority: int = 0
     external_id: str = ""
+    is_repeatable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def build(
         problems.append(f"{'n' if needed > 1 else 'model'}: {problem} Ask for fewer images at once.")
     if problems:
         raise ParameterError(problems)
+    is_repeatable = task_id is not None or bool(idempotency_key)
     if task_id is None:
         task_id = derived_id(idempotency_key) if idempotency_key else new_id()
     nonce = hashlib.sha256(idempotency_key.encode("utf-8", "replace")).hexdigest() if idempotency_key else ""
@@ -132,7 +135,7 @@ def build(
         hook_format=hook_format,
     )
     content = json.dumps(_without_address(family, prepared), separators=(",", ":")).encode()
-    return Submission(task_id, registration, content, needed, priority, external_id)
+    return Submission(task_id, registration, content, needed, priority, external_id, is_repeatable)
 
 
 def split_callback_url(family: str, body: Any) -> tuple[Any, Any]:

@@ -119,7 +119,7 @@ class SubmissionRoutes:
                 submission = await to_thread.run_sync(read, content, key, self._settings, limiter=self._parsing)
             else:
                 submission = read(content, key, self._settings)
-            result = await self._commit(submission, submit, has_key=bool(key))
+            result = await self._commit(submission, submit)
         if result.conflict:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
@@ -128,7 +128,7 @@ class SubmissionRoutes:
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
         return submission, result.created
 
-    async def _commit(self, submission: Submission, submit: Submit, *, has_key: bool) -> SubmissionResult:
+    async def _commit(self, submission: Submission, submit: Submit) -> SubmissionResult:
         """Register a submission's task. Raises Unavailable if it is not registered, and will not be.
 
         A caller who is told so sends it again, perhaps without an id by which the repeat is known: it is paid twice.
@@ -145,15 +145,15 @@ class SubmissionRoutes:
             return await self._writer.run(change)
         except Unavailable:
             given_up = True
-            if not has_run or not await self._is_registered(submission, has_key=has_key):
+            if not has_run or not await self._is_registered(submission):
                 raise
             return SubmissionResult(created=True)
 
-    async def _is_registered(self, submission: Submission, *, has_key: bool) -> bool:
+    async def _is_registered(self, submission: Submission) -> bool:
         """Whether a commit whose answer was lost, or that is late, has registered a task.
 
         If that is not known in CONFIRM_SECONDS, the task leaves the queue as soon as it is there: the writer makes
-        changes in their order, and the check comes before the job's. A repeat with an Idempotency-Key finds the task.
+        changes in their order, and the check comes before the job's. A repeat that is known by its id finds the task.
         """
         task_id, create_token = submission.task_id, submission.registration.create_token
         is_refused = False
@@ -178,7 +178,7 @@ class SubmissionRoutes:
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
         done, _ = await asyncio.wait([task], timeout=CONFIRM_SECONDS)
-        is_refused = not done and not has_key
+        is_refused = not done and not submission.is_repeatable
         return bool(done) and task.result()
 
     async def cancel(self, request: Request) -> Response:

@@ -146,12 +146,14 @@ def test_a_queue_that_is_full_says_what_to_do(start: Start, gateway: Sandbox) ->
     assert gateway.creates == []
 
 
-@pytest.mark.parametrize("key", ["", "the key"])
-@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(
+    ("is_late", "known_by"),
+    [(False, {}), (True, {}), (True, {"key": "the key"}), (True, {"external_task_id": "mine"})],
+)
 def test_a_commit_that_is_late(
-    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, key: str, is_late: bool
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, is_late: bool, known_by: dict[str, str]
 ) -> None:
-    """Its caller is told to send it again: the first task is never sent then, unless the key shows the repeat."""
+    """Its caller is told to send it again: the first task is never sent then, unless the repeat is known."""
     running = start(api_base=gateway.url, delays=QUICK_CREATES)
     committed = threading.Event()
     register = registration.register
@@ -167,14 +169,14 @@ def test_a_commit_that_is_late(
         monkeypatch.setattr(registration, "register", slow)
         timer = threading.Timer(1, committed.set)
         timer.start()
-        first = post(running, key=key)
+        first = post(running, **known_by)
         assert first.status_code == (503 if is_late else 201)
         timer.join()
-    again = post(running, key=key)
-    assert again.status_code == (200 if key else 201)
+    again = post(running, **known_by)
+    assert again.status_code == (200 if known_by else 201)
     assert finish(running, again.json()["id"])["status"] == "succeed"
     tasks = httpx.get(f"{running.url}/api/tasks", headers=running.headers("read"), trust_env=False).json()["tasks"]
     for task in tasks:
         finish(running, task["id"])
-    assert len(tasks) == (1 if key else 2)
-    assert len(gateway.creates) == (1 if key or is_late else 2)
+    assert len(tasks) == (1 if known_by else 2)
+    assert len(gateway.creates) == (1 if known_by or is_late else 2)
