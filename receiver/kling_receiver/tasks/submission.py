@@ -12,7 +12,7 @@ from kling_callback.jobs.body import chosen_id, model_of, options_of
 from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.redact import ADDRESSING, digest, is_empty, redacted
+from kling_callback.protocol.redact import ADDRESSING, digest, redacted
 from kling_receiver.jobs.kinds import create_key
 from kling_receiver.policy import SlotLimits
 from kling_receiver.store.rows import SubmissionRow, TaskRow
@@ -99,7 +99,7 @@ def build(
 ) -> Submission:
     """Check the parameters of a create as the client does, and make its submission. Blocks for large bodies.
 
-    `body`: Kling's, without a callback_url (`split_callback_url`). No file is read.
+    `body`: Kling's, without a callback_url (`jobs.body.without_callback`). No file is read.
     `task_id`: our id; None: the `external_task_id`, given or in the body, else one derived from the
     `idempotency_key`, else a new one. Raises ParameterError with all problems.
     """
@@ -136,16 +136,6 @@ def build(
     )
     content = json.dumps(_without_address(family, prepared), separators=(",", ":")).encode()
     return Submission(task_id, registration, content, needed, priority, external_id, is_repeatable)
-
-
-def split_callback_url(family: str, body: Any) -> tuple[Any, Any]:
-    """The caller's `callback_url` in a body, None without one, and the body without it."""
-    options = options_of(family, body)
-    url = options.get("callback_url")
-    if "callback_url" not in options:
-        return None, body
-    rest = {name: value for name, value in options.items() if name != "callback_url"}
-    return None if is_empty(url) else url, ({**body, "options": rest} if is_new_standard(family) else rest)
 
 
 def _without_address(family: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kling_callback.errors import ParameterError
+from kling_callback.jobs.body import chosen_callback, without_callback
 from kling_callback.protocol import ids
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.values import is_too_complex
@@ -242,11 +243,14 @@ def check_submission(
 ) -> Submission:
     """Check a submission. `task_id`, `external_id`: as in `build`. Raises ApiError naming every problem."""
     problems: list[str] = []
-    callback_url, body = submissions.split_callback_url(parsed.family, parsed.body)
-    hook, hook_format = parsed.hook.strip(), parsed.hook_format
-    if callback_url is not None and hook:
+    callback_url, hook, hook_format = "", parsed.hook.strip(), parsed.hook_format
+    try:
+        callback_url = chosen_callback(parsed.family, parsed.body, None)
+    except ParameterError as error:
+        problems += error.problems
+    if callback_url and hook:
         problems.append("`hook`: the body has a callback_url, which becomes the task's hook. Remove one of them.")
-    elif callback_url is not None:
+    elif callback_url:
         hook, hook_format = callback_url, "kling"
     registration: Registration | None = None
     try:
@@ -264,14 +268,14 @@ def check_submission(
             context=settings.client_hook_hosts,
         )
     except ValidationError as error:
-        name = "hook" if callback_url is None else "callback_url"
+        name = "callback_url" if callback_url else "hook"
         problems += [each.replace("hook:", f"{name}:", 1) for each in describe_errors(error)]
     if is_new_standard(parsed.family) and not settings.api_key:
         problems.append(f"family: {parsed.family} needs KLING_API_KEY; the receiver has an access key only.")
     try:
         submission = submissions.build(
             parsed.family,
-            body,
+            without_callback(parsed.family, parsed.body),
             limits=settings.slot_limits,
             task_id=task_id,
             external_id=external_id,

@@ -109,15 +109,18 @@ def test_an_image_is_sent_and_not_stored(start: Start, gateway: Sandbox) -> None
         assert connection.execute(SUBMISSION.select()).all() == []
 
 
-def test_a_callback_url_becomes_the_tasks_hook(start: Start, gateway: Sandbox) -> None:
-    """Kling gets our address; empty texts mean none."""
+@pytest.mark.parametrize("family", ["images/generations", "/text-to-video/kling-3.0-turbo"])
+def test_a_callback_url_becomes_the_tasks_hook(start: Start, gateway: Sandbox, family: str) -> None:
+    """Kling gets our address alone, also where the caller has it in the other standard's place; "" means none."""
     running = start(api_base=gateway.url, delays=QUICK_CREATES)
     gateway.hold()
     theirs = f"{running.url}/healthz?token=secret"
     body = {"prompt": "x", "callback_url": theirs, "external_task_id": "", "image": ""}
-    task_id = post(running, body, hook="", external_task_id="").json()["id"]
+    task_id = post(running, body, family=family, hook="", external_task_id="").json()["id"]
     gateway.wait_for(lambda: gateway.creates)
-    assert gateway.creates[0]["callback_url"].startswith(f"{running.url}/callbacks/")
+    create = gateway.creates[0]
+    assert create.get("options", create)["callback_url"].startswith(f"{running.url}/callbacks/")
+    assert theirs not in json.dumps(create)
     with running.receiver.store.database.read() as connection:
         (hook,) = connection.execute(HOOK.select()).all()
     assert (hook.task_id, hook.address) == (task_id, theirs)
