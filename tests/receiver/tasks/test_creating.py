@@ -17,7 +17,7 @@ from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.tables import SUBMISSION
-from kling_receiver.tasks import slots, submission
+from kling_receiver.tasks import creating, slots, submission
 from kling_receiver.tasks.creating import Creator
 from kling_receiver.tasks.submission import build
 from kling_sandbox import Sandbox
@@ -261,3 +261,15 @@ def test_a_task_that_is_cancelled_and_submitted_again_is_sent_as_it_is_then(
     assert isinstance(ledger.change(effect), RetryAt)
     assert isinstance(ledger.change(run("t")), Done)
     assert [create["prompt"] for create in gateway.creates] == ["new"]
+
+
+def test_a_restored_queue_makes_no_second_task(creator: tuple[Ledger, Callable[..., Any]], gateway: Sandbox) -> None:
+    """A create that was sent since the backup is sent again: Kling knows its id, and the first task is found."""
+    ledger, run = creator
+    put(ledger, "t")
+    run("t")  # what it leads to is not in the backup
+    ledger.change(lambda tx: creating.PUT_BACK.execute(tx.connection, task_id="t", state="claimed"))
+    assert ledger.change(run("t")) == Done()
+    (kling_id,) = gateway.tasks
+    assert (ledger.task()["outcome"], ledger.task()["kling_id"]) == ("created", kling_id)
+    assert (len(gateway.creates), ledger.rows(SUBMISSION)) == (2, [])
