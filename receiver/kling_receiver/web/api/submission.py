@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import BeforeValidator, Field, ValidationError
@@ -18,9 +19,10 @@ from kling_callback.protocol.values import is_too_complex
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks.config import EventTypes, Label
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.reader import Reader
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.errors import DBAPIError, Unavailable
+from kling_receiver.store.reader import Reader, TaskDetail
+from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.transaction import TASK_DEFAULTS, Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import MAX_REPORTED_TAGS, Registration
@@ -98,7 +100,12 @@ class SubmissionRoutes:
     async def submit(self, request: Request) -> Response:
         """Register a task, and answer at once; a job sends its create."""
         submission, is_new = await self.register(request, read_submission)
-        detail = await get_task_or_404(self._reader, submission.task_id)
+        try:
+            detail = await get_task_or_404(self._reader, submission.task_id)
+        except (Unavailable, DBAPIError):
+            if not is_new:
+                raise
+            detail = _as_registered(submission)  # an error would make the caller submit it again, and pay twice
         return JSONResponse(self._payloads.task(detail), 201 if is_new else 200)
 
     async def register(
@@ -203,6 +210,21 @@ class SubmissionRoutes:
         if body.problem:
             raise ApiError(422, "bad_submission", "The request was cut off.", "Send it again.")
         return body.content
+
+
+def _as_registered(submission: Submission) -> TaskDetail:
+    """A new task that cannot be read at the moment."""
+    registration, now = submission.registration, int(time.time() * 1000)
+    row = {
+        **TASK_DEFAULTS,
+        "id": submission.task_id,
+        "family": registration.family,
+        "model": registration.model,
+        "request": registration.request,
+        "created_at": now,
+        "updated_at": now,
+    }
+    return TaskDetail(cast(TaskRow, row), [], sorted(set(registration.tags)))
 
 
 def too_large(max_bytes: int) -> ApiError:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import insert
 
 from kling_receiver.store import writer
+from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.tables import HOOK, SUBMISSION, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS
 from kling_receiver.tasks import registration
@@ -126,6 +127,29 @@ def test_a_callback_url_becomes_the_tasks_hook(start: Start, gateway: Sandbox, f
     assert (hook.task_id, hook.address) == (task_id, theirs)
     gateway.release()
     finish(running, task_id)
+
+
+def test_a_task_that_cannot_be_read_after_its_commit(
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is answered as it was registered: an error would make its caller submit it again, and pay twice."""
+    running = start(api_base=gateway.url, delays=QUICK_CREATES)
+
+    async def unreadable(*_: object) -> None:
+        raise Unavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.receiver.store.reader, "details", unreadable)
+        response = post(running, tags=["red"])
+        assert post(running, external_task_id="mine").status_code == 201
+        assert post(running, external_task_id="mine").status_code == 503  # of a repeat, which changes nothing
+    assert response.status_code == 201
+    answered, task = response.json(), finish(running, response.json()["id"])
+    assert answered.keys() == task.keys()
+    for name in ("family", "model", "request", "tags"):
+        assert answered[name] == task[name]
+    finish(running, "mine")
+    assert len(gateway.creates) == 2
 
 
 def test_a_queue_that_is_full_says_what_to_do(start: Start, gateway: Sandbox) -> None:
