@@ -1,6 +1,5 @@
 """POST /api/tasks: submit a task, whose create the receiver sends. DELETE /api/tasks/{id}: take it out of the queue."""
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -22,13 +21,14 @@ from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import DBAPIError, Unavailable
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.rows import TaskRow
-from kling_receiver.store.transaction import TASK_DEFAULTS, Transaction
+from kling_receiver.store.transaction import TASK_DEFAULTS
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import MAX_REPORTED_TAGS, Registration
-from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission, SubmissionResult
+from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.actions import JOB_SCHEMA
+from kling_receiver.web.api.committer import Committer, Submit
 from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
@@ -44,18 +44,12 @@ OWN_ID = {"pattern": f"^({ids.PATTERN.pattern})?$"}
 """An id as JSON Schema; an empty one is none."""
 READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
-CONFIRM_SECONDS = 8.0
-"""Seconds in which a commit without an answer is checked, before its caller is told that nothing was registered."""
-CONFIRM_AGAIN_SECONDS = 0.5
-"""Seconds between two attempts to check it."""
-WITHDRAWN = "The database did not answer, and the caller was told to send it again."
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
 
 
 ReadSubmission = Callable[[bytes, str, ReceiverSettings], Submission]
 """Parses and checks a request's body, with its Idempotency-Key. Raises ApiError."""
-Submit = Callable[[Transaction, str, Submission], SubmissionResult]
 
 
 def _whole(value: Any) -> Any:
@@ -95,7 +89,7 @@ class SubmissionRoutes:
         self._settings, self._writer, self._reader, self._payloads = settings, writer, reader, payloads
         self._bodies = BodyLimiter(MAX_LARGE, timeout)
         self._parsing = CapacityLimiter(MAX_LARGE)
-        self._checks = set[asyncio.Task[bool]]()
+        self._committer = Committer(writer)
 
     async def submit(self, request: Request) -> Response:
         """Register a task, and answer at once; a job sends its create."""
@@ -127,7 +121,7 @@ class SubmissionRoutes:
                 submission = await to_thread.run_sync(read, content, key, self._settings, limiter=self._parsing)
             else:
                 submission = read(content, key, self._settings)
-            result = await self._commit(submission, submit)
+            result = await self._committer.commit(submission, submit)
         if result.conflict:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
@@ -135,59 +129,6 @@ class SubmissionRoutes:
             hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
         return submission, result.created
-
-    async def _commit(self, submission: Submission, submit: Submit) -> SubmissionResult:
-        """Register a submission's task. Raises Unavailable if it is not registered, and will not be.
-
-        A caller who is told so sends it again, perhaps without an id by which the repeat is known: it is paid twice.
-        """
-        has_run = given_up = False
-
-        def change(tx: Transaction) -> SubmissionResult:
-            nonlocal has_run
-            has_run = True  # before it is asked whether it may: the other thread does these two in the other order
-            return SubmissionResult() if given_up else submit(tx, submission.task_id, submission)
-
-        try:
-            # Its size is not counted as pending: the reservation limits how many large ones there are.
-            return await self._writer.run(change)
-        except Unavailable:
-            given_up = True
-            if not has_run or not await self._is_registered(submission):
-                raise
-            return SubmissionResult(created=True)
-
-    async def _is_registered(self, submission: Submission) -> bool:
-        """Whether a commit whose answer was lost, or that is late, has registered a task.
-
-        If that is not known in CONFIRM_SECONDS, the task leaves the queue as soon as it is there: the writer makes
-        changes in their order, and the check comes before the job's. A repeat that is known by its id finds the task.
-        """
-        task_id, create_token = submission.task_id, submission.registration.create_token
-        is_refused = False
-
-        def check(tx: Transaction) -> bool:
-            task = tx.task(task_id)
-            is_ours = task is not None and task["create_token"] == create_token
-            return is_ours and not (is_refused and submissions.cancel(tx, task_id, WITHDRAWN) == "cancelled")
-
-        async def check_until_known() -> bool:
-            while True:
-                was_refused = is_refused
-                try:
-                    is_registered = await self._writer.run(check)
-                except Unavailable:
-                    await asyncio.sleep(CONFIRM_AGAIN_SECONDS)
-                    continue
-                if was_refused or not is_registered or not is_refused:
-                    return is_registered
-
-        task = asyncio.create_task(check_until_known())
-        self._checks.add(task)
-        task.add_done_callback(self._checks.discard)
-        done, _ = await asyncio.wait([task], timeout=CONFIRM_SECONDS)
-        is_refused = not done and not submission.is_repeatable
-        return bool(done) and task.result()
 
     async def cancel(self, request: Request) -> Response:
         """End a task that waits in the queue."""

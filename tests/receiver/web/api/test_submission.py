@@ -16,7 +16,7 @@ from kling_receiver.store.tables import HOOK, SUBMISSION, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS
 from kling_receiver.tasks import registration
 from kling_receiver.tasks.submission import MAX_QUEUED
-from kling_receiver.web.api import submission as api_submission
+from kling_receiver.web.api import committer
 from kling_receiver.web.api.submission import MAX_BYTES
 from kling_sandbox import Sandbox
 from tests.support.api import error_of
@@ -192,7 +192,7 @@ def test_a_commit_that_is_late(
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "COMMIT_TIMEOUT_SECONDS", 0.1)
-        patch.setattr(api_submission, "CONFIRM_SECONDS", 0.1 if is_late else 20)
+        patch.setattr(committer, "CONFIRM_SECONDS", 0.1 if is_late else 20)
         monkeypatch.setattr(registration, "register", slow)
         timer = threading.Timer(1, committed.set)
         timer.start()
