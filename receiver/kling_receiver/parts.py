@@ -107,7 +107,7 @@ def build_store(
         storage=storage,
         recorder=OwnerRecorder(storage.owner, database),
         bus=EventBus(reader),
-        payloads=Payloads(settings.signing_secrets, settings.receiver_url, clock=clock),
+        payloads=Payloads(settings.signing_secrets, settings.links_base, clock=clock),
         metrics=Metrics(),
     )
 

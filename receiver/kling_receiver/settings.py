@@ -93,6 +93,11 @@ class ReceiverSettings(CommonSettings):
             description="seconds for which that API holds the query of an unfinished task",
         )
     )
+    links_url: str = Field(
+        "",
+        description="base of the links to result files, if people and programs reach the receiver at another address "
+        "(default: `KLING_RECEIVER_URL`)",
+    )
     hook_url: str = Field("", repr=False, description="address to which every event is POSTed")
     hook_secret: HookSecret = Field(
         "",
@@ -262,6 +267,11 @@ class ReceiverSettings(CommonSettings):
             raise ValueError("is missing. Set it to the address at which Kling reaches this receiver.")
         return value
 
+    @field_validator("links_url")
+    @classmethod
+    def _check_links_url(cls, value: str) -> str:
+        return normalize_url(value) if value else value
+
     @field_validator("webhook_secrets")
     @classmethod
     def _require_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -288,6 +298,11 @@ class ReceiverSettings(CommonSettings):
         if not self.hooks_file:
             return []
         return load_hooks(Path(self.hooks_file), self.hook_hosts, self.environment())
+
+    @property
+    def links_base(self) -> str:
+        """The address with which links to result files begin."""
+        return self.links_url or self.receiver_url
 
     @property
     def slot_limits(self) -> SlotLimits:

@@ -55,6 +55,7 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "STORAGE_URL": f"file://{tmp_path}/files",
         "DATABASE_URL": "postgresql://a:b@c/d",
         "OVERDUE_SECONDS": "1.5",
+        "LINKS_URL": " http://Files.example:80/x/ ",
     }
     for name, value in values.items():
         monkeypatch.setenv(f"KLING_{name}", value)
@@ -64,6 +65,7 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert settings.hook_hosts.permits("localhost", 8080)
     assert settings.results == tmp_path / "files"
     assert settings.database == "postgresql://a:b@c/d"
+    assert settings.links_base == "http://files.example/x"
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -97,10 +97,10 @@ def iso(milliseconds: int | None) -> str | None:
 
 
 class Payloads:
-    """Renders tasks and events as JSON. `secrets` sign the links to files, which start with `receiver_url`."""
+    """Renders tasks and events as JSON. `secrets` sign the links to files, which start with `links_base`."""
 
-    def __init__(self, secrets: Sequence[str], receiver_url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._secrets, self._url, self._clock = secrets, receiver_url, clock
+    def __init__(self, secrets: Sequence[str], links_base: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._secrets, self._url, self._clock = secrets, links_base, clock
 
     def task(self, detail: TaskDetail) -> TaskJson:
         """Render a task, with a new link for each stored file."""

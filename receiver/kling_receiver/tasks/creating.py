@@ -95,15 +95,16 @@ class Creator:
             return settle_as(Done())
         if (job.args or {}).get("lookup"):
             return await self._look_up(job, task)
-        content = await self._reader.read(
-            lambda connection: submission.SELECT_BODY.scalar(connection, task_id=job.task_id)
+        found = await self._reader.read(
+            lambda connection: submission.SELECT_BODY.first(connection, task_id=job.task_id)
         )
-        if content is None:
-            return settle_as(Done())  # cancelled, or its outcome is known
-        body = await self._body(task, bytes(content))
+        if found is None:
+            self._unsent.pop(job.task_id, None)
+            return _without_submission(job)  # cancelled, or its outcome is known
+        body = await self._body(task, bytes(found["body"]))
         attempt = self._unsent.get(job.task_id) or secrets.token_hex(8)
         try:
-            refused = await self._writer.run(lambda tx: self._begin(tx, job, attempt))
+            refused = await self._writer.run(lambda tx: self._begin(tx, job, found["id"], attempt))
         except Unavailable:
             self._unsent[job.task_id] = attempt
             raise
@@ -116,11 +117,14 @@ class Creator:
         )
         return with_callback(task["family"], body, task["id"], self._callback_url(task["id"], task["family"]))
 
-    def _begin(self, tx: Transaction, job: ClaimedJob, attempt: str) -> Effect | None:
-        """Commit that the create is sent from now on: None. Otherwise what to do instead of sending it."""
-        row, task = submission.SELECT.first(tx.connection, task_id=job.task_id), tx.require_task(job.task_id)
-        if row is None:
-            return settle_as(Done())
+    def _begin(self, tx: Transaction, job: ClaimedJob, submission_id: int, attempt: str) -> Effect | None:
+        """Commit that the create is sent from now on: None. Otherwise what to do instead of sending it.
+
+        `submission_id`: of the body that was read. The task may have been cancelled since, and submitted with another.
+        """
+        task, row = tx.require_task(job.task_id), submission.SELECT.first(tx.connection, task_id=job.task_id)
+        if row is None or row["id"] != submission_id:
+            return _without_submission(job)
         if row["state"] == "sending":
             return None if row["attempt"] == attempt else self._settle(job, row["attempt"], _unknown(INTERRUPTED))
         if submission.is_known(task):
@@ -162,7 +166,7 @@ class Creator:
         def apply(tx: Transaction) -> Outcome:
             task, row = tx.require_task(job.task_id), submission.SELECT.first(tx.connection, task_id=job.task_id)
             if row is None or row["attempt"] != attempt:
-                return Done()  # another worker has settled it
+                return _without_submission(job)(tx)  # another worker has settled it
             _record(tx, task, row, outcome)
             if outcome.outcome == "created":
                 _accepted(tx)
@@ -193,7 +197,7 @@ class Creator:
         """Let a create wait that Kling did not accept, but may later."""
         task, row = tx.require_task(job.task_id), submission.SELECT.first(tx.connection, task_id=job.task_id)
         if row is None or row["attempt"] != attempt:
-            return Done()
+            return _without_submission(job)(tx)
         if submission.is_known(task):  # by a callback meanwhile: whatever it proves, nothing is paid twice
             _record(tx, task, row, _unknown(str(error)))
             return Done()
@@ -303,5 +307,18 @@ def _requeue(tx: Transaction, job: ClaimedJob) -> Outcome:
     row = submission.SELECT.first(tx.connection, task_id=job.task_id)
     if row is not None and row["state"] == "claimed":
         PUT_BACK.execute(tx.connection, task_id=job.task_id, state="queued")
-        tx.add_event(job.task_id, "task.queued")
-    return Done()
+        slots.queued(tx, job.task_id)  # a slot may have become free since it was decided
+        return Done()
+    return _without_submission(job)(tx)
+
+
+def _without_submission(job: ClaimedJob) -> Effect:
+    """End a job whose submission is gone. If the task was submitted again meanwhile, the job goes on with that."""
+
+    def apply(tx: Transaction) -> Outcome:
+        row = submission.SELECT.first(tx.connection, task_id=job.task_id)
+        if row is None or row["state"] == "queued":  # a slot enqueues its job
+            return Done()
+        return RetryAt(tx.now, "The task was submitted again.", args={}, counts=False)
+
+    return apply

@@ -65,6 +65,7 @@ OPEN_WITHOUT_SLOTS = Statement(f"""
 """)  # a constant
 QUEUED_SLOTS = Statement("SELECT task_id, model, slots FROM submission WHERE state = 'queued' AND slots > 1")
 CALM = Statement("UPDATE account SET create_interval_ms = 0, next_create_at = 0")
+MOVE_NEXT_CREATE = Statement("UPDATE account SET next_create_at = next_create_at + :jump_ms")
 SPREAD_OVERDUE = Statement(f"""
     UPDATE job SET due_at = :now + turn.delay_ms, delay_ms = turn.delay_ms FROM (
         SELECT id, :spacing * row_number() OVER (ORDER BY due_at, id) AS delay_ms FROM job
@@ -143,6 +144,7 @@ def follow_clock(tx: Transaction, jump_ms: int) -> None:
     """
     log.warning("the clock jumped by %+.0f s: it was set, or this machine was suspended", jump_ms / 1000)
     hook_records.move_failing_since(tx, jump_ms)
+    MOVE_NEXT_CREATE.execute(tx.connection, jump_ms=jump_ms)
     clamp_due_times(tx)
     queue.clamp_leases(tx, LEASE_MS)
 

@@ -12,7 +12,7 @@ from kling_callback.jobs.body import chosen_id, model_of, options_of
 from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.redact import ADDRESSING, digest, is_empty, redacted
+from kling_callback.protocol.redact import ADDRESSING, digest, redacted
 from kling_receiver.jobs.kinds import create_key
 from kling_receiver.policy import SlotLimits
 from kling_receiver.store.rows import SubmissionRow, TaskRow
@@ -44,7 +44,7 @@ SELECT = Statement[SubmissionRow](
     lock="FOR UPDATE",
 )
 """A submission without its body, which may be large."""
-SELECT_BODY = Statement("SELECT body FROM submission WHERE task_id = :task_id")
+SELECT_BODY = Statement("SELECT id, body FROM submission WHERE task_id = :task_id")
 DELETE = Statement("DELETE FROM submission WHERE task_id = :task_id")
 
 
@@ -53,6 +53,7 @@ class Submission:
     """A create to send. `registration`: its task; `content`: the body as JSON, without our id and callback address.
 
     `external_id`: the caller's id of the task, by which it is found, if it cannot be `task_id`.
+    `is_repeatable`: whether a repeat of the request is known as one, by an id or an Idempotency-Key.
     """
 
     task_id: str
@@ -61,6 +62,7 @@ class Submission:
     slots: int
     priority: int = 0
     external_id: str = ""
+    is_repeatable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def build(
 ) -> Submission:
     """Check the parameters of a create as the client does, and make its submission. Blocks for large bodies.
 
-    `body`: Kling's, without a callback_url (`split_callback_url`). No file is read.
+    `body`: Kling's, without a callback_url (`jobs.body.without_callback`). No file is read.
     `task_id`: our id; None: the `external_task_id`, given or in the body, else one derived from the
     `idempotency_key`, else a new one. Raises ParameterError with all problems.
     """
@@ -117,6 +119,7 @@ def build(
         problems.append(f"{'n' if needed > 1 else 'model'}: {problem} Ask for fewer images at once.")
     if problems:
         raise ParameterError(problems)
+    is_repeatable = task_id is not None or bool(idempotency_key)
     if task_id is None:
         task_id = derived_id(idempotency_key) if idempotency_key else new_id()
     nonce = hashlib.sha256(idempotency_key.encode("utf-8", "replace")).hexdigest() if idempotency_key else ""
@@ -132,17 +135,7 @@ def build(
         hook_format=hook_format,
     )
     content = json.dumps(_without_address(family, prepared), separators=(",", ":")).encode()
-    return Submission(task_id, registration, content, needed, priority, external_id)
-
-
-def split_callback_url(family: str, body: Any) -> tuple[Any, Any]:
-    """The caller's `callback_url` in a body, None without one, and the body without it."""
-    options = options_of(family, body)
-    url = options.get("callback_url")
-    if "callback_url" not in options:
-        return None, body
-    rest = {name: value for name, value in options.items() if name != "callback_url"}
-    return None if is_empty(url) else url, ({**body, "options": rest} if is_new_standard(family) else rest)
+    return Submission(task_id, registration, content, needed, priority, external_id, is_repeatable)
 
 
 def _without_address(family: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ log = logging.getLogger("kling_receiver.web")
 
 
 class PathPrefix:
-    """Removes the path of KLING_RECEIVER_URL from each request, unless a proxy has removed it already.
+    """Removes the path of KLING_RECEIVER_URL or KLING_LINKS_URL from each request, unless a proxy has removed it.
 
     A path is shortened only if a route remains: with the prefix `/api`, a proxy may already have shortened
     `/api/api/tasks` to `/api/tasks`.

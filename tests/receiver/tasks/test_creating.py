@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -10,13 +11,13 @@ import pytest
 from kling_callback.api.auth import BearerAuth
 from kling_callback.api.kling import KlingApi
 from kling_receiver.jobs.kinds import Kind, create_key
-from kling_receiver.jobs.queue import ClaimedJob
+from kling_receiver.jobs.queue import ClaimedJob, Done, RetryAt
 from kling_receiver.policy import SlotLimits
 from kling_receiver.store.database import Database
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.tables import SUBMISSION
-from kling_receiver.tasks import submission
+from kling_receiver.tasks import creating, slots, submission
 from kling_receiver.tasks.creating import Creator
 from kling_receiver.tasks.submission import build
 from kling_sandbox import Sandbox
@@ -180,3 +181,95 @@ def test_an_outage_before_the_first_byte_costs_no_task(any_database: Database, g
     asyncio.run(create_twice("other", restarted=True))
     assert [create["external_task_id"] for create in gateway.creates] == ["t"]
     assert (ledger.task()["outcome"], ledger.task("other")["outcome"]) == ("created", "unknown")
+
+
+@pytest.fixture
+def creator(any_database: Database, gateway: Sandbox) -> tuple[Ledger, Callable[[str, Any], Any]]:
+    """A ledger with a claimed submission `t`, and a function that runs its job until its effect is to be applied."""
+    ledger = Ledger(any_database)
+
+    class HereWriter:
+        async def run(self, change: Any, **options: Any) -> Any:
+            return ledger.change(change)
+
+    def run(task_id: str, before_begin: Callable[[], None] = lambda: None) -> Any:
+        def address(task_id: str, family: str) -> str:  # made between the two steps
+            before_begin()
+            return "https://receiver.test/callbacks/c"
+
+        async def create() -> Any:
+            async with httpx.AsyncClient(trust_env=False) as http:
+                kling_api, writer, reader = (
+                    KlingApi(gateway.url, BearerAuth(KEY), http),
+                    HereWriter(),
+                    Reader(any_database),
+                )
+                creator = Creator(kling_api, reader, writer, METRICS, callback_url=address)  # type: ignore[arg-type]
+                effect = await creator.create(job_of(task_id))
+                await reader.close()
+                return effect
+
+        return asyncio.run(create())
+
+    return ledger, run
+
+
+def job_of(task_id: str) -> ClaimedJob:
+    """A claimed create job."""
+    return ClaimedJob(1, create_key(task_id), Kind.CREATE, "creates", task_id, "", None, 1, "c")
+
+
+def put(ledger: Ledger, task_id: str, prompt: str = "x") -> None:
+    """Submit a task."""
+    made = build(IMAGES, {"prompt": prompt}, limits=SlotLimits(), task_id=task_id)
+    ledger.change(lambda tx: submission.submit(tx, task_id, made))
+
+
+def test_submissions_that_wait_again_get_the_slots_that_are_free_then(
+    creator: tuple[Ledger, Callable[..., Any]], gateway: Sandbox
+) -> None:
+    """Two creates are queued again at once, each because of the other: one of them is sent."""
+    ledger, run = creator
+    put(ledger, "a")
+    put(ledger, "b")
+    ledger.change(lambda tx: slots.update_account(tx, {**slots.lock_account(tx), "slot_ceiling": 1}))
+    effects = [run("a"), run("b")]
+    assert [ledger.change(effect) for effect in effects] == [Done(), Done()]
+    assert {row["task_id"]: row["state"] for row in ledger.rows(SUBMISSION)} == {"a": "claimed", "b": "queued"}
+    assert gateway.creates == []
+
+
+@pytest.mark.parametrize("when", ["before the send", "before the job ends"])
+def test_a_task_that_is_cancelled_and_submitted_again_is_sent_as_it_is_then(
+    creator: tuple[Ledger, Callable[..., Any]], gateway: Sandbox, when: str
+) -> None:
+    """The job of the first submission, which runs meanwhile, neither sends its body nor ends without the second."""
+    ledger, run = creator
+    put(ledger, "t", "old")
+
+    def again() -> None:
+        if ledger.rows(SUBMISSION, task_id="t"):
+            ledger.change(lambda tx: submission.cancel(tx, "t"))
+        put(ledger, "t", "new")
+
+    if when == "before the send":
+        effect = run("t", again)
+    else:
+        ledger.change(lambda tx: submission.cancel(tx, "t"))
+        effect = run("t")
+        again()
+    assert isinstance(ledger.change(effect), RetryAt)
+    assert isinstance(ledger.change(run("t")), Done)
+    assert [create["prompt"] for create in gateway.creates] == ["new"]
+
+
+def test_a_restored_queue_makes_no_second_task(creator: tuple[Ledger, Callable[..., Any]], gateway: Sandbox) -> None:
+    """A create that was sent since the backup is sent again: Kling knows its id, and the first task is found."""
+    ledger, run = creator
+    put(ledger, "t")
+    run("t")  # what it leads to is not in the backup
+    ledger.change(lambda tx: creating.PUT_BACK.execute(tx.connection, task_id="t", state="claimed"))
+    assert ledger.change(run("t")) == Done()
+    (kling_id,) = gateway.tasks
+    assert (ledger.task()["outcome"], ledger.task()["kling_id"]) == ("created", kling_id)
+    assert (len(gateway.creates), ledger.rows(SUBMISSION)) == (2, [])

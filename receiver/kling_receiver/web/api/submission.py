@@ -1,8 +1,9 @@
 """POST /api/tasks: submit a task, whose create the receiver sends. DELETE /api/tasks/{id}: take it out of the queue."""
 
 import json
+import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import BeforeValidator, Field, ValidationError
@@ -10,21 +11,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kling_callback.errors import ParameterError
+from kling_callback.jobs.body import chosen_callback, without_callback
 from kling_callback.protocol import ids
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.values import is_too_complex
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks.config import EventTypes, Label
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.errors import Unavailable
-from kling_receiver.store.reader import Reader
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.errors import DBAPIError, Unavailable
+from kling_receiver.store.reader import Reader, TaskDetail
+from kling_receiver.store.rows import TaskRow
+from kling_receiver.store.transaction import TASK_DEFAULTS
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import MAX_REPORTED_TAGS, Registration
-from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission, SubmissionResult
+from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.actions import JOB_SCHEMA
+from kling_receiver.web.api.committer import Committer, Submit
 from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
@@ -46,7 +50,6 @@ NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for 
 
 ReadSubmission = Callable[[bytes, str, ReceiverSettings], Submission]
 """Parses and checks a request's body, with its Idempotency-Key. Raises ApiError."""
-Submit = Callable[[Transaction, str, Submission], SubmissionResult]
 
 
 def _whole(value: Any) -> Any:
@@ -86,11 +89,17 @@ class SubmissionRoutes:
         self._settings, self._writer, self._reader, self._payloads = settings, writer, reader, payloads
         self._bodies = BodyLimiter(MAX_LARGE, timeout)
         self._parsing = CapacityLimiter(MAX_LARGE)
+        self._committer = Committer(writer)
 
     async def submit(self, request: Request) -> Response:
         """Register a task, and answer at once; a job sends its create."""
         submission, is_new = await self.register(request, read_submission)
-        detail = await get_task_or_404(self._reader, submission.task_id)
+        try:
+            detail = await get_task_or_404(self._reader, submission.task_id)
+        except (Unavailable, DBAPIError):
+            if not is_new:
+                raise
+            detail = _as_registered(submission)  # an error would make the caller submit it again, and pay twice
         return JSONResponse(self._payloads.task(detail), 201 if is_new else 200)
 
     async def register(
@@ -112,7 +121,7 @@ class SubmissionRoutes:
                 submission = await to_thread.run_sync(read, content, key, self._settings, limiter=self._parsing)
             else:
                 submission = read(content, key, self._settings)
-            result = await self._commit(submission, submit)
+            result = await self._committer.commit(submission, submit)
         if result.conflict:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
@@ -120,26 +129,6 @@ class SubmissionRoutes:
             hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
         return submission, result.created
-
-    async def _commit(self, submission: Submission, submit: Submit) -> SubmissionResult:
-        """Register a submission's task. Raises Unavailable if it is not registered, and will not be.
-
-        A caller who is told so sends it again, perhaps without an id by which the repeat is known: it is paid twice.
-        """
-        given_up = False
-
-        def change(tx: Transaction) -> SubmissionResult:
-            return SubmissionResult() if given_up else submit(tx, submission.task_id, submission)
-
-        try:
-            # Its size is not counted as pending: the reservation limits how many large ones there are.
-            return await self._writer.run(change)
-        except Unavailable:
-            given_up = True  # it may still wait for its commit; or its commit succeeded, and the answer was lost
-            row = await self._reader.task(submission.task_id)
-            if row is None or row["create_token"] != submission.registration.create_token:
-                raise
-            return SubmissionResult(created=True)
 
     async def cancel(self, request: Request) -> Response:
         """End a task that waits in the queue."""
@@ -162,6 +151,21 @@ class SubmissionRoutes:
         if body.problem:
             raise ApiError(422, "bad_submission", "The request was cut off.", "Send it again.")
         return body.content
+
+
+def _as_registered(submission: Submission) -> TaskDetail:
+    """A new task that cannot be read at the moment."""
+    registration, now = submission.registration, int(time.time() * 1000)
+    row = {
+        **TASK_DEFAULTS,
+        "id": submission.task_id,
+        "family": registration.family,
+        "model": registration.model,
+        "request": registration.request,
+        "created_at": now,
+        "updated_at": now,
+    }
+    return TaskDetail(cast(TaskRow, row), [], sorted(set(registration.tags)))
 
 
 def too_large(max_bytes: int) -> ApiError:
@@ -202,11 +206,14 @@ def check_submission(
 ) -> Submission:
     """Check a submission. `task_id`, `external_id`: as in `build`. Raises ApiError naming every problem."""
     problems: list[str] = []
-    callback_url, body = submissions.split_callback_url(parsed.family, parsed.body)
-    hook, hook_format = parsed.hook.strip(), parsed.hook_format
-    if callback_url is not None and hook:
+    callback_url, hook, hook_format = "", parsed.hook.strip(), parsed.hook_format
+    try:
+        callback_url = chosen_callback(parsed.family, parsed.body, None)
+    except ParameterError as error:
+        problems += error.problems
+    if callback_url and hook:
         problems.append("`hook`: the body has a callback_url, which becomes the task's hook. Remove one of them.")
-    elif callback_url is not None:
+    elif callback_url:
         hook, hook_format = callback_url, "kling"
     registration: Registration | None = None
     try:
@@ -224,14 +231,14 @@ def check_submission(
             context=settings.client_hook_hosts,
         )
     except ValidationError as error:
-        name = "hook" if callback_url is None else "callback_url"
+        name = "callback_url" if callback_url else "hook"
         problems += [each.replace("hook:", f"{name}:", 1) for each in describe_errors(error)]
     if is_new_standard(parsed.family) and not settings.api_key:
         problems.append(f"family: {parsed.family} needs KLING_API_KEY; the receiver has an access key only.")
     try:
         submission = submissions.build(
             parsed.family,
-            body,
+            without_callback(parsed.family, parsed.body),
             limits=settings.slot_limits,
             task_id=task_id,
             external_id=external_id,

@@ -4,8 +4,10 @@ A create that has a slot at once is answered with Kling's answer: its id of the 
 the queue, or whose outcome is unknown, is answered with our id: the caller can query it, and must not send it again.
 """
 
+import asyncio
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -42,6 +44,8 @@ log = logging.getLogger("kling_receiver.web")
 
 ANSWER_SECONDS = 30.0
 """Seconds that a create waits for Kling's answer. Proxies give up after 60, and then the caller would send it again."""
+KEEP_SECONDS = 5.0
+"""Seconds for the attempt to store that a create was answered our id."""
 NOT_IN_CREATE = ("task_status_msg", "task_result", "message", "outputs")
 """Fields of a record that the answer to a create does not have."""
 
@@ -79,6 +83,7 @@ class Creates:
             raise
         except Exception as error:  # from here on, an error would make the caller pay twice
             log.warning("task %s: its create was answered without Kling's answer. %s", submission.task_id, error)
+            await self._answer_ours(submission.task_id)
             return JSONResponse(envelope(_unread(family, submission.task_id)))
 
     async def _answer(self, task_id: str) -> Response:
@@ -97,6 +102,12 @@ class Creates:
             await self._writer.run(lambda tx: keep_our_id(tx, tx.require_task(task_id)))
             detail = (await self._reader.details([task_id]))[task_id]
         return JSONResponse(envelope(self._created(detail), _request_id(detail.row)))
+
+    async def _answer_ours(self, task_id: str) -> None:
+        """Let later records have our id, which is answered now, whatever Kling's is; unless that cannot be stored."""
+        with suppress(Exception):
+            async with asyncio.timeout(KEEP_SECONDS):
+                await self._writer.run(lambda tx: tx.update_task(tx.require_task(task_id), keeps_our_id=True))
 
     def _created(self, detail: TaskDetail) -> dict[str, Any]:
         record = self._queries.record(detail)

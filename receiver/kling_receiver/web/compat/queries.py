@@ -31,9 +31,10 @@ class Queries:
         self._reader, self._payloads, self._holder, self._hold_default = reader, payloads, holder, hold_default
 
     def record(self, detail: TaskDetail, *, asked: str = "", new: bool | None = None) -> dict[str, Any]:
-        """Kling's record of a task. `asked`: the id by which a program knows it; `new`: the spelling, None: its own.
+        """Kling's record of a task. `new`: the spelling, None: its own.
 
-        Its id is the one that was asked for, if that is ours: it may be what the create answered. Otherwise Kling's.
+        Its id is the one that the create answered: Kling's, or ours. `asked`: a `task_id` that was asked for: if it is
+        ours, the program knows the task by that.
         """
         record = self._payloads.kling(detail, new=new)
         if asked == detail.row["id"]:
@@ -47,7 +48,7 @@ class Queries:
             raise CompatError(BAD_PARAMETER, f"Task not found: {any_id[:256]}")
 
         def render(details: Details) -> dict[str, Any]:
-            return envelope(self.record(details[task.row["id"]], asked=any_id))
+            return envelope(self.record(details[task.row["id"]]))  # as at Kling, also by an external_task_id
 
         return await self._hold(request, render, [task], seconds_left)
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
+from kling_receiver.store import writer
+from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.tables import HOOK, SUBMISSION, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS
+from kling_receiver.tasks import registration
 from kling_receiver.tasks.submission import MAX_QUEUED
+from kling_receiver.web.api import committer
 from kling_receiver.web.api.submission import MAX_BYTES
 from kling_sandbox import Sandbox
 from tests.support.api import error_of
@@ -105,20 +110,46 @@ def test_an_image_is_sent_and_not_stored(start: Start, gateway: Sandbox) -> None
         assert connection.execute(SUBMISSION.select()).all() == []
 
 
-def test_a_callback_url_becomes_the_tasks_hook(start: Start, gateway: Sandbox) -> None:
-    """Kling gets our address; empty texts mean none."""
+@pytest.mark.parametrize("family", ["images/generations", "/text-to-video/kling-3.0-turbo"])
+def test_a_callback_url_becomes_the_tasks_hook(start: Start, gateway: Sandbox, family: str) -> None:
+    """Kling gets our address alone, also where the caller has it in the other standard's place; "" means none."""
     running = start(api_base=gateway.url, delays=QUICK_CREATES)
     gateway.hold()
     theirs = f"{running.url}/healthz?token=secret"
     body = {"prompt": "x", "callback_url": theirs, "external_task_id": "", "image": ""}
-    task_id = post(running, body, hook="", external_task_id="").json()["id"]
+    task_id = post(running, body, family=family, hook="", external_task_id="").json()["id"]
     gateway.wait_for(lambda: gateway.creates)
-    assert gateway.creates[0]["callback_url"].startswith(f"{running.url}/callbacks/")
+    create = gateway.creates[0]
+    assert create.get("options", create)["callback_url"].startswith(f"{running.url}/callbacks/")
+    assert theirs not in json.dumps(create)
     with running.receiver.store.database.read() as connection:
         (hook,) = connection.execute(HOOK.select()).all()
     assert (hook.task_id, hook.address) == (task_id, theirs)
     gateway.release()
     finish(running, task_id)
+
+
+def test_a_task_that_cannot_be_read_after_its_commit(
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is answered as it was registered: an error would make its caller submit it again, and pay twice."""
+    running = start(api_base=gateway.url, delays=QUICK_CREATES)
+
+    async def unreadable(*_: object) -> None:
+        raise Unavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.receiver.store.reader, "details", unreadable)
+        response = post(running, tags=["red"])
+        assert post(running, external_task_id="mine").status_code == 201
+        assert post(running, external_task_id="mine").status_code == 503  # of a repeat, which changes nothing
+    assert response.status_code == 201
+    answered, task = response.json(), finish(running, response.json()["id"])
+    assert answered.keys() == task.keys()
+    for name in ("family", "model", "request", "tags"):
+        assert answered[name] == task[name]
+    finish(running, "mine")
+    assert len(gateway.creates) == 2
 
 
 def test_a_queue_that_is_full_says_what_to_do(start: Start, gateway: Sandbox) -> None:
@@ -140,3 +171,39 @@ def test_a_queue_that_is_full_says_what_to_do(start: Start, gateway: Sandbox) ->
     assert cancel(running, "t5").status_code == 200
     assert (post(running).json()["queue_position"], cancel(running, "t7").status_code) == (MAX_QUEUED, 200)
     assert gateway.creates == []
+
+
+@pytest.mark.parametrize(
+    ("is_late", "known_by"),
+    [(False, {}), (True, {}), (True, {"key": "the key"}), (True, {"external_task_id": "mine"})],
+)
+def test_a_commit_that_is_late(
+    start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch, is_late: bool, known_by: dict[str, str]
+) -> None:
+    """Its caller is told to send it again: the first task is never sent then, unless the repeat is known."""
+    running = start(api_base=gateway.url, delays=QUICK_CREATES)
+    committed = threading.Event()
+    register = registration.register
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(registration, "register", register)
+        committed.wait(20)
+        return register(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "COMMIT_TIMEOUT_SECONDS", 0.1)
+        patch.setattr(committer, "CONFIRM_SECONDS", 0.1 if is_late else 20)
+        monkeypatch.setattr(registration, "register", slow)
+        timer = threading.Timer(1, committed.set)
+        timer.start()
+        first = post(running, **known_by)
+        assert first.status_code == (503 if is_late else 201)
+        timer.join()
+    again = post(running, **known_by)
+    assert again.status_code == (200 if known_by else 201)
+    assert finish(running, again.json()["id"])["status"] == "succeed"
+    tasks = httpx.get(f"{running.url}/api/tasks", headers=running.headers("read"), trust_env=False).json()["tasks"]
+    for task in tasks:
+        finish(running, task["id"])
+    assert len(tasks) == (1 if known_by else 2)
+    assert len(gateway.creates) == (1 if known_by or is_late else 2)

@@ -148,6 +148,7 @@ def test_the_external_task_id_is_unique(door: Running, door_gateway: Sandbox, ap
         assert "already exists" in again.json()["message"]
         assert code(create(api, path=f"/v1/{VIDEOS}", external_task_id=external_id)) == (400, 1201)
         query = data(api.get(f"/v1/{IMAGES}/{external_id}"))
+        assert query["task_id"] == record["task_id"]
         assert query["task_info"] == {"external_task_id": external_id}
         assert data(api.get("/tasks", params={"external_task_ids": external_id}))[0]["id"] == record["task_id"]
         assert len(door_gateway.tasks) == made + 1
@@ -266,6 +267,7 @@ def test_a_create_is_never_lost_after_its_commit(
         record = data(create(api, external_task_id="unread"))
     assert record == {"task_id": "unread", "task_status": "submitted"}
     finished(door, "unread")
+    assert data(api.get(f"/v1/{IMAGES}/unread"))["task_id"] == "unread"
     assert len(door_gateway.tasks) == made + 1
 
 
