@@ -24,6 +24,10 @@ from kling_callback.tasks import AsyncTask
 
 MAX_SHOWN_FAILURES = 100
 """Failed jobs that the summary lists. The others are in `kling list --status failed`."""
+AFTER_FAILURES = (
+    "The same command again submits what Kling did not accept, and fetches files that are missing. "
+    "A task that Kling has failed stays failed: to pay for another, give its line a new external_task_id."
+)
 
 
 @click.command(cls=usage.Command)
@@ -125,7 +129,7 @@ class BatchCommand:
                 f"{waiting} after {self._timeout:g} seconds. Those that were submitted continue.", hint=self._again
             )
         if self._summary.failures:
-            raise errors.KlingError(format_failures(self._summary))
+            raise errors.KlingError(format_failures(self._summary), hint=AFTER_FAILURES)
 
     async def _call(self, kling: AsyncKling) -> bool:
         """Whether the batch ended in time."""

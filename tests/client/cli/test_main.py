@@ -708,7 +708,7 @@ def test_progress_shows_status_and_files() -> None:
     with live_progress("a", console) as update:
         update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
         update(Event(2, "result.stored", "", {}, task, LOG))
-    assert "a succeed, 1 of 2 files here" in out.getvalue()
+    assert "a succeed, 1 of 2 files" in out.getvalue()
     with live_progress("a", Console(file=StringIO())) as update:
         update(Event(1, "task.processing", "", {}, task, LOG))
 
