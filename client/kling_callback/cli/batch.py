@@ -118,7 +118,10 @@ class BatchCommand:
             submitted = f"{self._summary.submitted} of {len(self._jobs)} jobs"
             terminal.print_message(f"Interrupted. {submitted} were submitted, and continue. {self._again}")
             raise
-        except (errors.ReceiverError, OSError):
+        except errors.ReceiverError as error:
+            error.hint = "\n".join([*filter(None, [error.hint]), f"The batch stopped. {self._again}"])
+            raise
+        except OSError:
             terminal.print_message(f"The batch stopped. {self._again}")
             raise
         if self._wait:

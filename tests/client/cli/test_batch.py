@@ -204,9 +204,8 @@ def test_a_receiver_that_cannot_be_reached_is_1(run: Run, receiver: Running) -> 
     receiver.stop()
     ran = run("batch", "jobs.jsonl")
     assert ran.code == 1
-    assert ran.err.startswith(
-        "The batch stopped. Continue with:\nkling batch jobs.jsonl\nThe receiver cannot be reached"
-    )
+    assert ran.err.startswith("The receiver cannot be reached")
+    assert ran.err.endswith("\nThe batch stopped. Continue with:\nkling batch jobs.jsonl\n")
 
 
 def test_a_receiver_without_a_key_stops_the_batch(
