@@ -390,9 +390,11 @@ class ClientSettings(CommonSettings):
     def _require_key(cls, value: str, info: ValidationInfo) -> str:
         keys = (info.data.get("api_key"), info.data.get("access_key"))
         if is_required("api_key") and not value and keys == ("", ""):
+            without = " With the receiver's settings alone, the receiver sends the creates."
             raise ValueError(
                 "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). "
                 "Set a key from the console of Kling or of the gateway."
+                + (without if is_required("receiver_url") else "")
             )
         return value
 

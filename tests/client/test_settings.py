@@ -136,9 +136,11 @@ def test_access_to_the_receiver_stands_in_for_a_kling_key(
     assert ClientSettings.load(receiver_url=url, **{access: SECRET}).key_fingerprint == ""
     monkeypatch.setenv(f"KLING_{access.upper()}", " ")
     assert problems(receiver_url=url)[0].startswith("KLING_API_KEY is missing")
+    assert "the receiver sends the creates" in problems(receiver_url=url)[0]
     monkeypatch.setenv(f"KLING_{access.upper()}", SECRET)
     assert ClientSettings.load(receiver_url=url).key_fingerprint == ""
     assert problems(TO_CALL, receiver_url=url)[0].startswith("KLING_API_KEY is missing")
+    assert "the receiver sends the creates" not in problems(TO_CALL, receiver_url=url)[0]
     monkeypatch.delenv(f"KLING_{access.upper()}")
     (tmp_path / ".env").write_text(f"KLING_RECEIVER_URL={url}\nKLING_{access.upper()}={SECRET}\n")
     assert ClientSettings.load().key_fingerprint == ""

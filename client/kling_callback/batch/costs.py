@@ -1,7 +1,7 @@
 """Sums of costs: of estimates by Kling's list prices, and of what Kling itself says that tasks cost."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -37,7 +37,7 @@ class EstimateSum:
 
     def __str__(self) -> str:
         known = ", ".join(
-            [*(f"{round(number, 4):g} {kind}" for kind, number in self.units.items()), f"{self.usd:.2f} USD"]
+            [*_amounts({kind: f"{round(number, 4):g}" for kind, number in self.units.items()}), f"{self.usd:.2f} USD"]
         )
         missing = f", without {counted(self.unknown, 'job')} of unknown cost" if self.unknown else ""
         return f"{known} (estimate){missing}"
@@ -58,12 +58,18 @@ class ChargeSum:
             self.amounts[what] = self.amounts.get(what, Decimal()) + amount
 
     def __str__(self) -> str:
-        return ", ".join(f"{amount.normalize():f} {what}" for what, amount in self.amounts.items())
+        return ", ".join(_amounts({what: f"{amount.normalize():f}" for what, amount in self.amounts.items()}))
 
 
 def unit_kind(family: str) -> str:
     """The kind of the units that a family costs."""
     return "image units" if family.startswith("images/") else "video units"
+
+
+def _amounts(numbers: Mapping[str, str]) -> Iterator[str]:
+    """Each number with its unit or currency: units first, each run in the same order."""
+    for what, number in sorted(numbers.items(), key=lambda each: (not each[0].endswith(" units"), each[0])):
+        yield f"{number} {what.replace(' units', ' unit') if number == '1' else what}"
 
 
 def _charges(family: str, cost: Any) -> Iterator[tuple[str, Decimal]]:

@@ -24,6 +24,10 @@ from kling_callback.tasks import AsyncTask
 
 MAX_SHOWN_FAILURES = 100
 """Failed jobs that the summary lists. The others are in `kling list --status failed`."""
+AFTER_FAILURES = (
+    "The same command again submits what Kling did not accept, and fetches files that are missing. "
+    "A task that Kling has failed stays failed: to pay for another, give its line a new external_task_id."
+)
 
 
 @click.command(cls=usage.Command)
@@ -114,7 +118,10 @@ class BatchCommand:
             submitted = f"{self._summary.submitted} of {len(self._jobs)} jobs"
             terminal.print_message(f"Interrupted. {submitted} were submitted, and continue. {self._again}")
             raise
-        except (errors.ReceiverError, OSError):
+        except errors.ReceiverError as error:
+            error.hint = "\n".join([*filter(None, [error.hint]), f"The batch stopped. {self._again}"])
+            raise
+        except OSError:
             terminal.print_message(f"The batch stopped. {self._again}")
             raise
         if self._wait:
@@ -125,7 +132,7 @@ class BatchCommand:
                 f"{waiting} after {self._timeout:g} seconds. Those that were submitted continue.", hint=self._again
             )
         if self._summary.failures:
-            raise errors.KlingError(format_failures(self._summary))
+            raise errors.KlingError(format_failures(self._summary), hint=AFTER_FAILURES)
 
     async def _call(self, kling: AsyncKling) -> bool:
         """Whether the batch ended in time."""

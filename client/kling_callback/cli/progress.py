@@ -10,7 +10,7 @@ from rich.table import Column
 
 from kling_callback.batch.summary import Summary
 from kling_callback.cli.terminal import file_statuses, log_to
-from kling_callback.display import escape
+from kling_callback.display import counted, escape
 from kling_callback.protocol.events import Event
 
 
@@ -36,8 +36,8 @@ def _progress_text(event: Event) -> str:
     """The task's status, and its place in the queue, or how many of its files are stored."""
     files, status = file_statuses(event.task), str(event.task.get("status"))
     if position := event.task.get("queue_position"):
-        return f"waits for a slot, at place {position} of the queue"
-    return f"{status}, {files.count('stored')} of {len(files)} files here" if files else status
+        return f"place {position} in the queue"
+    return f"{status}, {files.count('stored')} of {counted(len(files), 'file')}" if files else status
 
 
 class BatchDisplay:
@@ -89,9 +89,10 @@ def batch_text(summary: Summary) -> str:
     """The counts that are not zero, after that of the jobs that have ended."""
     queued, here = summary.statuses["queued"], summary.statuses["succeed"] + summary.statuses["failed"]
     at_kling = summary.statuses["submitted"] + summary.statuses["processing"]
+    files = "file" if summary.files == 1 else "files"
     counts = {
         "failed": len(summary.failures),
-        "files": summary.files,
+        files: summary.files,
         "at Kling": at_kling,
         "fetched": here,
         "queued": queued + summary.statuses["created"],

@@ -56,6 +56,8 @@ def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
             except ReceiverError as error:
                 if error.http_status is None:
                     raise
+                if task_id not in error.message:
+                    error.message = f"{task_id}: {error.message}"
                 refused.append(error)
             else:
                 terminal.print_json(task.data) if as_json else terminal.print_data(task.id)

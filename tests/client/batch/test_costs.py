@@ -17,6 +17,7 @@ NO_COST: list[Any] = [None, "free", "NaN", "1e99", True, [], [1, {"amount": "x"}
     [
         (VIDEOS, "3.5", "3.5 video units"),
         (IMAGES, 8, "8 image units"),
+        (IMAGES, "1.00", "1 image unit"),
         (IMAGES, [{"charge_type": "unit", "package_type": "video", "amount": "2"}], "2 video units"),
         (
             "/text-to-video/kling-3.0",
@@ -46,7 +47,7 @@ def test_charges_are_summed_exactly_by_unit() -> None:
     charges = ChargeSum()
     for family, cost in [(VIDEOS, "0.1"), (VIDEOS, "0.2"), (IMAGES, "100"), (IMAGES, None)]:
         charges.add(family, cost)
-    assert str(charges) == "0.3 video units, 100 image units"
+    assert str(charges) == "100 image units, 0.3 video units"
     assert charges.tasks == 3
 
 
@@ -60,6 +61,6 @@ def test_estimates_are_summed_by_unit() -> None:
         (VIDEOS, None),
     ]
     total = EstimateSum(estimates)
-    assert str(total) == "0.9 video units, 8 image units, 0.15 USD (estimate), without 2 jobs of unknown cost"
+    assert str(total) == "8 image units, 0.9 video units, 0.15 USD (estimate), without 2 jobs of unknown cost"
     assert total.document() == {"units": {"video units": 0.9, "image units": 8}, "usd": 0.154, "unknown": 2}
     assert str(EstimateSum()) == "0.00 USD (estimate)"

@@ -700,6 +700,22 @@ def test_json_output_is_the_same_document(document: Any) -> None:
         text.encode()
 
 
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ({"status": "created", "queue_position": 999}, "place 999 in the queue"),
+        ({"status": "succeed", "results": [{"status": "stored"}] * 2}, "succeed, 2 of 2 files"),
+    ],
+)
+def test_progress_fits_60_columns(task: dict[str, Any], text: str) -> None:
+    """With an id of ours, nothing is cut off, neither a place in a long queue nor the number of files."""
+    out, task_id = StringIO(), "01M8BY2G2EB8FKSM2S0KYN8W39"
+    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as update:
+        update(Event(1, "task.queued", "", {}, task, LOG))
+    assert f"{task_id} {text}" in out.getvalue()
+    assert "…" not in out.getvalue()
+
+
 def test_progress_shows_status_and_files() -> None:
     """A terminal shows the status and how many files are stored; elsewhere nothing is written."""
     out = StringIO()
@@ -708,7 +724,7 @@ def test_progress_shows_status_and_files() -> None:
     with live_progress("a", console) as update:
         update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
         update(Event(2, "result.stored", "", {}, task, LOG))
-    assert "a succeed, 1 of 2 files here" in out.getvalue()
+    assert "a succeed, 1 of 2 files" in out.getvalue()
     with live_progress("a", Console(file=StringIO())) as update:
         update(Event(1, "task.processing", "", {}, task, LOG))
 

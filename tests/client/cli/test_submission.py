@@ -70,7 +70,7 @@ def test_a_queued_task_has_a_place_and_can_be_cancelled(run: Run, gateway: Sandb
     ran = run("cancel", "urgent", "first", "nobody", "low")
     assert (ran.code, ran.out) == (1, "urgent\nlow\n")
     assert "Kling has no cancel" in ran.err
-    assert "no such task" in ran.err
+    assert "nobody: The receiver refused: There is no such task" in ran.err
     again = run("cancel", "urgent", "--json")
     assert (again.code, json.loads(again.out)["status"]) == (0, "failed")
     waited = run("wait", "urgent")
@@ -109,7 +109,7 @@ def test_the_live_display_shows_the_place(
     """And Ctrl-C says how to wait on."""
     occupy(run)
     shown = terminal("text-to-image", "x", "--external-task-id", "queued")
-    shown.until("waits for a slot, at place 1 of the queue")
+    shown.until("place 1 in the queue")
     assert shown.interrupt() == 130
     shown.until("If the receiver took the task, it continues.")
     shown.until("kling wait queued")

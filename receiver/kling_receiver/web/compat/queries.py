@@ -18,6 +18,7 @@ MAX_BATCH = 20
 """Tasks of one batch query, by ids of either kind: Kling's limit."""
 DEFAULT_PAGE_SIZE = 30
 MAX_PAGE, MAX_PAGE_SIZE = 1000, 500
+NOT_FOUND_HINT = "Check the id and the path. A task that another program created: kling-receiver tasks adopt."
 SecondsLeft = Callable[[], float]
 Details = Mapping[str, TaskDetail]
 Render = Callable[[Details], dict[str, Any]]
@@ -45,7 +46,7 @@ class Queries:
         """Answer a query about one task of a family. Raises CompatError for an unknown id."""
         task = _only((await self._reader.find([any_id]))[any_id], any_id, family)
         if task is None:
-            raise CompatError(BAD_PARAMETER, f"Task not found: {any_id[:256]}")
+            raise CompatError(BAD_PARAMETER, f"Task not found: {any_id[:256]}. {NOT_FOUND_HINT}")
 
         def render(details: Details) -> dict[str, Any]:
             return envelope(self.record(details[task.row["id"]]))  # as at Kling, also by an external_task_id

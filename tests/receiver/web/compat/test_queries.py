@@ -69,6 +69,7 @@ def test_unknown_tasks(door: Running, door_gateway: Sandbox, api: httpx.Client) 
     task, kling_id = submit(door, door_gateway)
     for path in (f"/v1/{IMAGES}/unknown", f"/v1/{VIDEOS}/{kling_id}", f"/v1/{VIDEOS}/{task}", f"{NEW}/unknown"):
         assert code(api.get(path)) == (400, 1201)
+    assert "tasks adopt" in api.get(f"/v1/{IMAGES}/unknown").json()["message"]
     for path in ("/v1/videos/no-such-family", "/v1/unknown", "/v1/", "/v1//", "/account/unknown"):
         assert code(api.get(path)) == (404, 1202), path
     for method, path in (("PUT", f"/v1/{IMAGES}"), ("GET", NEW), ("POST", "/tasks"), ("DELETE", f"{NEW}/{kling_id}")):
