@@ -11,6 +11,10 @@ class Unavailable(Exception):
     """The database cannot be used at the moment: no change can be confirmed as durable."""
 
 
+class Unanswered(Unavailable):
+    """A change was not committed in time. It may still be."""
+
+
 class InvalidRow(Exception):
     """A row is not of a shape that this version writes: it is damaged, or a newer version wrote it."""
 

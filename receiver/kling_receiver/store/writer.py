@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kling_receiver.policy import DEFAULT_POLICY, Policy
 from kling_receiver.store.database import BLOCKED_SECONDS, Database
-from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
+from kling_receiver.store.errors import STATEMENT_ERRORS, Unanswered, Unavailable
 from kling_receiver.store.foreground_gate import ForegroundGate
 from kling_receiver.store.transaction import UNKNOWN_RESULT, CommitResult, Transaction
 
@@ -147,7 +147,7 @@ class Writer:
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
                     return await future
         except TimeoutError:
-            raise Unavailable("The database does not answer.") from None
+            raise Unanswered("The database does not answer.") from None
 
     def flush_lazy(self) -> None:
         """Commit the collected lazy changes now."""

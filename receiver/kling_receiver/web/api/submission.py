@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, move_on_after, sleep, to_thread
 from pydantic import BeforeValidator, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,7 +17,7 @@ from kling_callback.protocol.values import is_too_complex
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks.config import EventTypes, Label
 from kling_receiver.settings import ReceiverSettings
-from kling_receiver.store.errors import Unavailable
+from kling_receiver.store.errors import Unanswered, Unavailable
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
@@ -40,6 +41,9 @@ OWN_ID = {"pattern": f"^({ids.PATTERN.pattern})?$"}
 """An id as JSON Schema; an empty one is none."""
 READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
+UNDECIDED_SECONDS = 15.0
+"""Seconds for which the database is asked whether a commit without an answer succeeded: as long as a restart takes."""
+POLL_SECONDS = 0.25
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
 
@@ -52,6 +56,15 @@ Submit = Callable[[Transaction, str, Submission], SubmissionResult]
 def _whole(value: Any) -> Any:
     """An integer that is written with a point, as JSON allows."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Undecided(ApiError):
+    """Whether a task is registered is not known: the database was lost during its commit."""
+
+    def __init__(self, task_id: str) -> None:
+        message = f"The database does not answer: it is not known whether task {task_id} is registered."
+        super().__init__(503, "undecided", message, f"Before you send it again, ask: GET /api/tasks/{task_id}.")
+        self.task_id = task_id
 
 
 class SubmissionBody(RequestModel):
@@ -98,7 +111,8 @@ class SubmissionRoutes:
     ) -> tuple[Submission, bool]:
         """Read a request's submission and register its task, durably. Returns also whether it is new.
 
-        `read`: parses and checks a body; called beside the event loop for a large one. Raises ApiError, Unavailable.
+        `read`: parses and checks a body; called beside the event loop for a large one. Raises ApiError, also
+        Undecided, and Unavailable: then it is not registered.
         """
         if not self._settings.has_key:
             raise ApiError(409, "no_key", "This receiver has no key for Kling, so it sends no creates.", NO_KEY_HINT)
@@ -125,21 +139,36 @@ class SubmissionRoutes:
         """Register a submission's task. Raises Unavailable if it is not registered, and will not be.
 
         A caller who is told so sends it again, perhaps without an id by which the repeat is known: it is paid twice.
+        Raises Undecided if the database cannot say for a while whether the task is registered.
         """
-        given_up = False
+        has_begun = given_up = False
 
         def change(tx: Transaction) -> SubmissionResult:
+            nonlocal has_begun
+            has_begun = True  # before the check: one of the two threads sees what the other has set
             return SubmissionResult() if given_up else submit(tx, submission.task_id, submission)
 
         try:
             # Its size is not counted as pending: the reservation limits how many large ones there are.
             return await self._writer.run(change)
-        except Unavailable:
-            given_up = True  # it may still wait for its commit; or its commit succeeded, and the answer was lost
-            row = await self._reader.task(submission.task_id)
-            if row is None or row["create_token"] != submission.registration.create_token:
-                raise
-            return SubmissionResult(created=True)
+        except Unavailable as error:
+            given_up = True  # it may still wait for its commit
+            if has_begun and await self._is_registered(submission, may_follow=isinstance(error, Unanswered)):
+                return SubmissionResult(created=True)  # its commit succeeded, and the answer was lost
+            raise
+
+    async def _is_registered(self, submission: Submission, *, may_follow: bool) -> bool:
+        """Whether a commit without an answer succeeded. `may_follow`: it may still succeed. Raises Undecided."""
+        with move_on_after(UNDECIDED_SECONDS):
+            while True:
+                with suppress(Unavailable):
+                    row = await self._reader.task(submission.task_id)
+                    if row is not None and row["create_token"] == submission.registration.create_token:
+                        return True
+                    if not may_follow:
+                        return False
+                await sleep(POLL_SECONDS)
+        raise Undecided(submission.task_id)
 
     async def cancel(self, request: Request) -> Response:
         """End a task that waits in the queue."""

@@ -269,6 +269,47 @@ def test_a_create_is_never_lost_after_its_commit(
     assert len(door_gateway.tasks) == made + 1
 
 
+def test_a_path_below_v1_reaches_no_other(door: Running, door_gateway: Sandbox, api: httpx.Client) -> None:
+    """`/v1//a/b` is no way to `/a/b` at the gateway, which may be an administrator's."""
+    made = len(door_gateway.creates)
+    for path in ("/v1//user/token", "/kling/v1//text-to-video/kling-v3", "/v1/%2Fuser/token"):
+        assert code(api.post(path, json={"prompt": "x"})) == (404, 1202), path
+    assert len(door_gateway.creates) == made
+
+
+def test_a_commit_that_nobody_can_see(
+    door: Running, door_gateway: Sandbox, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database restarts, neither its answer nor the task can be read: it is waited for, then answered."""
+    writer, reader = door.receiver.store.writer, door.receiver.store.reader
+    run, read = writer.run, reader.task
+    reads = 0
+
+    async def committed(change: Any, **options: Any) -> Any:
+        commit.undo()
+        await run(change, **options)
+        raise Unavailable("The database cannot be used.")
+
+    async def unreadable(task_id: str) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads <= outage:
+            raise Unavailable("The database cannot be used.")
+        return await read(task_id)
+
+    made = len(door_gateway.creates)
+    monkeypatch.setattr("kling_receiver.web.api.submission.UNDECIDED_SECONDS", 1)
+    for outage in (2, 1000):
+        reads = 0
+        with monkeypatch.context() as patch, monkeypatch.context() as commit:
+            patch.setattr(reader, "task", unreadable)
+            commit.setattr(writer, "run", committed)
+            answered = data(create(api, prompt=f"outage {outage}"))
+        assert answered["task_status"] == "submitted", "the caller must not send it again"
+        poll_until(lambda: json.dumps(door_gateway.creates[made:]).count(f"outage {outage}") == 1)  # noqa: B023
+        finished(door, data(api.get(f"/v1/{IMAGES}/{answered['task_id']}"))["task_id"])
+
+
 def test_a_commit_whose_answer_is_lost(
     door: Running, door_gateway: Sandbox, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
