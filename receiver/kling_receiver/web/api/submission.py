@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, move_on_after, sleep, to_thread
@@ -133,7 +134,7 @@ class SubmissionRoutes:
         if result.full:
             hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
-        return submission, result.created
+        return replace(submission, task_id=result.task_id or submission.task_id), result.created
 
     async def _commit(self, submission: Submission, submit: Submit) -> SubmissionResult:
         """Register a submission's task. Raises Unavailable if it is not registered, and will not be.

@@ -183,6 +183,24 @@ def test_an_idempotency_key(door: Running, door_gateway: Sandbox, api: httpx.Cli
     assert len(door_gateway.tasks) == made + 2
 
 
+@pytest.mark.parametrize("first", ["", "mine"])
+def test_an_idempotency_key_counts_whatever_the_external_task_id_is(
+    door: Running, door_gateway: Sandbox, api: httpx.Client, first: str
+) -> None:
+    """A program may make a new id for each attempt: its key tells that it is one intent."""
+    made = len(door_gateway.creates)
+    key = f"attempts-{first}"
+    ids = [first and f"{first}-0", "attempt-1" + first, "attempt 2".replace(" ", "!") + first, ""]
+    answers = [data(create(api, key=key, external_task_id=each)) for each in ids]
+    assert len({answer["task_id"] for answer in answers}) == 1
+    headers = {**door.headers(), "Idempotency-Key": key}
+    document = {"family": IMAGES, "body": {"prompt": "a kangaroo"}, "external_task_id": "attempt-3" + first}
+    again = httpx.post(f"{door.url}/api/tasks", json=document, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, ours(door, answers[0]["task_id"]))
+    assert code(create(api, key=key, external_task_id="other" + first, n=2)) == (400, 1201)
+    assert len(door_gateway.creates) == made + 1
+
+
 def test_a_queued_create_is_answered_at_once(start: Start) -> None:
     """With our id, which stays valid; it is sent when a slot is free, never before."""
     with Sandbox() as gateway:
