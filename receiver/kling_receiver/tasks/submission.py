@@ -13,6 +13,7 @@ from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import ADDRESSING, digest, is_empty, redacted
+from kling_callback.protocol.values import MAX_ID_CHARS, sanitize
 from kling_receiver.jobs.kinds import create_key
 from kling_receiver.policy import SlotLimits
 from kling_receiver.store.rows import SubmissionRow, TaskRow
@@ -117,7 +118,7 @@ def build(
         prepared = prepare(family, body, local_files=False)
     except ParameterError as error:
         problems += error.problems
-    model = model_of(family, prepared)
+    model = sanitize(model_of(family, prepared), MAX_ID_CHARS)  # Kling gets it as it is, and says what is wrong
     needed = slots.slots_of(family, prepared)
     if problem := limits.problem(model, needed):
         problems.append(f"{'n' if needed > 1 else 'model'}: {problem} Ask for fewer images at once.")

@@ -369,3 +369,6 @@ def test_each_engine(start: Start, gateway: Sandbox, database_url: str) -> None:
         assert [each["id"] for each in data(api.get("/tasks?external_task_ids=-first"))] == [record["task_id"]]
         assert record["task_id"] in [each["task_id"] for each in data(api.get(f"/v1/{IMAGES}?pageSize=2"))]
         assert data(api.get(f"/v1/{IMAGES}?pageNum=2&pageSize=2")) == []
+        assert code(create(api, model_name="\0")) == (404, 1203)
+        assert code(create(api, callback_url="https://example.com/\0")) == (400, 1201)
+        assert code(api.get("/v1/%00")) == (404, 1202)
