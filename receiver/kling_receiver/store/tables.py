@@ -106,6 +106,7 @@ class Task(SQLModel, table=True):
         Index("task_external_id", "external_task_id", **_partial("external_task_id IS NOT NULL")),
         Index("task_durations", "family", "created_at", **_partial("duration_ms IS NOT NULL")),
         Index("task_slots", "model", **_partial("slots > 0")),
+        Index("task_sent_here", "create_token", **_partial(f"substr(create_token, 1, 9) = '{SENT_HERE}'")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 

@@ -55,7 +55,10 @@ MISSING_DOWNLOAD = Statement(f"""
     WHERE origin IS NOT NULL AND NOT done AND result.status = 'pending' AND source_url <> ''
         AND {_no_job(f"'{Kind.DOWNLOAD}/' || task.id || '/' || position")}
 """)  # constants
-RELEASE_SLOTS = Statement("UPDATE task SET slots = 0 WHERE slots > 0 AND origin IS NOT NULL")
+RELEASE_SLOTS = Statement("""
+    UPDATE task SET slots = 0 WHERE slots > 0 AND (origin IS NOT NULL
+        OR EXISTS (SELECT 1 FROM submission WHERE task_id = task.id AND submission.state <> 'sending'))
+""")
 RELEASE_OF_CLIENTS = Statement(f"""
     UPDATE task SET slots = 0 WHERE slots > 0 AND create_token NOT LIKE '{SENT_HERE}%'
 """)  # a constant
@@ -116,12 +119,14 @@ def correct_slots(tx: Transaction) -> None:
 
     KLING_CONCURRENCY may have been set, changed or removed since the last start.
     """
+    tx.write_changes()  # this transaction also has the first requests: what they submitted or ended holds no slots
     RELEASE_SLOTS.execute(tx.connection)
     limits = tx.policy.slots
     if limits.are_limited:
-        tx.load(OPEN_WITHOUT_SLOTS.scalars(tx.connection))
-        for task in list(tx.tasks.values()):
-            slots.hold(tx, task)
+        ids = OPEN_WITHOUT_SLOTS.scalars(tx.connection)
+        tx.load(ids)
+        for task_id in ids:
+            slots.hold(tx, tx.require_task(task_id))
     else:
         RELEASE_OF_CLIENTS.execute(tx.connection)
     for row in QUEUED_SLOTS.all(tx.connection):

@@ -13,6 +13,7 @@ from kling_callback.jobs.untyped import prepare
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import ADDRESSING, digest, redacted
+from kling_callback.protocol.values import MAX_ID_CHARS, sanitize
 from kling_receiver.jobs.kinds import create_key
 from kling_receiver.policy import SlotLimits
 from kling_receiver.store.rows import SubmissionRow, TaskRow
@@ -45,6 +46,10 @@ SELECT = Statement[SubmissionRow](
 )
 """A submission without its body, which may be large."""
 SELECT_BODY = Statement("SELECT id, body FROM submission WHERE task_id = :task_id")
+SENT_BY = Statement(f"""
+    SELECT id FROM task WHERE create_token = :create_token AND substr(create_token, 1, 9) = '{SENT_HERE}' LIMIT 1
+""")  # a constant; its index has this condition
+"""The task of an earlier submission with the same Idempotency-Key, whatever its id is."""
 DELETE = Statement("DELETE FROM submission WHERE task_id = :task_id")
 
 
@@ -70,11 +75,13 @@ class SubmissionResult:
     """`created`: whether the task is new, or was opened again; if not, it was submitted before, and nothing is sent.
 
     `conflict`: why it was refused, because the id belongs to another task; `full`: because too much is queued.
+    `task_id`: of the task that was submitted before with the same Idempotency-Key, if it has another id.
     """
 
     created: bool = False
     conflict: str | None = None
     full: str | None = None
+    task_id: str | None = None
 
 
 def derived_id(text: str) -> str:
@@ -113,7 +120,7 @@ def build(
         prepared = prepare(family, body, local_files=False)
     except ParameterError as error:
         problems += error.problems
-    model = model_of(family, prepared)
+    model = sanitize(model_of(family, prepared), MAX_ID_CHARS)  # Kling gets it as it is, and says what is wrong
     needed = slots.slots_of(family, prepared)
     if problem := limits.problem(model, needed):
         problems.append(f"{'n' if needed > 1 else 'model'}: {problem} Ask for fewer images at once.")
@@ -150,13 +157,16 @@ def _without_address(family: str, body: Mapping[str, Any]) -> dict[str, Any]:
 def submit(tx: Transaction, task_id: str, submission: Submission) -> SubmissionResult:
     """Register a task under our id, usually `submission.task_id`, and queue its create.
 
-    A repeat is recognized by the id, and changes nothing. A task that Kling certainly did not accept is opened again,
-    but not by a repeat with the same Idempotency-Key.
+    A repeat is recognized by the id, or by the Idempotency-Key, and changes nothing. A task that Kling certainly did
+    not accept is opened again, but not by a repeat with the same Idempotency-Key.
     """
     registration = submission.registration
     task = tx.task(task_id)
     if task and task["create_token"] == registration.create_token:
         return SubmissionResult(conflict=task_registration.conflict_with(task, registration))
+    if earlier := SENT_BY.scalar(tx.connection, create_token=registration.create_token):
+        conflict = task_registration.conflict_with(tx.require_task(earlier), registration)
+        return SubmissionResult(conflict=conflict, task_id=earlier)
     opens = task is None or task_registration.may_reopen(task)
     if opens and (full := _full(tx, submission)):
         return SubmissionResult(full=full)

@@ -10,7 +10,7 @@ from kling_callback.api.create import CreateOutcome
 from kling_callback.protocol.reports import Report
 from kling_receiver.policy import Policy, SlotLimits
 from kling_receiver.store.database import Database
-from kling_receiver.store.tables import SUBMISSION
+from kling_receiver.store.tables import SUBMISSION, TASK
 from kling_receiver.tasks import creating, slots, startup, submission, transitions
 from kling_receiver.tasks.registration import Registration
 from kling_receiver.tasks.submission import SubmissionResult, build
@@ -172,6 +172,24 @@ def test_a_start_corrects_the_slots(database: Database) -> None:
     unlimited.change(startup.correct_slots)
     assert (unlimited.task("open")["slots"], states(unlimited)) == (0, {"waits": "claimed"})
     assert unlimited.change(startup.repair) == 0
+
+
+def test_a_start_shares_its_transaction_with_requests(database: Database) -> None:
+    """What they submit, or end, holds no slots for it: nothing would ever release them."""
+    ledger = Ledger(database, rules=Policy(slots=SlotLimits(1)))
+    Ledger(database).register("ends")
+    with ledger.transaction() as tx:
+        for name in ("first", "second"):
+            made = build(FAMILY, {"prompt": "x"}, limits=SlotLimits(), task_id=name)
+            submission.submit(tx, name, made)
+        transitions.fail_locally(tx, tx.require_task("ends"), "over")
+        startup.correct_slots(tx)
+    assert [ledger.task(name)["slots"] for name in ("first", "second", "ends")] == [0, 0, 0]
+    assert states(ledger) == {"first": "claimed", "second": "queued"}
+    with database.write() as connection:  # an earlier start did that
+        connection.execute(TASK.update().where(TASK.c.id == "second").values(slots=1))
+    ledger.change(startup.correct_slots)
+    assert ledger.task("second")["slots"] == 0
 
 
 def test_no_statement_is_added_to_callbacks_without_limits(database: Database) -> None:

@@ -8,6 +8,7 @@ from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.submission import Submission, SubmissionResult
+from kling_receiver.web.errors import ApiError
 
 CONFIRM_SECONDS = 8.0
 """Seconds in which a commit without an answer is checked, before its caller is told that nothing was registered."""
@@ -18,6 +19,15 @@ WITHDRAWN = "The database did not answer, and the caller was told to send it aga
 Submit = Callable[[Transaction, str, Submission], SubmissionResult]
 
 
+class Undecided(ApiError):
+    """Whether a task is registered is not known: the database was lost during its commit."""
+
+    def __init__(self, task_id: str) -> None:
+        message = f"The database does not answer: it is not known whether task {task_id} is registered."
+        super().__init__(503, "undecided", message, f"Before you send it again, ask: GET /api/tasks/{task_id}.")
+        self.task_id = task_id
+
+
 class Committer:
     """Registers the tasks of submissions."""
 
@@ -25,10 +35,11 @@ class Committer:
         self._writer = writer
         self._checks = set[asyncio.Task[bool]]()
 
-    async def commit(self, submission: Submission, submit: Submit) -> SubmissionResult:
+    async def commit(self, submission: Submission, submit: Submit, *, may_withdraw: bool) -> SubmissionResult:
         """Register a submission's task. Raises Unavailable if it is not registered, and will not be.
 
         A caller who is told so sends it again, perhaps without an id by which the repeat is known: it is paid twice.
+        `may_withdraw`: False: if it is not known for CONFIRM_SECONDS, Undecided is raised, and the task may be sent.
         """
         has_run = given_up = False
 
@@ -42,15 +53,16 @@ class Committer:
             return await self._writer.run(change)
         except Unavailable:
             given_up = True
-            if not has_run or not await self._is_registered(submission):
+            if not has_run or not await self._is_registered(submission, may_withdraw=may_withdraw):
                 raise
             return SubmissionResult(created=True)
 
-    async def _is_registered(self, submission: Submission) -> bool:
+    async def _is_registered(self, submission: Submission, *, may_withdraw: bool) -> bool:
         """Whether a commit whose answer was lost, or that is late, has registered a task.
 
-        If that is not known in CONFIRM_SECONDS, the task leaves the queue as soon as it is there: the writer makes
-        changes in their order, and the check comes before the job's. A repeat that is known by its id finds the task.
+        If that is not known in CONFIRM_SECONDS, and the task may be withdrawn, it leaves the queue as soon as it is
+        there: the writer makes changes in their order, and the check comes before the job's. A repeat that is known by
+        its id finds the task.
         """
         task_id, create_token = submission.task_id, submission.registration.create_token
         is_refused = False
@@ -75,5 +87,7 @@ class Committer:
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
         done, _ = await asyncio.wait([task], timeout=CONFIRM_SECONDS)
+        if not done and not may_withdraw:
+            raise Undecided(task_id)
         is_refused = not done and not submission.is_repeatable
         return bool(done) and task.result()

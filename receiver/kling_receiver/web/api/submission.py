@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 from anyio import CapacityLimiter, to_thread
@@ -103,11 +104,17 @@ class SubmissionRoutes:
         return JSONResponse(self._payloads.task(detail), 201 if is_new else 200)
 
     async def register(
-        self, request: Request, read: ReadSubmission, submit: Submit = submissions.submit
+        self,
+        request: Request,
+        read: ReadSubmission,
+        submit: Submit = submissions.submit,
+        *,
+        may_withdraw: bool = True,
     ) -> tuple[Submission, bool]:
         """Read a request's submission and register its task, durably. Returns also whether it is new.
 
-        `read`: parses and checks a body; called beside the event loop for a large one. Raises ApiError, Unavailable.
+        `read`: parses and checks a body; called beside the event loop for a large one. Raises ApiError, and
+        Unavailable: then it is not registered, or if it may not be withdrawn, Undecided.
         """
         if not self._settings.has_key:
             raise ApiError(409, "no_key", "This receiver has no key for Kling, so it sends no creates.", NO_KEY_HINT)
@@ -121,14 +128,14 @@ class SubmissionRoutes:
                 submission = await to_thread.run_sync(read, content, key, self._settings, limiter=self._parsing)
             else:
                 submission = read(content, key, self._settings)
-            result = await self._committer.commit(submission, submit)
+            result = await self._committer.commit(submission, submit, may_withdraw=may_withdraw)
         if result.conflict:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
         if result.full:
             hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
-        return submission, result.created
+        return replace(submission, task_id=result.task_id or submission.task_id), result.created
 
     async def cancel(self, request: Request) -> Response:
         """End a task that waits in the queue."""

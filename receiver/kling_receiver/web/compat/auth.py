@@ -58,23 +58,30 @@ class CompatGuard:
         address, credential = request.client.host if request.client else "", credential.strip()
         if not credential and not scheme:
             raise CompatError(AUTH_EMPTY, f"The header Authorization is missing. {ACCEPTED}")
-        if blocked := self._attempts.seconds_blocked(address, credential):
-            message = "Too many failed attempts from your address. Check the key, then try again in a minute."
-            raise CompatError(TOO_FAST, message, Retry_After=str(math.ceil(blocked)))
+        blocked = self._attempts.seconds_blocked(address, credential)
         try:
             if scheme.lower() != "bearer" or not credential:
                 raise CompatError(AUTH_INVALID, f"The header Authorization names no bearer key. {ACCEPTED}")
-            seconds_left = await self._verify(request, credential)
+            seconds_left = await self._verify(request, credential, may_guess=not blocked)
         except CompatError as error:
-            if error.code in (AUTH_FAILED, AUTH_INVALID):  # an expired credential is no guess
-                self._attempts.record_failure(address)
+            if error.code not in (AUTH_FAILED, AUTH_INVALID):  # an expired credential is no guess
+                raise
+            if blocked:
+                message = "Too many failed attempts from your address. Check the key, then try again in a minute."
+                raise CompatError(TOO_FAST, message, Retry_After=str(math.ceil(blocked))) from None
+            self._attempts.record_failure(address)
             raise
-        self._attempts.record_success(credential)
         return seconds_left
 
-    async def _verify(self, request: Request, credential: str) -> Callable[[], float]:
+    async def _verify(self, request: Request, credential: str, *, may_guess: bool) -> Callable[[], float]:
+        """Raise CompatError or ApiError, unless a credential is accepted. `may_guess`: whether it may be a bare key.
+
+        What is signed is always verified: it is a new text each time, and behind a proxy, one program with a wrong
+        key would lock out all others that sign.
+        """
         given = _digest(credential)
-        if sum(hmac.compare_digest(given, key) for key in self._keys):  # a sum: every key is compared
+        if may_guess and sum(hmac.compare_digest(given, key) for key in self._keys):  # a sum: every key is compared
+            self._attempts.record_success(credential)
             return _always
         if credential.count(".") == 2:
             self._verify_jwt(credential)

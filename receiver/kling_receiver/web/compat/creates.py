@@ -29,7 +29,13 @@ from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import may_reopen
 from kling_receiver.tasks.submission import Submission, SubmissionResult
 from kling_receiver.tasks.transitions import keep_our_id
-from kling_receiver.web.api.submission import SubmissionBody, SubmissionRoutes, check_size, check_submission
+from kling_receiver.web.api.committer import Undecided
+from kling_receiver.web.api.submission import (
+    SubmissionBody,
+    SubmissionRoutes,
+    check_size,
+    check_submission,
+)
 from kling_receiver.web.compat.queries import Queries
 from kling_receiver.web.compat.replies import (
     BAD_BODY,
@@ -76,7 +82,11 @@ class Creates:
         def read(content: bytes, key: str, settings: ReceiverSettings) -> Submission:
             return _read(family, content, key, settings)
 
-        submission, _ = await self._submissions.register(request, read, _submit)
+        try:
+            submission, _ = await self._submissions.register(request, read, _submit, may_withdraw=False)
+        except Undecided as error:  # as after an unknown outcome
+            log.warning("task %s: its create was answered although it may not be registered", error.task_id)
+            return JSONResponse(envelope(_unread(family, error.task_id)))
         try:
             return await self._answer(submission.task_id)
         except CompatError:

@@ -77,6 +77,8 @@ class Queries:
         page = _integer(request, "pageNum", 1, MAX_PAGE)
         size = _integer(request, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         skip = (page - 1) * size
+        if "\0" in family:  # no database compares it
+            raise CompatError(NO_PATH, f"No tasks are made at /v1/{family[:200]}. Check the path.")
         records = await self._reader.render_family(family, self.record, skip=skip, limit=size)
         if not records and family not in families.ASYNCHRONOUS:
             raise CompatError(NO_PATH, f"No tasks are made at /v1/{family[:200]}. Check the path.")

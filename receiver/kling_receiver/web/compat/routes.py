@@ -14,7 +14,7 @@ from kling_receiver.web.compat.auth import CompatGuard
 from kling_receiver.web.compat.creates import Creates
 from kling_receiver.web.compat.forward import METHODS, Forwarder
 from kling_receiver.web.compat.queries import Queries
-from kling_receiver.web.compat.replies import NO_PATH, failure, in_kling_shape
+from kling_receiver.web.compat.replies import NO_PATH, CompatError, failure, in_kling_shape
 
 PREFIXES = ("", "/kling")
 """Relays have Kling's paths below `/kling`, and many programs are written for them."""
@@ -59,6 +59,8 @@ class CompatRoutes:
         if path in METHODS and not families.is_account(path):
             return await self._forwarder.forward(request, path)
         if request.method == "POST":
+            if families.is_new_standard(path):  # `//`: a path of the gateway that is not below /v1
+                raise CompatError(NO_PATH, f"Nothing is made at /v1/{path[:200]}. Check the path.")
             return await self._creates.create(request, path)
         if path in families.ASYNCHRONOUS:
             return await self._queries.list_family(request, path)

@@ -102,8 +102,20 @@ def test_failed_attempts_are_limited(start: Start, gateway: Sandbox) -> None:
     assert code(limited) == (429, 1302)
     assert code(get(running, None)) == (401, 1001)
     assert 1 <= int(limited.headers["Retry-After"]) <= attempts.WINDOW_SECONDS
-    assert code(get(running, running.headers()["Authorization"])) == (429, 1302)
     assert code(get(running, f"Bearer {KEY}")) == (200, 0)
+
+
+def test_the_failures_of_others_lock_out_nothing_that_is_signed(start: Start, gateway: Sandbox) -> None:
+    """Each JWT is a new text, and behind a proxy, all programs have one address. A wrong signature is limited."""
+    keys = {"api_key": KEY, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
+    running = start(api_base=gateway.url, compat_api="on", **keys)
+    for n in range(attempts.MAX_FAILURES):
+        assert code(get(running, f"Bearer guess-{n}")) == (401, 1002)
+    assert code(get(running, f"Bearer {signed()}")) == (200, 0)
+    assert code(get(running, running.headers()["Authorization"])) == (200, 0)
+    assert code(get(running, f"Bearer {signed('another-secret-key-of-another-account')}")) == (429, 1302)
+    assert code(get(running, f"Bearer {api_token(['x' * 32], 'client', 60)}")) == (429, 1302)
+    assert code(get(running, f"Bearer {KEY}")) == (429, 1302), "a bare key may be a guess"
 
 
 def test_attempts_are_counted_by_network_and_forgotten() -> None:

@@ -184,6 +184,24 @@ def test_an_idempotency_key(door: Running, door_gateway: Sandbox, api: httpx.Cli
     assert len(door_gateway.tasks) == made + 2
 
 
+@pytest.mark.parametrize("first", ["", "mine"])
+def test_an_idempotency_key_counts_whatever_the_external_task_id_is(
+    door: Running, door_gateway: Sandbox, api: httpx.Client, first: str
+) -> None:
+    """A program may make a new id for each attempt: its key tells that it is one intent."""
+    made = len(door_gateway.creates)
+    key = f"attempts-{first}"
+    ids = [first and f"{first}-0", "attempt-1" + first, "attempt 2".replace(" ", "!") + first, ""]
+    answers = [data(create(api, key=key, external_task_id=each)) for each in ids]
+    assert len({answer["task_id"] for answer in answers}) == 1
+    headers = {**door.headers(), "Idempotency-Key": key}
+    document = {"family": IMAGES, "body": {"prompt": "a kangaroo"}, "external_task_id": "attempt-3" + first}
+    again = httpx.post(f"{door.url}/api/tasks", json=document, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, ours(door, answers[0]["task_id"]))
+    assert code(create(api, key=key, external_task_id="other" + first, n=2)) == (400, 1201)
+    assert len(door_gateway.creates) == made + 1
+
+
 def test_a_queued_create_is_answered_at_once(start: Start) -> None:
     """With our id, which stays valid; it is sent when a slot is free, never before."""
     with Sandbox() as gateway:
@@ -271,6 +289,47 @@ def test_a_create_is_never_lost_after_its_commit(
     assert len(door_gateway.tasks) == made + 1
 
 
+def test_a_path_below_v1_reaches_no_other(door: Running, door_gateway: Sandbox, api: httpx.Client) -> None:
+    """`/v1//a/b` is no way to `/a/b` at the gateway, which may be an administrator's."""
+    made = len(door_gateway.creates)
+    for path in ("/v1//user/token", "/kling/v1//text-to-video/kling-v3", "/v1/%2Fuser/token"):
+        assert code(api.post(path, json={"prompt": "x"})) == (404, 1202), path
+    assert len(door_gateway.creates) == made
+
+
+def test_a_commit_that_nobody_can_see(
+    door: Running, door_gateway: Sandbox, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database restarts, neither its answer nor the task can be read: it is waited for, then answered."""
+    writer, reader = door.receiver.store.writer, door.receiver.store.reader
+    run, read = writer.run, reader.task
+    reads = 0
+
+    async def committed(change: Any, **options: Any) -> Any:
+        commit.undo()
+        await run(change, **options)
+        raise Unavailable("The database cannot be used.")
+
+    async def unreadable(task_id: str) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads <= outage:
+            raise Unavailable("The database cannot be used.")
+        return await read(task_id)
+
+    made = len(door_gateway.creates)
+    monkeypatch.setattr("kling_receiver.web.api.committer.CONFIRM_SECONDS", 1)
+    for outage in (2, 1000):
+        reads = 0
+        with monkeypatch.context() as patch, monkeypatch.context() as commit:
+            patch.setattr(reader, "task", unreadable)
+            commit.setattr(writer, "run", committed)
+            answered = data(create(api, prompt=f"outage {outage}"))
+        assert answered["task_status"] == "submitted", "the caller must not send it again"
+        poll_until(lambda: json.dumps(door_gateway.creates[made:]).count(f"outage {outage}") == 1)  # noqa: B023
+        finished(door, data(api.get(f"/v1/{IMAGES}/{answered['task_id']}"))["task_id"])
+
+
 def test_a_commit_whose_answer_is_lost(
     door: Running, door_gateway: Sandbox, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,3 +371,6 @@ def test_each_engine(start: Start, gateway: Sandbox, database_url: str) -> None:
         assert [each["id"] for each in data(api.get("/tasks?external_task_ids=-first"))] == [record["task_id"]]
         assert record["task_id"] in [each["task_id"] for each in data(api.get(f"/v1/{IMAGES}?pageSize=2"))]
         assert data(api.get(f"/v1/{IMAGES}?pageNum=2&pageSize=2")) == []
+        assert code(create(api, model_name="\0")) == (404, 1203)
+        assert code(create(api, callback_url="https://example.com/\0")) == (400, 1201)
+        assert code(api.get("/v1/%00")) == (404, 1202)

@@ -14,6 +14,8 @@ def upgrade() -> None:
     op.add_column("task", sa.Column("keeps_our_id", sa.Boolean(), nullable=False, server_default=sa.false()))
     held = sa.text("slots > 0")
     op.create_index("task_slots", "task", ["model"], sqlite_where=held, postgresql_where=held)
+    sent_here = sa.text("substr(create_token, 1, 9) = 'receiver/'")
+    op.create_index("task_sent_here", "task", ["create_token"], sqlite_where=sent_here, postgresql_where=sent_here)
     op.add_column("hook", sa.Column("format", sa.String(), nullable=False, server_default="event"))
     op.create_table(
         "submission",
