@@ -56,6 +56,7 @@ CLIENT_ORDER = (
     "creation",
     "calls",
     "kling",
+    "batch",
     "sync",
     "hooks",
     "listen",

@@ -61,6 +61,11 @@ class BaseTask:
         return str(self.data.get("status_msg") or "")
 
     @property
+    def queue_position(self) -> int | None:
+        """The place in the receiver's queue, 1 for the next one; None for a task that does not wait for a slot."""
+        return self.data.get("queue_position")
+
+    @property
     def outputs(self) -> list[dict[str, Any]]:
         """What Kling made that is no file (elements, voices, a session), with Kling's names."""
         return outputs_of(self.data)

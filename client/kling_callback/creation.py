@@ -10,14 +10,15 @@ register ─▶ send ─┬─ taken ──────────────�
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
-from kling_callback.api.kling import NOT_SENT_ERRORS, KlingApi
-from kling_callback.api.receiver import CreateOutcome, ReceiverApi, Registered, Registration
-from kling_callback.api.refusals import CONCURRENCY_LIMITED, NOT_KLING, RATE_LIMITED
+from kling_callback.api.create import CreateOutcome, created, find_created, is_lost, judge, may_resend, not_created
+from kling_callback.api.kling import KlingApi
+from kling_callback.api.receiver import ReceiverApi, Registered, Registration
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.base import is_created
 from kling_callback.display import logger
@@ -31,12 +32,12 @@ from kling_callback.errors import (
     ReceiverError,
     SettingsError,
 )
-from kling_callback.jobs.body import chosen_id, model_of, with_callback
+from kling_callback.jobs.body import chosen_callback, chosen_id, model_of, with_callback
 from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.families import is_new_standard
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import digest, redacted
-from kling_callback.protocol.reports import UNKNOWN_TASK, Report
+from kling_callback.protocol.reports import Report
 from kling_callback.protocol.urls import normalize_url
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
@@ -47,8 +48,33 @@ log = logger("kling_callback.creation")
 MAX_TAG_CHARS, MAX_TAGS = 100, 20
 """Characters of a tag, and tags of a task: the receiver's limits."""
 
+KEY_MISSING = (
+    "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). Set it: this call goes to Kling itself, and "
+    "the receiver sends creates only."
+)
+
+MAX_PRIORITY = 1_000_000
+"""Of a task in the receiver's queue, which sends the highest first; the lowest is its negative."""
+
+HOOK_AND_CALLBACK = (
+    "callback_url: becomes the task's hook, in Kling's format, which receives each change of the status. "
+    "Remove it, or hook and hook_events."
+)
+
 MAX_FINGERPRINT_CHARS = 256
 """Characters of the fingerprints of all keys: the receiver's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHook:
+    """The hook of a task; no `address`: it has none. `events`: types of events, if not all.
+
+    `format`: of the bodies: the receiver's event, or the record that Kling itself posts.
+    """
+
+    address: str = ""
+    events: tuple[str, ...] = ()
+    format: Literal["event", "kling"] = "event"
 
 
 def check_call(
@@ -58,33 +84,62 @@ def check_call(
     tags: Sequence[str],
     hook: str | None,
     hook_events: Sequence[str],
+    callback_url: str | None,
     external_task_id: str | None,
-) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+) -> tuple[str, tuple[str, ...], TaskHook]:
     """Check what belongs to a create beside its parameters.
 
-    Returns the task's id, chosen or new, the distinct tags, and the distinct events of the hook. Raises
-    ParameterError with all problems.
+    Returns the task's id, chosen or new, the distinct tags, and the task's hook. Raises ParameterError with all
+    problems.
     """
-    problems, task_id = ProblemCollector(), None
+    problems, task_id, address = ProblemCollector(), None, ""
     distinct_tags, distinct_events = tuple[str, ...](), tuple[str, ...]()
     with problems:
         task_id = chosen_id(family, body, external_task_id)
     with problems:
         distinct_tags = _valid_tags(tags)
     with problems:
-        _check_hook(hook)
+        _check_address("hook", hook)
     with problems:
-        distinct_events = _valid_events(hook_events, hook)
+        address = chosen_callback(family, body, callback_url)
+        _check_address("callback_url", address)
+    with problems:
+        distinct_events = _valid_events(hook_events, hook or address)
+        if address and (hook or distinct_events):
+            raise ParameterError([HOOK_AND_CALLBACK])
     problems.raise_all()
-    return task_id or new_id(), distinct_tags, distinct_events
+    task_hook = TaskHook(address, format="kling") if address else TaskHook(hook or "", distinct_events)
+    return task_id or new_id(), distinct_tags, task_hook
 
 
-def check_key(settings: ClientSettings, family: str = "") -> None:
-    """Check that the settings have a key for a family. Raises SettingsError, ParameterError."""
+def check_key(settings: ClientSettings) -> None:
+    """Check that the settings have a key for calls that the receiver does not make. Raises SettingsError."""
     if not settings.key_fingerprint:
-        raise SettingsError(["KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY)."])
-    if is_new_standard(family) and not settings.api_key:
-        raise ParameterError([f"family: {family} does not accept access key and secret key. Set KLING_API_KEY."])
+        raise SettingsError([KEY_MISSING])
+
+
+def check_sender(settings: ClientSettings, family: str, priority: Any) -> None:
+    """Check what depends on the sender of a create: this client if it has a key, else the receiver.
+
+    Raises ParameterError with all problems.
+    """
+    problems = priority_problems(priority)
+    if priority is not None and settings.key_fingerprint:
+        problems.append(
+            "priority: works only if the receiver sends the create. Remove it, or unset KLING_API_KEY (or "
+            "KLING_ACCESS_KEY and KLING_SECRET_KEY), so that the receiver does."
+        )
+    if settings.key_fingerprint and is_new_standard(family) and not settings.api_key:
+        problems.append(f"family: {family} does not accept access key and secret key. Set KLING_API_KEY.")
+    if problems:
+        raise ParameterError(problems)
+
+
+def priority_problems(priority: Any) -> list[str]:
+    """Why a value is not a priority; [] for one, and for None."""
+    if priority is None or (type(priority) is int and abs(priority) <= MAX_PRIORITY):  # True is an int as well
+        return []
+    return [f"priority: must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}."]
 
 
 def _valid_tags(tags: Any) -> tuple[str, ...]:
@@ -122,12 +177,12 @@ def _valid_events(events: Any, hook: Any) -> tuple[str, ...]:
     return distinct
 
 
-def _check_hook(hook: Any) -> None:
+def _check_address(name: str, address: Any) -> None:
     try:
-        if hook:
-            normalize_url(str(hook).partition("?")[0])
+        if address:
+            normalize_url(str(address).partition("?")[0])
     except ValueError as error:
-        raise ParameterError([f"hook: {error}"]) from None
+        raise ParameterError([f"{name}: {error}"]) from None
 
 
 class CreateCall:
@@ -143,8 +198,7 @@ class CreateCall:
         family: str,
         body: dict[str, Any],
         tags: tuple[str, ...] = (),
-        hook: str = "",
-        hook_events: tuple[str, ...] = (),
+        hook: TaskHook = TaskHook(),
     ) -> None:
         self._kling_api, self._receiver, self._retry = kling_api, receiver, receiver.retry
         self._task_id, self._family, self._body = task_id, family, body
@@ -156,8 +210,9 @@ class CreateCall:
             base=settings.api_base,
             key_fingerprint=",".join(settings.key_fingerprints)[:MAX_FINGERPRINT_CHARS],
             tags=tags,
-            hook=hook,
-            hook_events=hook_events,
+            hook=hook.address,
+            hook_events=hook.events,
+            hook_format=hook.format,
             create_token=secrets.token_urlsafe(16),
         )
         self.outcome = CreateOutcome("not_created", reason="It was interrupted before it was sent.")
@@ -191,8 +246,8 @@ class CreateCall:
         """Return a task that was registered before. Sends no create; queries Kling once if the outcome is unknown."""
         if is_created(task) or task.get("done") or task["status"] != "created":
             return task
-        if report := await self._find_created():
-            self._set_created(report)
+        if report := await find_created(self._kling_api, self._family, self._task_id):
+            self.outcome = created(report)
             return await self._report(task)
         return task
 
@@ -200,19 +255,19 @@ class CreateCall:
         """Send the create until its outcome is final or unknown. Returns the error if no task can come of it."""
         body = with_callback(self._family, self._body, self._task_id, callback_url)
         try:
-            self._set_created(
-                await self._retry.retry(lambda: self._try(body), resend_rule(self._retry), self._retry.create_seconds)
+            report = await self._retry.retry(
+                lambda: self._try(body), resend_rule(self._retry), self._retry.create_seconds
             )
-        except NotCreated as error:
-            return error if error.code not in UNKNOWN_TASK else await self._check_exists(error)
-        except CreateUnknown as error:
-            self.outcome = CreateOutcome("unknown", reason=str(error), request_id=error.request_id or "")
-            if error.code == NOT_KLING:
+            self.outcome = created(report)
+        except GatewayError as error:
+            self.outcome = await judge(self._kling_api, self._family, self._task_id, error)
+            if self.outcome.outcome == "not_created" or is_lost(error):
                 return error
-            log.warning(
-                "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
-            )
-            await self._search_created()
+            if isinstance(error, CreateUnknown):
+                log.warning(
+                    "It is not known yet whether Kling took task %s. It is not sent again. %s", self._task_id, error
+                )
+                await self._search_created()
         return None
 
     async def _try(self, body: dict[str, Any]) -> Report:
@@ -220,38 +275,15 @@ class CreateCall:
         try:
             return await self._kling_api.create(self._family, body)
         except NotCreated as error:
-            self.outcome = CreateOutcome("not_created", reason=error.message, request_id=error.request_id or "")
+            self.outcome = not_created(error)
             raise
-
-    async def _check_exists(self, refusal: NotCreated) -> NotCreated | None:
-        """Tell an id that is taken, hence a created task, from bad parameters: Kling has one code for both."""
-        if report := await self._find_created():
-            self._set_created(report)
-            return None
-        if "already exist" not in refusal.message.lower():
-            return refusal
-        self.outcome = CreateOutcome("unknown", reason=str(refusal))
-        return None
 
     async def _search_created(self) -> None:
         for pause in self._retry.lookup_waits:
             await anyio.sleep(pause * self._retry.jitter())
-            if report := await self._find_created():
-                self._set_created(report)
+            if report := await find_created(self._kling_api, self._family, self._task_id):
+                self.outcome = created(report)
                 return
-
-    async def _find_created(self) -> Report | None:
-        """Query Kling by our id, once. None proves nothing: a relay may drop our id."""
-        with suppress(GatewayError):
-            report = await self._kling_api.query(self._family, task_id=self._task_id)
-            if report and report.kling_id and report.external_task_id in (None, self._task_id):
-                return report
-        return None
-
-    def _set_created(self, report: Report) -> None:
-        self.outcome = CreateOutcome(
-            "created", kling_id=report.kling_id, request_id=report.request_id or "", finished=bool(report.final)
-        )
 
     async def _report(self, task: dict[str, Any]) -> dict[str, Any]:
         """Report the outcome to the receiver. If that fails, a callback or the deadline still finds the task."""
@@ -287,9 +319,3 @@ def resend_rule(retry: RetryPolicy) -> Callable[[KlingError], bool]:
         return may_resend(error) and (error.code is not None or waited < retry.connect_seconds)
 
     return again
-
-
-def may_resend(error: KlingError) -> bool:
-    """Whether a create that ended with this error may be sent again: it was not accepted, and may be later."""
-    not_sent = isinstance(error.__cause__, NOT_SENT_ERRORS) and error.retryable
-    return isinstance(error, NotCreated) and (error.code in (RATE_LIMITED, CONCURRENCY_LIMITED) or not_sent)

@@ -37,6 +37,11 @@ def escape(value: Any) -> str:
     return CONTROL_CHARACTERS.sub(lambda match: f"\\x{ord(match.group()):02x}", " ".join(str(value).splitlines()))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 file`, `2 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Mask:
     """Replaces secrets in a text by `***`: long ones wherever they stand, shorter ones in quotation marks only."""
 

@@ -118,9 +118,13 @@ class GatewayError(KlingError):
 
 
 class NotCreated(GatewayError):
-    """Kling certainly did not accept the create or the call: nothing is generated, nothing is paid."""
+    """Kling certainly did not accept the create or the call: nothing is generated, nothing is paid.
+
+    `answer`: Kling's answer to a create, as JSON text; "" if it was not sent, or the answer is long or no JSON object.
+    """
 
     outcome: Outcome | None = "not_created"
+    answer = ""
 
 
 class CreateUnknown(GatewayError):

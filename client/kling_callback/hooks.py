@@ -58,6 +58,7 @@ def verify_hook(
 
 
 CHECK_SECRET = "If your receiver sent it, check that the secret is the hook's, and the body the raw bytes."
+CHECK_FORMAT = "If it is the record of a hook in Kling's format, verify it with a package of Standard Webhooks."
 CHECK_CLOCKS = "If your receiver sent it, check the clocks of both machines."
 
 
@@ -111,4 +112,4 @@ def _event(body: bytes, webhook_id: str) -> HookEvent:
         }:
             if type(event_id) is int and is_task(task):  # True is an int as well
                 return HookEvent(event_id, kind, at, data, task, log_id, webhook_id)
-    raise HookError("The body is not an event.", code="not_an_event")
+    raise HookError("The body is not an event.", code="not_an_event", hint=CHECK_FORMAT)

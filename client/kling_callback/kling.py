@@ -11,11 +11,12 @@ from anyio import to_thread
 from kling_callback import calls
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_from
-from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
+from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi, Submission
 from kling_callback.api.retry import RetryPolicy
-from kling_callback.creation import CreateCall, check_call, check_key
+from kling_callback.creation import CreateCall, TaskHook, check_call, check_key, check_sender
 from kling_callback.errors import ParameterError, ProblemCollector
 from kling_callback.events import follow, last_event
+from kling_callback.jobs.body import without_callback
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.methods import JobMethods, returning
 from kling_callback.jobs.untyped import prepare, prepare_job
@@ -85,7 +86,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
     ) -> AsyncTask:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
 
@@ -95,7 +98,15 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         with problems:
             family, body = await to_thread.run_sync(prepare_job, job, await with_files(values))
         return await self._create(
-            problems, family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            problems,
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
+            priority=priority,
         )
 
     async def create(
@@ -106,9 +117,11 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
     ) -> AsyncTask:
-        """Create a task of any job, and return it once Kling has it.
+        """Create a task of any job, and return it once Kling has it, or the receiver if that sends the create.
 
         `family`: a path under `/v1` (`videos/effects`), or a path of the new standard with a leading slash.
         `body`: Kling's parameters, JSON. Where Kling accepts an image, it may be a Path, a file name, a data URL or an
@@ -116,7 +129,11 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         `tags`: labels; at most 20, of at most 100 characters.
         `hook`: URL to which the receiver POSTs this task's events, signed with the secret that its command
         `kling-receiver hooks task-secret` prints; a task has one. `hook_events`: types of events, if not all.
+        `callback_url`: instead of a hook, an address for what Kling itself would post, on each change of the status:
+        its record, with the receiver's links to the files, signed as a hook. In the body it means the same.
         `external_task_id`: becomes the task's id; a second call with the same one continues that task.
+        `priority`: an integer; the receiver sends the highest first. Only for a client without a Kling key: its creates
+        are sent by the receiver, and the task is returned before Kling has it (`queue_position`).
 
         Raises ParameterError, SettingsError or ReceiverError before anything is sent, NotCreated when Kling certainly
         did not accept the create. If the outcome is unknown, the task is returned with `outcome` `unknown`: `wait`
@@ -134,7 +151,9 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
+            priority=priority,
         )
 
     def _run(
@@ -144,9 +163,20 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
+        priority: int | None,
     ) -> Coroutine[Any, Any, AsyncTask]:
-        return self.run(job, values, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
+        return self.run(
+            job,
+            values,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
+            priority=priority,
+        )
 
     async def _create(
         self,
@@ -157,27 +187,48 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
+        priority: int | None,
     ) -> AsyncTask:
         """Report all problems, also those that were found before; then create the task."""
-        task_id, distinct_tags, known_events = "", tuple[str, ...](), tuple[str, ...]()
+        task_id, distinct_tags, task_hook = "", tuple[str, ...](), TaskHook()
         with problems:
-            task_id, distinct_tags, known_events = check_call(
-                family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+            task_id, distinct_tags, task_hook = check_call(
+                family,
+                body,
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
             )
         with problems:
-            check_key(self._settings, family)
+            check_sender(self._settings, family, priority)
+        with problems:
+            self._settings.check_receiver()
         problems.raise_all()
+        if not self.sends_creates:
+            submission = Submission(
+                task_id,
+                family,
+                without_callback(family, body),
+                distinct_tags,
+                hook=task_hook.address,
+                hook_events=task_hook.events,
+                hook_format=task_hook.format,
+                priority=priority,
+            )
+            return AsyncTask(self._receiver, await self._receiver.submit(submission))
         creation = CreateCall(
             self._kling_api,
             self._receiver,
             self._settings,
             task_id=task_id,
             family=family,
-            body=body,
+            body=without_callback(family, body),
             tags=distinct_tags,
-            hook=hook or "",
-            hook_events=known_events,
+            hook=task_hook,
         )
         return await creation.run()
 
@@ -206,11 +257,19 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         tasks = await self._receiver.tasks(limit, **filters)
         return [AsyncTask(self._receiver, task) for task in tasks]
 
+    async def cancel(self, task_id: str) -> AsyncTask:
+        """Remove a task from the receiver's queue: it is never sent to Kling, costs nothing, and ends as `failed`.
+
+        `task_id`: any id of the task. Raises ReceiverError; with the `http_status` 409 if the task was sent, for Kling
+        has no cancel.
+        """
+        return AsyncTask(self._receiver, await self._receiver.cancel(_valid_id(task_id)))
+
     async def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
 
         GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
-        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+        the account (`account/costs?start_time=...&end_time=...`). Needs a Kling key, and no receiver.
 
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.
@@ -259,8 +318,13 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
 
     @property
     def receiver_reached(self) -> bool:
-        """Whether the receiver has answered a request. Until then, no create was sent."""
+        """Whether the receiver has answered a request. Until then, this client has sent no create to Kling."""
         return self._receiver.reached
+
+    @property
+    def sends_creates(self) -> bool:
+        """Whether this client sends its creates to Kling; without a Kling key the receiver does."""
+        return bool(self._settings.key_fingerprint)
 
     async def aclose(self) -> None:
         """Close all connections that belong to this event loop."""

@@ -43,7 +43,7 @@ TO_CALL = ("api_key", "api_base")
 """The settings required to call Kling without a receiver."""
 
 TO_CREATE = ("api_key", "api_base", *TO_WAIT)
-"""The settings required to create tasks."""
+"""The settings required to create tasks; without a key, the receiver sends the creates."""
 
 ENV_FILE = ".env"
 """In the working folder."""
@@ -243,6 +243,7 @@ class CommonSettings(BaseSettings):
         arguments = {name: value for name, value in values.items() if value is not None}
         try:
             _check_env_file(Path(ENV_FILE))
+            _required.set(frozenset(require) - cls._replaced(arguments))
             problems += [*expansions(Path(ENV_FILE)), *unreadable_lines(Path(ENV_FILE))]
             problems += cls._sources(arguments).problems(cls._addresses())
             settings = cls(**arguments)
@@ -257,6 +258,11 @@ class CommonSettings(BaseSettings):
         if problems:
             raise SettingsError(list(dict.fromkeys(problems)))
         return settings
+
+    @classmethod
+    def _replaced(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """The names of required settings that others make needless."""
+        return frozenset()
 
     @classmethod
     def _sources(cls, arguments: Mapping[str, Any]) -> Sources:
@@ -320,7 +326,8 @@ class ClientSettings(CommonSettings):
     receiver_token: str = Field(
         "",
         repr=False,
-        description="instead of the secrets: the receiver signs the callback address for this client",
+        description="instead of the secrets: the receiver signs the callback address for this client, or sends its "
+        "creates if it has no Kling key (docs/submitting.md)",
     )
     hook_secret: HookSecret = Field(
         "",
@@ -333,10 +340,19 @@ class ClientSettings(CommonSettings):
     def load(cls, *, require: Collection[str] = TO_CREATE, **values: Any) -> Self:
         """Read the settings. `values` that are not None take precedence over the environment, that over `.env`.
 
-        `require`: names of the settings that must be set; TO_CREATE (the default) or TO_WAIT. Raises
-        SettingsError with all problems, invalid and missing settings alike.
+        `require`: names of the settings that must be set; TO_CREATE (the default) or TO_WAIT. What gives access to the
+        receiver stands in for a Kling key, as the receiver then sends the creates. Raises SettingsError with all
+        problems, invalid and missing settings alike.
         """
         return super().load(require=require, **values)
+
+    @classmethod
+    def _replaced(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        if not is_required("receiver_token"):
+            return frozenset()
+        given = {name: (value or "").strip() for name, value in cls.environment().items()}
+        given |= {f"kling_{name}": value for name, value in arguments.items()}
+        return frozenset({"api_key"} if given.get("kling_receiver_token") or given.get("kling_signing_secrets") else ())
 
     @classmethod
     def load_for_program(cls, **values: Any) -> Self:
@@ -360,6 +376,10 @@ class ClientSettings(CommonSettings):
                     return settings
             raise error from None
 
+    def without_key(self) -> Self:
+        """These settings without Kling's key, so that the receiver sends the creates."""
+        return self.model_copy(update={"api_key": "", "access_key": "", "secret_key": ""})
+
     def check_receiver(self) -> None:
         """Raise SettingsError with all problems unless the receiver's settings are complete."""
         if not self.receiver_base or not (self.receiver_token or self.signing_secrets):
@@ -370,9 +390,11 @@ class ClientSettings(CommonSettings):
     def _require_key(cls, value: str, info: ValidationInfo) -> str:
         keys = (info.data.get("api_key"), info.data.get("access_key"))
         if is_required("api_key") and not value and keys == ("", ""):
+            without = " With the receiver's settings alone, the receiver sends the creates."
             raise ValueError(
                 "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). "
                 "Set a key from the console of Kling or of the gateway."
+                + (without if is_required("receiver_url") else "")
             )
         return value
 

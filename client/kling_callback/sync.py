@@ -136,13 +136,15 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
     ) -> Task:
         """Create one of the typed jobs of `kling_callback.jobs.catalog`; `values`: its parameters, checked first.
 
         Other arguments and errors as in `create`.
         """
-        return self._run(job, values, tags, hook, hook_events, external_task_id)
+        return self._run(job, values, tags, hook, hook_events, callback_url, external_task_id, priority)
 
     def create(
         self,
@@ -152,11 +154,20 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
     ) -> Task:
         create = partial(self.asynchronous.create, family, body)
         return self._task(
-            lambda: create(tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id)
+            lambda: create(
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
+                priority=priority,
+            )
         )
 
     create.__doc__ = AsyncKling.create.__doc__
@@ -175,10 +186,21 @@ class Kling(JobMethods[Task]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
+        priority: int | None,
     ) -> Task:
         run = partial(self.asynchronous.run, job, values)
-        return self._task(lambda: run(tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id))
+        return self._task(
+            lambda: run(
+                tags=tags,
+                hook=hook,
+                hook_events=hook_events,
+                callback_url=callback_url,
+                external_task_id=external_task_id,
+                priority=priority,
+            )
+        )
 
     def _task(self, call: Callable[[], Awaitable[AsyncTask]]) -> Task:
         return Task(self.loop, self.loop.run(call))
@@ -204,11 +226,16 @@ class Kling(JobMethods[Task]):
         )
         return [Task(self.loop, task) for task in tasks]
 
+    def cancel(self, task_id: str) -> Task:
+        return self._task(lambda: self.asynchronous.cancel(task_id))
+
+    cancel.__doc__ = AsyncKling.cancel.__doc__
+
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call an endpoint of Kling's that answers at once, and return its answer's JSON, unchanged.
 
         GET without a `body`, else POST. `path`: under `/v1` (`videos/identify-face`, `general/presets-voices`), or of
-        the account (`account/costs?start_time=...&end_time=...`). Needs no receiver.
+        the account (`account/costs?start_time=...&end_time=...`). Needs a Kling key, and no receiver.
 
         A call is paid for: it is sent again only if Kling certainly did not accept it. Raises ParameterError before
         anything is sent, NotCreated when Kling did not accept the call, CreateUnknown when it may have.

@@ -24,8 +24,9 @@ policy, validation, metrics, logs, filesystem, threads, store, access, jobs, net
 tasks, readiness, settings, parts, backup, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
-`enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`, `download`, `reconcile` and
-`worker` are asynchronous; they reach the database only through `Reader.read` and `Writer.run`.
+`submission`, `slots`, `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`,
+`download`, `reconcile`, `creating` and `worker` are asynchronous; they reach the database only through `Reader.read`
+and `Writer.run`.
 
 One callback, from its first byte to the hooks:
 
@@ -37,11 +38,18 @@ web/callbacks -> kling_callback.protocol.signing.CallbackSigner.verify -> web/bo
 -> results/download -> results/fetch -> net/client -> results/storage -> results/records.mark_stored, finish_task
 -> hooks/dispatcher -> hooks/runner -> hooks/limiter -> hooks/sender -> sinks/http -> hooks/deliveries.record_attempts
 
+One submission, until Kling has it:
+
+web/api/submission -> tasks/submission.submit, one commit: tasks/registration, then tasks/slots.fill at its end
+-> jobs/queue.claim_due -> tasks/creating, which commits `sending` -> KlingApi.create -> the outcome
+
 Where to look:
 
 a token or signature of a callback   web/callbacks; kling_callback.protocol.signing and .webhooks
 a final status that is only a hint   tasks/ingest (recorded), tasks/reconcile (queried), tasks/transitions (ended)
 a second paid create                 tasks/registration (may it be sent?), kling_callback.creation (sending, retries)
+the same, sent by the receiver       tasks/submission (queued), tasks/creating (sent), kling_callback.api.create (rules)
+a task that waits for a slot         tasks/slots (who holds them, who is next), tasks/startup (corrected at the start)
 a task of another program            tasks/adoption; web/api/tasks.get_task_or_404 (by any of its ids)
 the same id, other parameters        tasks/parameters; kling_callback.protocol.redact.digest
 an interrupted download              results/fetch (resumed by Range), results/storage (the partial file)
@@ -57,6 +65,7 @@ a receiver that is not ready         readiness, tasks/rehearsal
 an engine that is refused at start   store/engine/checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
 a token that was revoked             access/tokens (the cache), web/auth (each request), events/bus (open streams)
+a program written for Kling           web/compat: routes (which path is what), creates, queries, holding, forward
 who did what                         access/audit; web/auth (each action of the API has its entry)
 a new column                         store/tables, store/rows, store/migrations
 """

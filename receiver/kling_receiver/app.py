@@ -150,6 +150,7 @@ class Receiver:
         while True:
             try:
                 await writer.run(startup.repair)
+                await writer.run(startup.correct_slots)
                 await writer.run(startup.clamp_due_times)
                 await writer.run(queue.retry_invalid)
                 await writer.run(lambda tx: startup.schedule_sweep(tx, started))
@@ -214,11 +215,15 @@ def create_app(receiver: Receiver) -> Starlette:
         finally:
             await receiver.stop()
 
-    routes = build_routes(receiver.settings, receiver.store, receiver.work, receiver.ready, receiver.clock)
-    prefix = urlsplit(receiver.settings.receiver_url).path
+    settings = receiver.settings
+    routes = build_routes(settings, receiver.store, receiver.work, receiver.ready, receiver.clock)
+    prefixes = dict.fromkeys(urlsplit(address).path for address in (settings.receiver_url, settings.links_base))
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(StartErrors), Middleware(PathPrefix, prefix=prefix, routes=routes)],
+        middleware=[
+            Middleware(StartErrors),
+            *(Middleware(PathPrefix, prefix=prefix, routes=routes) for prefix in prefixes),
+        ],
         exception_handlers={
             ApiError: api_error,
             Unavailable: unavailable,

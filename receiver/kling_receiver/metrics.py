@@ -13,6 +13,7 @@ class Metrics:
         self.events = self._counter("events", "Events, by type", "type")
         self.callbacks = self._counter("callbacks", "Callbacks, by outcome", "outcome")
         self.queries = self._counter("queries", "Queries to Kling, by outcome", "outcome")
+        self.creates = self._counter("creates", "Creates sent by the receiver, by outcome", "outcome")
         self.downloads = self._counter("downloads", "Download attempts of result files, by outcome", "outcome")
         self.deliveries = self._counter("deliveries", "Delivery attempts to hooks, by outcome", "outcome")
         self.invalid_jobs = self._counter("invalid_jobs", "Jobs that this version cannot run, by kind", "kind")

@@ -1,12 +1,13 @@
 """Create each part of the receiver once: those that hold data, and those that run jobs."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
 
 from kling_callback.api.kling import KlingApi, auth_from
-from kling_callback.protocol.signing import task_hook_secrets
+from kling_callback.protocol.signing import CallbackSigner, task_hook_secrets
 from kling_receiver.events.bus import EventBus
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.filesystem import blame_setting
@@ -29,6 +30,7 @@ from kling_receiver.store.reader import Reader
 from kling_receiver.store.transaction import CommitResult
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import startup
+from kling_receiver.tasks.creating import PRODUCTION_CREATE_DELAYS, CreateDelays, Creator
 from kling_receiver.tasks.overdue import OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF, Reconciler
 
@@ -41,11 +43,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """The delays that tests shorten: between downloads, between queries, and at the end of a hook's run."""
+    """The delays that tests shorten: between downloads, between queries, at the end of a hook's run, of creates."""
 
     download: Backoff = DOWNLOAD_BACKOFF
     query: Backoff = QUERY_BACKOFF
     hook_idle_seconds: float = IDLE_SECONDS
+    create: CreateDelays = PRODUCTION_CREATE_DELAYS
 
 
 PRODUCTION_DELAYS = Delays()
@@ -69,6 +72,7 @@ class Store:
 class Work:
     """The parts that run jobs: handlers, worker, sender, and the HTTP clients that they use."""
 
+    kling_api: KlingApi
     reconciler: Reconciler
     sender: Sender
     worker: Worker
@@ -81,7 +85,11 @@ def build_store(
     settings: ReceiverSettings, on_commit: Callable[[CommitResult], None], clock: Clock, monotonic: Clock
 ) -> Store:
     """Create the parts that read and write. Raises DatabaseError, OSError."""
-    policy = Policy(overdue_seconds=settings.overdue_seconds, hook_pause_seconds=settings.hook_pause_seconds)
+    policy = Policy(
+        overdue_seconds=settings.overdue_seconds,
+        hook_pause_seconds=settings.hook_pause_seconds,
+        slots=settings.slot_limits,
+    )
     with blame_setting(settings.database_setting):
         database = Database(settings.database)
     reader, storage = Reader(database), LocalStorage(settings.results)
@@ -99,7 +107,7 @@ def build_store(
         storage=storage,
         recorder=OwnerRecorder(storage.owner, database),
         bus=EventBus(reader),
-        payloads=Payloads(settings.signing_secrets, settings.receiver_url, clock=clock),
+        payloads=Payloads(settings.signing_secrets, settings.links_base, clock=clock),
         metrics=Metrics(),
     )
 
@@ -136,12 +144,23 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         backoff=delays.download,
         clock=clock,
     )
+    creator = Creator(
+        kling_api,
+        store.reader,
+        store.writer,
+        store.metrics,
+        callback_url=functools.partial(
+            CallbackSigner(settings.signing_secrets, clock=clock).url, settings.receiver_url
+        ),
+        delays=delays.create,
+    )
     overdue = OverdueTasks(reconciler, store.reader)
     dispatcher = Dispatcher(
         sender, reader=store.reader, writer=store.writer, bus=store.bus, idle_seconds=delays.hook_idle_seconds
     )
     handlers: dict[str, Handler] = {
         Kind.ASK: reconciler.reconcile,
+        Kind.CREATE: creator.create,
         Kind.DOWNLOAD: downloader.download,
         Kind.OVERDUE: overdue.check,
         Kind.SWEEP: overdue.check_after_start,
@@ -152,4 +171,4 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
     worker = Worker(
         store.writer, handlers, clock=clock, on_invalid=lambda kind: store.metrics.invalid_jobs.labels(kind).inc()
     )
-    return Work(reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))
+    return Work(kling_api, reconciler, sender, worker, handlers, kling_client, (downloads, hooks, task_hooks))

@@ -12,11 +12,11 @@ from kling_callback.environment import http_proxy_address
 from kling_callback.protocol.signing import MAKE_SECRET_HINT
 from kling_callback.protocol.urls import normalize_url, private_parts, split_url
 from kling_callback.protocol.webhooks import MAKE_WEBHOOK_SECRET_HINT, secret_key
-from kling_callback.settings import CommaSeparated, CommonSettings, Expected, HookSecret, is_required, split
+from kling_callback.settings import CommaSeparated, CommonSettings, Expected, HookSecret, Switch, is_required, split
 from kling_receiver.hooks.config import HookConfig, InvalidHook
 from kling_receiver.hooks.config_file import load_hooks, read_tables
 from kling_receiver.net.guard import Allowlist, Refused, check_url, is_private
-from kling_receiver.policy import DEFAULT_HOOK_PAUSE_SECONDS
+from kling_receiver.policy import DEFAULT_HOOK_PAUSE_SECONDS, SlotLimits
 from kling_receiver.results.storage import folder_of
 
 DAY = 86_400
@@ -25,6 +25,8 @@ MAX_AGE = 3650 * DAY
 """Seconds for which a callback address may be valid."""
 MAX_SECONDS = 365 * DAY
 MAX_BYTES = 1 << 40
+MAX_SLOTS = 100_000
+MAX_HOLD_SECONDS = 3600
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
 CLIENT_HOOK_HOSTS = "KLING_PRIVATE_CLIENT_HOOK_HOSTS"
 PRIVATE_HOSTS = ("private_result_hosts", "private_hook_hosts", "private_client_hook_hosts")
@@ -73,6 +75,28 @@ class ReceiverSettings(CommonSettings):
         allow_inf_nan=False,
         description="seconds after the create at which Kling is queried about an unfinished task "
         "(default: 180 for images, else 1200)",
+    )
+    concurrency: str = Field(
+        "",
+        description="slots of the account, which creates sent by the receiver wait for: `5`, or with limits of models "
+        "`kling-v3=3,5`; none: they do not wait (docs/submitting.md)",
+    )
+    compat_api: Annotated[Switch, Expected("must be `on` or `off`.")] = Field(
+        "off", description="`on`: serve Kling's own API, for programs that change only their base (docs/gateway.md)"
+    )
+    compat_hold_seconds: Annotated[float, Expected(f"must be seconds from 0 to {MAX_HOLD_SECONDS}, such as 60.")] = (
+        Field(
+            0,
+            ge=0,
+            le=MAX_HOLD_SECONDS,
+            allow_inf_nan=False,
+            description="seconds for which that API holds the query of an unfinished task",
+        )
+    )
+    links_url: str = Field(
+        "",
+        description="base of the links to result files, if people and programs reach the receiver at another address "
+        "(default: `KLING_RECEIVER_URL`)",
     )
     hook_url: str = Field("", repr=False, description="address to which every event is POSTed")
     hook_secret: HookSecret = Field(
@@ -166,6 +190,12 @@ class ReceiverSettings(CommonSettings):
         except RuntimeError:
             raise ValueError("begins with ~, but there is no home folder. Set it to an absolute path.") from None
 
+    @field_validator("concurrency")
+    @classmethod
+    def _check_concurrency(cls, value: str) -> str:
+        _parse_slots(value)
+        return value
+
     @field_validator("storage_url")
     @classmethod
     def _check_storage(cls, value: str) -> str:
@@ -237,6 +267,11 @@ class ReceiverSettings(CommonSettings):
             raise ValueError("is missing. Set it to the address at which Kling reaches this receiver.")
         return value
 
+    @field_validator("links_url")
+    @classmethod
+    def _check_links_url(cls, value: str) -> str:
+        return normalize_url(value) if value else value
+
     @field_validator("webhook_secrets")
     @classmethod
     def _require_key(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -263,6 +298,16 @@ class ReceiverSettings(CommonSettings):
         if not self.hooks_file:
             return []
         return load_hooks(Path(self.hooks_file), self.hook_hosts, self.environment())
+
+    @property
+    def links_base(self) -> str:
+        """The address with which links to result files begin."""
+        return self.links_url or self.receiver_url
+
+    @property
+    def slot_limits(self) -> SlotLimits:
+        """The limits of `concurrency`."""
+        return _parse_slots(self.concurrency)
 
     @property
     def unreachable_reason(self) -> str:
@@ -334,6 +379,26 @@ class ReceiverSettings(CommonSettings):
     def has_key(self) -> bool:
         """Whether Kling can be queried."""
         return bool(self.key_fingerprint)
+
+
+def _parse_slots(text: str) -> SlotLimits:
+    """The limits in `5`, `kling-v3=3` or `kling-v3=3,5`. Raises ValueError."""
+    total: int | None = None
+    by_model: dict[str, int] = {}
+    for part in split(text):
+        model, _, number = part.rpartition("=")
+        model, number = model.strip(), number.strip()
+        is_slots = number.isascii() and number.isdecimal() and len(number) < 10 and 1 <= int(number) <= MAX_SLOTS
+        if not is_slots or "=" in model or (not model and ("=" in part or total is not None)) or model in by_model:
+            raise ValueError(
+                f"must be a number of slots from 1 to {MAX_SLOTS}, such as 5, or with limits of models, each once: "
+                "kling-v3=3,5."
+            )
+        if model:
+            by_model[model] = int(number)
+        else:
+            total = int(number)
+    return SlotLimits(total, by_model)
 
 
 def _scheme(match: re.Match[str]) -> str:

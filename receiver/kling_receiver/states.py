@@ -8,7 +8,8 @@
     succeed, failed, when the source is not Kling
        └────▶ any status that Kling reports (e); created, by another attempt (f)
 
-a  Kling accepted the create, or any authenticated callback says so.
+a  Kling accepted the create, or any authenticated callback says so. A task whose create the receiver sends stays
+   `created` while it waits for a slot; the states of its submission are in `tasks/slots`.
 b  Kling started the job.
 c  Kling finished the job. A callback with a final status is only a hint: `tasks/ingest` never sets it.
 d  Callbacks may be lost, late or out of order: a later status needs no earlier one.

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from socket import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -19,11 +20,12 @@ START_SECONDS = 20
 
 
 class RunningReceiver:
-    """A receiver that serves until `stop`. `url`: its public address; `receiver`: its parts."""
+    """A receiver that serves until `stop`. `url`, `local_url`: its address, on loopback; `receiver`: its parts."""
 
     def __init__(self, settings: ReceiverSettings, listening: socket, delays: Delays = PRODUCTION_DELAYS) -> None:
         """Returns once the receiver is ready. `listening` is the socket that it serves."""
         self.settings, self.url = settings, settings.receiver_url
+        self.local_url = f"http://127.0.0.1:{listening.getsockname()[1]}{urlsplit(self.url).path}"
         self.receiver = Receiver(settings, delays=delays)
         try:
             self.receiver.prepare()
@@ -34,7 +36,7 @@ class RunningReceiver:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
         self._thread.start()
         try:
-            httpx.get(f"{self.url}/readyz", timeout=START_SECONDS, trust_env=False).raise_for_status()
+            httpx.get(f"{self.local_url}/readyz", timeout=START_SECONDS, trust_env=False).raise_for_status()
         except BaseException:
             self.stop()
             raise
@@ -62,11 +64,14 @@ class RunningReceiver:
 def start_receiver(
     data_dir: Path, *, path: str = "", port: int = 0, delays: Delays = PRODUCTION_DELAYS, **settings: Any
 ) -> RunningReceiver:
-    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`."""
+    """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`.
+
+    Its public address is that on loopback, unless a proxy is in front of it, whose address is in `receiver_url`.
+    """
     listening = bind("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
     try:
-        return RunningReceiver(sandbox_settings(data_dir, receiver_url=url, **settings), listening, delays)
+        return RunningReceiver(sandbox_settings(data_dir, **{"receiver_url": url, **settings}), listening, delays)
     except BaseException:
         listening.close()
         raise

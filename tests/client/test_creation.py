@@ -12,10 +12,9 @@ import httpx
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError, SettingsError
+from kling_callback.errors import KlingError, NotCreated, ParameterError, ReceiverError
 from kling_callback.jobs.catalog import TEXT_TO_VIDEO
 from kling_callback.protocol.signing import verify_api_token
-from kling_callback.settings import TO_WAIT, ClientSettings
 from kling_callback.tasks import AsyncTask
 from tests.support.kling import QUICK, SECRET, Stage, answer, forever, kling_says, refusal, taken, task_json
 
@@ -93,6 +92,7 @@ async def test_an_id_is_made_when_none_is_given() -> None:
     assert create_tokens[0] != create_tokens[1]
     fields = {"family", "model", "request", "request_sha256", "base", "key_fingerprint", "tags", "hook"} | {
         "hook_events",
+        "hook_format",
         "attempt",
     }
     assert stage.bodies("register")[0].keys() == fields  # the names that the receiver documents, and no others
@@ -485,16 +485,6 @@ async def test_asyncio_s_own_cancelling_is_reported_too() -> None:
     assert stage.bodies("report")[0]["outcome"] == "unknown"
 
 
-async def test_a_key_is_needed() -> None:
-    """A client that may only wait cannot create; nothing is registered."""
-    stage = Stage()
-    settings = ClientSettings.load(require=TO_WAIT, receiver_url="https://receiver.test", receiver_token="t")
-    async with stage.kling(settings=settings) as kling:
-        with pytest.raises(SettingsError, match="KLING_API_KEY"):
-            await kling.create(FAMILY, {})
-    assert stage.order == []
-
-
 async def test_the_new_standard_uses_the_bearer_key() -> None:
     """Its creates and its queries do; a JWT is for legacy calls."""
     stage = Stage(create=[CUT, CUT], query=[taken(), taken()])
@@ -524,7 +514,10 @@ async def test_the_new_standard_needs_the_key() -> None:
         ("effects", {}, {}),
         (FAMILY, {}, {"tags": ["x" * 101]}),
         (FAMILY, {}, {"tags": [str(number) for number in range(21)]}),
-        (FAMILY, {"callback_url": "https://x"}, {}),
+        (FAMILY, {"callback_url": "https://x/?a b"}, {"hook": "https://x"}),
+        (FAMILY, {"callback_url": "ftp://x"}, {}),
+        (FAMILY, {"callback_url": "https://x"}, {"callback_url": "https://y"}),
+        (FAMILY, {}, {"callback_url": "https://x", "hook_events": ["task.done"]}),
         (FAMILY, {}, {"external_task_id": "a/b"}),
         (FAMILY, {}, {"tags": ["a", ""]}),
         (FAMILY, {}, {"tags": "a\nb"}),
@@ -587,7 +580,8 @@ async def test_an_invalid_id_is_not_an_answer_to_a_create(task_id: str) -> None:
         {"prompt": "\ud800"},
         {"prompt": "x", "seed": {1, 2}},
         {"prompt": "x", "style": b"x"},
-        {"prompt": "x", "model_name": "kling-3.0", "options": {"callback_url": "https://x"}},
+        {"prompt": "x", "model_name": "kling-3.0", "options": {"callback_url": "/callbacks"}},
+        {"prompt": "x", "callback_url": "/callbacks"},
     ],
 )
 async def test_what_cannot_be_sent_is_found_before_the_registration(values: dict[str, Any]) -> None:
@@ -607,6 +601,7 @@ async def test_what_cannot_be_sent_is_found_before_the_registration(values: dict
         ((5, {}), {}),
         ((FAMILY, 5), {}),
         *(((FAMILY, {}), wrong) for wrong in ({"tags": 5}, {"hook": 5})),
+        *(((FAMILY, wrong), wrong) for wrong in ({"callback_url": 5}, {"callback_url": ["https://x"]})),
         ((FAMILY, {}), {"hook": "https://x.example", "hook_events": 5}),
         *(((FAMILY, {}), {"hook_events": events}) for events in ("task.done", ["task.done"])),  # without a hook
     ],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from kling_callback import (
     WaitTimeout,
 )
 from kling_callback.environment import proxy_for
-from kling_callback.jobs.catalog import JOBS
+from kling_callback.jobs.catalog import JOBS, TEXT_TO_IMAGE
 from kling_callback.settings import ClientSettings
 from kling_callback.sync import KlingArguments, Task
 from kling_callback.tasks import AsyncFile
@@ -98,6 +99,46 @@ def test_a_hook_receives_the_events_that_the_call_names(settings: dict[str, Any]
         with pytest.raises(ReceiverError, match="has a hook already") as raised:
             kling.create("images/generations", {"prompt": "x"}, hook=hook.url, external_task_id=tasks[1].id)
         assert (raised.value.http_status, raised.value.outcome) == (409, "not_created")
+
+
+def test_a_callback_url_receives_what_kling_would_post(settings: dict[str, Any]) -> None:
+    """However it is given: typed or not, blocking or awaited, as argument or in the body; in both standards."""
+    new, prompt = "/text-to-video/kling-3.0", {"prompt": "x"}
+
+    async def awaited(url: str) -> None:
+        async with AsyncKling(**settings) as kling:
+            tasks = [
+                await kling.text_to_video("x", model_name="kling-3.0", callback_url=url),
+                await kling.create(new, {**prompt, "options": {"callback_url": url}}),
+            ]
+            for task in tasks:
+                await task.wait(60)
+
+    with host(lambda visit: visit.answer(200)) as handler, Kling(**settings) as kling:
+        url = f"{handler.url}/kling?order=42"
+        tasks = [
+            kling.text_to_image("x", callback_url=url, hook=None, external_task_id="order-42"),
+            kling.create("images/generations", {**prompt, "callback_url": url}),
+            kling.run(TEXT_TO_IMAGE, {**prompt, "callback_url": url}),
+        ]
+        for task in tasks:
+            task.wait(60)
+        asyncio.run(awaited(url))
+        visits = handler.wait_for(15)
+        records = [json.loads(visit.body) for visit in visits]
+        ends = [each for each in records if each.get("task_status", each.get("status")) in ("succeed", "succeeded")]
+        assert {each["task_info"]["external_task_id"] for each in ends if "task_info" in each} == {
+            task.id for task in tasks
+        }
+        assert [len([each for each in ends if name in each]) for name in ("task_id", "id")] == [3, 2]
+        assert {visit.path for visit in visits} == {"/kling?order=42"}
+        assert kling.text_to_image("x", callback_url=url, external_task_id="order-42").id == "order-42"
+        others: tuple[dict[str, Any], ...] = ({}, {"hook": url}, {"callback_url": f"{url}3"})
+        for other in others:
+            with pytest.raises(ReceiverError, match="has a hook already") if other else nullcontext():
+                kling.create("images/generations", prompt, **other, external_task_id=tasks[1].id)
+        with pytest.raises(ParameterError, match="Remove it, or hook and hook_events"):
+            kling.text_to_image("x", callback_url=url, hook=url)
 
 
 def test_an_image_from_a_prompt(kling: Kling, gateway: Sandbox, tmp_path: Path) -> None:
@@ -498,18 +539,23 @@ async def test_all_problems_of_a_call_are_one_error(gateway: Sandbox) -> None:
         "tags": [""],
         "hook": "nonsense",
         "hook_events": ["task.dome", "x"],
+        "callback_url": "/callbacks",
         "external_task_id": "a/b",
+        "priority": 0.5,
     }
+    missing = ["priority", "KLING_RECEIVER_TOKEN"]
     async with AsyncKling(settings=settings) as kling:
         for create in (
             kling.text_to_image("x" * 3000, n=11, **wrong),
-            kling.create("effects", {"callback_url": "https://x.example"}, **wrong),
+            kling.create("effects", {"image": Path("none.png")}, **wrong),
         ):
             with pytest.raises(ParameterError) as raised:
                 await create
             names = [each.split()[0].rstrip(":") for each in raised.value.problems]
-            assert names[2:] == ["external_task_id", "tags", "hook", "hook_events", "hook_events", "KLING_API_KEY"]
-            assert len(names) == 8
+            assert names[2:] == [
+                *("external_task_id", "tags", "hook", "callback_url", "hook_events", "hook_events", *missing)
+            ]
+            assert len(names) == 10
         with pytest.raises(ParameterError) as raised:
             await kling.create(5, {}, **wrong)  # type: ignore[arg-type]
         assert [each.split()[0].rstrip(":") for each in raised.value.problems] == ["family", *names[2:]]

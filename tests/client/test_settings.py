@@ -9,7 +9,7 @@ import pytest
 from kling_callback.errors import SettingsError
 from kling_callback.protocol.signing import key_fingerprint
 from kling_callback.protocol.urls import is_loopback, may_be_loopback, normalize_public_url, normalize_url
-from kling_callback.settings import TO_CREATE, TO_WAIT, ClientSettings, split
+from kling_callback.settings import TO_CALL, TO_CREATE, TO_WAIT, ClientSettings, split
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 GOOD = {"api_key": "key", "signing_secrets": SECRET, "receiver_url": "https://receiver.example"}
@@ -122,10 +122,28 @@ def test_missing_and_malformed_settings_are_reported_together() -> None:
     messages = problems(api_base="nonsense", receiver_token="with blanks")
     assert [each.split()[0].rstrip(":") for each in messages] == [
         "KLING_API_BASE",
-        "KLING_API_KEY",
         "KLING_RECEIVER_URL",
         "KLING_RECEIVER_TOKEN",
     ]
+
+
+@pytest.mark.parametrize("access", ["receiver_token", "signing_secrets"])
+def test_access_to_the_receiver_stands_in_for_a_kling_key(
+    access: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As an argument, in the environment and in .env; a blank one does not. For calls of Kling itself it never does."""
+    url = "https://receiver.example"
+    assert ClientSettings.load(receiver_url=url, **{access: SECRET}).key_fingerprint == ""
+    monkeypatch.setenv(f"KLING_{access.upper()}", " ")
+    assert problems(receiver_url=url)[0].startswith("KLING_API_KEY is missing")
+    assert "the receiver sends the creates" in problems(receiver_url=url)[0]
+    monkeypatch.setenv(f"KLING_{access.upper()}", SECRET)
+    assert ClientSettings.load(receiver_url=url).key_fingerprint == ""
+    assert problems(TO_CALL, receiver_url=url)[0].startswith("KLING_API_KEY is missing")
+    assert "the receiver sends the creates" not in problems(TO_CALL, receiver_url=url)[0]
+    monkeypatch.delenv(f"KLING_{access.upper()}")
+    (tmp_path / ".env").write_text(f"KLING_RECEIVER_URL={url}\nKLING_{access.upper()}={SECRET}\n")
+    assert ClientSettings.load().key_fingerprint == ""
 
 
 def test_waiting_needs_no_key() -> None:

@@ -16,6 +16,10 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
     [
         (("callbacks", "--rounds=1", "--requests=60", "--connections=4"), ("bare route", "SQLite", "PostgreSQL")),
         (("hooks", "--rate=10", "--seconds=1", "--backlog=100", "--rounds=1"), ("drained",)),
+        (
+            ("door", "--creates=5", "--rate=50", "--seconds=1", "--held=10", "--queued=12", "--slots=3"),
+            ("the receiver adds", "queries, ", "held answer", "idle time of a slot"),
+        ),
     ],
 )
 def test_a_bench_runs_to_its_end(arguments: tuple[str, ...], rows: tuple[str, ...]) -> None:

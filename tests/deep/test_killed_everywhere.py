@@ -7,12 +7,13 @@ import pytest
 
 from kling_receiver.tasks import startup
 from tests.support.receiver import ABSENT
-from tools.crash import gate, random_kills, soak, strace
+from tools.crash import gate, random_kills, soak, strace, submitted
 from tools.crash.checks import REPAIRED
 from tools.crash.durability import trace_run
 from tools.crash.everywhere import KINDS, run
 
 KIND_BY_NAME = {kind.name: kind for kind in KINDS}
+SUBMITTED_KIND_BY_NAME = {kind.name: kind for kind in submitted.KINDS}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,26 @@ KIND_BY_NAME = {kind.name: kind for kind in KINDS}
 def test_killed_at_a_call(kind: str, n: int) -> None:
     """After the restart every promise is kept: open work has its job at once, and is then done."""
     done = run(KIND_BY_NAME[kind], n)
+    assert (done.killed, done.calls) == (True, n)
+    assert done.problems == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "n"),
+    [
+        ("submitted: commit (fdatasync)", 2),
+        ("submitted: commit (fdatasync)", 4),
+        ("submitted: commit (fdatasync)", 6),
+        ("submitted: commit (fdatasync)", 8),
+        ("submitted: send, or write to a file", 12),
+        ("submitted: send, or write to a file", 24),
+        ("submitted: write to the database", 25),
+    ],
+)
+@pytest.mark.skipif(not gate.available(), reason=f"{ABSENT}seccomp's user notification")
+def test_killed_while_it_sends_creates(kind: str, n: int) -> None:
+    """No task is created twice, whatever was sent before the kill; each one is done after the restart."""
+    done = submitted.run(SUBMITTED_KIND_BY_NAME[kind], n)
     assert (done.killed, done.calls) == (True, n)
     assert done.problems == []
 

@@ -142,3 +142,12 @@ def test_the_chinese_readme_is_in_step() -> None:
         r"`(scripts/\w+)`",
     ):
         assert sorted(re.findall(pattern, ZH, re.MULTILINE)) == sorted(re.findall(pattern, README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_lines_fit_and_pages_are_linked(page: Path) -> None:
+    """No line but a table's has over 121 characters; each README links to every page of `docs/`."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 121 and not line.startswith("|")] == []
+    if page.parent != ROOT:
+        assert all(f"(docs/{page.name}" in readme for readme in (README, ZH))

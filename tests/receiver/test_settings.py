@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 
 from kling_callback.errors import SettingsError
 from kling_callback.settings import ClientSettings, Expected
+from kling_receiver.policy import SlotLimits
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import TO_ADMINISTER, TO_SERVE, ReceiverSettings
 from kling_receiver.store.database import Database
@@ -54,6 +55,7 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "STORAGE_URL": f"file://{tmp_path}/files",
         "DATABASE_URL": "postgresql://a:b@c/d",
         "OVERDUE_SECONDS": "1.5",
+        "LINKS_URL": " http://Files.example:80/x/ ",
     }
     for name, value in values.items():
         monkeypatch.setenv(f"KLING_{name}", value)
@@ -63,6 +65,7 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert settings.hook_hosts.permits("localhost", 8080)
     assert settings.results == tmp_path / "files"
     assert settings.database == "postgresql://a:b@c/d"
+    assert settings.links_base == "http://files.example/x"
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -131,6 +134,28 @@ def test_each_problem_says_what_to_do(values: dict[str, Any], part: str) -> None
     assert message.startswith("KLING_")
     assert part in message
     assert "hidden" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("", SlotLimits()),
+        ("5", SlotLimits(5)),
+        ("kling-v3=3", SlotLimits(None, {"kling-v3": 3})),
+        (" kling-v3 = 3, 5 ,kling-v2-1=1", SlotLimits(5, {"kling-v3": 3, "kling-v2-1": 1})),
+    ],
+)
+def test_slots_in_total_and_by_model(text: str, limits: SlotLimits) -> None:
+    """A number, numbers by model, or both in any order."""
+    assert ReceiverSettings.load(concurrency=text).slot_limits == limits
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "five", "5,6", "=5", "a=b=3", "kling-v3=", "a=1,a=2", "1" * 5000, "٣"])
+def test_slots_that_are_none_are_refused(text: str) -> None:
+    """The problem names the setting, and shows how it is written."""
+    [problem] = problems(concurrency=text)
+    assert problem.startswith("KLING_CONCURRENCY")
+    assert "kling-v3=3,5" in problem
 
 
 @pytest.mark.parametrize(

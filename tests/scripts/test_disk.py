@@ -117,3 +117,17 @@ def test_a_call_that_the_model_does_not_know_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="fallocate"):
         outcomes("1 fallocate(3</r/a>, 0, 0, 10) = 0")
     assert outcomes("1 fallocate(3</elsewhere>, 0, 0, 10) = 0") == {()}
+
+
+def test_a_descriptor_is_that_of_the_open_that_ended_last() -> None:
+    """While one thread's open runs, another opens, syncs and closes the same descriptor."""
+    lines = [
+        OPEN.format("a", 3),
+        write("one", 0),
+        '2 openat(AT_FDCWD, "/r/b", O_RDWR|O_CREAT, 0600 <unfinished ...>',
+        SYNC,
+        OPEN_FOLDER,
+        SYNC_FOLDER,
+        "2 <... openat resumed>) = 3</r/b>",
+    ]
+    assert {dict(each)["a"] for each in outcomes(*lines)} == {b"one"}

@@ -141,11 +141,13 @@ class Stage:
 
 
 def kind_of(request: httpx.Request) -> str:
-    """`create`, `query`, `register`, `report`, `task`, `list`, `events`, `all` (of all tasks) or `file`."""
+    """`create`, `query`, `register`, `report`, `submit`, `cancel`, `task`, `list`, `events`, `all` or `file`."""
     if request.url.host == "kling.test":
         return "create" if request.method == "POST" else "query"
     if request.method == "PUT":
         return "report" if "outcome" in json.loads(request.content) else "register"
+    if request.method in ("POST", "DELETE"):
+        return "submit" if request.method == "POST" else "cancel"
     if request.url.path == "/api/events":
         return "all"
     last = request.url.path.split("/")[3:]
@@ -162,6 +164,10 @@ def usual(kind: str, request: httpx.Request) -> httpx.Response:
     if kind == "list":
         return answer(200, {"tasks": [], "next": None})
     given = json.loads(request.content) if request.content else {}
+    if kind == "submit":
+        return answer(201, task_json(given["external_task_id"], family=given["family"]))
+    if kind == "cancel":
+        return answer(200, task_json(task_id, "failed", done=True, origin="local"))
     status = "submitted" if given.get("outcome") == "created" else "created"
     task = task_json(task_id, status, task_id=given.get("task_id"))
     registered = {

@@ -65,8 +65,11 @@ ADDED: dict[str, Row] = {
         "external_task_id": None,
         "request_sha256": None,
         "duration_ms": None,
+        "slots": 0,
+        "keeps_our_id": False,
     },
     "result": {"warning": ""},
+    "hook": {"format": "event"},
 }
 """The columns of later revisions, and their values in old rows."""
 SINCE: dict[str, dict[str, tuple[str, Any]]] = {
@@ -361,7 +364,7 @@ def dump(connection: Connection) -> dict[str, list[Row]]:
     """Every row of every table that is not empty, in a fixed order."""
     rows: dict[str, list[Row]] = {}
     for table in inspect(connection).get_table_names():
-        if table not in ("alembic_version", "event_log"):
+        if table not in ("alembic_version", "event_log", "account"):
             found = [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {table}"))]
             rows[table] = found
     return in_order(rows)

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -64,6 +64,8 @@ TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, Timeou
 UNKNOWN_CALL_HINT = (
     "The call may have been carried out and paid for, so it is not sent again. Check the account before you repeat it."
 )
+MAX_REFUSAL_BYTES = 4_000
+"""Bytes of an answer that refuses a create, and that others may want to see as it is."""
 MIN_KEY_CHARS = 8
 """Characters: a shorter text is not a key, and may occur in any answer."""
 
@@ -86,6 +88,16 @@ def auth_from(settings: CommonSettings) -> AuthPair:
         return AuthPair(key, key)
     jwt = JwtAuth(*settings.access_keys[0], _first_of("KLING_ACCESS_KEY", settings.access_keys))
     return AuthPair(jwt, key if settings.api_keys else jwt)
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """Kling's answer to a call of another program, without the account's key. `retry_after`: seconds, if it has any."""
+
+    status: int
+    content: bytes
+    content_type: str
+    retry_after: float | None
 
 
 def _first_of(setting: str, keys: Sequence[object]) -> str:
@@ -115,7 +127,7 @@ class KlingApi:
         """
         self._check_open(NotCreated)
         try:
-            reply = await self._call(family, "POST", self.address(family), json=body)
+            reply, content = await self._exchange(family, "POST", self.address(family), json=body)
         except NOT_SENT_ERRORS as error:
             raise self._not_sent(error) from error
         except TRANSPORT_ERRORS as error:
@@ -123,7 +135,10 @@ class KlingApi:
         report = _created_task(reply)
         if report is None or reply.http_status >= 300 or reply.code in (*REFUSED_CODES, *OUTCOME_UNKNOWN_CODES):
             # An answer that names a task proves no refusal, whatever else it says.
-            raise refusal(NotCreated if reply.proves_refusal and not report else CreateUnknown, reply, self._base)
+            failure = refusal(NotCreated if reply.proves_refusal and not report else CreateUnknown, reply, self._base)
+            if isinstance(failure, NotCreated) and reply.answer and len(content) <= MAX_REFUSAL_BYTES:
+                failure.answer = content.decode("utf-8", "replace")
+            raise failure
         return report
 
     async def query(self, family: str, *, kling_id: str | None = None, task_id: str | None = None) -> Report | None:
@@ -186,6 +201,24 @@ class KlingApi:
         if isinstance(failure, CreateUnknown):
             failure.hint, failure.answer = UNKNOWN_CALL_HINT, "" if reply.is_html else _text(content, reply)
         raise failure
+
+    async def forward(self, path: str, method: str, query: str = "", content: bytes | None = None) -> Forwarded:
+        """Send a call of another program, and return Kling's answer as it is. Never sent twice.
+
+        `path`: of an endpoint that answers at once; `query`: as it stands in an address; `content`: JSON. Only a JWT
+        that Kling finds stale is signed anew. Raises NotCreated if nothing was sent, CreateUnknown without an answer.
+        """
+        self._check_open(NotCreated)
+        url = f"{self.address(path)}{'?' if query else ''}{query}"
+        try:
+            reply, answer = await self._exchange(
+                path, method, url, content=content, content_type="application/json" if content is not None else ""
+            )
+        except NOT_SENT_ERRORS as error:
+            raise self._not_sent(error) from error
+        except TRANSPORT_ERRORS as error:
+            raise CreateUnknown(f"The call got no answer: {_reason(error)}.", hint=UNKNOWN_CALL_HINT) from error
+        return Forwarded(reply.http_status, answer, reply.content_type, reply.retry_after)
 
     async def list_tasks(self, family: str, page: int, size: int) -> list[dict[str, Any]]:
         """One page of Kling's own list of a legacy family's tasks: its records, unchanged. `page`: from 1.
@@ -257,8 +290,12 @@ class KlingApi:
             return await self._once(auth, method, url, **body)
         return reply, content
 
-    async def _once(self, auth: httpx.Auth, method: str, url: str, **body: Any) -> tuple[Reply, bytes]:
+    async def _once(
+        self, auth: httpx.Auth, method: str, url: str, *, content_type: str = "", **body: Any
+    ) -> tuple[Reply, bytes]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if content_type:
+            headers["Content-Type"] = content_type
         request = self._http.build_request(method, url, timeout=TIMEOUT, headers=headers, **body)
         with anyio.fail_after(MAX_CALL_SECONDS):
             response = await self._http.send(request, auth=auth, follow_redirects=False, stream=True)

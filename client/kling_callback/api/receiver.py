@@ -10,21 +10,22 @@ from urllib.parse import quote
 import anyio
 import httpx
 
+from kling_callback.api.create import CreateOutcome
 from kling_callback.api.http import retry_after_seconds
+from kling_callback.api.kling import NOT_SENT_ERRORS
 from kling_callback.api.retry import RetryPolicy
 from kling_callback.api.task_json import has_id, is_task
-from kling_callback.display import escape
+from kling_callback.display import escape, logger
 from kling_callback.errors import Outcome, ReceiverError
 from kling_callback.protocol.urls import split_url
+
+log = logger("kling_callback.api.receiver")
 
 PAGE_SIZE = 100
 """Tasks of one page of a list."""
 
 MAX_ANSWER_BYTES = 32_000_000
 """Bytes of an answer: a page of tasks, each with its request. A longer answer is not the receiver's."""
-
-MAX_REASON_CHARS = 2000
-"""Characters of Kling's message that are reported to the receiver."""
 
 TIMEOUT = httpx.Timeout(30, connect=10)
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError)
@@ -61,6 +62,7 @@ class Registration:
     tags: tuple[str, ...]
     hook: str
     hook_events: tuple[str, ...]
+    hook_format: str
     create_token: str
 
     def fields(self) -> dict[str, Any]:
@@ -80,27 +82,33 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class CreateOutcome:
-    """The outcome of a create: `kling_id` if Kling named one, `reason` for any other outcome than created."""
+class Submission:
+    """A create that the receiver sends. `task_id`: by which a repeat finds the task, so that it is safe.
 
-    outcome: Outcome
-    kling_id: str | None = None
-    reason: str = ""
-    request_id: str = ""
-    """Kling's id of its answer, if it named one."""
-    finished: bool = False
-    """Whether a query found that Kling had finished the task: its callback may be past."""
+    `priority`: the receiver sends the highest first; None: its default.
+    """
 
-    def fields(self) -> dict[str, str | bool]:
+    task_id: str
+    family: str
+    body: dict[str, Any]
+    tags: tuple[str, ...] = ()
+    hook: str = ""
+    hook_events: tuple[str, ...] = ()
+    hook_format: str = "event"
+    priority: int | None = None
+
+    def fields(self) -> dict[str, Any]:
         """The JSON fields of the request body."""
-        fields: dict[str, str | bool | None] = {
-            "outcome": self.outcome,
-            "task_id": self.kling_id,
-            "reason": self.reason[:MAX_REASON_CHARS],
-            "request_id": self.request_id,
-            "finished": self.finished,
+        optional = {"tags": self.tags, "hook": self.hook, "hook_events": self.hook_events}
+        if self.hook_format != "event":
+            optional["hook_format"] = self.hook_format
+        fields = {
+            "family": self.family,
+            "body": self.body,
+            "external_task_id": self.task_id,
+            **{name: value for name, value in optional.items() if value},
         }
-        return {name: value for name, value in fields.items() if value}
+        return fields if self.priority is None else {**fields, "priority": self.priority}
 
 
 class ReceiverApi:
@@ -133,6 +141,51 @@ class ReceiverApi:
             raise unreadable_answer()
         return task
 
+    async def submit(self, submission: Submission) -> dict[str, Any]:
+        """Submit a create, which the receiver sends. Returns the task's JSON. Idempotent.
+
+        The error's `outcome`: `not_created` if the receiver refused; `unknown` if an answer was lost: the same call
+        again, with the same id, is safe.
+        """
+        outcome: Outcome = "not_created"
+
+        async def send() -> dict[str, Any]:
+            nonlocal outcome
+            try:
+                seconds = self.retry.create_seconds  # it may upload images
+                task = await self.call("POST", "/api/tasks", submission.fields(), seconds=seconds)
+                if not is_task(task, submission.task_id):
+                    raise unreadable_answer()
+            except ReceiverError as error:
+                outcome = "unknown" if _may_be_taken(error) else outcome
+                raise
+            return task
+
+        try:
+            return await self.retry.retry(send, lambda error: error.retryable, self.retry.write_seconds)
+        except ReceiverError as error:
+            error.outcome = outcome
+            if outcome == "unknown":
+                error.hint = (
+                    f"It is not known whether the receiver has task {submission.task_id}: submit it again with this "
+                    f"external_task_id, or wait for it with: kling wait {submission.task_id}. {error.hint or ''}"
+                ).strip()
+            raise
+        except BaseException:
+            log.warning(
+                "Interrupted. If the receiver took task %s, wait for it with: kling wait %s",
+                submission.task_id,
+                submission.task_id,
+            )
+            raise
+
+    async def cancel(self, task_id: str) -> dict[str, Any]:
+        """Remove a queued task from the queue, and return its JSON. `task_id`: any of its ids."""
+        task = await self._call_with_retry("DELETE", task_path(task_id))
+        if not is_task(task) or not has_id(task, task_id):
+            raise unreadable_answer()
+        return task
+
     async def task(self, task_id: str) -> dict[str, Any]:
         """The JSON of a task. `task_id`: any of its ids."""
         task = await self._call_with_retry("GET", task_path(task_id))
@@ -161,10 +214,10 @@ class ReceiverApi:
             raise unreadable_answer()
         return tasks, cursor if isinstance(cursor, str) and cursor else None
 
-    async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """Send one request, without retries, and return its answer, a JSON object."""
+    async def call(self, method: str, path: str, body: Any = None, *, seconds: float | None = None) -> dict[str, Any]:
+        """Send one request, without retries, and return its answer, a JSON object. `seconds`: at most, if not usual."""
         try:
-            with anyio.fail_after(self.retry.call_seconds):
+            with anyio.fail_after(seconds or self.retry.call_seconds):
                 async with self.open(method, path, json=body) as response:
                     return _object(await _content(response))
         except TimeoutError as error:
@@ -231,6 +284,13 @@ class ReceiverApi:
 def task_path(task_id: str) -> str:
     """The route of one task."""
     return f"/api/tasks/{quote(task_id, safe='')}"
+
+
+def _may_be_taken(error: ReceiverError) -> bool:
+    """Whether the request that ended with this error may have been carried out: it has no refusal as its answer."""
+    if error.http_status:
+        return error.http_status >= 500 or error.http_status == 408
+    return not isinstance(error.__cause__, NOT_SENT_ERRORS)
 
 
 def unreadable_answer() -> ReceiverError:

@@ -75,6 +75,7 @@ TASK_FIELDS: dict[str, Callable[[Any], bool]] = {
         _is_text,
     ),
     "done": lambda value: isinstance(value, bool),
+    "queue_position": _is_natural,
     "tags": _is_list(_is_text),
     "outputs": _is_list(lambda value: isinstance(value, dict)),
     "results": _is_list(_is_file),

@@ -9,7 +9,7 @@ import click
 from kling_callback import errors
 from kling_callback.cli import options, param_types, terminal, usage
 from kling_callback.cli.run import WaitOptions, run_task
-from kling_callback.creation import check_call, check_key
+from kling_callback.creation import check_call, check_sender
 from kling_callback.jobs.body import model_of
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.prices import estimate
@@ -30,7 +30,9 @@ def create_and_run(
     tags: tuple[str, ...],
     hook: str | None,
     hook_events: tuple[str, ...],
+    callback_url: str | None,
     external_task_id: str | None,
+    priority: int | None,
     estimate_only: bool,
     **waiting: Any,
 ) -> None:
@@ -47,16 +49,32 @@ def create_and_run(
         problems.raise_all()
         return print_estimate(family, body, as_json=wait_options.as_json)
     with problems:
-        task_id, tags, hook_events = check_call(
-            family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=external_task_id
+        task_id, tags, task_hook = check_call(
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=external_task_id,
         )
+        hook_events = task_hook.events
     with problems:
         wait_options.check()
     with problems:
-        check_key(ClientSettings.load(require=TO_CREATE), family)
+        check_sender(ClientSettings.load(require=TO_CREATE), family, priority)
 
     async def begin(kling: AsyncKling) -> AsyncTask:
-        return await kling.create(family, body, tags=tags, hook=hook, hook_events=hook_events, external_task_id=task_id)
+        return await kling.create(
+            family,
+            body,
+            tags=tags,
+            hook=hook,
+            hook_events=hook_events,
+            callback_url=callback_url,
+            external_task_id=task_id,
+            priority=priority,
+        )
 
     return run_task(begin, TO_CREATE, task_id, wait_options)
 
@@ -86,7 +104,9 @@ def job_command(job: Job) -> click.Command:
         tags: tuple[str, ...],
         hook: str | None,
         hook_events: tuple[str, ...],
+        callback_url: str | None,
         external_task_id: str | None,
+        priority: int | None,
         estimate_only: bool,
         **values: Any,
     ) -> None:
@@ -99,7 +119,9 @@ def job_command(job: Job) -> click.Command:
             tags=tags,
             hook=hook,
             hook_events=hook_events,
+            callback_url=callback_url,
             external_task_id=external_task_id,
+            priority=priority,
             estimate_only=estimate_only,
             **waiting,
         )

@@ -7,11 +7,11 @@ import click
 
 from kling_callback import errors
 from kling_callback.cli import terminal
+from kling_callback.cli.batch import batch
 from kling_callback.cli.call import call
 from kling_callback.cli.create import create_any, job_command
 from kling_callback.cli.listen import listen
-from kling_callback.cli.tasks import list_tasks, show
-from kling_callback.cli.wait import wait_for
+from kling_callback.cli.tasks import cancel, list_tasks, show, wait_for
 from kling_callback.jobs.catalog import JOBS
 
 FAILED, USAGE_ERROR, TIMED_OUT, INTERRUPTED = 1, 2, 3, 130
@@ -63,5 +63,5 @@ def _exit_code(error: errors.KlingError) -> int:
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
 
 
-for command in (*map(job_command, JOBS), create_any, wait_for, show, list_tasks, call, listen):
+for command in (*map(job_command, JOBS), create_any, wait_for, show, cancel, list_tasks, batch, call, listen):
     kling.add_command(command)

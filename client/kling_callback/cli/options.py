@@ -36,6 +36,12 @@ Decorator = Callable[[Function], Function]
 json_option = usage.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 id_argument = usage.argument("task_id", metavar="ID", type=TaskId())
 """Any id of a task: ours, Kling's, or the caller's at Kling."""
+priority_option = usage.option(
+    "--priority",
+    type=click.INT,
+    metavar="N",
+    help="The receiver sends the highest first. Only without a Kling key: the receiver sends the creates then.",
+)
 set_option = usage.option(
     "--set",
     "more",
@@ -62,7 +68,7 @@ def wait_options(function: Function) -> Function:
 
 
 def create_options(function: Function) -> Function:
-    """Add the options of a command that creates a task: id, tags, hook, `no_wait`, and those of `wait_options`."""
+    """Add the options of a command that creates a task: id, tags, hook, priority, ..., and those of `wait_options`."""
     return _apply(
         function,
         usage.option(
@@ -79,6 +85,12 @@ def create_options(function: Function) -> Function:
             multiple=True,
             help="The hook receives only events of this type, such as task.done; repeatable.",
         ),
+        usage.option(
+            "--callback-url",
+            metavar="URL",
+            help="Instead of a hook: the receiver POSTs to this URL what Kling would post, with links to its files.",
+        ),
+        priority_option,
         usage.option("--no-wait", is_flag=True, help="Print the task's id, and do not wait."),
         usage.option(
             "--estimate",

@@ -1,8 +1,6 @@
 """Where the files of `--output` go: a folder, or a file whose name has a suffix."""
 
 import os
-import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from kling_callback.base import BaseFile
+from kling_callback.cli.usage import shell_line
 from kling_callback.errors import ParameterError, ResultFailed
 from kling_callback.protocol.media_types import is_device
 from kling_callback.tasks import AsyncFile
@@ -78,5 +77,4 @@ class Destination:
 
     def again(self, task_id: str) -> str:
         """The command that downloads the files of a task again."""
-        quoted = subprocess.list2cmdline([self.text]) if sys.platform == "win32" else shlex.quote(self.text)
-        return f"kling wait {task_id} --output {quoted}"
+        return shell_line(["kling", "wait", task_id, "--output", self.text])

@@ -7,7 +7,7 @@ from errno import EPIPE
 from typing import TypeVar
 
 from kling_callback import errors
-from kling_callback.cli import terminal, usage
+from kling_callback.cli import progress, terminal, usage
 from kling_callback.cli.output import Destination
 from kling_callback.display import escape
 from kling_callback.kling import AsyncKling
@@ -18,17 +18,24 @@ Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
 T = TypeVar("T")
 
 
-def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[T]], *, task_id: str = "") -> T:
+def with_kling(
+    require: tuple[str, ...],
+    call: Callable[[AsyncKling], Awaitable[T]],
+    *,
+    task_id: str = "",
+    through_receiver: bool = False,
+) -> T:
     """Run `call` with an open client, and return its result. On Ctrl-C, print how to wait for the task.
 
-    `require`: names of the settings that must be set. Raises all problems of the command line and the settings before
-    anything is opened; then KlingError, KeyboardInterrupt.
+    `require`: names of the settings that must be set. `through_receiver`: a Kling key is not used.
+    Raises all problems of the command line and the settings before anything is opened; then KlingError,
+    KeyboardInterrupt.
     """
     problems = usage.problems()
     with problems:
         settings = ClientSettings.load(require=require)
     problems.raise_all()
-    kling = AsyncKling(settings=settings)
+    kling = AsyncKling(settings=settings.without_key() if through_receiver else settings)
     for warning in ClientSettings.warnings():
         terminal.print_message(warning)
 
@@ -39,11 +46,12 @@ def with_kling(require: tuple[str, ...], call: Callable[[AsyncKling], Awaitable[
     try:
         return asyncio.run(run())
     except KeyboardInterrupt:
-        if require == TO_CREATE and not kling.receiver_reached:
+        sender = "Kling" if kling.sends_creates else "the receiver"
+        if require == TO_CREATE and kling.sends_creates and not kling.receiver_reached:
             terminal.print_message("Interrupted. The receiver had not answered yet: nothing was sent to Kling.")
         elif task_id:
             terminal.print_message(
-                f"Interrupted. If Kling took the task, it continues. Wait for it with:\nkling wait {task_id}"
+                f"Interrupted. If {sender} took the task, it continues. Wait for it with:\nkling wait {task_id}"
             )
         raise
 
@@ -70,9 +78,9 @@ def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options:
 
     async def call(kling: AsyncKling) -> None:
         try:
-            with terminal.live_progress(task_id) as update:
+            with progress.live_progress(task_id) as update:
                 task = await begin(kling)
-                warn_about_create(task)
+                warn_about_create(task, sent=kling.sends_creates)
                 outcome = None if wait_options.no_wait else await wait(task, wait_options.timeout, update)
         except errors.WaitTimeout as timeout:
             if wait_options.as_json:
@@ -91,11 +99,14 @@ def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options:
     with_kling(require, call, task_id=task_id)
 
 
-def warn_about_create(task: AsyncTask) -> None:
-    """Print a warning if the receiver missed the create's outcome, or the outcome is unknown."""
+def warn_about_create(task: AsyncTask, *, sent: bool = True) -> None:
+    """Print a warning if the receiver missed the create's outcome, or the outcome is unknown.
+
+    `sent`: by this client. A create that the receiver sends may be still to come, unless the task has a message.
+    """
     if task.unreported:
         terminal.print_message(task.unreported)
-    if task.outcome == "unknown" and task.family and not task.done:
+    if task.outcome == "unknown" and task.family and not task.done and (sent or task.status_msg):
         terminal.print_message(
             f"It is not known yet whether Kling took task {task.id}. It is not sent again; a callback will show. "
             f"{escape(task.status_msg)}".rstrip()

@@ -1,4 +1,4 @@
-"""The commands `kling show` and `kling list`: tasks at the receiver, or in Kling's own list."""
+"""The commands `kling wait`, `show`, `cancel` and `list`: tasks at the receiver, or in Kling's own list."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -8,18 +8,65 @@ import click
 from kling_callback.api.refusals import NO_SUCH_PATH
 from kling_callback.calls import check_listed
 from kling_callback.cli import options, terminal, usage
-from kling_callback.cli.run import with_kling
-from kling_callback.errors import GatewayError
+from kling_callback.cli.param_types import TaskId
+from kling_callback.cli.run import WaitOptions, run_task, with_kling
+from kling_callback.errors import GatewayError, ReceiverError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.families import ASYNCHRONOUS
 from kling_callback.protocol.reports import UNKNOWN_TASK
 from kling_callback.settings import TO_CALL, TO_WAIT
+from kling_callback.tasks import AsyncTask
 
 Record = dict[str, Any]
 """A task as Kling has it."""
 
 NO_SUCH_LIST = UNKNOWN_TASK | {1202, 1203}
 """Kling's codes for a path or a method that it does not have, and for the path of a task that it does not know."""
+
+
+@click.command("wait", cls=usage.Command)
+@options.id_argument
+@options.wait_options
+def wait_for(task_id: str, **waiting: Any) -> None:
+    """Wait for a task, then save or print its results."""
+
+    async def begin(kling: AsyncKling) -> AsyncTask:
+        return kling.attach(task_id)
+
+    wait_options = WaitOptions(**waiting)
+    with usage.problems():
+        wait_options.check()
+    run_task(begin, TO_WAIT, task_id, wait_options)
+
+
+@click.command(cls=usage.Command)
+@usage.argument("task_ids", metavar="ID...", nargs=-1, required=True, type=TaskId())
+@options.json_option
+def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
+    """Remove tasks from the receiver's queue.
+
+    They are never sent to Kling, cost nothing, and end as failed. A task that was sent continues: Kling has no cancel.
+    """
+
+    async def call(kling: AsyncKling) -> list[ReceiverError]:
+        refused = []
+        for task_id in task_ids:
+            try:
+                task = await kling.cancel(task_id)
+            except ReceiverError as error:
+                if error.http_status is None:
+                    raise
+                if task_id not in error.message:
+                    error.message = f"{task_id}: {error.message}"
+                refused.append(error)
+            else:
+                terminal.print_json(task.data) if as_json else terminal.print_data(task.id)
+        return refused
+
+    if refused := with_kling(TO_WAIT, call):
+        for error in refused[:-1]:
+            terminal.print_message(terminal.format_error(error))
+        raise refused[-1]
 
 
 @click.command(cls=usage.Command)

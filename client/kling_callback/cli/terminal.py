@@ -1,4 +1,4 @@
-"""Terminal output: data on stdout, messages on stderr, live progress; control characters are escaped in both."""
+"""Terminal output: data on stdout, messages on stderr; control characters are escaped in both."""
 
 import codecs
 import json
@@ -12,9 +12,6 @@ from typing import Any
 
 import click
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
 from kling_callback.base import BaseTask, outputs_of
 from kling_callback.display import escape, json_text
@@ -142,9 +139,11 @@ def print_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collect
 
 
 def _status(task: BaseTask) -> str:
+    if task.queue_position:
+        return f"{task.status}, place {task.queue_position} in the queue"
     if task.status != "succeed":
         return task.status
-    files = _file_statuses(task.data)
+    files = file_statuses(task.data)
     if failed := files.count("failed"):
         return f"succeed, {failed} of {len(files)} files failed"
     return "succeed" if task.done else "succeed, fetching"
@@ -166,26 +165,6 @@ COLUMNS: dict[str, Callable[[BaseTask], str]] = {
 
 
 @contextmanager
-def live_progress(task_id: str, console: Console | None = None) -> Iterator[Callable[[Event], None]]:
-    """Show live progress while the block runs, if `console` (default: stderr) is a terminal. Yields its update."""
-    console = console or Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda event: None
-        return
-    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    spinner = SpinnerColumn("dots" if console.encoding.lower().startswith("utf") else "line")
-    columns = (spinner, TimeElapsedColumn(), text)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
-        bar = progress.add_task(f"{escape(task_id)} waiting", total=None)
-
-        def update(text: str) -> None:
-            progress.update(bar, description=f"{escape(task_id)} {escape(text)}")
-
-        with _log_to(update):
-            yield lambda event: update(_progress_text(event))
-
-
-@contextmanager
 def print_problems() -> Iterator[None]:
     """Print the client's log messages on stderr while the block runs, without immediate repeats."""
     last = ""
@@ -196,7 +175,7 @@ def print_problems() -> Iterator[None]:
             print_message(text)
         last = text
 
-    with _log_to(show):
+    with log_to(show):
         yield
 
 
@@ -217,7 +196,7 @@ def quiet_log() -> Iterator[None]:
 
 
 @contextmanager
-def _log_to(show: Callable[[str], None]) -> Iterator[None]:
+def log_to(show: Callable[[str], None]) -> Iterator[None]:
     """Pass the client's log messages (retries of requests to the receiver and to Kling) to `show` as well."""
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]
@@ -232,11 +211,6 @@ def _log_to(show: Callable[[str], None]) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _progress_text(event: Event) -> str:
-    """The task's status, and how many of its files are stored."""
-    files, status = _file_statuses(event.task), str(event.task.get("status"))
-    return f"{status}, {files.count('stored')} of {len(files)} files here" if files else status
-
-
-def _file_statuses(task: dict[str, Any]) -> list[str]:
+def file_statuses(task: dict[str, Any]) -> list[str]:
+    """The status of each file of a task. `task`: its JSON."""
     return [str(each.get("status")) for each in task.get("results", ())]

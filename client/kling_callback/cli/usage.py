@@ -5,12 +5,18 @@ checks, and raises them all before it begins. A parameter that is refused or mis
 """
 
 import re
-from collections.abc import Callable, Mapping
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from kling_callback.errors import ParameterError, ProblemCollector, SettingsError
+
+ARGUMENTS = f"{__name__}.arguments"
+"""The key of a command's arguments in the context's `meta`."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -56,6 +62,17 @@ def problems() -> UsageProblems:
     return context.obj if context and isinstance(context.obj, UsageProblems) else UsageProblems()
 
 
+def command_line() -> str:
+    """The command that runs, as a shell takes it: to run it again."""
+    context = click.get_current_context()
+    return shell_line([*context.command_path.split(), *context.meta.get(ARGUMENTS, ())])
+
+
+def shell_line(arguments: Sequence[str]) -> str:
+    """Arguments as one line for the shell of this system."""
+    return subprocess.list2cmdline(arguments) if sys.platform == "win32" else shlex.join(arguments)
+
+
 class Command(click.Command):
     """A command whose problems of usage are in `problems()`."""
 
@@ -63,6 +80,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments. What click does not know is collected and left out."""
+        ctx.meta[ARGUMENTS] = tuple(args)
         found = ctx.obj = UsageProblems(f"Try '{ctx.command_path} --help' for help.")
         known, is_certain = list(args), True
         while True:

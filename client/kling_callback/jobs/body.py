@@ -12,11 +12,6 @@ from kling_callback.protocol.nesting import is_deeper
 MAX_DEPTH = 20
 """Levels of lists and objects in a parameter."""
 
-CALLBACK_URL_RESERVED = (
-    "callback_url is set by this client, to the receiver's address. To receive the events yourself, "
-    "set a hook: --hook URL, or hook=."
-)
-
 
 def chosen_id(family: str, body: Any, external_task_id: str | None) -> str | None:
     """The task id that the caller chose, as argument or in the body, or None. Raises ParameterError."""
@@ -29,6 +24,28 @@ def chosen_id(family: str, body: Any, external_task_id: str | None) -> str | Non
     if task_id is not None and not is_id(task_id):
         raise ParameterError([f"external_task_id: {task_id!r} is not a task's id. {DESCRIPTION}"])
     return task_id
+
+
+def chosen_callback(family: str, body: Any, callback_url: Any) -> str:
+    """The address for callbacks that the caller chose, as argument or in the body, or "". Raises ParameterError.
+
+    In a body of the new standard it may also stand where the legacy one has it.
+    """
+    top = body.get("callback_url") if isinstance(body, Mapping) else None
+    given = [each for each in (callback_url, options_of(family, body).get("callback_url"), top) if each]
+    if not all(isinstance(each, str) for each in given):
+        raise ParameterError(["callback_url: must be text."])
+    if len(set(given)) > 1:
+        raise ParameterError(["callback_url: there are several. Set it once."])
+    return given[0] if given else ""
+
+
+def without_callback(family: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body without an address for callbacks: it becomes the task's hook."""
+    rest = {name: value for name, value in body.items() if name != "callback_url"}
+    if "callback_url" not in options_of(family, rest):
+        return rest
+    return {**rest, "options": {name: value for name, value in rest["options"].items() if name != "callback_url"}}
 
 
 def with_callback(family: str, body: Mapping[str, Any], task_id: str, callback_url: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth
+from kling_callback.jobs.body import check_depth
 from kling_callback.jobs.parameters import (
     AnyValue,
     Choice,
@@ -33,7 +33,7 @@ NEW_MODEL = re.compile(r"kling-(\d+\.\d.*|o\d.*)")
 LENIENT = (Choice, Integer, ListOf, Number, Seconds, Text)
 """Types whose limits are those of known models: a newer model may have others."""
 
-IN_OPTIONS = ("external_task_id", "watermark_info")
+IN_OPTIONS = ("external_task_id", "callback_url", "watermark_info")
 """Parameters of the new standard that are in `options`; all others that are no content are in `settings`."""
 OBJECTS = ("settings", "options")
 
@@ -181,8 +181,6 @@ class Job:
                 yield f"{parameter.name}: is missing. {parameter.help}"
 
     def _refused(self, endpoint: Endpoint, present: Values, known: bool, model: str) -> Iterator[str]:
-        if "callback_url" in present:
-            yield CALLBACK_URL_RESERVED
         refused = endpoint.refused or {}
         yield from (f"{name}: {reason}" for name, reason in refused.items() if name in present)
         if not known:

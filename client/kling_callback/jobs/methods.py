@@ -54,7 +54,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create images from a text.
@@ -79,7 +81,9 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.TEXT_TO_IMAGE, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id, priority
+        )
 
     def image_to_image(
         self,
@@ -100,7 +104,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create images from a text and an image.
@@ -133,7 +139,16 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_IMAGE, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.IMAGE_TO_IMAGE,
+            {**values, **more},
+            tags,
+            hook,
+            hook_events,
+            callback_url,
+            external_task_id,
+            priority,
+        )
 
     def text_to_video(
         self,
@@ -159,7 +174,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create a video from a text. The model selects the standard, and with it the parameters.
@@ -202,7 +219,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.TEXT_TO_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id, priority
+        )
 
     def image_to_video(
         self,
@@ -233,7 +252,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create a video from an image. The model selects the standard, and with it the parameters.
@@ -286,7 +307,16 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.IMAGE_TO_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.IMAGE_TO_VIDEO,
+            {**values, **more},
+            tags,
+            hook,
+            hook_events,
+            callback_url,
+            external_task_id,
+            priority,
+        )
 
     def omni_video(
         self,
@@ -315,7 +345,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create or edit a video from texts, images, elements and a video.
@@ -362,7 +394,9 @@ class JobMethods(Generic[Created]):
             "multi_prompt": multi_prompt,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.OMNI_VIDEO, {**values, **more}, tags, hook, hook_events, callback_url, external_task_id, priority
+        )
 
     def motion_control(
         self,
@@ -382,7 +416,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str] = (),
         hook: str | None = None,
         hook_events: Sequence[str] = (),
+        callback_url: str | None = None,
         external_task_id: str | None = None,
+        priority: int | None = None,
         **more: Any,
     ) -> Created:
         """Create a video in which the person or creature of an image moves as in a video.
@@ -410,7 +446,16 @@ class JobMethods(Generic[Created]):
             "element_list": element_list,
             "watermark_info": watermark_info,
         }
-        return self._run(catalog.MOTION_CONTROL, {**values, **more}, tags, hook, hook_events, external_task_id)
+        return self._run(
+            catalog.MOTION_CONTROL,
+            {**values, **more},
+            tags,
+            hook,
+            hook_events,
+            callback_url,
+            external_task_id,
+            priority,
+        )
 
     def _run(
         self,
@@ -419,7 +464,9 @@ class JobMethods(Generic[Created]):
         tags: Sequence[str],
         hook: str | None,
         hook_events: Sequence[str],
+        callback_url: str | None,
         external_task_id: str | None,
+        priority: int | None,
     ) -> Created:
         """Create the job in the way of this client."""
         raise NotImplementedError

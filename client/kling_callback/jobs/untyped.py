@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kling_callback.errors import ParameterError, ProblemCollector
-from kling_callback.jobs.body import CALLBACK_URL_RESERVED, check_depth, json_problems, options_of
+from kling_callback.jobs.body import check_depth, json_problems
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
@@ -17,6 +17,11 @@ from kling_callback.protocol.families import family_problems, is_new_standard
 
 IMAGE_NAME = re.compile(r"(.*_)?(image|mask|frame)s?(_\d+|_tail|_list|_urls?|_\d+_url)?")
 """Names of image parameters, in any family: `image`, `images`, `subject_image`, `static_mask`, `image_tail`, ..."""
+MEDIA_NAME = re.compile(rf"{IMAGE_NAME.pattern}|(.*_)?(url|video|audio|sound|voice)s?(_file|_url|_list)?")
+"""Names of parameters whose value may be a URL or base64 of an image, a video or a sound."""
+LOCAL_PATH = re.compile(r"file:|~?/(?!9j/|/)|\.{1,2}[/\\]|[A-Za-z]:[\\/](?!/)", re.IGNORECASE)
+"""How a path begins, as base64 of a JPEG (`/9j/`) or of a sound (`//`) does not."""
+URL = re.compile(r"https?://", re.IGNORECASE)
 IMAGE_TYPES = ("first_frame", "last_frame", "refer_image", "image")
 """Types of entries of `contents` whose `url` is an image."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -24,15 +29,16 @@ AUDIO_SUFFIXES = (".mp3", ".wav", ".m4a", ".aac")
 VIDEO_SUFFIXES = (".mp4", ".mov")
 
 
-def prepare(family: str, body: Any) -> dict[str, Any]:
-    """The body to send, with files encoded. Blocks to read them. Raises ParameterError with all problems."""
+def prepare(family: str, body: Any, *, local_files: bool = True) -> dict[str, Any]:
+    """The body to send, with files encoded. Blocks to read them. Raises ParameterError with all problems.
+
+    `local_files`: False for a body of someone else, whose names of files are refused: no file is read.
+    """
     problems = family_problems(family)
     if isinstance(body, Mapping):
-        if body.get("callback_url") or options_of(family, body).get("callback_url"):
-            problems.append(CALLBACK_URL_RESERVED)
         problems += _misspelt(family, body)
     try:
-        sent = encode_files(family, body)
+        sent = encode_files(family, body, local_files=local_files)
     except ParameterError as error:
         problems += error.problems
     if problems:
@@ -55,10 +61,10 @@ def prepare_job(job: Job, values: Mapping[str, Any]) -> tuple[str, dict[str, Any
     return family, prepare(family, body)
 
 
-def encode_files(path: str, body: Any) -> dict[str, Any]:
+def encode_files(path: str, body: Any, *, local_files: bool = True) -> dict[str, Any]:
     """The body with its files as Kling accepts them. Blocks to read them. Raises ParameterError with all problems."""
     check_depth(body)
-    encoder = _Encoder(MAX_BYTES_NEW if is_new_standard(path) else MAX_BYTES)
+    encoder = _Encoder(MAX_BYTES_NEW if is_new_standard(path) else MAX_BYTES, local_files=local_files)
     sent = encoder.encode(body, "")
     if problems := [*encoder.problems, *json_problems(sent)]:
         raise ParameterError(problems)
@@ -68,8 +74,8 @@ def encode_files(path: str, body: Any) -> dict[str, Any]:
 class _Encoder:
     """Replaces files in a body. `problems`: of the values that cannot be sent."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, *, local_files: bool) -> None:
+        self._max_bytes, self._local_files = max_bytes, local_files
         self.problems: list[str] = []
 
     def encode(self, value: Any, name: str) -> Any:
@@ -89,12 +95,22 @@ class _Encoder:
             return None
 
     def _encode(self, value: Any, field: str) -> Any:
+        if not self._local_files:
+            return self._encode_text(value, field)
         if isinstance(value, InputFile):
             return encode_image(value, self._max_bytes) if value.kind == "image" else value.address(value.kind)
         if isinstance(value, Path):
             return self._encode_file(value)
         if isinstance(value, str) and IMAGE_NAME.fullmatch(field) and _is_local(value):
             return encode_image(Path(value) if value.lower().endswith(IMAGE_SUFFIXES) else value, self._max_bytes)
+        return value
+
+    def _encode_text(self, value: Any, field: str) -> Any:
+        """The value of a field of someone else's body: no file is opened, nor looked for."""
+        if isinstance(value, str) and IMAGE_NAME.fullmatch(field) and DATA_URL.match(value):
+            return encode_image(value, self._max_bytes)
+        if isinstance(value, str) and _is_path(value, field):
+            raise ValueError("is the name of a file, which only its own machine can read. Send base64 or a URL.")
         return value
 
     def _encode_file(self, path: Path) -> str:
@@ -113,6 +129,14 @@ def _is_local(text: str) -> bool:
     """Whether a text in an image's place is a data URL, or the name of an image file. Base64 has no point."""
     is_name = text.lower().endswith(IMAGE_SUFFIXES) and "://" not in text and len(text) < MAX_NAME_CHARS
     return bool(DATA_URL.match(text)) or is_name
+
+
+def _is_path(text: str, field: str) -> bool:
+    """Whether a text in the place of a file names one of a machine: by its suffix, or by how it begins."""
+    if not MEDIA_NAME.fullmatch(field) or len(text) >= MAX_NAME_CHARS:
+        return False
+    has_suffix = text.lower().endswith((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES))
+    return LOCAL_PATH.match(text) is not None or (has_suffix and not URL.match(text))
 
 
 def _misspelt(family: str, body: Mapping[str, Any]) -> list[str]:

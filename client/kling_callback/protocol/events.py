@@ -13,6 +13,7 @@ MAX_ID_DIGITS = 18
 
 TYPES = (
     "task.created",
+    "task.queued",
     "task.submitted",
     "task.processing",
     "task.succeed",

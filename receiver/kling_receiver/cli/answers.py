@@ -14,6 +14,7 @@ class ListedHook(TypedDict):
     name: str
     state: str
     address: str
+    format: str
     events: list[str]
     families: list[str]
     statuses: list[str]

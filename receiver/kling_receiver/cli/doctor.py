@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kling_callback.cli import terminal, usage
 from kling_callback.environment import EnvironmentProblem, proxy_for
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.ids import new_id
-from kling_callback.protocol.signing import CallbackSigner
+from kling_callback.protocol.signing import CallbackSigner, sign_link
 from kling_callback.protocol.urls import PORTS
 from kling_receiver.cli.base import FAILED, load_settings, warn_if_unreachable
 from kling_receiver.net.client import GuardedClient, RequestFailed
@@ -71,6 +72,8 @@ async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
     async with create_client() as http:
         async for check in _check_public_route(settings, http):
             yield check
+        if settings.links_url:
+            yield await _check_links(settings, http)
     async with create_kling_client() as kling_http:
         for name, auth in auth_of_each_key(settings):
             yield await _check_key(KlingApi(settings.api_base, auth, kling_http), settings.api_base, name)
@@ -111,6 +114,23 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
         return
     yield Check("connection", True, f"{host}:{port} answers")
     yield _check_response(response, nonce)
+
+
+async def _check_links(settings: ReceiverSettings, http: httpx.AsyncClient) -> Check:
+    """Whether a signed link leads to this receiver, from here: it then knows that there is no such task."""
+    link = sign_link(settings.signing_secrets, settings.links_url, new_id(), 0, int(time.time()) + 60)
+    hint = "Set KLING_LINKS_URL to the address at which people and programs reach the receiver."
+    try:
+        response = await http.get(link, timeout=TIMEOUT_SECONDS)
+    except httpx.HTTPError as error:
+        return Check("links", False, f"{settings.links_url} does not answer ({_reason(error)}). {hint}")
+    try:
+        code = response.json()["error"]["code"]
+    except (ValueError, TypeError, KeyError):
+        code = None
+    if (response.status_code, code) == (404, "unknown_task"):
+        return Check("links", True, f"a signed link of {settings.links_url} reached the receiver")
+    return Check("links", False, f"{settings.links_url} answered {response.status_code}, not as this receiver. {hint}")
 
 
 async def _check_name(url: str, host: str, port: int) -> Check:

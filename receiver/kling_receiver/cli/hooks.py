@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import quote
 
 import click
@@ -16,7 +16,7 @@ from kling_receiver.access import LOCAL_COMMAND
 from kling_receiver.cli.answers import AddedHook, HookList, HookName, NewSecret, TestedHook, checked
 from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver, change_database
-from kling_receiver.hooks.config import EVENT_STATUSES, HookConfig, InvalidHook, parse_hook
+from kling_receiver.hooks.config import EVENT_STATUSES, HookConfig, HookFormat, InvalidHook, parse_hook
 from kling_receiver.net.guard import Allowlist
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.sinks import scheme_of
@@ -91,6 +91,11 @@ class Secret(click.ParamType[str]):
     multiple=True,
     type=click.Choice(list(EVENT_STATUSES)),
     help="Only events of this type; repeatable.",
+)
+@usage.option(
+    "--format",
+    type=click.Choice(get_args(HookFormat)),
+    help="The body: our event, or what Kling itself posts, on each change of the status (without --event).",
 )
 @usage.option("--family", "families", multiple=True, help="Such as videos/text2video; repeatable.")
 @usage.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Repeatable.")
@@ -199,6 +204,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         "NAME": lambda row: row["name"],
         "STATE": _state,
         "ADDRESS": lambda row: _shorten(row["address"]),
+        "FORMAT": lambda row: "" if row["format"] == "event" else row["format"],
         "FILTER": _filter,
         "BEHIND": lambda row: str(row["behind"] or "") if row["state"] != "active" else "",
         "PENDING": lambda row: str(row["pending"] or ""),

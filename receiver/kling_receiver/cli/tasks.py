@@ -1,20 +1,21 @@
-"""The commands `kling-receiver tasks ...`: list, show and adopt tasks, query Kling, download files again."""
+"""The commands `kling-receiver tasks ...`: list, show, adopt and cancel tasks, query Kling, download files again."""
 
 from typing import Any
 
 import click
 
-from kling_callback.api.receiver import task_path
+from kling_callback.api.receiver import ReceiverApi, task_path
 from kling_callback.base import BaseTask
 from kling_callback.cli import options, param_types, terminal, usage
-from kling_receiver.cli.answers import QueriedTask, checked
+from kling_callback.errors import ReceiverError
+from kling_receiver.cli.answers import ListedTask, QueriedTask, checked
 from kling_receiver.cli.base import report_errors
 from kling_receiver.cli.connect import call_receiver
 
 
 @click.group(cls=usage.Group)
 def tasks() -> None:
-    """List and adopt tasks, query Kling, download files again.
+    """List, adopt and cancel tasks, query Kling, download files again.
 
     ID is ours, Kling's, or the external_task_id that another program sent.
 
@@ -79,6 +80,40 @@ def adopt(family: str, kling_id: str, as_json: bool) -> None:
     body = {"family": family, "task_id": kling_id}
     answer = call_receiver(lambda receiver: receiver.call("POST", "/api/tasks/adopt", body))
     _print_answer(answer, as_json=as_json)
+
+
+@tasks.command(cls=usage.Command)
+@usage.argument("task_ids", metavar="ID...", nargs=-1, required=True, type=param_types.TaskId())
+@options.json_option
+@report_errors
+def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
+    """Take tasks out of the queue: their creates are never sent.
+
+    A task that was sent to Kling goes on: Kling has no cancel.
+    """
+
+    async def cancel_all(receiver: ReceiverApi) -> list[dict[str, Any] | ReceiverError]:
+        outcomes: list[dict[str, Any] | ReceiverError] = []
+        for task_id in dict.fromkeys(task_ids):
+            try:
+                outcomes.append(await receiver.call("DELETE", task_path(task_id)))
+            except ReceiverError as error:
+                if error.code is None:
+                    raise  # it cannot be reached
+                outcomes.append(error)
+        return outcomes
+
+    outcomes = call_receiver(cancel_all)
+    cancelled = [checked(ListedTask, outcome) for outcome in outcomes if not isinstance(outcome, ReceiverError)]
+    if as_json:
+        for document in cancelled:
+            terminal.print_json(document)
+    elif cancelled:
+        terminal.print_tasks([BaseTask(document) for document in cancelled])
+    if refused := [outcome for outcome in outcomes if isinstance(outcome, ReceiverError)]:
+        for error in refused[:-1]:
+            terminal.print_message(str(error))
+        raise refused[-1]
 
 
 def _query_kling(task_id: str, action: str, *, as_json: bool) -> None:

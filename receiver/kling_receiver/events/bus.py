@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from kling_receiver.store.reader import Reader
@@ -65,6 +66,37 @@ class EventBus:
                     if seconds_left():
                         yield []
 
+    async def wait_until(
+        self,
+        is_over: Callable[[], Awaitable[bool]],
+        task_ids: Collection[str],
+        *,
+        seconds: float,
+        heartbeat: float = math.inf,
+        seconds_left: Callable[[], float] = lambda: math.inf,
+    ) -> AsyncIterator[None]:
+        """Wait for a change of these tasks that `is_over` sees, for at most `seconds`; yield every `heartbeat` seconds.
+
+        Counted as one stream, and ended as those are. `is_over` is called once, and after each commit with events of
+        these tasks: a heartbeat reads nothing.
+        """
+        ends_at = time.monotonic() + seconds
+        with self.subscribe(*task_ids) as woken, self._count_stream():
+            while not self.closed:
+                woken.clear()
+                if await is_over():
+                    return
+                while not woken.is_set():
+                    left = min(ends_at - time.monotonic(), seconds_left())
+                    if left <= 0:
+                        return
+                    try:
+                        async with asyncio.timeout(min(heartbeat, left)):
+                            await woken.wait()
+                    except TimeoutError:
+                        if heartbeat < left:
+                            yield
+
     async def _is_done(self, task_id: str) -> bool:
         row = await self._reader.task(task_id)
         return row is None or bool(row["done"])
@@ -78,13 +110,15 @@ class EventBus:
             self._streams -= 1
 
     @contextmanager
-    def subscribe(self, task_id: str | None) -> Iterator[asyncio.Event]:
-        """An event that is set after each commit with events of this task (None: of any), and by `close`."""
+    def subscribe(self, *task_ids: str | None) -> Iterator[asyncio.Event]:
+        """An event that is set after each commit with events of one of these tasks (None: of any), and by `close`."""
         woken = asyncio.Event()
-        self._waiters.setdefault(task_id, set()).add(woken)
+        for task_id in task_ids:
+            self._waiters.setdefault(task_id, set()).add(woken)
         try:
             yield woken
         finally:
-            self._waiters[task_id].discard(woken)
-            if not self._waiters[task_id]:
-                del self._waiters[task_id]
+            for task_id in set(task_ids):
+                self._waiters[task_id].discard(woken)
+                if not self._waiters[task_id]:
+                    del self._waiters[task_id]

@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from kling_callback.protocol import signing
+from kling_receiver.events.kling_record import kling_record
 from kling_receiver.states import Origin, Status
 from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.rows import EventRow, ResultRow
@@ -16,6 +17,8 @@ from kling_receiver.store.tables import RESULT_STATUSES
 
 LINK_SECONDS = 86_400
 """Seconds for which a result's `href` opens the file without a token."""
+KLING_LINK_SECONDS = 30 * 86_400
+"""Seconds for which a link in Kling's format opens the file: programs written for Kling count on its 30 days."""
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -58,6 +61,9 @@ class TaskJson(TypedDict):
     results: list[ResultJson]
     request_id: Annotated[str | None, Field(description="Kling's id of the create's answer, or of the latest query's")]
     cost: Annotated[Any, Field(description="as Kling reports it")]
+    queue_position: Annotated[
+        int | None, Field(description="the place of a task that waits for a slot: 1 is the next one; else null")
+    ]
     done: Annotated[
         bool, Field(description="the final status is accepted, not only a hint, and every result is stored or failed")
     ]
@@ -91,10 +97,10 @@ def iso(milliseconds: int | None) -> str | None:
 
 
 class Payloads:
-    """Renders tasks and events as JSON. `secrets` sign the links to files, which start with `receiver_url`."""
+    """Renders tasks and events as JSON. `secrets` sign the links to files, which start with `links_base`."""
 
-    def __init__(self, secrets: Sequence[str], receiver_url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._secrets, self._url, self._clock = secrets, receiver_url, clock
+    def __init__(self, secrets: Sequence[str], links_base: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._secrets, self._url, self._clock = secrets, links_base, clock
 
     def task(self, detail: TaskDetail) -> TaskJson:
         """Render a task, with a new link for each stored file."""
@@ -114,6 +120,7 @@ class Payloads:
             "results": [self._result(result) for result in detail.results],
             "request_id": row["request_id"],
             "cost": row["cost"],
+            "queue_position": detail.queue_position,
             "done": bool(row["done"]),
             "created_at": iso(row["created_at"]),
             "updated_at": iso(row["updated_at"]),
@@ -139,8 +146,12 @@ class Payloads:
             "warning": result["warning"] or None,
         }
 
-    def _link(self, result: ResultRow) -> str:
-        expires = int(self._clock()) + LINK_SECONDS
+    def kling(self, detail: TaskDetail, *, new: bool | None = None) -> dict[str, Any]:
+        """Render a task as Kling's own record, with links that live as long as Kling's files. `new`: as there."""
+        return kling_record(detail, href=lambda result: self._link(result, KLING_LINK_SECONDS), new=new)
+
+    def _link(self, result: ResultRow, seconds: int = LINK_SECONDS) -> str:
+        expires = int(self._clock()) + seconds
         return signing.sign_link(self._secrets, self._url, result["task_id"], result["position"], expires)
 
     def event(self, event: EventRow, detail: TaskDetail) -> EventJson:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -47,6 +47,14 @@ STATUSES_AT: Mapping[str, frozenset[str]] = {
 }
 EVENT_STATUSES = {type_: STATUSES_AT.get(type_, ALL_STATUSES) for type_ in TYPES}
 """Every type of event, and the statuses that a task may have when it happens."""
+
+HookFormat = Literal["event", "kling"]
+"""The body of a delivery: the receiver's event, or the record that Kling itself posts."""
+KLING_EVENTS = ("task.submitted", "task.processing", "task.done")
+"""The events that a hook in Kling's format receives: one for each change of the status that Kling's caller sees.
+
+Between `task.succeed` or `task.failed` and `task.done` the files are being stored.
+"""
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TASK_HOOK_PREFIX = "task:"
@@ -156,6 +164,9 @@ class HookConfig(HookFilter):
     address: str = Field(
         min_length=1, max_length=2000, description="https://...", examples=["https://hooks.example/in"]
     )
+    format: HookFormat = Field(
+        "event", description="`kling`: the body that Kling itself posts, on each change of the status; without `events`"
+    )
     secret: Secret = ""
     retry_schedule: RetrySchedule = Field(default_factory=lambda: list(DEFAULT_SCHEDULE))
     concurrency: Concurrency | None = None
@@ -181,6 +192,18 @@ class HookConfig(HookFilter):
             raise ValueError("a secret is for web addresses only. Remove it.")
         return self
 
+    @model_validator(mode="after")
+    def _in_kling_s_format(self) -> "HookConfig":
+        if self.format != "kling":
+            return self
+        if not self.is_signed:
+            raise ValueError("the format kling is for web addresses only; other addresses receive events. Remove it.")
+        if self.events:
+            raise ValueError("a hook with the format kling receives each change of the status. Remove its events.")
+        if self.statuses == ["created"]:
+            raise ValueError("the filter matches nothing: Kling reports no task as created. Remove the status.")
+        return self
+
     @property
     def is_signed(self) -> bool:
         """Whether its deliveries are signed: those to web addresses are."""
@@ -191,6 +214,7 @@ class HookConfig(HookFilter):
         kind = "web" if self.is_signed else "command" if scheme_of(self.address) == "command" else "other"
         return {
             "address": self.address,
+            "format": self.format,
             "filter": {
                 "events": self.events,
                 "families": self.families,

@@ -98,7 +98,7 @@ class Dispatcher:
         if wait := slot.limiter.retry_after:
             slot.release()
             return _retry_in(wait, "The hook answered with Retry-After.")
-        attempt = await self._sender.attempt(slot, hook, event, detail, count=job.attempts)
+        attempt = await self._sender.attempt(slot, hook, event, detail, count=job.attempts, late=True)
         if hook["task_id"]:
             await self._sender.close_hook(hook["name"])
 

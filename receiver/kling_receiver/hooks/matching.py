@@ -1,13 +1,13 @@
 """Whether a hook's filter matches an event."""
 
-from kling_receiver.hooks.config import ALL_STATUSES
+from kling_receiver.hooks.config import ALL_STATUSES, KLING_EVENTS
 from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.rows import EventRow, HookRow
 
 
 def wants_type(hook: HookRow, event: EventRow) -> bool:
     """Whether a hook's filter lets events of this type pass, whatever their task."""
-    types = hook["filter"]["events"]
+    types = KLING_EVENTS if hook["format"] == "kling" else hook["filter"]["events"]
     return not types or event["type"] in types
 
 

@@ -4,13 +4,13 @@ A paused hook keeps its events: its retries are suspended, and its cursor stays 
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import cast, get_args
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, delete, insert, select
 
 from kling_callback.protocol.webhooks import MAX_SECRETS, new_secret
-from kling_receiver.hooks.config import TASK_HOOK_PREFIX, HookConfig
+from kling_receiver.hooks.config import TASK_HOOK_PREFIX, HookConfig, HookFormat
 from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.jobs.kinds import Kind, dispatch_key, hook_pool
 from kling_receiver.jobs.queue import NEVER
@@ -122,7 +122,9 @@ def task_hook_name(task_id: str) -> str:
     return f"{TASK_HOOK_PREFIX}{task_id}"
 
 
-def add_for_task(tx: Transaction, task_id: str, address: str, events: Sequence[str] = ()) -> None:
+def add_for_task(
+    tx: Transaction, task_id: str, address: str, events: Sequence[str] = (), hook_format: HookFormat = "event"
+) -> None:
     """Add a hook for one task, unless the task has one. `events`: only of these types; empty means any.
 
     `protocol.signing.task_hook_secrets` sign its deliveries.
@@ -130,17 +132,20 @@ def add_for_task(tx: Transaction, task_id: str, address: str, events: Sequence[s
     name = task_hook_name(task_id)
     if hook(tx.connection, name):
         return
-    row = HookConfig(address=address, events=list(events)).row(name, "task", cursor=0, now=tx.now)
+    row = HookConfig(address=address, events=list(events), format=hook_format).row(name, "task", cursor=0, now=tx.now)
     row["task_id"], row["concurrency_key"] = task_id, f"task {host_of(address)}"
     row["secrets"], row["concurrency"] = [], 2
     tx.connection.execute(insert(HOOK), row)
     enqueue_dispatch(tx, row)  # the task may have ended already
 
 
-def has_other_hook(tx: Transaction, task_id: str, address: str, events: Sequence[str]) -> bool:
-    """Whether a task has a hook already, with another address or other events."""
+def has_other_hook(
+    tx: Transaction, task_id: str, address: str, events: Sequence[str] = (), hook_format: HookFormat = "event"
+) -> bool:
+    """Whether a task has a hook already, with another address, other events or another format."""
     row = hook(tx.connection, task_hook_name(task_id))
-    return row is not None and (row["address"], row["filter"]["events"]) != (address, list(events))
+    expected = (address, list(events), hook_format)
+    return row is not None and (row["address"], row["filter"]["events"], row["format"]) != expected
 
 
 def update(tx: Transaction, name: str, values: Row) -> None:
@@ -201,7 +206,8 @@ def _read(row: Row) -> HookRow:
     try:
         values = {name: load_json(row[name]) for name in JSON_COLUMNS}
         if not (
-            all(type(secret) is str and type(end) in (int, type(None)) for secret, end in values["secrets"])
+            row["format"] in get_args(HookFormat)
+            and all(type(secret) is str and type(end) in (int, type(None)) for secret, end in values["secrets"])
             and values["filter"].keys() == NO_FILTER.keys()
             and all(type(value) is str for each in values["filter"].values() for value in each)
             and all(type(step) in (int, float) for step in values["retry_schedule"])
@@ -209,7 +215,7 @@ def _read(row: Row) -> HookRow:
             raise TypeError
     except (InvalidRow, AttributeError, TypeError, ValueError):
         paused_at = row["paused_at"] or row["created_at"]
-        values = {"secrets": [], "filter": NO_FILTER, "retry_schedule": [], "paused_at": paused_at}
+        values = {"format": "event", "secrets": [], "filter": NO_FILTER, "retry_schedule": [], "paused_at": paused_at}
         values["paused_because"] = UNREADABLE
     return cast(HookRow, {**row, **values})
 

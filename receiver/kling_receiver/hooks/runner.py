@@ -79,6 +79,8 @@ class HookRun:
         self._woken = asyncio.Event()
         self._started, self._end, self._checked_at, self._read_at = 0, 0.0, 0.0, 0.0
         self._urgent = hook["task_id"] is not None  # such a run ends with its record
+        self._latest: dict[str, asyncio.Task[None]] = {}
+        """In Kling's format, the last attempt of each task."""
 
     async def run(self, group: asyncio.TaskGroup) -> RunResult:
         """Start an attempt at each matching event. The attempts run in `group`, which waits for them."""
@@ -175,7 +177,9 @@ class HookRun:
             return result
         self._started += 1
         self._active += 1
-        attempt = group.create_task(self._attempt(slot, event, detail))
+        attempt = group.create_task(self._attempt(slot, event, detail, self._latest.get(event["task_id"])))
+        if self._hook["format"] == "kling":  # its handlers may keep the last status that arrives
+            self._latest[event["task_id"]] = attempt
         attempt.add_done_callback(functools.partial(self._attempt_finished, slot))
         await asyncio.sleep(0)  # let the event loop handle callbacks between two attempts
         return None
@@ -206,7 +210,12 @@ class HookRun:
         self._hook, self._checked_at = hook, now
         return True
 
-    async def _attempt(self, slot: Slot, event: EventRow, detail: TaskDetail) -> None:
+    async def _attempt(
+        self, slot: Slot, event: EventRow, detail: TaskDetail, earlier: asyncio.Task[None] | None
+    ) -> None:
+        """Make an attempt, after an earlier one has ended."""
+        if earlier:
+            await asyncio.wait([earlier])
         attempt = await self._sender.attempt(slot, self._hook, event, detail)
         lazy = attempt.delivered and not self._urgent
         await self._writer.run_batched(deliveries.record_attempts, attempt, lazy=lazy)

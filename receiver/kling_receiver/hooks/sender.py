@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kling_callback.protocol.webhooks import encode, redact_event, webhook_id
+from kling_receiver.events.kling_record import as_of
 from kling_receiver.events.log import position
 from kling_receiver.events.payloads import Payloads
 from kling_receiver.hooks import records as hook_records
@@ -86,13 +87,13 @@ class Sender:
         return await (await self._open_hook(hook)).limiter.acquire()
 
     async def attempt(
-        self, slot: Slot, hook: HookRow, event: EventRow, detail: TaskDetail, *, count: int = 1
+        self, slot: Slot, hook: HookRow, event: EventRow, detail: TaskDetail, *, count: int = 1, late: bool = False
     ) -> DeliveryAttempt:
-        """Make the `count`-th attempt at a delivery, and release the slot."""
+        """Make the `count`-th attempt at a delivery, and release the slot. `late`: out of the log's order."""
         try:
             opened = await self._open_hook(hook)
             attempted_at, started = int(self._clock() * 1000), time.monotonic()
-            outcome = await self._send(opened, self._message(hook, event, detail))
+            outcome = await self._send(opened, self._message(hook, event, detail, late))
             if isinstance(outcome, Delivered):
                 slot.limiter.record(True)
             else:
@@ -147,8 +148,11 @@ class Sender:
             retry_in_ms = backoff.next_at(count, 0, at_least=outcome.retry_after)
         return replace(attempt, error=str(outcome), retry_in_ms=retry_in_ms, gone=outcome.gone)
 
-    def _message(self, hook: HookRow, event: EventRow, detail: TaskDetail) -> Message:
-        document = redact_event(self._payloads.event(event, detail))
+    def _message(self, hook: HookRow, event: EventRow, detail: TaskDetail, late: bool) -> Message:
+        if hook["format"] == "kling":
+            document = self._payloads.kling(detail if late else as_of(event, detail))
+        else:
+            document = redact_event(self._payloads.event(event, detail))
         stored = [result["path"] for result in detail.results if result["path"] and result["status"] == "stored"]
         return Message(
             id=webhook_id(position(event), hook["name"].partition(":")[0]),

@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from kling_receiver.jobs.kinds import Kind, Pool, ask_key, download_key, overdue_key
+from kling_receiver.jobs.kinds import Kind, Pool, ask_key, create_key, download_key, overdue_key
 from kling_receiver.store.transaction import Transaction
 
 OVERDUE_CONCURRENCY_KEY = "overdue"
@@ -13,6 +13,13 @@ def ask(tx: Transaction, task_id: str, due_at: int | None = None) -> None:
     """Enqueue a query about a task. `due_at`: unix ms; None: now."""
     key = ask_key(task_id)
     tx.enqueue(Kind.ASK, task_id, unique_key=key, pool=Pool.KLING, concurrency_key="kling", due_at=due_at)
+
+
+def create(tx: Transaction, task_id: str) -> None:
+    """Enqueue the create of a task that was submitted here."""
+    # A key of its own for each task: MAX_PER_POOL alone limits how many are sent at once.
+    key = create_key(task_id)
+    tx.enqueue(Kind.CREATE, task_id, unique_key=key, pool=Pool.CREATES, concurrency_key=key)
 
 
 def overdue(

@@ -11,6 +11,8 @@ class Kind(StrEnum):
     """Query Kling about a task, because a callback hinted at a final status."""
     DOWNLOAD = "download"
     """Download one result file."""
+    CREATE = "create"
+    """Send the create of a task that was submitted here."""
     OVERDUE = "overdue"
     """Check a task at its deadline."""
     SWEEP = "sweep"
@@ -49,7 +51,7 @@ def args_problem(kind: str, args: Any) -> str | None:
 
 NUMBERS = frozenset(
     {"index", "event", "after", "until", "storage_failures", "asked_after", "unanswered", "undecided", "queries"}
-    | {"opened_at"}
+    | {"opened_at", "paced", "unreachable", "full", "lookup"}
 )
 """The args that are numbers."""
 
@@ -61,6 +63,7 @@ class Pool(StrEnum):
     """Jobs that share one limit on how many run at once."""
 
     KLING = "kling"
+    CREATES = "creates"
     DOWNLOADS = "downloads"
     HOOK_RUNS = "hook-runs"
     HOOK_REPLAYS = "hook-replays"
@@ -74,6 +77,7 @@ class Pool(StrEnum):
 
 MAX_PER_POOL: dict[str, int] = {
     Pool.KLING: 48,
+    Pool.CREATES: 64,
     Pool.DOWNLOADS: 48,
     Pool.HOOK_RUNS: 512,
     Pool.HOOK_REPLAYS: 48,
@@ -107,6 +111,11 @@ def hook_pool(kind: Kind, task_id: str | None) -> Pool:
 def ask_key(task_id: str) -> str:
     """The unique key of a task's query job: at most one exists."""
     return f"{Kind.ASK}/{task_id}"
+
+
+def create_key(task_id: str) -> str:
+    """The unique key of the job that sends a task's create."""
+    return f"{Kind.CREATE}/{task_id}"
 
 
 def overdue_key(task_id: str) -> str:

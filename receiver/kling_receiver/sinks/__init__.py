@@ -21,8 +21,8 @@ class Message:
     """One event to deliver to one hook.
 
     `id`: the same at each attempt and replay. `event`: the event's JSON, with `id`, `log_id`, `type`, `at`, `data` and
-    `task`; `body`: the same as bytes. `source`: the receiver's public address. `files`: paths of the task's stored
-    files.
+    `task`, or for a web address in Kling's format its record; `body`: the same as bytes. `source`: the receiver's
+    public address. `files`: paths of the task's stored files.
     """
 
     id: str

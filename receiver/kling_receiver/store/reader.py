@@ -13,13 +13,14 @@ from typing import TypeVar
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
+from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.store.database import BLOCKED_SECONDS, Database
 from kling_receiver.store.engine.connections import READERS
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
-from kling_receiver.store.tables import EVENT, RESULT, TASK
-from kling_receiver.store.task_list import Position, TaskFilter, page_ids
+from kling_receiver.store.tables import EVENT, RESULT, SENT_HERE, TASK
+from kling_receiver.store.task_list import Position, TaskFilter, ids_of_family, page_ids
 from kling_receiver.threads import run_in_daemon_thread
 
 EVENT_COLUMNS = "id, (SELECT id FROM event_log) AS log_id, task_id, type, created_at, data"
@@ -37,6 +38,13 @@ SELECT_RESULTS = Statement[ResultRow](
     f"SELECT {columns(RESULT)} FROM result WHERE task_id IN :task_ids ORDER BY task_id, position",
     table=RESULT,
 )
+QUEUE_POSITIONS = Statement("""
+    SELECT task_id, (
+        SELECT count(*) FROM submission AS earlier
+        WHERE earlier.state = 'queued' AND (earlier.rank, earlier.id) <= (own.rank, own.id)
+    ) AS place FROM submission AS own WHERE own.task_id IN :task_ids AND own.state = 'queued'
+""")
+"""The count reads the index `submission_queue` only."""
 SELECT_TAGS = Statement("SELECT tag, task_id FROM tag WHERE task_id IN :task_ids ORDER BY tag")
 SELECT_EVENTS = Statement[EventRow](f"SELECT {EVENT_COLUMNS} FROM event WHERE id IN :ids", table=EVENT)
 EVENTS_AT_ONCE = 100
@@ -62,6 +70,8 @@ class TaskDetail:
     row: TaskRow
     results: list[ResultRow]
     tags: list[str]
+    queue_position: int | None = None
+    """The place of a submission that waits for a slot: 1 is the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,10 @@ class Reader:
         """A task's row."""
         return await self.read(lambda connection: SELECT_TASKS.first(connection, task_ids=[task_id]))
 
+    async def tasks(self, task_ids: Sequence[str]) -> list[TaskRow]:
+        """The rows of tasks; those that do not exist are left out."""
+        return await self.read(lambda connection: SELECT_TASKS.all(connection, task_ids=list(task_ids)))
+
     async def find_by_kling_id(self, kling_id: str) -> str | None:
         """Our id of the task that Kling's id belongs to."""
         task_id: str | None = await self.read(lambda connection: FIND_BY_KLING_ID.scalar(connection, kling_id=kling_id))
@@ -116,8 +130,11 @@ class Reader:
         A task that Kling has confirmed takes precedence: the caller's id may be the word of a callback, which proves
         nothing, and must neither hide another task nor make its id ambiguous.
         """
-        found = await self.read(lambda connection: FIND_BY_OTHER_ID.all(connection, other_id=other_id, limit=MAX_FOUND))
-        return [row["id"] for row in found if row["place"] == found[0]["place"]]
+        return await self.read(functools.partial(_by_other_id, other_id=other_id))
+
+    async def find(self, any_ids: Sequence[str]) -> dict[str, list[TaskDetail]]:
+        """The tasks that each of these ids names: by our id, else by Kling's or the caller's; usually one or none."""
+        return await self.read(lambda connection: {any_id: _find(connection, any_id) for any_id in any_ids})
 
     async def results(self, task_id: str) -> list[ResultRow]:
         """A task's results, in order."""
@@ -134,6 +151,15 @@ class Reader:
     async def render_page(self, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
         """Tasks, newest first. `render` runs in the reader's thread."""
         return await self.read(functools.partial(_render_page, task_filter=task_filter, render=render))
+
+    async def render_family(self, family: str, render: Callable[[TaskDetail], T], *, skip: int, limit: int) -> list[T]:
+        """A family's tasks among the newest, newest first, from number `skip` on. `render` runs in a thread."""
+
+        def read(connection: Connection) -> list[T]:
+            ids = ids_of_family(connection, family, skip=skip, limit=limit)
+            return [render(detail) for detail in _iter_details(connection, ids)]
+
+        return await self.read(read)
 
     async def render_events(
         self, events: Sequence[EventRow], render: Callable[[EventRow, TaskDetail], bytes]
@@ -155,6 +181,18 @@ class Reader:
         newest = select(TASK.c.callback_count).order_by(TASK.c.created_at.desc(), TASK.c.id.desc())
         query = select(func.max(newest.limit(RECENT_TASKS).subquery().c.callback_count))
         return await self.read(lambda connection: bool(connection.execute(query).scalar()))
+
+
+def _by_other_id(connection: Connection, other_id: str) -> list[str]:
+    found = FIND_BY_OTHER_ID.all(connection, other_id=other_id, limit=MAX_FOUND)
+    return [row["id"] for row in found if row["place"] == found[0]["place"]]
+
+
+def _find(connection: Connection, any_id: str) -> list[TaskDetail]:
+    if not IDENTIFIER.fullmatch(any_id):
+        return []
+    details = load_details(connection, [any_id]) or load_details(connection, _by_other_id(connection, any_id))
+    return list(details.values())
 
 
 def events_after(
@@ -183,12 +221,22 @@ def _events_query(where: str, order: str) -> Statement[EventRow]:
     return Statement[EventRow](sql, table=EVENT)
 
 
+def may_wait(task: TaskRow) -> bool:
+    """Whether the task may have a submission in the queue."""
+    return task["outcome"] == "pending" and task["status"] == "created" and task["create_token"].startswith(SENT_HERE)
+
+
 def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, TaskDetail]:
     """Tasks with their results and tags, by id; those that do not exist are left out."""
     if not task_ids:
         return {}
     tasks = SELECT_TASKS.all(connection, task_ids=list(task_ids))
-    details = {task["id"]: TaskDetail(task, [], []) for task in tasks}
+    if not tasks:
+        return {}
+    waiting = [task["id"] for task in tasks if may_wait(task)]
+    places = QUEUE_POSITIONS.all(connection, task_ids=waiting) if waiting else []
+    positions = {row["task_id"]: int(row["place"]) for row in places}
+    details = {task["id"]: TaskDetail(task, [], [], positions.get(task["id"])) for task in tasks}
     for result in SELECT_RESULTS.all(connection, task_ids=list(details)):
         details[result["task_id"]].results.append(result)
     for tag in SELECT_TAGS.all(connection, task_ids=list(details)):

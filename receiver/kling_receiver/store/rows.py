@@ -24,6 +24,8 @@ class TaskRow(TypedDict):
     request_sha256: str | None
     outcome: str
     create_token: str
+    slots: int
+    keeps_our_id: bool
     status: Status
     status_msg: str
     origin: Origin | None
@@ -55,6 +57,8 @@ class TaskChanges(TypedDict, total=False):
     request_sha256: str | None
     outcome: str
     create_token: str
+    slots: int
+    keeps_our_id: bool
     status: Status
     status_msg: str
     origin: Origin | None
@@ -72,6 +76,30 @@ class TaskChanges(TypedDict, total=False):
     callback_count: int
     kept_callbacks: int
     kept_bytes: int
+
+
+class SubmissionRow(TypedDict):
+    """A create that the receiver sends."""
+
+    id: int
+    task_id: str
+    state: str
+    rank: int
+    model: str
+    slots: int
+    body: bytes
+    size: int
+    attempt: str
+    created_at: int
+
+
+class AccountRow(TypedDict):
+    """What Kling's refusals have shown of the account."""
+
+    id: int
+    slot_ceiling: int | None
+    create_interval_ms: int
+    next_create_at: int
 
 
 class EventRow(TypedDict):
@@ -131,6 +159,7 @@ class HookRow(TypedDict):
     name: str
     address: str
     source: str
+    format: str
     task_id: str | None
     concurrency_key: str
     secrets: list[tuple[str, int | None]]

@@ -33,6 +33,12 @@ OUTCOMES = ("none", "pending", "created", "not_created", "unknown")
 
 RESULT_STATUSES = ("pending", "stored", "failed")
 JOB_STATES = ("ready", "running", "dead")
+SENT_HERE = "receiver/"
+"""How the `create_token` begins of a task whose create the receiver sends: no client may send it."""
+SUBMISSION_STATES = ("queued", "claimed", "sending")
+"""States of a create that the receiver sends: it waits for a slot, has it, and may have reached Kling."""
+HOOK_FORMATS = ("event", "kling")
+"""What a hook is sent: our events, or the bodies that Kling posts."""
 HOOK_SOURCES = ("added", "file", "settings", "task")
 """What configured a hook: an operator's command, the hooks file, KLING_HOOK_URL, or a client, for one task."""
 
@@ -99,6 +105,8 @@ class Task(SQLModel, table=True):
         Index("task_kling_id", "kling_id", **_partial("kling_id IS NOT NULL")),
         Index("task_external_id", "external_task_id", **_partial("external_task_id IS NOT NULL")),
         Index("task_durations", "family", "created_at", **_partial("duration_ms IS NOT NULL")),
+        Index("task_slots", "model", **_partial("slots > 0")),
+        Index("task_sent_here", "create_token", **_partial(f"substr(create_token, 1, 9) = '{SENT_HERE}'")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
     )
 
@@ -114,6 +122,10 @@ class Task(SQLModel, table=True):
     outcome: str = "none"
     create_token: str = ""
     """The nonce of the create call that has the right to create this task."""
+    slots: int = 0
+    """Slots of the account that the task holds, from its create to its end."""
+    keeps_our_id: bool = False
+    """Kling's format names our id for good: a program was answered it as Kling's, before Kling's was known."""
     status: str = "created"
     status_msg: str = ""
     origin: str | None = None
@@ -150,6 +162,47 @@ class Tag(SQLModel, table=True):
 
     tag: str = Field(primary_key=True)
     task_id: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True, index=True))
+
+
+class Submission(SQLModel, table=True):
+    """A create that the receiver sends, until its outcome is known."""
+
+    __tablename__ = "submission"
+    __table_args__ = (
+        CheckConstraint(_in("state", SUBMISSION_STATES), name="state"),
+        Index("submission_queue", "state", "rank", "id", "model", "slots", "size"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int = Field(sa_column=Column(BigId, primary_key=True))
+    """In the order of arrival."""
+    task_id: str = Field(sa_column=Column(Text, ForeignKey("task.id"), nullable=False, unique=True))
+    state: str = "queued"
+    rank: int = 0
+    """Minus the priority: the lowest is sent first, so that one index in ascending order serves both engines."""
+    model: str = ""
+    slots: int = 1
+    """Slots that the task will hold: one for each image, else one."""
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """The create's parameters as JSON, without our id and callback address."""
+    size: int = Field(sa_type=BigInteger)
+    """Bytes of the body."""
+    attempt: str = ""
+    """The nonce of the attempt that is `sending`."""
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class Account(SQLModel, table=True):
+    """What Kling's refusals of creates have shown of the account, in one row."""
+
+    __tablename__ = "account"
+
+    id: int = Field(1, primary_key=True)
+    slot_ceiling: int | None = None
+    """Slots that the account has left for us (1303), until a task ends; null: the settings alone limit them."""
+    create_interval_ms: int = 0
+    """Milliseconds between two creates, since Kling found them too fast (1302)."""
+    next_create_at: int = Field(default=0, sa_type=BigInteger)
 
 
 class Event(SQLModel, table=True):
@@ -261,6 +314,7 @@ class Hook(SQLModel, table=True):
     name: str = Field(primary_key=True)
     address: str
     source: str
+    format: str = "event"
     task_id: str | None = None
     """The only task whose events the hook receives; null: all tasks."""
     concurrency_key: str
@@ -344,11 +398,13 @@ class AuditEntry(SQLModel, table=True):
 
 METADATA = SQLModel.metadata
 
-TASK, TAG, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
+TASK, TAG, SUBMISSION, ACCOUNT, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
     METADATA.tables[name]
     for name in (
         "task",
         "tag",
+        "submission",
+        "account",
         "event",
         "event_log",
         "result",

@@ -59,6 +59,16 @@ def page_ids(connection: Connection, task_filter: TaskFilter) -> tuple[list[str]
     return ids, (last.created_at, last.id) if last else None
 
 
+def ids_of_family(connection: Connection, family: str, *, skip: int, limit: int) -> list[str]:
+    """The ids of a family's tasks among the newest MAX_SCANNED of all, newest first, from number `skip` on."""
+    newest = select(TASK.c.id, TASK.c.created_at, TASK.c.family)
+    newest = newest.order_by(TASK.c.created_at.desc(), TASK.c.id.desc()).limit(MAX_SCANNED)
+    scanned = newest.subquery()
+    matching = select(scanned.c.id).where(scanned.c.family == family)
+    matching = matching.order_by(scanned.c.created_at.desc(), scanned.c.id.desc()).offset(skip).limit(limit)
+    return list(connection.execute(matching).scalars())
+
+
 def _tagged(task: Columns, task_filter: TaskFilter) -> ColumnElement[bool]:
     """The tag's condition for a look-up in its index: that in CONDITIONS is checked row by row."""
     condition: ColumnElement[bool] = task.id.in_(select(TAG.c.task_id).where(TAG.c.tag == task_filter.tag))

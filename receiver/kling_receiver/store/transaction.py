@@ -6,7 +6,7 @@ Many callbacks share one transaction. What each of them changes is collected her
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Unpack, cast
@@ -104,6 +104,7 @@ class Transaction:
     _jobs: dict[str, Row | None] = field(default_factory=dict)
     _run_now: set[str] = field(default_factory=set)
     _messages: dict[str, None] = field(default_factory=dict)
+    _at_end: dict["AtEnd", list[Any]] = field(default_factory=dict)
     _woken: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
@@ -213,10 +214,19 @@ class Transaction:
         """Make a waiting job due now, if there is one."""
         self._run_now.add(unique_key)
 
+    def run_at_end(self, action: "AtEnd", item: Any = None) -> None:
+        """Call `action` once before the commit, with all its items: it sees every change of the transaction written."""
+        self._at_end.setdefault(action, []).append(item)
+
     def flush(self) -> CommitResult:
         """Write everything that was collected: tasks before events, events before jobs."""
         self.flush_new_tasks()
-        self._write_changes()
+        self.write_changes()
+        while self._at_end:
+            actions, self._at_end = self._at_end, {}
+            for action, items in actions.items():
+                action(self, items)
+            self.write_changes()
         dispatches = bool(self._events) and self._write_events()
         self._write_repeats()  # after the events: they may be of events of this transaction
         enqueued = self._write_jobs()
@@ -230,14 +240,15 @@ class Transaction:
             tuple(self._messages),
         )
 
-    def _write_changes(self) -> None:
-        """Write one statement for all tasks of which the same columns changed."""
+    def write_changes(self) -> None:
+        """Write the changes of tasks now, before they are counted: one statement for each set of changed columns."""
         groups: dict[tuple[str, ...], list[Row]] = {}
         for task_id in sorted(self._changed):
             names = tuple(sorted(self._changed[task_id]))
             row = cast(Row, self.tasks[task_id])
             values = {name: dump_json(row[name]) if name in JSON_COLUMNS else row[name] for name in names}
             groups.setdefault(names, []).append({**values, "row_id": task_id})
+        self._changed.clear()
         for names, rows in groups.items():
             _update_statement(names).executemany(self.connection, rows)
 
@@ -266,6 +277,9 @@ class Transaction:
             RUN_NOW.executemany(self.connection, rows)
         return enqueued
 
+
+AtEnd = Callable[[Transaction, list[Any]], None]
+"""What is done once at the end of a transaction, however many of its changes ask for it."""
 
 LAST_EVENT = Statement("SELECT coalesce(max(id), 0) FROM event")
 

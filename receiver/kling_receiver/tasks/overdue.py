@@ -16,7 +16,7 @@ from kling_receiver.states import FINAL
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import durations, transitions
+from kling_receiver.tasks import durations, submission, transitions
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.tasks.reconcile import Reconciler
 
@@ -67,7 +67,7 @@ class OverdueTasks:
 
         def apply(tx: Transaction) -> Outcome:
             task = tx.require_task(job.task_id)
-            if task["status"] in FINAL:
+            if task["status"] in FINAL or submission.waits(tx, task):
                 return Done()
             if not job.args:
                 tx.add_event(job.task_id, "task.overdue", {})

@@ -11,17 +11,18 @@ from kling_callback.protocol import families
 from kling_callback.protocol.redact import redacted
 from kling_callback.protocol.values import IDENTIFIER, MAX_ID_CHARS, sanitize
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import EventTypes, Label, known_events
+from kling_receiver.hooks.config import EventTypes, HookFormat, Label, known_events
 from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.states import FINAL, transition
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
-from kling_receiver.store.tables import EVENT
+from kling_receiver.store.tables import EVENT, SENT_HERE
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import transitions
+from kling_receiver.tasks import slots, transitions
 from kling_receiver.tasks.parameters import describe_other_parameters, differences
+from kling_receiver.tasks.transitions import Refusal
 
 MAX_TAGS = 100
 """Tags of one task, from all its registrations."""
@@ -102,6 +103,9 @@ class Registration(BaseModel):
     hook_events: EventTypes = Field(
         default_factory=list, description="with `hook`: only events of these types; empty means any"
     )
+    hook_format: HookFormat = Field(
+        "event", description="with `hook`: `kling` for the body that Kling itself posts; without `hook_events`"
+    )
 
     @field_validator("family")
     @classmethod
@@ -121,6 +125,13 @@ class Registration(BaseModel):
     @classmethod
     def _request(cls, value: Any) -> Any:
         return redacted(value)
+
+    @field_validator("create_token")
+    @classmethod
+    def _create_token(cls, value: str) -> str:
+        if value.startswith(SENT_HERE):
+            raise ValueError(f"must not begin with {SENT_HERE}: the receiver's own attempts do.")
+        return value
 
     @field_validator("tags")
     @classmethod
@@ -142,6 +153,17 @@ class Registration(BaseModel):
         if events and info.data.get("hook") == "":  # an invalid hook is not in `data`; its own problem is reported
             raise ValueError("they are of the task's hook. Set `hook`, or remove them.")
         return events
+
+    @field_validator("hook_format")
+    @classmethod
+    def _hook_format(cls, value: HookFormat, info: ValidationInfo) -> HookFormat:
+        if value == "event":
+            return value
+        if info.data.get("hook") == "":
+            raise ValueError("it is of the task's hook. Set `hook`, or remove it.")
+        if info.data.get("hook_events"):
+            raise ValueError("a hook with the format kling receives each change of the status. Remove `hook_events`.")
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -172,30 +194,39 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
         created = True
     else:
         created = False
-        if task["family"] != registration.family:
-            return RegistrationResult(
-                conflict=f"Task {task_id} is of the family {task['family']}, not {registration.family}."
-            )
-        if not _may_reopen(task) and _has_other_parameters(task, registration):
-            return RegistrationResult(conflict=describe_other_parameters(task, registration.request))
+        if conflict := conflict_with(task, registration):
+            return RegistrationResult(conflict=conflict)
         _fill_gaps(tx, task, registration)
     if registration.hook:
-        hook_records.add_for_task(tx, task_id, registration.hook, registration.hook_events)
+        hook_records.add_for_task(tx, task_id, *_hook(registration))
     if registration.outcome:  # recorded in any case: it may be the only report of a task that is paid for
-        _record_outcome(tx, task, registration)
+        record_outcome(tx, task, registration)
         return RegistrationResult(created, conflict=hook_conflict and f"The outcome is recorded. {hook_conflict}")
-    if _may_reopen(task):
+    if may_reopen(task):
         if _too_many_creates(tx, task):
             return RegistrationResult(conflict=f"Task {task_id} was refused {MAX_CREATES} times. Use a new id.")
         _reopen(tx, task, registration)
     return RegistrationResult(created, may_create=_may_create(task, registration.create_token))
 
 
+def conflict_with(task: TaskRow, registration: Registration) -> str | None:
+    """Why a registration is not one of this task: it has another family, or other parameters."""
+    if task["family"] != registration.family:
+        return f"Task {task['id']} is of the family {task['family']}, not {registration.family}."
+    if not may_reopen(task) and _has_other_parameters(task, registration):
+        return describe_other_parameters(task, registration.request)
+    return None
+
+
 def _hook_conflict(tx: Transaction, task_id: str, registration: Registration) -> str | None:
     """Why a task's hook cannot be added: the task has another. Its address, which may hold a token, is not shown."""
-    if registration.hook and hook_records.has_other_hook(tx, task_id, registration.hook, registration.hook_events):
-        return f"Task {task_id} has a hook already, with another address or other events: a task has one."
+    if registration.hook and hook_records.has_other_hook(tx, task_id, *_hook(registration)):
+        return f"Task {task_id} has a hook already, with another address, events or format: a task has one."
     return None
+
+
+def _hook(registration: Registration) -> tuple[str, list[str], HookFormat]:
+    return registration.hook, registration.hook_events, registration.hook_format
 
 
 def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:
@@ -210,7 +241,7 @@ def _has_other_parameters(task: TaskRow, registration: Registration) -> bool:
     return ours != theirs if ours else bool(differences(task["request"], registration.request))
 
 
-def _may_reopen(task: TaskRow) -> bool:
+def may_reopen(task: TaskRow) -> bool:
     """Whether the create was certainly not accepted: nothing was paid, and another attempt may follow."""
     return task["outcome"] == "not_created" and task["origin"] == "local" and not task["callback_count"]
 
@@ -238,8 +269,15 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     task = tx.tasks[task_id]
     tx.add_event(task_id, "task.created", {"by": "client"})
     _tag(tx, task_id, registration.tags)
-    transitions.enqueue_deadline(tx, task)
+    _open(tx, task)
     return task
+
+
+def _open(tx: Transaction, task: TaskRow) -> None:
+    """Start the deadline and hold the slots, unless the receiver sends the create: then they begin with that."""
+    if not slots.is_sent_here(task):
+        transitions.enqueue_deadline(tx, task)
+        slots.hold(tx, task)
 
 
 def _too_many_creates(tx: Transaction, task: TaskRow) -> bool:
@@ -270,7 +308,7 @@ def _reopen(tx: Transaction, task: TaskRow, registration: Registration) -> None:
         done=False,
     )
     tx.add_event(task["id"], "task.created", {"by": "client"})
-    transitions.enqueue_deadline(tx, task)
+    _open(tx, task)
 
 
 def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> None:
@@ -290,8 +328,15 @@ def _tag(tx: Transaction, task_id: str, tags: Sequence[str]) -> None:
         INSERT_TAG.executemany(tx.connection, rows)
 
 
-def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) -> None:
-    replaced = registration.create_token not in ("", task["create_token"])
+def record_outcome(
+    tx: Transaction, task: TaskRow, registration: Registration, *, refusal: Refusal | None = None
+) -> None:
+    """Record the outcome of a create. Only the attempt that may send it can say that no task came of it.
+
+    `refusal`: Kling's answer to a create that it refused.
+    """
+    is_own = registration.create_token == task["create_token"]
+    replaced = not is_own and (registration.create_token != "" or slots.is_sent_here(task))
     if registration.request_id and not replaced and task["origin"] != "kling":
         tx.update_task(task, request_id=registration.request_id)
     if registration.outcome == "created":
@@ -300,7 +345,7 @@ def _record_outcome(tx: Transaction, task: TaskRow, registration: Registration) 
         return  # a later attempt has replaced this one
     elif registration.outcome == "not_created" and task["status"] == "created" and not task["callback_count"]:
         tx.update_task(task, outcome="not_created")
-        transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.")
+        transitions.fail_locally(tx, task, registration.reason or "Kling did not accept the create.", refusal)
     elif task["outcome"] == "pending":  # also if a callback shows that Kling knows the task
         tx.update_task(task, outcome="unknown")
         if task["status"] == "created":

@@ -11,7 +11,9 @@ from kling_receiver.jobs.enqueue import OVERDUE_CONCURRENCY_KEY
 from kling_receiver.jobs.kinds import Kind, Pool
 from kling_receiver.jobs.worker import LEASE_MS
 from kling_receiver.store.sql import Statement
+from kling_receiver.store.tables import SENT_HERE
 from kling_receiver.store.transaction import Transaction
+from kling_receiver.tasks import slots, submission
 
 log = logging.getLogger("kling_receiver.startup")
 
@@ -28,6 +30,10 @@ def _no_job(key: str) -> str:
 NO_ASK = _no_job(f"'{Kind.ASK}/' || task.id")
 MISSING_OVERDUE = Statement(f"""
     SELECT id, family, created_at FROM task WHERE {OPEN} AND {_no_job(f"'{Kind.OVERDUE}/' || task.id")}
+        AND NOT EXISTS (SELECT 1 FROM submission WHERE task_id = task.id AND submission.state <> 'sending')
+""")  # constants; the deadline of a task counts from its create
+MISSING_CREATE = Statement(f"""
+    SELECT task_id AS id FROM submission WHERE state <> 'queued' AND {_no_job(f"'{Kind.CREATE}/' || task_id")}
 """)  # constants
 MISSING_ASK = Statement(f"""
     SELECT id FROM task WHERE {OPEN} AND hint IS NOT NULL AND {NO_ASK}
@@ -49,6 +55,20 @@ MISSING_DOWNLOAD = Statement(f"""
     WHERE origin IS NOT NULL AND NOT done AND result.status = 'pending' AND source_url <> ''
         AND {_no_job(f"'{Kind.DOWNLOAD}/' || task.id || '/' || position")}
 """)  # constants
+RELEASE_SLOTS = Statement("""
+    UPDATE task SET slots = 0 WHERE slots > 0 AND (origin IS NOT NULL
+        OR EXISTS (SELECT 1 FROM submission WHERE task_id = task.id AND submission.state <> 'sending'))
+""")
+RELEASE_OF_CLIENTS = Statement(f"""
+    UPDATE task SET slots = 0 WHERE slots > 0 AND create_token NOT LIKE '{SENT_HERE}%'
+""")  # a constant
+OPEN_WITHOUT_SLOTS = Statement(f"""
+    SELECT id FROM task WHERE {OPEN} AND slots = 0
+        AND NOT EXISTS (SELECT 1 FROM submission WHERE task_id = task.id AND submission.state <> 'sending')
+""")  # a constant
+QUEUED_SLOTS = Statement("SELECT task_id, model, slots FROM submission WHERE state = 'queued' AND slots > 1")
+CALM = Statement("UPDATE account SET create_interval_ms = 0, next_create_at = 0")
+MOVE_NEXT_CREATE = Statement("UPDATE account SET next_create_at = next_create_at + :jump_ms")
 SPREAD_OVERDUE = Statement(f"""
     UPDATE job SET due_at = :now + turn.delay_ms, delay_ms = turn.delay_ms FROM (
         SELECT id, :spacing * row_number() OVER (ORDER BY due_at, id) AS delay_ms FROM job
@@ -73,7 +93,9 @@ INSERT_SWEEP = Statement(f"""
 
 def repair(tx: Transaction) -> int:
     """Enqueue jobs that rows imply but the queue lacks. Returns how many; more than 0 means a bug."""
-    overdue, asks, downloads = (query.all(tx.connection) for query in (MISSING_OVERDUE, MISSING_ASK, MISSING_DOWNLOAD))
+    overdue, asks, downloads, creates = (
+        query.all(tx.connection) for query in (MISSING_OVERDUE, MISSING_ASK, MISSING_DOWNLOAD, MISSING_CREATE)
+    )
     names = MISSING_DISPATCH.scalars(tx.connection)
     hooks = [hook for name in names if (hook := hook_records.hook(tx.connection, name))]
     for task in overdue:
@@ -82,12 +104,36 @@ def repair(tx: Transaction) -> int:
         enqueue.ask(tx, task["id"])
     for result in downloads:
         enqueue.download(tx, result["id"], result["position"], result["source_url"])
-    for row in (*overdue, *asks, *downloads):
+    for task in creates:
+        enqueue.create(tx, task["id"])
+    for row in (*overdue, *asks, *downloads, *creates):
         log.error("task %s lacked a job; it is enqueued now", row["id"])
     for hook in hooks:
         hook_records.enqueue_dispatch(tx, hook)
         log.error("hook %s is behind and lacked a job; it is enqueued now", hook["name"])
-    return len(overdue) + len(asks) + len(downloads) + len(hooks)
+    return len(overdue) + len(asks) + len(downloads) + len(creates) + len(hooks)
+
+
+def correct_slots(tx: Transaction) -> None:
+    """Let the tasks that are open at Kling hold their slots, those alone, and hand the free ones to the queue.
+
+    KLING_CONCURRENCY may have been set, changed or removed since the last start.
+    """
+    tx.write_changes()  # this transaction also has the first requests: what they submitted or ended holds no slots
+    RELEASE_SLOTS.execute(tx.connection)
+    limits = tx.policy.slots
+    if limits.are_limited:
+        ids = OPEN_WITHOUT_SLOTS.scalars(tx.connection)
+        tx.load(ids)
+        for task_id in ids:
+            slots.hold(tx, tx.require_task(task_id))
+    else:
+        RELEASE_OF_CLIENTS.execute(tx.connection)
+    for row in QUEUED_SLOTS.all(tx.connection):
+        if problem := limits.problem(row["model"], row["slots"]):
+            submission.cancel(tx, row["task_id"], f"{problem} It was not sent.")
+    CALM.execute(tx.connection)
+    slots.freed(tx)
 
 
 def clamp_due_times(tx: Transaction) -> None:
@@ -103,6 +149,7 @@ def follow_clock(tx: Transaction, jump_ms: int) -> None:
     """
     log.warning("the clock jumped by %+.0f s: it was set, or this machine was suspended", jump_ms / 1000)
     hook_records.move_failing_since(tx, jump_ms)
+    MOVE_NEXT_CREATE.execute(tx.connection, jump_ms=jump_ms)
     clamp_due_times(tx)
     queue.clamp_leases(tx, LEASE_MS)
 

@@ -4,7 +4,7 @@
 callback, which `tasks/ingest` records. `fail_locally` is the receiver's own decision.
 """
 
-from typing import cast
+from typing import TypedDict, cast
 
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
@@ -13,7 +13,14 @@ from kling_receiver.results import records as result_records
 from kling_receiver.states import FINAL, Origin, Status, transition
 from kling_receiver.store.rows import TaskChanges, TaskRow
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import durations
+from kling_receiver.tasks import durations, slots
+
+
+class Refusal(TypedDict):
+    """Kling's answer to a create that it refused: in the event of the failure. `answer`: its JSON, as text."""
+
+    http_status: int | None
+    answer: str
 
 
 def apply_report(tx: Transaction, task: TaskRow, report: Report, *, log: bool = True, timely: bool = True) -> None:
@@ -62,6 +69,16 @@ def set_external_id(tx: Transaction, task: TaskRow, external_task_id: str) -> No
         tx.update_task(task, external_task_id=external_task_id)
 
 
+def keep_our_id(tx: Transaction, task: TaskRow) -> bool:
+    """Before a program is answered our id as Kling's: later records have it, too. False: Kling's is known meanwhile.
+
+    A program recognizes the callbacks of its task by the id that its create was answered.
+    """
+    if not task["keeps_our_id"] and not task["kling_id"]:
+        tx.update_task(task, keeps_our_id=True)
+    return task["keeps_our_id"]
+
+
 def accept_hint(tx: Transaction, task: TaskRow, error: str = "") -> None:
     """Accept the callback's final status, because Kling could not be queried; not the files that it names.
 
@@ -84,25 +101,37 @@ def reject_hint(tx: Transaction, task: TaskRow, kling_says: str) -> None:
         tx.update_task(task, hint=None, hint_msg="")
 
 
-def fail_locally(tx: Transaction, task: TaskRow, reason: str) -> None:
-    """Fail a task by the receiver's own decision. A status from Kling replaces it whenever it arrives."""
+def fail_locally(tx: Transaction, task: TaskRow, reason: str, refusal: Refusal | None = None) -> None:
+    """Fail a task by the receiver's own decision. A status from Kling replaces it whenever it arrives.
+
+    `refusal`: Kling's answer to its create, which is the reason.
+    """
     if task["status"] not in FINAL:
-        set_status(tx, task, "failed", reason, "local")
+        set_status(tx, task, "failed", reason, "local", refusal)
         result_records.finish_task(tx, task)
 
 
-def set_status(tx: Transaction, task: TaskRow, status: Status, message: str, by: Origin) -> None:
-    """Set a status, and start or end the task's deadline with it."""
+def set_status(
+    tx: Transaction, task: TaskRow, status: Status, message: str, by: Origin, refusal: Refusal | None = None
+) -> None:
+    """Set a status, and with it start or end the task's deadline, and hold or release its slots.
+
+    `refusal`: as in `fail_locally`.
+    """
     final = status in FINAL
     reopened = task["status"] in FINAL and not final
     tx.update_task(task, status=status, status_msg=message, origin=by if final else None, done=False)
     if final:
         tx.cancel_job(overdue_key(task["id"]))
+        slots.release(tx, task)
+    else:
+        slots.hold(tx, task)
     if reopened:
         enqueue_deadline(tx, task)
         if task["hint"]:
             enqueue.ask(tx, task["id"])
-    tx.add_event(task["id"], f"task.{status}", {"by": by, "message": message})
+    named = {"refusal": refusal} if refusal else {}
+    tx.add_event(task["id"], f"task.{status}", {"by": by, "message": message, **named})
 
 
 def enqueue_deadline(tx: Transaction, task: TaskRow) -> None:

@@ -47,7 +47,14 @@ class Guard:
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text:
             raise _unauthenticated("no_token", "A bearer token is needed.", "Create one with: kling-receiver token")
-        token = self.verify(text.strip())
+        return await self.accept(request, text.strip(), role)
+
+    async def accept(self, request: Request, text: str, role: Role) -> ApiToken:
+        """The content of a bearer token. Raises ApiError unless it has this role or a higher one, and is not revoked.
+
+        The token is checked again when the request's body has arrived.
+        """
+        token = self.verify(text)
         if token.id and not await self.tokens.is_active(token):
             raise _revoked()
         if RANK[token.role] < RANK[role]:
@@ -61,7 +68,7 @@ class Guard:
         try:
             return verify_api_token(self._secrets, text, now=self._clock())
         except TokenError as error:
-            raise _unauthenticated("bad_token", str(error), "Create a new one with: kling-receiver token") from None
+            raise _unauthenticated("bad_token", str(error), "Create a new one with: kling-receiver token") from error
 
     def require(self, role: Role, endpoint: RouteHandler, *, query: Collection[str] | None = ()) -> RouteHandler:
         """Wrap an endpoint, so that it is called only with a bearer token of this role or a higher one.

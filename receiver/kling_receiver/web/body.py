@@ -91,10 +91,11 @@ async def read_body(
     request: Request,
     reservation: Reservation,
     *,
+    max_kept: int = MAX_KEPT_BYTES,
     max_dropped: int = MAX_DROPPED_BYTES,
     seconds: float = READ_SECONDS,
 ) -> Body:
-    """Read a body for at most `seconds`: keep MAX_KEPT_BYTES, and read `max_dropped` more for size and digest.
+    """Read a body for at most `seconds`: keep `max_kept` bytes, and read `max_dropped` more for size and digest.
 
     Raises Unavailable when a large body gets no place, and ApiError when the sender's token was revoked meanwhile. A
     sender that stops or disconnects raises nothing: the body then has a `problem`.
@@ -107,9 +108,9 @@ async def read_body(
                 size += len(chunk)
                 if size > LARGE_BYTES:
                     await reservation.reserve_large()
-                if len(kept) < MAX_KEPT_BYTES:
-                    kept += chunk[: MAX_KEPT_BYTES - len(kept)]
-                if size > MAX_KEPT_BYTES + max_dropped:
+                if len(kept) < max_kept:
+                    kept += chunk[: max_kept - len(kept)]
+                if size > max_kept + max_dropped:
                     break
     except (ClientDisconnect, TimeoutError):
         problem = "cut off"

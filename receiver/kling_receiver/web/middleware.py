@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kling_receiver.store.errors import DatabaseError, Unavailable, describe
@@ -18,7 +18,7 @@ log = logging.getLogger("kling_receiver.web")
 
 
 class PathPrefix:
-    """Removes the path of KLING_RECEIVER_URL from each request, unless a proxy has removed it already.
+    """Removes the path of KLING_RECEIVER_URL or KLING_LINKS_URL from each request, unless a proxy has removed it.
 
     A path is shortened only if a route remains: with the prefix `/api`, a proxy may already have shortened
     `/api/api/tasks` to `/api/tasks`.
@@ -28,7 +28,7 @@ class PathPrefix:
     """
 
     def __init__(self, app: ASGIApp, prefix: str, routes: Sequence[Route]) -> None:
-        self.app, self.prefix = app, prefix.rstrip("/")
+        self.app, self.prefix, self._routes = app, prefix.rstrip("/"), routes
         self.first_segments = {route.path.split("/")[1] for route in routes}
         own = rf"(?:{re.escape(self.prefix.strip('/'))}/+)?" if self.prefix else ""
         self._callbacks = re.compile(rf"/+{own}(callbacks(?:/.*)?)", re.DOTALL)
@@ -39,9 +39,14 @@ class PathPrefix:
             scope = {**scope, "path": f"/{callback[1]}"}
         if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
             first = scope["path"].removeprefix(self.prefix).split("/")[1]
-            if first in self.first_segments:
-                scope = {**scope, "root_path": self.prefix}
+            shortened = {**scope, "root_path": self.prefix}
+            if first in self.first_segments or self._has_route(shortened):
+                scope = shortened
         await self.app(scope, receive, send)
+
+    def _has_route(self, scope: Scope) -> bool:
+        """Whether a route matches whose path begins with a parameter."""
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._routes if route.path.startswith("/{"))
 
 
 class StartErrors:

@@ -31,7 +31,9 @@ def operation_routes(
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(document, settings.receiver_url))
+        return JSONResponse(
+            await run_in_threadpool(document, settings.receiver_url, with_compat=settings.compat_api == "on")
+        )
 
     return [
         Route("/healthz", healthz, methods=["GET"]),

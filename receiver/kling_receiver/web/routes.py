@@ -13,10 +13,17 @@ from kling_receiver.web.api.deliveries import DeliveryRoutes
 from kling_receiver.web.api.hooks import HookRoutes
 from kling_receiver.web.api.results import ResultRoutes
 from kling_receiver.web.api.stream import StreamRoutes
+from kling_receiver.web.api.submission import SubmissionRoutes
 from kling_receiver.web.api.tasks import TaskRoutes
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.callbacks import CallbackRoutes
+from kling_receiver.web.compat.auth import CompatGuard
+from kling_receiver.web.compat.creates import Creates
+from kling_receiver.web.compat.forward import Forwarder
+from kling_receiver.web.compat.holding import Holder
+from kling_receiver.web.compat.queries import Queries
+from kling_receiver.web.compat.routes import CompatRoutes
 from kling_receiver.web.operations import operation_routes
 
 
@@ -33,7 +40,18 @@ def build_routes(
     callbacks = CallbackRoutes(
         settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
     )
-    tasks = TaskRoutes(settings, guard, writer=writer, reader=reader, bodies=bodies, payloads=payloads, clock=clock)
+    submissions = SubmissionRoutes(settings, writer=writer, reader=reader, payloads=payloads)
+    tasks = TaskRoutes(
+        settings,
+        guard,
+        writer=writer,
+        reader=reader,
+        bodies=bodies,
+        payloads=payloads,
+        submit=submissions.submit,
+        cancel=submissions.cancel,
+        clock=clock,
+    )
     stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
     results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     actions = TaskActions(
@@ -48,12 +66,25 @@ def build_routes(
     hooks = HookRoutes(settings, guard, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
     deliveries = DeliveryRoutes(guard, reader=reader, writer=writer, bodies=bodies)
     access = AccessRoutes(guard, reader=reader, bodies=bodies)
-    return [
+    own = [
         Route("/callbacks/{token:path}", callbacks.receive, methods=["POST"]),
         Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
         *(route for group in (tasks, stream, results, actions, hooks, deliveries, access) for route in group.routes()),
         *operation_routes(settings, guard, store.metrics, ready),
     ]
+    if settings.compat_api == "off":
+        return own
+    return own + _compat_routes(settings, guard, store, work, submissions, {route.path.split("/")[1] for route in own})
+
+
+def _compat_routes(
+    settings: ReceiverSettings, guard: Guard, store: Store, work: Work, submissions: SubmissionRoutes, own: set[str]
+) -> list[Route]:
+    """Kling's own routes. `own`: the first segments of ours, which come first."""
+    queries = Queries(store.reader, store.payloads, Holder(store.bus), hold_default=settings.compat_hold_seconds)
+    creates = Creates(submissions, queries, reader=store.reader, writer=store.writer, bus=store.bus)
+    forwarder = Forwarder(settings, work.kling_api)
+    return CompatRoutes(CompatGuard(settings, guard), creates, queries, forwarder, own=own).routes()
 
 
 def _build_guard(settings: ReceiverSettings, store: Store, clock: Clock) -> Guard:

@@ -4,6 +4,7 @@ import click
 
 from tools.bench import abuse as abuse_bench
 from tools.bench import callbacks as callback_bench
+from tools.bench import door as door_bench
 from tools.bench import gate as gate_bench
 from tools.bench import hooks as hooks_bench
 from tools.bench import idle as idle_bench
@@ -72,6 +73,19 @@ def hooks(rate: float, seconds: float, backlog: int, rounds: int) -> None:
 def gate(pairs: int, rate: float, seconds: float) -> None:
     """Callback latency under hook traffic with and without the foreground gate, in alternating runs."""
     gate_bench.run(pairs, rate, seconds)
+
+
+@main.command()
+@click.option("--creates", default=500, show_default=True)
+@click.option("--rate", default=1000.0, show_default=True, help="Queries a second.")
+@click.option("--seconds", default=10.0, show_default=True, help="Duration of the queries.")
+@click.option("--held", default=1000, show_default=True, help="Held queries.")
+@click.option("--queued", default=1000, show_default=True, help="Tasks in the queue.")
+@click.option("--slots", default=20, show_default=True)
+@click.option("--task-seconds", default=1.0, show_default=True, help="Mean duration of a queued task.")
+def door(creates: int, rate: float, seconds: float, held: int, queued: int, slots: int, task_seconds: float) -> None:
+    """Kling's own API at the receiver: added latency of a create, queries, held queries, idle time of slots."""
+    door_bench.run(creates, rate, seconds, held, queued, slots, task_seconds)
 
 
 main(prog_name="scripts/bench")

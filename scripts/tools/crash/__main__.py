@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tools.crash import clock as clock_jumps
-from tools.crash import cuts, gate, link, random_kills, strace, surroundings
+from tools.crash import cuts, gate, link, random_kills, strace, submitted, surroundings
 from tools.crash import everywhere as everywhere_crash
 from tools.crash import power as power_cuts
 from tools.crash import soak as soaking
@@ -52,9 +52,10 @@ def everywhere(step: int, markdown: bool) -> None:
             "libseccomp is missing, or the kernel is older than 5.9. Install it (Debian: apt install libseccomp2)."
         )
     rows = []
-    for kind in everywhere_crash.KINDS:
+    scenarios = ((everywhere_crash.runs, everywhere_crash.KINDS), (submitted.runs, submitted.KINDS))
+    for runs, kind in ((runs, kind) for runs, kinds in scenarios for kind in kinds):
         done = []
-        for each in everywhere_crash.runs(kind, step=step):
+        for each in runs(kind, step=step):
             done.append(each)
             _print_problems(f"{kind.name} {each.calls}: {problem}" for problem in each.problems)
         rows.append(_row(kind.name, done))

@@ -8,6 +8,7 @@ with its file.
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath
 
 from tools.crash.strace import Call
@@ -108,6 +109,10 @@ class Image:
                 (target / path).write_bytes(content)
 
 
+Opening = tuple[int, int, Node | None, bool]
+"""A call that opens a descriptor: the line of its end, the descriptor, its file, and whether it appends."""
+
+
 class Disk:
     """The changes and syncs below one folder, in the order in which a traced run made them."""
 
@@ -117,6 +122,8 @@ class Disk:
         self._path = root
         self._open: dict[int, tuple[Node, bool]] = {}
         self._offsets: dict[int, int] = {}
+        self._opening: list[Opening] = []
+        """A heap of the opens that have not ended yet."""
         self.changes: list[Change] = []
         self.syncs: list[Sync] = []
 
@@ -124,6 +131,8 @@ class Disk:
         """Take in the calls of a trace. Raises NotImplementedError for one that changes a file in an unknown way."""
         handlers = {name: getattr(self, f"_{name}") for name in KNOWN}
         for call in calls:
+            while self._opening and self._opening[0][0] < call.started:
+                self._set_descriptor(heappop(self._opening))
             if call.result < 0:
                 continue
             if handler := handlers.get(call.name):
@@ -156,8 +165,8 @@ class Disk:
 
     def _openat(self, call: Call) -> None:
         path, flags = call.strings[0].decode(), call.arguments
-        self._open.pop(call.result, None)
         if not self._is_below(path) or path.endswith(SHARED_MEMORY):
+            heappush(self._opening, (call.ended, call.result, None, False))
             return
         node = self._find(path)
         if node is None:
@@ -165,8 +174,15 @@ class Disk:
             node = self._add(call, path, Node(is_folder=False))
         elif "O_TRUNC" in flags:
             self._truncate(call, node, 0)
-        self._open[call.result] = node, "O_APPEND" in flags
-        self._offsets[call.result] = 0
+        heappush(self._opening, (call.ended, call.result, node, "O_APPEND" in flags))
+
+    def _set_descriptor(self, opened: Opening) -> None:
+        """Only now: while the call ran, another thread may have opened and closed the same descriptor."""
+        _, descriptor, node, append = opened
+        self._open.pop(descriptor, None)
+        if node:
+            self._open[descriptor] = node, append
+            self._offsets[descriptor] = 0
 
     def _lseek(self, call: Call) -> None:
         self._offsets[call.descriptor] = call.result

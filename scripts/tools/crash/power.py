@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -55,6 +56,10 @@ class Run:
     disk: Disk
     told: Told
     moments: list[int]
+
+
+STOPPED_LOOKS, STOPPED_SECONDS = 20, 0.01
+"""How often a process is seen stopped before it is taken for stopped, and the seconds between two looks."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,21 @@ def _parse(text: str) -> Run:
 
 def _signal_traced(receiver: Process, number: signal.Signals) -> None:
     """End the receiver, not strace around it, and wait until strace has written the whole trace."""
-    children = Path(f"/proc/{receiver.pid}/task/{receiver.pid}/children").read_text().split()
-    os.kill(int(children[0]), number)
+    child = int(Path(f"/proc/{receiver.pid}/task/{receiver.pid}/children").read_text().split()[0])
+    if number == signal.SIGKILL:
+        os.kill(child, signal.SIGSTOP)  # a write that a kill interrupts is partly done, and strace does not say how far
+        _wait_until_stopped(child)
+    os.kill(child, number)
     receiver.wait()
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """Wait until no thread of a traced process has run for a while: strace stops one shortly at each of its calls."""
+    quiet = 0
+    while quiet < STOPPED_LOOKS:
+        stats = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat"))
+        quiet = quiet + 1 if {stat.rpartition(")")[2].split()[0] for stat in stats} <= {"t", "T"} else 0
+        time.sleep(STOPPED_SECONDS)
 
 
 def _check_model(disk: Disk, root: Path) -> None:

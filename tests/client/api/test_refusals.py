@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from kling_callback.api.auth import BearerAuth
+from kling_callback.api.create import may_resend
 from kling_callback.api.kling import KlingApi
 from kling_callback.api.refusals import HINTS, MAX_WORDS, Reply, first_words, refusal
-from kling_callback.creation import may_resend
 from kling_callback.errors import CreateUnknown, GatewayError, NotCreated
 from kling_callback.protocol.reports import Report, parse_answer
 from kling_callback.protocol.results.outputs import Output

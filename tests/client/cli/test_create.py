@@ -46,11 +46,11 @@ def test_each_job_has_an_estimate(bare: Run, tmp_path: Path, name: str) -> None:
 
 
 def test_each_command_that_creates_a_task_is_covered() -> None:
-    """`create`, and one for each job of the table."""
+    """`create`, and one for each job of the table. That of a batch is in test_batch."""
     with_estimate = {
         name for name, each in command.commands.items() if "estimate_only" in {p.name for p in each.params}
     }
-    assert with_estimate == set(ESTIMATES) == {"create", *(job.name.replace("_", "-") for job in JOBS)}
+    assert with_estimate - {"batch"} == set(ESTIMATES) == {"create", *(job.name.replace("_", "-") for job in JOBS)}
 
 
 def test_a_body_of_the_new_standard_has_an_estimate(bare: Run) -> None:

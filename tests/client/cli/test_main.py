@@ -26,8 +26,9 @@ from kling_callback.api.receiver import ReceiverApi
 from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
 from kling_callback.cli.main import main, report_error
+from kling_callback.cli.progress import live_progress
 from kling_callback.cli.run import warn_about_create
-from kling_callback.cli.terminal import live_progress, print_json, print_task, print_tasks
+from kling_callback.cli.terminal import print_json, print_task, print_tasks
 from kling_callback.display import escape
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
@@ -413,14 +414,15 @@ def test_wrong_parameters_are_2_all_at_once(run: Run, gateway: Sandbox) -> None:
     "arguments",
     [
         ["text-to-image"],
-        ["text-to-image", "x", "--callback-url", "https://x"],
+        ["text-to-image", "x", "--callback-url", "https://x", "--hook", "https://x"],
         ["text-to-image", "x", "--n", "many"],
         ["text-to-image", "x", "--timeout", "0"],
         ["text-to-image", "x", "--timeout", "soon"],
         ["text-to-image", "x", "--timeout", "nan"],
         ["text-to-image", "x", "--set", "nonsense"],
         ["text-to-image", "x", "--set", "=1"],
-        ["text-to-image", "x", "--set", "callback_url=https://x"],
+        ["text-to-image", "x", "--set", "callback_url=/callbacks"],
+        ["create", "videos/effects", "--body", '{"callback_url": 5}'],
         ["text-to-image", "x", "--external-task-id", "a/b"],
         ["text-to-image", "x", "--output", "a-file"],
         ["text-to-video", "x", "--camera-control", "{"],
@@ -468,7 +470,7 @@ def test_waiting_needs_no_kling_key(run: Run, receiver: Running, monkeypatch: py
     task_id = run("text-to-image", "x", "--no-wait").out.strip()
     monkeypatch.delenv("KLING_API_KEY")
     assert [run("wait", task_id).code, run("show", task_id).code, run("list").code] == [0, 0, 0]
-    assert run("text-to-image", "x").code == 2
+    assert run("call", "general/presets-voices").code == 2
 
 
 @pytest.mark.parametrize("name", ["wait", "show"])
@@ -610,13 +612,14 @@ def test_all_problems_of_a_call_are_reported_at_once(
 ) -> None:
     """Parameters, tags, hook, output and settings, before a request is sent; for typed and other jobs."""
     (tmp_path / "a-file").touch()
-    monkeypatch.setenv("KLING_API_KEY", "")
+    monkeypatch.setenv("KLING_SIGNING_SECRETS", "short")
     monkeypatch.setenv("KLING_RECEIVER_URL", "nonsense")
     wrong = ["--tag", "", "--hook", "nonsense", "--output", "a-file", "--external-task-id", "a/b"]
     wrong += ["--hook-event", "task.dome", "--hook-event", "task.done", "--hook-event", "x"]
     typed = run("text-to-image", "x", "--n", "many", "--aspect-ratio", "5:4", *wrong)
     other = run("create", "effects", "--body", "[]", *wrong)
-    common = ["external_task_id", "tags", "hook", *["hook_events"] * 2, "output", "KLING_API_KEY", "KLING_RECEIVER_URL"]
+    common = ["external_task_id", "tags", "hook", *["hook_events"] * 2, "output"]
+    common += ["KLING_SIGNING_SECRETS", "KLING_RECEIVER_URL"]
     for ran, own in ((typed, ["n", "aspect_ratio"]), (other, ["family", "body"])):
         assert ran.code == 2
         assert [re.split(r"[: ]", line)[0] for line in ran.err.splitlines()] == [*own, *common]
@@ -630,6 +633,17 @@ def test_a_hook_receives_the_events_that_the_command_names(run: Run) -> None:
         assert run("text-to-image", "x", *options).code == 0
         assert run("create", "images/generations", "--body", '{"prompt": "x"}', *options).code == 0
         assert [json.loads(visit.body)["type"] for visit in hook.wait_for(2)] == ["task.done"] * 2
+
+
+def test_a_callback_url_receives_what_kling_would_post(run: Run) -> None:
+    """`--callback-url` of typed and other jobs; also among their parameters."""
+    with host(lambda visit: visit.answer(200)) as handler:
+        body = json.dumps({"prompt": "x", "callback_url": handler.url})
+        assert run("text-to-image", "x", "--callback-url", handler.url).code == 0
+        assert run("create", "images/generations", "--body", body).code == 0
+        assert run("text-to-image", "x", "--set", f"callback_url={handler.url}").code == 0
+        statuses = [json.loads(visit.body)["task_status"] for visit in handler.wait_for(9)]
+        assert [statuses.count(each) for each in ("submitted", "processing", "succeed")] == [3, 3, 3]
 
 
 def test_no_receiver_no_create(run: Run, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,7 +665,9 @@ def test_help_and_version(bare: Run) -> None:
     assert bare("--version").out == f"kling, version {version('kling-callback')}\n"
     assert bare("-h").code == 0
     assert sorted(command.commands) == [
+        "batch",
         "call",
+        "cancel",
         "create",
         "image-to-image",
         "image-to-video",
@@ -684,6 +700,22 @@ def test_json_output_is_the_same_document(document: Any) -> None:
         text.encode()
 
 
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ({"status": "created", "queue_position": 999}, "place 999 in the queue"),
+        ({"status": "succeed", "results": [{"status": "stored"}] * 2}, "succeed, 2 of 2 files"),
+    ],
+)
+def test_progress_fits_60_columns(task: dict[str, Any], text: str) -> None:
+    """With an id of ours, nothing is cut off, neither a place in a long queue nor the number of files."""
+    out, task_id = StringIO(), "01M8BY2G2EB8FKSM2S0KYN8W39"
+    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as update:
+        update(Event(1, "task.queued", "", {}, task, LOG))
+    assert f"{task_id} {text}" in out.getvalue()
+    assert "…" not in out.getvalue()
+
+
 def test_progress_shows_status_and_files() -> None:
     """A terminal shows the status and how many files are stored; elsewhere nothing is written."""
     out = StringIO()
@@ -692,7 +724,7 @@ def test_progress_shows_status_and_files() -> None:
     with live_progress("a", console) as update:
         update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
         update(Event(2, "result.stored", "", {}, task, LOG))
-    assert "a succeed, 1 of 2 files here" in out.getvalue()
+    assert "a succeed, 1 of 2 files" in out.getvalue()
     with live_progress("a", Console(file=StringIO())) as update:
         update(Event(1, "task.processing", "", {}, task, LOG))
 

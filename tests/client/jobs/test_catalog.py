@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.body import chosen_id, model_of, with_callback
+from kling_callback.jobs.body import chosen_callback, chosen_id, model_of, with_callback, without_callback
 from kling_callback.jobs.catalog import IMAGE_TO_IMAGE, JOBS, TEXT_TO_IMAGE, TEXT_TO_VIDEO
 from kling_callback.jobs.images import MAX_BYTES
 from kling_callback.jobs.job import Job
 from kling_callback.jobs.untyped import prepare
 from kling_callback.kling import AsyncKling
+
+URL = "https://app.example/kling"
 
 
 def picture(width: int = 300, height: int = 300, kind: str = "PNG") -> bytes:
@@ -83,9 +85,9 @@ def test_unknown_parameters_and_models_pass() -> None:
 
 def test_all_problems_are_reported_at_once() -> None:
     """One error names every wrong parameter."""
-    messages = problems(TEXT_TO_VIDEO, prompt="", mode="fast", duration=1, cfg_scale=2, callback_url="https://x")
+    messages = problems(TEXT_TO_VIDEO, prompt="", mode="fast", duration=1, cfg_scale=2)
     names = [each.split(":")[0].split()[0] for each in messages]
-    assert names == ["prompt", "callback_url", "mode", "duration", "cfg_scale"]
+    assert names == ["prompt", "mode", "duration", "cfg_scale"]
 
 
 @pytest.mark.parametrize(
@@ -163,15 +165,45 @@ def test_a_camera_that_kling_would_refuse(camera: Any) -> None:
     assert len(problems(TEXT_TO_VIDEO, camera_control=camera)) == 1
 
 
-def test_callback_url_is_reserved() -> None:
-    """It is refused with a hint to hooks, in typed jobs and in any other, in both standards."""
-    messages = [
-        *problems(TEXT_TO_IMAGE, callback_url="https://x"),
-        *create_problems("videos/effects", {"callback_url": "https://x"}),
-        *create_problems("/omni-video/kling-3.0", {"options": {"callback_url": "https://x"}}),
-    ]
-    assert len(messages) == 3
-    assert all("hook" in each for each in messages)
+def test_a_callback_url_is_where_its_standard_has_it() -> None:
+    """In the body of a typed job, and of any other."""
+    assert body_of(TEXT_TO_IMAGE, {"prompt": "x", "callback_url": URL})["callback_url"] == URL
+    new = {"prompt": "x", "model_name": "kling-3.0", "callback_url": URL}
+    assert body_of(TEXT_TO_VIDEO, new)["options"] == {"callback_url": URL}
+    assert prepare("videos/effects", {"callback_url": URL}) == {"callback_url": URL}
+
+
+@pytest.mark.parametrize(
+    ("family", "body", "given"),
+    [
+        ("a/b", {"callback_url": URL}, None),
+        ("a/b", {"callback_url": URL}, URL),
+        ("a/b", {"callback_url": ""}, URL),
+        ("/a/b", {"options": {"callback_url": URL, "seed": 1}}, ""),
+        ("/a/b", {"callback_url": URL, "options": {"seed": 1}}, None),
+    ],
+)
+def test_a_callback_url_is_taken_out_of_the_body(family: str, body: dict[str, Any], given: str | None) -> None:
+    """Kling receives ours. In a body of the new standard it may also stand at the top."""
+    assert chosen_callback(family, body, given) == URL
+    rest = without_callback(family, body)
+    assert rest == ({"options": {"seed": 1}} if "options" in body else {})
+    assert chosen_callback(family, rest, None) == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "problem"),
+    [
+        ({"callback_url": URL}, "https://y", "several"),
+        ({"callback_url": 5}, None, "text"),
+        ({}, 5, "text"),
+        ({"callback_url": [URL]}, None, "text"),
+    ],
+)
+def test_a_callback_url_is_set_once(body: dict[str, Any], given: Any, problem: str) -> None:
+    """As an argument or in the body, as text."""
+    with pytest.raises(ParameterError, match=problem):
+        chosen_callback("a/b", body, given)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -247,8 +279,8 @@ def test_the_methods_have_the_table_s_parameters() -> None:
             "self",
             *(each.name for each in job.parameters),
             "tags",
-            *("hook", "hook_events"),
-            "external_task_id",
+            *("hook", "hook_events", "callback_url"),
+            *("external_task_id", "priority"),
             "more",
         }
 

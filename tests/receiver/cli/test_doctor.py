@@ -44,6 +44,23 @@ async def test_all_checks_succeed(start: Start, gateway: Sandbox) -> None:
     assert rows(running, "SELECT * FROM task") == []
 
 
+async def test_the_address_of_links(start: Start, gateway: Sandbox) -> None:
+    """A signed link must reach this receiver, and no other."""
+    running = start(api_base=gateway.url, path="/prefix")
+
+    async def check(links_url: str) -> tuple[bool, str]:
+        settings = running.settings.model_copy(update={"links_url": links_url})
+        (found,) = [check async for check in run_checks(settings) if check.name == "links"]
+        return found.ok, found.message
+
+    assert (await check(running.url.removesuffix("/prefix")))[0]
+    assert "KLING_LINKS_URL" in (await check(f"{running.url}/elsewhere"))[1]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ok, message = await check(f"http://127.0.0.1:{port}")
+    assert (ok, "does not answer" in message) == (False, True)
+
+
 async def test_a_database_that_serve_would_refuse(tmp_path: Path) -> None:
     """Doctor says so first, with what to do; the other steps are checked all the same. No database is made."""
     assert (await all_checks(tmp_path, api_key=""))[0].ok

@@ -79,6 +79,21 @@ def endpoint() -> Iterator[Host]:
         yield application
 
 
+def test_a_hook_in_kling_s_format(operator: Operator, endpoint: Host) -> None:
+    """`--format kling`; the list shows which hooks have it. What it cannot have is refused."""
+    operator.output("hooks", "add", endpoint.url, "--name", "plain")
+    assert "FORMAT" not in operator.output("hooks", "list")
+    operator.output("hooks", "add", endpoint.url, "--name", "web", "--format", "kling")
+    assert json.loads(operator.output("hooks", "show", "web"))["format"] == "kling"
+    assert "kling" in next(line for line in operator.output("hooks", "list").splitlines() if line.startswith("web"))
+    assert "FORMAT" in operator.output("hooks", "list")
+    operator.output("hooks", "test", "web")
+    assert json.loads(endpoint.wait_for(1)[0].body)["status"] == "submitted"
+    for wrong in ([endpoint.url, "--event", "task.done"], ["redis://127.0.0.1/x"]):
+        refused = operator.run("hooks", "add", *wrong, "--format", "kling")
+        assert (refused.returncode, "format kling" in refused.stderr) == (2, True), refused.stderr
+
+
 @pytest.mark.parametrize("runs", [True, False], ids=["running", "stopped"])
 def test_the_life_of_a_hook(operator: Operator, endpoint: Host, runs: bool) -> None:
     """The commands work with and without a running receiver; jobs enqueued meanwhile run at the next start."""

@@ -9,6 +9,7 @@ import httpx
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here
 from tests.support.receiver import KEY, Start
+from tests.support.submitting import submit as submit_here
 from tools.harness.process import environment
 from tools.harness.submitting import finished, submit
 
@@ -36,6 +37,26 @@ def test_the_commands_work_with_a_running_receiver_and_without(start: Start, gat
     assert finished(again, task)["results"][0]["status"] == "stored"
     plain = run_here("tasks", "ask", task, env=env)
     assert (plain.returncode, "Kling says succeed." in plain.stderr, task in plain.stdout) == (0, True, True)
+
+
+def test_tasks_are_cancelled(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
+    """Those that wait; the others are named, and the exit code says so."""
+    running = start(api_base=gateway.url, concurrency="1")
+    env = environment(tmp_path / "data", KLING_RECEIVER_URL=running.url, KLING_API_BASE=gateway.url)
+    gateway.hold()
+    sent, *waiting = [submit_here(running) for _ in range(3)]
+    gateway.wait_for(lambda: gateway.creates)
+    completed = run_here("tasks", "cancel", waiting[0], sent, "nobody", env=env)
+    assert completed.returncode == 1
+    assert waiting[0] in completed.stdout
+    assert "Kling has no cancel" in completed.stderr
+    assert "There is no such task" in completed.stderr
+    completed = run_here("tasks", "cancel", *waiting, "--json", env=env)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert [json.loads(line)["status"] for line in completed.stdout.splitlines()] == ["failed", "failed"]
+    gateway.release()
+    assert finished(running, sent)["status"] == "succeed"
+    assert len(gateway.creates) == 1
 
 
 def test_a_task_of_elsewhere_is_adopted(start: Start, gateway: Sandbox, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ async def test_a_new_task(any_database: Database) -> None:
         "results": [],
         "request_id": None,
         "cost": None,
+        "queue_position": None,
         "done": False,
         "created_at": AT,
         "updated_at": AT,
@@ -164,3 +165,17 @@ async def test_an_event_shows_its_task_as_it_is_now(any_database: Database) -> N
         "data": {"by": "callback", "message": "ab"},
         "task": VIEWS.task(full),
     }
+
+
+async def test_a_link_in_kling_s_format_lives_as_long_as_kling_s_files(any_database: Database) -> None:
+    """A program written for Kling may open it weeks later."""
+    ledger = Ledger(any_database)
+    ledger.register(outcome="created", kling_id="k1")
+    ledger.apply_report("t", says("succeed", FILE))
+    ledger.store()
+    record = VIEWS.kling((await Reader(any_database).details(["t"]))["t"])
+    (image,) = record["task_result"]["images"]
+    address, _, query = image["url"].partition("?")
+    assert address == f"{URL}/api/tasks/t/results/0"
+    given = dict(pair.split("=") for pair in query.split("&"))
+    verify_link([SECRET], "t", 0, given["expires"], given["signature"], now=NOW / 1000 + 30 * 86_400 - 1)

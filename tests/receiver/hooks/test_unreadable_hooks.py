@@ -40,6 +40,7 @@ def damage(database: Database, column: str, value: str) -> None:
         ("secrets", "no JSON"),
         ("retry_schedule", '["soon"]'),
         ("retry_schedule", "null"),
+        ("format", "cloudevents"),
     ],
 )
 def test_a_hook_that_cannot_be_read_is_shown_as_paused(any_database: Database, column: str, value: str) -> None:

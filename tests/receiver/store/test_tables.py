@@ -147,7 +147,7 @@ def test_migrations_lead_to_the_constraints_of_the_models(tmp_path: Path) -> Non
     with made.write() as connection:
         METADATA.create_all(connection)
     assert _checks(migrated) == _checks(made)
-    assert sum(len(each) for each in _checks(made).values()) == 11
+    assert sum(len(each) for each in _checks(made).values()) == 12
     migrated.close()
     made.close()
 

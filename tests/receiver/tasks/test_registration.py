@@ -460,7 +460,7 @@ def test_a_task_has_one_hook(ledger: Ledger) -> None:
     assert ledger.register(**first).may_create
     for other in ({"hook": "https://y.example/", "hook_events": ["task.done"]}, {**first, "hook_events": []}):
         refused = ledger.register(**other, tags=("new",), create_token="b")
-        assert refused.conflict == "Task t has a hook already, with another address or other events: a task has one."
+        assert refused.conflict == "Task t has a hook already, with another address, events or format: a task has one."
         assert not refused.may_create
     assert ledger.rows(TAG) == []
     reported = ledger.register(hook="https://y.example/", outcome="created", kling_id="k")

@@ -19,8 +19,9 @@ from kling_receiver.jobs.queue import NEVER, ClaimedJob, Done, RetryAt, settle_a
 from kling_receiver.jobs.worker import LEASE_MS
 from kling_receiver.results.download import DOWNLOAD_BACKOFF
 from kling_receiver.store.database import Database
+from kling_receiver.store.tables import ACCOUNT
 from kling_receiver.store.transaction import Transaction
-from kling_receiver.tasks import startup
+from kling_receiver.tasks import slots, startup
 from kling_receiver.tasks.ingest import CREATE_ANSWER_GRACE_MS
 from kling_receiver.tasks.overdue import NEVER_CALLED_BACK, OverdueTasks
 from kling_receiver.tasks.reconcile import QUERY_BACKOFF
@@ -321,6 +322,17 @@ def test_a_clock_that_is_set_back_while_running_delays_no_job(
     assert jobs["overdue/t"]["due_at"] == ledger.now + 180_000
     assert jobs["ask/running"]["lease_expires_at"] == ledger.now + LEASE_MS
     assert f"the clock jumped by {jump_ms / 1000:+.0f} s" in caplog.text
+
+
+@pytest.mark.parametrize("jump_ms", [-HOUR, HOUR])
+def test_creates_that_are_spaced_wait_no_longer_after_a_jump(ledger: Ledger, jump_ms: int) -> None:
+    """The time of the next one is a time of the wall clock, too."""
+    due = ledger.now + 500
+    ledger.change(lambda tx: slots.update_account(tx, {**slots.lock_account(tx), "next_create_at": due}))
+    ledger.now += jump_ms
+    ledger.change(lambda tx: startup.follow_clock(tx, jump_ms))
+    (row,) = ledger.rows(ACCOUNT)
+    assert row["next_create_at"] == ledger.now + 500
 
 
 def test_a_deadline_counts_from_the_creation(ledger: Ledger) -> None:

@@ -56,6 +56,8 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/api/tasks"): ROLES,
     ("GET", "/api/tasks/{id}"): ROLES,
     ("PUT", "/api/tasks/{id}"): ROLES - {"read"},
+    ("POST", "/api/tasks"): ROLES - {"read"},
+    ("DELETE", "/api/tasks/{id}"): ROLES - {"read"},
     ("POST", "/api/tasks/adopt"): frozenset({"admin"}),
     ("POST", "/api/tasks/{id}/ask"): frozenset({"admin"}),
     ("POST", "/api/tasks/{id}/fetch"): frozenset({"admin"}),

@@ -155,7 +155,7 @@ def only_of(name: str, *models: str, known: tuple[str, ...] = LEGACY_VIDEO_MODEL
 
 
 UHD_NEEDS_MODEL = Rule(
-    "mode: 4k is of kling-v3 alone.",
+    "mode: this model has no 4k. Use kling-v3.",
     lambda values: values.get("mode") == "4k" and values.get("model_name") in (*SILENT_MODELS, "kling-v2-6"),
 )
 LONG_NEEDS_MODEL = Rule(

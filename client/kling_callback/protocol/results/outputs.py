@@ -93,11 +93,16 @@ def _files(items: Sequence[_Item]) -> Iterator[Output]:
         id_, duration = values.identifier(item.fields.get("id")), values.seconds(item.fields.get("duration"))
         results, marks, more = file_fields(kind, addresses)
         for name in results:
-            yield Output(kind_of_file(kind, name, addresses[name]), addresses[name], id_, duration)
+            own = values.seconds(item.fields.get(name.replace("url", "duration")))  # of `url_mp3`, `mp3_url`
+            yield Output(kind_of_file(kind, name, addresses[name]), addresses[name], id_, _first(own, duration))
         marked += [Output("watermark", addresses[name], id_, duration) for name in marks]
         others += [Output(kind_of_file(kind, name, addresses[name]), addresses[name], id_) for name in more]
     yield from marked
     yield from others
+
+
+def _first(value: float | None, other: float | None) -> float | None:
+    return other if value is None else value
 
 
 def _objects(items: Sequence[_Item]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from kling_receiver.hooks.config import (
     Concurrency,
     EventTypes,
     Families,
+    HookFormat,
     RateLimit,
     RetrySchedule,
     Statuses,
@@ -38,6 +39,7 @@ class HookJson(TypedDict):
         str, Field(description="where the hook is defined", json_schema_extra={"enum": list(HOOK_SOURCES)})
     ]
     task: Annotated[str | None, Field(description="the only task whose events the hook receives")]
+    format: HookFormat
     events: EventTypes
     families: Families
     statuses: Statuses
@@ -146,6 +148,7 @@ def hook_payload(row: HookRow, counts: dict[str, int], last_event: int) -> HookJ
         "address": masked_address(row["address"]),
         "source": row["source"],
         "task": row["task_id"],
+        "format": cast(HookFormat, row["format"]),
         "events": rules["events"],
         "families": rules["families"],
         "statuses": cast(list[Status], rules["statuses"]),

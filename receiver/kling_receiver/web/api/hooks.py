@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.values import sanitize
 from kling_receiver.events import log as event_log
 from kling_receiver.hooks import deliveries
@@ -143,7 +144,7 @@ class HookRoutes:
     async def _test(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
         log_id = (await self._reader.read(event_log.newest)).log_id
-        event, detail = _test_event(self._settings, log_id)
+        event, detail = _test_event(self._settings, log_id, row["format"])
         try:
             async with asyncio.timeout(TEST_SECONDS):
                 slot = await self._sender.acquire_slot(row)
@@ -192,10 +193,13 @@ def _name(request: Request) -> str:
     return sanitize(request.path_params["name"])
 
 
-def _test_event(settings: ReceiverSettings, log_id: str) -> tuple[EventRow, TaskDetail]:
-    """A `hook.test` event of a task that does not exist."""
+def _test_event(settings: ReceiverSettings, log_id: str, hook_format: str) -> tuple[EventRow, TaskDetail]:
+    """A `hook.test` event of a task that does not exist. In Kling's format it is the test of Kling's console."""
     now = int(datetime.now(UTC).timestamp() * 1000)
-    columns = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
+    columns: dict[str, Any] = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
+    if hook_format == "kling":
+        unknown_id = new_id()
+        columns |= {"id": unknown_id, "kling_id": unknown_id, "family": "/text-to-video/kling-3.0"}
     task = cast(TaskRow, {**TASK_DEFAULTS, **columns})
     data = {"receiver": settings.receiver_url}
     event = EventRow(id=0, log_id=log_id, task_id="test", type="hook.test", created_at=now, data=data)

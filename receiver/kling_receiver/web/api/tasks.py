@@ -1,4 +1,4 @@
-"""GET /api/tasks, GET and PUT /api/tasks/{id}: list, show and register tasks."""
+"""GET and POST /api/tasks, GET, PUT and DELETE /api/tasks/{id}: list, show, register, submit and cancel tasks."""
 
 import json
 import time
@@ -25,7 +25,7 @@ from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
 from kling_receiver.web.api.paging import decode_cursor, encode_cursor, parse_limit
 from kling_receiver.web.api.registration import check_account, read_registration
-from kling_receiver.web.auth import Guard, route
+from kling_receiver.web.auth import Guard, RouteHandler, route
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import query_problems
@@ -51,7 +51,7 @@ PARSERS = 4
 
 
 class TaskRoutes:
-    """The routes that list, show and register tasks."""
+    """The routes that list, show, register, submit and cancel tasks."""
 
     def __init__(
         self,
@@ -62,8 +62,12 @@ class TaskRoutes:
         reader: Reader,
         bodies: BodyLimiter,
         payloads: Payloads,
+        submit: RouteHandler,
+        cancel: RouteHandler,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`submit`, `cancel`: the endpoints of `web/api/submission`."""
+        self._submit, self._cancel = submit, cancel
         self._settings, self._guard, self._writer, self._reader = settings, guard, writer, reader
         self._bodies, self._payloads = bodies, payloads
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
@@ -74,8 +78,13 @@ class TaskRoutes:
         """The routes of this module."""
         require = self._guard.require
         return [
-            route("/api/tasks", GET=require("read", self._list, query=None)),
-            route("/api/tasks/{id}", GET=require("read", self._show), PUT=require("client", self._register)),
+            route("/api/tasks", GET=require("read", self._list, query=None), POST=require("client", self._submit)),
+            route(
+                "/api/tasks/{id}",
+                GET=require("read", self._show),
+                PUT=require("client", self._register),
+                DELETE=require("client", self._cancel),
+            ),
         ]
 
     async def _register(self, request: Request) -> Response:

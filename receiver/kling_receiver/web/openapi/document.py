@@ -24,12 +24,15 @@ from kling_receiver.web.api.hook_payloads import (
     RetriedJson,
 )
 from kling_receiver.web.api.hooks import Rotation
+from kling_receiver.web.api.submission import SubmissionBody
 from kling_receiver.web.api.tasks import RegisteredJson, TaskPageJson
 from kling_receiver.web.errors import ErrorJson
+from kling_receiver.web.openapi import compat
 from kling_receiver.web.openapi.paths import PATHS, Json
 
 REQUESTS: dict[str, Any] = {
     "Registration": Registration,
+    "Submission": SubmissionBody,
     "Adoption": Adoption,
     "NewHook": HookConfig,
     "Rotation": Rotation,
@@ -70,16 +73,19 @@ def schemas() -> Json:
     return components
 
 
-def document(receiver_url: str) -> Json:
-    """The OpenAPI 3.1 document. The first call takes 60 ms: call it beside the event loop."""
+def document(receiver_url: str, *, with_compat: bool = False) -> Json:
+    """The OpenAPI 3.1 document. The first call takes 60 ms: call it beside the event loop.
+
+    `with_compat`: with Kling's own API, which the receiver serves if KLING_COMPAT_API is on.
+    """
     return {
         "openapi": "3.1.0",
         "info": {"title": "Kling Callback receiver", "version": __version__},
         "servers": [{"url": receiver_url}],
         "security": [{"bearer": []}],
-        "paths": PATHS,
+        "paths": {**PATHS, **(compat.PATHS if with_compat else {})},
         "components": {
-            "schemas": schemas(),
+            "schemas": {**schemas(), **(compat.SCHEMAS if with_compat else {})},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }

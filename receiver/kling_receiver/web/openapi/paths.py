@@ -11,6 +11,7 @@ from kling_receiver.hooks.config import NAME
 from kling_receiver.hooks.delivery_list import STATES
 from kling_receiver.states import STATUSES
 from kling_receiver.tasks.registration import KLING_ID_SCHEMA
+from kling_receiver.tasks.submission import MAX_KEY_CHARS
 from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 
 Json = dict[str, Any]
@@ -67,6 +68,16 @@ REGISTERED = {
     "200": _response("registered before", _ref("Registered")),
     "201": _response("new", _ref("Registered")),
 }
+SUBMITTED = {
+    "200": _response("submitted before", _ref("Task")),
+    "201": _response("new, or opened again after a create that Kling refused", _ref("Task")),
+}
+IDEMPOTENCY_KEY = _parameter(
+    "header",
+    "Idempotency-Key",
+    {**STRING, "maxLength": MAX_KEY_CHARS},
+    "of one intent: a repeat with the same key is the same task, and is never sent again",
+)
 FILE = {
     "200": _response("the file", STRING, "*/*"),
     "206": _response("a range of the file", STRING, "*/*"),
@@ -141,6 +152,17 @@ OPERATIONS: dict[str, Operation] = {
         "Receive a callback that Kling itself signed", DONE, (401, 503), role=None, body=ANY_BODY
     ),
     "GET /api/tasks": Operation("List tasks, newest first", TASK_PAGE, (422,), "read", TASKS),
+    "POST /api/tasks": Operation(
+        "Submit a task: the receiver sends its create, as soon as a slot is free",
+        SUBMITTED,
+        (409, 413, 422, 429, 503),
+        "client",
+        (IDEMPOTENCY_KEY,),
+        body=_body(_ref("Submission")),
+    ),
+    "DELETE /api/tasks/{id}": Operation(
+        "Cancel a task that waits in the queue: its create is never sent", TASK, (404, 409, 503), "client"
+    ),
     "GET /api/tasks/{id}": Operation("Show a task", TASK, (404, 409, 422), "read"),
     "PUT /api/tasks/{id}": Operation(
         "Register a task before its create, and report the outcome after it",

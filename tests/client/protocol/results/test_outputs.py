@@ -42,6 +42,16 @@ def test_audio_has_both_formats() -> None:
         ]
 
 
+def test_each_format_of_an_audio_has_its_length() -> None:
+    """Kling names it beside the address, in both standards; else that of the audio counts."""
+    legacy = {"url_mp3": "https://h/m", "url_wav": "https://h/w", "duration_mp3": "2.5", "duration": "3"}
+    new = {"type": "audio", "mp3_url": "https://h/m", "wav_url": "https://h/w", "mp3_duration": "2.5", "duration": 3}
+    for record in ({**LEGACY, "task_result": {"audios": [legacy]}}, {**NEW, "outputs": [new]}):
+        report = parse_callback(body(record))
+        assert report is not None
+        assert [each.duration for each in report.outputs] == [2.5, 3.0]
+
+
 def test_a_series_is_images() -> None:
     """The `series_images` of omni image are images too."""
     report = parse_callback(body({**LEGACY, "task_result": {"series_images": [{"index": 0, "url": "https://h/0"}]}}))

@@ -7,7 +7,7 @@ from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import sign_link
 from kling_sandbox import Sandbox
 from tests.support.api import error_of, get
-from tests.support.receiver import SECRET, Running
+from tests.support.receiver import SECRET, Running, Start
 from tools.harness.submitting import Json, events, finished, submit
 
 
@@ -65,6 +65,18 @@ def test_a_range_of_a_file(stored: Json, header: str, status: int, part: slice |
     else:
         assert response.content == whole[part]
         assert ("Content-Range" in response.headers) == (status == 206)
+
+
+def test_links_have_the_address_of_people(start: Start, gateway: Sandbox) -> None:
+    """Also in Kling's format; a proxy may keep the path of KLING_LINKS_URL."""
+    running = start(api_base=gateway.url, links_url="http://files.example/archive/", compat_api="on")
+    task = finished(running, submit(running, gateway, n=1)[0])
+    record = httpx.get(f"{running.url}/v1/{task['family']}/{task['id']}", headers=running.headers()).json()["data"]
+    for link in (task["results"][0]["href"], record["task_result"]["images"][0]["url"]):
+        assert link.startswith("http://files.example/archive/api/tasks/")
+        for base in ("http://files.example", "http://files.example/archive"):
+            assert httpx.get(link.replace(base, running.url)).headers["Content-Type"] == "image/png"
+    assert gateway.creates[-1]["callback_url"].startswith(f"{running.url}/callbacks/")
 
 
 def test_if_range_must_match_the_etag(stored: Json) -> None:

@@ -1,0 +1,1 @@
+"""Programs that were written for Kling, with only their address changed to the receiver's."""
