@@ -78,7 +78,9 @@ class HttpSink:
 
 
 def check_web_address(address: str, allowed: Allowlist) -> None:
-    """Check a hook's address. Raises ValueError for one that must not be reached."""
+    """Check a hook's address. Raises ValueError for one that must not be reached, or that no database stores."""
+    if "\0" in address:
+        raise ValueError("not a valid URL (it contains a NUL character).")
     try:
         check_url(address, allowed)
     except Refused as error:

@@ -4,6 +4,7 @@ import base64
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from urllib.parse import quote, urlsplit
 
@@ -41,7 +42,8 @@ def send(url: str, raw: bytes, is_complete: bool) -> int:
         try:
             connection.sendall(raw)
             if not is_complete:
-                connection.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # closed by the receiver; it may have answered before
+                    connection.shutdown(socket.SHUT_WR)
             first = connection.recv(65536)
         except (BrokenPipeError, ConnectionResetError):
             return 0
