@@ -39,6 +39,7 @@ from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.redact import digest, redacted
 from kling_callback.protocol.reports import Report
 from kling_callback.protocol.urls import normalize_url
+from kling_callback.protocol.values import MAX_PRIORITY
 from kling_callback.settings import ClientSettings
 from kling_callback.tasks import AsyncTask
 
@@ -52,9 +53,6 @@ KEY_MISSING = (
     "KLING_API_KEY is missing (or KLING_ACCESS_KEY and KLING_SECRET_KEY). Set it: this call goes to Kling itself, and "
     "the receiver sends creates only."
 )
-
-MAX_PRIORITY = 1_000_000
-"""Of a task in the receiver's queue, which sends the highest first; the lowest is its negative."""
 
 HOOK_AND_CALLBACK = (
     "callback_url: becomes the task's hook, in Kling's format, which receives each change of the status. "

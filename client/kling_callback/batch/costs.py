@@ -1,6 +1,5 @@
 """Sums of costs: of estimates by Kling's list prices, and of what Kling itself says that tasks cost."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -17,7 +16,7 @@ class EstimateSum:
 
     def __init__(self, estimates: Iterable[tuple[str, Estimate | None]] = ()) -> None:
         """`estimates`: by family."""
-        self.units = Counter[str]()
+        self.units: dict[str, float] = {}
         self.usd, self.unknown = 0.0, 0
         for family, estimate in estimates:
             self.add(family, estimate)
@@ -27,7 +26,8 @@ class EstimateSum:
         if estimate is None or estimate.per:
             self.unknown += 1
         else:
-            self.units[unit_kind(family)] += estimate.units  # type: ignore[assignment]
+            kind = unit_kind(family)
+            self.units[kind] = self.units.get(kind, 0) + estimate.units
             self.usd += estimate.usd
 
     def document(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 MAX_TEXT_CHARS = 4000
 MAX_ID_CHARS = 256
+MAX_PRIORITY = 1_000_000
+"""Of a task in the receiver's queue, which sends the highest first; the lowest is its negative."""
 MAX_URL_CHARS = 8000
 IDENTIFIER = re.compile(rf"(?!\.{{1,2}}$)[^\s/\\,?#%\0\ud800-\udfff]{{1,{MAX_ID_CHARS}}}")
 """An id that can be one part of a path, or of a list of ids: a query for `..` would query another address."""

@@ -28,7 +28,6 @@ MAX_QUEUED = 10_000
 """Submissions that wait or are being sent."""
 MAX_QUEUED_BYTES = 1_000_000_000
 """Bytes of the bodies of these submissions."""
-MAX_PRIORITY = 1_000_000
 MAX_KEY_CHARS = 256
 """Characters of an Idempotency-Key."""
 CANCELLED = "Cancelled before it was sent."

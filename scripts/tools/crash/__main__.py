@@ -52,10 +52,10 @@ def everywhere(step: int, markdown: bool) -> None:
             "libseccomp is missing, or the kernel is older than 5.9. Install it (Debian: apt install libseccomp2)."
         )
     rows = []
-    scenarios = ((everywhere_crash.runs, everywhere_crash.KINDS), (submitted.runs, submitted.KINDS))
-    for runs, kind in ((runs, kind) for runs, kinds in scenarios for kind in kinds):
+    scenarios = ((everywhere_crash.run, everywhere_crash.KINDS), (submitted.run, submitted.KINDS))
+    for run, kind in ((run, kind) for run, kinds in scenarios for kind in kinds):
         done = []
-        for each in runs(kind, step=step):
+        for each in everywhere_crash.runs(run, kind, step=step):
             done.append(each)
             _print_problems(f"{kind.name} {each.calls}: {problem}" for problem in each.problems)
         rows.append(_row(kind.name, done))

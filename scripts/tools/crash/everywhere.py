@@ -4,7 +4,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -72,12 +72,12 @@ def run(kind: Kind, n: int) -> Run:
         return Run(gate.count, killed, gate.place, seconds, problems)
 
 
-def runs(kind: Kind, *, step: int = 1) -> Iterator[Run]:
+def runs(run_once: Callable[[Kind, int], Run], kind: Kind, *, step: int = 1) -> Iterator[Run]:
     """One run for every call of a kind (or each `step`-th), until a run ends without that many calls."""
     numbers = count(1, step)
     with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
         while True:
-            done = list(pool.map(partial(run, kind), islice(numbers, PARALLEL_RUNS)))
+            done = list(pool.map(partial(run_once, kind), islice(numbers, PARALLEL_RUNS)))
             yield from done
             if not all(each.killed for each in done):
                 return

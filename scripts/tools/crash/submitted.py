@@ -4,11 +4,8 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from itertools import count, islice
 from pathlib import Path
 
 import httpx
@@ -17,7 +14,7 @@ from sqlalchemy import text
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
 from tools.crash.checks import REPAIRED
-from tools.crash.everywhere import DONE_SECONDS, EXIT_SECONDS, PARALLEL_RUNS, Kind, Run
+from tools.crash.everywhere import DONE_SECONDS, EXIT_SECONDS, Kind, Run
 from tools.crash.gate import Gate
 from tools.harness.loopback import web
 from tools.harness.process import Ended, Process
@@ -56,17 +53,6 @@ def run(kind: Kind, n: int) -> Run:
         _submit_all(receiver)
         problems = _wait_until_done(receiver, data) + _broken(receiver, data, gateway)
         return Run(gate.count, killed, gate.place, time.monotonic() - started, problems)
-
-
-def runs(kind: Kind, *, step: int = 1) -> Iterator[Run]:
-    """One run for each `step`-th call, until a run ends without that many calls."""
-    numbers = count(1, step)
-    with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
-        while True:
-            done = list(pool.map(partial(run, kind), islice(numbers, PARALLEL_RUNS)))
-            yield from done
-            if not all(each.killed for each in done):
-                return
 
 
 def _run_until_killed(receiver: Process, data: Path, gate: Gate, n: int) -> bool:

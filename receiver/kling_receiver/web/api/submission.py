@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 from anyio import CapacityLimiter, to_thread
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -15,9 +15,9 @@ from kling_callback.errors import ParameterError
 from kling_callback.jobs.body import chosen_callback, without_callback
 from kling_callback.protocol import ids
 from kling_callback.protocol.families import is_new_standard
-from kling_callback.protocol.values import is_too_complex
+from kling_callback.protocol.values import MAX_PRIORITY, is_too_complex
 from kling_receiver.events.payloads import Payloads
-from kling_receiver.hooks.config import EventTypes, Label
+from kling_receiver.hooks.config import WHOLE, EventTypes, Label
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import DBAPIError, Unavailable
 from kling_receiver.store.reader import Reader, TaskDetail
@@ -26,7 +26,7 @@ from kling_receiver.store.transaction import TASK_DEFAULTS
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import submission as submissions
 from kling_receiver.tasks.registration import MAX_REPORTED_TAGS, Registration
-from kling_receiver.tasks.submission import MAX_KEY_CHARS, MAX_PRIORITY, Submission
+from kling_receiver.tasks.submission import MAX_KEY_CHARS, Submission
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.actions import JOB_SCHEMA
 from kling_receiver.web.api.committer import Committer, Submit
@@ -53,11 +53,6 @@ ReadSubmission = Callable[[bytes, str, ReceiverSettings], Submission]
 """Parses and checks a request's body, with its Idempotency-Key. Raises ApiError."""
 
 
-def _whole(value: Any) -> Any:
-    """An integer that is written with a point, as JSON allows."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 class SubmissionBody(RequestModel):
     """A task to create at Kling."""
 
@@ -75,9 +70,9 @@ class SubmissionBody(RequestModel):
     external_task_id: Annotated[str, Field(json_schema_extra={"pattern": f"^({ids.PATTERN.pattern})?$"})] | None = (
         Field(None, description="the task's id; a repeat with the same id and parameters is the same task")
     )
-    priority: Annotated[int, BeforeValidator(_whole)] = Field(
-        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="the highest is sent first"
-    )
+    priority: Annotated[
+        int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="the highest is sent first"), WHOLE
+    ] = 0
 
 
 class SubmissionRoutes:
