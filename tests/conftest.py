@@ -24,6 +24,8 @@ from kling_receiver.tasks.reconcile import QUERY_BACKOFF
 from kling_sandbox import Sandbox
 from kling_sandbox.receiver import start_receiver
 from tests.support.receiver import ABSENT, Running, Start
+from tools.harness import forkserver
+from tools.harness.forkserver import ForkServer
 
 pytest_plugins = ["tests.support.rivals"]
 
@@ -124,6 +126,22 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certifi, "where", lambda: str(path))
         yield
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """One interpreter with the imports of all commands, for all tests of this process; coverage measures its forks."""
+    with forkserver.server(os.environ) as server:
+        yield server
+
+
+@pytest.fixture
+def processes_are_forked(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that the harness starts are processes of their own, but no new interpreters.
+
+    For tests of what a process does; each command has a test that starts it as a user does.
+    """
+    monkeypatch.setattr(forkserver, "running", fork_server)
 
 
 @pytest.fixture
