@@ -4,6 +4,8 @@ import dataclasses
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -19,6 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import select
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report, parse_answer
@@ -58,6 +61,7 @@ RECORDS = st.sampled_from(
 )
 SURE = st.builds(answered, SPELLED, RECORDS)
 ANSWERS = st.none() | SURE
+ALL_ROWS = [(table, select(table).order_by(*table.primary_key.columns)) for table in (TASK, EVENT, RESULT, JOB)]
 FAR_FUTURE = 1 << 62
 NO_ANSWER = GatewayError("no answer")
 
@@ -121,6 +125,28 @@ class Run:
     task: TaskRow
 
 
+class ReadOnce(Ledger):
+    """A ledger whose committed rows are read once after each commit: every invariant looks at all of them."""
+
+    _tables: dict[Any, list[dict[str, Any]]] | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """One transaction, after which the rows are read again."""
+        with super().transaction() as tx:
+            yield tx
+        self._tables = None
+
+    def rows(self, table: Any, **where: Any) -> list[Any]:
+        """Committed rows, in the order of their keys."""
+        if self._tables is None:
+            with self.database.read() as connection:
+                self._tables = {
+                    each: [dict(row) for row in connection.execute(query).mappings()] for each, query in ALL_ROWS
+                }
+        return [dict(row) for row in self._tables[table] if where.items() <= row.items()]
+
+
 class StoreMachine(RuleBasedStateMachine):
     """The store and the queue on a real database, with a worker whose jobs end when hypothesis decides."""
 
@@ -132,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         shutil.copy(self.template, self.folder / "kling.db")
         self.database = Database(f"sqlite:///{self.folder / 'kling.db'}")
-        self.ledger = Ledger(self.database)
+        self.ledger = ReadOnce(self.database)
         self.models: dict[str, Model] = {}
         self.running: list[Run] = []
         self.last_event = 0

@@ -88,4 +88,5 @@ def door(creates: int, rate: float, seconds: float, held: int, queued: int, slot
     door_bench.run(creates, rate, seconds, held, queued, slots, task_seconds)
 
 
-main(prog_name="scripts/bench")
+if __name__ == "__main__":
+    main(prog_name="scripts/bench")
