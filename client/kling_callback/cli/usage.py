@@ -73,8 +73,24 @@ def shell_line(arguments: Sequence[str]) -> str:
     return subprocess.list2cmdline(arguments) if sys.platform == "win32" else shlex.join(arguments)
 
 
-class Command(click.Command):
-    """A command whose problems of usage are in `problems()`."""
+class _WithExamples(click.Command):
+    """A command whose help ends with examples: lines for a shell, which are not wrapped."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.examples = tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog, then the examples."""
+        super().format_epilog(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in "\n".join(self.examples).splitlines():
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class Command(_WithExamples):
+    """A command whose problems of usage are in `problems()`. `examples`: of its help."""
 
     allow_extra_args = True  # they are reported here
 
@@ -99,8 +115,8 @@ class Command(click.Command):
         return rest
 
 
-class Group(click.Group):
-    """A group whose commands have their problems of usage in `problems()`."""
+class Group(_WithExamples, click.Group):
+    """A group whose commands have their problems of usage in `problems()`. `examples`: of its help."""
 
     command_class = Command
 

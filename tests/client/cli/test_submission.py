@@ -8,7 +8,7 @@ import pytest
 
 from kling_callback import Kling, ReceiverError, TaskFailed
 from kling_sandbox import Sandbox
-from tests.client.cli.test_batch import run as run  # a fixture
+from tests.client.cli.commands.test_batch import run as run  # a fixture
 from tests.client.cli.test_main import Run, Terminal, terminal
 from tests.client.jobs.test_catalog import picture
 from tests.support.receiver import SECRET, Running, Start

@@ -11,7 +11,13 @@ from kling_callback.errors import CreateUnknown
 from kling_callback.settings import TO_CALL
 
 
-@click.command(cls=usage.Command)
+@click.command(
+    cls=usage.Command,
+    examples=[
+        "kling call general/presets-voices",
+        'kling call audio/tts --body \'{"text": "Hello", "voice_id": "genshin_vindi2", "voice_language": "en"}\'',
+    ],
+)
 @usage.argument("path")
 @usage.option(
     "--body",

@@ -30,7 +30,13 @@ AFTER_FAILURES = (
 )
 
 
-@click.command(cls=usage.Command)
+@click.command(
+    cls=usage.Command,
+    examples=[
+        "kling batch jobs.jsonl --estimate",
+        "kling batch jobs.jsonl --output out --tag spring",
+    ],
+)
 @usage.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @usage.option(
     "--output",

@@ -21,6 +21,42 @@ from kling_callback.tasks import AsyncTask
 REFUSED = object()
 """Stands for a parameter whose value click refused: it is given, so that no other check calls it missing."""
 
+EXAMPLES = {
+    "text_to_image": (
+        'kling text-to-image "a kangaroo holding a sign" --model-name kling-v3 --output .',
+        'kling text-to-image "一只举着牌子的袋鼠" --n 4 --aspect-ratio 3:4 --tag spring --no-wait',
+    ),
+    "image_to_image": (
+        'kling image-to-image "the same at night" --image kangaroo.png --output night.png',
+        (
+            'kling image-to-image "as a sculptor" --image face.jpg --image-reference face \\\n'
+            "  --model-name kling-v1-5 --output out"
+        ),
+    ),
+    "text_to_video": (
+        'kling text-to-video "the kangaroo waves" --model-name kling-v3 --duration 5 --output out',
+        'kling text-to-video "the kangaroo waves" --model-name kling-v3 --duration 10 --estimate',
+    ),
+    "image_to_video": (
+        'kling image-to-video "it waves" --image kangaroo.png --output waves.mp4',
+        (
+            'kling image-to-video "day becomes night" --image day.png --image-tail night.png \\\n'
+            "  --model-name kling-v3 --mode pro --timeout 900 --output out"
+        ),
+    ),
+    "omni_video": (
+        'kling omni-video "<<<image_1>>> jumps over a fence" --image-list kangaroo.png --output out',
+        'kling omni-video "the kangaroo dances" --model-name kling-3.0-omni --no-wait',
+    ),
+    "motion_control": (
+        (
+            "kling motion-control --image kangaroo.png --video https://example.com/dance.mp4 \\\n"
+            "  --character-orientation image --mode std --output out"
+        ),
+    ),
+}
+"""By the name of a typed job."""
+
 
 def create_and_run(
     family: str,
@@ -96,7 +132,13 @@ def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
 def job_command(job: Job) -> click.Command:
     """The command of a typed job; its parameters come from the table of jobs."""
 
-    @click.command(job.name.replace("_", "-"), cls=usage.Command, params=options.job_parameters(job), help=job.summary)
+    @click.command(
+        job.name.replace("_", "-"),
+        cls=usage.Command,
+        params=options.job_parameters(job),
+        help=job.summary,
+        examples=EXAMPLES.get(job.name, ()),
+    )
     @options.set_option
     @options.create_options
     def run_job(
@@ -129,7 +171,17 @@ def job_command(job: Job) -> click.Command:
     return run_job
 
 
-@click.command("create", cls=usage.Command)
+@click.command(
+    "create",
+    cls=usage.Command,
+    examples=[
+        (
+            "kling create videos/effects --output out \\\n"
+            '  --body \'{"effect_scene": "squish", "input": {"image": "https://example.com/cat.png", "duration": "5"}}\''
+        ),
+        "kling create /text-to-video/kling-3.0-turbo --body @body.json --no-wait",
+    ],
+)
 @usage.argument("family", metavar="FAMILY")
 @usage.option(
     "--body",

@@ -85,13 +85,13 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 def test_families_that_a_relay_lacks_are_named(bare: Run, relay: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr, unless one was asked for, which is an error; so is any other refusal."""
-    monkeypatch.setattr("kling_callback.cli.tasks.ASYNCHRONOUS", ("images/generations", "videos/text2video"))
+    monkeypatch.setattr("kling_callback.cli.commands.tasks.ASYNCHRONOUS", ("images/generations", "videos/text2video"))
     ran = bare("list", "--at-kling")
     assert (ran.code, [line.split()[0] for line in ran.out.splitlines()[1:]]) == (0, ["k1", "k2\\x1b"])
     assert "No list at this API base: images/generations." in ran.err
     assert bare("list", "--at-kling", "images/generations").code == 1
     assert "1000" in bare("list", "--at-kling", "videos/image2video").err
-    monkeypatch.setattr("kling_callback.cli.tasks.ASYNCHRONOUS", ("images/generations",))
+    monkeypatch.setattr("kling_callback.cli.commands.tasks.ASYNCHRONOUS", ("images/generations",))
     assert bare("list", "--at-kling").code == 1
 
 

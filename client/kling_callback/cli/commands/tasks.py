@@ -24,7 +24,14 @@ NO_SUCH_LIST = UNKNOWN_TASK | {1202, 1203}
 """Kling's codes for a path or a method that it does not have, and for the path of a task that it does not know."""
 
 
-@click.command("wait", cls=usage.Command)
+@click.command(
+    "wait",
+    cls=usage.Command,
+    examples=[
+        "kling wait order-42 --output out",
+        "kling wait --tag spring --timeout 900 --output out",
+    ],
+)
 @options.id_argument
 @options.wait_options
 def wait_for(task_id: str, **waiting: Any) -> None:
@@ -39,7 +46,7 @@ def wait_for(task_id: str, **waiting: Any) -> None:
     run_task(begin, TO_WAIT, task_id, wait_options)
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling cancel order-42 order-43"])
 @usage.argument("task_ids", metavar="ID...", nargs=-1, required=True, type=TaskId())
 @options.json_option
 def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
@@ -69,7 +76,7 @@ def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
         raise refused[-1]
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling show order-42", "kling show order-42 --open"])
 @options.id_argument
 @options.json_option
 def show(task_id: str, as_json: bool) -> None:
@@ -81,7 +88,14 @@ def show(task_id: str, as_json: bool) -> None:
     terminal.print_json(task.data) if as_json else terminal.print_task(task)
 
 
-@click.command("list", cls=usage.Command)
+@click.command(
+    "list",
+    cls=usage.Command,
+    examples=[
+        "kling list --status processing --tag spring",
+        "kling list --at-kling videos/text2video --limit 10",
+    ],
+)
 @usage.argument("families", metavar="[FAMILY]...", nargs=-1)
 @usage.option("--at-kling", is_flag=True, help="Kling's own list, of these families or of all that have one.")
 @options.list_options
