@@ -3,6 +3,7 @@
 import codecs
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 
 from kling_callback.base import BaseTask, outputs_of
 from kling_callback.display import escape, json_text
 from kling_callback.errors import KlingError, SettingsError
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.redact import is_empty
+
+MIN_WIDTH, USUAL_WIDTH = 20, 80
+"""Columns. A terminal that says to have fewer does not know its width, and is taken for a usual one."""
 
 
 def use_utf8() -> None:
@@ -97,15 +102,20 @@ def print_event(event: Event, label: str) -> None:
     )
 
 
-def print_task(task: BaseTask) -> None:
-    """Print a task on stdout: a line for each of its fields, a table of its files, its other outputs as JSON."""
+def print_task(task: BaseTask, width: int | None = None) -> None:
+    """Print a task on stdout: a line for each of its fields, its files, its other outputs as JSON.
+
+    `width`: of the terminal, if not its own.
+    """
     fields = {name: value for name, value in task.data.items() if name not in ("results", "outputs")}
     for name, value in fields.items():
         if not is_empty(value):
-            print_data(f"{name:<16}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            label = style(f"{name:<17}", dim=True)
+            click.echo(f"{label} {escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
     if files := task.data.get("results"):
         click.echo()
-        print_table([(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()], always=("FILE",))
+        columns = [(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()]
+        print_table(columns, always=("FILE",), below="ADDRESS", width=width)
     if outputs := outputs_of(task.data):
         click.echo()
     for output in outputs:
@@ -123,45 +133,97 @@ FILE_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def print_tasks(tasks: Sequence[BaseTask]) -> None:
-    """Print a table of tasks on stdout. Cells are never shortened: ids are copied from it."""
-    print_table([(name, [cell(task) for task in tasks]) for name, cell in COLUMNS.items()], always=("ID", "STATUS"))
+def print_table(
+    columns: Sequence[tuple[str, Sequence[str]]],
+    *,
+    always: Collection[str],
+    shorten: str = "",
+    below: str = "",
+    width: int | None = None,
+) -> None:
+    """Print a table on stdout. `columns`: names with their cells; empty ones are omitted unless named in `always`.
 
-
-def print_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collection[str]) -> None:
-    """Print a table on stdout. `columns`: names with their cells; empty ones are omitted unless named in `always`."""
+    Where the table is wider than the terminal, the cells of the column `shorten` are cut, and those of the last one,
+    `below`, are on lines of their own. `width`: of the terminal, if not its own.
+    """
     escaped = [(name, [escape(cell) for cell in cells]) for name, cells in columns]
     visible = [(name, cells) for name, cells in escaped if any(cells) or name in always]
-    widths = [max(map(cell_len, (name, *cells))) for name, cells in visible]
-    for row in ([name for name, _ in visible], *zip(*(cells for _, cells in visible), strict=True)):
-        line = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+    widths = {name: max(map(cell_len, (name, *cells))) for name, cells in visible}
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - (width or terminal_width() or math.inf)
+    if excess > 0 and shorten in widths:
+        widths[shorten] = max(widths[shorten] - int(excess), len(shorten))
+        visible = [(name, [cut(each, widths[name]) for each in cells]) for name, cells in visible]
+    apart = [cells for name, cells in visible if name == below and excess > 0]
+    visible = [(name, cells) for name, cells in visible if name != below or not apart]
+    click.echo(style("  ".join(pad(name, widths[name]) for name, _ in visible).rstrip(), dim=True))
+    for row in range(len(visible[0][1]) if visible else 0):
+        click.echo("  ".join(pad(cells[row], widths[name]) for name, cells in visible).rstrip())
+        for cells in apart:
+            click.echo(cells[row])
 
 
-def _status(task: BaseTask) -> str:
-    if task.queue_position:
-        return f"{task.status}, place {task.queue_position} in the queue"
-    if task.status != "succeed":
-        return task.status
-    files = file_statuses(task.data)
-    if failed := files.count("failed"):
-        return f"succeed, {failed} of {len(files)} files failed"
-    return "succeed" if task.done else "succeed, fetching"
+def print_fields(columns: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print lines of fields on stdout, for programs: a tab between two, first their names, nothing omitted."""
+    for row in ([name for name, _ in columns], *zip(*(cells for _, cells in columns), strict=True)):
+        click.echo("\t".join(map(escape, row)))
+
+
+def print_records(columns: Sequence[tuple[str, Sequence[str]]], width: int | None = None) -> None:
+    """Print records on stdout: a table; where a terminal is narrower, each on lines of its own; elsewhere fields.
+
+    `width`: of the terminal, if not its own.
+    """
+    room = width or terminal_width()
+    if room is None:
+        print_fields(columns)
+    elif sum(max(map(cell_len, (name, *cells))) + 2 for name, cells in columns) - 2 <= room:
+        print_table(columns, always=[name for name, _ in columns], width=room)
+    else:
+        for first, *others in zip(*(cells for _, cells in columns), strict=True):
+            click.echo(escape(first))
+            lines = [escape("  ".join(filter(None, others)))]
+            if cell_len(lines[0]) + 2 > room:
+                lines = [escape(cell) for cell in others if cell]
+            for line in lines:
+                click.echo(f"  {line}")
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that stdout is; None if it is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    width = Console(file=sys.stdout).width
+    return width if width >= MIN_WIDTH else USUAL_WIDTH
+
+
+def style(text: str, **attributes: Any) -> str:
+    """Text with a colour or weight, as `click.style` has it, if stdout is a terminal that shows it (NO_COLOR)."""
+    return click.style(text, **attributes) if _has_colors() else text
+
+
+def _has_colors() -> bool:
+    if sys.stdout is None or not sys.stdout.isatty():
+        return False
+    console = Console(file=sys.stdout)
+    return console.color_system is not None and not console.no_color
+
+
+def pad(text: str, width: int) -> str:
+    """Text with blanks up to a width in columns."""
+    return text + " " * (width - cell_len(text))
+
+
+def cut(text: str, width: int) -> str:
+    """Text of at most `width` columns; one that is longer ends with an ellipsis."""
+    if cell_len(text) <= width:
+        return text
+    sign = "…" if (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf") else "~"
+    return set_cell_size(text, width - 1).rstrip(" \u200d") + sign if width > 1 else ""
 
 
 def format_minute(at: Any) -> str:
     """An ISO time in UTC to the minute, with its Z; "" for None."""
     return f"{str(at)[:16].replace('T', ' ')}Z" if at else ""
-
-
-COLUMNS: dict[str, Callable[[BaseTask], str]] = {
-    "ID": lambda task: task.id,
-    "STATUS": _status,
-    "CREATED": lambda task: format_minute(task.data.get("created_at")),
-    "FAMILY": lambda task: task.family,
-    "MODEL": lambda task: task.model or "",
-    "TAGS": lambda task: ", ".join(task.tags),
-}
 
 
 @contextmanager

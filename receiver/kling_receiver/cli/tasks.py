@@ -6,7 +6,7 @@ import click
 
 from kling_callback.api.receiver import ReceiverApi, task_path
 from kling_callback.base import BaseTask
-from kling_callback.cli import options, param_types, terminal, usage
+from kling_callback.cli import options, param_types, task_table, terminal, usage
 from kling_callback.errors import ReceiverError
 from kling_receiver.cli.answers import ListedTask, QueriedTask, checked
 from kling_receiver.cli.base import report_errors
@@ -32,7 +32,7 @@ def list_tasks(limit: int, as_json: bool, **filters: Any) -> None:
     """List tasks, newest first."""
     documents = call_receiver(lambda receiver: receiver.tasks(limit, **filters))
     if not as_json:
-        return terminal.print_tasks([BaseTask(document) for document in documents])
+        return task_table.print_tasks([BaseTask(document) for document in documents])
     for document in documents:
         terminal.print_json(document)
     return None
@@ -111,7 +111,7 @@ def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
         for document in cancelled:
             terminal.print_json(document)
     elif cancelled:
-        terminal.print_tasks([BaseTask(document) for document in cancelled])
+        task_table.print_tasks([BaseTask(document) for document in cancelled])
     if refused := [outcome for outcome in outcomes if isinstance(outcome, ReceiverError)]:
         for error in refused[:-1]:
             terminal.print_message(str(error))
@@ -133,4 +133,4 @@ def _print_answer(answer: dict[str, Any], *, as_json: bool) -> None:
         terminal.print_message(f"Kling says {status}." if status else "Kling's status could not be parsed.")
     else:
         terminal.print_message("The task is known already; Kling was not queried.")
-    terminal.print_tasks([BaseTask(answer["task"])])
+    task_table.print_tasks([BaseTask(answer["task"])])

@@ -28,7 +28,8 @@ from kling_callback.cli.main import kling as command
 from kling_callback.cli.main import main, report_error
 from kling_callback.cli.progress import live_progress
 from kling_callback.cli.run import warn_about_create
-from kling_callback.cli.terminal import print_json, print_task, print_tasks
+from kling_callback.cli.task_table import print_tasks
+from kling_callback.cli.terminal import print_json, print_task
 from kling_callback.display import escape
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
@@ -710,8 +711,8 @@ def test_json_output_is_the_same_document(document: Any) -> None:
 def test_progress_fits_60_columns(task: dict[str, Any], text: str) -> None:
     """With an id of ours, nothing is cut off, neither a place in a long queue nor the number of files."""
     out, task_id = StringIO(), "01M8BY2G2EB8FKSM2S0KYN8W39"
-    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as update:
-        update(Event(1, "task.queued", "", {}, task, LOG))
+    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as display:
+        display.update(Event(1, "task.queued", "", {}, task, LOG))
     assert f"{task_id} {text}" in out.getvalue()
     assert "…" not in out.getvalue()
 
@@ -721,12 +722,12 @@ def test_progress_shows_status_and_files() -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=100)
     task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
-    with live_progress("a", console) as update:
-        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
-        update(Event(2, "result.stored", "", {}, task, LOG))
+    with live_progress("a", console) as display:
+        display.update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
+        display.update(Event(2, "result.stored", "", {}, task, LOG))
     assert "a succeed, 1 of 2 files" in out.getvalue()
-    with live_progress("a", Console(file=StringIO())) as update:
-        update(Event(1, "task.processing", "", {}, task, LOG))
+    with live_progress("a", Console(file=StringIO())) as display:
+        display.update(Event(1, "task.processing", "", {}, task, LOG))
 
 
 def test_progress_shows_retries(bare: Run) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from kling_callback.calls import prepare_call
-from kling_callback.cli import options, param_types, terminal, usage
+from kling_callback.cli import completion, options, param_types, terminal, usage
 from kling_callback.cli.run import with_kling
 from kling_callback.errors import CreateUnknown
 from kling_callback.settings import TO_CALL
@@ -18,7 +18,7 @@ from kling_callback.settings import TO_CALL
         'kling call audio/tts --body \'{"text": "Hello", "voice_id": "genshin_vindi2", "voice_language": "en"}\'',
     ],
 )
-@usage.argument("path")
+@usage.argument("path", shell_complete=completion.synchronous_paths)
 @usage.option(
     "--body",
     type=param_types.Json(),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kling_callback import errors
-from kling_callback.cli import options, param_types, terminal, usage
+from kling_callback.cli import completion, options, param_types, terminal, usage
 from kling_callback.cli.run import WaitOptions, run_task
 from kling_callback.creation import check_call, check_sender
 from kling_callback.jobs.body import model_of
@@ -175,14 +175,11 @@ def job_command(job: Job) -> click.Command:
     "create",
     cls=usage.Command,
     examples=[
-        (
-            "kling create videos/effects --output out \\\n"
-            '  --body \'{"effect_scene": "squish", "input": {"image": "https://example.com/cat.png", "duration": "5"}}\''
-        ),
+        "kling create videos/effects --output out --body @squish.json",
         "kling create /text-to-video/kling-3.0-turbo --body @body.json --no-wait",
     ],
 )
-@usage.argument("family", metavar="FAMILY")
+@usage.argument("family", metavar="FAMILY", shell_complete=completion.all_families)
 @usage.option(
     "--body",
     type=param_types.Json(),
