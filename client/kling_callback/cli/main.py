@@ -27,7 +27,7 @@ EPILOG = "Settings are environment variables whose names begin with KLING_, or l
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
     examples=[
-        'kling text-to-image "a kangaroo holding a sign" --model-name kling-v3 --output .',
+        'kling text-to-image "a kangaroo" --model-name kling-v3 --output .',
         "kling list --tag spring",
     ],
 )

@@ -38,6 +38,7 @@ class TaskDisplay:
         self._id, self._bar = escape(task_id), bar
         self._row = bar.add_task(f"{self._id} waiting", total=None, age=0.0, expected=None) if bar else None
         self._seconds: float | None = None
+        self._is_at_kling = True
 
     @property
     def is_shown(self) -> bool:
@@ -45,13 +46,17 @@ class TaskDisplay:
 
     def update(self, event: Event) -> None:
         """Show the task's status, its place in the queue, or how many of its files are stored; and its age."""
-        going_on = event.task.get("status") in UNFINISHED and not event.task.get("queue_position")
-        self._show(_progress_text(event), expected=self._seconds if going_on else None, age=self._age(event.task))
+        self._is_at_kling = event.task.get("status") in UNFINISHED and not event.task.get("queue_position")
+        self._show(_progress_text(event), expected=self._expected, age=self._age(event.task))
 
     def expect(self, seconds: float | None) -> None:
-        """Show from now on how long such a task takes; None shows nothing."""
+        """Show from now on how long such a task takes, unless it waits for a slot or is over; None shows nothing."""
         self._seconds = seconds
-        self._show(expected=seconds)
+        self._show(expected=self._expected)
+
+    @property
+    def _expected(self) -> float | None:
+        return self._seconds if self._is_at_kling else None
 
     def say(self, text: str) -> None:
         """Show a message until the next event."""

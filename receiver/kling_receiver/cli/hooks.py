@@ -87,8 +87,8 @@ class Secret(click.ParamType[str]):
 
 @hooks.command(
     examples=[
-        "kling-receiver hooks add https://shop.example.com/kling --name shop --event task.done",
-        "kling-receiver hooks add 'command:/usr/local/bin/publish --album kling' --status succeed",
+        "kling-receiver hooks add https://shop.example.com/kling --event task.done",
+        "kling-receiver hooks add 'command:/usr/local/bin/publish --album kling'",
     ]
 )
 @usage.argument("address", metavar="ADDRESS")

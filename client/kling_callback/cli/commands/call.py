@@ -15,7 +15,7 @@ from kling_callback.settings import TO_CALL
     cls=usage.Command,
     examples=[
         "kling call general/presets-voices",
-        'kling call audio/tts --body \'{"text": "Hello", "voice_id": "genshin_vindi2", "voice_language": "en"}\'',
+        'kling call videos/identify-face \\\n  --body \'{"video_url": "https://example.com/face.mp4"}\'',
     ],
 )
 @usage.argument("path", shell_complete=completion.synchronous_paths)

@@ -23,36 +23,31 @@ REFUSED = object()
 
 EXAMPLES = {
     "text_to_image": (
-        'kling text-to-image "a kangaroo holding a sign" --model-name kling-v3 --output .',
-        'kling text-to-image "一只举着牌子的袋鼠" --n 4 --aspect-ratio 3:4 --tag spring --no-wait',
+        'kling text-to-image "a kangaroo" --model-name kling-v3 --n 2 --output .',
+        'kling text-to-image "一只举着牌子的袋鼠" --aspect-ratio 3:4 --no-wait',
     ),
     "image_to_image": (
-        'kling image-to-image "the same at night" --image kangaroo.png --output night.png',
-        (
-            'kling image-to-image "as a sculptor" --image face.jpg --image-reference face \\\n'
-            "  --model-name kling-v1-5 --output out"
-        ),
+        'kling image-to-image "at night" --image kangaroo.png --output night.png',
+        """kling image-to-image "as a sculptor" --image face.jpg --output out \\
+  --image-reference face --model-name kling-v1-5""",
     ),
     "text_to_video": (
-        'kling text-to-video "the kangaroo waves" --model-name kling-v3 --duration 5 --output out',
-        'kling text-to-video "the kangaroo waves" --model-name kling-v3 --duration 10 --estimate',
+        'kling text-to-video "it waves" --model-name kling-v3 --output waves.mp4',
+        'kling text-to-video "it waves" --model-name kling-v3 --duration 10 --estimate',
     ),
     "image_to_video": (
         'kling image-to-video "it waves" --image kangaroo.png --output waves.mp4',
-        (
-            'kling image-to-video "day becomes night" --image day.png --image-tail night.png \\\n'
-            "  --model-name kling-v3 --mode pro --timeout 900 --output out"
-        ),
+        """kling image-to-video "day becomes night" --model-name kling-v3 \\
+  --image day.png --image-tail night.png --mode pro --output out""",
     ),
     "omni_video": (
-        'kling omni-video "<<<image_1>>> jumps over a fence" --image-list kangaroo.png --output out',
-        'kling omni-video "the kangaroo dances" --model-name kling-3.0-omni --no-wait',
+        """kling omni-video "<<<image_1>>> jumps over a fence" \\
+  --image-list kangaroo.png --output out""",
+        'kling omni-video "it dances" --model-name kling-3.0-omni --aspect-ratio 16:9',
     ),
     "motion_control": (
-        (
-            "kling motion-control --image kangaroo.png --video https://example.com/dance.mp4 \\\n"
-            "  --character-orientation image --mode std --output out"
-        ),
+        """kling motion-control --image kangaroo.png --output out \\
+  --video https://example.com/dance.mp4 --character-orientation image""",
     ),
 }
 """By the name of a typed job."""
