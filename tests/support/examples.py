@@ -22,15 +22,21 @@ class Page:
     text: str
 
 
-def pages(command: click.Command, *path: str) -> Iterator[Page]:
+def pages(command: click.Command, *path: str, parent: click.Context | None = None) -> Iterator[Page]:
     """The help of a command and of all below it."""
-    context = click.Context(command, info_name=path[-1], terminal_width=80, max_content_width=80)
+    context = _context(command, path[-1], parent)
     yield Page(path, command, command.get_help(context))
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             below = command.get_command(context, name)
             assert below, name
-            yield from pages(below, *path, name)
+            yield from pages(below, *path, name, parent=context)
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
+    """As for a command that runs, in a terminal of 80 columns."""
+    settings = {**command.context_settings, "max_content_width": 80, "terminal_width": 80}
+    return click.Context(command, info_name=name, parent=parent, **settings)
 
 
 def examples(page: Page) -> list[list[str]]:
@@ -44,12 +50,12 @@ def examples(page: Page) -> list[list[str]]:
 
 def parse(root: click.Command, words: list[str]) -> click.Context:
     """The context of the command that these words call, with its parameters. Raises what the command would refuse."""
-    context, command, rest = click.Context(root, info_name=words[0]), root, words[1:]
+    context, command, rest = _context(root, words[0], None), root, words[1:]
     while isinstance(command, click.Group):
         name, below, rest = command.resolve_command(context, rest)
         assert below, words
         command = below
-        context = click.Context(command, info_name=name, parent=context)
+        context = _context(command, str(name), context)
     with patch("shutil.which", return_value="/usr/bin/true"):  # a program of an example need not be here
         command.parse_args(context, rest)
     assert isinstance(context.obj, usage.UsageProblems)

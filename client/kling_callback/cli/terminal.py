@@ -3,7 +3,6 @@
 import codecs
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -115,7 +114,7 @@ def print_task(task: BaseTask, width: int | None = None) -> None:
     if files := task.data.get("results"):
         click.echo()
         columns = [(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()]
-        print_table(columns, always=("FILE",), below="ADDRESS", width=width)
+        print_table(columns, always=("FILE",), below=("ADDRESS", "NOTE"), width=width)
     if outputs := outputs_of(task.data):
         click.echo()
     for output in outputs:
@@ -137,29 +136,35 @@ def print_table(
     columns: Sequence[tuple[str, Sequence[str]]],
     *,
     always: Collection[str],
-    shorten: str = "",
-    below: str = "",
+    below: Sequence[str] = (),
     width: int | None = None,
 ) -> None:
     """Print a table on stdout. `columns`: names with their cells; empty ones are omitted unless named in `always`.
 
-    Where the table is wider than the terminal, the cells of the column `shorten` are cut, and those of the last one,
-    `below`, are on lines of their own. `width`: of the terminal, if not its own.
+    Where it is wider than the terminal, the columns `below` leave it, in this order, until it fits: their cells are on
+    a line of their own below each row. `width`: of the terminal, if not its own.
     """
     escaped = [(name, [escape(cell) for cell in cells]) for name, cells in columns]
-    visible = [(name, cells) for name, cells in escaped if any(cells) or name in always]
-    widths = {name: max(map(cell_len, (name, *cells))) for name, cells in visible}
-    excess = sum(widths.values()) + 2 * (len(widths) - 1) - (width or terminal_width() or math.inf)
-    if excess > 0 and shorten in widths:
-        widths[shorten] = max(widths[shorten] - int(excess), len(shorten))
-        visible = [(name, [cut(each, widths[name]) for each in cells]) for name, cells in visible]
-    apart = [cells for name, cells in visible if name == below and excess > 0]
-    visible = [(name, cells) for name, cells in visible if name != below or not apart]
-    click.echo(style("  ".join(pad(name, widths[name]) for name, _ in visible).rstrip(), dim=True))
-    for row in range(len(visible[0][1]) if visible else 0):
-        click.echo("  ".join(pad(cells[row], widths[name]) for name, cells in visible).rstrip())
-        for cells in apart:
-            click.echo(cells[row])
+    shown = {name: cells for name, cells in escaped if any(cells) or name in always}
+    widths = {name: max(map(cell_len, (name, *cells))) for name, cells in shown.items()}
+    apart = _leaving(widths, below, width or terminal_width())
+    table = [name for name in shown if name not in apart]
+    click.echo(style("  ".join(pad(name, widths[name]) for name in table).rstrip(), dim=True))
+    for row in range(len(columns[0][1])):
+        click.echo("  ".join(pad(shown[name][row], widths[name]) for name in table).rstrip())
+        if rest := "  ".join(cells[row] for name, cells in shown.items() if name in apart and cells[row]):
+            click.echo(f"  {rest}")
+
+
+def _leaving(widths: dict[str, int], below: Sequence[str], width: int | None) -> set[str]:
+    """The names of the columns that have no room in a table. `widths`: of all columns, by name."""
+    apart = set[str]()
+    for name in below:
+        kept = [each + 2 for column, each in widths.items() if column not in apart]
+        if width is None or sum(kept) - 2 <= width:
+            break
+        apart.add(name)
+    return apart
 
 
 def print_fields(columns: Sequence[tuple[str, Sequence[str]]]) -> None:
@@ -181,10 +186,10 @@ def print_records(columns: Sequence[tuple[str, Sequence[str]]], width: int | Non
     else:
         for first, *others in zip(*(cells for _, cells in columns), strict=True):
             click.echo(escape(first))
-            lines = [escape("  ".join(filter(None, others)))]
-            if cell_len(lines[0]) + 2 > room:
-                lines = [escape(cell) for cell in others if cell]
-            for line in lines:
+            cells = [escape(cell) for cell in others if cell]
+            is_short = cell_len("  ".join(cells)) + 2 <= room
+            cells[1:] = [style(cell, dim=True) for cell in cells[1:]]
+            for line in ["  ".join(cells)] if is_short else cells:
                 click.echo(f"  {line}")
 
 

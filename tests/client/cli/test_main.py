@@ -30,7 +30,7 @@ from kling_callback.cli.main import kling as command
 from kling_callback.cli.main import main, report_error
 from kling_callback.cli.progress import format_seconds, live_progress
 from kling_callback.cli.run import warn_about_create
-from kling_callback.cli.terminal import print_json, print_task
+from kling_callback.cli.terminal import print_json, print_records, print_task
 from kling_callback.display import escape
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
@@ -516,6 +516,33 @@ def test_show_prints_failures_warnings_and_outputs(capsys: pytest.CaptureFixture
         [],
         ['{"element_id":', "829836802793406551,", '"name":', '"袋鼠"}'],
     ]
+
+
+def test_a_narrow_terminal_has_the_links_below_the_files(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, on a line of their own, so that they can be opened; a wide one has them in the table."""
+    link = f"https://kling.example.com/api/tasks/a/results/0?signature={'x' * 60}"
+    file = {"index": 0, "kind": "image", "status": "stored", "content_type": "image/png", "size": 9, "href": link}
+    task = BaseTask({"id": "a", "status": "succeed", "results": [file, {"index": 1, "status": "pending"}]})
+    for width, rows in ((60, 4), (200, 3)):
+        print_task(task, width)
+        lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
+        assert (len(lines), [line.split()[-1] for line in lines].count(link)) == (rows, 1)
+        assert max(len(line) for line in lines if link not in line) <= width
+
+
+def test_the_settings_of_a_narrow_terminal_are_one_below_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a table where it fits; each cell on a line of its own where they do not fit together."""
+    columns = [("SETTING", ["KLING_A", "KLING_B"]), ("VALUE", ["on", "x" * 30]), ("FROM", ["default", "/home/me/.env"])]
+    shown = {}
+    for width in (80, 44, 80):
+        print_records(columns, width)
+        shown[width] = capsys.readouterr().out.splitlines()
+    assert shown[80] == [
+        "SETTING  VALUE                           FROM",
+        "KLING_A  on                              default",
+        f"KLING_B  {'x' * 30}  /home/me/.env",
+    ]
+    assert shown[44] == ["KLING_A", "  on  default", "KLING_B", f"  {'x' * 30}", "  /home/me/.env"]
 
 
 def test_outputs_that_are_no_files_are_printed(

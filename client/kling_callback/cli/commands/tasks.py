@@ -161,7 +161,8 @@ def _print_records(records: list[tuple[str, Record]], as_json: bool) -> None:
         "EXTERNAL ID": [_external_id(record) for _, record in records],
         "REASON": [_text(record.get("task_status_msg")) for _, record in records],
     }
-    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"), shorten="REASON")
+    below = ("REASON", "EXTERNAL ID", "FAMILY")
+    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"), below=below)
 
 
 def _text(value: Any) -> str:
