@@ -91,9 +91,11 @@ class AsyncTask(BaseTask):
     async def usual_seconds(self) -> float | None:
         """The seconds that such a task takes: the median of the newest that succeeded, of the same family and model.
 
-        From the create to the last file. None if fewer than MIN_SAMPLES of the newest MAX_SAMPLES did. One request.
-        Raises ReceiverError.
+        From the create to the last file. None if fewer than MIN_SAMPLES of the newest MAX_SAMPLES did. One request; one
+        more for a task that was never read. Raises ReceiverError.
         """
+        if not self.family:
+            await self.refresh()
         filters = {"status": "succeed", "family": self.family, "model": self.model or None}
         tasks = await self._receiver.newest(MAX_SAMPLES, **filters)
         return median_seconds(each for each in tasks if (each.get("model") or "") == (self.model or ""))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MAX_READS = 4
 """Tasks that are read at once at the beginning."""
 
-MAX_TAGGED, MAX_FETCHING = 100_000, 500
-"""Tasks of a tag that are waited for; newest succeeded ones among which those without all files are looked for."""
+MAX_TAGGED, MAX_FETCHING = 10_000, 500
+"""Tasks of a tag, of each status; newest succeeded ones among which those without all their files are looked for."""
 
 UNFINISHED = ("created", "submitted", "processing")
 
@@ -29,11 +29,11 @@ OnEnd = Callable[[AsyncTask], Awaitable[list[str]]]
 """Called with each task that has ended, at most MAX_DOWNLOADS at once. Returns the problems of its files."""
 
 
-async def unfinished_ids(kling: AsyncKling, tag: str) -> list[str]:
-    """The ids of the tasks with a tag that are not done, oldest first. Raises ReceiverError."""
+async def unfinished(kling: AsyncKling, tag: str) -> list[AsyncTask]:
+    """The tasks with a tag that are not done, oldest first. Raises ReceiverError."""
     tasks = [task for status in UNFINISHED for task in await kling.tasks(status=status, tag=tag, limit=MAX_TAGGED)]
     tasks += await kling.tasks(status="succeed", tag=tag, limit=MAX_FETCHING)
-    return [task.id for task in reversed(tasks) if not task.done]
+    return [task for task in reversed(tasks) if not task.done]
 
 
 class TaskGroup:
@@ -44,17 +44,16 @@ class TaskGroup:
         kling: AsyncKling,
         task_ids: Iterable[str],
         *,
+        tag: str | None = None,
         on_end: OnEnd,
         on_change: Callable[[Summary], None] = lambda summary: None,
     ) -> None:
-        """`task_ids`: any ids. `on_change`: called when the summary changes."""
-        self._ids = tuple(dict.fromkeys(task_ids))
-        self.summary = Summary(len(self._ids), submitted=len(self._ids))
+        """`task_ids`: any ids. `tag`: the tasks with it that are not done now, too. `on_change`: of the summary."""
+        self.summary = Summary(0)
         self.open: dict[str, AsyncTask] = {}
+        self._ids, self._tag = iter(dict.fromkeys(task_ids)), tag
         self._kling, self._on_end, self._on_change = kling, on_end, on_change
-        self._reading = anyio.CapacityLimiter(MAX_READS)
         self._ending = anyio.CapacityLimiter(MAX_DOWNLOADS)
-        self._seen = set[str]()
         self._error: KlingError | OSError | None = None
         self._group = anyio.create_task_group()
 
@@ -64,9 +63,11 @@ class TaskGroup:
         Raises KlingError, OSError of `on_end`.
         """
         cursor = await self._kling.last_event()  # before the tasks are read, so that no event is missed
+        for task in await unfinished(self._kling, self._tag) if self._tag else ():
+            self._add(task)
         async with anyio.create_task_group() as readers:
-            for task_id in self._ids:
-                readers.start_soon(self._guarded, readers, self._read, task_id)
+            for _ in range(MAX_READS):
+                readers.start_soon(self._guarded, readers, self._read)
         self._raise()
         async with self._group as group:
             ended = [task for task in self.open.values() if task.done]
@@ -89,22 +90,25 @@ class TaskGroup:
             self._error = self._error or error
             group.cancel_scope.cancel()
 
-    async def _read(self, task_id: str) -> None:
-        async with self._reading:
+    async def _read(self) -> None:
+        """Read the next task, until there is none. Several of these share the ids."""
+        for task_id in self._ids:
             try:
-                task = await self._kling.task(task_id)
+                self._add(await self._kling.task(task_id))
             except ReceiverError as error:
                 if error.http_status not in NOT_ONE:
                     raise
+                self.summary.jobs += 1
+                self.summary.submitted += 1
                 self._fail(task_id, str(error))
-                return
-        if task.id in self._seen:  # another id of the same task
-            self.summary.jobs -= 1
-            self.summary.submitted -= 1
-            return
-        self._seen.add(task.id)
-        self.open[task.id] = task
-        self._count(task, +1)
+
+    def _add(self, task: AsyncTask) -> None:
+        """Add a task, unless it was added by another of its ids."""
+        if task.id not in self.open:
+            self.open[task.id] = task
+            self.summary.jobs += 1
+            self.summary.submitted += 1
+            self._count(task, +1)
 
     async def _follow(self, cursor: str) -> None:
         """Follow the events of all tasks. After a restore of the receiver's database, the open tasks are read anew."""

@@ -134,11 +134,6 @@ class BatchDisplay:
         if self._bar and self._row is not None:
             self._bar.update(self._row, description=escape(text))
 
-    def stop(self) -> None:
-        """Take the progress off the terminal."""
-        if self._bar:
-            self._bar.stop()
-
     @contextmanager
     def printing(self) -> Iterator[None]:
         """Take the progress off the terminal while the block prints data on it."""

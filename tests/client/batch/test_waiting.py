@@ -7,7 +7,7 @@ import anyio
 import httpx
 import pytest
 
-from kling_callback.batch.waiting import TaskGroup, unfinished_ids
+from kling_callback.batch.waiting import TaskGroup, unfinished
 from kling_callback.tasks import AsyncTask
 from tests.client.batch.test_runner import FakeReceiver, done
 from tests.support.kling import Stage, answer, cursor, refusal, stream, task_json
@@ -111,7 +111,7 @@ async def test_the_unfinished_tasks_of_a_tag() -> None:
 
     stage = Stage(list=[page] * 4)
     async with stage.kling() as kling:
-        assert await unfinished_ids(kling, "spring") == ["s1", "c1", "c2"]
+        assert [task.id for task in await unfinished(kling, "spring")] == ["s1", "c1", "c2"]
     assert [request.url.params["status"] for request in stage.requests["list"]] == [
         "created",
         "submitted",

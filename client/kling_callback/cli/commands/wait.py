@@ -9,7 +9,7 @@ import click
 
 from kling_callback import errors
 from kling_callback.batch.files import save_missing
-from kling_callback.batch.waiting import TaskGroup, unfinished_ids
+from kling_callback.batch.waiting import TaskGroup
 from kling_callback.cli import options, progress, terminal, usage
 from kling_callback.cli.param_types import TaskId
 from kling_callback.cli.run import WaitOptions, run_task, with_kling
@@ -80,6 +80,8 @@ class GroupCommand:
         failures = [f"{failure.task_id}: {failure.reason}" for failure in summary.failures]
         failed = "\n".join([f"{len(failures)} of {counted(summary.jobs, 'task')} failed:", *_named(failures)])
         if in_time:
+            if not summary.jobs:
+                terminal.print_message(f"No unfinished task has the tag {self._tag}.")
             if failures:
                 raise errors.KlingError(failed)
             return
@@ -88,29 +90,24 @@ class GroupCommand:
         if self._options.as_json:
             for task in waiting:
                 terminal.print_json(task.data)
+        undone = f"{summary.jobs - summary.ended} of {counted(summary.jobs, 'task')} are"
         raise errors.WaitTimeout(
-            f"{summary.jobs - summary.ended} of {counted(summary.jobs, 'task')} are not done after "
-            f"{self._options.timeout:g} seconds. They continue.",
+            f"{undone if summary.jobs else 'The tasks are'} not done after {self._options.timeout:g} seconds. "
+            "They continue.",
             hint=f"Wait again with:\n{usage.command_line()}",
         )
 
     async def _call(self, kling: AsyncKling) -> bool:
         """Whether all tasks ended in time."""
         with progress.batch_progress() as display, anyio.move_on_after(self._options.timeout) as scope:
-            tagged = await unfinished_ids(kling, self._tag) if self._tag else []
-            if not self._task_ids and not tagged:
-                display.stop()
-                terminal.print_message(f"No unfinished task has the tag {self._tag}.")
-                return True
-            self._group = group = TaskGroup(
+            self._group = TaskGroup(
                 kling,
-                [*self._task_ids, *tagged],
+                self._task_ids,
+                tag=self._tag,
                 on_end=lambda task: self._end(task, display.printing),
                 on_change=display.update,
             )
-            await group.wait()
-        if scope.cancelled_caught and self._group is None:
-            raise errors.WaitTimeout(f"The receiver did not list the tasks in {self._options.timeout:g} seconds.")
+            await self._group.wait()
         return not scope.cancelled_caught
 
     async def _end(self, task: AsyncTask, printing: Callable[[], Any]) -> list[str]:
