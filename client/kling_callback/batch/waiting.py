@@ -100,7 +100,7 @@ class TaskGroup:
                     raise
                 self.summary.jobs += 1
                 self.summary.submitted += 1
-                self._fail(task_id, str(error))
+                self._fail(task_id, error.message)
 
     def _add(self, task: AsyncTask) -> None:
         """Add a task, unless it was added by another of its ids."""

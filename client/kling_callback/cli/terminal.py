@@ -203,7 +203,8 @@ def terminal_width() -> int | None:
 
 def style(text: str, **attributes: Any) -> str:
     """Text with a colour or weight, as `click.style` has it, if stdout is a terminal that shows it (NO_COLOR)."""
-    return click.style(text, **attributes) if _has_colors() else text
+    wanted = {name: value for name, value in attributes.items() if value}
+    return click.style(text, **wanted) if wanted and text and _has_colors() else text
 
 
 def _has_colors() -> bool:
