@@ -35,16 +35,20 @@ def bash(*words: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
-def test_bash_completes_commands_and_values() -> None:
-    """By the script that a user's bash runs."""
-    assert bash("kling", "li") == ["list", "listen"]
-    assert bash("kling", "list", "--status", "") == list(TASK_STATUSES)
+def test_bash_completes_files() -> None:
+    """By the script that a user's bash runs, with bash's own completion of files."""
     assert bash("kling", "image-to-video", "'it waves'", "--image", "") == ["compopt:default", ""]
+
+
+def test_bash_completes_statuses() -> None:
+    """After the option, all of them."""
+    assert bash("kling", "list", "--status", "") == list(TASK_STATUSES)
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["li"], ["list", "listen"]),
         (["wait", "--ou"], ["--output"]),
         (["create", "videos/eff"], ["videos/effects"]),
         (["create", "/motion"], ["/motion-control/kling-3.0", "/motion-control/kling-2.6"]),

@@ -26,7 +26,7 @@ def task(own_id: str, status: str = "succeed", prompt: str = "x", *statuses: str
         "status": status,
         "family": "videos/text2video",
         "model": "kling-v3",
-        "created_at": ago(95),
+        "created_at": ago(86_400 * 3.5),
         "request": {"prompt": prompt},
         "results": [{"index": index, "status": each} for index, each in enumerate(statuses)],
         "done": status in ("succeed", "failed"),
@@ -54,7 +54,7 @@ def test_a_list_fits_the_terminal(capsys: pytest.CaptureFixture[str], width: int
     assert all(line == line.rstrip() for line in out.splitlines())
     assert all(each.id in out for each in TASKS)
     shown = ["a kangaroo", "一只举着", "👩‍🚀", "two lines", "videos/effects", "#spring"]
-    shown += ["queued #12", "fetching", "1m", "1, 1 failed", "1 of 2", "3.5 units", "8 units"]
+    shown += ["queued #12", "fetching", "3d", "1, 1 failed", "1 of 2", "3.5 units", "8 units"]
     assert [each for each in shown if each not in out] == []
     assert "…" in out
 

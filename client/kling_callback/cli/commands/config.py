@@ -29,13 +29,15 @@ def config(as_json: bool) -> None:
     Of a secret, only that it is set, and of Kling's key its fingerprint. What is wrong with the settings follows, each
     problem with its fix; the exit code is then 2.
     """
-    problems = usage.problems()
-    problems.raise_all()
-    loaded, wrong = None, list[str]()
+    problems, loaded, wrong = usage.problems(), None, list[str]()
     try:
         loaded = ClientSettings.load_for_program()
     except SettingsError as error:
         wrong = error.problems
+    if problems.has_refusals:
+        with problems:
+            raise SettingsError(wrong)
+        problems.raise_all()
     settings = effective_settings(loaded, wrong)
     warnings = [each for each in _warnings() if each not in wrong]
     if as_json:
