@@ -44,7 +44,7 @@ class Check:
     message: str
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver doctor"])
 def doctor() -> None:
     """Check that callbacks can reach this receiver.
 
