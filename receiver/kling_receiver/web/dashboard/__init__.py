@@ -1,0 +1,1 @@
+"""The dashboard: server-rendered pages, updated live. Pages read as the API does, and act through its routes."""
