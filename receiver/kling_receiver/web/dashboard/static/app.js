@@ -25,6 +25,9 @@
   setInterval(() => { if (!document.hidden) showAges(document); }, 1000);
   document.addEventListener("visibilitychange", () => showAges(document));
 
+  // A preview that cannot be loaded leaves its place empty
+  document.addEventListener("error", (event) => event.target.matches?.("img.thumb") && event.target.classList.add("broken"), true);
+
   // Toasts
   const toast = (text, hint = "", stays = false) => {
     const box = document.createElement("div"), message = document.createElement("div");
