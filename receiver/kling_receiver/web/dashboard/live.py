@@ -40,12 +40,12 @@ class Fragment:
     """What a page shows live: HTML elements by their `id` attribute.
 
     `parts`: elements that the page always has. `rows`: the children of the element `rows_id`, in order, which may come
-    and go. Each text is one element whose `id` attribute is its key; equal content must give equal text, so it contains
-    no age and no signed link.
+    and go; None for a page without a list. Each text is one element whose `id` attribute is its key. Equal content must
+    give equal text, so it contains no age and no signed link.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
-    rows: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, str] | None = None
     rows_id: str = "rows"
     rows_tag: str = "tbody"
 
@@ -53,7 +53,7 @@ class Fragment:
     def state(self) -> str:
         """A digest of the content. A page names the one that it has when it connects."""
         digest = hashlib.sha256()
-        for name, html in (*self.parts.items(), ("", ""), *self.rows.items()):
+        for name, html in (*self.parts.items(), ("", ""), *(self.rows or {}).items()):
             digest.update(f"{len(name)} {name} {len(html)} {html}".encode())
         return digest.hexdigest()[:16]
 
@@ -61,26 +61,25 @@ class Fragment:
 def changes(old: Fragment | None, new: Fragment) -> str:
     """The HTML that turns a page with one fragment into a page with another: elements for htmx, swapped by id."""
     if old is None:
-        old = Fragment()
         return "".join(_oob(html, "true") for html in new.parts.values()) + _replace_rows(new)
     message = [_oob(html, "true") for name, html in new.parts.items() if old.parts.get(name) != html]
-    kept = [name for name in old.rows if name in new.rows]
-    added = [name for name in new.rows if name not in old.rows]
-    if [*added, *kept] != list(new.rows) or (not old.rows) != (not new.rows):
+    before, after = old.rows or {}, new.rows or {}
+    kept, added = [name for name in before if name in after], [name for name in after if name not in before]
+    if [*added, *kept] != list(after) or (not before) != (not after):
         return "".join(message) + _replace_rows(new)
-    message += [
-        f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>'
-        for name, html in old.rows.items()
-        if name not in new.rows
-    ]
+    for name, html in before.items():
+        if name not in after:
+            message.append(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>')
     if added:
-        html = "".join(new.rows[name] for name in added)
+        html = "".join(after[name] for name in added)
         message.append(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>')
-    message += [_oob(new.rows[name], "true") for name in kept if old.rows[name] != new.rows[name]]
+    message += [_oob(after[name], "true") for name in kept if before[name] != after[name]]
     return "".join(message)
 
 
 def _replace_rows(fragment: Fragment) -> str:
+    if fragment.rows is None:
+        return ""
     tag = fragment.rows_tag
     html = "".join(fragment.rows.values())
     return f'<{tag} id="{fragment.rows_id}" hx-swap-oob="innerHTML">{html}</{tag}>'

@@ -25,6 +25,12 @@
   setInterval(() => { if (!document.hidden) showAges(document); }, 1000);
   document.addEventListener("visibilitychange", () => showAges(document));
 
+  // On a phone, forms that are long begin closed. On a wide screen there is no way to close them, so they are open.
+  const narrow = matchMedia("(max-width: 760px)");
+  const fold = () => $$("details[data-close-narrow]").forEach((each) => { each.open = !narrow.matches; });
+  narrow.addEventListener("change", fold);
+  if (narrow.matches) fold();
+
   // A preview that cannot be loaded leaves its place empty
   document.addEventListener("error", (event) => event.target.matches?.("img.thumb") && event.target.classList.add("broken"), true);
 
@@ -209,7 +215,12 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, [contenteditable], dialog")) return;
     if (event.key === "/") {
       const search = $("[data-search]");
-      if (search) { event.preventDefault(); search.focus(); search.select?.(); }
+      if (search) {
+        event.preventDefault();
+        search.closest("details")?.setAttribute("open", "");
+        search.focus();
+        search.select?.();
+      }
     } else if (event.key === "?") {
       showShortcuts();
     } else if (event.key === "g") {
