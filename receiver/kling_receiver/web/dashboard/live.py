@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from starlette.responses import Response, StreamingResponse
 
@@ -24,8 +25,10 @@ log = logging.getLogger("kling_receiver.web")
 
 INTERVAL_SECONDS = 0.5
 """Seconds between two messages of a view."""
-MAX_SHARE = 0.2
+MAX_SHARE = 0.1
 """The largest share of the time in which views are rendered: under load they are updated less often."""
+MAX_BYTES_PER_SECOND = 8_000_000
+"""Bytes that all pages are sent: where each update replaces a whole list, many pages are updated less often."""
 RETRY_SECONDS = 5.0
 """Seconds after which a view that could not be read is rendered again."""
 KEPT_MESSAGES = 8
@@ -108,6 +111,8 @@ class View:
         """The states before each of the last messages, and the messages."""
         self._fragment: Fragment | None = None
         self._state = ""
+        self._sent_bytes = 0
+        """Of the last message, to all pages."""
         self._waiting: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -144,14 +149,16 @@ class View:
         with self._bus.subscribe(self._task_id) as woken:
             while not self._bus.closed:
                 woken.clear()
-                async with self._turns.turn():
+                async with self._turns.turn() as turn:
                     problem = await self._update()
+                    turn.sent_bytes = self._sent_bytes
                 await asyncio.sleep(RETRY_SECONDS if problem else INTERVAL_SECONDS)
                 if not problem:
                     await woken.wait()
 
     async def _update(self) -> bool:
         """Render, and tell the pages what changed. Returns whether that failed."""
+        self._sent_bytes = 0
         try:
             fragment = await self._render()
         except (Unavailable, ApiError) as error:
@@ -166,6 +173,7 @@ class View:
         elif message := changes(self._fragment, fragment):
             before, self._fragment, self._state = self._state, fragment, fragment.state
             self._messages.append((before, _frame(message, self._state)))
+            self._sent_bytes = len(self._messages[-1][1]) * len(self._waiting)
             self._wake()
         return False
 
@@ -175,7 +183,7 @@ class View:
 
 
 class Turns:
-    """Lets one view render at a time, and all of them for at most MAX_SHARE of the time."""
+    """Lets one view render at a time, and all of them for at most MAX_SHARE of the time, and MAX_BYTES_PER_SECOND."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -189,8 +197,9 @@ class Turns:
 class _Turn:
     def __init__(self, turns: Turns) -> None:
         self._turns, self._started = turns, 0.0
+        self.sent_bytes = 0
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         await self._turns._lock.acquire()
         try:
             await asyncio.sleep(max(self._turns._free_at - time.monotonic(), 0.0))
@@ -198,10 +207,12 @@ class _Turn:
             self._turns._lock.release()
             raise
         self._started = time.monotonic()
+        return self
 
     async def __aexit__(self, *exception: object) -> None:
         now = time.monotonic()
-        self._turns._free_at = now + (now - self._started) * (1 / MAX_SHARE - 1)
+        pause = max((now - self._started) * (1 / MAX_SHARE - 1), self.sent_bytes / MAX_BYTES_PER_SECOND)
+        self._turns._free_at = now + pause
         self._turns._lock.release()
 
 

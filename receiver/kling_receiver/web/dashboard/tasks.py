@@ -6,6 +6,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
+from kling_callback.protocol import families
 from kling_receiver.states import STATUSES
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.task_list import Position, TaskFilter
@@ -51,6 +52,7 @@ class TasksPage:
             filters=wanted,
             is_filtered=any(wanted.values()),
             statuses=STATUSES,
+            families=[*families.ASYNCHRONOUS],
             live_url=visit.url("dashboard/live/tasks", **query, state=fragment.state) if is_first else "",
             first_url=None if is_first else visit.url("", **query),
             next_url=visit.url("", **query, cursor=encode_cursor(last)) if last else None,

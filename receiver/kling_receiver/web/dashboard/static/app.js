@@ -34,6 +34,25 @@
   // A preview that cannot be loaded leaves its place empty
   document.addEventListener("error", (event) => event.target.matches?.("img.thumb") && event.target.classList.add("broken"), true);
 
+  // Forms that lead to an address: empty fields stay out of it, and times in it are in UTC
+  const pad = (number) => String(number).padStart(2, "0");
+  $$("input[data-utc]").forEach((input) => {
+    const hidden = input.form.elements[input.dataset.utc], given = hidden.value;
+    // A time without a zone is in UTC.
+    const at = given && new Date(/(Z|[+-]\d\d:?\d\d)$/i.test(given) ? given : `${given}Z`);
+    if (at && !Number.isNaN(at.getTime())) {
+      const day = `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())}`;
+      input.value = `${day}T${pad(at.getHours())}:${pad(at.getMinutes())}`;
+    }
+    input.addEventListener("change", () => { hidden.value = input.value ? new Date(input.value).toISOString() : ""; });
+  });
+  document.addEventListener("submit", (event) => {
+    if (event.target.method !== "get") return;
+    const empty = [...event.target.elements].filter((field) => field.name && field.value === "");
+    empty.forEach((field) => { field.disabled = true; });
+    setTimeout(() => empty.forEach((field) => { field.disabled = false; }));
+  });
+
   // Toasts
   const toast = (text, hint = "", stays = false) => {
     const box = document.createElement("div"), message = document.createElement("div");
