@@ -131,6 +131,7 @@ def test_few_modules_know_the_database() -> None:
     """Those whose functions run in a transaction; settings and some commands only check an address."""
     knowing = {
         "access/audit",
+        "access/logins",
         "access/tokens",
         "backup/snapshot",
         "cli/connect",

@@ -27,6 +27,8 @@ MAX_SECONDS = 365 * DAY
 MAX_BYTES = 1 << 40
 MAX_SLOTS = 100_000
 MAX_HOLD_SECONDS = 3600
+MIN_PASSWORD_CHARS = 12
+MAX_PASSWORD_CHARS = 1_000
 RESULT_HOSTS, HOOK_HOSTS = "KLING_PRIVATE_RESULT_HOSTS", "KLING_PRIVATE_HOOK_HOSTS"
 CLIENT_HOOK_HOSTS = "KLING_PRIVATE_CLIENT_HOOK_HOSTS"
 PRIVATE_HOSTS = ("private_result_hosts", "private_hook_hosts", "private_client_hook_hosts")
@@ -97,6 +99,12 @@ class ReceiverSettings(CommonSettings):
         "",
         description="base of the links to result files, if people and programs reach the receiver at another address "
         "(default: `KLING_RECEIVER_URL`)",
+    )
+    dashboard_password: str = Field(
+        "",
+        repr=False,
+        description="password of the pages at `/`; without it, `kling-receiver login-link` gives access "
+        "(docs/dashboard.md)",
     )
     hook_url: str = Field("", repr=False, description="address to which every event is POSTed")
     hook_secret: HookSecret = Field(
@@ -201,6 +209,16 @@ class ReceiverSettings(CommonSettings):
     def _check_storage(cls, value: str) -> str:
         if value:
             folder_of(value)
+        return value
+
+    @field_validator("dashboard_password")
+    @classmethod
+    def _check_dashboard_password(cls, value: str) -> str:
+        if value and not MIN_PASSWORD_CHARS <= len(value) <= MAX_PASSWORD_CHARS:
+            raise ValueError(
+                f"must have at least {MIN_PASSWORD_CHARS} characters. Set a longer one, or remove it: "
+                "kling-receiver login-link gives access without a password."
+            )
         return value
 
     @field_validator("hook_url")
@@ -369,7 +387,7 @@ class ReceiverSettings(CommonSettings):
     @property
     def secrets(self) -> set[str]:
         """The secrets, and the parts of addresses that may be secret: no line of the log shows them."""
-        lists = (self.signing_secrets, self.webhook_secrets, self.api_keys, (self.hook_secret,))
+        lists = (self.signing_secrets, self.webhook_secrets, self.api_keys, (self.hook_secret, self.dashboard_password))
         keys = {secret for values in lists for secret in values if secret}
         keys |= {secret_key for _, secret_key in self.access_keys}
         addresses = (self.database_url, self.hook_url, self.egress_proxy)

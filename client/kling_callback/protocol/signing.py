@@ -1,4 +1,4 @@
-"""Sign and verify callback addresses, API tokens and result links with `KLING_SIGNING_SECRETS`.
+"""Sign and verify callback addresses, API tokens, sessions and result links with `KLING_SIGNING_SECRETS`.
 
 Pure functions of the secrets and the clock. Secrets are ordered newest first: the newest signs, all verify.
 """
@@ -152,13 +152,15 @@ class ApiToken:
     """The verified content of a bearer token. `expires`: unix seconds.
 
     `name`, `id`: of a named token, which the receiver knows by its id and can revoke. Without an id, `name` is only
-    what the signer calls itself.
+    what the signer calls itself. `session`: the id of the dashboard's session, for which a receiver makes one of these
+    itself; no bearer token has it.
     """
 
     role: Role
     expires: int
     name: str = ""
     id: str = ""
+    session: str = ""
 
 
 def api_token(
@@ -195,6 +197,40 @@ def verify_api_token(secrets: Sequence[str], token: str, *, now: float | None = 
     if role not in get_args(Role):
         raise TokenError("The bearer token names an unknown role.")
     return ApiToken(role, int(expires), str(name), str(token_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a login link or a session's cookie grants, until `expires` (unix seconds). `id`: random, and no secret."""
+
+    role: Role
+    expires: int
+    id: str
+
+
+def sign_grant(secrets: Sequence[str], purpose: Literal["login", "session"], grant: Grant) -> str:
+    """Sign a grant, of characters that a query and a cookie allow. One purpose is not accepted for the other."""
+    return Signer.sign(_signer(secrets, purpose), _pack([grant.role, grant.expires, grant.id])).decode()
+
+
+def verify_grant(
+    secrets: Sequence[str], purpose: Literal["login", "session"], text: str, *, now: float | None = None
+) -> Grant:
+    """Verify a grant and return its content. `now`: unix seconds. Raises TokenExpired or TokenError.
+
+    Whether a login link was used, or a session signed out, is the receiver's to check.
+    """
+    name = "login link" if purpose == "login" else "session"
+    try:
+        role, expires, grant_id = _unpack(Signer.unsign(_signer(secrets, purpose), text).decode())
+        seconds_past = (time.time() if now is None else now) - int(expires)
+    except (BadData, ValueError, TypeError, OverflowError) as error:
+        raise TokenError(f"The {name} is not valid.") from error
+    if role not in get_args(Role):
+        raise TokenError(f"The {name} names an unknown role.")
+    if seconds_past > 0:
+        raise TokenExpired(f"The {name} has expired.")
+    return Grant(role, int(expires), str(grant_id))
 
 
 def task_hook_secrets(secrets: Sequence[str]) -> list[str]:

@@ -29,7 +29,9 @@ SELECT = Statement[AuditRow](
 
 
 def actor_of(token: ApiToken) -> str:
-    """Who a bearer token stands for, as the log names them."""
+    """Who a bearer token or a session stands for, as the log names them."""
+    if token.session:
+        return f"dashboard {token.session}"
     if token.id:
         return f"token {token.name}"
     return LOCAL_COMMAND if token.name == LOCAL_COMMAND else f"unnamed {token.role} token"

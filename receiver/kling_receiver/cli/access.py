@@ -1,7 +1,8 @@
-"""The commands `kling-receiver token`, `tokens` and `audit`: make bearer tokens, list and revoke those with a name."""
+"""The commands `kling-receiver token`, `tokens`, `login-link` and `audit`: who may use the API and the pages."""
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -10,15 +11,17 @@ import click
 
 from kling_callback.api.receiver import PAGE_SIZE, ReceiverApi
 from kling_callback.cli import options, terminal, usage
-from kling_callback.protocol.signing import MAX_TOKEN_SECONDS, Role, api_token
+from kling_callback.protocol.signing import MAX_TOKEN_SECONDS, Grant, Role, api_token, sign_grant
 from kling_receiver.cli.answers import AddedToken, AuditPage, TokenList, checked
 from kling_receiver.cli.base import load_settings, report_errors
 from kling_receiver.cli.connect import call_receiver
-from kling_receiver.settings import TO_ADMINISTER
+from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 
 DAY = 86_400
 """Seconds."""
 TOKEN_DAYS = 365
+LINK_SECONDS = 600
+"""Seconds for which a login link is valid: it may end up in the log of a terminal or a service."""
 TOKEN_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 """As of hooks (`hooks.config.NAME`), which takes long to import."""
 
@@ -94,6 +97,25 @@ def revoke(name: str) -> None:
     """
     call_receiver(lambda receiver: receiver.call("DELETE", f"/api/tokens/{quote(name, safe='')}"))
     terminal.print_message(f"{name} revoked.")
+
+
+@click.command(cls=usage.Command)
+@usage.option("--role", type=click.Choice(["admin", "client", "read"]), default="admin", show_default=True)
+@report_errors
+def login_link(role: Role) -> None:
+    """Print a link that opens the pages of the receiver in a browser.
+
+    It works once and for ten minutes. The receiver need not run yet. The link begins with KLING_LINKS_URL, else with
+    KLING_RECEIVER_URL; what follows works at any address of the receiver.
+    """
+    click.echo(new_login_link(load_settings(["signing_secrets", "receiver_url"]), role))
+
+
+def new_login_link(settings: ReceiverSettings, role: Role = "admin") -> str:
+    """A new link that signs one browser in."""
+    grant = Grant(role, int(time.time()) + LINK_SECONDS, secrets.token_urlsafe(9))
+    token = sign_grant(settings.signing_secrets, "login", grant)
+    return f"{settings.links_base}/dashboard/login?link={quote(token)}"
 
 
 @click.command(cls=usage.Command)

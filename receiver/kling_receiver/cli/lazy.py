@@ -15,6 +15,7 @@ PACKAGES = (
     "aiohttp",
     "alembic",
     "httpx_aiohttp",
+    "jinja2",
     "prometheus_client",
     "sqlalchemy",
     "sqlmodel",

@@ -11,6 +11,7 @@ import click
 from kling_callback.cli import terminal, usage
 from kling_receiver import __version__
 from kling_receiver.app import Receiver
+from kling_receiver.cli.access import LINK_SECONDS, new_login_link
 from kling_receiver.cli.base import FAILED, exit_with, load_settings, report_errors, warn_if_unreachable
 from kling_receiver.logs import LineFormatter
 from kling_receiver.server import bind, create_server
@@ -55,6 +56,7 @@ def serve(host: str, port: int) -> None:
     address = f"http://{url_host}:{listener.getsockname()[1]}"
     terminal.print_message(f"kling-receiver {__version__} on {address}, reached by Kling as {settings.receiver_url}")
     terminal.print_message(f"data in {settings.data_dir}: database {database}, results {results}")
+    terminal.print_message(f"pages, once and for {LINK_SECONDS // 60} minutes: {new_login_link(settings)}")
     warn_if_unreachable(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     gc.freeze()  # modules and settings live until the end: no collection needs to visit them

@@ -50,7 +50,7 @@ class EventBus:
         A task's stream ends after the last event of a task that is done; that of all tasks (None) does not end. Each
         ends once `seconds_left`, read before each batch, is 0: for how long its reader is still authorized.
         """
-        with self.subscribe(task_id) as woken, self._count_stream():
+        with self.subscribe(task_id) as woken, self.count_stream():
             while not self.closed and seconds_left():
                 woken.clear()
                 ends = task_id is not None and await self._is_done(task_id)
@@ -81,7 +81,7 @@ class EventBus:
         these tasks: a heartbeat reads nothing.
         """
         ends_at = time.monotonic() + seconds
-        with self.subscribe(*task_ids) as woken, self._count_stream():
+        with self.subscribe(*task_ids) as woken, self.count_stream():
             while not self.closed:
                 woken.clear()
                 if await is_over():
@@ -97,12 +97,18 @@ class EventBus:
                         if heartbeat < left:
                             yield
 
+    @property
+    def heartbeat(self) -> float:
+        """Seconds of silence after which a stream sends a heartbeat."""
+        return self._heartbeat
+
     async def _is_done(self, task_id: str) -> bool:
         row = await self._reader.task(task_id)
         return row is None or bool(row["done"])
 
     @contextmanager
-    def _count_stream(self) -> Iterator[None]:
+    def count_stream(self) -> Iterator[None]:
+        """Count one more open stream until the block ends."""
         self._streams += 1
         try:
             yield

@@ -396,6 +396,15 @@ class AuditEntry(SQLModel, table=True):
     """`done`, or the code of an error; null until the action has ended."""
 
 
+class SpentLogin(SQLModel, table=True):
+    """The id of a login link that was used, or of a session that was signed out: kept until it would have expired."""
+
+    __tablename__ = "spent_login"
+
+    id: str = Field(primary_key=True)
+    expires_at: int = Field(sa_type=BigInteger)
+
+
 METADATA = SQLModel.metadata
 
 TASK, TAG, SUBMISSION, ACCOUNT, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (

@@ -1,5 +1,7 @@
 """Authorization under `/api`: a bearer token contains its role, and each role includes those of lower rank.
 
+Without a bearer token, the cookie of a session of the dashboard counts; changes then must come from its own pages.
+
 Each change that needs the role admin has an entry in the audit log.
 """
 
@@ -19,6 +21,7 @@ from kling_receiver.access.tokens import TokenCache
 from kling_receiver.hooks.config import is_hook_name
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.store.writer import Writer
+from kling_receiver.web.dashboard.signin.session import SAFE_METHODS, Session, Sessions
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import check_query
 
@@ -35,15 +38,27 @@ RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
 
 
 class Guard:
-    """Checks the bearer token of each request, and records administrative actions. `clock`: unix seconds."""
+    """Checks the bearer token or session of each request, and records administrative actions. `clock`: unix seconds."""
 
     def __init__(
-        self, secrets: Sequence[str], tokens: TokenCache, writer: Writer, *, clock: Callable[[], float] = time.time
+        self,
+        secrets: Sequence[str],
+        tokens: TokenCache,
+        sessions: Sessions,
+        writer: Writer,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._secrets, self.tokens, self._writer, self._clock = secrets, tokens, writer, clock
+        self._secrets, self.tokens, self.sessions = secrets, tokens, sessions
+        self._writer, self._clock = writer, clock
 
     async def check(self, request: Request, role: Role) -> ApiToken:
-        """The request's bearer token. Raises ApiError unless it has this role or a higher one, and is not revoked."""
+        """The request's bearer token, else its session's.
+
+        Raises ApiError unless it has this role or a higher one, and is not revoked.
+        """
+        if "Authorization" not in request.headers and (session := await self.sessions.find(request)):
+            return self._accept_session(request, session, role)
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text:
             raise _unauthenticated("no_token", "A bearer token is needed.", "Create one with: kling-receiver token")
@@ -62,6 +77,21 @@ class Guard:
             raise ApiError(403, "forbidden", message, f"Create a token with: kling-receiver token --role {role}")
         request.state.recheck = self._recheck(token)
         return token
+
+    def _accept_session(self, request: Request, session: Session, role: Role) -> ApiToken:
+        """As `accept`. A browser adds the cookie to requests of other sites too: those may change nothing."""
+        if request.method not in SAFE_METHODS:
+            self.sessions.check_origin(request)
+        if RANK[session.grant.role] < RANK[role]:
+            message = f"A session of the role {session.grant.role} may not do this."
+            raise ApiError(403, "forbidden", message, f"Sign in by: kling-receiver login-link --role {role}")
+
+        def recheck() -> None:
+            if not session.seconds_left():
+                raise _unauthenticated("bad_session", "The session has ended.", "Sign in again.")
+
+        request.state.recheck = recheck
+        return session.token
 
     def verify(self, text: str) -> ApiToken:
         """The content of a token that these secrets signed, revoked or not. Raises ApiError for any other."""
@@ -125,8 +155,12 @@ class Guard:
     def seconds_left(self, token: ApiToken) -> Callable[[], float]:
         """A function of the seconds for which this token will be accepted; 0 once it has expired or was revoked.
 
+        A session's are those until its end.
         A token that is accepted although it has expired, since clocks differ, is so until LEEWAY_SECONDS have passed.
         """
+        if token.session:
+            logins = self.sessions.logins
+            return lambda: 0.0 if logins.is_spent(token.session) else max(token.expires - self._clock(), 0.0)
         expires = token.expires if token.expires > self._clock() else token.expires + LEEWAY_SECONDS
 
         def left() -> float:

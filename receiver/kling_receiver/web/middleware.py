@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +23,8 @@ class PathPrefix:
     A path is shortened only if a route remains: with the prefix `/api`, a proxy may already have shortened
     `/api/api/tasks` to `/api/tasks`.
 
+    The prefix alone, without a slash at its end, is redirected to the first page, whose addresses are relative.
+
     Several slashes before `callbacks` count as one: a proxy that replaces `/kling` by `/` makes `//callbacks/` of
     `/kling/callbacks/`. Other routes are not public, and a rule of the proxy for `/api` must not be evaded by `//api`.
     """
@@ -37,12 +39,21 @@ class PathPrefix:
         doubled = scope["type"] == "http" and "//" in scope["path"]
         if doubled and (callback := self._callbacks.fullmatch(scope["path"])):
             scope = {**scope, "path": f"/{callback[1]}"}
+        if self.prefix and scope["type"] == "http" and scope["path"] == self.prefix and not self._is_route(scope):
+            query = scope["query_string"].decode("latin-1")
+            location = f"{self.prefix.rpartition('/')[2]}/" + (f"?{query}" if query else "")
+            await RedirectResponse(location, 307)(scope, receive, send)
+            return
         if self.prefix and scope["type"] == "http" and scope["path"].startswith(f"{self.prefix}/"):
             first = scope["path"].removeprefix(self.prefix).split("/")[1]
             shortened = {**scope, "root_path": self.prefix}
             if first in self.first_segments or self._has_route(shortened):
                 scope = shortened
         await self.app(scope, receive, send)
+
+    def _is_route(self, scope: Scope) -> bool:
+        """Whether the path is one of a route: a proxy may have removed the prefix."""
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._routes)
 
     def _has_route(self, scope: Scope) -> bool:
         """Whether a route matches whose path begins with a parameter."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.routing import Route
 
+from kling_receiver.access.logins import Logins
 from kling_receiver.access.tokens import TokenCache
 from kling_receiver.parts import Clock, Store, Work
 from kling_receiver.settings import ReceiverSettings
@@ -24,6 +25,8 @@ from kling_receiver.web.compat.forward import Forwarder
 from kling_receiver.web.compat.holding import Holder
 from kling_receiver.web.compat.queries import Queries
 from kling_receiver.web.compat.routes import CompatRoutes
+from kling_receiver.web.dashboard.routes import dashboard_routes
+from kling_receiver.web.dashboard.signin.session import Sessions
 from kling_receiver.web.operations import operation_routes
 
 
@@ -71,6 +74,7 @@ def build_routes(
         Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
         *(route for group in (tasks, stream, results, actions, hooks, deliveries, access) for route in group.routes()),
         *operation_routes(settings, guard, store.metrics, ready),
+        *dashboard_routes(settings, guard, store, work, bodies, clock),
     ]
     if settings.compat_api == "off":
         return own
@@ -88,6 +92,12 @@ def _compat_routes(
 
 
 def _build_guard(settings: ReceiverSettings, store: Store, clock: Clock) -> Guard:
-    """Create the parts that authorize requests. A revoked token ends the streams that it opened."""
-    tokens = TokenCache(store.reader, store.writer, on_revoke=lambda: store.bus.notify(None), clock=clock)
-    return Guard(settings.signing_secrets, tokens, store.writer, clock=clock)
+    """Create the parts that authorize requests. A revoked token, and a session that ended, end their streams."""
+
+    def end_streams() -> None:
+        store.bus.notify(None)
+
+    tokens = TokenCache(store.reader, store.writer, on_revoke=end_streams, clock=clock)
+    logins = Logins(store.reader, store.writer, on_end=end_streams)
+    sessions = Sessions(settings, logins, clock=clock)
+    return Guard(settings.signing_secrets, tokens, sessions, store.writer, clock=clock)

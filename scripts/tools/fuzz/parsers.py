@@ -112,7 +112,7 @@ def query(random: Random) -> None:
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "query_string": query_string}
     request = Request(scope)
     for parse in (
-        lambda: tasks._parse_filter(request),
+        lambda: tasks.parse_filter(request),
         lambda: stream._parse_cursor(text("8c1f-17-1800000000123", random)),
         lambda: results._parse_index(text("0", random)),
         lambda: results._check_range(request, '"x"', random.choice((0, 1, 100))),

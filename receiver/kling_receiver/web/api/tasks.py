@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -121,7 +121,7 @@ class TaskRoutes:
         return JSONResponse(self._payloads.task(await get_task_or_404(self._reader, request.path_params["id"])))
 
     async def _list(self, request: Request) -> Response:
-        page = await self._reader.render_page(_parse_filter(request), lambda detail: _json(self._payloads.task(detail)))
+        page = await self._reader.render_page(parse_filter(request), lambda detail: _json(self._payloads.task(detail)))
         cursor = _json(encode_cursor(page.last) if page.last else None)
         body = b'{"tasks":[%s],"next":%s}' % (b",".join(page.items), cursor)  # a TaskPageJson
         return Response(body, media_type="application/json")
@@ -153,9 +153,9 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _parse_filter(request: Request) -> TaskFilter:
-    """The filter of a list. Raises ApiError naming every problem."""
-    query, problems = request.query_params, query_problems(request, TASK_PARAMETERS)
+def parse_filter(request: Request, *, more: Collection[str] = ()) -> TaskFilter:
+    """The filter of a list. Raises ApiError naming every problem. `more`: parameters that the route has besides."""
+    query, problems = request.query_params, query_problems(request, (*TASK_PARAMETERS, *more))
     status = query.get("status")
     if status and status not in STATUSES:
         problems.append(f"`status` must be one of {', '.join(STATUSES)}.")

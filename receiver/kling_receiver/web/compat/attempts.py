@@ -28,8 +28,8 @@ class FailedAttempts:
     its address, and one with a wrong key would lock out the rest.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, max_failures: int = MAX_FAILURES) -> None:
+        self._clock, self._max_failures = clock, max_failures
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._accepted: OrderedDict[bytes, None] = OrderedDict()
 
@@ -37,7 +37,11 @@ class FailedAttempts:
         """Seconds for which this address may not try this credential; 0 if it may."""
         started, count = self._failures.get(_network(address), (0.0, 0))
         left = started + WINDOW_SECONDS - self._clock()
-        return left if count >= MAX_FAILURES and left > 0 and _digest(credential) not in self._accepted else 0.0
+        return left if count >= self._max_failures and left > 0 and not self.was_accepted(credential) else 0.0
+
+    def was_accepted(self, credential: str) -> bool:
+        """Whether a credential was accepted before."""
+        return _digest(credential) in self._accepted
 
     def record_failure(self, address: str) -> None:
         """Count one failed attempt."""

@@ -1,0 +1,104 @@
+"""What the pages show of values: filters of the templates, and texts of a task's request."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kling_receiver.events.payloads import iso
+
+PROMPT_CHARS = 300
+"""Characters of a prompt in a list."""
+
+STATUS_ICONS: Mapping[str, str] = {
+    "created": "○",
+    "queued": "◔",
+    "submitted": "◑",
+    "processing": "◕",
+    "succeed": "✓",
+    "failed": "✕",
+}
+"""A status is never shown by its colour alone."""
+
+
+def prompt_of(request: Any) -> str:
+    """The prompt in a request: where Kling's parameters have it, else that of the first shot; "" for none."""
+    if not isinstance(request, dict):
+        return ""
+    for place in (request, request.get("input"), request.get("contents")):
+        text = _prompt(place)
+        if text:
+            return text
+    shots = request.get("multi_prompt")
+    return _prompt(shots[0]) if isinstance(shots, list) and shots else ""
+
+
+def _prompt(place: Any) -> str:
+    if isinstance(place, list):
+        return next((text for each in place if (text := _prompt(each))), "")
+    if not isinstance(place, dict):
+        return ""
+    for name in ("prompt", "text"):
+        if isinstance(place.get(name), str) and place[name].strip():
+            return str(place[name])
+    return ""
+
+
+def cost_text(cost: Any) -> str:
+    """A task's cost as Kling reported it, in one line; "" if it reported none.
+
+    A list of charges becomes their amounts: `3.5 unit`, or `3.5 unit + 1 balance`.
+    """
+    if cost in (None, "", [], {}):
+        return ""
+    if isinstance(cost, str | int | float):
+        return str(cost)
+    charges = cost if isinstance(cost, list) else [cost]
+    if all(isinstance(charge, dict) and "amount" in charge for charge in charges):
+        return " + ".join(f"{charge['amount']} {charge.get('charge_type', '')}".strip() for charge in charges)
+    return json.dumps(cost, ensure_ascii=False)
+
+
+def bytes_text(size: int | None) -> str:
+    """A number of bytes as people read it: `1.4 MB`; "" for None."""
+    if size is None:
+        return ""
+    number, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.0f} {unit}" if number >= 100 or unit == "B" else f"{number:.1f} {unit}"
+
+
+def duration_text(milliseconds: float | None) -> str:
+    """A duration as people read it: `850 ms`, `4.2 s`, `3 min 5 s`, `2 h 10 min`; "" for None."""
+    if milliseconds is None:
+        return ""
+    if milliseconds < 1000:
+        return f"{max(milliseconds, 0):.0f} ms"
+    seconds = milliseconds / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = int(seconds)
+    for size, unit, part, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"
+
+
+def pretty(value: Any) -> str:
+    """A JSON document with indentation."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "iso": iso,
+    "prompt": prompt_of,
+    "cost": cost_text,
+    "bytes": bytes_text,
+    "duration": duration_text,
+    "pretty": pretty,
+    "icon": lambda status: STATUS_ICONS.get(status, "•"),
+}
+"""The filters of the templates, by name."""

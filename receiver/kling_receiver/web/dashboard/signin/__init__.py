@@ -1,0 +1,1 @@
+"""Who may see the pages: login links, the password, the cookie of a session."""

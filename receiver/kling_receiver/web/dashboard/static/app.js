@@ -1,0 +1,253 @@
+// What the pages need of a script: ages, buttons that call the API, the keyboard, the colour scheme, live updates.
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const base = new URL(root.dataset.base, location.href);
+  const $ = (selector, within = document) => within.querySelector(selector);
+  const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const isOff = (element) => element.getAttribute("aria-busy") === "true";
+
+  // Ages. <time datetime data-form="ago|since">
+  const STEPS = [[86400 * 365, "y"], [86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const age = (seconds) => {
+    const [size, unit] = STEPS.find(([each]) => seconds >= each) || [1, "s"];
+    return `${Math.max(Math.floor(seconds / size), 0)} ${unit}`;
+  };
+  const showAge = (time) => {
+    const at = new Date(time.dateTime);
+    if (Number.isNaN(at.getTime())) return;
+    const seconds = (Date.now() - at.getTime()) / 1000;
+    const text = time.dataset.form === "since" ? age(seconds) : seconds < 5 ? "just now" : `${age(seconds)} ago`;
+    if (time.textContent !== text) time.textContent = text;
+    if (!time.title) time.title = at.toLocaleString();
+  };
+  const showAges = (within) => $$("time[datetime]", within).forEach(showAge);
+  setInterval(() => { if (!document.hidden) showAges(document); }, 1000);
+  document.addEventListener("visibilitychange", () => showAges(document));
+
+  // A preview that cannot be loaded leaves its place empty
+  document.addEventListener("error", (event) => event.target.matches?.("img.thumb") && event.target.classList.add("broken"), true);
+
+  // Toasts
+  const toast = (text, hint = "", stays = false) => {
+    const box = document.createElement("div"), message = document.createElement("div");
+    const close = document.createElement("button");
+    box.className = "toast";
+    message.textContent = text;
+    if (hint) {
+      const more = document.createElement("span");
+      more.className = "hint";
+      more.textContent = hint;
+      message.append(more);
+    }
+    close.type = "button";
+    close.textContent = "×";
+    close.setAttribute("aria-label", "Close this message");
+    close.addEventListener("click", () => box.remove());
+    box.append(message, close);
+    $("#toasts").append(box);
+    if (!stays) setTimeout(() => box.remove(), 6000);
+  };
+
+  // Calls of the API. An error has a message and a hint.
+  const call = async (action, body) => {
+    const [method, path] = action.split(/\s+/, 2);
+    const options = { method, credentials: "same-origin", headers: { Accept: "application/json" } };
+    if (body !== undefined) {
+      options.headers["Content-Type"] = "application/json";
+      options.body = JSON.stringify(body);
+    }
+    let response;
+    try {
+      response = await fetch(new URL(path.replace(/^\//, ""), base), options);
+    } catch {
+      throw { message: "The receiver does not answer.", hint: "Check that it runs, then try again." };
+    }
+    const answer = await response.json().catch(() => null);
+    if (response.status === 401) {
+      location.reload(); // to the login page, and back from there
+    }
+    if (!response.ok) {
+      throw answer?.error || { message: `The receiver answered ${response.status}.`, hint: "Check its log." };
+    }
+    return answer;
+  };
+  const showError = (error) => toast(error.message || String(error), error.hint, true);
+
+  const ask = (question) => new Promise((resolve) => {
+    const dialog = $("#confirm");
+    $("#confirm-text").textContent = question;
+    dialog.returnValue = "";
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    dialog.showModal();
+  });
+
+  // The JSON body of a form: names with dots become nested objects; data-type="number|json|boolean" converts a value;
+  // empty fields are left out.
+  const bodyOf = (form) => {
+    const body = {};
+    for (const field of form.elements) {
+      if (!field.name || field.disabled || (field.type === "radio" && !field.checked)) continue;
+      let value = field.type === "checkbox" ? field.checked : field.value;
+      if (value === "" || (field.type === "checkbox" && !field.checked && !("always" in field.dataset))) continue;
+      if (field.type === "file") continue;
+      if (field.dataset.type === "number") value = Number(value);
+      if (field.dataset.type === "boolean") value = value === true || value === "true";
+      if (field.dataset.type === "json") {
+        try {
+          value = JSON.parse(value);
+        } catch {
+          throw { message: `${field.labels?.[0]?.textContent.trim() || field.name} is not valid JSON.`, hint: "Fix it and try again." };
+        }
+      }
+      const names = field.name.split("."), last = names.pop();
+      let place = body;
+      for (const name of names) place = place[name] ??= {};
+      place[last] = value;
+    }
+    return body;
+  };
+
+  const act = async (element, body) => {
+    if (isOff(element)) return;
+    if (element.dataset.confirm && !(await ask(element.dataset.confirm))) return;
+    element.setAttribute("aria-busy", "true");
+    try {
+      const answer = await call(element.dataset.api, body);
+      const event = new CustomEvent("api:done", { bubbles: true, cancelable: true, detail: answer });
+      if (!element.dispatchEvent(event)) return;
+      if (element.dataset.goto) location.href = new URL(element.dataset.goto, location.href);
+      else if ("reload" in element.dataset) location.reload();
+      else if (element.dataset.done) toast(element.dataset.done);
+    } catch (error) {
+      showError(error);
+    } finally {
+      element.removeAttribute("aria-busy");
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-api]");
+    if (button) act(button, button.dataset.body ? JSON.parse(button.dataset.body) : undefined);
+  });
+  document.addEventListener("submit", (event) => {
+    const form = event.target.closest("form[data-api]");
+    if (!form) return;
+    event.preventDefault();
+    try {
+      act(form, bodyOf(form));
+    } catch (error) {
+      showError(error);
+    }
+  });
+
+  // The selection in a list, and what is done with all of it. It outlives live updates of the rows.
+  const chosen = new Set();
+  const showChosen = () => {
+    const bar = $("#bulk");
+    if (!bar) return;
+    const boxes = $$("[data-selectable] tbody input[type=checkbox]");
+    const present = new Set(boxes.map((box) => box.value));
+    for (const id of chosen) if (!present.has(id)) chosen.delete(id);
+    boxes.forEach((box) => { box.checked = chosen.has(box.value); });
+    bar.hidden = chosen.size === 0;
+    $("#bulk-count").textContent = chosen.size;
+    const all = $("#select-all");
+    if (all) {
+      all.checked = boxes.length > 0 && chosen.size === boxes.length;
+      all.indeterminate = chosen.size > 0 && chosen.size < boxes.length;
+    }
+  };
+  document.addEventListener("change", (event) => {
+    const box = event.target;
+    if (box.id === "select-all") {
+      $$("[data-selectable] tbody input[type=checkbox]").forEach((each) => {
+        if (box.checked) chosen.add(each.value); else chosen.delete(each.value);
+      });
+    } else if (box.matches("[data-selectable] tbody input[type=checkbox]")) {
+      if (box.checked) chosen.add(box.value); else chosen.delete(box.value);
+    } else return;
+    showChosen();
+  });
+  document.addEventListener("click", async (event) => {
+    if (event.target.closest("#bulk-none")) { chosen.clear(); showChosen(); return; }
+    const button = event.target.closest("[data-bulk]");
+    if (!button || isOff(button)) return;
+    if (button.dataset.confirm && !(await ask(button.dataset.confirm))) return;
+    button.setAttribute("aria-busy", "true");
+    const ids = [...chosen], failures = [];
+    for (const id of ids) {
+      const fill = (text) => text.replaceAll("{id}", encodeURIComponent(id));
+      try {
+        await call(fill(button.dataset.bulk), button.dataset.body ? JSON.parse(fill(button.dataset.body)) : undefined);
+        chosen.delete(id);
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    button.removeAttribute("aria-busy");
+    showChosen();
+    const done = ids.length - failures.length;
+    if (done) toast(`${done} of ${ids.length}: ${button.dataset.done}`);
+    if (failures.length) {
+      toast(`${failures.length} of ${ids.length} failed: ${failures[0].message}`, `${failures[0].hint || ""} They stay selected.`, true);
+    }
+  });
+
+  // The colour scheme: light, dark, or the system's while nothing was chosen
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("[data-theme-switch]")) return;
+    const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = isDark ? "light" : "dark";
+    document.cookie = `kling-theme=${root.dataset.theme}; Path=${base.pathname}; Max-Age=31536000; SameSite=Lax`;
+  });
+
+  // The keyboard
+  const showShortcuts = () => { const dialog = $("#shortcuts"); if (dialog && !dialog.open) dialog.showModal(); };
+  document.addEventListener("click", (event) => { if (event.target.closest("[data-show-shortcuts]")) showShortcuts(); });
+  let prefixAt = 0;
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, [contenteditable], dialog")) return;
+    if (event.key === "/") {
+      const search = $("[data-search]");
+      if (search) { event.preventDefault(); search.focus(); search.select?.(); }
+    } else if (event.key === "?") {
+      showShortcuts();
+    } else if (event.key === "g") {
+      prefixAt = Date.now();
+      return;
+    } else if (Date.now() - prefixAt < 1500) {
+      $(`.nav a[data-key="${CSS.escape(event.key)}"]`)?.click();
+    }
+    prefixAt = 0;
+  });
+
+  // Live updates. htmx and its extension for SSE do the swapping.
+  const live = $("#live");
+  const setLive = (state) => {
+    if (!live || live.dataset.state === state) return;
+    live.dataset.state = state;
+    $(".live-text", live).textContent = { on: "Live", lost: "Reconnecting …" }[state] || "";
+  };
+  document.addEventListener("htmx:sseOpen", (event) => {
+    setLive("on");
+    event.detail.source.addEventListener("session-ended", () => location.reload());
+  });
+  document.addEventListener("htmx:sseError", async (event) => {
+    setLive("lost");
+    if (event.detail.source.readyState !== EventSource.CLOSED) return;
+    // Refused: either the session has ended, or the receiver is busy or starting.
+    try {
+      const response = await fetch(location.href, { method: "HEAD", redirect: "manual", credentials: "same-origin" });
+      if (response.type === "opaqueredirect") location.reload();
+    } catch { /* the extension tries again */ }
+  });
+  document.addEventListener("htmx:oobAfterSwap", (event) => {
+    const element = event.detail.elt || event.target;
+    if (element?.matches?.("tr[id]")) element.classList.add("fresh");
+  });
+  document.addEventListener("htmx:sseMessage", () => { showAges(document); showChosen(); });
+
+  window.kling = { call, toast, showError, ask, base };
+  showAges(document);
+  showChosen();
+})();
