@@ -36,10 +36,13 @@ RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 DOCTOR_TASK = "~doctor"
 """The task of the links that `kling-receiver doctor` signs: the route only echoes their number. No task has this id."""
 
-PLAYER_POLICY = "default-src 'none'; media-src 'self'"
-"""For the page that a browser makes of a video or a sound: under `sandbox`, Chromium's player loads nothing."""
-IMAGE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
-"""For the page of an image: the browser's own styles centre and zoom it, and may not be told apart from a page's."""
+PLAYER_POLICY = "default-src 'none'; media-src 'self'; img-src 'self'"
+"""For the page that a browser makes of a video or a sound: under `sandbox`, Chromium's player loads nothing.
+
+`img-src`: the site's icon.
+"""
+IMAGE_POLICY = "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
+"""For the page of an image: to the policy, the browser's own styles, which centre and zoom it, are the page's."""
 ATTACHMENT_POLICY = "sandbox; default-src 'none'"
 
 SHARED_HEADERS = {
@@ -78,7 +81,7 @@ class ResultRoutes:
         return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET", "OPTIONS"])]
 
     async def _result(self, request: Request) -> Response:
-        task_id, index = request.path_params["id"], _parse_index(request.path_params["n"])
+        task_id, index = request.path_params["id"], parse_index(request.path_params["n"])
         if "signature" in request.query_params:
             self._verify_link(request, task_id, index)
             headers = SHARED_HEADERS
@@ -129,7 +132,7 @@ class ResultRoutes:
             "Content-Security-Policy": _policy(media_type),
             "X-Content-Type-Options": "nosniff",
         }
-        if _not_modified(request, headers["ETag"]):
+        if not_modified(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         _check_range(request, headers["ETag"], result["size"] or 0)
         return FileResponse(
@@ -155,7 +158,7 @@ def _policy(media_type: str) -> str:
     return IMAGE_POLICY if media_type.startswith("image/") else PLAYER_POLICY
 
 
-def _not_modified(request: Request, etag: str) -> bool:
+def not_modified(request: Request, etag: str) -> bool:
     """Whether the client has this file already. A proxy that compresses marks the tag as weak."""
     tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
     return etag in tags or "*" in tags
@@ -173,7 +176,7 @@ def _check_range(request: Request, etag: str, size: int) -> None:
         raise ApiError(416, "bad_range", message, hint, Content_Range=f"bytes */{size}")
 
 
-def _parse_index(text: str) -> int:
+def parse_index(text: str) -> int:
     """The index of a result. Raises ApiError if it is not a number."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise result_not_found()

@@ -35,7 +35,9 @@ def test_the_headers_of_a_file(stored: Json) -> None:
     assert response.headers["ETag"] == f'"{result["sha256"]}"'
     assert response.headers["Content-Length"] == str(result["size"])
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert response.headers["Content-Security-Policy"] == "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+    assert response.headers["Content-Security-Policy"] == (
+        "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
+    )
     assert response.headers["Content-Disposition"] == f'inline; filename="{stored["id"]}-0.png"'
     head = httpx.head(result["href"])
     assert (head.status_code, head.content, head.headers["Content-Length"]) == (200, b"", str(result["size"]))
