@@ -2,14 +2,15 @@
 
 The folders, in reading order:
 
-web/        incoming HTTP: the callback route, the API under /api, authentication, limits, OpenAPI
+web/        incoming HTTP: the callback route, the API under /api, authentication, limits, OpenAPI;
+            the pages for people (web/dashboard)
 tasks/      the life cycle of a task: ingest callbacks, transitions, queries to Kling, deadlines, repair at start
 results/    result files: download, check, store, expire; thumbnails
 events/     notify waiting streams; render tasks and events as JSON; the id of the event log
 hooks/      deliver events: which hooks exist, what matches, dispatch, retry, dead letters
 sinks/      one file for each kind of address that a hook may have; a plugin interface
 jobs/       the job queue: enqueue, claim under a lease, run, settle, back off
-access/     who may use the API: named tokens, the audit log
+access/     who may use the API and the pages: named tokens, used login links, the audit log
 backup/     copy the database and the result files, continue from a restored copy
 store/      the database: tables, unit of work, group commit, reads, locks, engines, migrations
 net/        requests to addresses that others chose, guarded against private networks
@@ -67,6 +68,8 @@ a receiver that is not ready         readiness, tasks/rehearsal
 an engine that is refused at start   store/engine/checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own
 a token that was revoked             access/tokens (the cache), web/auth (each request), events/bus (open streams)
+a page and its live updates          web/dashboard: its docstring says how a page is added
+a login that is refused              web/dashboard/signin: session (cookie, same origin), login (link, password)
 a program written for Kling           web/compat: routes (which path is what), creates, queries, holding, forward
 who did what                         access/audit; web/auth (each action of the API has its entry)
 a new column                         store/tables, store/rows, store/migrations

@@ -20,7 +20,7 @@ from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, SENT_HERE, TASK
-from kling_receiver.store.task_list import Position, TaskFilter, ids_of_family, page_ids
+from kling_receiver.store.task_list import Position, TaskFilter, find_page, ids_of_family
 from kling_receiver.threads import run_in_daemon_thread
 
 EVENT_COLUMNS = "id, (SELECT id FROM event_log) AS log_id, task_id, type, created_at, data"
@@ -76,10 +76,16 @@ class TaskDetail:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """Rendered tasks. `last`: the (created_at, id) after which the next page begins, if there may be more."""
+    """Rendered tasks. `last`: the (created_at, id) after which the next page begins, if there may be more.
+
+    `examined`: tasks that were examined one by one for it, at most; 0: an index led to them. `is_full` False: the
+    search stopped before the page was full, at `last`, or there are no more tasks.
+    """
 
     items: list[bytes]
     last: Position | None
+    examined: int = 0
+    is_full: bool = True
 
 
 class Reader:
@@ -245,15 +251,16 @@ def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, T
 
 
 def _render_page(connection: Connection, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
-    ids, end = page_ids(connection, task_filter)
+    found = find_page(connection, task_filter)
     items: list[bytes] = []
     size, last = 0, None
-    for detail in _iter_details(connection, ids[: task_filter.limit]):
+    for detail in _iter_details(connection, found.ids[: task_filter.limit]):
         items.append(render(detail))
         size, last = size + len(items[-1]), (detail.row["created_at"], detail.row["id"])
         if size > PAGE_BYTES:
             break
-    return TaskPage(items, last if len(items) < len(ids) else end)
+    is_full = len(items) < len(found.ids)
+    return TaskPage(items, last if is_full else found.end, found.examined, is_full)
 
 
 def _render_events(

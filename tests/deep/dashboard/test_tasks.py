@@ -78,6 +78,57 @@ def test_no_text_becomes_markup(start: Start, gateway: Sandbox, visit: Visit) ->
     assert page.title() == "Tasks · Kling receiver"
 
 
+def test_the_filters_are_in_the_address(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """Only those that are set; a time range is in the time zone of the browser, and in UTC in the address."""
+    running = start(api_base=gateway.url)
+    dusk, dawn = new_id(), new_id()
+    register(running, dusk, request={"prompt": "a kangaroo at dusk"}, tags=["one"])
+    register(running, dawn, request={"prompt": "a kangaroo at dawn"}, tags=["two"])
+    visitor = visit(running, timezone_id="Asia/Shanghai")
+    page = visitor.sign_in()
+    page.keyboard.press("/")
+    page.keyboard.type("AT DUSK")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?text=AT+DUSK")
+    assert page.locator("#rows tr").count() == 1
+    page.locator(f"#task-{dusk}").wait_for()
+    page.locator("summary", has_text="More filters").click()
+    page.get_by_label("From").fill("2026-01-31T08:30")
+    page.get_by_role("button", name="Filter").click()
+    page.wait_for_url("**since=2026-01-31T00%3A30%3A00.000Z*")
+    assert page.get_by_label("From").input_value() == "2026-01-31T08:30"
+    page.locator(f"#task-{dusk}").wait_for()
+    page.get_by_label("To").fill("2026-01-31T08:31")
+    page.get_by_role("button", name="Filter").click()
+    page.get_by_text("No task matches").wait_for()
+    page.get_by_role("link", name="show all tasks").click()
+    page.locator(f"#task-{dawn}").get_by_role("link", name="two").click()
+    page.wait_for_url("**/?tag=two")
+    assert page.locator("#rows tr").count() == 1
+    assert visitor.problems == []
+
+
+def test_older_tasks_are_on_further_pages(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """By cursor; new tasks appear on the first page only."""
+    running = start(api_base=gateway.url)
+    for _ in range(5):
+        register(running, new_id())
+    visitor = visit(running)
+    page = visitor.sign_in(path="?limit=2")
+    visitor.wait_until_live()
+    register(running, newest := new_id())
+    page.locator(f"#task-{newest}").wait_for()
+    assert page.locator("#rows tr").count() == 2
+    page.get_by_role("link", name="Older").click()
+    page.get_by_role("link", name="Older").click()
+    page.wait_for_url("**cursor=*")
+    assert page.locator("#rows tr").count() == 2
+    assert page.locator("#live").get_attribute("data-state") == "off"
+    assert page.get_by_role("link", name="Older").count() == 0
+    page.get_by_role("link", name="Newest").click()
+    page.locator(f"#task-{newest}").wait_for()
+
+
 def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visit) -> None:
     """Skip link, search, shortcuts, the colour scheme and its memory."""
     running = start(api_base=gateway.url)

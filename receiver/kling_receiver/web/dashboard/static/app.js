@@ -25,8 +25,33 @@
   setInterval(() => { if (!document.hidden) showAges(document); }, 1000);
   document.addEventListener("visibilitychange", () => showAges(document));
 
+  // On a phone, forms that are long begin closed. On a wide screen there is no way to close them, so they are open.
+  const narrow = matchMedia("(max-width: 760px)");
+  const fold = () => $$("details[data-close-narrow]").forEach((each) => { each.open = !narrow.matches; });
+  narrow.addEventListener("change", fold);
+  if (narrow.matches) fold();
+
   // A preview that cannot be loaded leaves its place empty
   document.addEventListener("error", (event) => event.target.matches?.("img.thumb") && event.target.classList.add("broken"), true);
+
+  // Forms that lead to an address: empty fields stay out of it, and times in it are in UTC
+  const pad = (number) => String(number).padStart(2, "0");
+  $$("input[data-utc]").forEach((input) => {
+    const hidden = input.form.elements[input.dataset.utc], given = hidden.value;
+    // A time without a zone is in UTC.
+    const at = given && new Date(/(Z|[+-]\d\d:?\d\d)$/i.test(given) ? given : `${given}Z`);
+    if (at && !Number.isNaN(at.getTime())) {
+      const day = `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())}`;
+      input.value = `${day}T${pad(at.getHours())}:${pad(at.getMinutes())}`;
+    }
+    input.addEventListener("change", () => { hidden.value = input.value ? new Date(input.value).toISOString() : ""; });
+  });
+  document.addEventListener("submit", (event) => {
+    if (event.target.method !== "get") return;
+    const empty = [...event.target.elements].filter((field) => field.name && field.value === "");
+    empty.forEach((field) => { field.disabled = true; });
+    setTimeout(() => empty.forEach((field) => { field.disabled = false; }));
+  });
 
   // Toasts
   const toast = (text, hint = "", stays = false) => {
@@ -209,7 +234,12 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, [contenteditable], dialog")) return;
     if (event.key === "/") {
       const search = $("[data-search]");
-      if (search) { event.preventDefault(); search.focus(); search.select?.(); }
+      if (search) {
+        event.preventDefault();
+        search.closest("details")?.setAttribute("open", "");
+        search.focus();
+        search.select?.();
+      }
     } else if (event.key === "?") {
       showShortcuts();
     } else if (event.key === "g") {
