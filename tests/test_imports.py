@@ -148,6 +148,7 @@ def test_few_modules_know_the_database() -> None:
         "store/errors",
         "store/locks",
         "store/reader",
+        "store/removed",
         "store/sql",
         "store/tables",
         "store/task_list",

@@ -64,6 +64,7 @@ jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/w
 how many jobs run at once            jobs/kinds (each pool), jobs/worker (each concurrency key)
 a cursor of another event log        events/log (its id), web/api/stream (409), results/owner (renewed at the start)
 two databases, one results folder    results/owner (lock and record)
+a task that was removed              results/removal (its files), store/removed (its rows; its id, for late callbacks)
 a receiver that is not ready         readiness, tasks/rehearsal
 an engine that is refused at start   store/engine/checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own

@@ -1,5 +1,6 @@
 """The route of thumbnails: who may see them, how long a browser keeps them, what it gets instead."""
 
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -105,6 +106,23 @@ def test_files_without_a_thumbnail(running: Running, gateway: Sandbox, monkeypat
         assert error_of(browser.get(path_of(task))) == (410, "result_lost")
         change(running, task, "status = 'failed', sha256 = NULL")
         assert error_of(browser.get(path_of(task))) == (404, "unknown_result")
+
+
+def test_a_task_is_removed_with_its_thumbnails(running: Running, gateway: Sandbox) -> None:
+    """Those of other tasks stay."""
+    tasks = [finished(running, submit(running, gateway, n=2)[0]) for _ in range(2)]
+    for task in tasks:
+        for n in (0, 1):
+            assert get(running, path_of(task, n)).headers["Content-Type"] == "image/webp"
+    removed = httpx.delete(f"{running.url}/api/tasks/{tasks[0]['id']}", headers=running.headers("admin"))
+    assert removed.status_code == 200
+    cache = running.settings.results / ".thumbnails"
+    deadline = time.monotonic() + 20
+    while (cache / tasks[0]["id"]).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert [path.name for path in cache.iterdir()] == [tasks[1]["id"]]
+    assert error_of(get(running, path_of(tasks[0]))) == (404, "unknown_result")
 
 
 def test_thumbnails_are_no_results(running: Running, gateway: Sandbox) -> None:
