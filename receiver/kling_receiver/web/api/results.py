@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 from anyio import CapacityLimiter, to_thread
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -56,6 +55,7 @@ PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Headers": "Range, If-Range, If-None-Match",
     "Access-Control-Max-Age": "7200",
 }
+LINK_HINT = "Get a new link from GET /api/tasks/{id}."
 OWN_HEADERS = {"Cross-Origin-Resource-Policy": "same-origin"}
 """For requests with a token or a session: no page of another origin may use the file with them."""
 
@@ -86,7 +86,7 @@ class ResultRoutes:
             self._verify_link(request, task_id, index)
             headers = SHARED_HEADERS
         elif request.method == "OPTIONS":
-            raise HTTPException(405, headers={"Allow": "GET, HEAD"})  # a browser then sends no token from elsewhere
+            raise ApiError(401, "bad_link", "Only a signed link is for other origins.", LINK_HINT)
         else:
             await self._guard.check(request, "read")
             headers = OWN_HEADERS
@@ -148,7 +148,7 @@ class ResultRoutes:
         try:
             verify_link(self._settings.signing_secrets, task_id, index, expires, signature, now=self._clock())
         except TokenError as error:
-            raise ApiError(401, "bad_link", str(error), "Get a new link from GET /api/tasks/{id}.") from None
+            raise ApiError(401, "bad_link", str(error), LINK_HINT) from None
 
 
 def _policy(media_type: str) -> str:

@@ -204,7 +204,7 @@ OPERATIONS: dict[str, Operation] = {
     "OPTIONS /api/tasks/{id}/results/{n}": Operation(
         "Permit a page of another origin to read the file of a signed link, with a range",
         {"204": {"description": "permitted"}},
-        (401, 404, 405),
+        (401, 404),
         role=None,
         parameters=LINK,
     ),

@@ -157,7 +157,7 @@ def test_no_other_origin_reads_what_a_token_opens(shared: Running, stored: Json)
     assert cors(httpx.get(bad)) == cors(httpx.options(bad)) == {}
     asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
     refused = httpx.options(f"{shared.url}{path}", headers={"Origin": "https://other.example", **asked})
-    assert (error_of(refused), cors(refused)) == ((405, "method_not_allowed"), {})
+    assert (error_of(refused), cors(refused)) == ((401, "bad_link"), {})
 
 
 def test_a_preflight_permits_ranges_of_a_signed_link(stored: Json) -> None:
