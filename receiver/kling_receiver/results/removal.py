@@ -3,6 +3,8 @@
 A kill in between leaves files without rows, which the job removes later; never a row whose file is gone.
 """
 
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Literal
 
 from kling_receiver.jobs import enqueue
@@ -11,6 +13,7 @@ from kling_receiver.jobs.queue import ClaimedJob, Done, Effect, RetryAt, settle_
 from kling_receiver.results.fetch import StorageUnavailable, storage_call
 from kling_receiver.results.records import task_folder
 from kling_receiver.results.storage import LocalStorage
+from kling_receiver.results.thumbnails import ThumbnailCache
 from kling_receiver.store import removed
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
@@ -45,13 +48,19 @@ class FileRemover:
     """Handles the jobs that remove the files of removed tasks."""
 
     def __init__(self, storage: LocalStorage, *, backoff: Backoff = REMOVAL_BACKOFF) -> None:
-        self._storage, self._backoff = storage, backoff
+        self._storage, self._thumbnails, self._backoff = storage, ThumbnailCache(storage), backoff
 
     async def remove(self, job: ClaimedJob) -> Effect:
         """Handle one `remove` job. It is retried without end: without it, nothing knows of the files."""
         try:
-            await storage_call(self._storage.remove, task_folder(job.task_id), job.args["paths"])
+            await storage_call(self._remove, task_folder(job.task_id), job.args["paths"])
         except StorageUnavailable as error:
             reason, steps = str(error), self._backoff.steps
             return lambda tx: RetryAt(self._backoff.next_at(min(job.attempts, len(steps)), tx.now) or tx.now, reason)
         return settle_as(Done())
+
+    def _remove(self, folder: str, paths: Sequence[str]) -> None:
+        """Remove the files, then their thumbnails: one that is made meanwhile then finds no file, and does not stay."""
+        self._storage.remove(folder, paths)
+        for each in {folder, *(str(PurePosixPath(path).parent) for path in paths)}:
+            self._thumbnails.remove(each)
