@@ -57,6 +57,7 @@ def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> None:
     """Save attempts, and update the health of their hooks."""
     by_hook: dict[str, list[DeliveryAttempt]] = {}
     for each in attempts:
+        tx.worked_on(each.task_id)
         by_hook.setdefault(each.hook["name"], []).append(each)
     INSERT_ATTEMPTS.insert(tx.connection, [_row(each) for each in attempts])
     for name in sorted(by_hook):

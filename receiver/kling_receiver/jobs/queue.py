@@ -250,7 +250,9 @@ def settle(tx: Transaction, job: ClaimedJob, effect: Effect) -> bool:
             attempts=job.attempts if outcome.counts else job.attempts - 1,
             args=dump_json(job.args if outcome.args is None else outcome.args),
         )
+        tx.worked_on(job.task_id)
     else:
+        tx.worked_on(job.task_id)
         MARK_DEAD.execute(tx.connection, **claim, error=outcome.error[:MAX_ERROR_CHARS])
     return True
 
