@@ -4,7 +4,7 @@ import html
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -13,7 +13,11 @@ from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import Role
 from kling_receiver.results.records import mark_missing
 from kling_receiver.store.database import Database
-from kling_receiver.store.reader import load_details
+from kling_receiver.store.reader import Reader, load_details
+from kling_receiver.web.dashboard.live import LiveViews
+from kling_receiver.web.dashboard.pages import Pages
+from kling_receiver.web.dashboard.signin.session import Sessions
+from kling_receiver.web.dashboard.task.page import PARTS, TaskPage
 from kling_receiver.web.dashboard.task.reading import MAX_BODY_BYTES, MAX_CALLBACKS, load_history, neighbours
 from kling_sandbox import Sandbox
 from tests.receiver.web.dashboard.test_live import listening, state_of, wait_for
@@ -224,6 +228,17 @@ def test_the_page_lives_without_events_too(start: Start, gateway: Sandbox) -> No
             answers[0] = 200
             httpx.post(f"{running.url}/api/deliveries/1/app/retry", headers=headers).raise_for_status()
             wait_for(lambda: any("1 of 1 delivered" in line for line in lines))
+
+
+def test_a_task_that_was_removed_meanwhile_says_so() -> None:
+    """Nothing else of it stays on an open page."""
+    page = TaskPage(Pages(cast(Sessions, None)), cast(LiveViews, None), reader=cast(Reader, None))
+    fragment = page._to_fragment("admin", "t", None)
+    assert fragment.parts.keys() == {f"task-{name}" for name in PARTS}
+    assert "This task was removed" in fragment.parts["task-head"]
+    assert 'href="../../"' in fragment.parts["task-head"]
+    assert fragment.parts["task-timeline"] == '<div id="task-timeline"></div>'
+    assert fragment.rows == {}
 
 
 def test_one_task_leads_to_the_next(running: Running) -> None:

@@ -95,7 +95,9 @@ class TaskPage:
     def _to_fragment(self, role: Role, task_id: str, history: TaskHistory | None) -> Fragment:
         url = urls_from(PATH.replace("{id}", task_id))
         if history is None:
-            return Fragment(parts={"task-head": self._macro("removed")(url)}, rows_id="results", rows_tag="div")
+            gone = {f"task-{name}": f'<div id="task-{name}"></div>' for name in PARTS}
+            parts = gone | {"task-head": self._macro("removed")(url)}
+            return Fragment(parts=parts, rows={}, rows_id="results", rows_tag="div")
         context = self._context(role, history)
         parts = {f"task-{name}": self._macro(name)(url, history, context) for name in PARTS}
         rows = {
