@@ -238,6 +238,7 @@ def settle(tx: Transaction, job: ClaimedJob, effect: Effect) -> bool:
     if not LOCK_CLAIMED.scalar(tx.connection, **claim):
         return False
     outcome = effect(tx)
+    tx.worked_on(job.task_id)
     if isinstance(outcome, Done):
         DELETE_SETTLED.execute(tx.connection, **claim)
     elif isinstance(outcome, RetryAt):
@@ -250,9 +251,7 @@ def settle(tx: Transaction, job: ClaimedJob, effect: Effect) -> bool:
             attempts=job.attempts if outcome.counts else job.attempts - 1,
             args=dump_json(job.args if outcome.args is None else outcome.args),
         )
-        tx.worked_on(job.task_id)
     else:
-        tx.worked_on(job.task_id)
         MARK_DEAD.execute(tx.connection, **claim, error=outcome.error[:MAX_ERROR_CHARS])
     return True
 

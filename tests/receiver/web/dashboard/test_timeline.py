@@ -135,6 +135,23 @@ def test_a_long_idle_time_is_drawn_shorter_and_said() -> None:
     assert timeline.ticks()[-1].text == "+1 d"
 
 
+def test_the_time_until_the_task_is_done_is_never_shortened() -> None:
+    """Also of an adopted task, whose only lengths are those of its deliveries."""
+    adopted = history(
+        (0, "task.created", {"by": "operator"}),
+        (0, "task.succeed", {"by": "kling"}),
+        (5_000, "result.failed", {"index": 0}),
+        (5_000, "task.done", {"status": "succeed"}),
+        results=("failed",),
+    )
+    delivery = Delivery(adopted.events[0], "app", None, [_attempt(5_500, True)])
+    timeline = timeline_of(TaskHistory(adopted.detail, adopted.events, [], [], [delivery]), NOW)
+    assert timeline.breaks() == []
+    download, hook = (timeline.bars(lane)[0] for lane in timeline.lanes if lane.name in ("Download", "Hook app"))
+    assert download.width > 80
+    assert hook.width < 3
+
+
 def _attempt(at: int, delivered: bool) -> AttemptRow:
     row = {"attempted_at": NOW + at, "duration_ms": 100, "delivered": delivered, "hook_name": "app", "event_id": 1}
     return cast(AttemptRow, row)

@@ -100,9 +100,12 @@ class Tick:
 
 
 class Timeline:
-    """The lanes of a task, and where their spans are drawn. `now`: unix ms."""
+    """The lanes of a task, and where their spans are drawn. `now`: unix ms.
 
-    def __init__(self, lanes: Sequence[Lane], now: int) -> None:
+    `whole`: the time from the task's creation to its end, in which nothing is idle, whatever the spans are.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], now: int, whole: Span | None = None) -> None:
         self.lanes = [lane for lane in lanes if lane.spans]
         spans = [span for lane in self.lanes for span in lane.spans]
         self.start = min((span.start for span in spans), default=0)
@@ -113,7 +116,7 @@ class Timeline:
         if self.is_open and now > self._end:
             steps = math.floor(math.log(now - self.start, OPEN_GROWTH))
             self._end = max(self._end, self.start + int(OPEN_GROWTH**steps))
-        self._pieces = list(self._to_pieces(spans))
+        self._pieces = list(self._to_pieces([*spans, *([whole] if whole else [])]))
         self._shown = sum(shown for _, _, shown in self._pieces)
 
     def _to_pieces(self, spans: Sequence[Span]) -> Iterator[tuple[int, int, float]]:
@@ -190,7 +193,8 @@ def timeline_of(history: TaskHistory, now: int) -> Timeline:
     walk.finish()
     lanes = [walk.created, walk.queue, walk.create, walk.accepted, walk.generating, walk.overdue, walk.callbacks]
     files = _files(history, walk.succeeded_at)
-    return Timeline([*lanes, walk.questions, *files, walk.done, *_hooks(history.deliveries)], now)
+    whole = Span(walk.created.start, walk.first_done_at) if walk.first_done_at else None
+    return Timeline([*lanes, walk.questions, *files, walk.done, *_hooks(history.deliveries)], now, whole)
 
 
 class _Walk:
@@ -207,6 +211,8 @@ class _Walk:
         self.callbacks = Lane("Callbacks")
         self.questions = Lane("Question to Kling")
         self.done = Lane("Done")
+        self.first_done_at: int | None = None
+        """When the task was done; a later one is that of files that were fetched again."""
         self.succeeded_at: list[int] = []
         """When the task succeeded, oldest first (unix ms)."""
         self._step: tuple[Lane, int, str] | None = None
@@ -241,6 +247,7 @@ class _Walk:
                 self.overdue.spans.append(Span(at, at, "wait", "no final callback until the deadline"))
                 self._asked_at = self._asked_at or at
             case "task.done":
+                self.first_done_at = self.first_done_at or at
                 self.done.spans = [Span(at, at, "good" if data.get("status") == "succeed" else "bad")]
 
     def finish(self) -> None:
