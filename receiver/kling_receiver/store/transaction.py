@@ -245,7 +245,7 @@ class Transaction:
             min(due, default=None),
             Counter(event["type"] for event in self._events),
             tuple(self._messages),
-            frozenset(self._worked_on),
+            worked_on=frozenset(self._worked_on),
         )
 
     def write_changes(self) -> None:
