@@ -162,6 +162,7 @@ def test_few_modules_know_the_database() -> None:
         "store/writer",
         "tasks/registration",
         "web/api/hooks",
+        "web/dashboard/task/reading",
     }
     assert importers(RECEIVER, "sqlalchemy") <= knowing
     assert importers(RECEIVER, "sqlmodel") == {"store/tables"}

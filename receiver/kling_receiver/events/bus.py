@@ -15,6 +15,11 @@ MAX_STREAMS = 5_000
 """Streams at once. Streams may never end; the other half of the connections stays free for callbacks."""
 
 
+def work_of(task_id: str) -> str:
+    """What to subscribe to for changes of a task's jobs and deliveries, which add no event. No id has a space."""
+    return f"work of {task_id}"
+
+
 class EventBus:
     """The waiting streams of one process, at most `max_streams` at once. `heartbeat`: seconds."""
 
@@ -29,12 +34,20 @@ class EventBus:
         """Whether `max_streams` is reached."""
         return self._streams >= self.max_streams
 
-    def notify(self, task_ids: Collection[str] | None) -> None:
-        """Wake the streams of these tasks, which have new events; None: any task may have some."""
-        if not (self._waiters and (task_ids is None or task_ids)):
+    def notify(self, task_ids: Collection[str] | None, worked_on: Collection[str] = ()) -> None:
+        """Wake the streams of these tasks, which have new events; None: any task may have some.
+
+        `worked_on`: the tasks whose jobs or deliveries changed, which only those see who subscribed to `work_of`.
+        """
+        if not self._waiters:
             return
-        for task_id in list(self._waiters) if task_ids is None else (*task_ids, None):
-            for waiter in self._waiters.get(task_id, ()):
+        wanted: list[str | None] = [work_of(task_id) for task_id in worked_on]
+        if task_ids is None:
+            wanted = list(self._waiters)
+        elif task_ids:
+            wanted += [*task_ids, None]
+        for key in wanted:
+            for waiter in self._waiters.get(key, ()):
                 waiter.set()
 
     def close(self) -> None:

@@ -61,6 +61,7 @@ def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> list[
     """
     by_hook: dict[str, list[DeliveryAttempt]] = {}
     for each in attempts:
+        tx.worked_on(each.task_id)
         by_hook.setdefault(each.hook["name"], []).append(each)
     removed = removed_tasks(tx.connection, {each.task_id for each in attempts})
     kept = [each for each in attempts if each.task_id not in removed]

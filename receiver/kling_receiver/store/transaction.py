@@ -81,12 +81,14 @@ class CommitResult:
     `task_ids`: the tasks that have new events, or were removed; None: perhaps any task.
     `next_due_at`: when the first of the new jobs is due (unix ms); None: there are none.
     `event_counts`: how many new events there are of each type. `messages`: what the operator's log is to say.
+    `worked_on`: the tasks whose jobs or deliveries changed, whether they have new events or not.
     """
 
     task_ids: frozenset[str] | None
     next_due_at: int | None
     event_counts: Mapping[str, int] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    worked_on: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 UNKNOWN_RESULT = CommitResult(None, 0)
@@ -113,6 +115,7 @@ class Transaction:
     _at_end: dict["AtEnd", list[Any]] = field(default_factory=dict)
     _removed: set[str] = field(default_factory=set)
     _woken: bool = False
+    _worked_on: set[str] = field(default_factory=set)
 
     def load(self, ids: Iterable[str]) -> None:
         """Read these tasks into `tasks` and lock them until the commit, in one order: writers cannot deadlock."""
@@ -227,6 +230,10 @@ class Transaction:
         self._jobs = {key: job for key, job in self._jobs.items() if not job or job["task_id"] != task_id}
         self._removed.add(task_id)
 
+    def worked_on(self, task_id: str) -> None:
+        """Say that a job or a delivery of a task changed: pages that show them are then updated without an event."""
+        self._worked_on.add(task_id)
+
     def wake_worker(self) -> None:
         """Let the worker look for due jobs after the commit."""
         self._woken = True
@@ -261,6 +268,7 @@ class Transaction:
             min(due, default=None),
             event_counts,
             tuple(self._messages),
+            worked_on=frozenset(self._worked_on),
         )
 
     def write_changes(self) -> None:

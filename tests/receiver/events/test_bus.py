@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from starlette.concurrency import run_in_threadpool
 
-from kling_receiver.events.bus import EventBus
+from kling_receiver.events.bus import EventBus, work_of
 from kling_receiver.store import reader
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -152,6 +152,21 @@ async def test_only_the_streams_of_changed_tasks_wake(any_database: Database) ->
             assert seen == []
         scene.receive("t", "submitted")
         await coming
+
+
+async def test_work_on_a_task_wakes_those_who_asked_for_it() -> None:
+    """A job or a delivery adds no event: the streams of events stay asleep."""
+    bus = EventBus(None)  # type: ignore[arg-type]  # nothing is read
+    with bus.subscribe("t") as events, bus.subscribe("t", work_of("t")) as page, bus.subscribe(None) as all_tasks:
+        bus.notify(frozenset(), {"t", "u"})
+        assert page.is_set()
+        assert not events.is_set()
+        assert not all_tasks.is_set()
+        page.clear()
+        bus.notify({"t"}, {"u"})
+        assert page.is_set()
+        assert events.is_set()
+        assert all_tasks.is_set()
 
 
 async def test_every_stream_receives_the_events(any_database: Database) -> None:

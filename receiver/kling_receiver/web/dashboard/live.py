@@ -16,7 +16,7 @@ from typing import Self
 
 from starlette.responses import Response, StreamingResponse
 
-from kling_receiver.events.bus import EventBus
+from kling_receiver.events.bus import EventBus, work_of
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.web.dashboard.pages import Visit
 from kling_receiver.web.errors import ApiError
@@ -68,14 +68,15 @@ def changes(old: Fragment | None, new: Fragment) -> str:
     message = [_oob(html, "true") for name, html in new.parts.items() if old.parts.get(name) != html]
     before, after = old.rows or {}, new.rows or {}
     kept, added = [name for name in before if name in after], [name for name in after if name not in before]
-    if [*added, *kept] != list(after) or (not before) != (not after):
+    place = "beforeend" if [*kept, *added] == list(after) else "afterbegin"
+    if (place == "afterbegin" and [*added, *kept] != list(after)) or (not before) != (not after):
         return "".join(message) + _replace_rows(new)
     for name, html in before.items():
         if name not in after:
             message.append(_alone(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>'))
     if added:
         html = "".join(after[name] for name in added)
-        message.append(_alone(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>'))
+        message.append(_alone(f'<{new.rows_tag} hx-swap-oob="{place}:#{new.rows_id}">{html}</{new.rows_tag}>'))
     message += [_oob(after[name], "true") for name in kept if before[name] != after[name]]
     return "".join(message)
 
@@ -108,7 +109,10 @@ Render = Callable[[], Awaitable[Fragment]]
 
 
 class View:
-    """What some open pages show. `task_id`: the only task whose events change it; None: any task's do."""
+    """What some open pages show.
+
+    `task_id`: the only task whose events, jobs and deliveries change it; None: any task's events do.
+    """
 
     def __init__(self, bus: EventBus, task_id: str | None, render: Render, turns: "Turns") -> None:
         self._bus, self._task_id, self._render, self._turns = bus, task_id, render, turns
@@ -151,7 +155,8 @@ class View:
 
     async def _run(self) -> None:
         """Render after each commit that concerns the view: at once, unless the last message was just sent."""
-        with self._bus.subscribe(self._task_id) as woken:
+        keys = (None,) if self._task_id is None else (self._task_id, work_of(self._task_id))
+        with self._bus.subscribe(*keys) as woken:
             while not self._bus.closed:
                 woken.clear()
                 async with self._turns.turn() as turn:
