@@ -242,11 +242,20 @@ def show(name: str, as_json: bool) -> None:
 
 @hooks.command()
 @name_argument
+@usage.option(
+    "--event",
+    type=click.Choice(list(EVENT_STATUSES)),
+    help="Send an event of this type, with a complete example of a task; without it, `hook.test`.",
+)
 @options.json_option
 @report_errors
-def test(name: str, as_json: bool) -> None:
-    """Send a signed test event and print the response. Exit code 1 if it is not delivered."""
-    answer = checked(TestedHook, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test")))
+def test(name: str, event: str | None, as_json: bool) -> None:
+    """Send a signed test event and print the response. Exit code 1 if it is not delivered.
+
+    It is sent once, also to a paused hook, and counts neither as a delivery nor as a failure.
+    """
+    body = {"event": event} if event else None
+    answer = checked(TestedHook, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test", body)))
     if as_json:
         terminal.print_json(answer)
     else:

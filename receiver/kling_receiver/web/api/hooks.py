@@ -4,28 +4,29 @@ Only web addresses can be added: commands and brokers are configured on the rece
 """
 
 import asyncio
-from datetime import UTC, datetime
+import time
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.values import sanitize
 from kling_receiver.events import log as event_log
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, parse_hook
+from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, known_events, parse_hook
+from kling_receiver.hooks.examples import TEST_TYPE, example, kling_problem, plain_test
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.jobs.enqueue import host_of
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import scheme_of
-from kling_receiver.store.reader import Reader, TaskDetail
-from kling_receiver.store.rows import EventRow, HookRow, TaskRow
-from kling_receiver.store.transaction import TASK_DEFAULTS, last_event
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import HookRow
+from kling_receiver.store.transaction import last_event
 from kling_receiver.store.writer import Writer
 from kling_receiver.web.api.hook_payloads import (
     HookJson,
@@ -55,6 +56,23 @@ class Rotation(RequestModel):
         allow_inf_nan=False,
         description="seconds for which the old secret signs too",
     )
+
+
+class HookTest(RequestModel):
+    """Which event a test sends."""
+
+    event: Annotated[
+        str,
+        Field(
+            description="its type; `hook.test` has no task, any other a complete example of one",
+            json_schema_extra={"enum": [TEST_TYPE, *TYPES]},
+        ),
+    ] = TEST_TYPE
+
+    @field_validator("event")
+    @classmethod
+    def _event(cls, value: str) -> str:
+        return value if value == TEST_TYPE else known_events([value])[0]
 
 
 class HookRoutes:
@@ -143,12 +161,19 @@ class HookRoutes:
 
     async def _test(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
-        log_id = (await self._reader.read(event_log.newest)).log_id
-        event, detail = _test_event(self._settings, log_id, row["format"])
+        type_ = parse(HookTest, await read_json(request, self._bodies, empty={})).event
+        describe(request, detail=type_)
+        if row["format"] == "kling" and type_ != TEST_TYPE and (problem := kling_problem(type_)):
+            raise ApiError(422, "bad_request", problem, "Test it with one of them, or without a type.")
+        log_id, now = (await self._reader.read(event_log.newest)).log_id, int(time.time() * 1000)
+        if type_ == TEST_TYPE:
+            event, detail = plain_test(log_id, row["format"], receiver_url=self._settings.receiver_url, now=now)
+        else:
+            event, detail = example(type_, log_id, now=now)
         try:
             async with asyncio.timeout(TEST_SECONDS):
                 slot = await self._sender.acquire_slot(row)
-                attempt = await self._sender.attempt(slot, row, event, detail)
+                attempt = await self._sender.attempt(slot, row, event, detail, is_test=True)
         except TimeoutError:
             error = f"The hook had no free slot, or did not answer, within {TEST_SECONDS:g} s."
             return JSONResponse(outcome_payload(False, int(TEST_SECONDS * 1000), error=error))
@@ -191,19 +216,6 @@ class HookRoutes:
 
 def _name(request: Request) -> str:
     return sanitize(request.path_params["name"])
-
-
-def _test_event(settings: ReceiverSettings, log_id: str, hook_format: str) -> tuple[EventRow, TaskDetail]:
-    """A `hook.test` event of a task that does not exist. In Kling's format it is the test of Kling's console."""
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    columns: dict[str, Any] = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
-    if hook_format == "kling":
-        unknown_id = new_id()
-        columns |= {"id": unknown_id, "kling_id": unknown_id, "family": "/text-to-video/kling-3.0"}
-    task = cast(TaskRow, {**TASK_DEFAULTS, **columns})
-    data = {"receiver": settings.receiver_url}
-    event = EventRow(id=0, log_id=log_id, task_id="test", type="hook.test", created_at=now, data=data)
-    return event, TaskDetail(task, [], [])
 
 
 def _claimed_name(document: Any) -> str:

@@ -23,7 +23,7 @@ from kling_receiver.web.api.hook_payloads import (
     ReplayedJson,
     RetriedJson,
 )
-from kling_receiver.web.api.hooks import Rotation
+from kling_receiver.web.api.hooks import HookTest, Rotation
 from kling_receiver.web.api.submission import SubmissionBody
 from kling_receiver.web.api.tasks import RegisteredJson, TaskPageJson
 from kling_receiver.web.errors import ErrorJson
@@ -36,6 +36,7 @@ REQUESTS: dict[str, Any] = {
     "Adoption": Adoption,
     "NewHook": HookConfig,
     "Rotation": Rotation,
+    "HookTest": HookTest,
     "Replay": Replay,
     "Retry": Retry,
     "NewToken": NewToken,

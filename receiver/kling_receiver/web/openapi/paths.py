@@ -206,7 +206,10 @@ OPERATIONS: dict[str, Operation] = {
         "Remove a hook and its pending deliveries", _response("removed", _ref("Removed")), (404, 409, 503)
     ),
     "POST /api/hooks/{name}/test": Operation(
-        "Send a signed test event", _response("the outcome", _ref("Outcome")), (404, 503)
+        "Send a signed test event, once",
+        _response("the outcome", _ref("Outcome")),
+        (404, 413, 422, 503),
+        body=_body(_ref("HookTest"), required=False),
     ),
     "POST /api/hooks/{name}/pause": Operation("Pause deliveries; events are kept", HOOK, (404, 503)),
     "POST /api/hooks/{name}/resume": Operation("Resume deliveries, with the events since the pause", HOOK, (404, 503)),
