@@ -76,15 +76,17 @@ class CommitResult:
     `task_ids`: the tasks that have new events; None: perhaps any task.
     `next_due_at`: when the first of the new jobs is due (unix ms); None: there are none.
     `event_counts`: how many new events there are of each type. `messages`: what the operator's log is to say.
+    `hooks_changed`: a hook has other settings, another state, or more attempts.
     """
 
     task_ids: frozenset[str] | None
     next_due_at: int | None
     event_counts: Mapping[str, int] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    hooks_changed: bool = False
 
 
-UNKNOWN_RESULT = CommitResult(None, 0)
+UNKNOWN_RESULT = CommitResult(None, 0, hooks_changed=True)
 """Of a commit that may have succeeded although the database reported an error."""
 
 
@@ -106,6 +108,7 @@ class Transaction:
     _messages: dict[str, None] = field(default_factory=dict)
     _at_end: dict["AtEnd", list[Any]] = field(default_factory=dict)
     _woken: bool = False
+    _hooks_changed: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
         """Read these tasks into `tasks` and lock them until the commit, in one order: writers cannot deadlock."""
@@ -210,6 +213,10 @@ class Transaction:
         """Let the worker look for due jobs after the commit."""
         self._woken = True
 
+    def note_hook_change(self) -> None:
+        """Let the pages of hooks be rendered again after the commit."""
+        self._hooks_changed = True
+
     def run_now(self, unique_key: str) -> None:
         """Make a waiting job due now, if there is one."""
         self._run_now.add(unique_key)
@@ -238,6 +245,7 @@ class Transaction:
             min(due, default=None),
             Counter(event["type"] for event in self._events),
             tuple(self._messages),
+            self._hooks_changed,
         )
 
     def write_changes(self) -> None:

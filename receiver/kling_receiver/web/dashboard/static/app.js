@@ -17,7 +17,9 @@
     const at = new Date(time.dateTime);
     if (Number.isNaN(at.getTime())) return;
     const seconds = (Date.now() - at.getTime()) / 1000;
-    const text = time.dataset.form === "since" ? age(seconds) : seconds < 5 ? "just now" : `${age(seconds)} ago`;
+    const form = time.dataset.form;
+    const text = form === "since" ? age(seconds) : seconds < -5 ? `in ${age(-seconds)}`
+      : form === "due" ? "now" : seconds < 5 ? "just now" : `${age(seconds)} ago`;
     if (time.textContent !== text) time.textContent = text;
     if (!time.title) time.title = at.toLocaleString();
   };
@@ -162,6 +164,21 @@
       act(form, bodyOf(form));
     } catch (error) {
       showError(error);
+    }
+  });
+
+  // Copying: the text of the button, or of the element that it names
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy], [data-copy-from]");
+    if (!button) return;
+    const source = document.getElementById(button.dataset.copyFrom);
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy ?? source.textContent);
+      toast("Copied.");
+    } catch {
+      if (source) getSelection().selectAllChildren(source);
+      else getSelection().selectAllChildren(button.previousElementSibling || button);
+      toast("The browser does not let this page copy.", "The text is selected: press Ctrl+C.", true);
     }
   });
 
