@@ -279,10 +279,12 @@ def test(name: str, event: str | None, as_json: bool) -> None:
 
 @hooks.command(examples=["kling-receiver hooks pause shop"])
 @name_argument
+@usage.option("--reason", help="Shown with the hook.")
 @report_errors
-def pause(name: str) -> None:
+def pause(name: str, reason: str | None) -> None:
     """Stop deliveries to a hook; its events are kept."""
-    hook = checked(HookName, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause")))
+    body = {"reason": reason} if reason else None
+    hook = checked(HookName, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause", body)))
     terminal.print_message(f"{hook['name']} paused. Its events are kept.")
 
 

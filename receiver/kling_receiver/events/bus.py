@@ -11,6 +11,8 @@ from kling_receiver.store.rows import EventRow
 
 HEARTBEAT_SECONDS = 15.0
 """Seconds without an event after which a stream sends a heartbeat."""
+HOOKS = "\0hooks"
+"""What waits for changes of hooks subscribes to this; no task has such an id."""
 MAX_STREAMS = 5_000
 """Streams at once. Streams may never end; the other half of the connections stays free for callbacks."""
 
@@ -49,6 +51,11 @@ class EventBus:
         for key in wanted:
             for waiter in self._waiters.get(key, ()):
                 waiter.set()
+
+    def notify_hooks(self) -> None:
+        """Wake what waits for changes of hooks, and nothing else: each attempt at a delivery is one."""
+        for waiter in self._waiters.get(HOOKS, ()):
+            waiter.set()
 
     def close(self) -> None:
         """End every stream. Clients reconnect, to the next process."""
@@ -130,7 +137,10 @@ class EventBus:
 
     @contextmanager
     def subscribe(self, *task_ids: str | None) -> Iterator[asyncio.Event]:
-        """An event that is set after each commit with events of one of these tasks (None: of any), and by `close`."""
+        """An event that is set after each commit with events of one of these tasks (None: of any), and by `close`.
+
+        HOOKS among them: also after each commit that changes a hook.
+        """
         woken = asyncio.Event()
         for task_id in task_ids:
             self._waiters.setdefault(task_id, set()).add(woken)

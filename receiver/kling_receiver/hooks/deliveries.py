@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select
 
 from kling_receiver.hooks.records import MAX_REASON_CHARS, hook, pause
 from kling_receiver.jobs.kinds import Kind, delivery_key, dispatch_key, hook_pool, replay_key
+from kling_receiver.jobs.queue import NEVER
 from kling_receiver.store.removed import removed_tasks
 from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.sql import BulkInsert, Statement
@@ -66,6 +67,7 @@ def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> list[
     removed = removed_tasks(tx.connection, {each.task_id for each in attempts})
     kept = [each for each in attempts if each.task_id not in removed]
     INSERT_ATTEMPTS.insert(tx.connection, [_row(each) for each in kept])
+    tx.note_hook_change()
     for name in sorted(by_hook):
         _update_health(tx, name, by_hook[name])
     return kept
@@ -138,6 +140,7 @@ HAS_MORE = Statement("""
 def advance_cursor(tx: Transaction, name: str, cursor: int) -> bool:
     """Record that every event up to `cursor` was attempted or did not match. Returns whether there are more."""
     ADVANCE_CURSOR.execute(tx.connection, name=name, cursor=cursor)
+    tx.note_hook_change()
     return HAS_MORE.scalar(tx.connection, name=name) is not None
 
 
@@ -145,6 +148,7 @@ def redeliver(tx: Transaction, event_id: int, hook: HookRow, task_id: str) -> No
     """Send one event to one hook again, whatever its state; to a paused hook once it is resumed."""
     enqueue_delivery(tx, event_id, hook, task_id)
     tx.run_now(delivery_key(event_id, hook["name"]))
+    tx.note_hook_change()
 
 
 RETRY_DEAD = """
@@ -158,6 +162,7 @@ def retry_dead(tx: Transaction, name: str | None) -> int:
     count = Statement(RETRY_DEAD + which).execute(tx.connection, now=tx.now, name=name)
     if count:
         tx.wake_worker()
+        tx.note_hook_change()
     return count
 
 
@@ -195,6 +200,17 @@ def counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, 
     for name, state, count in connection.execute(query):
         by_hook[name]["dead" if state == "dead" else "pending"] += count
     return by_hook
+
+
+NEXT_DUE = Statement[Row](f"""
+    SELECT hook_name, min(due_at) AS due_at FROM job
+    WHERE hook_name IN :names AND state = 'ready' AND due_at < {NEVER} GROUP BY hook_name
+""")  # a constant
+
+
+def next_due(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    """For each hook that has something to do later, when that is due (unix ms)."""
+    return {row["hook_name"]: row["due_at"] for row in NEXT_DUE.all(connection, names=list(names))}
 
 
 ATTEMPTED = Statement("SELECT event_id FROM delivery_attempt WHERE hook_name = :name AND event_id > :after")

@@ -82,6 +82,11 @@ class Sender:
         if opened := self._open_hooks.get(name):
             opened.limiter.reset()
 
+    def circuit_is_open(self, name: str) -> bool:
+        """Whether the last attempts at a hook all failed, so that it is only probed."""
+        opened = self._open_hooks.get(name)
+        return opened is not None and opened.limiter.is_open
+
     async def acquire_slot(self, hook: HookRow) -> Slot:
         """Wait for the right to one attempt at this hook. Raises TimeoutError after SLOT_TIMEOUT_SECONDS."""
         return await (await self._open_hook(hook)).limiter.acquire()

@@ -82,6 +82,7 @@ class CommitResult:
     `next_due_at`: when the first of the new jobs is due (unix ms); None: there are none.
     `event_counts`: how many new events there are of each type. `messages`: what the operator's log is to say.
     `worked_on`: the tasks whose jobs or deliveries changed, whether they have new events or not.
+    `hooks_changed`: a hook has other settings, another state, or more attempts.
     """
 
     task_ids: frozenset[str] | None
@@ -89,9 +90,10 @@ class CommitResult:
     event_counts: Mapping[str, int] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
     worked_on: frozenset[str] = field(default=frozenset(), compare=False)
+    hooks_changed: bool = False
 
 
-UNKNOWN_RESULT = CommitResult(None, 0)
+UNKNOWN_RESULT = CommitResult(None, 0, hooks_changed=True)
 """Of a commit that may have succeeded although the database reported an error."""
 
 
@@ -116,6 +118,7 @@ class Transaction:
     _removed: set[str] = field(default_factory=set)
     _woken: bool = False
     _worked_on: set[str] = field(default_factory=set)
+    _hooks_changed: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
         """Read these tasks into `tasks` and lock them until the commit, in one order: writers cannot deadlock."""
@@ -238,6 +241,10 @@ class Transaction:
         """Let the worker look for due jobs after the commit."""
         self._woken = True
 
+    def note_hook_change(self) -> None:
+        """Let the pages of hooks be rendered again after the commit."""
+        self._hooks_changed = True
+
     def run_now(self, unique_key: str) -> None:
         """Make a waiting job due now, if there is one."""
         self._run_now.add(unique_key)
@@ -268,6 +275,7 @@ class Transaction:
             min(due, default=None),
             event_counts,
             tuple(self._messages),
+            hooks_changed=self._hooks_changed,
             worked_on=frozenset(self._worked_on),
         )
 

@@ -69,7 +69,7 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
         (method, f"/api/{path}"): frozenset({"admin"})
         for path, methods in {
             "hooks": "GET POST",
-            "hooks/{name}": "GET DELETE",
+            "hooks/{name}": "GET PATCH DELETE",
             "hooks/{name}/test": "POST",
             "hooks/{name}/pause": "POST",
             "hooks/{name}/resume": "POST",

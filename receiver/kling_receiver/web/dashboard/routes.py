@@ -10,6 +10,7 @@ from kling_receiver.parts import Clock, Store, Work
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
+from kling_receiver.web.dashboard.hooks import HooksPage
 from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
@@ -39,6 +40,7 @@ def dashboard_routes(
         TasksPage(pages, live, reader=store.reader),
         ThumbnailRoutes(guard, reader=store.reader, thumbnails=store.thumbnails),
         TaskPage(pages, live, reader=store.reader, clock=clock),
+        HooksPage(settings, pages, live, reader=store.reader, sender=work.sender),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
 

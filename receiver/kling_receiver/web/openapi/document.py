@@ -23,7 +23,7 @@ from kling_receiver.web.api.hook_payloads import (
     ReplayedJson,
     RetriedJson,
 )
-from kling_receiver.web.api.hooks import HookTest, Rotation
+from kling_receiver.web.api.hooks import HookChanges, HookTest, Pause, Rotation
 from kling_receiver.web.api.submission import SubmissionBody
 from kling_receiver.web.api.tasks import RegisteredJson, TaskPageJson
 from kling_receiver.web.errors import ErrorJson
@@ -37,6 +37,8 @@ REQUESTS: dict[str, Any] = {
     "NewHook": HookConfig,
     "Rotation": Rotation,
     "HookTest": HookTest,
+    "HookChanges": HookChanges,
+    "Pause": Pause,
     "Replay": Replay,
     "Retry": Retry,
     "NewToken": NewToken,

@@ -216,6 +216,9 @@ OPERATIONS: dict[str, Operation] = {
         body=_body(_ref("NewHook")),
     ),
     "GET /api/hooks/{name}": Operation("Show a hook", HOOK, (404,)),
+    "PATCH /api/hooks/{name}": Operation(
+        "Change settings of a hook", HOOK, (404, 409, 413, 422, 503), body=_body(_ref("HookChanges"))
+    ),
     "DELETE /api/hooks/{name}": Operation(
         "Remove a hook and its pending deliveries", _response("removed", _ref("Removed")), (404, 409, 503)
     ),
@@ -225,7 +228,9 @@ OPERATIONS: dict[str, Operation] = {
         (404, 413, 422, 503),
         body=_body(_ref("HookTest"), required=False),
     ),
-    "POST /api/hooks/{name}/pause": Operation("Pause deliveries; events are kept", HOOK, (404, 503)),
+    "POST /api/hooks/{name}/pause": Operation(
+        "Pause deliveries; events are kept", HOOK, (404, 413, 422, 503), body=_body(_ref("Pause"), required=False)
+    ),
     "POST /api/hooks/{name}/resume": Operation("Resume deliveries, with the events since the pause", HOOK, (404, 503)),
     "POST /api/hooks/{name}/rotate": Operation(
         "Rotate a hook's secret",
