@@ -10,6 +10,7 @@ from kling_receiver.parts import Clock, Store, Work
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
+from kling_receiver.web.dashboard.create.page import CreatePage
 from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
@@ -35,6 +36,7 @@ def dashboard_routes(
     pages, live = Pages(guard.sessions), LiveViews(store.bus)
     groups: list[Group] = [
         TasksPage(pages, live, reader=store.reader),
+        CreatePage(settings, pages, reader=store.reader, payloads=store.payloads, bodies=bodies),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
 
