@@ -100,8 +100,10 @@ class Form:
     def _parameters(self) -> dict[str, Parameter]:
         """Every parameter that the job has at any model, but the model; the model's own ones as it has them."""
         assert self.job is not None
-        every = (*self.endpoint.parameters, *self.job.parameters)
-        return {each.name: each for each in reversed(every) if each.name != "model_name"}
+        found: dict[str, Parameter] = {}
+        for each in (*self.endpoint.parameters, *self.job.parameters):
+            found.setdefault(each.name, each)
+        return {name: each for name, each in found.items() if name != "model_name"}
 
     def values(self) -> tuple[dict[str, Any], list[str]]:
         """The values for the table of jobs, and the problems of what cannot be read."""
@@ -217,11 +219,19 @@ def _own(form: Form) -> dict[str, Any]:
 
 
 def _check_submission(request: Mapping[str, Any], settings: ReceiverSettings) -> None:
-    """Check what `POST /api/tasks` checks. Raises ParameterError."""
+    """Check what `POST /api/tasks` checks. Raises ParameterError with all problems."""
+    problems = ProblemCollector()
+    valid = dict(request)
     try:
-        make_submission(SubmissionBody.model_validate(request), "", settings)
+        SubmissionBody.model_validate(request)
     except ValidationError as error:
-        raise ParameterError(describe_errors(error)) from None
+        with problems:
+            raise ParameterError(describe_errors(error)) from None
+        wrong = {each["loc"][0] for each in error.errors()}
+        valid = {name: value for name, value in request.items() if name not in wrong}
+    with problems:
+        make_submission(SubmissionBody.model_validate({"family": "", "body": {}} | valid), "", settings)
+    problems.raise_all()
 
 
 def _price(form: Form, family: str, body: Mapping[str, Any]) -> tuple[Estimate | None, str]:
