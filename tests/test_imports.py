@@ -161,6 +161,7 @@ def test_few_modules_know_the_database() -> None:
         "store/transaction",
         "store/writer",
         "tasks/registration",
+        "tasks/submission",
         "web/api/hooks",
         "web/dashboard/task/reading",
     }

@@ -46,6 +46,7 @@ OWN_ID = {"pattern": f"^({ids.PATTERN.pattern})?$"}
 READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
+FULL_HINT = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
 
 
@@ -131,7 +132,7 @@ class SubmissionRoutes:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
         if result.full:
-            hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
+            hint = f"{FULL_HINT} Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
         return replace(submission, task_id=result.task_id or submission.task_id), result.created
 
@@ -212,6 +213,21 @@ def check_submission(
     external_id: str = "",
 ) -> Submission:
     """Check a submission. `task_id`, `external_id`: as in `build`. Raises ApiError naming every problem."""
+    try:
+        return make_submission(parsed, idempotency_key, settings, task_id=task_id, external_id=external_id)
+    except ParameterError as error:
+        raise ApiError(422, "bad_submission", " ".join(error.problems), FIX) from None
+
+
+def make_submission(
+    parsed: SubmissionBody,
+    idempotency_key: str,
+    settings: ReceiverSettings,
+    *,
+    task_id: str | None = None,
+    external_id: str = "",
+) -> Submission:
+    """As `check_submission`. Raises ParameterError with all problems."""
     problems: list[str] = []
     callback_url, hook, hook_format = "", parsed.hook.strip(), parsed.hook_format
     try:
@@ -260,5 +276,5 @@ def check_submission(
     except ParameterError as error:
         problems += error.problems
     if problems:
-        raise ApiError(422, "bad_submission", " ".join(dict.fromkeys(problems)), FIX)
+        raise ParameterError(list(dict.fromkeys(problems)))
     return submission

@@ -10,6 +10,7 @@ from kling_receiver.parts import Clock, Store, Work
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
+from kling_receiver.web.dashboard.create.page import CreatePage
 from kling_receiver.web.dashboard.hooks import HooksPage
 from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
@@ -41,6 +42,7 @@ def dashboard_routes(
         ThumbnailRoutes(guard, reader=store.reader, thumbnails=store.thumbnails),
         TaskPage(pages, live, reader=store.reader, clock=clock),
         HooksPage(settings, pages, live, reader=store.reader, sender=work.sender),
+        CreatePage(settings, pages, reader=store.reader, payloads=store.payloads, bodies=bodies),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
 

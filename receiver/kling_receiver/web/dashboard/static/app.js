@@ -77,9 +77,9 @@
   };
 
   // Calls of the API. An error has a message and a hint.
-  const call = async (action, body) => {
+  const call = async (action, body, headers = {}) => {
     const [method, path] = action.split(/\s+/, 2);
-    const options = { method, credentials: "same-origin", headers: { Accept: "application/json" } };
+    const options = { method, credentials: "same-origin", headers: { Accept: "application/json", ...headers } };
     if (body !== undefined) {
       options.headers["Content-Type"] = "application/json";
       options.body = JSON.stringify(body);
