@@ -176,6 +176,14 @@ def test_only_the_guard_opens_connections_to_untrusted_addresses() -> None:
     }
 
 
+def test_no_stored_file_is_decoded_in_the_receiver() -> None:
+    """A program of its own does it, which nothing imports."""
+    assert importers(RECEIVER, "PIL") == {"results/thumbnail_child"}
+    assert importers(RECEIVER, "kling_receiver.results.thumbnail_child") == set()
+    for decoder in ("av", "imageio", "cv2", "wand"):
+        assert importers(RECEIVER, decoder) == set()
+
+
 @pytest.mark.parametrize("broker", ["nats", "redis"])
 def test_a_broker_is_known_by_its_sink_alone(broker: str) -> None:
     """Which is found by an entry point: its package is an extra."""

@@ -24,6 +24,7 @@ from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
 from kling_receiver.results.owner_recorder import OwnerRecorder
 from kling_receiver.results.storage import LocalStorage
+from kling_receiver.results.thumbnails import Thumbnails
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -56,12 +57,13 @@ PRODUCTION_DELAYS = Delays()
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The parts that hold data: database, writer, reader, result files, events, counters."""
+    """The parts that hold data: database, writer, reader, result files and thumbnails, events, counters."""
 
     database: Database
     writer: Writer
     reader: Reader
     storage: LocalStorage
+    thumbnails: Thumbnails
     recorder: OwnerRecorder
     bus: EventBus
     payloads: Payloads
@@ -105,6 +107,7 @@ def build_store(
         ),
         reader=reader,
         storage=storage,
+        thumbnails=Thumbnails(storage),
         recorder=OwnerRecorder(storage.owner, database),
         bus=EventBus(reader),
         payloads=Payloads(settings.signing_secrets, settings.links_base, clock=clock),

@@ -224,11 +224,15 @@ class LocalStorage:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
+    def temporary_path(self) -> Path:
+        """A path for an unfinished file, on the same volume. The next start removes what is left there."""
+        return self._parts / f"part-{secrets.token_hex(8)}"
+
     def probe(self) -> None:
         """Check that files can be written, by writing and removing one, and moved into the folder. Raises OSError."""
         try:
             self.owner.verify()
-            part = AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
+            part = AtomicFile(self.temporary_path(), mode=0o600)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
         try:

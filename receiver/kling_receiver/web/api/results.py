@@ -1,4 +1,8 @@
-"""GET /api/tasks/{id}/results/{n}: result files, with ranges, ETags and signed links."""
+"""GET /api/tasks/{id}/results/{n}: result files, with ranges, ETags and signed links.
+
+The bytes come from outside, and a browser that opens a link must run nothing in them. Images, videos and sounds are
+shown, by a type that the first bytes prove; any other file is only saved.
+"""
 
 import logging
 import re
@@ -6,24 +10,51 @@ import time
 from collections.abc import Callable
 
 from anyio import CapacityLimiter, to_thread
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from kling_callback.errors import TokenError
+from kling_callback.protocol.media_types import extension
 from kling_callback.protocol.signing import verify_link
+from kling_receiver.results.media import INLINE_TYPES, UNKNOWN_TYPE
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow
 from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import Guard
+from kling_receiver.web.callbacks import doctor_answer
 from kling_receiver.web.errors import ApiError
 
 log = logging.getLogger("kling_receiver.results")
 
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 """One range. Several ranges, or another unit, are answered with the whole file."""
+
+DOCTOR_TASK = "~doctor"
+"""The task of the links that `kling-receiver doctor` signs: the route only echoes their number. No task has this id."""
+
+PLAYER_POLICY = "default-src 'none'; media-src 'self'"
+"""For the page that a browser makes of a video or a sound: under `sandbox`, Chromium's player loads nothing."""
+IMAGE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+"""For the page of an image: the browser's own styles centre and zoom it, and may not be told apart from a page's."""
+ATTACHMENT_POLICY = "sandbox; default-src 'none'"
+
+SHARED_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "Content-Length, Content-Range, ETag, Accept-Ranges",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+"""For requests with a signed link: who has it may use the file on any page. `*` excludes cookies and tokens."""
+PREFLIGHT_HEADERS = {
+    "Access-Control-Allow-Methods": "GET, HEAD",
+    "Access-Control-Allow-Headers": "Range, If-Range, If-None-Match",
+    "Access-Control-Max-Age": "7200",
+}
+OWN_HEADERS = {"Cross-Origin-Resource-Policy": "same-origin"}
+"""For requests with a token or a session: no page of another origin may use the file with them."""
 
 
 class ResultRoutes:
@@ -44,11 +75,32 @@ class ResultRoutes:
 
     def routes(self) -> list[Route]:
         """The routes of this module."""
-        return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET"])]
+        return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET", "OPTIONS"])]
 
     async def _result(self, request: Request) -> Response:
         task_id, index = request.path_params["id"], _parse_index(request.path_params["n"])
-        await self._authorize(request, task_id, index)
+        if "signature" in request.query_params:
+            self._verify_link(request, task_id, index)
+            headers = SHARED_HEADERS
+        elif request.method == "OPTIONS":
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})  # a browser then sends no token from elsewhere
+        else:
+            await self._guard.check(request, "read")
+            headers = OWN_HEADERS
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers | PREFLIGHT_HEADERS)
+        if task_id == DOCTOR_TASK and headers is SHARED_HEADERS:
+            return JSONResponse(doctor_answer(str(index)), headers={**headers, "Cache-Control": "no-store"})
+        try:
+            response = await self._stored(request, task_id, index)
+        except ApiError as error:
+            error.headers |= headers
+            raise
+        response.headers.update(headers)
+        return response
+
+    async def _stored(self, request: Request, task_id: str, index: int) -> Response:
+        """The file of a stored result. Raises ApiError for any other."""
         task_id = (await get_task_or_404(self._reader, task_id)).row["id"]
         result = await self._reader.result(task_id, index)
         if result is None:
@@ -69,10 +121,12 @@ class ResultRoutes:
             log.error("task %s, result %d: the file %s is missing or was altered", task_id, result["position"], path)
             message = "The file is no longer in the storage as it was stored."
             raise ApiError(410, "result_lost", message, "Check the storage folder, and restore the file.")
+        is_inline = result["content_type"] in INLINE_TYPES
+        media_type = str(result["content_type"]) if is_inline else UNKNOWN_TYPE
         headers = {
             "ETag": f'"{result["sha256"]}"',
             "Cache-Control": "private, max-age=31536000, immutable",
-            "Content-Security-Policy": "sandbox; default-src 'none'",
+            "Content-Security-Policy": _policy(media_type),
             "X-Content-Type-Options": "nosniff",
         }
         if _not_modified(request, headers["ETag"]):
@@ -81,21 +135,24 @@ class ResultRoutes:
         return FileResponse(
             path,
             headers=headers,
-            media_type=result["content_type"],
-            filename=f"{task_id}-{result['position']}{path.suffix}",
-            content_disposition_type="inline",
+            media_type=media_type,
+            filename=f"{task_id}-{result['position']}.{extension(media_type)}",
+            content_disposition_type="inline" if is_inline else "attachment",
         )
 
-    async def _authorize(self, request: Request, task_id: str, index: int) -> None:
-        signature = request.query_params.get("signature")
-        if signature is None:
-            await self._guard.check(request, "read")
-            return
-        expires = request.query_params.get("expires", "")
+    def _verify_link(self, request: Request, task_id: str, index: int) -> None:
+        signature, expires = request.query_params["signature"], request.query_params.get("expires", "")
         try:
             verify_link(self._settings.signing_secrets, task_id, index, expires, signature, now=self._clock())
         except TokenError as error:
             raise ApiError(401, "bad_link", str(error), "Get a new link from GET /api/tasks/{id}.") from None
+
+
+def _policy(media_type: str) -> str:
+    """The Content-Security-Policy of a file."""
+    if media_type == UNKNOWN_TYPE:
+        return ATTACHMENT_POLICY
+    return IMAGE_POLICY if media_type.startswith("image/") else PLAYER_POLICY
 
 
 def _not_modified(request: Request, etag: str) -> bool:

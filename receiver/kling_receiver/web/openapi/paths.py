@@ -194,6 +194,13 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/tasks/{id}/results/{n}": Operation(
         "Download the n-th file, with a token or with the query of its href", FILE, (404, 409, 410), "read", LINK
     ),
+    "OPTIONS /api/tasks/{id}/results/{n}": Operation(
+        "Permit a page of another origin to read the file of a signed link, with a range",
+        {"204": {"description": "permitted"}},
+        (401, 404, 405),
+        role=None,
+        parameters=LINK,
+    ),
     "GET /api/hooks": Operation("List hooks", _response("all hooks", _ref("HookList"))),
     "POST /api/hooks": Operation(
         "Add a hook: from now on, events are sent to a web address",
