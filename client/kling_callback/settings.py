@@ -245,7 +245,7 @@ class CommonSettings(BaseSettings):
             _check_env_file(Path(ENV_FILE))
             _required.set(frozenset(require) - cls._replaced(arguments))
             problems += [*expansions(Path(ENV_FILE)), *unreadable_lines(Path(ENV_FILE))]
-            problems += cls._sources(arguments).problems(cls._addresses())
+            problems += cls.sources(arguments).problems(cls._addresses())
             settings = cls(**arguments)
         except ValidationError as error:
             problems += [cls._describe(each) for each in error.errors()]
@@ -265,9 +265,14 @@ class CommonSettings(BaseSettings):
         return frozenset()
 
     @classmethod
-    def _sources(cls, arguments: Mapping[str, Any]) -> Sources:
-        environment, file = EnvSettingsSource(cls).env_vars, DotEnvSettingsSource(cls).env_vars
-        return Sources(arguments, environment, file, Path(ENV_FILE))
+    def sources(cls, arguments: Mapping[str, Any]) -> Sources:
+        """Where each setting comes from; of a `.env` that cannot be read, nothing does. `arguments`: of the program."""
+        try:
+            _check_env_file(Path(ENV_FILE))
+            file = DotEnvSettingsSource(cls).env_vars
+        except (OSError, UnicodeDecodeError):
+            file = {}
+        return Sources(arguments, EnvSettingsSource(cls).env_vars, file, Path(ENV_FILE))
 
     @classmethod
     def _addresses(cls) -> dict[str, tuple[str, ...]]:

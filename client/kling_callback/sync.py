@@ -70,6 +70,15 @@ class Task(BaseTask):
         self.data = self._task.data
         return self
 
+    def page_url(self) -> str:
+        """The address of the task's page for people, as the receiver names it. Raises ReceiverError."""
+        return self._loop.run(self._task.page_url)
+
+    def usual_seconds(self) -> float | None:
+        return self._loop.run(self._task.usual_seconds)
+
+    usual_seconds.__doc__ = AsyncTask.usual_seconds.__doc__
+
     def _wait(self, timeout: float | None, on_event: Callable[[Event], object] | None) -> AsyncResult:
         if on_event is None:
             return self._loop.run(lambda: self._task.wait(timeout))

@@ -1,8 +1,9 @@
 """AsyncTask, AsyncResult and AsyncFile: wait for a task, read and save its files."""
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from datetime import datetime
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,9 @@ from kling_callback.events import follow
 from kling_callback.jobs.body import check_depth
 from kling_callback.jobs.inputs import InputFile, reachable_url
 from kling_callback.protocol.events import Event
+
+MIN_SAMPLES, MAX_SAMPLES = 3, 20
+"""Finished tasks from which the time of another one is estimated."""
 
 OnEvent = Callable[[Event], object]
 """Called with each event; an awaitable result is awaited."""
@@ -79,6 +83,22 @@ class AsyncTask(BaseTask):
         """Read the task from the receiver once, into `data`. Returns itself. Raises ReceiverError."""
         self.data = await self._receiver.task(self.id)
         return self
+
+    async def page_url(self) -> str:
+        """The address of the task's page for people, as the receiver names it. Raises ReceiverError."""
+        return await self._receiver.page_url(self.id)
+
+    async def usual_seconds(self) -> float | None:
+        """The seconds that such a task takes: the median of the newest that succeeded, of the same family and model.
+
+        From the create to the last file. None if fewer than MIN_SAMPLES of the newest MAX_SAMPLES did. One request; one
+        more for a task that was never read. Raises ReceiverError.
+        """
+        if not self.family:
+            await self.refresh()
+        filters = {"status": "succeed", "family": self.family, "model": self.model or None}
+        tasks = await self._receiver.newest(MAX_SAMPLES, **filters)
+        return median_seconds(each for each in tasks if (each.get("model") or "") == (self.model or ""))
 
     def _success(self) -> dict[str, Any]:
         if self.status != "succeed":
@@ -150,6 +170,21 @@ class AsyncFile(BaseFile):
     def _check(self, intact: bool) -> None:
         if not intact:
             raise ReceiverError("it arrived damaged.", code="damaged", retryable=True)
+
+
+def median_seconds(tasks: Iterable[dict[str, Any]]) -> float | None:
+    """The median of the seconds from the create to the last change; None for fewer than MIN_SAMPLES. `tasks`: JSON."""
+    taken = sorted(filter(None, (_seconds_taken(task) for task in tasks if task.get("done") is True)))
+    number = len(taken)
+    return (taken[(number - 1) // 2] + taken[number // 2]) / 2 if number >= MIN_SAMPLES else None
+
+
+def _seconds_taken(task: dict[str, Any]) -> float | None:
+    try:
+        begin, end = (datetime.fromisoformat(str(task.get(name))) for name in ("created_at", "updated_at"))
+        return max((end - begin).total_seconds(), 0.001)
+    except (ValueError, TypeError):  # no time, or only one of them has a zone
+        return None
 
 
 async def with_files(fields: Any) -> Any:

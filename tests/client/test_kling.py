@@ -474,6 +474,23 @@ async def test_every_public_thing_works_awaited(settings: dict[str, Any], tmp_pa
         assert [each.id for each in await kling.tasks()] == [task.id]
 
 
+def test_a_task_has_a_page_and_usual_seconds(settings: dict[str, Any]) -> None:
+    """Also by the blocking class, and for a task that was only named: it is read first."""
+    with Kling(**settings) as kling:
+        tasks = [kling.text_to_image("x") for _ in range(3)]
+        assert tasks[0].page_url() == f"{settings['receiver_url']}/dashboard/tasks/{tasks[0].id}"
+        for task in tasks:
+            task.wait(60)
+        seconds = tasks[0].usual_seconds()
+        assert seconds is not None
+        assert 0 < seconds < 60
+
+        async def of_a_name() -> float | None:
+            return await kling.asynchronous.attach(tasks[0].id).usual_seconds()
+
+        assert kling.loop.run(of_a_name) == seconds
+
+
 @pytest.mark.anyio
 async def test_a_list_follows_its_cursor_and_ends() -> None:
     """Page by page until there are enough; an empty page whose cursor is the last one ends it."""

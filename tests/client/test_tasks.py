@@ -289,3 +289,22 @@ def test_a_file_has_the_fields_of_its_json() -> None:
     assert (file.index, file.kind, file.id, file.duration, file.status) == (0, "image", "k", None, "stored")
     assert (file.content_type, file.size, file.href) == ("image/png", len(CONTENT), LINK)
     assert (file.sha256, repr(file)) == (hashlib.sha256(CONTENT).hexdigest(), "<BaseFile mine-0.png stored>")
+
+
+async def test_the_usual_seconds_are_the_median_of_finished_tasks() -> None:
+    """Of the same family and model, in one request; None for fewer than three, for other times nothing."""
+
+    def finished(seconds: float, model: str = "m", **more: Any) -> dict[str, Any]:
+        end = f"2026-11-26T10:{int(seconds) // 60:02}:{seconds % 60:06.3f}Z"
+        times = {"created_at": "2026-11-26T10:00:00.000Z", "updated_at": end}
+        return task_json(f"t{seconds}", "succeed", **{"model": model, "done": True, **times, **more})
+
+    tasks = [finished(300), finished(100), finished(120), finished(1, model="n"), finished(2, done=False)]
+    pages = [tasks, [*tasks, finished(130)], tasks[1:], [*tasks[1:], finished(9, updated_at="soon")]]
+    stage = Stage(list=[answer(200, {"tasks": page, "next": "more"}) for page in pages])
+    async with stage.kling() as kling:
+        task = kling.attach("mine")
+        task.data |= {"family": "videos/text2video", "model": "m"}
+        assert [await task.usual_seconds() for _ in pages] == [120, 125, None, None]
+    asked = [dict(request.url.params) for request in stage.requests["list"]]
+    assert asked == [{"limit": "20", "status": "succeed", "family": "videos/text2video", "model": "m"}] * 4

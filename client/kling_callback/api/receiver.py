@@ -17,7 +17,7 @@ from kling_callback.api.retry import RetryPolicy
 from kling_callback.api.task_json import has_id, is_task
 from kling_callback.display import escape, logger
 from kling_callback.errors import Outcome, ReceiverError
-from kling_callback.protocol.urls import split_url
+from kling_callback.protocol.urls import normalize_url, split_url
 
 log = logger("kling_callback.api.receiver")
 
@@ -193,6 +193,28 @@ class ReceiverApi:
             raise unreadable_answer()
         return task
 
+    async def page_url(self, task_id: str) -> str:
+        """The address of a task's page for people, which the receiver names in a header. `task_id`: any of its ids."""
+
+        async def read() -> str:
+            _, response = await self._exchange("GET", task_path(task_id))
+            return response.links.get("alternate", {}).get("url", "")
+
+        address = await self.retry.retry(read, lambda error: error.retryable, self.retry.read_seconds)
+        try:
+            return normalize_url(address)
+        except ValueError:
+            raise ReceiverError(
+                "The receiver names no page of the task.",
+                code="no_page",
+                hint="Update the receiver, or show the task here with: kling show ID",
+            ) from None
+
+    async def newest(self, limit: int, **filters: str | None) -> list[dict[str, Any]]:
+        """The JSON of the newest tasks of one page, at most `limit`: one request, and fewer tasks if they are rare."""
+        page, _ = await self._page(limit=limit, **filters)
+        return page
+
     async def tasks(self, limit: int = PAGE_SIZE, **filters: str | None) -> list[dict[str, Any]]:
         """The JSON of at most `limit` tasks, newest first. Filters that are None are ignored."""
         tasks: list[dict[str, Any]] = []
@@ -216,10 +238,17 @@ class ReceiverApi:
 
     async def call(self, method: str, path: str, body: Any = None, *, seconds: float | None = None) -> dict[str, Any]:
         """Send one request, without retries, and return its answer, a JSON object. `seconds`: at most, if not usual."""
+        answer, _ = await self._exchange(method, path, body, seconds=seconds)
+        return answer
+
+    async def _exchange(
+        self, method: str, path: str, body: Any = None, *, seconds: float | None = None
+    ) -> tuple[dict[str, Any], httpx.Response]:
+        """As `call`; also returns the response, for its headers."""
         try:
             with anyio.fail_after(seconds or self.retry.call_seconds):
                 async with self.open(method, path, json=body) as response:
-                    return _object(await _content(response))
+                    return _object(await _content(response)), response
         except TimeoutError as error:
             raise self._unreachable(error) from None
 

@@ -231,7 +231,7 @@ class Batch:
             task = self._kling.attach(job.task_id)
             task.data = data
             paths, problems = await save_missing(task.stored().files, self._output) if self._output else ([], [])
-            reason = _failure(task)
+            reason = failure_of(task)
             self.summary.files += len(paths)
             self.summary.charges.add(job.family, data.get("cost"))
             if not reason:
@@ -253,7 +253,7 @@ class Batch:
             self._group.cancel_scope.cancel()
 
 
-def _failure(task: AsyncTask) -> str:
+def failure_of(task: AsyncTask) -> str:
     """Why a task that is done is no success; "" for one."""
     if task.status != "succeed":
         return task.status_msg or "Kling gave no reason."

@@ -6,12 +6,14 @@ from importlib.metadata import version
 import click
 
 from kling_callback import errors
-from kling_callback.cli import terminal
-from kling_callback.cli.batch import batch
-from kling_callback.cli.call import call
-from kling_callback.cli.create import create_any, job_command
-from kling_callback.cli.listen import listen
-from kling_callback.cli.tasks import cancel, list_tasks, show, wait_for
+from kling_callback.cli import terminal, usage
+from kling_callback.cli.commands.batch import batch
+from kling_callback.cli.commands.call import call
+from kling_callback.cli.commands.config import config
+from kling_callback.cli.commands.create import create_any, job_command
+from kling_callback.cli.commands.listen import listen
+from kling_callback.cli.commands.tasks import cancel, list_tasks, show
+from kling_callback.cli.commands.wait import wait_for
 from kling_callback.jobs.catalog import JOBS
 
 FAILED, USAGE_ERROR, TIMED_OUT, INTERRUPTED = 1, 2, 3, 130
@@ -20,7 +22,14 @@ EPILOG = "Settings are environment variables whose names begin with KLING_, or l
 
 
 @click.group(
-    name="kling", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG
+    name="kling",
+    cls=usage.Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+    examples=[
+        'kling text-to-image "a kangaroo" --model-name kling-v3 --output .',
+        "kling list --tag spring",
+    ],
 )
 @click.version_option(version("kling-callback"), prog_name="kling")
 def kling() -> None:
@@ -63,5 +72,5 @@ def _exit_code(error: errors.KlingError) -> int:
     return TIMED_OUT if isinstance(error, errors.WaitTimeout) else FAILED
 
 
-for command in (*map(job_command, JOBS), create_any, wait_for, show, cancel, list_tasks, batch, call, listen):
+for command in (*map(job_command, JOBS), create_any, wait_for, show, cancel, list_tasks, batch, call, listen, config):
     kling.add_command(command)

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from kling_callback.cli import usage
+from kling_callback.cli import completion, usage
 from kling_callback.cli.param_types import (
     Json,
     JsonAssignment,
@@ -59,6 +59,7 @@ def wait_options(function: Function) -> Function:
             "--output",
             metavar="DIR|FILE",
             type=OutputParam(),
+            shell_complete=completion.files,
             help="Write the files into this folder, as ID-N.EXT. A name with a suffix is a file: x.png, then x-1.png "
             "and so on. Without it, print one link per file.",
         ),
@@ -83,6 +84,7 @@ def create_options(function: Function) -> Function:
             "hook_events",
             metavar="TYPE",
             multiple=True,
+            shell_complete=completion.event_types,
             help="The hook receives only events of this type, such as task.done; repeatable.",
         ),
         usage.option(
@@ -107,8 +109,8 @@ def list_options(function: Function) -> Function:
     return _apply(
         function,
         usage.option("--status", type=click.Choice(TASK_STATUSES)),
-        usage.option("--family", help="Such as videos/text2video."),
-        usage.option("--model", help="Such as kling-v3."),
+        usage.option("--family", shell_complete=completion.all_families, help="Such as videos/text2video."),
+        usage.option("--model", shell_complete=completion.all_models, help="Such as kling-v3."),
         usage.option("--tag"),
         usage.option("--task-id", metavar="ID", help="Kling's id."),
         usage.option("--limit", type=click.IntRange(1), default=50, show_default=True),
@@ -126,7 +128,7 @@ def _apply(function: Function, *decorators: Decorator[Function]) -> Function:
 def job_parameters(job: Job) -> list[click.Parameter]:
     """The argument and the options of a typed job, in the order of its table."""
     elsewhere = job.endpoints[0].refused or {}
-    options = [_parameter(parameter) for parameter in job.parameters]
+    options = [_parameter(job, parameter) for parameter in job.parameters]
     known = {option.name for option in options}
     # The table says which job has them, where click would only know no such option.
     return options + [usage.Option([_option(name), name], hidden=True) for name in elsewhere if name not in known]
@@ -136,7 +138,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _parameter(parameter: Parameter) -> click.Parameter:
+def _parameter(job: Job, parameter: Parameter) -> click.Parameter:
     name, option = parameter.name, _option(parameter.name)
     if name == "prompt":
         return usage.Argument(["prompt"], required=False)
@@ -146,7 +148,8 @@ def _parameter(parameter: Parameter) -> click.Parameter:
         text = f"{parameter.help} Repeatable, or a JSON list."
         return usage.Option([option, name], type=JsonOrText(), multiple=True, callback=_flatten, help=text)
     kind, metavar = _type(parameter)
-    return usage.Option([option, name], type=kind, metavar=metavar, help=parameter.help)
+    complete = completion.of_parameter(job, parameter)
+    return usage.Option([option, name], type=kind, metavar=metavar, help=parameter.help, **complete)
 
 
 def _flatten(context: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> list[Any]:

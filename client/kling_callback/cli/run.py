@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EPIPE
 from typing import TypeVar
@@ -11,8 +12,9 @@ from kling_callback.cli import progress, terminal, usage
 from kling_callback.cli.output import Destination
 from kling_callback.display import escape
 from kling_callback.kling import AsyncKling
+from kling_callback.protocol.events import Event
 from kling_callback.settings import TO_CREATE, ClientSettings
-from kling_callback.tasks import AsyncResult, AsyncTask, OnEvent
+from kling_callback.tasks import AsyncResult, AsyncTask
 
 Begin = Callable[[AsyncKling], Awaitable[AsyncTask]]
 T = TypeVar("T")
@@ -78,10 +80,10 @@ def run_task(begin: Begin, require: tuple[str, ...], task_id: str, wait_options:
 
     async def call(kling: AsyncKling) -> None:
         try:
-            with progress.live_progress(task_id) as update:
+            with progress.live_progress(task_id) as display:
                 task = await begin(kling)
                 warn_about_create(task, sent=kling.sends_creates)
-                outcome = None if wait_options.no_wait else await wait(task, wait_options.timeout, update)
+                outcome = None if wait_options.no_wait else await wait(task, wait_options.timeout, display)
         except errors.WaitTimeout as timeout:
             if wait_options.as_json:
                 terminal.print_json(timeout.task)
@@ -121,12 +123,30 @@ class WaitResult:
     error: errors.KlingError | None = None
 
 
-async def wait(task: AsyncTask, timeout: float | None, on_event: OnEvent) -> WaitResult:
+async def wait(task: AsyncTask, timeout: float | None, display: progress.TaskDisplay) -> WaitResult:
     """Wait for a task. A failed one has its stored files in the result too, for they were paid for."""
+    asking: asyncio.Task[None] | None = None
+
+    def on_event(event: Event) -> None:
+        nonlocal asking
+        display.update(event)
+        if display.is_shown and asking is None and not task.done:
+            asking = asyncio.create_task(_expect(task, display))
+
     try:
         return WaitResult(await task.wait(timeout, on_event=on_event))
     except (errors.TaskFailed, errors.ResultFailed) as error:
         return WaitResult(task.stored(), error)
+    finally:
+        if asking:
+            asking.cancel()
+            await asyncio.wait([asking])
+
+
+async def _expect(task: AsyncTask, display: progress.TaskDisplay) -> None:
+    """Let the display show how long such a task takes, if the receiver knows."""
+    with suppress(errors.ReceiverError):
+        display.expect(await task.usual_seconds())
 
 
 async def output_files(outcome: WaitResult, wait_options: WaitOptions) -> None:

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 
 from kling_callback.base import BaseTask, outputs_of
 from kling_callback.display import escape, json_text
 from kling_callback.errors import KlingError, SettingsError
 from kling_callback.protocol.events import Event
 from kling_callback.protocol.redact import is_empty
+
+MIN_WIDTH, USUAL_WIDTH = 20, 80
+"""Columns. A terminal that says to have fewer does not know its width, and is taken for a usual one."""
 
 
 def use_utf8() -> None:
@@ -97,15 +101,20 @@ def print_event(event: Event, label: str) -> None:
     )
 
 
-def print_task(task: BaseTask) -> None:
-    """Print a task on stdout: a line for each of its fields, a table of its files, its other outputs as JSON."""
+def print_task(task: BaseTask, width: int | None = None) -> None:
+    """Print a task on stdout: a line for each of its fields, its files, its other outputs as JSON.
+
+    `width`: of the terminal, if not its own.
+    """
     fields = {name: value for name, value in task.data.items() if name not in ("results", "outputs")}
     for name, value in fields.items():
         if not is_empty(value):
-            print_data(f"{name:<16}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            label = style(f"{name:<17}", dim=True)
+            click.echo(f"{label} {escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}")
     if files := task.data.get("results"):
         click.echo()
-        print_table([(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()], always=("FILE",))
+        columns = [(name, [cell(each) for each in files]) for name, cell in FILE_COLUMNS.items()]
+        print_table(columns, always=("FILE",), below=("ADDRESS", "NOTE"), width=width)
     if outputs := outputs_of(task.data):
         click.echo()
     for output in outputs:
@@ -123,45 +132,104 @@ FILE_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def print_tasks(tasks: Sequence[BaseTask]) -> None:
-    """Print a table of tasks on stdout. Cells are never shortened: ids are copied from it."""
-    print_table([(name, [cell(task) for task in tasks]) for name, cell in COLUMNS.items()], always=("ID", "STATUS"))
+def print_table(
+    columns: Sequence[tuple[str, Sequence[str]]],
+    *,
+    always: Collection[str],
+    below: Sequence[str] = (),
+    width: int | None = None,
+) -> None:
+    """Print a table on stdout. `columns`: names with their cells; empty ones are omitted unless named in `always`.
 
-
-def print_table(columns: Sequence[tuple[str, Sequence[str]]], *, always: Collection[str]) -> None:
-    """Print a table on stdout. `columns`: names with their cells; empty ones are omitted unless named in `always`."""
+    Where it is wider than the terminal, the columns `below` leave it, in this order, until it fits: their cells are on
+    a line of their own below each row. `width`: of the terminal, if not its own.
+    """
     escaped = [(name, [escape(cell) for cell in cells]) for name, cells in columns]
-    visible = [(name, cells) for name, cells in escaped if any(cells) or name in always]
-    widths = [max(map(cell_len, (name, *cells))) for name, cells in visible]
-    for row in ([name for name, _ in visible], *zip(*(cells for _, cells in visible), strict=True)):
-        line = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+    shown = {name: cells for name, cells in escaped if any(cells) or name in always}
+    widths = {name: max(map(cell_len, (name, *cells))) for name, cells in shown.items()}
+    apart = _leaving(widths, below, width or terminal_width())
+    table = [name for name in shown if name not in apart]
+    click.echo(style("  ".join(pad(name, widths[name]) for name in table).rstrip(), dim=True))
+    for row in range(len(columns[0][1])):
+        click.echo("  ".join(pad(shown[name][row], widths[name]) for name in table).rstrip())
+        if rest := "  ".join(cells[row] for name, cells in shown.items() if name in apart and cells[row]):
+            click.echo(f"  {rest}")
 
 
-def _status(task: BaseTask) -> str:
-    if task.queue_position:
-        return f"{task.status}, place {task.queue_position} in the queue"
-    if task.status != "succeed":
-        return task.status
-    files = file_statuses(task.data)
-    if failed := files.count("failed"):
-        return f"succeed, {failed} of {len(files)} files failed"
-    return "succeed" if task.done else "succeed, fetching"
+def _leaving(widths: dict[str, int], below: Sequence[str], width: int | None) -> set[str]:
+    """The names of the columns that have no room in a table. `widths`: of all columns, by name."""
+    apart = set[str]()
+    for name in below:
+        kept = [each + 2 for column, each in widths.items() if column not in apart]
+        if width is None or sum(kept) - 2 <= width:
+            break
+        apart.add(name)
+    return apart
+
+
+def print_fields(columns: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print lines of fields on stdout, for programs: a tab between two, first their names, nothing omitted."""
+    for row in ([name for name, _ in columns], *zip(*(cells for _, cells in columns), strict=True)):
+        click.echo("\t".join(map(escape, row)))
+
+
+def print_records(columns: Sequence[tuple[str, Sequence[str]]], width: int | None = None) -> None:
+    """Print records on stdout: a table; where a terminal is narrower, each on lines of its own; elsewhere fields.
+
+    `width`: of the terminal, if not its own.
+    """
+    room = width or terminal_width()
+    if room is None:
+        print_fields(columns)
+    elif sum(max(map(cell_len, (name, *cells))) + 2 for name, cells in columns) - 2 <= room:
+        print_table(columns, always=[name for name, _ in columns], width=room)
+    else:
+        for first, *others in zip(*(cells for _, cells in columns), strict=True):
+            click.echo(escape(first))
+            cells = [escape(cell) for cell in others if cell]
+            is_short = cell_len("  ".join(cells)) + 2 <= room
+            cells[1:] = [style(cell, dim=True) for cell in cells[1:]]
+            for line in ["  ".join(cells)] if is_short else cells:
+                click.echo(f"  {line}")
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that stdout is; None if it is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    width = Console(file=sys.stdout).width
+    return width if width >= MIN_WIDTH else USUAL_WIDTH
+
+
+def style(text: str, **attributes: Any) -> str:
+    """Text with a colour or weight, as `click.style` has it, if stdout is a terminal that shows it (NO_COLOR)."""
+    wanted = {name: value for name, value in attributes.items() if value}
+    return click.style(text, **wanted) if wanted and text and _has_colors() else text
+
+
+def _has_colors() -> bool:
+    if sys.stdout is None or not sys.stdout.isatty():
+        return False
+    console = Console(file=sys.stdout)
+    return console.color_system is not None and not console.no_color
+
+
+def pad(text: str, width: int) -> str:
+    """Text with blanks up to a width in columns."""
+    return text + " " * (width - cell_len(text))
+
+
+def cut(text: str, width: int) -> str:
+    """Text of at most `width` columns; one that is longer ends with an ellipsis."""
+    if cell_len(text) <= width:
+        return text
+    sign = "…" if (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf") else "~"
+    return set_cell_size(text, width - 1).rstrip(" \u200d") + sign if width > 1 else ""
 
 
 def format_minute(at: Any) -> str:
     """An ISO time in UTC to the minute, with its Z; "" for None."""
     return f"{str(at)[:16].replace('T', ' ')}Z" if at else ""
-
-
-COLUMNS: dict[str, Callable[[BaseTask], str]] = {
-    "ID": lambda task: task.id,
-    "STATUS": _status,
-    "CREATED": lambda task: format_minute(task.data.get("created_at")),
-    "FAMILY": lambda task: task.family,
-    "MODEL": lambda task: task.model or "",
-    "TAGS": lambda task: ", ".join(task.tags),
-}
 
 
 @contextmanager

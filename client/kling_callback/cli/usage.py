@@ -24,6 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class UsageProblems(ProblemCollector):
     """The problems of one command line. `refused`: names of the parameters whose values click refused or missed.
 
+    `has_refusals`: whether click, or `refuse`, refused anything.
+
     `uncertain`: names of the arguments, if any may be the value of an unknown option. What is said of these parameters
     elsewhere is dropped: it is not about the value that was meant.
     """
@@ -32,11 +34,11 @@ class UsageProblems(ProblemCollector):
         """`hint`: how to get help, printed after what click refuses."""
         super().__init__()
         self.refused, self.uncertain = set[str](), set[str]()
-        self._hint, self._has_refusals = hint, False
+        self._hint, self.has_refusals = hint, False
 
     def refuse(self, message: str, *names: str) -> None:
         """Add what click refuses. `names`: of the parameters that have no valid value because of it."""
-        self._has_refusals = True
+        self.has_refusals = True
         with self:
             raise ParameterError([message])
         self.refused.update(names)
@@ -52,7 +54,7 @@ class UsageProblems(ProblemCollector):
         try:
             super().raise_all()
         except (ParameterError, SettingsError) as error:
-            error.hint = self._hint if self._has_refusals else None
+            error.hint = self._hint if self.has_refusals else None
             raise
 
 
@@ -73,8 +75,24 @@ def shell_line(arguments: Sequence[str]) -> str:
     return subprocess.list2cmdline(arguments) if sys.platform == "win32" else shlex.join(arguments)
 
 
-class Command(click.Command):
-    """A command whose problems of usage are in `problems()`."""
+class _WithExamples(click.Command):
+    """A command whose help ends with examples: lines for a shell, which are not wrapped."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.examples = tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog, then the examples."""
+        super().format_epilog(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in "\n".join(self.examples).splitlines():
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class Command(_WithExamples):
+    """A command whose problems of usage are in `problems()`. `examples`: of its help."""
 
     allow_extra_args = True  # they are reported here
 
@@ -99,8 +117,8 @@ class Command(click.Command):
         return rest
 
 
-class Group(click.Group):
-    """A group whose commands have their problems of usage in `problems()`."""
+class Group(_WithExamples, click.Group):
+    """A group whose commands have their problems of usage in `problems()`. `examples`: of its help."""
 
     command_class = Command
 

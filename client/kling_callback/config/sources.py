@@ -39,7 +39,17 @@ class Sources:
             "environment": {name: _text(value) for name, value in environment.items()},
             "file": {name: _text(value) for name, value in file.items()},
         }
-        self._path = _absolute(path)
+        self.path = _absolute(path)
+
+    def used(self, variable: str) -> tuple[Source | None, str]:
+        """The source that decides on a variable, and its text there; None and "" if none sets it."""
+        name = variable.lower()
+        source = next((each for each, values in self._values.items() if values.get(name)), None)
+        return source, self._values[source][name] if source else ""
+
+    def place(self, source: Source | None) -> str:
+        """What people call a source: of a file, its path; of none, the default."""
+        return str(self.path) if source == "file" else source or "default"
 
     def of(self, variable: str) -> set[Source]:
         """The sources that set a variable to its value in use; none if it has none."""
@@ -63,12 +73,12 @@ class Sources:
                 problems.append(
                     f"{address} comes from {self._place(own)}, but {' and '.join(foreign)} from {where}. A .env file "
                     "of another project must not decide where a secret is used. Set both in the environment, or both "
-                    f"in {self._path}."
+                    f"in {self.path}."
                 )
         return problems
 
     def _place(self, sources: set[Source]) -> str:
-        return next((text for source, text in NAMES.items() if source in sources), str(self._path))
+        return next((text for source, text in NAMES.items() if source in sources), str(self.path))
 
 
 def _are_apart(address: set[Source], secret: set[Source]) -> bool:

@@ -56,6 +56,22 @@ def with_callback(family: str, body: Mapping[str, Any], task_id: str, callback_u
     return {**body, "options": {**options_of(family, body), **ours}}
 
 
+def prompt_of(request: Any) -> str:
+    """The text of a create that says what is wanted, wherever its standard has it; "" without one.
+
+    `request`: the body, as the receiver has it.
+    """
+    if not isinstance(request, Mapping):
+        return ""
+    shots = request.get("multi_prompt")
+    first = shots[0] if isinstance(shots, list) and shots else None
+    contents = request.get("contents")
+    texts = [each.get("text") for each in contents if isinstance(each, Mapping)] if isinstance(contents, list) else []
+    shot = first.get("prompt") if isinstance(first, Mapping) else None
+    candidates = (request.get("prompt"), *texts, shot, request.get("text"))
+    return next((each for each in candidates if isinstance(each, str) and each.strip()), "")
+
+
 def model_of(family: str, body: Mapping[str, Any]) -> str:
     """The model's name, from the body or from the end of a new-standard path; "" without one."""
     if is_new_standard(family):

@@ -26,7 +26,10 @@ TOKEN_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 """As of hooks (`hooks.config.NAME`), which takes long to import."""
 
 
-@click.command(cls=usage.Command)
+@click.command(
+    cls=usage.Command,
+    examples=["kling-receiver token --role read --days 30", "kling-receiver token --role client --name shop"],
+)
 @usage.option("--role", type=click.Choice(["admin", "client", "read"]), default="client", show_default=True)
 @usage.option("--name", help="Small letters, digits, - and _. A token with a name can be listed and revoked.")
 @usage.option(
@@ -63,7 +66,7 @@ def token(role: Role, name: str | None, days: int | None, max_age: int | None) -
     return click.echo(text)
 
 
-@click.group(cls=usage.Group)
+@click.group(cls=usage.Group, examples=["kling-receiver tokens list", "kling-receiver tokens revoke shop"])
 def tokens() -> None:
     """List and revoke bearer tokens that have a name.
 
@@ -71,7 +74,7 @@ def tokens() -> None:
     """
 
 
-@tokens.command("list")
+@tokens.command("list", examples=["kling-receiver tokens list"])
 @options.json_option
 @report_errors
 def list_tokens(as_json: bool) -> None:
@@ -87,7 +90,7 @@ def list_tokens(as_json: bool) -> None:
     _print_rows(rows, columns, as_json=as_json)
 
 
-@tokens.command()
+@tokens.command(examples=["kling-receiver tokens revoke shop"])
 @usage.argument("name", metavar="NAME")
 @report_errors
 def revoke(name: str) -> None:
@@ -99,7 +102,7 @@ def revoke(name: str) -> None:
     terminal.print_message(f"{name} revoked.")
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver login-link", "kling-receiver login-link --role read"])
 @usage.option("--role", type=click.Choice(["admin", "client", "read"]), default="admin", show_default=True)
 @report_errors
 def login_link(role: Role) -> None:
@@ -118,7 +121,7 @@ def new_login_link(settings: ReceiverSettings, role: Role = "admin") -> str:
     return f"{settings.links_base}/dashboard/login?link={quote(token)}"
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver audit --limit 20", "kling-receiver audit --json"])
 @usage.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @options.json_option
 @report_errors

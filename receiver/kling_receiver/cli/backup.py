@@ -17,7 +17,7 @@ from kling_receiver.store.errors import DatabaseError
 from kling_receiver.store.transaction import command_transaction
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver backup /srv/backup/monday"])
 @usage.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @report_errors
 def backup(folder: Path) -> None:
@@ -41,7 +41,7 @@ def backup(folder: Path) -> None:
         exit_with([*lost, "Download them again with: kling-receiver tasks fetch ID"], FAILED)
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver restored"])
 @report_errors
 def restored() -> None:
     """Continue from a restored database.

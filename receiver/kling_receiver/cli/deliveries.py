@@ -35,7 +35,10 @@ path_argument = usage.argument("path", metavar="EVENT/HOOK", type=Delivery())
 hook_option = usage.option("--hook", help="Only deliveries to this hook.")
 
 
-@click.group(cls=usage.Group)
+@click.group(
+    cls=usage.Group,
+    examples=["kling-receiver deliveries list --state dead", "kling-receiver deliveries retry --dead"],
+)
 def deliveries() -> None:
     """List and retry deliveries to hooks.
 
@@ -45,7 +48,13 @@ def deliveries() -> None:
     """
 
 
-@deliveries.command("list")
+@deliveries.command(
+    "list",
+    examples=[
+        "kling-receiver deliveries list --state dead --hook shop",
+        "kling-receiver deliveries list --task order-42",
+    ],
+)
 @hook_option
 @usage.option("--state", type=click.Choice(STATES), help="dead: given up; `deliveries retry` sends them again.")
 @usage.option("--task", help="Only deliveries about this task.")
@@ -94,7 +103,7 @@ def _format_attempt(attempt: dict[str, Any] | None) -> str:
     return f"{outcome[:MAX_REASON_CHARS]}, {attempt['duration_ms']} ms"
 
 
-@deliveries.command()
+@deliveries.command(examples=["kling-receiver deliveries show 123/shop"])
 @path_argument
 @options.json_option
 @report_errors
@@ -104,7 +113,9 @@ def show(path: str, as_json: bool) -> None:
     terminal.print_json(document, pretty=not as_json)
 
 
-@deliveries.command()
+@deliveries.command(
+    examples=["kling-receiver deliveries retry 123/shop 124/shop", "kling-receiver deliveries retry --dead --hook shop"]
+)
 @usage.argument("chosen", metavar="[EVENT/HOOK]...", nargs=-1, type=Delivery())
 @usage.option("--dead", is_flag=True, help="All dead deliveries.")
 @hook_option
@@ -128,7 +139,10 @@ def retry(chosen: tuple[str, ...], dead: bool, hook: str | None) -> None:
     terminal.print_message(f"Deliveries to be sent again: {count}. A paused hook gets them once it is resumed.")
 
 
-@click.command(cls=usage.Command)
+@click.command(
+    cls=usage.Command,
+    examples=["kling-receiver replay --since 2026-11-21T08:00 --hook shop", "kling-receiver replay --task order-42"],
+)
 @usage.option("--from", "from_", type=click.IntRange(1), metavar="EVENT_ID", help="All events from this one on.")
 @usage.option("--since", metavar="TIME", help="All events since this time (ISO 8601; UTC, unless it has a zone).")
 @usage.option("--task", metavar="ID", help="All events of this task.")

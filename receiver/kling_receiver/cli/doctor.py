@@ -55,7 +55,7 @@ class Check:
     message: str
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver doctor", "kling-receiver doctor --json"])
 @options.json_option
 def doctor(as_json: bool) -> None:
     """Check that callbacks can reach this receiver.

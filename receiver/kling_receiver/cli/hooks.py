@@ -34,7 +34,10 @@ ANY_HOST = Allowlist.parse(["0.0.0.0/0", "::/0"])
 name_argument = usage.argument("name", metavar="NAME")
 
 
-@click.group(cls=usage.Group)
+@click.group(
+    cls=usage.Group,
+    examples=["kling-receiver hooks list", "kling-receiver hooks add https://shop.example.com/kling --event task.done"],
+)
 def hooks() -> None:
     """Add, list, test, pause and remove hooks.
 
@@ -82,7 +85,12 @@ class Secret(click.ParamType[str]):
         return line or self.fail("there is no secret on stdin.", param, ctx)
 
 
-@hooks.command()
+@hooks.command(
+    examples=[
+        "kling-receiver hooks add https://shop.example.com/kling --event task.done",
+        "kling-receiver hooks add 'command:/usr/local/bin/publish --album kling'",
+    ]
+)
 @usage.argument("address", metavar="ADDRESS")
 @usage.option("--name", default="", help="Small letters, digits, - and _. Without it, a name is generated.")
 @usage.option(
@@ -186,7 +194,7 @@ OTHER_DATABASE = (
 )
 
 
-@hooks.command("list")
+@hooks.command("list", examples=["kling-receiver hooks list"])
 @options.json_option
 @report_errors
 def list_hooks(as_json: bool) -> None:
@@ -230,7 +238,7 @@ def _state(row: dict[str, Any]) -> str:
     return str(row["state"])
 
 
-@hooks.command()
+@hooks.command(examples=["kling-receiver hooks show shop"])
 @name_argument
 @options.json_option
 @report_errors
@@ -240,7 +248,7 @@ def show(name: str, as_json: bool) -> None:
     terminal.print_json(document, pretty=not as_json)
 
 
-@hooks.command()
+@hooks.command(examples=["kling-receiver hooks test shop"])
 @name_argument
 @options.json_option
 @report_errors
@@ -260,7 +268,7 @@ def test(name: str, as_json: bool) -> None:
         sys.exit(FAILED)
 
 
-@hooks.command()
+@hooks.command(examples=["kling-receiver hooks pause shop"])
 @name_argument
 @report_errors
 def pause(name: str) -> None:
@@ -269,7 +277,7 @@ def pause(name: str) -> None:
     terminal.print_message(f"{hook['name']} paused. Its events are kept.")
 
 
-@hooks.command()
+@hooks.command(examples=["kling-receiver hooks resume shop"])
 @name_argument
 @report_errors
 def resume(name: str) -> None:
@@ -281,7 +289,12 @@ def resume(name: str) -> None:
     terminal.print_message(f"{hook['name']} resumed.")
 
 
-@hooks.command()
+@hooks.command(
+    examples=[
+        "kling-receiver hooks rotate shop",
+        "kling-receiver hooks rotate shop --overlap 3600",
+    ]
+)
 @name_argument
 @usage.option(
     "--secret",
@@ -307,7 +320,7 @@ def rotate(name: str, secret: str, overlap: float) -> None:
         terminal.print_data(answer["secret"])
 
 
-@hooks.command("task-secret")
+@hooks.command("task-secret", examples=["kling-receiver hooks task-secret"])
 def task_secret() -> None:
     """Print the secret of the hooks of single tasks.
 
@@ -318,7 +331,7 @@ def task_secret() -> None:
     terminal.print_data(task_hook_secrets(settings.signing_secrets)[0])
 
 
-@hooks.command()
+@hooks.command(examples=["kling-receiver hooks remove shop"])
 @name_argument
 @report_errors
 def remove(name: str) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -38,10 +38,12 @@ class LazyCommand:
 class LazyGroup(click.Group):
     """A group of commands that are imported when invoked."""
 
-    def __init__(self, *args: Any, lazy_commands: Mapping[str, LazyCommand], **kwargs: Any) -> None:
-        """`lazy_commands`: by name, in the order of the help."""
+    def __init__(
+        self, *args: Any, lazy_commands: Mapping[str, LazyCommand], examples: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        """`lazy_commands`: by name, in the order of the help. `examples`: lines at its end."""
         super().__init__(*args, **kwargs)
-        self.lazy_commands = lazy_commands
+        self.lazy_commands, self.examples = lazy_commands, tuple(examples)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command. An output that cannot be written is a message, no traceback."""
@@ -81,6 +83,12 @@ class LazyGroup(click.Group):
         """Write the list of commands from their summaries."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, lazy.summary) for name, lazy in self.lazy_commands.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, as `usage.Command` does, whose import takes longer than the help."""
+        with formatter.section("Examples"):
+            for line in self.examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
 @contextmanager

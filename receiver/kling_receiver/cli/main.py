@@ -33,6 +33,7 @@ COMMANDS = {
     cls=LazyGroup,
     lazy_commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
+    examples=["kling-receiver serve --host 0.0.0.0 --port 8000", "kling-receiver doctor"],
 )
 @click.version_option(__version__, prog_name="kling-receiver")
 def main() -> None:

@@ -11,7 +11,7 @@ from kling_receiver.store.database import Database
 from kling_receiver.store.transaction import command_transaction
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver migrate"])
 @report_errors
 def migrate() -> None:
     """Create or update the tables of the database. `serve` does the same at its start.

@@ -30,7 +30,7 @@ EXIT_SECONDS = 2.0
 """Seconds from the end of the shutdown to the end of the process, if threads are blocked."""
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling-receiver serve", "kling-receiver serve --host 0.0.0.0 --port 8080"])
 @usage.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @usage.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
 @report_errors

@@ -6,14 +6,16 @@ import click
 
 from kling_callback.api.receiver import ReceiverApi, task_path
 from kling_callback.base import BaseTask
-from kling_callback.cli import options, param_types, terminal, usage
+from kling_callback.cli import options, param_types, task_table, terminal, usage
 from kling_callback.errors import ReceiverError
 from kling_receiver.cli.answers import ListedTask, QueriedTask, checked
 from kling_receiver.cli.base import report_errors
 from kling_receiver.cli.connect import call_receiver
 
 
-@click.group(cls=usage.Group)
+@click.group(
+    cls=usage.Group, examples=["kling-receiver tasks list --status processing", "kling-receiver tasks ask order-42"]
+)
 def tasks() -> None:
     """List, adopt and cancel tasks, query Kling, download files again.
 
@@ -23,20 +25,20 @@ def tasks() -> None:
     """
 
 
-@tasks.command("list")
+@tasks.command("list", examples=["kling-receiver tasks list --status failed --limit 20"])
 @options.list_options
 @report_errors
 def list_tasks(limit: int, as_json: bool, **filters: Any) -> None:
     """List tasks, newest first."""
     documents = call_receiver(lambda receiver: receiver.tasks(limit, **filters))
     if not as_json:
-        return terminal.print_tasks([BaseTask(document) for document in documents])
+        return task_table.print_tasks([BaseTask(document) for document in documents])
     for document in documents:
         terminal.print_json(document)
     return None
 
 
-@tasks.command()
+@tasks.command(examples=["kling-receiver tasks show order-42"])
 @options.id_argument
 @options.json_option
 @report_errors
@@ -45,7 +47,7 @@ def show(task_id: str, as_json: bool) -> None:
     terminal.print_json(call_receiver(lambda receiver: receiver.task(task_id)), pretty=not as_json)
 
 
-@tasks.command()
+@tasks.command(examples=["kling-receiver tasks ask order-42"])
 @options.id_argument
 @options.json_option
 @report_errors
@@ -54,7 +56,7 @@ def ask(task_id: str, as_json: bool) -> None:
     _query_kling(task_id, "ask", as_json=as_json)
 
 
-@tasks.command()
+@tasks.command(examples=["kling-receiver tasks fetch order-42"])
 @options.id_argument
 @options.json_option
 @report_errors
@@ -66,7 +68,7 @@ def fetch(task_id: str, as_json: bool) -> None:
     _query_kling(task_id, "fetch", as_json=as_json)
 
 
-@tasks.command()
+@tasks.command(examples=["kling-receiver tasks adopt videos/text2video 831902834912345678"])
 @usage.argument("family", metavar="FAMILY")
 @usage.argument("kling_id", metavar="TASK_ID", type=param_types.TaskId())
 @options.json_option
@@ -82,7 +84,7 @@ def adopt(family: str, kling_id: str, as_json: bool) -> None:
     _print_answer(answer, as_json=as_json)
 
 
-@tasks.command(cls=usage.Command)
+@tasks.command(examples=["kling-receiver tasks cancel order-42 order-43"])
 @usage.argument("task_ids", metavar="ID...", nargs=-1, required=True, type=param_types.TaskId())
 @options.json_option
 @report_errors
@@ -109,7 +111,7 @@ def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
         for document in cancelled:
             terminal.print_json(document)
     elif cancelled:
-        terminal.print_tasks([BaseTask(document) for document in cancelled])
+        task_table.print_tasks([BaseTask(document) for document in cancelled])
     if refused := [outcome for outcome in outcomes if isinstance(outcome, ReceiverError)]:
         for error in refused[:-1]:
             terminal.print_message(str(error))
@@ -131,4 +133,4 @@ def _print_answer(answer: dict[str, Any], *, as_json: bool) -> None:
         terminal.print_message(f"Kling says {status}." if status else "Kling's status could not be parsed.")
     else:
         terminal.print_message("The task is known already; Kling was not queried.")
-    terminal.print_tasks([BaseTask(answer["task"])])
+    task_table.print_tasks([BaseTask(answer["task"])])

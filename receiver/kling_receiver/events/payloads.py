@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, overload
+from urllib.parse import quote
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -145,6 +146,10 @@ class Payloads:
             "error": result["error"] or None,
             "warning": result["warning"] or None,
         }
+
+    def page(self, task_id: str) -> str:
+        """The address of a task's page for people, below the same base as the links to files."""
+        return f"{self._url}/dashboard/tasks/{quote(task_id, safe='')}"
 
     def kling(self, detail: TaskDetail, *, new: bool | None = None) -> dict[str, Any]:
         """Render a task as Kling's own record, with links that live as long as Kling's files. `new`: as there."""

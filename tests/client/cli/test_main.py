@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
@@ -26,9 +28,9 @@ from kling_callback.api.receiver import ReceiverApi
 from kling_callback.base import BaseTask
 from kling_callback.cli.main import kling as command
 from kling_callback.cli.main import main, report_error
-from kling_callback.cli.progress import live_progress
+from kling_callback.cli.progress import format_seconds, live_progress
 from kling_callback.cli.run import warn_about_create
-from kling_callback.cli.terminal import print_json, print_task, print_tasks
+from kling_callback.cli.terminal import print_json, print_records, print_task
 from kling_callback.display import escape
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.protocol.events import Event
@@ -516,6 +518,33 @@ def test_show_prints_failures_warnings_and_outputs(capsys: pytest.CaptureFixture
     ]
 
 
+def test_a_narrow_terminal_has_the_links_below_the_files(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, on a line of their own, so that they can be opened; a wide one has them in the table."""
+    link = f"https://kling.example.com/api/tasks/a/results/0?signature={'x' * 60}"
+    file = {"index": 0, "kind": "image", "status": "stored", "content_type": "image/png", "size": 9, "href": link}
+    task = BaseTask({"id": "a", "status": "succeed", "results": [file, {"index": 1, "status": "pending"}]})
+    for width, rows in ((60, 4), (200, 3)):
+        print_task(task, width)
+        lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
+        assert (len(lines), [line.split()[-1] for line in lines].count(link)) == (rows, 1)
+        assert max(len(line) for line in lines if link not in line) <= width
+
+
+def test_the_settings_of_a_narrow_terminal_are_one_below_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a table where it fits; each cell on a line of its own where they do not fit together."""
+    columns = [("SETTING", ["KLING_A", "KLING_B"]), ("VALUE", ["on", "x" * 30]), ("FROM", ["default", "/home/me/.env"])]
+    shown = {}
+    for width in (80, 44, 80):
+        print_records(columns, width)
+        shown[width] = capsys.readouterr().out.splitlines()
+    assert shown[80] == [
+        "SETTING  VALUE                           FROM",
+        "KLING_A  on                              default",
+        f"KLING_B  {'x' * 30}  /home/me/.env",
+    ]
+    assert shown[44] == ["KLING_A", "  on  default", "KLING_B", f"  {'x' * 30}", "  /home/me/.env"]
+
+
 def test_outputs_that_are_no_files_are_printed(
     run: Run, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,36 +571,11 @@ def test_list_is_a_table_or_json(run: Run) -> None:
     for number in range(3):
         run("text-to-image", "x", "--external-task-id", f"order-{number}", "--tag", f"tag-{number}")
     lines = run("list").out.splitlines()
-    assert lines[0].split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
+    assert lines[0].split() == ["ID", "STATUS", "CREATED", "FAMILY", "MODEL", "TAGS", "FILES", "COST", "PROMPT"]
     assert [line.split()[0] for line in lines[1:]] == ["order-2", "order-1", "order-0"]
     assert [json.loads(line)["id"] for line in run("list", "--tag", "tag-1", "--json").out.splitlines()] == ["order-1"]
     assert len(run("list", "--limit", "2", "--status", "succeed").out.splitlines()) == 3
     assert len(run("list", "--family", "videos/text2video").out.splitlines()) == 1
-
-
-def test_a_list_shortens_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ids can be copied, wide characters are aligned, and the status names failed files."""
-    usual = {
-        "family": "images/generations",
-        "created_at": "2026-11-21T02:44:05.504Z",
-        "model": "",
-        "done": True,
-    }
-    failed = {"results": [{"status": "failed"}, {"status": "stored"}]}
-    print_tasks(
-        [
-            BaseTask({"id": "x" * 128, "status": "processing", **usual, "tags": ["袋鼠", "b\x1b"]}),
-            BaseTask({"id": "b", "status": "succeed", **usual, **failed}),
-            BaseTask({"id": "c", "status": "succeed", **usual, "done": False}),
-        ]
-    )
-    heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["ID", "STATUS", "CREATED", "FAMILY", "TAGS"]
-    assert lines[0] == f"{'x' * 128}  processing                    2026-11-21 02:44Z  images/generations  袋鼠, b\\x1b"
-    assert lines[1].split(maxsplit=1)[1] == "succeed, 1 of 2 files failed  2026-11-21 02:44Z  images/generations"
-    assert "succeed, fetching " in lines[2]
-    print_tasks([])
-    assert capsys.readouterr().out == "ID  STATUS\n"
 
 
 def test_an_output_that_cannot_be_written_is_2_before_the_create(run: Run, tmp_path: Path, gateway: Sandbox) -> None:
@@ -668,6 +672,7 @@ def test_help_and_version(bare: Run) -> None:
         "batch",
         "call",
         "cancel",
+        "config",
         "create",
         "image-to-image",
         "image-to-video",
@@ -710,8 +715,8 @@ def test_json_output_is_the_same_document(document: Any) -> None:
 def test_progress_fits_60_columns(task: dict[str, Any], text: str) -> None:
     """With an id of ours, nothing is cut off, neither a place in a long queue nor the number of files."""
     out, task_id = StringIO(), "01M8BY2G2EB8FKSM2S0KYN8W39"
-    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as update:
-        update(Event(1, "task.queued", "", {}, task, LOG))
+    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as display:
+        display.update(Event(1, "task.queued", "", {}, task, LOG))
     assert f"{task_id} {text}" in out.getvalue()
     assert "…" not in out.getvalue()
 
@@ -721,12 +726,31 @@ def test_progress_shows_status_and_files() -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=100)
     task = {"id": "a", "status": "succeed", "results": [{"status": "stored"}, {"status": "pending"}]}
-    with live_progress("a", console) as update:
-        update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
-        update(Event(2, "result.stored", "", {}, task, LOG))
+    with live_progress("a", console) as display:
+        display.update(Event(1, "task.processing", "", {}, {"id": "a", "status": "processing"}, LOG))
+        display.update(Event(2, "result.stored", "", {}, task, LOG))
     assert "a succeed, 1 of 2 files" in out.getvalue()
-    with live_progress("a", Console(file=StringIO())) as update:
-        update(Event(1, "task.processing", "", {}, task, LOG))
+    with live_progress("a", Console(file=StringIO())) as display:
+        display.update(Event(1, "task.processing", "", {}, task, LOG))
+
+
+def test_progress_shows_the_age_and_the_usual_time() -> None:
+    """Within 60 columns: while the task is at Kling, and not in the queue or while files are fetched."""
+    out, task_id = StringIO(), "01M8BY2G2EB8FKSM2S0KYN8W39"
+    hour_ago = datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()
+    with live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as display:
+        display.expect(3730)
+        display.update(Event(1, "", "", {}, {"status": "processing", "created_at": hour_ago}, LOG))
+        assert display.is_shown
+    shown = re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", out.getvalue())
+    assert f"1:00:00 of ~1:02:10 {task_id} processing\n" in shown
+    for task in ({"status": "created", "queue_position": 2}, {"status": "succeed"}):
+        with StringIO() as out, live_progress(task_id, Console(file=out, force_terminal=True, width=60)) as display:
+            display.update(Event(1, "", "", {}, task, LOG))
+            display.expect(130)
+            display.update(Event(1, "", "", {}, task, LOG))
+            assert " of ~" not in out.getvalue()
+    assert [format_seconds(each) for each in (0.4, 59.6, 130)] == ["0:00", "1:00", "2:10"]
 
 
 def test_progress_shows_retries(bare: Run) -> None:
@@ -879,7 +903,7 @@ def test_version_and_help_import_no_heavy_module(option: str) -> None:
         (["create", "images/generations", "--body", '{"prompt": "x"}', "--no-wait"], 0, "\n", ""),
         (["wait", "missing"], 1, "", "no such task"),
         (["show", "missing"], 1, "", "no such task"),
-        (["list"], 0, "ID  STATUS\n", ""),
+        (["list"], 0, "ID\tSTATUS\t", ""),
         (["listen", "--from", "0"], 2, "", "not an event's id"),
     ],
 )

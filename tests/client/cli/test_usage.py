@@ -70,9 +70,13 @@ REPORTS: dict[str, tuple[str, list[str]]] = {
     ),
     "a wait": (
         "wait a/b --timeout x --output a-file",
-        [TIMEOUT, "Invalid value for 'ID'", "output: ", *TO_WAIT],
+        [TIMEOUT, "Invalid value for '[ID]...'", "output: ", *TO_WAIT],
     ),
-    "no id": ("wait --output a-file", ["Missing argument 'ID'.", "output: ", *TO_WAIT]),
+    "no id": ("wait --output a-file", ["Name tasks by their ids", "output: ", *TO_WAIT]),
+    "several waits": (
+        "wait a a/b c/d --tag t --timeout x --output x.png",
+        [TIMEOUT, *["Invalid value for '[ID]...'"] * 2, "output: 'x.png' is a file", *TO_WAIT],
+    ),
     "an id": ("show a/b --bogus=1", [UNKNOWN, "Invalid value for 'ID'", *TO_WAIT]),
     "filters": (
         "list --status lost --limit 0 videos/text2video",

@@ -261,7 +261,7 @@ def test_a_read_only_folder_is_explained(tmp_path: Path, command: str) -> None:
     [
         (["doctor"], 0, "ok   callback", ""),
         (["migrate"], 1, "", "Stop it first"),
-        (["tasks", "list"], 0, "ID  STATUS\n", ""),
+        (["tasks", "list"], 0, "ID\tSTATUS\t", ""),
         (["hooks", "show", "missing"], 1, "", "There is no such hook"),
         (["deliveries", "retry"], 2, "", "Name deliveries"),
         (["replay", "--from", "1"], 0, "", "There is no hook."),

@@ -121,7 +121,9 @@ class TaskRoutes:
         return JSONResponse(content, 201 if result.created else 200)
 
     async def _show(self, request: Request) -> Response:
-        return JSONResponse(self._payloads.task(await get_task_or_404(self._reader, request.path_params["id"])))
+        detail = await get_task_or_404(self._reader, request.path_params["id"])
+        page = f'<{self._payloads.page(detail.row["id"])}>; rel="alternate"; type="text/html"'
+        return JSONResponse(self._payloads.task(detail), headers={"Link": page})
 
     async def _list(self, request: Request) -> Response:
         page = await self._reader.render_page(parse_filter(request), lambda detail: _json(self._payloads.task(detail)))

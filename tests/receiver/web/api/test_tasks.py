@@ -227,6 +227,16 @@ def test_a_database_that_cannot_be_written_is_answered_503(running: Running) -> 
     engine.dispose()
 
 
+def test_a_task_names_its_page(start: Start) -> None:
+    """Below KLING_LINKS_URL, by our id whichever was asked for; of a task without files as well."""
+    running = start(links_url="https://people.example.com/kling")
+    register(running, "order:42", outcome="created", task_id="k1")
+    for any_id in ("order:42", "k1"):
+        link = get(running, f"/api/tasks/{any_id}").links["alternate"]
+        assert link["url"] == "https://people.example.com/kling/dashboard/tasks/order%3A42"
+        assert link["type"] == "text/html"
+
+
 # --- lists -------------------------------------------------------------------------------------------------
 
 

@@ -5,14 +5,20 @@ from typing import Any
 import click
 
 from kling_callback.calls import prepare_call
-from kling_callback.cli import options, param_types, terminal, usage
+from kling_callback.cli import completion, options, param_types, terminal, usage
 from kling_callback.cli.run import with_kling
 from kling_callback.errors import CreateUnknown
 from kling_callback.settings import TO_CALL
 
 
-@click.command(cls=usage.Command)
-@usage.argument("path")
+@click.command(
+    cls=usage.Command,
+    examples=[
+        "kling call general/presets-voices",
+        'kling call videos/identify-face \\\n  --body \'{"video_url": "https://example.com/face.mp4"}\'',
+    ],
+)
+@usage.argument("path", shell_complete=completion.synchronous_paths)
 @usage.option(
     "--body",
     type=param_types.Json(),

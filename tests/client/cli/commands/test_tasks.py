@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from kling_sandbox import Sandbox
-from tests.client.cli.test_main import Ran
+from tests.client.cli.test_main import Ran, piped
 from tests.client.cli.test_main import bare as bare  # a fixture
 from tests.client.cli.test_main import receiver as receiver
 from tests.client.cli.test_main import run as run
 from tests.client.cli.test_main import settings as settings
-from tests.support.receiver import Running
+from tests.support.receiver import Running, Start
 from tests.support.web import Host, Visit, host
 from tools.harness.submitting import register, submit
 
@@ -25,6 +26,47 @@ def test_a_task_is_found_by_any_id(run: Run, receiver: Running, gateway: Sandbox
     assert run("show", kling_id, "--json").json["id"] == task
     waited = run("wait", kling_id, "--json")
     assert (waited.code, waited.json["id"]) == (0, task)
+
+
+def test_the_page_of_a_task_is_opened(start: Start, gateway: Sandbox, settings: dict[str, str], tmp_path: Path) -> None:
+    """By any id, at the address of KLING_LINKS_URL, which only the receiver knows; without a browser it is printed."""
+    receiver = start(api_base=gateway.url, links_url="https://people.example.com/kling", data_dir=tmp_path / "links")
+    task, kling_id = submit(receiver, gateway)
+    page = f"https://people.example.com/kling/dashboard/tasks/{task}"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o700)
+    changed = {"KLING_RECEIVER_URL": receiver.url, "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    ran = piped(settings, "show", kling_id, "--open", **changed, BROWSER=f"{browser} %s")
+    assert (ran.returncode, ran.stdout.decode(), ran.stderr) == (0, f"{page}\n", b"")
+    assert (tmp_path / "opened").read_text() == page
+    browser.write_text("#!/bin/sh\nexit 1\n")
+    ran = piped(settings, "show", task, "--open", **changed, BROWSER=f"{browser} %s", PATH="/nowhere")
+    assert (ran.returncode, ran.stdout.decode()) == (0, f"{page}\n")
+    assert b"No browser can be started here" in ran.stderr
+
+
+def test_a_page_is_not_json(run: Run) -> None:
+    """--open prints an address."""
+    ran = run("show", "order-42", "--open", "--json")
+    assert (ran.code, ran.out, "--open and --json" in ran.err) == (2, "", True)
+
+
+@pytest.mark.parametrize("link", [None, "<javascript:alert(1)>; rel=alternate", "<file:///etc/passwd>; rel=alternate"])
+def test_an_address_that_is_no_page_is_not_opened(bare: Run, link: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an older receiver, or of another server: the message says what to do instead."""
+
+    def respond(visit: Visit) -> None:
+        task = {"id": "a", "status": "succeed"}
+        visit.answer(200, json.dumps(task).encode(), **({"Link": link} if link else {}))
+
+    with host(respond) as web:
+        monkeypatch.setenv("KLING_RECEIVER_URL", web.url)
+        monkeypatch.setenv("KLING_RECEIVER_TOKEN", "a-token")
+        ran = bare("show", "a", "--open")
+    assert (ran.code, ran.out) == (1, "")
+    assert "names no page" in ran.err
+    assert "kling show" in ran.err
 
 
 @pytest.mark.parametrize("name", ["show", "wait"])
@@ -85,13 +127,13 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 def test_families_that_a_relay_lacks_are_named(bare: Run, relay: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr, unless one was asked for, which is an error; so is any other refusal."""
-    monkeypatch.setattr("kling_callback.cli.tasks.ASYNCHRONOUS", ("images/generations", "videos/text2video"))
+    monkeypatch.setattr("kling_callback.cli.commands.tasks.ASYNCHRONOUS", ("images/generations", "videos/text2video"))
     ran = bare("list", "--at-kling")
     assert (ran.code, [line.split()[0] for line in ran.out.splitlines()[1:]]) == (0, ["k1", "k2\\x1b"])
     assert "No list at this API base: images/generations." in ran.err
     assert bare("list", "--at-kling", "images/generations").code == 1
     assert "1000" in bare("list", "--at-kling", "videos/image2video").err
-    monkeypatch.setattr("kling_callback.cli.tasks.ASYNCHRONOUS", ("images/generations",))
+    monkeypatch.setattr("kling_callback.cli.commands.tasks.ASYNCHRONOUS", ("images/generations",))
     assert bare("list", "--at-kling").code == 1
 
 

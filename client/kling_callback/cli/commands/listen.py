@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from kling_callback.listen.cursor import Cursor
 
 
-@click.command(cls=usage.Command)
+@click.command(
+    cls=usage.Command,
+    examples=[
+        "kling listen --forward http://localhost:3000/hook",
+        "kling listen --exec 'python3 publish.py' --event task.done --tag spring",
+    ],
+)
 @usage.option("--forward", type=param_types.UrlParam(), help="POST each event to this URL, signed as for a hook.")
 @usage.option(
     "--exec",

@@ -1,4 +1,4 @@
-"""The commands `kling wait`, `show`, `cancel` and `list`: tasks at the receiver, or in Kling's own list."""
+"""The commands `kling show`, `cancel` and `list`: tasks at the receiver, or in Kling's own list."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -7,15 +7,14 @@ import click
 
 from kling_callback.api.refusals import NO_SUCH_PATH
 from kling_callback.calls import check_listed
-from kling_callback.cli import options, terminal, usage
+from kling_callback.cli import completion, options, task_table, terminal, usage
 from kling_callback.cli.param_types import TaskId
-from kling_callback.cli.run import WaitOptions, run_task, with_kling
+from kling_callback.cli.run import with_kling
 from kling_callback.errors import GatewayError, ReceiverError
 from kling_callback.kling import AsyncKling
 from kling_callback.protocol.families import ASYNCHRONOUS
 from kling_callback.protocol.reports import UNKNOWN_TASK
 from kling_callback.settings import TO_CALL, TO_WAIT
-from kling_callback.tasks import AsyncTask
 
 Record = dict[str, Any]
 """A task as Kling has it."""
@@ -24,22 +23,7 @@ NO_SUCH_LIST = UNKNOWN_TASK | {1202, 1203}
 """Kling's codes for a path or a method that it does not have, and for the path of a task that it does not know."""
 
 
-@click.command("wait", cls=usage.Command)
-@options.id_argument
-@options.wait_options
-def wait_for(task_id: str, **waiting: Any) -> None:
-    """Wait for a task, then save or print its results."""
-
-    async def begin(kling: AsyncKling) -> AsyncTask:
-        return kling.attach(task_id)
-
-    wait_options = WaitOptions(**waiting)
-    with usage.problems():
-        wait_options.check()
-    run_task(begin, TO_WAIT, task_id, wait_options)
-
-
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling cancel order-42 order-43"])
 @usage.argument("task_ids", metavar="ID...", nargs=-1, required=True, type=TaskId())
 @options.json_option
 def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
@@ -69,20 +53,41 @@ def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
         raise refused[-1]
 
 
-@click.command(cls=usage.Command)
+@click.command(cls=usage.Command, examples=["kling show order-42", "kling show order-42 --open"])
 @options.id_argument
+@usage.option("--open", "open_page", is_flag=True, help="Open the task's page in the browser, and print its address.")
 @options.json_option
-def show(task_id: str, as_json: bool) -> None:
+def show(task_id: str, open_page: bool, as_json: bool) -> None:
     """Print a task with its files and other outputs.
 
     ID is ours, Kling's, or the external_task_id that another program sent.
     """
+    if open_page:
+        if as_json:
+            usage.problems().refuse("--open and --json cannot be combined.")
+        return _open(with_kling(TO_WAIT, lambda kling: kling.attach(task_id).page_url()))
     task = with_kling(TO_WAIT, lambda kling: kling.task(task_id))
-    terminal.print_json(task.data) if as_json else terminal.print_task(task)
+    return terminal.print_json(task.data) if as_json else terminal.print_task(task)
 
 
-@click.command("list", cls=usage.Command)
-@usage.argument("families", metavar="[FAMILY]...", nargs=-1)
+def _open(address: str) -> None:
+    """Open a page in the browser, if there is one, and print its address."""
+    import webbrowser  # here: the other commands start faster without
+
+    terminal.print_data(address)
+    if not webbrowser.open(address):
+        terminal.print_message("No browser can be started here. Open the address in one.")
+
+
+@click.command(
+    "list",
+    cls=usage.Command,
+    examples=[
+        "kling list --status processing --tag spring",
+        "kling list --at-kling videos/text2video --limit 10",
+    ],
+)
+@usage.argument("families", metavar="[FAMILY]...", nargs=-1, shell_complete=completion.families)
 @usage.option("--at-kling", is_flag=True, help="Kling's own list, of these families or of all that have one.")
 @options.list_options
 def list_tasks(families: tuple[str, ...], at_kling: bool, as_json: bool, limit: int, **filters: Any) -> None:
@@ -106,7 +111,7 @@ def list_tasks(families: tuple[str, ...], at_kling: bool, as_json: bool, limit: 
         problems.refuse(f"Set --family {families[0]}, or --at-kling for Kling's own list.")
     tasks = with_kling(TO_WAIT, lambda kling: kling.tasks(limit=limit, **filters))
     if not as_json:
-        return terminal.print_tasks(tasks)
+        return task_table.print_tasks(tasks)
     for task in tasks:
         terminal.print_json(task.data)
     return None
@@ -156,7 +161,8 @@ def _print_records(records: list[tuple[str, Record]], as_json: bool) -> None:
         "EXTERNAL ID": [_external_id(record) for _, record in records],
         "REASON": [_text(record.get("task_status_msg")) for _, record in records],
     }
-    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"))
+    below = ("REASON", "EXTERNAL ID", "FAMILY")
+    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"), below=below)
 
 
 def _text(value: Any) -> str:

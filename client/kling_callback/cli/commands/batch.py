@@ -13,7 +13,7 @@ from kling_callback.batch.costs import EstimateSum
 from kling_callback.batch.lines import BatchFile, BatchJob
 from kling_callback.batch.runner import Batch, Ended
 from kling_callback.batch.summary import Summary
-from kling_callback.cli import options, param_types, progress, terminal, usage
+from kling_callback.cli import completion, options, param_types, progress, terminal, usage
 from kling_callback.cli.output import Destination
 from kling_callback.cli.run import with_kling
 from kling_callback.creation import priority_problems
@@ -30,12 +30,19 @@ AFTER_FAILURES = (
 )
 
 
-@click.command(cls=usage.Command)
+@click.command(
+    cls=usage.Command,
+    examples=[
+        "kling batch jobs.jsonl --estimate",
+        "kling batch jobs.jsonl --output out --tag spring",
+    ],
+)
 @usage.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @usage.option(
     "--output",
     metavar="DIR",
     type=param_types.OutputParam(),
+    shell_complete=completion.files,
     help="Write the files into this folder, as ID-N.EXT. Without it, print one link per file.",
 )
 @usage.option("--timeout", type=param_types.Timeout(), help="Wait at most so many seconds; the tasks continue.")

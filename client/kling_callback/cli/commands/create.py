@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kling_callback import errors
-from kling_callback.cli import options, param_types, terminal, usage
+from kling_callback.cli import completion, options, param_types, terminal, usage
 from kling_callback.cli.run import WaitOptions, run_task
 from kling_callback.creation import check_call, check_sender
 from kling_callback.jobs.body import model_of
@@ -20,6 +20,37 @@ from kling_callback.tasks import AsyncTask
 
 REFUSED = object()
 """Stands for a parameter whose value click refused: it is given, so that no other check calls it missing."""
+
+EXAMPLES = {
+    "text_to_image": (
+        'kling text-to-image "a kangaroo" --model-name kling-v3 --n 2 --output .',
+        'kling text-to-image "一只举着牌子的袋鼠" --aspect-ratio 3:4 --no-wait',
+    ),
+    "image_to_image": (
+        'kling image-to-image "at night" --image kangaroo.png --output night.png',
+        """kling image-to-image "as a sculptor" --image face.jpg --output out \\
+  --image-reference face --model-name kling-v1-5""",
+    ),
+    "text_to_video": (
+        'kling text-to-video "it waves" --model-name kling-v3 --output waves.mp4',
+        'kling text-to-video "it waves" --model-name kling-v3 --duration 10 --estimate',
+    ),
+    "image_to_video": (
+        'kling image-to-video "it waves" --image kangaroo.png --output waves.mp4',
+        """kling image-to-video "day becomes night" --model-name kling-v3 \\
+  --image day.png --image-tail night.png --mode pro --output out""",
+    ),
+    "omni_video": (
+        """kling omni-video "<<<image_1>>> jumps over a fence" \\
+  --image-list kangaroo.png --output out""",
+        'kling omni-video "it dances" --model-name kling-3.0-omni --aspect-ratio 16:9',
+    ),
+    "motion_control": (
+        """kling motion-control --image kangaroo.png --output out \\
+  --video https://example.com/dance.mp4 --character-orientation image""",
+    ),
+}
+"""By the name of a typed job."""
 
 
 def create_and_run(
@@ -96,7 +127,13 @@ def print_estimate(family: str, body: dict[str, Any], *, as_json: bool) -> None:
 def job_command(job: Job) -> click.Command:
     """The command of a typed job; its parameters come from the table of jobs."""
 
-    @click.command(job.name.replace("_", "-"), cls=usage.Command, params=options.job_parameters(job), help=job.summary)
+    @click.command(
+        job.name.replace("_", "-"),
+        cls=usage.Command,
+        params=options.job_parameters(job),
+        help=job.summary,
+        examples=EXAMPLES.get(job.name, ()),
+    )
     @options.set_option
     @options.create_options
     def run_job(
@@ -129,8 +166,15 @@ def job_command(job: Job) -> click.Command:
     return run_job
 
 
-@click.command("create", cls=usage.Command)
-@usage.argument("family", metavar="FAMILY")
+@click.command(
+    "create",
+    cls=usage.Command,
+    examples=[
+        "kling create videos/effects --output out --body @squish.json",
+        "kling create /text-to-video/kling-3.0-turbo --body @body.json --no-wait",
+    ],
+)
+@usage.argument("family", metavar="FAMILY", shell_complete=completion.all_families)
 @usage.option(
     "--body",
     type=param_types.Json(),
