@@ -30,6 +30,7 @@ RECEIVER_ORDER = (
     "tasks",
     "readiness",
     "settings",
+    "doctor",
     "parts",
     "backup",
     "web",
@@ -168,7 +169,7 @@ def test_only_the_guard_opens_connections_to_untrusted_addresses() -> None:
     assert importers(RECEIVER, "httpx") == {
         "cli/connect",
         "cli/deliveries",
-        "cli/doctor",
+        "doctor/checks",
         "net/client",
         "net/guard",
         "net/kling_http",

@@ -1,5 +1,6 @@
 """Collect the routes of all pages."""
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.requests import Request
@@ -10,10 +11,12 @@ from kling_receiver.parts import Clock, Store, Work
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
+from kling_receiver.web.dashboard.health import HealthPage
 from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
 from kling_receiver.web.dashboard.tasks import TasksPage
+from kling_receiver.web.doctor import DoctorRoutes
 from kling_receiver.web.errors import ApiError
 
 
@@ -26,15 +29,25 @@ class Group(Protocol):
 
 
 def dashboard_routes(
-    settings: ReceiverSettings, guard: Guard, store: Store, work: Work, bodies: BodyLimiter, clock: Clock
+    settings: ReceiverSettings,
+    guard: Guard,
+    store: Store,
+    work: Work,
+    bodies: BodyLimiter,
+    clock: Clock,
+    *,
+    ready: Callable[[], Awaitable[str | None]],
+    doctor: DoctorRoutes,
 ) -> list[Route]:
     """Create the routes of all pages. The last one answers for every other path below `/dashboard`.
 
+    `ready`: why a callback would not be stored and processed; None if it would.
     The navigation has the pages in the order of `groups`.
     """
     pages, live = Pages(guard.sessions), LiveViews(store.bus)
     groups: list[Group] = [
         TasksPage(pages, live, reader=store.reader),
+        HealthPage(pages, settings, reader=store.reader, ready=ready, doctor=doctor, clock=clock),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
 
