@@ -72,10 +72,10 @@ def changes(old: Fragment | None, new: Fragment) -> str:
         return "".join(message) + _replace_rows(new)
     for name, html in before.items():
         if name not in after:
-            message.append(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>')
+            message.append(_alone(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>'))
     if added:
         html = "".join(after[name] for name in added)
-        message.append(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>')
+        message.append(_alone(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>'))
     message += [_oob(after[name], "true") for name in kept if before[name] != after[name]]
     return "".join(message)
 
@@ -85,7 +85,7 @@ def _replace_rows(fragment: Fragment) -> str:
         return ""
     tag = fragment.rows_tag
     html = "".join(fragment.rows.values())
-    return f'<{tag} id="{fragment.rows_id}" hx-swap-oob="innerHTML">{html}</{tag}>'
+    return _alone(f'<{tag} id="{fragment.rows_id}" hx-swap-oob="innerHTML">{html}</{tag}>')
 
 
 def _tag(html: str) -> str:
@@ -96,7 +96,12 @@ def _tag(html: str) -> str:
 
 def _oob(html: str, how: str) -> str:
     """The element, with htmx's attribute to swap it in at its id."""
-    return FIRST_TAG.sub(rf'<\1 hx-swap-oob="{how}"', html, count=1)
+    return _alone(FIRST_TAG.sub(rf'<\1 hx-swap-oob="{how}"', html, count=1))
+
+
+def _alone(html: str) -> str:
+    """An element in a template of its own: a parser would drop a <tbody> that follows a <tr>."""
+    return f"<template>{html}</template>"
 
 
 Render = Callable[[], Awaitable[Fragment]]
@@ -275,5 +280,6 @@ class LiveViews:
 
 
 def _frame(html: str, state: str) -> bytes:
-    data = "".join(f"data: {line}\n" for line in html.splitlines() if line.strip())
+    lines = html.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # what ends a line of a stream
+    data = "".join(f"data: {line}\n" for line in lines)
     return f"id: {state}\nevent: update\n{data}\n".encode()
