@@ -13,6 +13,7 @@ from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.dashboard.health import HealthPage
 from kling_receiver.web.dashboard.live import LiveViews
+from kling_receiver.web.dashboard.overview import OverviewPage
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
 from kling_receiver.web.dashboard.tasks import TasksPage
@@ -47,6 +48,7 @@ def dashboard_routes(
     pages, live = Pages(guard.sessions), LiveViews(store.bus)
     groups: list[Group] = [
         TasksPage(pages, live, reader=store.reader),
+        OverviewPage(pages, reader=store.reader, metrics=store.metrics, limits=settings.slot_limits, clock=clock),
         HealthPage(pages, settings, reader=store.reader, ready=ready, doctor=doctor, clock=clock),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
