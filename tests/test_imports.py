@@ -32,6 +32,7 @@ RECEIVER_ORDER = (
     "statistics",
     "readiness",
     "settings",
+    "doctor",
     "parts",
     "backup",
     "web",
@@ -177,7 +178,7 @@ def test_only_the_guard_opens_connections_to_untrusted_addresses() -> None:
     assert importers(RECEIVER, "httpx") == {
         "cli/connect",
         "cli/deliveries",
-        "cli/doctor",
+        "doctor/checks",
         "net/client",
         "net/guard",
         "net/kling_http",

@@ -15,6 +15,7 @@ access/     who may use the API and the pages: named tokens, used login links, t
 backup/     copy the database and the result files, continue from a restored copy
 store/      the database: tables, unit of work, group commit, reads, locks, engines, migrations
 net/        requests to addresses that others chose, guarded against private networks
+doctor/     whether callbacks and links arrive, the keys work, the disk has space: for the command and the page
 cli/        the command `kling-receiver`
 
 parts.py creates each part once; app.py starts and stops them; server.py runs uvicorn; settings.py is the table of
@@ -23,7 +24,7 @@ validation.py, logs.py, filesystem.py and threads.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
 policy, validation, metrics, logs, filesystem, threads, store, access, jobs, net, events, sinks, results, hooks,
-tasks, statistics, readiness, settings, parts, backup, web, app, server, cli.
+tasks, statistics, readiness, settings, doctor, parts, backup, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `submission`, `slots`, `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`,

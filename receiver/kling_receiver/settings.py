@@ -394,6 +394,22 @@ class ReceiverSettings(CommonSettings):
         return keys.union(*map(private_parts, addresses))
 
     @property
+    def shown_addresses(self) -> dict[str, str]:
+        """What may be shown of the settings that are addresses with secrets, if set: the host; a database's file."""
+        from sqlalchemy.engine import make_url
+
+        shown = {}
+        for name, address in (("hook_url", self.hook_url), ("egress_proxy", self.egress_proxy)):
+            if parts := urlsplit(address) if address else None:
+                shown[name] = f"{parts.scheme}://{parts.hostname}/***"
+        if self.database_url:
+            url = make_url(self.database_url)
+            host = (url.host or "").rpartition("@")[2]  # what is before belongs to a password with an `@`
+            is_file = url.get_backend_name() == "sqlite"
+            shown["database_url"] = self.database_url if is_file else f"{url.drivername}://{host or '***'}/***"
+        return shown
+
+    @property
     def has_key(self) -> bool:
         """Whether Kling can be queried."""
         return bool(self.key_fingerprint)

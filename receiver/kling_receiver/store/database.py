@@ -281,3 +281,14 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", "kling_receiver.store:migrations")
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
+
+
+def describe_engine(connection: Connection) -> tuple[str, int]:
+    """The engine with its version, and the bytes of the database."""
+    if connection.dialect.name == "sqlite":
+        size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        name = f"SQLite {sqlite3.sqlite_version}"
+    else:
+        size = "SELECT pg_database_size(current_database())"
+        name = f"PostgreSQL {connection.execute(text('SHOW server_version')).scalar_one()}"
+    return name, int(connection.execute(text(size)).scalar_one())

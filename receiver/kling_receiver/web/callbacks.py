@@ -17,6 +17,7 @@ from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.reports import Report, parse_callback
 from kling_callback.protocol.signing import LEEWAY_SECONDS, CallbackSigner, CallbackToken
 from kling_callback.protocol.webhooks import SignatureState, is_plausible, verify
+from kling_receiver.doctor.echo import DOCTOR_FAMILY, doctor_answer
 from kling_receiver.metrics import Metrics
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.errors import Unavailable, describe
@@ -32,13 +33,6 @@ log = logging.getLogger("kling_receiver.callbacks")
 
 ERROR_LOG_SECONDS = 1.0
 """Seconds between two log lines about errors, of which a sender may cause any number."""
-DOCTOR_FAMILY = "(doctor)"
-"""The family in a callback token of `kling-receiver doctor`: the route only echoes its id. No task has this family."""
-
-
-def doctor_answer(nonce: str) -> dict[str, str]:
-    """The callback route's response to `kling-receiver doctor`: the nonce proves that this receiver answered."""
-    return {"doctor": nonce}
 
 
 class CallbackRoutes:

@@ -27,6 +27,7 @@ from kling_receiver.web.compat.queries import Queries
 from kling_receiver.web.compat.routes import CompatRoutes
 from kling_receiver.web.dashboard.routes import dashboard_routes
 from kling_receiver.web.dashboard.signin.session import Sessions
+from kling_receiver.web.doctor import DoctorRoutes
 from kling_receiver.web.operations import operation_routes
 
 
@@ -69,13 +70,18 @@ def build_routes(
     results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     hooks = HookRoutes(settings, guard, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
     deliveries = DeliveryRoutes(guard, reader=reader, writer=writer, bodies=bodies)
+    doctor = DoctorRoutes(settings, guard, clock=clock)
     access = AccessRoutes(guard, reader=reader, bodies=bodies)
     own = [
         Route("/callbacks/{token:path}", callbacks.receive, methods=["POST"]),
         Route("/callbacks", callbacks.receive_signed, methods=["POST"]),
-        *(route for group in (tasks, stream, results, actions, hooks, deliveries, access) for route in group.routes()),
+        *(
+            route
+            for group in (tasks, stream, results, actions, hooks, deliveries, access, doctor)
+            for route in group.routes()
+        ),
         *operation_routes(settings, guard, store.metrics, ready),
-        *dashboard_routes(settings, guard, store, work, bodies, clock),
+        *dashboard_routes(settings, guard, store, work, bodies, clock, ready=ready, doctor=doctor),
     ]
     if settings.compat_api == "off":
         return own

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from kling_receiver.cli.doctor import Check, run_checks
+from kling_receiver.doctor.checks import Check, run_checks
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here

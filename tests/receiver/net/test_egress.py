@@ -8,7 +8,7 @@ import pytest
 
 from kling_callback import AsyncKling
 from kling_callback.errors import SettingsError
-from kling_receiver.cli.doctor import Check, run_checks
+from kling_receiver.doctor.checks import Check, run_checks
 from kling_receiver.net.client import GuardedClient, RequestFailed, Response
 from kling_receiver.net.guard import Allowlist, Refused, check_url
 from kling_sandbox import Sandbox

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from kling_callback.errors import TokenError
 from kling_callback.protocol.media_types import extension
 from kling_callback.protocol.signing import verify_link
+from kling_receiver.doctor.echo import DOCTOR_TASK, doctor_answer
 from kling_receiver.results.media import INLINE_TYPES, UNKNOWN_TYPE
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.settings import ReceiverSettings
@@ -24,16 +25,12 @@ from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow
 from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import Guard
-from kling_receiver.web.callbacks import doctor_answer
 from kling_receiver.web.errors import ApiError
 
 log = logging.getLogger("kling_receiver.results")
 
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 """One range. Several ranges, or another unit, are answered with the whole file."""
-
-DOCTOR_TASK = "~doctor"
-"""The task of the links that `kling-receiver doctor` signs: the route only echoes their number. No task has this id."""
 
 PLAYER_POLICY = "default-src 'none'; media-src 'self'; img-src 'self'"
 """For the page that a browser makes of a video or a sound: under `sandbox`, Chromium's player loads nothing.

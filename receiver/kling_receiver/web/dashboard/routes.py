@@ -1,5 +1,6 @@
 """Collect the routes of all pages."""
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.requests import Request
@@ -11,13 +12,16 @@ from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.dashboard.create.page import CreatePage
+from kling_receiver.web.dashboard.health import HealthPage
 from kling_receiver.web.dashboard.hooks import HooksPage
 from kling_receiver.web.dashboard.live import LiveViews
+from kling_receiver.web.dashboard.overview import OverviewPage
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
 from kling_receiver.web.dashboard.task.page import TaskPage
 from kling_receiver.web.dashboard.tasks import TasksPage
 from kling_receiver.web.dashboard.thumbnails import ThumbnailRoutes
+from kling_receiver.web.doctor import DoctorRoutes
 from kling_receiver.web.errors import ApiError
 
 
@@ -30,10 +34,19 @@ class Group(Protocol):
 
 
 def dashboard_routes(
-    settings: ReceiverSettings, guard: Guard, store: Store, work: Work, bodies: BodyLimiter, clock: Clock
+    settings: ReceiverSettings,
+    guard: Guard,
+    store: Store,
+    work: Work,
+    bodies: BodyLimiter,
+    clock: Clock,
+    *,
+    ready: Callable[[], Awaitable[str | None]],
+    doctor: DoctorRoutes,
 ) -> list[Route]:
     """Create the routes of all pages. The last one answers for every other path below `/dashboard`.
 
+    `ready`: why a callback would not be stored and processed; None if it would.
     The navigation has the pages in the order of `groups`.
     """
     pages, live = Pages(guard.sessions), LiveViews(store.bus)
@@ -43,6 +56,8 @@ def dashboard_routes(
         TaskPage(pages, live, reader=store.reader, clock=clock),
         HooksPage(settings, pages, live, reader=store.reader, sender=work.sender),
         CreatePage(settings, pages, reader=store.reader, payloads=store.payloads, bodies=bodies),
+        OverviewPage(pages, reader=store.reader, metrics=store.metrics, limits=settings.slot_limits, clock=clock),
+        HealthPage(pages, settings, reader=store.reader, ready=ready, doctor=doctor, clock=clock),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
 

@@ -26,6 +26,7 @@ from kling_receiver.web.api.hook_payloads import (
 from kling_receiver.web.api.hooks import HookChanges, HookTest, Pause, Rotation
 from kling_receiver.web.api.submission import SubmissionBody
 from kling_receiver.web.api.tasks import RegisteredJson, TaskPageJson
+from kling_receiver.web.doctor import DoctorJson
 from kling_receiver.web.errors import ErrorJson
 from kling_receiver.web.openapi import compat
 from kling_receiver.web.openapi.paths import PATHS, Json
@@ -47,7 +48,7 @@ RESPONSES = (
     *(EventJson, RegisteredJson, TaskPageJson, ActionJson, AdoptedJson, ErrorJson),
     *(HookListJson, HookSecretJson, RemovedJson, OutcomeJson),
     *(DeliveryJson, DeliveryPageJson, RetriedJson, ReplayedJson),
-    *(TokenJson, TokenListJson, RevokedJson, AuditPageJson),
+    *(TokenJson, TokenListJson, RevokedJson, AuditPageJson, DoctorJson),
 )
 """Response types. The types inside them, such as TaskJson, become schemas of their own."""
 

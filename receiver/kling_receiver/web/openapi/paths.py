@@ -272,6 +272,11 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/audit": Operation(
         "List administrative actions, newest first", _response("a page", _ref("AuditPage")), (422,), parameters=PAGE
     ),
+    "POST /api/doctor": Operation(
+        "Run the doctor's checks: send a callback through the public address, open a link, query Kling",
+        _response("what each check found", _ref("Doctor")),
+        (409, 429, 503),
+    ),
     "GET /healthz": Operation("Check that the process is alive", DONE, role=None),
     "GET /readyz": Operation("Check that a callback would be stored and processed", DONE, (503,), role=None),
     "GET /metrics": Operation("Prometheus metrics", _response("text", STRING, "text/plain"), role="read"),

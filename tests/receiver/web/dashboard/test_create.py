@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from kling_callback.cli.create import job_command
 
+from kling_callback.cli.commands.create import job_command
 from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import MAX_BYTES
 from kling_callback.jobs.job import Job

@@ -278,6 +278,24 @@
     prefixAt = 0;
   });
 
+  // Parts of a page that are loaded again while they are seen; what was open in them stays open.
+  const REFRESH_MS = 15000;
+  setInterval(() => {
+    if (!document.hidden) $$("[data-refresh]").forEach((part) => htmx.trigger(part, "refresh"));
+  }, REFRESH_MS);
+  let opened = [];
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.target.matches("[data-refresh]")) opened = $$("details[open][id]", event.detail.target);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    opened.forEach((each) => document.getElementById(each.id)?.setAttribute("open", ""));
+    opened = [];
+    showAges(document);
+  });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (event.target.matches?.("[data-refresh]") || event.detail.elt?.matches?.("[data-refresh]")) setLive(event.detail.successful ? "on" : "lost");
+  });
+
   // Live updates. htmx and its extension for SSE do the swapping.
   // A page that is not looked at has no stream: browsers open few connections to one host, and more tabs would hang.
   const HIDDEN_MS = 10000;
