@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
 from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
@@ -84,13 +83,13 @@ class HooksPage:
         """One row for each hook; those of single tasks are on the pages of their tasks."""
         url, render_row = urls_from(f"/{LIST}"), self._pages.macro("hook_parts.html", "row")
 
-        def read(connection: Connection) -> dict[str, str]:
+        def read(connection: Any) -> dict[str, str]:
             views = self._views(connection, hook_records.hooks(connection))
             return {f"hook-{view['hook']['name']}": str(render_row(url, view)).strip() for view in views}
 
         return Fragment(rows=await self._reader.read(read))
 
-    def _views(self, connection: Connection, rows: list[HookRow]) -> list[HookView]:
+    def _views(self, connection: Any, rows: list[HookRow]) -> list[HookView]:
         health = hook_health(connection, [row["name"] for row in rows])
         hooks = hook_payloads(connection, rows, self._sender.circuit_is_open)
         return [{"hook": hook, "health": health[hook["name"]]} for hook in hooks]
@@ -139,7 +138,7 @@ class HooksPage:
         """What a hook's page shows live, and where its next page begins. A removed hook has no view."""
         wanted = DeliveryFilter(hook_name=name, state=state, before=before, limit=DELIVERIES)
 
-        def read(connection: Connection) -> tuple[HookView | None, list[DeliveryJson]]:
+        def read(connection: Any) -> tuple[HookView | None, list[DeliveryJson]]:
             row = hook_records.hook(connection, name)
             if row is None:
                 return None, []
@@ -224,7 +223,7 @@ def _limits() -> dict[str, dict[str, Any]]:
         kinds = [schema, *schema.get("anyOf", ())]
         limits[field] = {html: kind[name] for kind in kinds for name, html in names.items() if name in kind}
         if pattern := schema.get("pattern"):
-            limits[field]["pattern"] = pattern.strip("^$")
+            limits[field]["pattern"] = pattern.strip("^$").replace("-]", r"\-]")  # as browsers want it
     return limits
 
 
