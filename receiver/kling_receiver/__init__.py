@@ -9,6 +9,7 @@ results/    result files: download, check, store, expire
 events/     notify waiting streams; render tasks and events as JSON; the id of the event log
 hooks/      deliver events: which hooks exist, what matches, dispatch, retry, dead letters
 sinks/      one file for each kind of address that a hook may have; a plugin interface
+statistics/ numbers for the pages: tasks by outcome, callbacks, durations, costs, queues, the health of hooks
 jobs/       the job queue: enqueue, claim under a lease, run, settle, back off
 access/     who may use the API and the pages: named tokens, used login links, the audit log
 backup/     copy the database and the result files, continue from a restored copy
@@ -22,7 +23,7 @@ validation.py, logs.py, filesystem.py and threads.py are small helpers.
 
 A module imports only from its own folder and from those before it in this list. Lowest first: states, jobs/kinds,
 policy, validation, metrics, logs, filesystem, threads, store, access, jobs, net, events, sinks, results, hooks,
-tasks, readiness, settings, parts, backup, web, app, server, cli.
+tasks, statistics, readiness, settings, parts, backup, web, app, server, cli.
 
 What blocks and what awaits: the functions of `records`, `deliveries`, `ingest`, `transitions`, `registration`,
 `submission`, `slots`, `enqueue` and `queue` take a transaction and never await. `dispatcher`, `runner`, `sender`,
@@ -70,6 +71,8 @@ a page and its live updates          web/dashboard: its docstring says how a pag
 a login that is refused              web/dashboard/signin: session (cookie, same origin), login (link, password)
 a program written for Kling           web/compat: routes (which path is what), creates, queries, holding, forward
 who did what                         access/audit; web/auth (each action of the API has its entry)
+a slow list of tasks                 store/task_list (by which index, and how far a search goes)
+a number on a page                   statistics/; store/transaction.count (what an hour has)
 a new column                         store/tables, store/rows, store/migrations
 """
 

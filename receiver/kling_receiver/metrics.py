@@ -1,5 +1,7 @@
 """Counters and a histogram for Prometheus: one registry per receiver, and no label that an outsider can choose."""
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -10,6 +12,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.started_at = time.time()
+        """Unix seconds."""
         self.events = self._counter("events", "Events, by type", "type")
         self.callbacks = self._counter("callbacks", "Callbacks, by outcome", "outcome")
         self.queries = self._counter("queries", "Queries to Kling, by outcome", "outcome")
@@ -26,6 +30,13 @@ class Metrics:
 
     def _counter(self, name: str, documentation: str, label: str) -> Counter:
         return Counter(f"kling_{name}", documentation, [label], registry=self._registry)
+
+    def callbacks_by_outcome(self) -> dict[str, int]:
+        """How many callbacks this process has answered since `started_at`, by outcome: `accepted`, or why not."""
+        samples = [sample for metric in self.callbacks.collect() for sample in metric.samples]
+        return {
+            sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name == "kling_callbacks_total"
+        }
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -365,7 +365,7 @@ def dump(connection: Connection) -> dict[str, list[Row]]:
     """Every row of every table that is not empty, in a fixed order."""
     rows: dict[str, list[Row]] = {}
     for table in inspect(connection).get_table_names():
-        if table not in ("alembic_version", "event_log", "account"):
+        if table not in ("alembic_version", "event_log", "account", "hourly_count"):
             found = [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {table}"))]
             rows[table] = found
     return in_order(rows)

@@ -50,12 +50,15 @@ class ChargeSum:
         self.amounts = dict[str, Decimal]()
         self.tasks = 0
 
-    def add(self, family: str, cost: Any) -> None:
-        """Add the `cost` of a task, in any of Kling's forms; None, and what cannot be read, adds nothing."""
+    def add(self, family: str, cost: Any, *, tasks: int = 1) -> None:
+        """Add the `cost` of a task, in any of Kling's forms; None, and what cannot be read, adds nothing.
+
+        `tasks`: how many tasks cost the same.
+        """
         charges = list(_charges(family, cost))
-        self.tasks += bool(charges)
+        self.tasks += tasks * bool(charges)
         for what, amount in charges:
-            self.amounts[what] = self.amounts.get(what, Decimal()) + amount
+            self.amounts[what] = self.amounts.get(what, Decimal()) + tasks * amount
 
     def __str__(self) -> str:
         return ", ".join(_amounts({what: f"{amount.normalize():f}" for what, amount in self.amounts.items()}))

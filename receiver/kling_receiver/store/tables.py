@@ -249,6 +249,21 @@ class EventLog(SQLModel, table=True):
     """Renewed when the database was restored, because ids of events are then used again. "" in a backup."""
 
 
+class HourlyCount(SQLModel, table=True):
+    """How many events of a type an hour has, and of the callbacks that are only counted.
+
+    Written in the transaction of the events: the log is too long to be counted for a page.
+    """
+
+    __tablename__ = "hourly_count"
+
+    hour: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    """Hours since 1970, UTC."""
+    name: str = Field(primary_key=True)
+    """The type of the events, `callback.repeated` or `callback.unkept`."""
+    total: int = Field(sa_type=BigInteger)
+
+
 class Result(SQLModel, table=True):
     """One file of a task; `position` counts from 0."""
 

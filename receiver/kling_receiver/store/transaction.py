@@ -43,6 +43,11 @@ INSERT_JOBS = BulkInsert(
         state = CASE WHEN job.state = 'dead' THEN 'ready' ELSE job.state END
     """,
 )
+COUNT = Statement("""
+    INSERT INTO hourly_count (hour, name, total) VALUES (:hour, :name, :total)
+    ON CONFLICT (hour, name) DO UPDATE SET total = hourly_count.total + excluded.total
+""")
+HOUR_MS = 3_600_000
 DELETE_JOB = Statement("DELETE FROM job WHERE unique_key = :unique_key AND state <> 'running'")
 RUN_NOW = Statement("""
     UPDATE job SET due_at = :now, delay_ms = 0
@@ -103,6 +108,7 @@ class Transaction:
     _changed: dict[str, set[str]] = field(default_factory=dict)
     _events: list[Row] = field(default_factory=list)
     _repeats: dict[tuple[str, str], int] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
     _jobs: dict[str, Row | None] = field(default_factory=dict)
     _run_now: set[str] = field(default_factory=set)
     _messages: dict[str, None] = field(default_factory=dict)
@@ -162,6 +168,11 @@ class Transaction:
     def count_repeat(self, task_id: str, body_sha256: str) -> None:
         """Count a repeat of a callback that is in the event log."""
         self._repeats[task_id, body_sha256] = self._repeats.get((task_id, body_sha256), 0) + 1
+        self.count("callback.repeated")
+
+    def count(self, name: str) -> None:
+        """Count once what has no event of its own, in this hour."""
+        self._counts[name] += 1
 
     def log_after_commit(self, message: str) -> None:
         """Log an error for the operator once this transaction is committed; the same message once."""
@@ -237,13 +248,15 @@ class Transaction:
         dispatches = bool(self._events) and self._write_events()
         self._write_repeats()  # after the events: they may be of events of this transaction
         enqueued = self._write_jobs()
+        event_counts = Counter(event["type"] for event in self._events)
+        self._write_counts(event_counts + self._counts)
         due = [job["due_at"] for job in enqueued]
         if self._run_now or self._woken or dispatches:
             due.append(self.now)
         return CommitResult(
             frozenset(event["task_id"] for event in self._events),
             min(due, default=None),
-            Counter(event["type"] for event in self._events),
+            event_counts,
             tuple(self._messages),
             self._hooks_changed,
         )
@@ -273,6 +286,14 @@ class Transaction:
                 for (task_id, body_sha256), times in self._repeats.items()
             ]
             COUNT_REPEAT.executemany(self.connection, rows)
+
+    def _write_counts(self, counts: Counter[str]) -> None:
+        """Count what this hour has. Last: each writer locks the rows of the hour until its commit."""
+        if counts:
+            hour = self.now // HOUR_MS
+            COUNT.executemany(
+                self.connection, [{"hour": hour, "name": name, "total": counts[name]} for name in sorted(counts)]
+            )
 
     def _write_jobs(self) -> list[Row]:
         """Write the jobs that are enqueued, cancelled and made due; those that are enqueued."""

@@ -71,6 +71,8 @@ def ingest(tx: Transaction, callbacks: list[Callback]) -> None:
         if kept := _has_room(task):
             known.add((callback.task_id, callback.body_sha256))
             _store_event(tx, task, callback)
+        else:
+            tx.count("callback.unkept")
         _apply(tx, task, callback, kept)
 
 

@@ -5,19 +5,21 @@ A tenth of the tasks is of the last day, the others are of the 29 days before it
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Table, create_engine, text
 
 from kling_callback.protocol.ids import new_id
 from kling_receiver.store.database import Database
 from kling_receiver.store.sql import driver_cursor, is_sqlite
-from kling_receiver.store.tables import RESULT, TAG, TASK
+from kling_receiver.store.tables import ATTEMPT, HOOK, JOB, METADATA, RESULT, TAG, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS
 
-DAY_MS = 86_400_000
+HOURLY_COUNT = METADATA.tables["hourly_count"]
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 DAYS = 30
 RECENT_SHARE = 0.1
 """The share of the tasks that is of the last day."""
@@ -60,14 +62,31 @@ def fill(database: Database, tasks: int, now: int) -> None:
     times = _times(tasks, now)
     rare = {name: frozenset(numbers.sample(range(tasks), RARE)) for name in (*RARE_WORDS, *RARE_VALUES)}
     rows = (_task(n, next(times), tasks, numbers, rare) for n in range(tasks))
+    counts: Counter[tuple[int, str]] = Counter()
     while batch := list(islice(rows, BATCH)):
         with database.write() as connection:
             insert(connection, TASK, names, [tuple(row.values()) for row, _ in batch])
             insert(connection, TAG, ["task_id", "tag", "created_at"], _tags(batch))
             insert(connection, RESULT, RESULT_COLUMNS, _results(batch, numbers))
-    if not database.is_sqlite:
-        with database.write() as connection:
-            connection.execute(text("ANALYZE"))
+        _count(counts, batch)
+    with database.write() as connection:
+        totals = ((hour, name, total) for (hour, name), total in sorted(counts.items()))
+        insert(connection, HOURLY_COUNT, ["hour", "name", "total"], totals)
+        for name in HOOKS:
+            connection.execute(HOOK.insert(), {**HOOK_DEFAULTS, "name": name, "concurrency_key": name})
+        columns = [column.name for column in ATTEMPT.c if column.name != "id"]
+        insert(connection, ATTEMPT, columns, _attempts(max(tasks // 5, 1), now, numbers))
+        insert(connection, JOB, JOB_COLUMNS, _jobs(max(tasks // 1000, 1), now))
+    if not database.is_sqlite:  # what its autovacuum does in time
+        engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+        engine.dispose()
+
+
+def kling_id(number: int) -> str:
+    """Kling's id of the task with this number, from 0, the oldest."""
+    return str(800_000_000_000_000_000 + number * 1_000_003)
 
 
 def insert(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
@@ -131,7 +150,7 @@ def _task(n: int, at: int, tasks: int, numbers: random.Random, rare: dict[str, f
     task_id = new_id(at / 1000, random=numbers.randbytes)
     row = DEFAULTS | {
         "id": task_id,
-        "kling_id": str(800_000_000_000_000_000 + n * 1_000_003),
+        "kling_id": kling_id(n),
         "family": family,
         "model": model,
         "request": json.dumps(request, separators=(",", ":")),
@@ -162,6 +181,66 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "video": {"duration": "5", "mode": "pro", "negative_prompt": "blurry, text, watermark"},
 }
 COSTS = {"image": ("1", "2.5", "8"), "video": ("10", "35", "70")}
+
+
+HOOKS = ("shop", "archive", "failing")
+HOOK_DEFAULTS: dict[str, Any] = {
+    "address": "https://hooks.example/kling",
+    "source": "added",
+    "secrets": [],
+    "filter": {"events": ["task.done"], "families": [], "statuses": [], "tags": []},
+    "retry_schedule": [5, 300],
+    "concurrency": 4,
+    "timeout": 15,
+    "cursor": 0,
+    "format": "event",
+    "paused_because": "",
+    "created_at": 0,
+}
+JOB_COLUMNS = (
+    "unique_key",
+    "kind",
+    "pool",
+    "task_id",
+    "concurrency_key",
+    "hook_name",
+    "args",
+    "state",
+    "attempts",
+    "due_at",
+    "delay_ms",
+    "error",
+    "created_at",
+)
+
+
+def _count(counts: Counter[tuple[int, str]], batch: Sequence[_TaskAndTags]) -> None:
+    for row, _ in batch:
+        hour, end = row["created_at"] // HOUR_MS, row["updated_at"] // HOUR_MS
+        counts[hour, "task.created"] += 1
+        counts[end, "callback.received"] += row["kept_callbacks"]
+        if row["done"]:
+            counts[end, f"task.{row['status']}"] += 1
+
+
+def _attempts(attempts: int, now: int, numbers: random.Random) -> Iterable[tuple[Any, ...]]:
+    """Attempts at deliveries, oldest first; those of the last hook fail."""
+    for n in range(attempts):
+        name = HOOKS[n % len(HOOKS)]
+        is_delivered = name != HOOKS[-1] and numbers.random() < 0.98
+        answer = (200, "ok", "") if is_delivered else (503, "unavailable", "HTTP 503")
+        duration = int(numbers.lognormvariate(3.5, 0.8))
+        yield (name, n, "", now - (attempts - n) * 500, duration, is_delivered, *answer)
+
+
+def _jobs(jobs: int, now: int) -> Iterable[tuple[Any, ...]]:
+    """Deadlines of open tasks, and deliveries to the failing hook, of which half are dead letters."""
+    for n in range(jobs):
+        yield (f"overdue/{n}", "overdue", "kling", f"{n}", "overdue", None, "null", "ready", 0, now + n, 0, "", now)
+        state = "dead" if n % 2 else "ready"
+        key, args = f"delivery/{n}/{HOOKS[-1]}", f'{{"hook":"{HOOKS[-1]}","event":{n}}}'
+        hook = (f"hook {HOOKS[-1]}", HOOKS[-1])
+        yield (key, "delivery", "hook-retries", f"{n}", *hook, args, state, 3, now + n, 0, "HTTP 503", now)
 
 
 def _tags(batch: Sequence[_TaskAndTags]) -> Iterable[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from contextlib import closing
 
 import httpx
@@ -44,6 +45,24 @@ def test_every_row_keeps_its_content(bare_database_url: str, revision: str) -> N
     database.migrate()
     with database.read() as connection:
         assert dump(connection) == in_order(old.new)
+    database.close()
+
+
+def test_the_events_of_each_hour_are_counted(bare_database_url: str) -> None:
+    """Those that were there before, by their types, and the repeats of callbacks."""
+    old = OldDatabase("0007", NOW)
+    old.fill(bare_database_url)
+    database = Database(bare_database_url)
+    database.migrate()
+    expected: Counter[tuple[int, str]] = Counter()
+    for row in old.new["event"]:
+        hour = row["created_at"] // 3_600_000
+        expected[hour, row["type"]] += 1
+        expected[hour, "callback.repeated"] += row["repeat_count"]
+    with database.read() as connection:
+        found = connection.execute(text("SELECT hour, name, total FROM hourly_count")).all()
+    assert {(hour, name): total for hour, name, total in found} == {key: n for key, n in expected.items() if n}
+    assert any(total and name == "callback.repeated" for (_, name), total in expected.items())
     database.close()
 
 

@@ -1,4 +1,4 @@
-"""Indexes of the filters of the list of tasks, and the counts of events an hour"""
+"""Indexes of the filters of the list of tasks, and how many events each hour has"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -37,3 +37,16 @@ def upgrade() -> None:
     """)
     op.drop_table("old_tag")
     op.create_index("tag_newest", "tag", ["tag", "created_at", "task_id"])
+    op.create_table(
+        "hourly_count",
+        sa.Column("hour", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("hour", "name"),
+    )
+    op.execute("""
+        INSERT INTO hourly_count (hour, name, total)
+        SELECT created_at / 3600000, type, count(*) FROM event GROUP BY created_at / 3600000, type
+        UNION ALL SELECT created_at / 3600000, 'callback.repeated', sum(repeat_count) FROM event
+        WHERE repeat_count > 0 GROUP BY created_at / 3600000
+    """)
