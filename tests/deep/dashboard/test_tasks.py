@@ -1,5 +1,7 @@
 """The list of tasks in a browser: signed in by link, live, filtered, with every text escaped."""
 
+import time
+
 import pytest
 
 from kling_callback.protocol.ids import new_id
@@ -130,8 +132,10 @@ def test_older_tasks_are_on_further_pages(start: Start, gateway: Sandbox, visit:
 
 
 def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visit) -> None:
-    """Skip link, search, shortcuts, the colour scheme and its memory."""
+    """Skip link, search, shortcuts, rows, the colour scheme and its memory."""
     running = start(api_base=gateway.url)
+    for prompt in ("the older one", "the newer one"):
+        register(running, new_id(), request={"prompt": prompt})
     visitor = visit(running)
     page = visitor.sign_in()
     page.keyboard.press("Tab")
@@ -146,6 +150,13 @@ def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visi
     assert page.get_by_role("heading", name="Keyboard shortcuts").is_visible()
     page.keyboard.press("Escape")
     page.get_by_role("heading", name="Keyboard shortcuts").wait_for(state="hidden")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.textContent") == "the older one"
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.textContent") == "the newer one"
+    page.keyboard.press("x")
+    assert page.locator("#bulk-count").inner_text() == "1"
     page.keyboard.press("g")
     with page.expect_navigation():
         page.keyboard.press("t")
@@ -186,6 +197,39 @@ def test_a_session_that_is_signed_out_elsewhere_leaves_the_page(start: Start, ga
     other.goto(running.url)
     other.get_by_role("button", name="Sign out").click()
     page.get_by_role("heading", name="Sign in").wait_for()
+
+
+def test_a_page_that_nobody_looks_at_has_no_stream(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """Seen again, it is told what it missed: browsers open six connections to one host, for all their tabs."""
+    running = start(api_base=gateway.url)
+    visitor = visit(running)
+    visitor.page.clock.install()
+    page = visitor.sign_in()
+    visitor.wait_until_live()
+    register(running, first := new_id())
+    page.locator(f"#task-{first}").wait_for()
+
+    def look(*, away: bool) -> None:
+        page.evaluate(
+            "hidden => { Object.defineProperty(document, 'hidden', {get: () => hidden, configurable: true});"
+            "document.dispatchEvent(new Event('visibilitychange')) }",
+            away,
+        )
+
+    look(away=True)
+    page.clock.fast_forward(9_000)
+    assert page.locator("#live").get_attribute("data-state") == "on", "a short look elsewhere ends nothing"
+    page.clock.fast_forward(2_000)
+    assert page.locator("#live").get_attribute("data-state") == "off"
+    ends = time.monotonic() + 20
+    while running.receiver.store.bus._streams:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    register(running, second := new_id())
+    look(away=False)
+    page.locator(f"#task-{second}").wait_for()
+    visitor.wait_until_live()
+    assert page.locator("#rows tr").count() == 2
 
 
 def test_under_a_prefix(start: Start, gateway: Sandbox, visit: Visit) -> None:

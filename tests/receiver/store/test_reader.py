@@ -129,6 +129,27 @@ async def listed(reader: Reader, wanted: TaskFilter) -> list[str]:
     return [each.decode() for each in page.items] + ["..."] * bool(page.last)
 
 
+async def test_a_list_says_since_when_each_task_has_its_status(many: Ledger, reader: Reader) -> None:
+    """By the event of that status: what else changes a task does not count."""
+    many.now = NOW + 50
+    many.record(callback("t2", "submitted", family="videos/effects"))
+    many.now = NOW + 90
+    many.record(callback("t2", "submitted", family="videos/effects"))
+    since: dict[str, int] = {}
+
+    def note(detail: TaskDetail, at: int) -> bytes:
+        since[detail.row["id"]] = at
+        return name(detail)
+
+    page = await reader.render_list(TaskFilter(limit=4), note)
+    assert [each.decode() for each in page.items] == ["t5", "t4", "t3", "t2"] == list(since)
+    assert since["t2"] == NOW + 50
+    assert since["t5"] == NOW + 2
+    assert page.last is not None
+    nothing = await reader.render_list(TaskFilter(tag="none"), note)
+    assert (nothing.items, nothing.last) == ([], None)
+
+
 async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> None:
     """Those of one moment by their ids; a page says whether there are more."""
     everything = ["t5", "t4", "t3", "t2", "t1", "t0"]

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kling_callback.protocol import families
-from kling_receiver.states import STATUSES
+from kling_receiver.states import FINAL, STATUSES
 from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.web.api.paging import encode_cursor
@@ -74,11 +74,11 @@ class TasksPage:
         render_row = self._pages.macro("task_row.html", "task_row")
         ids: list[str] = []
 
-        def render(detail: TaskDetail) -> bytes:
+        def render(detail: TaskDetail, since: int) -> bytes:
             ids.append(detail.row["id"])
-            return str(render_row(URL, detail, row_context(detail), visit.may("admin"))).strip().encode()
+            return str(render_row(URL, detail, row_context(detail, since), visit.may("admin"))).strip().encode()
 
-        page = await self._reader.render_page(task_filter, render)
+        page = await self._reader.render_list(task_filter, render)
         rows = {f"task-{task_id}": item.decode() for task_id, item in zip(ids, page.items, strict=True)}
         first_url = URL("", **query) if task_filter.before else None
         next_url = URL("", **query, cursor=encode_cursor(page.last)) if page.last else None
@@ -92,13 +92,15 @@ def _query(visit: Visit) -> dict[str, str]:
     return {name: given[name] for name in (*FILTERS, "limit") if given.get(name)}
 
 
-def row_context(detail: TaskDetail) -> Mapping[str, Any]:
-    """What the row of a task shows besides its columns."""
+def row_context(detail: TaskDetail, since: int) -> Mapping[str, Any]:
+    """What the row of a task shows besides its columns. `since`: unix ms at which it came to its status."""
     stored = [result for result in detail.results if result["status"] == "stored"]
     shown = [result for result in stored if result["kind"] in ("image", "video")]
     status = "queued" if detail.queue_position else detail.row["status"]
     return {
         "status": status,
+        "since": since,
+        "took": since - detail.row["created_at"] if detail.row["status"] in FINAL else None,
         "files": shown[:MAX_THUMBNAILS],
         "more_files": len(shown[MAX_THUMBNAILS:]),
         "problems": sum(result["status"] == "failed" for result in detail.results),

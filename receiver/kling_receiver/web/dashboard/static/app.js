@@ -28,7 +28,7 @@
   document.addEventListener("visibilitychange", () => showAges(document));
 
   // On a phone, forms that are long begin closed. On a wide screen there is no way to close them, so they are open.
-  const narrow = matchMedia("(max-width: 760px)");
+  const narrow = matchMedia("(max-width: 860px)");
   const fold = () => $$("details[data-close-narrow]").forEach((each) => { each.open = !narrow.matches; });
   narrow.addEventListener("change", fold);
   if (narrow.matches) fold();
@@ -262,6 +262,16 @@
     } else if (event.key === "g") {
       prefixAt = Date.now();
       return;
+    } else if ((event.key === "j" || event.key === "k") && Date.now() - prefixAt >= 1500) {
+      const rows = $$(".table tbody tr").filter((row) => $("a[href]:not([tabindex='-1'])", row));
+      const at = rows.findIndex((row) => row.contains(document.activeElement));
+      const row = rows[event.key === "j" ? Math.min(at + 1, rows.length - 1) : Math.max(at - 1, 0)];
+      if (row) {
+        $("a[href]:not([tabindex='-1'])", row).focus();
+        row.scrollIntoView({ block: "nearest" });
+      }
+    } else if (event.key === "x" && Date.now() - prefixAt >= 1500) {
+      $("input[type=checkbox]", document.activeElement.closest("tr") || document.createElement("p"))?.click();
     } else if (Date.now() - prefixAt < 1500) {
       $(`.nav a[data-key="${CSS.escape(event.key)}"]`)?.click();
     }
@@ -269,17 +279,44 @@
   });
 
   // Live updates. htmx and its extension for SSE do the swapping.
+  // A page that is not looked at has no stream: browsers open few connections to one host, and more tabs would hang.
+  const HIDDEN_MS = 10000;
   const live = $("#live");
+  let source = null, lastState = "", hiding = 0, isPaused = false;
   const setLive = (state) => {
     if (!live || live.dataset.state === state) return;
     live.dataset.state = state;
     $(".live-text", live).textContent = { on: "Live", lost: "Reconnecting …" }[state] || "";
   };
+  const pause = () => {
+    if (!source) return;
+    source.close();
+    isPaused = true;
+    setLive("off");
+  };
+  const resume = () => {
+    if (!isPaused) return;
+    isPaused = false;
+    const old = $("[sse-connect]"), fresh = old.cloneNode(true);
+    const url = new URL(old.getAttribute("sse-connect"), location.href);
+    if (lastState) url.searchParams.set("state", lastState);
+    fresh.setAttribute("sse-connect", url.pathname + url.search);
+    old.replaceWith(fresh);
+    htmx.process(fresh);
+  };
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hiding);
+    if (document.hidden) hiding = setTimeout(pause, HIDDEN_MS);
+    else resume();
+  });
   document.addEventListener("htmx:sseOpen", (event) => {
     setLive("on");
-    event.detail.source.addEventListener("session-ended", () => location.reload());
+    if (source === event.detail.source) return;
+    source = event.detail.source;
+    source.addEventListener("session-ended", () => location.reload());
   });
   document.addEventListener("htmx:sseError", async (event) => {
+    if (isPaused) return;
     setLive("lost");
     if (event.detail.source.readyState !== EventSource.CLOSED) return;
     // Refused: either the session has ended, or the receiver is busy or starting.
@@ -292,7 +329,11 @@
     const element = event.detail.elt || event.target;
     if (element?.matches?.("tr[id]")) element.classList.add("fresh");
   });
-  document.addEventListener("htmx:sseMessage", () => { showAges(document); showChosen(); });
+  document.addEventListener("htmx:sseMessage", (event) => {
+    lastState = event.detail.lastEventId || lastState;
+    showAges(document);
+    showChosen();
+  });
 
   window.kling = { call, toast, showError, ask, base };
   showAges(document);
