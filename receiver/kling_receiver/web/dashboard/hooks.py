@@ -92,7 +92,7 @@ class HooksPage:
     def _views(self, connection: Any, rows: list[HookRow]) -> list[HookView]:
         health = hook_health(connection, [row["name"] for row in rows])
         hooks = hook_payloads(connection, rows, self._sender.circuit_is_open)
-        return [{"hook": hook, "health": health[hook["name"]]} for hook in hooks]
+        return [{"hook": hook, "health": health[hook["name"]]} for hook in hooks if hook["name"] in health]
 
     async def _show(self, visit: Visit) -> Response:
         name, state, before = _name(visit), _state(visit, "state"), _cursor(visit)
@@ -140,10 +140,10 @@ class HooksPage:
 
         def read(connection: Any) -> tuple[HookView | None, list[DeliveryJson]]:
             row = hook_records.hook(connection, name)
-            if row is None:
+            views = self._views(connection, [row]) if row else []
+            if not views:
                 return None, []
-            found = list_deliveries(connection, wanted)
-            return self._views(connection, [row])[0], [delivery_payload(each) for each in found]
+            return views[0], [delivery_payload(each) for each in list_deliveries(connection, wanted)]
 
         view, found = await self._reader.read(read)
         shown, url = found[:DELIVERIES], urls_from(f"/{LIST}/{name}")
@@ -172,7 +172,8 @@ class HooksPage:
         if row["task_id"]:
             message = "The hook of a single task cannot be changed."
             raise ApiError(409, "hook_of_task", message, "Pause or remove it.")
-        hook = await self._reader.read(lambda connection: self._views(connection, [row])[0]["hook"])
+        is_open = self._sender.circuit_is_open
+        [hook] = await self._reader.read(lambda connection: hook_payloads(connection, [row], is_open))
         return self._form(visit, f"Change {name}", f"PATCH /api/hooks/{name}", hook, name=name)
 
     def _form(
