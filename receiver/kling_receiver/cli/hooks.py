@@ -255,14 +255,17 @@ def show(name: str, as_json: bool) -> None:
     type=click.Choice(list(EVENT_STATUSES)),
     help="Send an event of this type, with a complete example of a task; without it, `hook.test`.",
 )
+@usage.option(
+    "--format", "hook_format", type=click.Choice(get_args(HookFormat)), help="The body; by default that of the hook."
+)
 @options.json_option
 @report_errors
-def test(name: str, event: str | None, as_json: bool) -> None:
+def test(name: str, event: str | None, hook_format: str | None, as_json: bool) -> None:
     """Send a signed test event and print the response. Exit code 1 if it is not delivered.
 
     It is sent once, also to a paused hook, and counts neither as a delivery nor as a failure.
     """
-    body = {"event": event} if event else None
+    body = {field: value for field, value in (("event", event), ("format", hook_format)) if value} or None
     answer = checked(TestedHook, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test", body)))
     if as_json:
         terminal.print_json(answer)

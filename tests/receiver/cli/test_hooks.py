@@ -259,6 +259,16 @@ def test_a_secret_is_read_from_stdin(operator: Operator, endpoint: Host) -> None
         Webhook(each).verify(visit.body, dict(visit.headers))
 
 
+def test_a_pause_has_a_reason_and_a_test_a_format(operator: Operator, endpoint: Host) -> None:
+    """`--reason` is shown with the hook; `--format` sends the body that the hook would receive in it."""
+    operator.run("hooks", "add", endpoint.url, "--name", "web")
+    operator.run("hooks", "pause", "web", "--reason", "their maintenance")
+    assert json.loads(operator.output("hooks", "show", "web"))["paused_because"] == "their maintenance"
+    tested = operator.run("hooks", "test", "web", "--event", "task.done", "--format", "kling")
+    assert tested.returncode == 0, tested.stderr
+    assert "type" not in json.loads(endpoint.wait_for(1)[0].body)
+
+
 def test_a_test_that_fails_ends_with_1(operator: Operator) -> None:
     """The status and the body of the response are printed."""
     with host(lambda visit: visit.answer(403, b"who are you?")) as application:

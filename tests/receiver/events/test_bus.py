@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from starlette.concurrency import run_in_threadpool
 
-from kling_receiver.events.bus import EventBus, work_of
+from kling_receiver.events.bus import HOOKS, EventBus, work_of
 from kling_receiver.store import reader
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -273,3 +273,17 @@ async def test_the_bus_has_a_maximum_of_streams(any_database: Database) -> None:
     await one.aclose()
     assert not bus.is_full
     await other.aclose()
+
+
+async def test_changes_of_hooks_wake_only_what_waits_for_them(any_database: Database) -> None:
+    """Each attempt at a delivery is one: no stream of events may read the log for it. The end wakes all."""
+    bus = Scene(any_database).bus
+    with bus.subscribe(None) as events, bus.subscribe(None, HOOKS) as both, bus.subscribe("t") as task:
+        bus.notify_hooks()
+        assert (events.is_set(), both.is_set(), task.is_set()) == (False, True, False)
+        both.clear()
+        bus.notify({"t"})
+        assert (events.is_set(), both.is_set(), task.is_set()) == (True, True, True)
+        both.clear()
+        bus.close()
+        assert both.is_set()

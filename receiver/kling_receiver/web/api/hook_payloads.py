@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
-from sqlalchemy import Connection
 from typing_extensions import TypedDict
 
 from kling_receiver.events.payloads import Timestamp, iso
@@ -150,9 +149,7 @@ class ReplayedJson(TypedDict):
     events: int
 
 
-def hook_payloads(
-    connection: Connection, rows: Sequence[HookRow], circuit_is_open: Callable[[str], bool]
-) -> list[HookJson]:
+def hook_payloads(connection: Any, rows: Sequence[HookRow], circuit_is_open: Callable[[str], bool]) -> list[HookJson]:
     """Render hooks, with what waits for each of them."""
     names = [row["name"] for row in rows]
     counts, due, last = (

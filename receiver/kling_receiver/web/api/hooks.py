@@ -288,8 +288,8 @@ def _changed(row: HookRow, changes: Row, allowed: Allowlist) -> HookConfig:
     if row["task_id"]:
         message = "The hook of a single task cannot be changed."
         raise ApiError(409, "hook_of_task", message, "Pause or remove it. The next task can have another one.")
-    address = changes.get("address", row["address"]) or ""
-    if address != row["address"]:
+    address = changes.get("address")
+    if address and address != row["address"]:
         if MASK in address:
             message = f"address: {MASK} stands for a part that is not shown."
             raise ApiError(422, "bad_hook", message, "Send the whole address.")

@@ -30,7 +30,7 @@ A new page is a class with `routes()`, added to `groups` in routes.py:
             return self._pages.render(visit, "hooks.html", title="Hooks", fragment=fragment, live_url=live_url)
 
         async def _follow(self, visit: Visit) -> Response:
-            return self._live.respond(visit, ("hooks", visit.role), self._render)  # task_id=... for one task's page
+            return self._live.respond(visit, ("hooks", visit.role), self._render)  # task_id=..., hooks=True
 
 The template extends layout.html, imports macros.html as `ui`, writes `{{ ui.live(live_url) }}` once, and the elements
 of the fragment with `|safe`. In templates, `url("dashboard/hooks", name=...)` makes each address, `visit.may("admin")`

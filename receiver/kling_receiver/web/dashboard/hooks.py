@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
 from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
@@ -84,16 +83,16 @@ class HooksPage:
         """One row for each hook; those of single tasks are on the pages of their tasks."""
         url, render_row = urls_from(f"/{LIST}"), self._pages.macro("hook_parts.html", "row")
 
-        def read(connection: Connection) -> dict[str, str]:
+        def read(connection: Any) -> dict[str, str]:
             views = self._views(connection, hook_records.hooks(connection))
             return {f"hook-{view['hook']['name']}": str(render_row(url, view)).strip() for view in views}
 
         return Fragment(rows=await self._reader.read(read))
 
-    def _views(self, connection: Connection, rows: list[HookRow]) -> list[HookView]:
+    def _views(self, connection: Any, rows: list[HookRow]) -> list[HookView]:
         health = hook_health(connection, [row["name"] for row in rows])
         hooks = hook_payloads(connection, rows, self._sender.circuit_is_open)
-        return [{"hook": hook, "health": health[hook["name"]]} for hook in hooks]
+        return [{"hook": hook, "health": health[hook["name"]]} for hook in hooks if hook["name"] in health]
 
     async def _show(self, visit: Visit) -> Response:
         name, state, before = _name(visit), _state(visit, "state"), _cursor(visit)
@@ -139,12 +138,12 @@ class HooksPage:
         """What a hook's page shows live, and where its next page begins. A removed hook has no view."""
         wanted = DeliveryFilter(hook_name=name, state=state, before=before, limit=DELIVERIES)
 
-        def read(connection: Connection) -> tuple[HookView | None, list[DeliveryJson]]:
+        def read(connection: Any) -> tuple[HookView | None, list[DeliveryJson]]:
             row = hook_records.hook(connection, name)
-            if row is None:
+            views = self._views(connection, [row]) if row else []
+            if not views:
                 return None, []
-            found = list_deliveries(connection, wanted)
-            return self._views(connection, [row])[0], [delivery_payload(each) for each in found]
+            return views[0], [delivery_payload(each) for each in list_deliveries(connection, wanted)]
 
         view, found = await self._reader.read(read)
         shown, url = found[:DELIVERIES], urls_from(f"/{LIST}/{name}")
@@ -173,7 +172,8 @@ class HooksPage:
         if row["task_id"]:
             message = "The hook of a single task cannot be changed."
             raise ApiError(409, "hook_of_task", message, "Pause or remove it.")
-        hook = await self._reader.read(lambda connection: self._views(connection, [row])[0]["hook"])
+        is_open = self._sender.circuit_is_open
+        [hook] = await self._reader.read(lambda connection: hook_payloads(connection, [row], is_open))
         return self._form(visit, f"Change {name}", f"PATCH /api/hooks/{name}", hook, name=name)
 
     def _form(
@@ -224,7 +224,7 @@ def _limits() -> dict[str, dict[str, Any]]:
         kinds = [schema, *schema.get("anyOf", ())]
         limits[field] = {html: kind[name] for kind in kinds for name, html in names.items() if name in kind}
         if pattern := schema.get("pattern"):
-            limits[field]["pattern"] = pattern.strip("^$")
+            limits[field]["pattern"] = pattern.strip("^$").replace("-]", r"\-]")  # as browsers want it
     return limits
 
 

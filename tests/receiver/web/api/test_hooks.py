@@ -427,3 +427,106 @@ def test_tests_count_for_nothing(running: Running) -> None:
         register(running, new_id())
         assert len(endpoint.wait_for(11)) == 11  # at once: no circuit is open, no Retry-After holds
     poll_until(lambda: len(rows(running, "SELECT event_id FROM delivery_attempt")) == 1)  # recorded a moment later
+
+
+def test_a_hook_is_changed(running: Running, endpoint: Host) -> None:
+    """What is sent, and nothing else; null is the default again. The next event already goes by the change."""
+    fields: Json = {"address": f"{endpoint.url}/one?key=x", "events": ["task.done"], "tags": ["a"], "rate_limit": 5}
+    made = call(running, "POST", "hooks", {"name": "one", "concurrency": 3, **fields}, status=201)["hook"]
+    changed = call(running, "PATCH", "hooks/one", {"events": [], "rate_limit": None, "concurrency": None, "tags": []})
+    assert changed == {**made, "events": [], "rate_limit": None, "concurrency": 8, "tags": []}
+    register(running, new_id())
+    assert endpoint.wait_for(1)[0].path == "/one?key=x", "the part of the address that is not shown stays"
+    call(running, "PATCH", "hooks/one", {"address": f"{endpoint.url}/two", "format": "kling", "retry_schedule": [1, 2]})
+    register(running, new_id(), outcome="created", task_id="7")
+    assert endpoint.wait_for(2)[1].path == "/two"
+    assert call(running, "PATCH", "hooks/one", {}) == call(running, "GET", "hooks/one")
+
+
+CHANGES: dict[str, tuple[Json, str]] = {
+    "unknown": ({"colour": "red"}, "colour: unknown field."),
+    "the name": ({"name": "two"}, "name: unknown field."),
+    "the secret": ({"secret": SECRET}, "secret: unknown field."),
+    "no address": ({"address": None}, "address: Field required."),
+    "an empty address": ({"address": ""}, "address: "),
+    "what is hidden": ({"address": f"{GOOD}?***"}, "*** stands for a part that is not shown"),
+    "a command": ({"address": "command:true"}, "Only an https address can be changed"),
+    "loopback": ({"address": "https://169.254.169.254/"}, "is not a public address"),
+    "an unknown event": ({"events": ["task.lost"]}, "events: no event is called task.lost"),
+    "impossible with what stays": ({"statuses": ["failed"]}, "The filter matches nothing"),
+    "a format with events": ({"format": "kling"}, "Remove its events"),
+    "too many at once": ({"concurrency": 257}, "concurrency: "),
+    "several": ({"timeout": 0, "rate_limit": "x"}, "timeout: "),
+}
+
+
+def test_a_change_that_is_not_possible_changes_nothing(shared: Running) -> None:
+    """It is checked as a new hook is, with what stays; each problem names its field."""
+    made = call(shared, "POST", "hooks", {"address": GOOD, "events": ["task.created"]}, status=201)["hook"]
+    for name, (changes, message) in CHANGES.items():
+        assert message in refused_change(shared, made["name"], changes), name
+    assert call(shared, "GET", f"hooks/{made['name']}") == {**made, "behind": made["behind"]}
+    call(shared, "PATCH", "hooks/nothing", {}, status=404)
+    call(shared, "DELETE", f"hooks/{made['name']}")
+
+
+def refused_change(running: Running, name: str, changes: Json) -> str:
+    """The message of a change that is refused."""
+    return str(call(running, "PATCH", f"hooks/{name}", changes, status=422)["error"]["message"])
+
+
+def test_a_hook_of_a_task_or_of_the_settings_is_not_changed(start: Start, endpoint: Host) -> None:
+    """The answer says where it is kept."""
+    running = start(api_base="http://127.0.0.1:9", hook_url=endpoint.url, hook_secret=SECRET)
+    task_id = new_id()
+    register(running, task_id, hook=endpoint.url)
+    for name, code in (("default", "kept_elsewhere"), (f"task:{task_id}", "hook_of_task")):
+        error = call(running, "PATCH", f"hooks/{name}", {"timeout": 3}, status=409)["error"]
+        assert error["code"] == code
+        assert error["hint"]
+
+
+def test_a_pause_has_a_reason(running: Running) -> None:
+    """It is shown with the hook, within its limit."""
+    call(running, "POST", "hooks", {"name": "one", "address": GOOD}, status=201)
+    assert call(running, "POST", "hooks/one/pause", {"reason": " maintenance "})["paused_because"] == "maintenance"
+    assert call(running, "POST", "hooks/one/resume")["paused_because"] is None
+    assert call(running, "POST", "hooks/one/pause", {"reason": ""})["paused_because"] == "an operator paused it"
+    assert "reason: " in refused(running, "hooks/one/pause", {"reason": "x" * 501})
+    assert "because: unknown field" in refused(running, "hooks/one/pause", {"because": "x"})
+
+
+def test_an_open_circuit_says_when_it_is_tried(running: Running) -> None:
+    """While it is open; resumed, the hook is tried at once."""
+    answers = [500]
+    with host(lambda visit: visit.answer(answers[0])) as endpoint:
+        call(running, "POST", "hooks", {"name": "one", "address": endpoint.url, "retry_schedule": [3600]}, status=201)
+        before = call(running, "GET", "hooks/one")
+        assert (before["circuit"], before["next_attempt_at"]) == ("closed", None)
+        for _ in range(6):
+            register(running, new_id())
+        hook = poll_until(
+            lambda: (
+                (found := call(running, "GET", "hooks/one"))["circuit"] == "open" and found["next_attempt_at"] and found
+            )
+        )
+        assert hook["state"] == "failing"
+        assert call(running, "GET", "hooks")["hooks"][0]["circuit"] == "open"
+        answers[0] = 200
+        call(running, "POST", "hooks/one/resume")
+        poll_until(
+            lambda: (found := call(running, "GET", "hooks/one"))["circuit"] == "closed" and not found["next_attempt_at"]
+        )
+
+
+def test_a_test_in_another_format(running: Running, endpoint: Host) -> None:
+    """What the hook would receive in it; the hook keeps its own."""
+    call(running, "POST", "hooks", {"name": "one", "address": endpoint.url}, status=201)
+    assert call(running, "POST", "hooks/one/test", {"event": "task.done", "format": "kling"})["delivered"]
+    assert call(running, "POST", "hooks/one/test", {"event": "task.done"})["delivered"]
+    kling, event = (json.loads(visit.body) for visit in endpoint.wait_for(2))
+    assert "task_status" in json.dumps(kling)
+    assert event["type"] == "task.done"
+    assert call(running, "GET", "hooks/one")["format"] == "event"
+    assert "receives" in refused(running, "hooks/one/test", {"event": "task.failed", "format": "kling"})
+    assert "format: " in refused(running, "hooks/one/test", {"format": "xml"})

@@ -42,6 +42,14 @@
       body.setAttribute("aria-label", "Start of the response's body");
     }
   };
+  const formats = $("[data-test] [name=format]");
+  const limitTests = () => { // a hook in Kling's format receives few types of events
+    const types = $("[data-test] [name=event]");
+    [...types.options].forEach((each) => { each.disabled = formats.value === "kling" && !("kling" in each.dataset); });
+    if (types.selectedOptions[0]?.disabled) types.selectedIndex = 0;
+  };
+  formats?.addEventListener("change", limitTests);
+  if (formats) limitTests();
   document.addEventListener("api:done", (event) => {
     const form = event.target;
     form.closest("dialog")?.close();
