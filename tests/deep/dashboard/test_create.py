@@ -56,7 +56,7 @@ def test_from_an_empty_form_to_a_finished_video(start: Start, gateway: Sandbox, 
     page.evaluate(PASTE, ["paste", image, None])
     page.locator(PREVIEW.format("image")).wait_for()
     assert page.evaluate("document.querySelector('.image-item img').naturalWidth") == 320
-    page.get_by_label("Prompt", exact=True).fill("it waves")
+    page.locator("#f-prompt").fill("it waves")
     page.get_by_text("0.42 USD").wait_for()
     page.get_by_label("pro", exact=True).check()
     page.get_by_text("0.56 USD").wait_for()
@@ -85,7 +85,7 @@ def test_problems_are_shown_at_once_and_the_first_is_focused(start: Start, gatew
     page.get_by_label("Camera control").fill("{nothing")
     page.get_by_text("Is not valid JSON").wait_for()
     assert page.get_by_label("Camera control").get_attribute("aria-invalid") == "true"
-    assert page.get_by_label("Prompt", exact=True).get_attribute("aria-invalid") == "false"
+    assert page.locator("#f-prompt").get_attribute("aria-invalid") == "false"
     page.locator("details summary", has_text="More").press("Enter")
     page.get_by_label("Duration").fill("99")
     page.get_by_label("Duration").press("Enter")
@@ -113,7 +113,7 @@ def test_images_by_every_way(start: Start, gateway: Sandbox, visit: Visit, tmp_p
     running = start(api_base=gateway.url)
     visitor = visit(running)
     page = visitor.sign_in(path="dashboard/create")
-    page.get_by_label("Prompt", exact=True).fill("a cat")
+    page.locator("#f-prompt").fill("a cat")
     create(page)
     first = finish(running, submitted(page))
     page.goto(f"{running.url}/dashboard/create?family=videos/omni-video")
@@ -143,11 +143,11 @@ def test_images_by_every_way(start: Start, gateway: Sandbox, visit: Visit, tmp_p
     field.get_by_role("button", name="Remove <b>chosen.jpg").press("Enter")
     assert field.locator("img").count() == 2
     field.get_by_label("Refer image: URLs").fill("https://example.com/a.png")
-    page.get_by_label("Prompt", exact=True).fill("a cat and a dog")
+    page.locator("#f-prompt").fill("a cat and a dog")
     page.get_by_label("16:9").check()
     create(page)
     task_id = submitted(page)
-    (sent,) = [each for each in gateway.creates if task_id in str(each)]
+    (sent,) = poll_until(lambda: [each for each in gateway.creates if task_id in str(each)])
     images = [entry["url"] for entry in body_of(sent)["contents"] if entry["type"] == "refer_image"]
     assert picture(300, 301) in images
     assert "https://example.com/a.png" in images
@@ -173,19 +173,28 @@ def test_a_double_click_pays_once_and_a_refusal_keeps_the_form(start: Start, gat
     running = start(api_base=gateway.url)
     visitor = visit(running)
     page = visitor.sign_in(path="dashboard/create")
-    page.get_by_label("Prompt", exact=True).fill("once")
+    page.locator("#f-prompt").fill("once")
     refusal = '{"error": {"code": "queue_full", "message": "Many tasks wait.", "hint": "Wait a little."}}'
     page.route("**/api/tasks", lambda route: route.fulfill(status=429, body=refusal, content_type="application/json"))
     create(page)
     page.get_by_role("alert").get_by_text("Many tasks wait. Wait a little.").wait_for()
-    assert page.get_by_label("Prompt", exact=True).input_value() == "once"
+    assert page.locator("#f-prompt").input_value() == "once"
     page.unroute("**/api/tasks")
+    for path in ("form", "check"):
+        page.route(f"**/create/{path}", lambda route: route.abort())
+    page.get_by_label("Text to video").check()
+    page.get_by_text("The form could not be changed.").wait_for()
+    assert page.get_by_label("Text to image").is_checked()
+    create(page)
+    page.get_by_role("alert").get_by_text("The form could not be checked. Check that the receiver runs").wait_for()
+    for path in ("form", "check"):
+        page.unroute(f"**/create/{path}")
     page.get_by_role("button", name="Create", exact=True).dblclick()
     task_id = submitted(page)
     finish(running, task_id)
     assert len(gateway.creates) == 1
     page.goto(f"{running.url}/dashboard/create?from={task_id}")
-    assert page.get_by_label("Prompt", exact=True).input_value() == "once"
+    assert page.locator("#f-prompt").input_value() == "once"
     create(page)
     assert submitted(page) != task_id
     poll_until(lambda: len(gateway.creates) == 2)
@@ -224,13 +233,13 @@ def test_no_text_becomes_markup(start: Start, gateway: Sandbox, visit: Visit) ->
     page.get_by_text("to fix above.").wait_for()
     page.get_by_label("Model", exact=True).select_option("kling-3.0")
     page.get_by_text("kling-3.0 has none").first.wait_for()
-    assert page.get_by_label("Prompt", exact=True).input_value() == MARKUP
+    assert page.locator("#f-prompt").input_value() == MARKUP
     assert page.title() == "Create · Kling receiver"
     page.goto(f"{running.url}/dashboard/create")
-    page.get_by_label("Prompt", exact=True).fill(MARKUP)
+    page.locator("#f-prompt").fill(MARKUP)
     create(page)
     task_id = submitted(page)
     assert show(running, task_id)["request"]["prompt"] == MARKUP
     page.goto(f"{running.url}/dashboard/create?from={task_id}")
-    assert page.get_by_label("Prompt", exact=True).input_value() == MARKUP
+    assert page.locator("#f-prompt").input_value() == MARKUP
     assert page.title() == "Create · Kling receiver"

@@ -6,6 +6,7 @@ live.py      streams of what changed: pages that show the same share one rendere
 display.py   how values are shown: the filters of the templates
 thumbnails.py  the small images of tasks, made by results/thumbnails
 task/        the page of one task: its history, the timeline, what to do about a failure
+create/      the form that creates tasks, from the client's table of jobs
 signin/      login links, the password, the session's cookie
 templates/   layout.html is the frame of each page, macros.html has the building blocks
 static/      one stylesheet, one script; vendor/ has htmx and its SSE extension, unchanged, with version and licence

@@ -502,8 +502,17 @@ def test_checks_are_for_the_pages_of_this_receiver(browser: Browser) -> None:
     assert browser.send("POST", f"{PAGE}/check", page=PAGE, data=data).status_code == 413
     many = "&".join(f"p.x{number}=1" for number in range(501))
     assert browser.send("POST", f"{PAGE}/check", page=PAGE, content=many.encode()).status_code == 422
-    deep = {"prompt": "a", "more": '{"a":' * 2000 + "1" + "}" * 2000}
-    assert ready(checked(browser, "text_to_image", deep)) is None
+    for more in (
+        '{"a":' * 2000 + "1" + "}" * 2000,
+        '{"\\ud800rompt": 1, "apsect_ratio\\udfff": 1}',
+        '{"model_name": "\\ud800"}',
+        "{" + ",".join(f'"promptt{number}": 1' for number in range(20_000)) + "}",
+        '{"a": NaN}',
+        '{"model_name": 1, "image": {"a": []}}',
+    ):
+        answer = checked(browser, "text_to_image", {"prompt": "a", "more": more})
+        assert ready(answer) is None, more[:40]
+        assert "to fix above" in answer.text
 
 
 def test_a_receiver_without_a_key_says_so_first(start: Start) -> None:

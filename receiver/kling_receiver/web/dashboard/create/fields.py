@@ -22,6 +22,7 @@ from kling_callback.jobs.parameters import (
     Text,
     VideoInput,
 )
+from kling_callback.protocol.values import is_too_complex
 
 Control = Literal["text", "line", "choice", "number", "json", "list", "image", "video"]
 
@@ -203,6 +204,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _json(text: str) -> Any:
+    if is_too_complex(text.encode("utf-8", "replace")):
+        raise Invalid("has too many parts.")
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

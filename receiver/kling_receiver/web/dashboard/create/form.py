@@ -18,6 +18,7 @@ from kling_callback.jobs.job import Endpoint, Job, Parameter
 from kling_callback.jobs.parameters import CameraControl, embedded
 from kling_callback.jobs.prices import Estimate, estimate
 from kling_callback.jobs.untyped import prepare, prepare_job
+from kling_callback.protocol.values import sanitize
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.submission import SubmissionBody, make_submission
@@ -181,7 +182,7 @@ def check(form: Form, settings: ReceiverSettings, *, everything: bool) -> Checke
     try:
         problems.raise_all()
     except ParameterError as error:
-        found = error.problems
+        found = [sanitize(each) for each in error.problems]
     cost, priceless = _price(form, family, body)
     by_field, others = _attribute(form, found, everything=everything)
     return Checked(by_field, tuple(others), None if found else request, cost, priceless)
@@ -245,7 +246,7 @@ def _price(form: Form, family: str, body: Mapping[str, Any]) -> tuple[Estimate |
     cost = estimate(family, body)
     model = model_of(family, body)
     priced = f"{model} at {family}" if model else f"{family} without a model"
-    return cost, "" if cost else f"No list price is known for {priced}."
+    return cost, "" if cost else sanitize(f"No list price is known for {priced}.")
 
 
 def _accepts(parameter: Parameter | None, value: Any) -> bool:

@@ -43,6 +43,8 @@ MAX_FIELDS = 500
 MAX_NONCE_CHARS = 64
 MAX_CHECKS = 2
 """Forms and images that are checked at once, beside the event loop."""
+MAX_IMAGES = 4
+"""Images that are received at once, each of at most 50 MB."""
 IMAGE_SECONDS = 120
 """Seconds in which a whole image must arrive."""
 MAX_SEARCHED = 100
@@ -59,7 +61,7 @@ class CreatePage:
     ) -> None:
         self._settings, self._pages = settings, pages
         self._reader, self._payloads, self._bodies = reader, payloads, bodies
-        self._checking = CapacityLimiter(MAX_CHECKS)
+        self._checking, self._images = CapacityLimiter(MAX_CHECKS), BodyLimiter(MAX_IMAGES)
         pages.links.append(NavLink("Create", "dashboard/create", "c", role="client"))
 
     def routes(self) -> list[Route]:
@@ -174,7 +176,7 @@ class CreatePage:
         """Whether Kling would accept an image, and what stands for it in the form. Nothing is stored."""
         self._pages.sessions.check_origin(visit.request)
         limit = MAX_BYTES_NEW if visit.request.query_params.get("max") == str(MAX_BYTES_NEW) else MAX_BYTES
-        with Reservation(self._bodies) as reservation:
+        with Reservation(self._images) as reservation:
             body = await read_body(
                 visit.request, reservation, max_kept=limit, max_dropped=MAX_BYTES_NEW, seconds=IMAGE_SECONDS
             )

@@ -93,17 +93,17 @@
   const over = (field) => $$(".drop").forEach((each) => each.classList.toggle("over", each === field?.querySelector(".drop")));
   const isDrag = (event) => event.dataTransfer?.types.includes("Files") || event.target.closest?.("[data-images]");
   document.addEventListener("dragover", (event) => {
-    const field = nextField(event.target);
-    if (!field || !isDrag(event)) return;
+    if (!isDrag(event)) return;
     event.preventDefault();
-    over(field);
+    over(nextField(event.target));
   });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(null); });
   document.addEventListener("drop", (event) => {
     over(null);
+    if (!isDrag(event)) return;
+    event.preventDefault(); // the browser would leave the page for the file
     const field = nextField(event.target);
-    if (!field || !isDrag(event)) return;
-    event.preventDefault();
+    if (!field) return;
     const dropped = [...event.dataTransfer.files];
     if (dropped.length) { addAll(field, dropped); return; }
     const url = event.dataTransfer.getData("text/uri-list") || event.dataTransfer.getData("text/plain");
@@ -188,7 +188,7 @@
     refused.hidden = false;
     refused.focus();
   };
-  let sending = false;
+  let sending = false, changing = 0;
   const setSending = (is) => {
     sending = is;
     send.toggleAttribute("disabled", is);
@@ -206,7 +206,13 @@
   };
   form.addEventListener("htmx:configRequest", (event) => {
     if (sending) { event.preventDefault(); return; }
-    if (event.target !== form || event.detail.triggeringEvent?.type !== "submit") return;
+    if (event.target !== form) { // another job or model: its answer has the checks too
+      changing += 1;
+      htmx.trigger(form, "htmx:abort");
+      return;
+    }
+    if (changing) { event.preventDefault(); return; }
+    if (event.detail.triggeringEvent?.type !== "submit") return;
     if ($$("[data-images]").some(isBusy)) { event.preventDefault(); toast("An image is still being checked.", "Try again in a moment."); return; }
     refused.hidden = true;
     $("input[name=tried]").value = "1";
@@ -215,6 +221,7 @@
   });
   document.body.addEventListener("htmx:afterRequest", (event) => {
     const { requestConfig, xhr, successful } = event.detail;
+    if (requestConfig?.target?.id === "create-form") changing -= 1;
     if (requestConfig?.elt !== form) return;
     mark();
     const ready = $("[data-ready]");
@@ -224,6 +231,13 @@
     if (successful) focusFirst();
     else refuse({ message: xhr.status === 413 ? "The form is too long." : "The form could not be checked.", hint: xhr.status === 413 ? "Choose images as files or by URL." : "Check that the receiver runs, then try again." });
   });
+  const changeFailed = (event) => {
+    if (event.detail.requestConfig?.target?.id !== "create-form") return;
+    $(`[name=job][value="${CSS.escape($("[name=shown]").value)}"]`).checked = true;
+    toast("The form could not be changed.", "Check that the receiver runs, then try again.", true);
+  };
+  document.body.addEventListener("htmx:sendError", changeFailed);
+  document.body.addEventListener("htmx:responseError", changeFailed);
   document.body.addEventListener("htmx:afterSettle", () => { $$(".image-item").forEach(show); mark(); });
   form.addEventListener("input", (event) => {
     if (event.target.id === "f-model_name") $("[data-other-model]").hidden = event.target.value !== "other";
