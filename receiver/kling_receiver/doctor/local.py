@@ -44,7 +44,7 @@ def disk_checks(settings: ReceiverSettings) -> list[Check]:
 def settings_checks(settings: ReceiverSettings) -> list[Check]:
     """Whether Kling can reach the address, and what may be wrong with the settings, although they are valid."""
     reason = settings.unreachable_reason
-    address = Check("address", not reason, reason or f"{settings.receiver_url} is not private to this machine.")
+    address = Check("address", not reason, reason or f"Kling is given {settings.receiver_url}.")
     warnings = settings.warnings()
     known = f"{counted(len(settings.model_fields_set), 'setting')} set, and no variable is misspelt."
     return [address, Check("settings", not warnings, " ".join(warnings) or known)]

@@ -150,7 +150,7 @@ class OverviewPage:
             "tags": tag_bars(finished),
             "is_partial": since % DAY_MS != 0,
             "complete_since": finished["since"] if finished["since"] > since else None,
-            "since": since,
+            "since_text": f"{day_text(since)}, {_at(since):%H:%M}",
         }
 
 
@@ -273,9 +273,11 @@ def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str,
         for day in range(since // DAY_MS * DAY_MS, now + 1, DAY_MS):
             amount = Decimal(days.get(day, {}).get(unit, "0"))
             total += amount
-            columns.append(Column(day_text(day), f"{day_text(day)}: {amount:,f} {unit}", (max(float(amount), 0.0),)))
+            columns.append(
+                Column(day_text(day), f"{day_text(day)}: {number_text(amount)} {unit}", (max(float(amount), 0.0),))
+            )
         chart = columns_chart(columns, height=COST_HEIGHT, whole=False)
-        charts.append({"unit": unit, "total": f"{total:,f}", "chart": chart})
+        charts.append({"unit": unit, "total": number_text(total), "chart": chart})
     return charts
 
 
@@ -295,7 +297,11 @@ def tag_bars(finished: FinishedTasks) -> dict[str, Any]:
         (
             row["tag"],
             [
-                RangeBar(unit, f"{Decimal(amount):,f} {unit}", [(0.0, percent(float(amount), float(largest[unit])), 0)])
+                RangeBar(
+                    unit,
+                    f"{number_text(Decimal(amount))} {unit}",
+                    [(0.0, percent(float(amount), float(largest[unit])), 0)],
+                )
                 for unit, amount in row["amounts"].items()
             ],
         )
@@ -305,6 +311,11 @@ def tag_bars(finished: FinishedTasks) -> dict[str, Any]:
     return {"bars": bars, "table": table}
 
 
+def number_text(amount: Decimal) -> str:
+    """An exact amount: `1,234.5`."""
+    return f"{amount.normalize():,f}"
+
+
 def amounts_text(amounts: Mapping[str, str]) -> str:
     """Amounts with their units: `12 image units, 3.5 video units`."""
-    return ", ".join(f"{Decimal(amount):,f} {unit}" for unit, amount in amounts.items())
+    return ", ".join(f"{number_text(Decimal(amount))} {unit}" for unit, amount in amounts.items())
