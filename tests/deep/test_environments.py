@@ -2,10 +2,12 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -112,6 +114,21 @@ def test_serving_in_a_folder_whose_name_is_no_url(gateway: Sandbox, tmp_path: Pa
         assert f"data in {data}: database {data}/kling.db, results {data}/results" in process.log_text()
     assert {"kling.db", "kling.db.lock", "results"} <= {path.name for path in data.iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == {data.name, f"{data.name}.log"}
+
+
+def test_serving_prints_a_login_link(gateway: Sandbox, tmp_path: Path) -> None:
+    """Another one at each start; a browser signs in with it, once."""
+    links = []
+    with Process(tmp_path / "data", KLING_API_BASE=gateway.url) as process:
+        for _ in range(2):
+            links.append(re.findall(r"http\S+/dashboard/login\?link=\S+", process.log_text())[-1])
+            headers = {"Sec-Fetch-Site": "same-origin", "Origin": process.url}
+            form = {"link": links[-1].partition("link=")[2]}
+            answers = [httpx.post(f"{process.url}/dashboard/login", data=form, headers=headers) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [303, 401]
+            process.kill()
+            process.start()
+    assert len(set(links)) == 2
 
 
 def test_serving_on_postgres(postgresql: str, gateway: Sandbox, tmp_path: Path) -> None:

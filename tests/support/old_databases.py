@@ -165,6 +165,7 @@ class OldDatabase:
         self._add("task", {**row, **columns})
         for tag in ("red", f"of {task}"):
             self._add("tag", {"tag": tag, "task": task})
+            self.new["tag"][-1]["created_at"] = self.now - HOUR  # the task's
 
     def _add_job(self, key: str, kind: str, state: str, new: Row, **columns: Any) -> None:
         """Add a job. `new`: the columns that the migration adds or changes."""

@@ -15,7 +15,9 @@ COMMANDS = {
     "doctor": LazyCommand("kling_receiver.cli.doctor", "doctor", "Check that callbacks can reach this receiver."),
     "token": LazyCommand("kling_receiver.cli.access", "token", "Print a bearer token for the receiver's API."),
     "tokens": LazyCommand("kling_receiver.cli.access", "tokens", "List and revoke bearer tokens that have a name."),
-    "login-link": LazyCommand("kling_receiver.cli.access", "login_link", "Print a link that opens the pages."),
+    "login-link": LazyCommand(
+        "kling_receiver.cli.access", "login_link", "Print a link that opens the pages of the receiver in a browser."
+    ),
     "audit": LazyCommand("kling_receiver.cli.access", "audit", "List administrative actions."),
     "tasks": LazyCommand(
         "kling_receiver.cli.tasks", "tasks", "List, adopt and cancel tasks, query Kling, download files again."

@@ -14,13 +14,14 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from kling_callback.protocol.values import IDENTIFIER
+from kling_receiver.states import STATUSES
 from kling_receiver.store.database import BLOCKED_SECONDS, Database
 from kling_receiver.store.engine.connections import READERS
 from kling_receiver.store.errors import STATEMENT_ERRORS, Unavailable
 from kling_receiver.store.rows import EventRow, ResultRow, Row, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import EVENT, RESULT, SENT_HERE, TASK
-from kling_receiver.store.task_list import Position, TaskFilter, ids_of_family, page_ids
+from kling_receiver.store.task_list import Found, Position, TaskFilter, find_page, ids_of_family
 from kling_receiver.threads import run_in_daemon_thread
 
 EVENT_COLUMNS = "id, (SELECT id FROM event_log) AS log_id, task_id, type, created_at, data"
@@ -45,6 +46,11 @@ QUEUE_POSITIONS = Statement("""
     ) AS place FROM submission AS own WHERE own.task_id IN :task_ids AND own.state = 'queued'
 """)
 """The count reads the index `submission_queue` only."""
+STATUS_TIMES = Statement(f"""
+    SELECT task_id, max(created_at) AS at FROM event
+    WHERE task_id IN :task_ids AND type IN ({", ".join(f"'task.{status}'" for status in STATUSES)}) GROUP BY task_id
+""")  # constants
+"""When each task came to its status; a task may have come to `created` again."""
 SELECT_TAGS = Statement("SELECT tag, task_id FROM tag WHERE task_id IN :task_ids ORDER BY tag")
 SELECT_EVENTS = Statement[EventRow](f"SELECT {EVENT_COLUMNS} FROM event WHERE id IN :ids", table=EVENT)
 EVENTS_AT_ONCE = 100
@@ -76,10 +82,16 @@ class TaskDetail:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """Rendered tasks. `last`: the (created_at, id) after which the next page begins, if there may be more."""
+    """Rendered tasks. `last`: the (created_at, id) after which the next page begins, if there may be more.
+
+    `examined`: tasks that were examined one by one for it, at most; 0: an index led to them. `is_full` False: the
+    search stopped before the page was full, at `last`, or there are no more tasks.
+    """
 
     items: list[bytes]
     last: Position | None
+    examined: int = 0
+    is_full: bool = True
 
 
 class Reader:
@@ -150,7 +162,26 @@ class Reader:
 
     async def render_page(self, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
         """Tasks, newest first. `render` runs in the reader's thread."""
-        return await self.read(functools.partial(_render_page, task_filter=task_filter, render=render))
+
+        def read(connection: Connection) -> TaskPage:
+            return _render_page(connection, find_page(connection, task_filter), task_filter, render)
+
+        return await self.read(read)
+
+    async def render_list(self, task_filter: TaskFilter, render: Callable[[TaskDetail, int], bytes]) -> TaskPage:
+        """As `render_page`; `render` is also given since when the task has its status (unix ms)."""
+
+        def read(connection: Connection) -> TaskPage:
+            found = find_page(connection, task_filter)
+            times = STATUS_TIMES.all(connection, task_ids=found.ids) if found.ids else []
+            since = {row["task_id"]: int(row["at"]) for row in times}
+
+            def render_one(detail: TaskDetail) -> bytes:
+                return render(detail, since.get(detail.row["id"], detail.row["created_at"]))
+
+            return _render_page(connection, found, task_filter, render_one)
+
+        return await self.read(read)
 
     async def render_family(self, family: str, render: Callable[[TaskDetail], T], *, skip: int, limit: int) -> list[T]:
         """A family's tasks among the newest, newest first, from number `skip` on. `render` runs in a thread."""
@@ -244,16 +275,18 @@ def load_details(connection: Connection, task_ids: Sequence[str]) -> dict[str, T
     return details
 
 
-def _render_page(connection: Connection, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]) -> TaskPage:
-    ids, end = page_ids(connection, task_filter)
+def _render_page(
+    connection: Connection, found: Found, task_filter: TaskFilter, render: Callable[[TaskDetail], bytes]
+) -> TaskPage:
     items: list[bytes] = []
     size, last = 0, None
-    for detail in _iter_details(connection, ids[: task_filter.limit]):
+    for detail in _iter_details(connection, found.ids[: task_filter.limit]):
         items.append(render(detail))
         size, last = size + len(items[-1]), (detail.row["created_at"], detail.row["id"])
         if size > PAGE_BYTES:
             break
-    return TaskPage(items, last if len(items) < len(ids) else end)
+    is_full = len(items) < len(found.ids)
+    return TaskPage(items, last if is_full else found.end, found.examined, is_full)
 
 
 def _render_events(

@@ -13,9 +13,11 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
+    PrimaryKeyConstraint,
     Table,
     Text,
     UniqueConstraint,
@@ -101,10 +103,12 @@ class Task(SQLModel, table=True):
         ),
         CheckConstraint(f"NOT done OR {_in('status', FINAL)}", name="done"),
         Index("task_newest", "created_at", "id"),
-        Index("task_status", "status", "created_at", "id"),
+        Index("task_family", "family", "created_at", "id"),
+        Index("task_model", "model", "created_at", "id", **_partial("model <> ''")),
+        Index("task_status", "status", "created_at", "id", **_partial("status <> 'succeed'")),
         Index("task_kling_id", "kling_id", **_partial("kling_id IS NOT NULL")),
         Index("task_external_id", "external_task_id", **_partial("external_task_id IS NOT NULL")),
-        Index("task_durations", "family", "created_at", **_partial("duration_ms IS NOT NULL")),
+        Index("task_durations", "family", "created_at", "id", "duration_ms", **_partial("duration_ms IS NOT NULL")),
         Index("task_slots", "model", **_partial("slots > 0")),
         Index("task_sent_here", "create_token", **_partial(f"substr(create_token, 1, 9) = '{SENT_HERE}'")),
         Index("task_undone", "id", **_partial("origin IS NOT NULL AND NOT done")),
@@ -159,9 +163,16 @@ class Tag(SQLModel, table=True):
     """A tag that a client gave a task."""
 
     __tablename__ = "tag"
+    __table_args__ = (
+        PrimaryKeyConstraint("task_id", "tag", name="tag_once"),
+        ForeignKeyConstraint(["task_id"], ["task.id"], name="tag_of_task"),
+        Index("tag_newest", "tag", "created_at", "task_id"),
+    )
 
-    tag: str = Field(primary_key=True)
-    task_id: str = Field(sa_column=Column(Text, ForeignKey("task.id"), primary_key=True, index=True))
+    task_id: str = Field(sa_column=Column(Text, nullable=False))
+    tag: str
+    created_at: int = Field(sa_type=BigInteger)
+    """The task's: an index has the tasks of a tag in the order of a list."""
 
 
 class Submission(SQLModel, table=True):

@@ -31,7 +31,7 @@ MAX_CREATES = 100
 """Creates of one task that were not accepted. Each adds events, and a client in a loop would fill the disk."""
 
 INSERT_TAG = Statement("""
-    INSERT INTO tag (tag, task_id) SELECT :tag, :task_id
+    INSERT INTO tag (tag, task_id, created_at) SELECT :tag, :task_id, :created_at
     WHERE (SELECT count(*) FROM tag WHERE task_id = :task_id) < :max_tags ON CONFLICT DO NOTHING
 """)
 
@@ -268,7 +268,7 @@ def _add(tx: Transaction, task_id: str, registration: Registration) -> TaskRow:
     )
     task = tx.tasks[task_id]
     tx.add_event(task_id, "task.created", {"by": "client"})
-    _tag(tx, task_id, registration.tags)
+    _tag(tx, task, registration.tags)
     _open(tx, task)
     return task
 
@@ -318,13 +318,14 @@ def _fill_gaps(tx: Transaction, task: TaskRow, registration: Registration) -> No
         tx.update_task(task, request_sha256=registration.request_sha256)  # never that of a request stored before
     if registration.request and not task["request"]:
         tx.update_task(task, request=registration.request)
-    _tag(tx, task["id"], registration.tags)
+    _tag(tx, task, registration.tags)
 
 
-def _tag(tx: Transaction, task_id: str, tags: Sequence[str]) -> None:
+def _tag(tx: Transaction, task: TaskRow, tags: Sequence[str]) -> None:
     if tags:
         tx.flush_new_tasks()
-        rows = [{"tag": tag, "task_id": task_id, "max_tags": MAX_TAGS} for tag in sorted(set(tags))]
+        row = {"task_id": task["id"], "created_at": task["created_at"], "max_tags": MAX_TAGS}
+        rows = [{"tag": tag, **row} for tag in sorted(set(tags))]
         INSERT_TAG.executemany(tx.connection, rows)
 
 

@@ -20,7 +20,8 @@ log = logging.getLogger("kling_receiver.startup")
 SPACING_MS = 100
 """Milliseconds from one query of the sweep to the next: ten a second."""
 
-OPEN = "status IN ('created', 'submitted', 'processing')"
+OPEN = "status IN ('created', 'submitted', 'processing') AND status <> 'succeed'"
+"""The second condition is that of the index `task_status`: SQLite does not infer it from the first."""
 
 
 def _no_job(key: str) -> str:

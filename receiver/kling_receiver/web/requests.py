@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -58,6 +59,17 @@ def parse(model: type[M], document: Any) -> M:
         raise ApiError(
             422, "bad_request", " ".join(describe_errors(error)), "Fix the request and send it again."
         ) from None
+
+
+def parse_time(value: Any) -> datetime:
+    """Parse a time in ISO 8601; without a time zone it is in UTC. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError("must be a time, such as 2026-01-31T12:00:00Z.")
+    try:
+        moment = datetime.fromisoformat(value.upper())
+    except ValueError:
+        raise ValueError(f"{value} is not a time, such as 2026-01-31T12:00:00Z.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 async def read_json(request: Request, bodies: BodyLimiter, *, empty: Any = None) -> Any:

@@ -1,5 +1,7 @@
 """The list of tasks in a browser: signed in by link, live, filtered, with every text escaped."""
 
+import time
+
 import pytest
 
 from kling_callback.protocol.ids import new_id
@@ -78,9 +80,62 @@ def test_no_text_becomes_markup(start: Start, gateway: Sandbox, visit: Visit) ->
     assert page.title() == "Tasks · Kling receiver"
 
 
-def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visit) -> None:
-    """Skip link, search, shortcuts, the colour scheme and its memory."""
+def test_the_filters_are_in_the_address(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """Only those that are set; a time range is in the time zone of the browser, and in UTC in the address."""
     running = start(api_base=gateway.url)
+    dusk, dawn = new_id(), new_id()
+    register(running, dusk, request={"prompt": "a kangaroo at dusk"}, tags=["one"])
+    register(running, dawn, request={"prompt": "a kangaroo at dawn"}, tags=["two"])
+    visitor = visit(running, timezone_id="Asia/Shanghai")
+    page = visitor.sign_in()
+    page.keyboard.press("/")
+    page.keyboard.type("AT DUSK")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?text=AT+DUSK")
+    assert page.locator("#rows tr").count() == 1
+    page.locator(f"#task-{dusk}").wait_for()
+    page.locator("summary", has_text="More filters").click()
+    page.get_by_label("From").fill("2026-01-31T08:30")
+    page.get_by_role("button", name="Filter").click()
+    page.wait_for_url("**since=2026-01-31T00%3A30%3A00.000Z*")
+    assert page.get_by_label("From").input_value() == "2026-01-31T08:30"
+    page.locator(f"#task-{dusk}").wait_for()
+    page.get_by_label("To").fill("2026-01-31T08:31")
+    page.get_by_role("button", name="Filter").click()
+    page.get_by_text("No task matches").wait_for()
+    page.get_by_role("link", name="show all tasks").click()
+    page.locator(f"#task-{dawn}").get_by_role("link", name="two").click()
+    page.wait_for_url("**/?tag=two")
+    assert page.locator("#rows tr").count() == 1
+    assert visitor.problems == []
+
+
+def test_older_tasks_are_on_further_pages(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """By cursor; new tasks appear on the first page only."""
+    running = start(api_base=gateway.url)
+    for _ in range(5):
+        register(running, new_id())
+    visitor = visit(running)
+    page = visitor.sign_in(path="?limit=2")
+    visitor.wait_until_live()
+    register(running, newest := new_id())
+    page.locator(f"#task-{newest}").wait_for()
+    assert page.locator("#rows tr").count() == 2
+    page.get_by_role("link", name="Older").click()
+    page.get_by_role("link", name="Older").click()
+    page.wait_for_url("**cursor=*")
+    assert page.locator("#rows tr").count() == 2
+    assert page.locator("#live").get_attribute("data-state") == "off"
+    assert page.get_by_role("link", name="Older").count() == 0
+    page.get_by_role("link", name="Newest").click()
+    page.locator(f"#task-{newest}").wait_for()
+
+
+def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """Skip link, search, shortcuts, rows, the colour scheme and its memory."""
+    running = start(api_base=gateway.url)
+    for prompt in ("the older one", "the newer one"):
+        register(running, new_id(), request={"prompt": prompt})
     visitor = visit(running)
     page = visitor.sign_in()
     page.keyboard.press("Tab")
@@ -95,6 +150,13 @@ def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visi
     assert page.get_by_role("heading", name="Keyboard shortcuts").is_visible()
     page.keyboard.press("Escape")
     page.get_by_role("heading", name="Keyboard shortcuts").wait_for(state="hidden")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.textContent") == "the older one"
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.textContent") == "the newer one"
+    page.keyboard.press("x")
+    assert page.locator("#bulk-count").inner_text() == "1"
     page.keyboard.press("g")
     with page.expect_navigation():
         page.keyboard.press("t")
@@ -135,6 +197,39 @@ def test_a_session_that_is_signed_out_elsewhere_leaves_the_page(start: Start, ga
     other.goto(running.url)
     other.get_by_role("button", name="Sign out").click()
     page.get_by_role("heading", name="Sign in").wait_for()
+
+
+def test_a_page_that_nobody_looks_at_has_no_stream(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """Seen again, it is told what it missed: browsers open six connections to one host, for all their tabs."""
+    running = start(api_base=gateway.url)
+    visitor = visit(running)
+    visitor.page.clock.install()
+    page = visitor.sign_in()
+    visitor.wait_until_live()
+    register(running, first := new_id())
+    page.locator(f"#task-{first}").wait_for()
+
+    def look(*, away: bool) -> None:
+        page.evaluate(
+            "hidden => { Object.defineProperty(document, 'hidden', {get: () => hidden, configurable: true});"
+            "document.dispatchEvent(new Event('visibilitychange')) }",
+            away,
+        )
+
+    look(away=True)
+    page.clock.fast_forward(9_000)
+    assert page.locator("#live").get_attribute("data-state") == "on", "a short look elsewhere ends nothing"
+    page.clock.fast_forward(2_000)
+    assert page.locator("#live").get_attribute("data-state") == "off"
+    ends = time.monotonic() + 20
+    while running.receiver.store.bus._streams:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    register(running, second := new_id())
+    look(away=False)
+    page.locator(f"#task-{second}").wait_for()
+    visitor.wait_until_live()
+    assert page.locator("#rows tr").count() == 2
 
 
 def test_under_a_prefix(start: Start, gateway: Sandbox, visit: Visit) -> None:

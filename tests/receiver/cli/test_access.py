@@ -1,6 +1,7 @@
 """The commands `kling-receiver token`, `tokens` and `audit`: with a running receiver, without one, and their errors."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,6 +14,7 @@ from kling_callback.protocol.signing import api_token, verify_api_token
 from kling_receiver.cli.access import TOKEN_NAME
 from kling_receiver.hooks.config import NAME
 from tests.support.commands import run_here
+from tests.support.pages import Browser
 from tests.support.receiver import SECRET, Running, Start
 from tests.support.wire import Wire, reply
 from tools.harness.process import environment
@@ -228,3 +230,27 @@ def test_an_answer_of_another_server_is_refused(tmp_path: Path, arguments: list[
 def test_a_name_is_as_that_of_a_hook() -> None:
     """The command repeats the rule, because its module takes long to import."""
     assert f"^{TOKEN_NAME}$" == NAME
+
+
+@pytest.mark.parametrize("role", ["admin", "client", "read"])
+def test_a_login_link_works_with_and_without_a_running_receiver(
+    start: Start, tmp_path: Path, sqlite_template: Path, role: str
+) -> None:
+    """It is signed by the secrets, and begins with the address at which people reach the pages."""
+    operator = Operator(
+        start, tmp_path / "data", f"sqlite:///{shutil.copyfile(sqlite_template, tmp_path / 'kling.db')}"
+    )
+    link = operator.output("login-link", "--role", role).strip()
+    assert link.startswith(f"{operator.receiver.url}/dashboard/login?link=")
+    operator.receiver.stop()
+    later = operator.output("login-link", "--role", role).strip()
+    assert later != link
+    other = operator.run("login-link", KLING_LINKS_URL="https://pages.example/kling").stdout
+    assert other.startswith("https://pages.example/kling/dashboard/login?link=")
+    operator.start()
+    for each in (link, later):
+        with Browser(operator.receiver) as browser:
+            assert f"role <strong>{role}</strong>" in browser.http.get(each).text
+            assert browser.login(each).status_code == 303
+            assert browser.get().status_code == 200
+    assert "--role" in operator.run("login-link", "--role", "nobody").stderr

@@ -116,7 +116,7 @@ async def test_a_hook_receives_the_events_that_its_filter_matches(stage: Outgoin
     unfiltered = stage.endpoint("all")
     await stage.add_events(status="succeed", origin="kling")
     with stage.receiver.store.database.write() as connection:
-        connection.exec_driver_sql("INSERT INTO tag (tag, task_id) VALUES ('red', 't')")
+        connection.exec_driver_sql("INSERT INTO tag (tag, task_id, created_at) VALUES ('red', 't', 0)")
     for kind, (fields, _) in FILTERS.items():
         await stage.add(endpoints[kind], **fields)
     await stage.add(unfiltered)

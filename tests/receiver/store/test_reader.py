@@ -25,7 +25,7 @@ from kling_receiver.store.reader import (
 )
 from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.tasks import transitions
-from tests.support.database import FAMILY, FILE, NOW, Ledger, callback, statements
+from tests.support.database import FAMILY, FILE, NOW, Ledger, callback
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +129,27 @@ async def listed(reader: Reader, wanted: TaskFilter) -> list[str]:
     return [each.decode() for each in page.items] + ["..."] * bool(page.last)
 
 
+async def test_a_list_says_since_when_each_task_has_its_status(many: Ledger, reader: Reader) -> None:
+    """By the event of that status: what else changes a task does not count."""
+    many.now = NOW + 50
+    many.record(callback("t2", "submitted", family="videos/effects"))
+    many.now = NOW + 90
+    many.record(callback("t2", "submitted", family="videos/effects"))
+    since: dict[str, int] = {}
+
+    def note(detail: TaskDetail, at: int) -> bytes:
+        since[detail.row["id"]] = at
+        return name(detail)
+
+    page = await reader.render_list(TaskFilter(limit=4), note)
+    assert [each.decode() for each in page.items] == ["t5", "t4", "t3", "t2"] == list(since)
+    assert since["t2"] == NOW + 50
+    assert since["t5"] == NOW + 2
+    assert page.last is not None
+    nothing = await reader.render_list(TaskFilter(tag="none"), note)
+    assert (nothing.items, nothing.last) == ([], None)
+
+
 async def test_the_newest_task_stands_first(many: Ledger, reader: Reader) -> None:
     """Those of one moment by their ids; a page says whether there are more."""
     everything = ["t5", "t4", "t3", "t2", "t1", "t0"]
@@ -189,7 +210,7 @@ async def test_a_search_ends_at_its_bound_and_goes_on(
     many.change(lambda tx: tx.update_task(tx.require_task("t3"), model="m3"))
     (expected,) = {tuple(await listed(reader, replace(wanted, limit=50)))}
     for scanned, limit in itertools.product((1, 2, 3, 6, 7), (1, 2, 50)):
-        monkeypatch.setattr("kling_receiver.store.task_list.MAX_SCANNED", scanned)
+        monkeypatch.setattr("kling_receiver.store.task_list.MAX_EXAMINED", scanned)
         seen, pages, before = [], 0, None
         while pages == 0 or before:
             page = await reader.render_page(replace(wanted, before=before, limit=limit), name)
@@ -197,31 +218,6 @@ async def test_a_search_ends_at_its_bound_and_goes_on(
             before, pages = page.last, pages + 1
             assert pages < 20, (scanned, limit)
         assert seen == list(expected), (scanned, limit)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "index"),
-    [
-        (TaskFilter(kling_id="k", family="x", status="failed"), "task_kling_id"),
-        (TaskFilter(status="failed", family="x", model="m"), "task_status"),
-        (TaskFilter(family="x", model="m"), "task_newest"),
-        (TaskFilter(), "task_newest"),
-        (TaskFilter(before=(NOW, "t")), "task_newest"),
-    ],
-)
-async def test_no_filter_reads_the_whole_table(ledger: Ledger, reader: Reader, wanted: TaskFilter, index: str) -> None:
-    """One of them is looked up in an index; with others, the search has a bound."""
-    if not ledger.database.is_sqlite:
-        return  # PostgreSQL plans by statistics
-    with statements(ledger.database) as seen:
-        await reader.render_page(wanted, name)
-    lists = [statement for statement in seen if "FROM task" in statement and "IN (" not in statement]
-    assert lists
-    for statement in lists:
-        with ledger.database.read() as connection:
-            plan = [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
-        assert any(index in step for step in plan), plan
-        assert "SCAN task" not in plan, plan
 
 
 async def test_a_task_is_found_by_its_other_ids(ledger: Ledger, reader: Reader) -> None:

@@ -104,7 +104,7 @@ def test_nothing_is_there_twice(database: Database, table: Any, row: dict[str, A
 def test_a_tag_is_of_a_task(database: Database) -> None:
     """It is not there without its task."""
     with pytest.raises(IntegrityError):
-        put(database, (TAG, {"tag": "x", "task_id": "t"}))
+        put(database, (TAG, {"tag": "x", "task_id": "t", "created_at": NOW}))
 
 
 def test_events_without_a_digest_are_never_the_same(database: Database) -> None:

@@ -1,9 +1,9 @@
 """List deliveries, retry dead letters and replay events of the log, for role admin."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from starlette.requests import Request
@@ -32,21 +32,9 @@ from kling_receiver.web.api.tasks import get_task_or_404
 from kling_receiver.web.auth import MAX_ID_CHARS, Guard, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
-from kling_receiver.web.requests import RequestModel, parse, query_problems, read_json
+from kling_receiver.web.requests import RequestModel, parse, parse_time, query_problems, read_json
 
-
-def _timestamp(value: Any) -> datetime:
-    """Parse a time in ISO 8601; without a time zone it is in UTC."""
-    if not isinstance(value, str):
-        raise ValueError("must be a time, such as 2026-01-31T12:00:00Z.")
-    try:
-        moment = datetime.fromisoformat(value.upper())
-    except ValueError:
-        raise ValueError(f"{value} is not a time, such as 2026-01-31T12:00:00Z.") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
+Timestamp = Annotated[datetime, BeforeValidator(parse_time)]
 
 
 class Replay(RequestModel):

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from kling_callback.protocol import ids
 from kling_callback.protocol.ids import is_id
 from kling_callback.protocol.signing import CallbackSigner
-from kling_callback.protocol.values import IDENTIFIER
+from kling_callback.protocol.values import IDENTIFIER, sanitize
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import STATUSES
@@ -28,11 +28,14 @@ from kling_receiver.web.api.registration import check_account, read_registration
 from kling_receiver.web.auth import Guard, RouteHandler, route
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
-from kling_receiver.web.requests import query_problems
+from kling_receiver.web.requests import parse_time, query_problems
 
 
 class TaskPageJson(TypedDict):
-    """A page of tasks, newest first. `next`: the cursor of the next page, null on the last one."""
+    """A page of tasks, newest first. `next`: the cursor of the next page, null on the last one.
+
+    A page may have fewer tasks than its limit, or none, although more follow: a search is done in steps.
+    """
 
     tasks: list[TaskJson]
     next: str | None
@@ -145,8 +148,12 @@ async def get_task_or_404(reader: Reader, any_id: str) -> TaskDetail:
     raise ApiError(404, "unknown_task", "There is no such task.", "Check the id with: kling-receiver tasks list")
 
 
-TASK_PARAMETERS = ("status", "family", "model", "tag", "task_id", "limit", "cursor")
-"""The query parameters of a list of tasks; `task_id` is Kling's id."""
+TASK_PARAMETERS = ("status", "family", "model", "tag", "task_id", "text", "since", "until", "limit", "cursor")
+"""The query parameters of a list of tasks; `task_id` is Kling's id, `text` a part of the prompt."""
+MAX_TEXT_CHARS = 200
+"""Characters of a text that is searched for."""
+MAX_PROBLEM_CHARS = 120
+"""Characters of what is said about a time."""
 
 
 def _json(value: Any) -> bytes:
@@ -160,10 +167,36 @@ def parse_filter(request: Request, *, more: Collection[str] = ()) -> TaskFilter:
     if status and status not in STATUSES:
         problems.append(f"`status` must be one of {', '.join(STATUSES)}.")
     limit, before = parse_limit(query.get("limit", "50"), problems), decode_cursor(query.get("cursor"), problems)
+    since, until = (_time(name, query.get(name), problems) for name in ("since", "until"))
+    text = _text(query.get("text"))
+    if text and len(text) > MAX_TEXT_CHARS:
+        problems.append(f"`text` must have at most {MAX_TEXT_CHARS} characters.")
     if problems:
         raise ApiError(422, "bad_filter", " ".join(problems), "Fix the query and send it again.")
     family, model, tag, kling_id = (_text(query.get(name)) for name in ("family", "model", "tag", "task_id"))
-    return TaskFilter(status=status, family=family, model=model, tag=tag, kling_id=kling_id, before=before, limit=limit)
+    return TaskFilter(
+        status=status,
+        family=family,
+        model=model,
+        tag=tag,
+        kling_id=kling_id,
+        text=text,
+        since=since,
+        until=until,
+        before=before,
+        limit=limit,
+    )
+
+
+def _time(name: str, value: str | None, problems: list[str]) -> int | None:
+    """A time in unix ms; None without one. An invalid one is added to `problems`."""
+    if not value:
+        return None
+    try:
+        return int(parse_time(value).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        problems.append(f"`{name}`: {sanitize(str(error), MAX_PROBLEM_CHARS)}")
+        return None
 
 
 def _text(value: str | None) -> str | None:

@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kling_receiver.events.payloads import iso
-
-PROMPT_CHARS = 300
-"""Characters of a prompt in a list."""
+from kling_receiver.store.task_list import prompt_texts
 
 STATUS_ICONS: Mapping[str, str] = {
     "created": "○",
@@ -21,26 +19,8 @@ STATUS_ICONS: Mapping[str, str] = {
 
 
 def prompt_of(request: Any) -> str:
-    """The prompt in a request: where Kling's parameters have it, else that of the first shot; "" for none."""
-    if not isinstance(request, dict):
-        return ""
-    for place in (request, request.get("input"), request.get("contents")):
-        text = _prompt(place)
-        if text:
-            return text
-    shots = request.get("multi_prompt")
-    return _prompt(shots[0]) if isinstance(shots, list) and shots else ""
-
-
-def _prompt(place: Any) -> str:
-    if isinstance(place, list):
-        return next((text for each in place if (text := _prompt(each))), "")
-    if not isinstance(place, dict):
-        return ""
-    for name in ("prompt", "text"):
-        if isinstance(place.get(name), str) and place[name].strip():
-            return str(place[name])
-    return ""
+    """The prompts in a request, the first first; "" for none."""
+    return " / ".join(text for text in prompt_texts(request) if text.strip())
 
 
 def cost_text(cost: Any) -> str:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from starlette.responses import Response, StreamingResponse
 
@@ -24,8 +25,10 @@ log = logging.getLogger("kling_receiver.web")
 
 INTERVAL_SECONDS = 0.5
 """Seconds between two messages of a view."""
-MAX_SHARE = 0.2
+MAX_SHARE = 0.1
 """The largest share of the time in which views are rendered: under load they are updated less often."""
+MAX_BYTES_PER_SECOND = 8_000_000
+"""Bytes that all pages are sent: where each update replaces a whole list, many pages are updated less often."""
 RETRY_SECONDS = 5.0
 """Seconds after which a view that could not be read is rendered again."""
 KEPT_MESSAGES = 8
@@ -69,10 +72,10 @@ def changes(old: Fragment | None, new: Fragment) -> str:
         return "".join(message) + _replace_rows(new)
     for name, html in before.items():
         if name not in after:
-            message.append(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>')
+            message.append(_alone(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>'))
     if added:
         html = "".join(after[name] for name in added)
-        message.append(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>')
+        message.append(_alone(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>'))
     message += [_oob(after[name], "true") for name in kept if before[name] != after[name]]
     return "".join(message)
 
@@ -82,7 +85,7 @@ def _replace_rows(fragment: Fragment) -> str:
         return ""
     tag = fragment.rows_tag
     html = "".join(fragment.rows.values())
-    return f'<{tag} id="{fragment.rows_id}" hx-swap-oob="innerHTML">{html}</{tag}>'
+    return _alone(f'<{tag} id="{fragment.rows_id}" hx-swap-oob="innerHTML">{html}</{tag}>')
 
 
 def _tag(html: str) -> str:
@@ -93,7 +96,12 @@ def _tag(html: str) -> str:
 
 def _oob(html: str, how: str) -> str:
     """The element, with htmx's attribute to swap it in at its id."""
-    return FIRST_TAG.sub(rf'<\1 hx-swap-oob="{how}"', html, count=1)
+    return _alone(FIRST_TAG.sub(rf'<\1 hx-swap-oob="{how}"', html, count=1))
+
+
+def _alone(html: str) -> str:
+    """An element in a template of its own: a parser would drop a <tbody> that follows a <tr>."""
+    return f"<template>{html}</template>"
 
 
 Render = Callable[[], Awaitable[Fragment]]
@@ -108,6 +116,8 @@ class View:
         """The states before each of the last messages, and the messages."""
         self._fragment: Fragment | None = None
         self._state = ""
+        self._sent_bytes = 0
+        """Of the last message, to all pages."""
         self._waiting: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -144,14 +154,16 @@ class View:
         with self._bus.subscribe(self._task_id) as woken:
             while not self._bus.closed:
                 woken.clear()
-                async with self._turns.turn():
+                async with self._turns.turn() as turn:
                     problem = await self._update()
+                    turn.sent_bytes = self._sent_bytes
                 await asyncio.sleep(RETRY_SECONDS if problem else INTERVAL_SECONDS)
                 if not problem:
                     await woken.wait()
 
     async def _update(self) -> bool:
         """Render, and tell the pages what changed. Returns whether that failed."""
+        self._sent_bytes = 0
         try:
             fragment = await self._render()
         except (Unavailable, ApiError) as error:
@@ -166,6 +178,7 @@ class View:
         elif message := changes(self._fragment, fragment):
             before, self._fragment, self._state = self._state, fragment, fragment.state
             self._messages.append((before, _frame(message, self._state)))
+            self._sent_bytes = len(self._messages[-1][1]) * len(self._waiting)
             self._wake()
         return False
 
@@ -175,7 +188,7 @@ class View:
 
 
 class Turns:
-    """Lets one view render at a time, and all of them for at most MAX_SHARE of the time."""
+    """Lets one view render at a time, and all of them for at most MAX_SHARE of the time, and MAX_BYTES_PER_SECOND."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -189,8 +202,9 @@ class Turns:
 class _Turn:
     def __init__(self, turns: Turns) -> None:
         self._turns, self._started = turns, 0.0
+        self.sent_bytes = 0
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         await self._turns._lock.acquire()
         try:
             await asyncio.sleep(max(self._turns._free_at - time.monotonic(), 0.0))
@@ -198,10 +212,12 @@ class _Turn:
             self._turns._lock.release()
             raise
         self._started = time.monotonic()
+        return self
 
     async def __aexit__(self, *exception: object) -> None:
         now = time.monotonic()
-        self._turns._free_at = now + (now - self._started) * (1 / MAX_SHARE - 1)
+        pause = max((now - self._started) * (1 / MAX_SHARE - 1), self.sent_bytes / MAX_BYTES_PER_SECOND)
+        self._turns._free_at = now + pause
         self._turns._lock.release()
 
 
@@ -264,5 +280,6 @@ class LiveViews:
 
 
 def _frame(html: str, state: str) -> bytes:
-    data = "".join(f"data: {line}\n" for line in html.splitlines() if line.strip())
+    lines = html.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # what ends a line of a stream
+    data = "".join(f"data: {line}\n" for line in lines)
     return f"id: {state}\nevent: update\n{data}\n".encode()

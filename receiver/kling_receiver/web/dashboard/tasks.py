@@ -6,9 +6,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kling_receiver.states import STATUSES
+from kling_callback.protocol import families
+from kling_receiver.states import FINAL, STATUSES
 from kling_receiver.store.reader import Reader, TaskDetail
-from kling_receiver.store.task_list import Position, TaskFilter
+from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.web.api.paging import encode_cursor
 from kling_receiver.web.api.tasks import TASK_PARAMETERS, parse_filter
 from kling_receiver.web.dashboard.live import Fragment, LiveViews
@@ -39,53 +40,67 @@ class TasksPage:
 
     async def _show(self, visit: Visit) -> Response:
         task_filter = parse_filter(visit.request)
-        wanted = {name: visit.request.query_params.get(name, "") for name in FILTERS}
-        fragment, last = await self._render(visit, task_filter)
+        query = _query(visit)
+        fragment, next_url = await self._render(visit, task_filter, query)
         is_first = task_filter.before is None
-        query = {name: value for name, value in visit.request.query_params.items() if name != "cursor"}
         return self._pages.render(
             visit,
             "tasks.html",
             title="Tasks",
             fragment=fragment,
-            filters=wanted,
-            is_filtered=any(wanted.values()),
+            filters={name: query.get(name, "") for name in FILTERS},
+            is_filtered=any(query.get(name) for name in FILTERS),
             statuses=STATUSES,
+            families=[*families.ASYNCHRONOUS],
             live_url=visit.url("dashboard/live/tasks", **query, state=fragment.state) if is_first else "",
-            first_url=None if is_first else visit.url("", **query),
-            next_url=visit.url("", **query, cursor=encode_cursor(last)) if last else None,
+            is_first=is_first,
+            next_url=next_url,
         )
 
     async def _follow(self, visit: Visit) -> Response:
         task_filter = parse_filter(visit.request, more=("state",))
+        query = _query(visit)
 
         async def render() -> Fragment:
-            fragment, _ = await self._render(visit, task_filter)
+            fragment, _ = await self._render(visit, task_filter, query)
             return fragment
 
         return self._live.respond(visit, ("tasks", visit.role, task_filter), render)
 
-    async def _render(self, visit: Visit, task_filter: TaskFilter) -> tuple[Fragment, Position | None]:
-        """The rows of a page, and where the next one begins."""
+    async def _render(
+        self, visit: Visit, task_filter: TaskFilter, query: Mapping[str, str]
+    ) -> tuple[Fragment, str | None]:
+        """The rows and the pager of a page, and the address of the next one."""
         render_row = self._pages.macro("task_row.html", "task_row")
         ids: list[str] = []
 
-        def render(detail: TaskDetail) -> bytes:
+        def render(detail: TaskDetail, since: int) -> bytes:
             ids.append(detail.row["id"])
-            return str(render_row(URL, detail, row_context(detail), visit.may("admin"))).strip().encode()
+            return str(render_row(URL, detail, row_context(detail, since), visit.may("admin"))).strip().encode()
 
-        page = await self._reader.render_page(task_filter, render)
+        page = await self._reader.render_list(task_filter, render)
         rows = {f"task-{task_id}": item.decode() for task_id, item in zip(ids, page.items, strict=True)}
-        return Fragment(rows=rows), page.last
+        first_url = URL("", **query) if task_filter.before else None
+        next_url = URL("", **query, cursor=encode_cursor(page.last)) if page.last else None
+        pager = self._pages.macro("macros.html", "pager")(first_url, next_url)
+        return Fragment(parts={"pager": str(pager)}, rows=rows), next_url
 
 
-def row_context(detail: TaskDetail) -> Mapping[str, Any]:
-    """What the row of a task shows besides its columns."""
+def _query(visit: Visit) -> dict[str, str]:
+    """The filters and the limit in a request's query, in one order: pages with the same filter share a view."""
+    given = visit.request.query_params
+    return {name: given[name] for name in (*FILTERS, "limit") if given.get(name)}
+
+
+def row_context(detail: TaskDetail, since: int) -> Mapping[str, Any]:
+    """What the row of a task shows besides its columns. `since`: unix ms at which it came to its status."""
     stored = [result for result in detail.results if result["status"] == "stored"]
     shown = [result for result in stored if result["kind"] in ("image", "video")]
     status = "queued" if detail.queue_position else detail.row["status"]
     return {
         "status": status,
+        "since": since,
+        "took": since - detail.row["created_at"] if detail.row["status"] in FINAL else None,
         "files": shown[:MAX_THUMBNAILS],
         "more_files": len(shown[MAX_THUMBNAILS:]),
         "problems": sum(result["status"] == "failed" for result in detail.results),

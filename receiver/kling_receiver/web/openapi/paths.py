@@ -13,10 +13,12 @@ from kling_receiver.states import STATUSES
 from kling_receiver.tasks.registration import KLING_ID_SCHEMA
 from kling_receiver.tasks.submission import MAX_KEY_CHARS
 from kling_receiver.web.api.paging import MAX_PAGE_SIZE
+from kling_receiver.web.api.tasks import MAX_TEXT_CHARS
 
 Json = dict[str, Any]
 
 STRING: Json = {"type": "string"}
+TIME: Json = {"anyOf": [{"enum": [""]}, {**STRING, "format": "date-time"}]}
 OWN_ID: Json = {**STRING, "pattern": f"^{ids.PATTERN.pattern}$", "description": "our id"}
 IN_PATH: dict[str, Json] = {
     "token": STRING,
@@ -104,6 +106,9 @@ TASKS = (
     _parameter("query", "model", STRING),
     _parameter("query", "tag", STRING),
     _parameter("query", "task_id", STRING, "Kling's id"),
+    _parameter("query", "text", {**STRING, "maxLength": MAX_TEXT_CHARS}, "a part of the prompt, in any case"),
+    _parameter("query", "since", TIME, "created at this time or later; in UTC unless it names another zone"),
+    _parameter("query", "until", TIME, "created before this time"),
     *PAGE,
 )
 DELIVERIES = (

@@ -283,6 +283,10 @@ def cursor(value: str | bytes) -> str:
     "query",
     [
         {"status": "cancelled"},
+        {"since": "yesterday"},
+        {"until": "1790000000"},
+        {"until": "2026-13-01"},
+        {"text": "x" * 201},
         {"limit": "0"},
         {"limit": "201"},
         {"limit": "-1"},
@@ -309,6 +313,24 @@ def cursor(value: str | bytes) -> str:
 def test_an_invalid_filter_is_refused(shared: Running, query: dict[str, str]) -> None:
     """With 422 and the values that are valid."""
     assert error_of(get(shared, "/api/tasks", params=query)) == (422, "bad_filter")
+
+
+def test_tasks_are_found_by_their_prompt_and_time(running: Running) -> None:
+    """Other than UTC, a time names its zone; the end is not in the range."""
+    for prompt in ("Two Foxes", "一只熊猫", "two boats"):
+        register(running, new_id(), request={"prompt": prompt})
+    tasks = get(running, "/api/tasks").json()["tasks"]
+
+    def found(**query: str) -> list[str]:
+        return [task["request"]["prompt"] for task in get(running, "/api/tasks", params=query).json()["tasks"]]
+
+    assert found(text="TWO ") == ["two boats", "Two Foxes"]
+    assert found(text="熊猫") == ["一只熊猫"]
+    assert found(text="") == found(since="") == found(since="2026-01-01T00:00", until="") != []
+    newest = tasks[0]["created_at"]
+    assert found(until=newest) == [task["request"]["prompt"] for task in tasks if task["created_at"] < newest]
+    assert "two boats" in found(since=newest, until="9000-01-01T01:00+01:00")
+    assert found(until="2000-01-01") == []
 
 
 def test_all_problems_of_a_filter_are_reported_at_once(shared: Running) -> None:

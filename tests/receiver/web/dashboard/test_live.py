@@ -71,13 +71,15 @@ def rows(**texts: str) -> Fragment:
 )
 def test_only_what_changed_is_sent(old: Fragment | None, new: Fragment, message: str) -> None:
     """New rows at the front are added, others replaced by their id; any other order replaces the list."""
-    assert changes(old, new) == message
+    sent = changes(old, new)
+    assert sent.replace("<template>", "").replace("</template>", "") == message
+    assert sent.count("<template>") == sent.count("hx-swap-oob"), "each is in a template of its own"
 
 
 def test_fragments_without_rows_send_none() -> None:
     """A page of parts has no element for rows."""
     new = Fragment(parts={"x": '<p id="x">1</p>'})
-    assert changes(None, new) == '<p hx-swap-oob="true" id="x">1</p>'
+    assert changes(None, new) == '<template><p hx-swap-oob="true" id="x">1</p></template>'
 
 
 def test_the_state_tells_contents_apart() -> None:
@@ -96,6 +98,24 @@ def test_the_state_tells_contents_apart() -> None:
     }
     assert len(states) == 7
     assert rows(a="1").state == rows(a="1").state
+
+
+@pytest.mark.anyio
+async def test_every_line_of_a_text_arrives() -> None:
+    """As a browser puts the lines of a message together, also with other ends of lines and empty lines."""
+    text = "<pre>one\r\n\r\ntwo\rthree \u2028 \x0b four\n\n</pre>"
+
+    async def render() -> Fragment:
+        return Fragment(parts={"a": f'<div id="a">{text}</div>'})
+
+    view = View(bus(), None, render, Turns())
+    await view._update()
+    ((_, (frame,)),) = [view.since("another")]
+    assert frame.endswith(b"\n\n")
+    lines = frame.decode().removesuffix("\n\n").split("\n")
+    assert not any("\r" in line for line in lines)
+    sent = "\n".join(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+    assert text.replace("\r\n", "\n").replace("\r", "\n") in sent
 
 
 class Source:

@@ -26,13 +26,32 @@
   document.addEventListener("visibilitychange", () => showAges(document));
 
   // On a phone, forms that are long begin closed. On a wide screen there is no way to close them, so they are open.
-  const narrow = matchMedia("(max-width: 760px)");
+  const narrow = matchMedia("(max-width: 860px)");
   const fold = () => $$("details[data-close-narrow]").forEach((each) => { each.open = !narrow.matches; });
   narrow.addEventListener("change", fold);
   if (narrow.matches) fold();
 
   // A preview that cannot be loaded leaves its place empty
   document.addEventListener("error", (event) => event.target.matches?.("img.thumb") && event.target.classList.add("broken"), true);
+
+  // Forms that lead to an address: empty fields stay out of it, and times in it are in UTC
+  const pad = (number) => String(number).padStart(2, "0");
+  $$("input[data-utc]").forEach((input) => {
+    const hidden = input.form.elements[input.dataset.utc], given = hidden.value;
+    // A time without a zone is in UTC.
+    const at = given && new Date(/(Z|[+-]\d\d:?\d\d)$/i.test(given) ? given : `${given}Z`);
+    if (at && !Number.isNaN(at.getTime())) {
+      const day = `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())}`;
+      input.value = `${day}T${pad(at.getHours())}:${pad(at.getMinutes())}`;
+    }
+    input.addEventListener("change", () => { hidden.value = input.value ? new Date(input.value).toISOString() : ""; });
+  });
+  document.addEventListener("submit", (event) => {
+    if (event.target.method !== "get") return;
+    const empty = [...event.target.elements].filter((field) => field.name && field.value === "");
+    empty.forEach((field) => { field.disabled = true; });
+    setTimeout(() => empty.forEach((field) => { field.disabled = false; }));
+  });
 
   // Toasts
   const toast = (text, hint = "", stays = false) => {
@@ -226,6 +245,16 @@
     } else if (event.key === "g") {
       prefixAt = Date.now();
       return;
+    } else if ((event.key === "j" || event.key === "k") && Date.now() - prefixAt >= 1500) {
+      const rows = $$(".table tbody tr").filter((row) => $("a[href]:not([tabindex='-1'])", row));
+      const at = rows.findIndex((row) => row.contains(document.activeElement));
+      const row = rows[event.key === "j" ? Math.min(at + 1, rows.length - 1) : Math.max(at - 1, 0)];
+      if (row) {
+        $("a[href]:not([tabindex='-1'])", row).focus();
+        row.scrollIntoView({ block: "nearest" });
+      }
+    } else if (event.key === "x" && Date.now() - prefixAt >= 1500) {
+      $("input[type=checkbox]", document.activeElement.closest("tr") || document.createElement("p"))?.click();
     } else if (Date.now() - prefixAt < 1500) {
       $(`.nav a[data-key="${CSS.escape(event.key)}"]`)?.click();
     }
@@ -233,17 +262,44 @@
   });
 
   // Live updates. htmx and its extension for SSE do the swapping.
+  // A page that is not looked at has no stream: browsers open few connections to one host, and more tabs would hang.
+  const HIDDEN_MS = 10000;
   const live = $("#live");
+  let source = null, lastState = "", hiding = 0, isPaused = false;
   const setLive = (state) => {
     if (!live || live.dataset.state === state) return;
     live.dataset.state = state;
     $(".live-text", live).textContent = { on: "Live", lost: "Reconnecting …" }[state] || "";
   };
+  const pause = () => {
+    if (!source) return;
+    source.close();
+    isPaused = true;
+    setLive("off");
+  };
+  const resume = () => {
+    if (!isPaused) return;
+    isPaused = false;
+    const old = $("[sse-connect]"), fresh = old.cloneNode(true);
+    const url = new URL(old.getAttribute("sse-connect"), location.href);
+    if (lastState) url.searchParams.set("state", lastState);
+    fresh.setAttribute("sse-connect", url.pathname + url.search);
+    old.replaceWith(fresh);
+    htmx.process(fresh);
+  };
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hiding);
+    if (document.hidden) hiding = setTimeout(pause, HIDDEN_MS);
+    else resume();
+  });
   document.addEventListener("htmx:sseOpen", (event) => {
     setLive("on");
-    event.detail.source.addEventListener("session-ended", () => location.reload());
+    if (source === event.detail.source) return;
+    source = event.detail.source;
+    source.addEventListener("session-ended", () => location.reload());
   });
   document.addEventListener("htmx:sseError", async (event) => {
+    if (isPaused) return;
     setLive("lost");
     if (event.detail.source.readyState !== EventSource.CLOSED) return;
     // Refused: either the session has ended, or the receiver is busy or starting.
@@ -256,7 +312,11 @@
     const element = event.detail.elt || event.target;
     if (element?.matches?.("tr[id]")) element.classList.add("fresh");
   });
-  document.addEventListener("htmx:sseMessage", () => { showAges(document); showChosen(); });
+  document.addEventListener("htmx:sseMessage", (event) => {
+    lastState = event.detail.lastEventId || lastState;
+    showAges(document);
+    showChosen();
+  });
 
   window.kling = { call, toast, showError, ask, base };
   showAges(document);
