@@ -152,6 +152,7 @@ def test_few_modules_know_the_database() -> None:
         "store/errors",
         "store/locks",
         "store/reader",
+        "store/removed",
         "store/sql",
         "store/tables",
         "store/task_list",
@@ -178,6 +179,14 @@ def test_only_the_guard_opens_connections_to_untrusted_addresses() -> None:
         "net/kling_http",
         "parts",
     }
+
+
+def test_no_stored_file_is_decoded_in_the_receiver() -> None:
+    """A program of its own does it, which nothing imports."""
+    assert importers(RECEIVER, "PIL") == {"results/thumbnail_child"}
+    assert importers(RECEIVER, "kling_receiver.results.thumbnail_child") == set()
+    for decoder in ("av", "imageio", "cv2", "wand"):
+        assert importers(RECEIVER, decoder) == set()
 
 
 @pytest.mark.parametrize("broker", ["nats", "redis"])

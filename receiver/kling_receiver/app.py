@@ -183,6 +183,7 @@ class Receiver:
             await asyncio.wait({self._startup}, timeout=BLOCKED_SECONDS)
         await self.work.worker.close(STOP_SECONDS)
         await self.work.sender.close()
+        await self.store.thumbnails.close()
         await self.store.writer.close()
         await asyncio.to_thread(self.store.recorder.close)
         self.store.storage.owner.release()

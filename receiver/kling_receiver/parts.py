@@ -23,7 +23,9 @@ from kling_receiver.policy import Policy
 from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
 from kling_receiver.results.owner_recorder import OwnerRecorder
+from kling_receiver.results.removal import FileRemover
 from kling_receiver.results.storage import LocalStorage
+from kling_receiver.results.thumbnails import Thumbnails
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -56,12 +58,13 @@ PRODUCTION_DELAYS = Delays()
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The parts that hold data: database, writer, reader, result files, events, counters."""
+    """The parts that hold data: database, writer, reader, result files and thumbnails, events, counters."""
 
     database: Database
     writer: Writer
     reader: Reader
     storage: LocalStorage
+    thumbnails: Thumbnails
     recorder: OwnerRecorder
     bus: EventBus
     payloads: Payloads
@@ -105,6 +108,7 @@ def build_store(
         ),
         reader=reader,
         storage=storage,
+        thumbnails=Thumbnails(storage),
         recorder=OwnerRecorder(storage.owner, database),
         bus=EventBus(reader),
         payloads=Payloads(settings.signing_secrets, settings.links_base, clock=clock),
@@ -162,6 +166,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         Kind.ASK: reconciler.reconcile,
         Kind.CREATE: creator.create,
         Kind.DOWNLOAD: downloader.download,
+        Kind.REMOVE: FileRemover(store.storage).remove,
         Kind.OVERDUE: overdue.check,
         Kind.SWEEP: overdue.check_after_start,
         Kind.DISPATCH: dispatcher.dispatch,

@@ -145,7 +145,7 @@ def test_questions_through_a_socks_proxy(gateway: Sandbox, tmp_path: Path, run: 
         far |= {"NO_PROXY": "", "no_proxy": ""}
         with Process(tmp_path / "far", **far) as process:
             doctor = run("kling-receiver doctor", **far, KLING_RECEIVER_URL=process.url)
-            assert (doctor.returncode, doctor.stdout.count(b"ok  ")) == (0, 5)
+            assert (doctor.returncode, doctor.stdout.count(b"ok  ")) == (0, 6)
             far["KLING_RECEIVER_URL"] = process.url
             assert run("kling text-to-image x --no-wait --external-task-id order-1", **far).returncode == 0
             assert run("kling-receiver tasks ask order-1", **far).returncode == 0

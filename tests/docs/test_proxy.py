@@ -41,7 +41,10 @@ def test_the_recipe_passes_callbacks_on_and_logs_no_token(tmp_path: Path, gatewa
     ):
         receiver_settings = {**receiver.env, "KLING_RECEIVER_INTERNAL_URL": receiver.url}
         doctor = run("doctor", env=receiver_settings)
-        assert (doctor.returncode, doctor.stdout.count("ok  ")) == (0, 5), doctor.stdout
+        assert (doctor.returncode, doctor.stdout.count("ok  ")) == (1, 5), doctor.stdout
+        assert "FAIL links: " in doctor.stdout
+        doctor = run("doctor", env={**receiver_settings, "KLING_LINKS_URL": receiver.url})
+        assert (doctor.returncode, doctor.stdout.count("ok  ")) == (0, 6), doctor.stdout
         task = new_id()
         answer = register(receiver, task).json()
         url = answer["callback_url"]

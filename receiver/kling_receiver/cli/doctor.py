@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from dataclasses import asdict, dataclass
+from urllib.parse import urljoin, urlsplit
 
 import anyio.to_thread
 import click
@@ -16,7 +16,7 @@ import httpx
 
 from kling_callback.api.http import create_client
 from kling_callback.api.kling import KlingApi, auth_of_each_key
-from kling_callback.cli import terminal, usage
+from kling_callback.cli import options, terminal, usage
 from kling_callback.environment import EnvironmentProblem, proxy_for
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.ids import new_id
@@ -28,11 +28,22 @@ from kling_receiver.net.guard import Refused
 from kling_receiver.net.kling_http import create_kling_client
 from kling_receiver.settings import TO_ADMINISTER, ReceiverSettings
 from kling_receiver.store.errors import DatabaseError
+from kling_receiver.web.api.results import DOCTOR_TASK
 from kling_receiver.web.callbacks import DOCTOR_FAMILY, doctor_answer
 
 TIMEOUT_SECONDS = 15
 LARGE_BODY_BYTES = 900_000
 """Bytes of the doctor's callback: close to the 1 MB of a callback that is kept, so that a proxy's lower limit shows."""
+
+LINK_SECONDS = 300
+"""Seconds for which the doctor's link is valid: the clock of its receiver may be ahead of ours."""
+BROWSER_HEADERS = {
+    "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
+    "Sec-Fetch-Dest": "document",
+    "Sec-Fetch-Mode": "navigate",
+    "User-Agent": "Mozilla/5.0 (kling-receiver doctor)",
+}
+"""A login in front of a receiver answers a browser otherwise than a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +56,44 @@ class Check:
 
 
 @click.command(cls=usage.Command)
-def doctor() -> None:
+@options.json_option
+def doctor(as_json: bool) -> None:
     """Check that callbacks can reach this receiver.
 
-    Checks the database, sends a signed callback through the public address, and names the step that fails.
+    Checks the database, sends a signed callback through the public address, opens a signed link as a browser does, and
+    names the step that fails.
     """
     settings = load_settings((*TO_ADMINISTER, "api_base"))
     warn_if_unreachable(settings)
-    if not asyncio.run(_print_checks(settings)):
+    if not asyncio.run(_print_checks(settings, as_json=as_json)):
         sys.exit(FAILED)
 
 
-async def _print_checks(settings: ReceiverSettings) -> bool:
+async def _print_checks(settings: ReceiverSettings, *, as_json: bool) -> bool:
     """Print a line for each step as it ends. Returns whether all succeeded."""
     ok = True
     async for check in run_checks(settings):
         ok = ok and check.ok
+        if as_json:
+            terminal.print_json(asdict(check))
+            continue
         terminal.print_data(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.message}")
     return ok
 
 
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
-    """Check the database, the steps of a callback in order, up to the first that fails; then Kling's key."""
+    """Check the database, the steps of a callback in order, up to the first that fails; then a link, and Kling's keys.
+
+    Where links begin with an address that callbacks did not reach, no link is tried.
+    """
     problem = await anyio.to_thread.run_sync(_database_problem, settings)
     yield Check("database", problem is None, problem or "`serve` can use it, or make it")
     async with create_client() as http:
+        is_reached = True
         async for check in _check_public_route(settings, http):
+            is_reached = is_reached and check.ok
             yield check
-        if settings.links_url:
+        if is_reached or settings.links_base != settings.receiver_url:
             yield await _check_links(settings, http)
     async with create_kling_client() as kling_http:
         for name, auth in auth_of_each_key(settings):
@@ -114,23 +135,6 @@ async def _check_public_route(settings: ReceiverSettings, http: httpx.AsyncClien
         return
     yield Check("connection", True, f"{host}:{port} answers")
     yield _check_response(response, nonce)
-
-
-async def _check_links(settings: ReceiverSettings, http: httpx.AsyncClient) -> Check:
-    """Whether a signed link leads to this receiver, from here: it then knows that there is no such task."""
-    link = sign_link(settings.signing_secrets, settings.links_url, new_id(), 0, int(time.time()) + 60)
-    hint = "Set KLING_LINKS_URL to the address at which people and programs reach the receiver."
-    try:
-        response = await http.get(link, timeout=TIMEOUT_SECONDS)
-    except httpx.HTTPError as error:
-        return Check("links", False, f"{settings.links_url} does not answer ({_reason(error)}). {hint}")
-    try:
-        code = response.json()["error"]["code"]
-    except (ValueError, TypeError, KeyError):
-        code = None
-    if (response.status_code, code) == (404, "unknown_task"):
-        return Check("links", True, f"a signed link of {settings.links_url} reached the receiver")
-    return Check("links", False, f"{settings.links_url} answered {response.status_code}, not as this receiver. {hint}")
 
 
 async def _check_name(url: str, host: str, port: int) -> Check:
@@ -184,6 +188,75 @@ HINTS = {
     503: "The receiver cannot write to its database. Check /readyz.",
     504: "The proxy does not reach the receiver in time. Check that the receiver runs.",
 }
+
+
+async def _check_links(settings: ReceiverSettings, http: httpx.AsyncClient) -> Check:
+    """Whether a signed link opens as in a browser: the receiver answers with the number that the link has."""
+    base, number = settings.links_base, secrets.randbelow(10**9)
+    expires = int(time.time()) + LINK_SECONDS
+    link = sign_link(settings.signing_secrets, base, DOCTOR_TASK, number, expires)
+    try:
+        response = await http.get(link, headers=BROWSER_HEADERS, timeout=TIMEOUT_SECONDS)
+    except httpx.HTTPError as error:
+        return Check("links", False, f"{base} does not answer ({_reason(error)}). {CONNECTION_HINT} {LINKS_HINT}")
+    if response.status_code == 200 and _is_from_receiver(response, str(number)):
+        return Check("links", True, f"a signed link of {base} opens")
+    return Check("links", False, f"{base} answered a signed link with {response.status_code}. {_link_hint(response)}")
+
+
+LINKS_HINT = "Or set KLING_LINKS_URL to the address at which people and programs reach the receiver."
+LOGIN_HINT = f"A link opens without a login: exempt /api/tasks/*/results/* from it. {LINKS_HINT}"
+LINK_HINTS = {
+    401: f"A login in front of the receiver refuses. {LOGIN_HINT}",
+    403: f"A server in front of the receiver refuses. {LOGIN_HINT}",
+    404: f"Another server answers: the path is not passed on. Pass /api/tasks/*/results/* on as well. {LINKS_HINT}",
+    502: HINTS[502],
+    504: HINTS[504],
+}
+RECEIVER_LINK_HINTS = {
+    "bad_link": "It is a receiver with other KLING_SIGNING_SECRETS. Set the same secrets for both.",
+    "not_found": "It is a receiver that does not know this path. Set KLING_LINKS_URL to the prefix that the proxy "
+    "passes on, the same for `serve` and here, and restart `serve`.",
+    "no_token": "The proxy drops the query of links, which is their signature. Check its rules.",
+    "unknown_task": "It is a receiver of an earlier version. Restart `serve`.",
+}
+"""By the code of the receiver's error."""
+
+
+def _link_hint(response: httpx.Response) -> str:
+    """Why the doctor's link did not open, and what to do."""
+    status = response.status_code
+    if 300 <= status < 400:
+        return _redirect_hint(response)
+    if hint := RECEIVER_LINK_HINTS.get(_error_code(response)):
+        is_expired = status == 401 and "expired" in response.json()["error"]["message"]
+        return "The link has expired there. Set the clocks of both machines." if is_expired else hint
+    if 200 <= status < 300:
+        is_login = b'type="password"' in response.content.lower().replace(b"'", b'"')
+        return f"{'A login page' if is_login else 'A page of another server'} answers. {LOGIN_HINT}"
+    return LINK_HINTS.get(status, "Another server than this receiver answers. Check the proxy's routes.")
+
+
+def _redirect_hint(response: httpx.Response) -> str:
+    """What to do about a redirect: to the receiver's other address, or to a login."""
+    url = str(response.request.url)
+    target = urlsplit(urljoin(url, response.headers.get("Location", "")))
+    shown = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
+    own = urlsplit(url)
+    base, found, rest = shown.partition(f"/api/tasks/{DOCTOR_TASK}/results/")
+    if not found or rest.strip("/") != own.path.rpartition("/")[2]:
+        return f"It redirects to {shown}, as a login does. {LOGIN_HINT}"
+    if url.startswith(f"{base}/api/"):
+        return f"It redirects to {shown}, which is the same address. Check the proxy's rules for redirects."
+    return f"It redirects to {base}, and not every program follows. Set KLING_LINKS_URL to that."
+
+
+def _error_code(response: httpx.Response) -> str:
+    """The code of the receiver's error; "" for an answer of another server."""
+    try:
+        return str(response.json()["error"]["code"])
+    except (ValueError, TypeError, LookupError):
+        return ""
 
 
 async def _check_key(kling_api: KlingApi, base: str, name: str) -> Check:

@@ -20,7 +20,7 @@ COMMANDS = {
     ),
     "audit": LazyCommand("kling_receiver.cli.access", "audit", "List administrative actions."),
     "tasks": LazyCommand(
-        "kling_receiver.cli.tasks", "tasks", "List, adopt and cancel tasks, query Kling, download files again."
+        "kling_receiver.cli.tasks", "tasks", "List, adopt, cancel and remove tasks, query Kling, download files again."
     ),
     "hooks": LazyCommand("kling_receiver.cli.hooks", "hooks", "Add, list, test, pause and remove hooks."),
     "deliveries": LazyCommand("kling_receiver.cli.deliveries", "deliveries", "List and retry deliveries to hooks."),

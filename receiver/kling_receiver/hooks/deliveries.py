@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from kling_receiver.hooks.records import MAX_REASON_CHARS, hook, pause
 from kling_receiver.jobs.kinds import Kind, delivery_key, dispatch_key, hook_pool, replay_key
 from kling_receiver.jobs.queue import NEVER
+from kling_receiver.store.removed import removed_tasks
 from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.sql import BulkInsert, Statement
 from kling_receiver.store.tables import ATTEMPT, EVENT, JOB
@@ -44,25 +45,31 @@ class DeliveryAttempt:
 
 def record_attempts(tx: Transaction, attempts: list[DeliveryAttempt]) -> None:
     """Save attempts. Failed ones are retried or become dead letters, unless the hook is gone."""
-    save_attempts(tx, attempts)
-    failed = {each.hook["name"] for each in attempts if not each.delivered}
+    kept = save_attempts(tx, attempts)
+    failed = {each.hook["name"] for each in kept if not each.delivered}
     existing = {name for name in sorted(failed) if hook(tx.connection, name)}
-    for each in attempts:
+    for each in kept:
         if not each.delivered and each.hook["name"] in existing:
             state = "dead" if each.retry_in_ms is None else "ready"
             job = {"state": state, "error": each.error, "attempts": each.count}
             enqueue_delivery(tx, each.event_id, each.hook, each.task_id, due_at=tx.now + (each.retry_in_ms or 0), **job)
 
 
-def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> None:
-    """Save attempts, and update the health of their hooks."""
+def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> list[DeliveryAttempt]:
+    """Save attempts, and update the health of their hooks. Returns those that are kept.
+
+    The events of a task that was removed during an attempt are gone: there is nothing to keep it with, nor to retry.
+    """
     by_hook: dict[str, list[DeliveryAttempt]] = {}
     for each in attempts:
         by_hook.setdefault(each.hook["name"], []).append(each)
-    INSERT_ATTEMPTS.insert(tx.connection, [_row(each) for each in attempts])
+    removed = removed_tasks(tx.connection, {each.task_id for each in attempts})
+    kept = [each for each in attempts if each.task_id not in removed]
+    INSERT_ATTEMPTS.insert(tx.connection, [_row(each) for each in kept])
     tx.note_hook_change()
     for name in sorted(by_hook):
         _update_health(tx, name, by_hook[name])
+    return kept
 
 
 def _row(attempt: DeliveryAttempt) -> Row:

@@ -15,6 +15,15 @@ HEAD_BYTES = 512
 
 UNKNOWN_TYPE = "application/octet-stream"
 
+INLINE_TYPES = frozenset(
+    (
+        *(f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "avif", "heic", "heif", "jxl", "bmp", "tiff")),
+        *(f"video/{name}" for name in ("mp4", "quicktime", "webm", "x-matroska", "ogg")),
+        *(f"audio/{name}" for name in ("mpeg", "wav", "x-wav", "mp4", "aac", "ogg", "flac", "webm", "aiff", "amr")),
+    )
+)
+"""The media types that a browser may show. None of them can hold a script, as SVG, HTML, XML and PDF can."""
+
 MAX_BOXES = 10_000
 """Top-level boxes of an MP4 that are read: a file of empty boxes would take hours."""
 

@@ -224,11 +224,15 @@ class LocalStorage:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
+    def temporary_path(self) -> Path:
+        """A path for an unfinished file, on the same volume. The next start removes what is left there."""
+        return self._parts / f"part-{secrets.token_hex(8)}"
+
     def probe(self) -> None:
         """Check that files can be written, by writing and removing one, and moved into the folder. Raises OSError."""
         try:
             self.owner.verify()
-            part = AtomicFile(self._parts / f"part-{secrets.token_hex(8)}", mode=0o600)
+            part = AtomicFile(self.temporary_path(), mode=0o600)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, FOLDER_GONE) from error
         try:
@@ -254,6 +258,28 @@ class LocalStorage:
         fsync_folder(self.root)  # each time: a process that made the task's folder may have been killed before this
         self._cache_checksum(_fingerprint(target), sha256)
         return name
+
+    def remove(self, folder: str, names: Iterable[str]) -> None:
+        """Remove all files in a task's `folder`, and the files `names`, durably. Raises OSError.
+
+        Files that are gone already are no error: an earlier attempt may have been killed.
+        """
+        self.owner.verify()
+        files = {self.path(name) for name in names}
+        with suppress(FileNotFoundError):
+            files.update(path for path in self.path(folder).iterdir() if not path.is_dir())
+        for path in files:
+            path.unlink(missing_ok=True)
+        for parent in {self.path(folder), *(path.parent for path in files)}:
+            try:
+                parent.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                fsync_folder(parent)
+        fsync_folder(self.root)
 
     def path(self, name: str) -> Path:
         """The path of the file `name`."""

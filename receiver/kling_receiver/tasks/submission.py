@@ -200,12 +200,14 @@ def _full(tx: Transaction, submission: Submission) -> str | None:
     return None
 
 
-def cancel(tx: Transaction, task_id: str, reason: str = CANCELLED) -> Literal["cancelled", "sent", "ended"]:
+def cancel(tx: Transaction, task_id: str, reason: str = CANCELLED) -> Literal["cancelled", "sent", "ended", "removed"]:
     """End a task that waits in the queue: its create is never sent.
 
-    `sent`: it was sent, or is being sent; `ended`: it has ended otherwise.
+    `sent`: it was sent, or is being sent; `ended`: it has ended otherwise; `removed`: it is not here any more.
     """
-    task = tx.require_task(task_id)
+    task = tx.task(task_id)
+    if task is None:
+        return "removed"
     submission = SELECT.first(tx.connection, task_id=task_id)
     if submission is None or submission["state"] == "sending" or is_known(task):
         was_cancelled = task["origin"] == "local" and task["status_msg"] == CANCELLED

@@ -1,11 +1,13 @@
 """The command `kling-receiver doctor`: every step of a callback's route, and each way in which a step fails."""
 
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -14,7 +16,7 @@ from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
 from tests.support.commands import run_here
 from tests.support.proxies import http_proxy
-from tests.support.receiver import KEY, Start, make_settings
+from tests.support.receiver import KEY, Running, Start, make_settings
 from tests.support.relay import relay
 from tests.support.web import Visit, host
 from tools.harness.process import environment
@@ -36,29 +38,188 @@ async def failed_check(tmp_path: Path, **settings: Any) -> Check:
 
 
 async def test_all_checks_succeed(start: Start, gateway: Sandbox) -> None:
-    """Database, name, connection, callback and key, in this order; no task is created."""
+    """Database, name, connection, callback, links and key, in this order; no task is created."""
     running = start(api_base=gateway.url, path="/prefix")
     checks = [check async for check in run_checks(running.settings)]
-    assert [check.name for check in checks] == ["database", "name", "connection", "callback", "key"]
+    assert [check.name for check in checks] == ["database", "name", "connection", "callback", "links", "key"]
     assert all(check.ok for check in checks), checks
     assert rows(running, "SELECT * FROM task") == []
 
 
-async def test_the_address_of_links(start: Start, gateway: Sandbox) -> None:
-    """A signed link must reach this receiver, and no other."""
+@contextmanager
+def proxy(target: str, respond: Callable[[Visit, Callable[[str], None]], None]) -> Iterator[str]:
+    """A server in front of a receiver. `respond` may pass the request on, to the path that it names."""
+
+    def answer(visit: Visit) -> None:
+        def pass_on(path: str) -> None:
+            response = client.request(visit.method, f"{target}{path}", content=visit.body)
+            visit.answer(response.status_code, response.content, Content_Type=response.headers["Content-Type"])
+
+        respond(visit, pass_on)
+
+    with httpx.Client() as client, host(answer) as server:
+        yield server.url
+
+
+async def link_check(running: Running, links_url: str = "") -> Check:
+    """The check of links, with this setting."""
+    settings = running.settings.model_copy(update={"links_url": links_url, "api_key": ""})
+    (found,) = [check async for check in run_checks(settings) if check.name == "links"]
+    return found
+
+
+async def test_a_link_opens_at_the_address_of_links(start: Start, gateway: Sandbox) -> None:
+    """With the prefix or without; the query, which is a signature, is in no line."""
     running = start(api_base=gateway.url, path="/prefix")
+    for base in ("", running.url, running.url.removesuffix("/prefix")):
+        check = await link_check(running, base)
+        assert check == Check("links", True, f"a signed link of {base or running.url} opens")
+    for base in (f"{running.url}/elsewhere", "http://127.0.0.1:1"):
+        assert "signature=" not in (await link_check(running, base)).message
 
-    async def check(links_url: str) -> tuple[bool, str]:
-        settings = running.settings.model_copy(update={"links_url": links_url})
-        (found,) = [check async for check in run_checks(settings) if check.name == "links"]
-        return found.ok, found.message
 
-    assert (await check(running.url.removesuffix("/prefix")))[0]
-    assert "KLING_LINKS_URL" in (await check(f"{running.url}/elsewhere"))[1]
+async def test_the_link_is_opened_as_by_a_browser(start: Start) -> None:
+    """A login in front tells browsers and programs apart."""
+    running = start()
+
+    def respond(visit: Visit, pass_on: Callable[[str], None]) -> None:
+        headers.update(visit.headers)
+        pass_on(visit.path)
+
+    headers: dict[str, str] = {}
+    with proxy(running.url, respond) as url:
+        assert (await link_check(running, url)).ok
+    assert headers["accept"].startswith("text/html")
+    assert headers["user-agent"].startswith("Mozilla/")
+    assert "authorization" not in headers
+    assert "cookie" not in headers
+
+
+async def test_only_callbacks_are_public(tmp_path: Path, start: Start) -> None:
+    """Every printed link would be answered 404: the check fails, and names the setting."""
+    running = start()
+
+    def respond(visit: Visit, pass_on: Callable[[str], None]) -> None:
+        if visit.path.startswith("/callbacks/"):
+            pass_on(visit.path)
+        else:
+            visit.answer(404, b"<h1>404 Not Found</h1>", Content_Type="text/html")
+
+    with proxy(running.url, respond) as url:
+        check = await failed_check(tmp_path, receiver_url=url)
+        checks = await all_checks(tmp_path, api_key="", receiver_url=url, links_url=running.url)
+    assert (check.name, "answered a signed link with 404" in check.message) == ("links", True)
+    assert "the path is not passed on" in check.message
+    assert "set KLING_LINKS_URL" in check.message
+    assert checks[-1] == Check("links", True, f"a signed link of {running.url} opens")
+
+
+def to_https(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A redirect of every request to the same path elsewhere."""
+    visit.answer(308, Location=f"https://files.example.com/kling{visit.path}")
+
+
+def to_itself(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A redirect that adds a slash."""
+    path, _, query = visit.path.partition("?")
+    visit.answer(301, Location=f"{path}/?{query}")
+
+
+def to_login(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A redirect as of a single sign-on."""
+    visit.answer(302, Location=f"https://me:secret@sso.example.com/start?rd={visit.path}")
+
+
+def login_page(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A form in place of the page."""
+    visit.answer(200, b"<form><input name=p TYPE='password'></form>", Content_Type="text/html")
+
+
+def welcome_page(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """The first page of a server without routes."""
+    visit.answer(200, b"<h1>It works!</h1>", Content_Type="text/html")
+
+
+def basic(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A password that the proxy asks for."""
+    visit.answer(401, b"{}", WWW_Authenticate="Basic")
+
+
+def forbidden(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A rule of the proxy."""
+    visit.answer(403, b"<h1>Forbidden</h1>")
+
+
+def wrong_prefix(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A prefix that the receiver does not know."""
+    pass_on(f"/files{visit.path}")
+
+
+def without_query(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A proxy that drops the signature."""
+    pass_on(visit.path.partition("?")[0])
+
+
+def stopped(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """A proxy whose receiver does not run."""
+    visit.answer(502, b"<h1>Bad Gateway</h1>")
+
+
+def teapot(visit: Visit, pass_on: Callable[[str], None]) -> None:
+    """Any other answer."""
+    visit.answer(418, b"[]")
+
+
+@pytest.mark.parametrize(
+    ("respond", "messages"),
+    [
+        (to_https, ("with 308. It redirects to https://files.example.com/kling,", "Set KLING_LINKS_URL to that.")),
+        (to_itself, ("which is the same address",)),
+        (to_login, ("It redirects to https://sso.example.com/start, as a login does.", "without a login")),
+        (login_page, ("with 200. A login page answers.", "without a login")),
+        (welcome_page, ("A page of another server answers.",)),
+        (basic, ("with 401. A login in front", "exempt /api/tasks/*/results/*")),
+        (forbidden, ("with 403. A server in front",)),
+        (wrong_prefix, ("with 404. It is a receiver that does not know this path.", "KLING_LINKS_URL")),
+        (without_query, ("with 401. The proxy drops the query of links",)),
+        (stopped, ("with 502. The proxy does not reach the receiver.",)),
+        (teapot, ("with 418. Another server",)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_what_is_in_front_of_links(
+    start: Start, respond: Callable[[Visit, Callable[[str], None]], None], messages: tuple[str, ...]
+) -> None:
+    """Each cause has a message that says what to do; no message has the signature or a password."""
+    running = start()
+    with proxy(running.url, respond) as url:
+        check = await link_check(running, url)
+    assert not check.ok
+    assert check.message.startswith(f"{url} answered a signed link with ")
+    for message in messages:
+        assert message in check.message
+    assert "signature=" not in check.message
+    assert "secret@" not in check.message
+
+
+async def test_links_lead_to_a_receiver_with_other_secrets_or_another_clock(start: Start) -> None:
+    """Or of an earlier version, or to nobody at all."""
+    running = start()
+    settings = running.settings.model_copy(update={"signing_secrets": ("another-signing-secret-of-32-letters!",)})
+    with proxy(running.url, lambda visit, pass_on: pass_on(visit.path)) as url:
+        settings = settings.model_copy(update={"links_url": url})
+        (check,) = [check async for check in run_checks(settings) if check.name == "links"]
+    assert "other KLING_SIGNING_SECRETS" in check.message
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ok, message = await check(f"http://127.0.0.1:{port}")
-    assert (ok, "does not answer" in message) == (False, True)
+    check = await link_check(running, f"http://127.0.0.1:{port}")
+    assert (check.ok, "does not answer" in check.message) == (False, True)
+    old = b'{"error": {"code": "bad_link", "message": "The link has expired.", "hint": ""}}'
+    with proxy(running.url, lambda visit, pass_on: visit.answer(401, old)) as url:
+        assert "clocks" in (await link_check(running, url)).message
+    earlier = b'{"error": {"code": "unknown_task", "message": "There is no such task.", "hint": ""}}'
+    with proxy(running.url, lambda visit, pass_on: visit.answer(404, earlier)) as url:
+        assert "earlier version" in (await link_check(running, url)).message
 
 
 async def test_a_database_that_serve_would_refuse(tmp_path: Path) -> None:
@@ -167,7 +328,7 @@ async def test_a_key_that_kling_refuses(tmp_path: Path, start: Start, gateway: S
     """The key is checked after the route of callbacks, which is in order."""
     running = start()
     checks = await all_checks(tmp_path, receiver_url=running.url, api_base=gateway.url, api_key="wrong-key")
-    assert [check.ok for check in checks] == [True] * 4 + [False]
+    assert [check.ok for check in checks] == [True] * 5 + [False]
     assert "KLING_API_KEY" in checks[-1].message
     assert "wrong-key" not in checks[-1].message
 
@@ -177,7 +338,7 @@ async def test_a_relay_s_host_alone_is_not_kling_s_api(tmp_path: Path, start: St
     running = start()
     with relay() as there:
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base=there.url)
-    assert [check.ok for check in checks] == [True] * 4 + [False]
+    assert [check.ok for check in checks] == [True] * 5 + [False]
     assert f"KLING_API_BASE={there.url}/kling" in checks[-1].message
 
 
@@ -187,7 +348,7 @@ async def test_a_relay_s_own_code_for_an_unknown_task_shows_a_good_key(tmp_path:
     unknown = (400, {"code": "task_not_exist", "message": "task_not_exist", "data": None})
     with relay((200, {}), unknown) as there:
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base=f"{there.url}/kling")
-    assert [check.ok for check in checks] == [True] * 5
+    assert [check.ok for check in checks] == [True] * 6
 
 
 async def test_the_key_is_checked_on_the_way_of_the_receivers_questions(
@@ -200,7 +361,7 @@ async def test_the_key_is_checked_on_the_way_of_the_receivers_questions(
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         checks = await all_checks(tmp_path, receiver_url=running.url, api_base="http://kling.test", allow_http_api="on")
-        assert [check.ok for check in checks] == [True] * 5, checks
+        assert [check.ok for check in checks] == [True] * 6, checks
         await running.receiver.work.kling_client.get("http://kling.test/v1/x")
     assert [visit.path.split("/")[2] for visit in proxy.visits] == ["kling.test"] * 2
 
@@ -238,7 +399,9 @@ def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox) -> None:
     running = start(api_base=gateway.url)
     env = environment(tmp_path, KLING_RECEIVER_URL=running.url, KLING_API_BASE=gateway.url)
     success = run_here("doctor", env=env)
-    assert (success.returncode, success.stdout.count("ok  ")) == (0, 5), success.stdout
+    assert (success.returncode, success.stdout.count("ok  ")) == (0, 6), success.stdout
+    lines = [json.loads(line) for line in run_here("doctor", "--json", env=env).stdout.splitlines()]
+    assert [f"ok   {line['name']}: {line['message']}" for line in lines if line["ok"]] == success.stdout.splitlines()
     running.stop()
     failure = run_here("doctor", env=env)
     assert failure.returncode == 1

@@ -30,7 +30,7 @@ from kling_receiver.tasks.submission import MAX_KEY_CHARS, Submission
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.actions import JOB_SCHEMA
 from kling_receiver.web.api.committer import Committer, Submit
-from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.web.api.tasks import get_task_or_404, task_not_found
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel
@@ -47,6 +47,9 @@ READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
+
+
+ENDED_HINT = "There is nothing to cancel. An administrator can remove it: kling-receiver tasks remove ID"
 
 
 ReadSubmission = Callable[[bytes, str, ReceiverSettings], Submission]
@@ -136,11 +139,13 @@ class SubmissionRoutes:
         """End a task that waits in the queue."""
         detail = await get_task_or_404(self._reader, request.path_params["id"])
         result = await self._writer.run(lambda tx: submissions.cancel(tx, detail.row["id"]))
+        if result == "removed":
+            raise task_not_found()
         if result == "sent":
             message = f"Task {detail.row['id']} was sent to Kling, and Kling has no cancel."
             raise ApiError(409, "already_sent", message, "Wait until it ends.")
         if result == "ended":
-            raise ApiError(409, "already_ended", f"Task {detail.row['id']} has ended.", "There is nothing to cancel.")
+            raise ApiError(409, "already_ended", f"Task {detail.row['id']} has ended.", ENDED_HINT)
         return JSONResponse(self._payloads.task(await get_task_or_404(self._reader, detail.row["id"])))
 
     async def read(self, request: Request, reservation: Reservation) -> bytes:

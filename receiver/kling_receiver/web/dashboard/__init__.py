@@ -4,6 +4,7 @@ routes.py    collects the pages; their order is that of the navigation
 pages.py     renders templates; `Pages.page` lets only sessions in; `urls_from` makes every address; static files
 live.py      streams of what changed: pages that show the same share one renderer
 display.py   how values are shown: the filters of the templates
+thumbnails.py  the small images of tasks, made by results/thumbnails
 signin/      login links, the password, the session's cookie
 templates/   layout.html is the frame of each page, macros.html has the building blocks
 static/      one stylesheet, one script; vendor/ has htmx and its SSE extension, unchanged, with version and licence

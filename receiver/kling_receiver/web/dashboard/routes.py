@@ -15,6 +15,7 @@ from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
 from kling_receiver.web.dashboard.tasks import TasksPage
+from kling_receiver.web.dashboard.thumbnails import ThumbnailRoutes
 from kling_receiver.web.errors import ApiError
 
 
@@ -37,6 +38,7 @@ def dashboard_routes(
     groups: list[Group] = [
         TasksPage(pages, live, reader=store.reader),
         HooksPage(settings, pages, live, reader=store.reader, sender=work.sender),
+        ThumbnailRoutes(guard, reader=store.reader, thumbnails=store.thumbnails),
         LoginRoutes(settings, pages, bodies, clock=clock),
     ]
 

@@ -12,6 +12,7 @@ from kling_receiver.hooks.delivery_list import STATES
 from kling_receiver.states import STATUSES
 from kling_receiver.tasks.registration import KLING_ID_SCHEMA
 from kling_receiver.tasks.submission import MAX_KEY_CHARS
+from kling_receiver.web.api.actions import ONLY
 from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 from kling_receiver.web.api.tasks import MAX_TEXT_CHARS
 
@@ -111,6 +112,7 @@ TASKS = (
     _parameter("query", "until", TIME, "created before this time"),
     *PAGE,
 )
+ONLY_PARAMETER = _parameter("query", "only", {"enum": list(ONLY)}, "the one of the two that is meant")
 DELIVERIES = (
     _parameter("query", "hook", STRING, "empty means any, as in the other filters"),
     _parameter("query", "state", {"enum": [*STATES, ""]}),
@@ -166,7 +168,12 @@ OPERATIONS: dict[str, Operation] = {
         body=_body(_ref("Submission")),
     ),
     "DELETE /api/tasks/{id}": Operation(
-        "Cancel a task that waits in the queue: its create is never sent", TASK, (404, 409, 503), "client"
+        "Cancel a task that waits in the queue: its create is never sent. For role admin: remove a task that has "
+        "ended, with its events and files; the response is the task as it was",
+        TASK,
+        (404, 409, 422, 503),
+        "client",
+        (ONLY_PARAMETER,),
     ),
     "GET /api/tasks/{id}": Operation("Show a task", TASK, (404, 409, 422), "read"),
     "PUT /api/tasks/{id}": Operation(
@@ -193,6 +200,13 @@ OPERATIONS: dict[str, Operation] = {
     "GET /api/events": Operation("Stream the events of all tasks, without end", STREAM, (409, 422), "read", START),
     "GET /api/tasks/{id}/results/{n}": Operation(
         "Download the n-th file, with a token or with the query of its href", FILE, (404, 409, 410), "read", LINK
+    ),
+    "OPTIONS /api/tasks/{id}/results/{n}": Operation(
+        "Permit a page of another origin to read the file of a signed link, with a range",
+        {"204": {"description": "permitted"}},
+        (401, 404),
+        role=None,
+        parameters=LINK,
     ),
     "GET /api/hooks": Operation("List hooks", _response("all hooks", _ref("HookList"))),
     "POST /api/hooks": Operation(
