@@ -15,7 +15,7 @@ from kling_receiver.cli.connect import call_receiver
 
 @click.group(cls=usage.Group)
 def tasks() -> None:
-    """List, adopt, cancel and remove tasks, query Kling, download files again.
+    """List, adopt, cancel and remove tasks; download files again.
 
     ID is ours, Kling's, or the external_task_id that another program sent.
 
