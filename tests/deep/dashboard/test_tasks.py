@@ -34,8 +34,10 @@ def test_a_task_goes_from_created_to_done_without_reload(start: Start, gateway: 
     post(running, task_id, {"task_id": kling_id, "task_status": "processing"})
     row.get_by_text("processing").wait_for()
     assert row.get_by_role("checkbox").is_checked()
+    row.get_by_role("link", name="a kangaroo at dusk").focus()
     post(running, task_id, {"task_id": kling_id, "task_status": "succeed"})
     row.get_by_text("succeed").wait_for()
+    assert page.evaluate("document.activeElement.textContent") == "a kangaroo at dusk", "the focus stays in the row"
     finished(running, task_id)
     row.locator("img.thumb").wait_for(state="attached")
     assert page.evaluate("window.loadedOnce")
@@ -157,8 +159,8 @@ def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visi
     assert page.evaluate("document.activeElement.textContent") == "the newer one"
     page.keyboard.press("x")
     assert page.locator("#bulk-count").inner_text() == "1"
-    page.keyboard.press("g")
     with page.expect_navigation():
+        page.keyboard.press("g")
         page.keyboard.press("t")
     page.get_by_role("button", name="Change the colour scheme").press("Enter")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"

@@ -71,7 +71,7 @@ ABUSES = {
     "zeros": (bytes(1000), b"400"),
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), b"400"),
     "http/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400 404 405"),
-    "http/0.9": (b"GET /\r\n\r\n", b"400 404"),
+    "http/0.9": (b"GET /\r\n\r\n", b"303 400"),
     "http/1.0": (b"GET /healthz HTTP/1.0\r\n\r\n", b"200"),
     "head": (request(b"HEAD /healthz HTTP/1.1"), b"200"),
     "options": (request(b"OPTIONS * HTTP/1.1"), b"400 404 405"),
@@ -201,7 +201,7 @@ def test_idle_connections_are_evicted(tmp_path: Path) -> None:
             assert post(receiver, new_id(), {"task_status": "processing"}).status_code == 200
             with pytest.raises(ConnectionError):
                 _answer(idle[0])
-        assert len(receiver.log_text().splitlines()) == 2  # its address, and its data
+        assert len(receiver.log_text().splitlines()) == 3  # its address, its data, and a login link
 
 
 def _answer(connection: socket.socket) -> bytes:

@@ -206,7 +206,7 @@ def test_slots_queue_and_jobs(database: Database) -> None:
     page, _ = asyncio.run(shown._render("24h"))
     asyncio.run(reader.close())
     bars = dict(re.findall(r"<span>([^<]+)</span><span class=\"num\">([^<]+ held[^<]*)</span>", page))
-    assert bars == {"All models": "2 of 5 held", "kling-v3": "2 of 3 held"}
+    assert bars == {"All models": "5 of 5 held", "(no model)": "3 held, no limit", "kling-v3": "2 of 3 held"}
     queue = re.search(r'id="queue">(.*?)</p>', page, re.DOTALL)
     assert queue
     assert '<strong class="num">3</strong> submissions wait' in queue[1]

@@ -354,5 +354,11 @@ def test_a_session_ends_its_streams(running: Running) -> None:
             assert browser.send("POST", "/dashboard/logout").status_code == 303
             assert [line for line in lines if line.startswith("event:")] == ["event: session-ended"]
         register(running, "a-task-after-it")
+        browser.sign_in()
+        with browser.http.stream("GET", f"{browser.base}/api/events?after=latest") as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith(":")
+            assert browser.send("POST", "/dashboard/logout").status_code == 303
+            assert not any(line.startswith("data") for line in lines), "the API's streams end as well"
         refused = browser.get("/dashboard/live/tasks", headers={"Cookie": cookie, "Accept": "text/event-stream"})
         assert refused.status_code == 401

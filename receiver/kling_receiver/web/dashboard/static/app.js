@@ -26,7 +26,7 @@
   document.addEventListener("visibilitychange", () => showAges(document));
 
   // On a phone, forms that are long begin closed. On a wide screen there is no way to close them, so they are open.
-  const narrow = matchMedia("(max-width: 760px)");
+  const narrow = matchMedia("(max-width: 860px)");
   const fold = () => $$("details[data-close-narrow]").forEach((each) => { each.open = !narrow.matches; });
   narrow.addEventListener("change", fold);
   if (narrow.matches) fold();

@@ -1,0 +1,81 @@
+"""How values are shown."""
+
+from typing import Any
+
+import pytest
+
+from kling_receiver.web.dashboard.display import bytes_text, cost_text, duration_text, prompt_of
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (None, ""),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_449_000, "1.4 MB"),
+        (123_456_789, "123 MB"),
+        (2 << 30, "2.1 GB"),
+        (5 * 10**15, "5000 TB"),
+    ],
+)
+def test_sizes(size: int | None, text: str) -> None:
+    """Three digits at most, in units of a thousand."""
+    assert bytes_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (None, ""),
+        (-5, "0 ms"),
+        (850, "850 ms"),
+        (4_240, "4.2 s"),
+        (59_400, "59 s"),
+        (60_000, "1 min"),
+        (185_000, "3 min 5 s"),
+        (7_800_000, "2 h 10 min"),
+        (90_000_000, "1 d 1 h"),
+    ],
+)
+def test_durations(milliseconds: float | None, text: str) -> None:
+    """The two largest units."""
+    assert duration_text(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        (None, ""),
+        ("", ""),
+        ([], ""),
+        ("3.5", "3.5"),
+        (2, "2"),
+        ([{"charge_type": "unit", "package_type": "video", "amount": "3.5"}], "3.5 unit"),
+        ([{"charge_type": "unit", "amount": "3"}, {"charge_type": "balance", "amount": "1"}], "3 unit + 1 balance"),
+        ({"amount": 1}, "1"),
+        ({"other": "é"}, '{"other": "é"}'),
+        ([1, 2], "[1, 2]"),
+    ],
+)
+def test_costs(cost: Any, text: str) -> None:
+    """As Kling reported them, whatever that is."""
+    assert cost_text(cost) == text
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (None, ""),
+        ("text", ""),
+        ({}, ""),
+        ({"prompt": "a kangaroo"}, "a kangaroo"),
+        ({"prompt": 5, "input": {"prompt": "inside"}}, "inside"),
+        ({"multi_prompt": [{"prompt": "one"}, {"prompt": " "}, {"prompt": "two"}]}, "one / two"),
+        ({"contents": [{"type": "prompt", "text": "new standard"}]}, "new standard"),
+    ],
+)
+def test_prompts(request_: Any, text: str) -> None:
+    """Of both of Kling's standards, and of each shot."""
+    assert prompt_of(request_) == text
