@@ -17,6 +17,10 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
         (("callbacks", "--rounds=1", "--requests=60", "--connections=4"), ("bare route", "SQLite", "PostgreSQL")),
         (("hooks", "--rate=10", "--seconds=1", "--backlog=100", "--rounds=1"), ("drained",)),
         (
+            ("pages", "--tasks=300", "--rounds=1"),
+            ("family, rare, deep", "the slowest of ", "tasks by outcome, 24 hours", "A search of all prompts"),
+        ),
+        (
             ("door", "--creates=5", "--rate=50", "--seconds=1", "--held=10", "--queued=12", "--slots=3"),
             ("the receiver adds", "queries, ", "held answer", "idle time of a slot"),
         ),

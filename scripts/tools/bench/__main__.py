@@ -8,6 +8,7 @@ from tools.bench import door as door_bench
 from tools.bench import gate as gate_bench
 from tools.bench import hooks as hooks_bench
 from tools.bench import idle as idle_bench
+from tools.bench import pages as pages_bench
 from tools.bench import starting as starting_bench
 from tools.bench import waiting as waiting_bench
 
@@ -86,6 +87,14 @@ def gate(pairs: int, rate: float, seconds: float) -> None:
 def door(creates: int, rate: float, seconds: float, held: int, queued: int, slots: int, task_seconds: float) -> None:
     """Kling's own API at the receiver: added latency of a create, queries, held queries, idle time of slots."""
     door_bench.run(creates, rate, seconds, held, queued, slots, task_seconds)
+
+
+@main.command()
+@click.option("--tasks", default=1_000_000, show_default=True)
+@click.option("--rounds", default=20, show_default=True, help="How often each page is read.")
+def pages(tasks: int, rounds: int) -> None:
+    """What the pages read from a large database: filters, pairs of them, deep pages, statistics; both engines."""
+    pages_bench.run(tasks, rounds)
 
 
 main(prog_name="scripts/bench")

@@ -84,6 +84,11 @@ def fill(database: Database, tasks: int, now: int) -> None:
         engine.dispose()
 
 
+def kling_id(number: int) -> str:
+    """Kling's id of the task with this number, from 0, the oldest."""
+    return str(800_000_000_000_000_000 + number * 1_000_003)
+
+
 def insert(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
     """Insert ready rows by the fastest way of the engine."""
     names = ", ".join(columns)
@@ -145,7 +150,7 @@ def _task(n: int, at: int, tasks: int, numbers: random.Random, rare: dict[str, f
     task_id = new_id(at / 1000, random=numbers.randbytes)
     row = DEFAULTS | {
         "id": task_id,
-        "kling_id": str(800_000_000_000_000_000 + n * 1_000_003),
+        "kling_id": kling_id(n),
         "family": family,
         "model": model,
         "request": json.dumps(request, separators=(",", ":")),

@@ -39,7 +39,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "tag": {"tag": filled.COMMON_TAG},
     "rare tag": {"tag": filled.RARE_TAG},
     "unknown tag": {"tag": "nothing"},
-    "Kling's id": {"kling_id": str(800_000_000_000_000_000 + 33 * 1_000_003)},
+    "Kling's id": {"kling_id": filled.kling_id(33)},
     "text": {"text": "KangaRoo"},
     "rare text": {"text": "鲸鱼"},
     "unknown text": {"text": "giraffe"},
