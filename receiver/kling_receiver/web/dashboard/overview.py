@@ -36,6 +36,8 @@ KEPT_SECONDS = 5.0
 """Seconds for which the numbers are shown to others, too."""
 MAX_BARS = 12
 """Families and tags with a bar; the table has all of them."""
+MAX_UNITS = 6
+"""Units and currencies with a chart; the table has all of them."""
 COST_HEIGHT = 90
 """Pixels of a chart of costs."""
 
@@ -268,7 +270,7 @@ def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str,
     """A chart of the costs of each day for each unit."""
     days = {row["day"]: row["amounts"] for row in finished["costs"]}
     charts = []
-    for unit in sorted({unit for amounts in days.values() for unit in amounts}):
+    for unit in sorted({unit for amounts in days.values() for unit in amounts})[:MAX_UNITS]:
         columns, total = [], Decimal()
         for day in range(since // DAY_MS * DAY_MS, now + 1, DAY_MS):
             amount = Decimal(days.get(day, {}).get(unit, "0"))
