@@ -23,7 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from kling_callback.config.sources import Sources, expansions, exposure, unreadable_lines
+from kling_callback.config.sources import Source, Sources, expansions, exposure, unreadable_lines
 from kling_callback.display import logger
 from kling_callback.environment import EnvironmentProblem, certificate_problems, proxy_for
 from kling_callback.errors import SettingsError
@@ -258,6 +258,23 @@ class CommonSettings(BaseSettings):
         if problems:
             raise SettingsError(list(dict.fromkeys(problems)))
         return settings
+
+    @classmethod
+    def origins(cls, variable: str) -> set[Source]:
+        """Where a variable is set to its value in use: in the environment, in `.env`, or in both; empty for nowhere."""
+        return cls.sources({}).of(variable)
+
+    @classmethod
+    def problems_with(cls, additions: Mapping[str, str]) -> list[str]:
+        """What would be wrong with the settings if `.env` had these as well. `additions`: by name, without `KLING_`."""
+        try:
+            cls.load(require=(), **additions)
+        except SettingsError as error:
+            return list(error.problems)
+        added = {f"kling_{name}": value for name, value in additions.items()}
+        file = {**DotEnvSettingsSource(cls).env_vars, **added}
+        sources = Sources({}, EnvSettingsSource(cls).env_vars, file, Path(ENV_FILE))
+        return sources.problems(cls._addresses())
 
     @classmethod
     def _replaced(cls, arguments: Mapping[str, Any]) -> frozenset[str]:

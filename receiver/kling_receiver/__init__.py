@@ -5,7 +5,7 @@ The folders, in reading order:
 web/        incoming HTTP: the callback route, the API under /api, authentication, limits, OpenAPI;
             the pages for people (web/dashboard)
 tasks/      the life cycle of a task: ingest callbacks, transitions, queries to Kling, deadlines, repair at start
-results/    result files: download, check, store, expire
+results/    result files: download, check, store, expire; thumbnails
 events/     notify waiting streams; render tasks and events as JSON; the id of the event log
 hooks/      deliver events: which hooks exist, what matches, dispatch, retry, dead letters
 sinks/      one file for each kind of address that a hook may have; a plugin interface
@@ -57,6 +57,8 @@ a task of another program            tasks/adoption; web/api/tasks.get_task_or_4
 the same id, other parameters        tasks/parameters; kling_callback.protocol.redact.digest
 an interrupted download              results/fetch (resumed by Range), results/storage (the partial file)
 a file that its host refuses         results/download (retried, another address), results/media (what is a file)
+a thumbnail that is a placeholder    results/thumbnails (cached, refused), results/thumbnail_child (decoded)
+a link that a browser does not show  web/api/results (types, policies, other origins), cli/doctor (opens one)
 a result that is no file             kling_callback.protocol.results (found), tasks/transitions (stored)
 a dead letter                        jobs/queue (state), hooks/deliveries (retry_dead, redeliver), web/api/deliveries
 a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)
@@ -64,6 +66,7 @@ jobs of a process that was killed    jobs/queue.rescue, called by app and jobs/w
 how many jobs run at once            jobs/kinds (each pool), jobs/worker (each concurrency key)
 a cursor of another event log        events/log (its id), web/api/stream (409), results/owner (renewed at the start)
 two databases, one results folder    results/owner (lock and record)
+a task that was removed              results/removal (its files), store/removed (its rows; its id, for late callbacks)
 a receiver that is not ready         readiness, tasks/rehearsal
 an engine that is refused at start   store/engine/checks, called by store/database.check
 a new kind of address for hooks      sinks/: a module and an entry point; or a package of your own

@@ -77,7 +77,9 @@ class Receiver:
 
     def _on_commit(self, committed: CommitResult) -> None:
         """Tell the parts that wait for events and jobs; runs in the event loop after each commit."""
-        self.store.bus.notify(committed.task_ids)
+        self.store.bus.notify(committed.task_ids, committed.worked_on)
+        if committed.hooks_changed:
+            self.store.bus.notify_hooks()
         if committed.task_ids != frozenset():
             self.store.recorder.events_committed()
         for type_, times in committed.event_counts.items():

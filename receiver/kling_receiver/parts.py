@@ -23,6 +23,7 @@ from kling_receiver.policy import Policy
 from kling_receiver.results.client import ResultClient
 from kling_receiver.results.download import DOWNLOAD_BACKOFF, Downloader
 from kling_receiver.results.owner_recorder import OwnerRecorder
+from kling_receiver.results.removal import FileRemover
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.results.thumbnails import Thumbnails
 from kling_receiver.settings import ReceiverSettings
@@ -165,6 +166,7 @@ def build_work(settings: ReceiverSettings, store: Store, clock: Clock, delays: D
         Kind.ASK: reconciler.reconcile,
         Kind.CREATE: creator.create,
         Kind.DOWNLOAD: downloader.download,
+        Kind.REMOVE: FileRemover(store.storage).remove,
         Kind.OVERDUE: overdue.check,
         Kind.SWEEP: overdue.check_after_start,
         Kind.DISPATCH: dispatcher.dispatch,

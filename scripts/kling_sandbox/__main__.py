@@ -82,7 +82,7 @@ def list_switches(context: click.Context, parameter: click.Parameter, names: tup
 @usage.option("--key", "keys", multiple=True, help=f"An API key. Default, without any key: {DEFAULT_KEYS[0]}")
 @usage.option("--access-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[1]}")
 @usage.option("--secret-key", default="", help=f"Default, without any key: {DEFAULT_KEYS[2]}")
-@usage.option("--seed", type=int, help="Makes ids and the choice of pictures repeatable.")
+@usage.option("--seed", type=int, help="Makes ids and the colours of pictures repeatable.")
 @usage.option(
     "--image-seconds", default=0.5, type=SECONDS, show_default=True, help="Duration of a task that makes no video."
 )

@@ -2,10 +2,14 @@
 
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
+from kling_sandbox.pictures.images import jpeg, png
+from kling_sandbox.pictures.page import Page
+from kling_sandbox.pictures.video import mp4
+
 MEDIA = Path(__file__).parent / "media"
-VARIANTS = {"png": 3, "jpg": 3, "mp4": 3, "mp3": 1, "wav": 1, "avif": 1, "mov": 1, "m4a": 1, "flac": 1}
 TYPES = {
     "png": "image/png",
     "jpg": "image/jpeg",
@@ -19,11 +23,22 @@ TYPES = {
 }
 
 
-def render(extension: str, variant: int, stamp: str, size: int = 0) -> bytes:
-    """A file with the stamp in a comment that pads the file to at least `size` bytes."""
-    plain = (MEDIA / f"{variant % VARIANTS[extension]}.{extension}").read_bytes()
+def render(extension: str, page: Page, stamp: str, size: int = 0) -> bytes:
+    """A file with the stamp in a comment that pads the file to at least `size` bytes.
+
+    It shows the page, or is one that was recorded: sounds, and what the switch `other-formats` asks for.
+    """
+    plain = _drawn(extension, page) if extension in DRAWN else (MEDIA / f"0.{extension}").read_bytes()
     comment = stamp.encode().ljust(size - len(plain), b" ")
     return STAMPS[extension](plain, comment)
+
+
+DRAWN = {"png": png, "jpg": jpeg, "mp4": mp4}
+
+
+@lru_cache(maxsize=64)  # 3 MB; a file that is resumed, or asked for in ranges, is drawn once
+def _drawn(extension: str, page: Page) -> bytes:
+    return DRAWN[extension](page)
 
 
 def _png(plain: bytes, comment: bytes) -> bytes:

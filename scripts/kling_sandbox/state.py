@@ -81,7 +81,7 @@ class State:
     ) -> None:
         """Set the sandbox up.
 
-        `seed`: makes ids and the choice of pictures repeatable. `video_seconds`, `image_seconds`: duration of a task,
+        `seed`: makes ids and the colours of pictures repeatable. `video_seconds`, `image_seconds`: duration of a task,
         for videos and for all else. `result_seconds`: lifetime of file URLs. `keys`: accepted API keys.
         `webhook_secret`: signs callbacks. `misbehave`: switches that are on for all tasks. `concurrency`: maximum
         results in the making; unlimited if None. `image_bytes`, `video_bytes`: minimum sizes of files. `base_path`:

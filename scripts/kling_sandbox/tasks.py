@@ -1,8 +1,9 @@
 """One task: its parameters, status, files and cost."""
 
 import asyncio
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from kling_sandbox.api.families import Family
 from kling_sandbox.api.parameters import has_unusable_image
 from kling_sandbox.misbehaviour import Has
+from kling_sandbox.pictures.page import Page
 
 EXTENSIONS = {"videos": ["mp4"], "audios": ["mp3", "wav"], "voices": ["mp3"], "elements": []}
 """The files of each result, by kind; images have one file of the requested format."""
@@ -19,6 +21,9 @@ OTHER_FORMATS = {"png": "avif", "jpg": "avif", "mp4": "mov", "mp3": "m4a", "wav"
 MULTI_SHOT = "general/ai-multi-shot"
 SHOTS = 3
 """Images of one result of this family."""
+
+MARKS = re.compile(r"\[sandbox:[^\]]*\]")
+"""The switches in a prompt."""
 
 WATERMARK = "-watermark."
 """What the name of a watermarked copy has in place of the point."""
@@ -118,6 +123,15 @@ class Task:
         count = SHOTS if self.path == MULTI_SHOT else self.slots
         return [f"{index}.{extension}" for index in range(count) for extension in extensions]
 
+    def page(self, index: int, *, watermark: bool = False) -> Page:
+        """What its file number `index` shows."""
+        parameters = list(_texts(self.body))
+        prompt = next((value for name, value in parameters if name == "prompt"), self.path)
+        ratio = next((value for name, value in parameters if name == "aspect_ratio"), "")
+        count = len(self.files) if self.family.kind == "images" else 1
+        notes = [f"{index + 1}/{count}" * (count > 1), "with a watermark" * watermark]
+        return Page(MARKS.sub("", prompt).strip(), " ".join(filter(None, notes)), ratio, self.variant + index)
+
     @property
     def has_watermark(self) -> bool:
         """Whether each image and video has a watermarked copy."""
@@ -140,3 +154,12 @@ class Task:
         names = ("status", "created_at", "finished_at", "queries")
         ids = {"task_id": self.id, "external_task_id": self.external_id, "family": self.path}
         return ids | {name: getattr(self, name) for name in names} | {"callbacks": list(self.posted)}
+
+
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+    """The names and values of all texts in a body, the outer ones first."""
+    if isinstance(value, dict):
+        yield from ((name, text) for name, text in value.items() if isinstance(text, str))
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

@@ -27,16 +27,15 @@ Run = Callable[..., Ran]
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
-    """One interpreter with the imports of all commands, for all tests of this process."""
+    """That of the deep tests is not measured."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(MEASURING)}
     with forkserver.server(environment) as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
-def processes_are_forked(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Receivers and commands are processes of their own, but no new interpreters. `scripts/crash` starts new ones."""
-    monkeypatch.setattr(forkserver, "running", fork_server)
+def all_processes_are_forked(processes_are_forked: None) -> None:
+    """Receivers and commands are no new interpreters. `scripts/crash` starts new ones."""
 
 
 @pytest.fixture(autouse=True)

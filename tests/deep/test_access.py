@@ -13,6 +13,8 @@ import pytest
 from tests.support.web import Visit, host
 from tools.harness.process import Process, run
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 
 @pytest.fixture
 def running(tmp_path: Path) -> Any:

@@ -4,12 +4,15 @@ import hashlib
 from pathlib import Path
 
 import httpx
+import pytest
 
 from kling_receiver.results.owner import RECORD
 from kling_sandbox import Sandbox
 from tests.support.fuse import caseless_folder
 from tools.harness.process import Process
 from tools.harness.submitting import create, finished, metric, register
+
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
 
 TWINS = ["Order-17", "order-17", "ORDER-17", "con", "CON", "a:b", "a-b", "A-B"]
 TAKEN = "taken"

@@ -11,7 +11,10 @@ from tools.crash.clock import DAY, Clock
 from tools.harness.process import Process
 from tools.harness.submitting import finished, submit
 
-pytestmark = pytest.mark.skipif(not clock.library(), reason=f"{ABSENT}libfaketime")
+pytestmark = [
+    pytest.mark.skipif(not clock.library(), reason=f"{ABSENT}libfaketime"),
+    pytest.mark.no_cover,  # the receiver is another process, which is not measured
+]
 
 
 def test_the_clock_is_set_at_random_moments(tmp_path: Path, database_url: str) -> None:

@@ -15,6 +15,8 @@ from kling_sandbox import Sandbox
 from tools.harness.process import Process
 from tools.harness.submitting import Json, create, finished, post, register, submit
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 DONE_SECONDS = 5
 """Seconds after a restart in which open jobs are done (contract, promise 7)."""
 

@@ -57,8 +57,27 @@ def test_the_demo_ends_with_three_files_and_an_account(tmp_path: Path) -> None:
     assert decode("jpg", files[".jpg"]) == "JPEG"
     assert decode("mp4", files[".mp4"]) > 10
     assert "task.processing" in output
-    assert "callbacks received: 9, queries to the gateway: 3" in output.splitlines()[-1]
+    assert "callbacks received: 9, queries to the gateway: 3" in output
     assert not any(answers(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", output))
+    assert (tmp_path / "by-hand" / ".env").stat().st_mode & 0o777 == 0o600
+    check_next_commands(output.splitlines()[-3:], tmp_path / "by-hand")
+
+
+def check_next_commands(lines: list[str], folder: Path) -> None:
+    """Paste them: the last one writes an image."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("KLING_")}
+    script = folder.parent / "pasted"
+    script.write_text("\n".join(lines))
+    shell = subprocess.Popen(
+        ["bash", "-e", str(script)], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        printed, _ = shell.communicate(timeout=60)
+        assert shell.returncode == 0
+    finally:
+        os.killpg(shell.pid, signal.SIGTERM)  # the sandbox and the receiver go on in the background
+    [path] = printed.splitlines()
+    assert decode("png", folder / path) == "PNG"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

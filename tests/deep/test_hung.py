@@ -17,6 +17,8 @@ from tools.harness.postgresql import postgresql
 from tools.harness.process import Process
 from tools.harness.submitting import events, finished, poll_until, post, submit
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 LIMIT_SECONDS = 12
 """Seconds in which a probe must have its answer; the check's own limit is 5."""
 

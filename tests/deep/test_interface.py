@@ -23,6 +23,8 @@ from tests.support.receiver import SECRET
 from tools.harness.process import Process
 from tools.harness.submitting import finished, submit
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 bounded = settings(
     max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )

@@ -12,6 +12,8 @@ from tools.crash.checks import REPAIRED
 from tools.crash.durability import trace_run
 from tools.crash.everywhere import KINDS, run
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 KIND_BY_NAME = {kind.name: kind for kind in KINDS}
 SUBMITTED_KIND_BY_NAME = {kind.name: kind for kind in submitted.KINDS}
 

@@ -15,6 +15,8 @@ from tools.harness.loopback import answers, web
 from tools.harness.process import Process
 from tools.harness.submitting import finished, post, submit
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 
 @pytest.fixture
 def server() -> Iterator[link.Link]:

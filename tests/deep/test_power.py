@@ -9,7 +9,10 @@ from tools.crash import power, strace
 
 CUTS, SEED = 150, 7
 
-pytestmark = pytest.mark.skipif(not strace.available(), reason=f"{ABSENT}strace")
+pytestmark = [
+    pytest.mark.skipif(not strace.available(), reason=f"{ABSENT}strace"),
+    pytest.mark.no_cover,  # the receiver is another process, which is not measured
+]
 
 
 @pytest.fixture(scope="module")

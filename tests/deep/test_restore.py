@@ -19,8 +19,11 @@ from kling_sandbox import Sandbox
 from tests.support.backups import back_up, end_sessions, restore_database, restore_files
 from tests.support.brokers import Broker, nats
 from tests.support.web import Host, host
-from tools.harness.process import CLIENT, COMMAND, Process, run
+from tools.harness.forkserver import ForkServer
+from tools.harness.process import CLIENT, Process, run
 from tools.harness.submitting import cursor, events, finished, poll_until, stream, submit
+
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
 
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 Json = dict[str, Any]
@@ -177,26 +180,40 @@ def restore(way: str, url: str, receiver: Process, data: Path, backup: Path) -> 
         assert ran.returncode == 0, ran.stderr
 
 
-def test_a_backup_killed_at_any_time_is_complete_or_absent(gateway: Sandbox, tmp_path: Path) -> None:
+@contextmanager
+def killed_at(call: str, number: int, server: ForkServer) -> Iterator[None]:
+    """While the block runs, each command that the server starts is killed as it enters this system call."""
+    inject = f"inject={call}:signal=KILL:when={number}"
+    strace = subprocess.Popen(
+        ["strace", "-f", "-o", "/dev/null", "-e", inject, "-p", str(server.pid)], stderr=subprocess.PIPE, text=True
+    )
+    with strace:
+        try:
+            assert strace.stderr
+            assert "attached" in strace.stderr.readline()
+            yield
+        finally:
+            strace.send_signal(signal.SIGINT)
+
+
+def test_a_backup_killed_at_any_time_is_complete_or_absent(
+    gateway: Sandbox, fork_server: ForkServer, tmp_path: Path
+) -> None:
     """Under its name there is a folder whose manifest is true, or none; the receiver goes on."""
     with Process(tmp_path / "data", KLING_API_BASE=gateway.url) as receiver:
         tasks = [done(receiver, gateway) for _ in range(3)]
-        complete = 0
+        complete, ended = 0, []
         for call in ("linkat,link", "rename,renameat,renameat2", "fsync,fdatasync", "mkdir,mkdirat"):
             for number in (1, 2, 3):
                 target = tmp_path / f"{call.partition(',')[0]}-{number}"
-                inject = f"inject={call}:signal=KILL:when={number}"
-                subprocess.run(
-                    ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, COMMAND, "backup", target],
-                    env=receiver.env,
-                    capture_output=True,
-                    check=False,
-                )
+                with killed_at(call, number, fork_server):
+                    ended.append(run("backup", str(target), env=receiver.env).returncode)
                 complete += target.exists() and is_complete(target)
                 assert not target.exists() or is_complete(target)
         back_up(receiver.env, tmp_path / "last")
         assert is_complete(tmp_path / "last")
         assert complete < 12
+        assert set(ended) == {0, -signal.SIGKILL}
         assert events(receiver, tasks[0])
 
 

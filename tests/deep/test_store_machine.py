@@ -4,6 +4,8 @@ import dataclasses
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -19,19 +21,22 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import select
 
 from kling_callback.errors import GatewayError
 from kling_callback.protocol.reports import Report, parse_answer
+from kling_receiver.events import log as event_log
 from kling_receiver.hooks import records as hook_records
 from kling_receiver.hooks.config import HookConfig
 from kling_receiver.jobs import queue
 from kling_receiver.jobs.queue import Capacity, ClaimedJob, Done, GiveUp, Outcome, RetryAt
 from kling_receiver.results import records as result_records
 from kling_receiver.results.records import StoredFile
+from kling_receiver.results.removal import remove_task
 from kling_receiver.states import FINAL, RANK
 from kling_receiver.store.database import Database
 from kling_receiver.store.rows import TaskRow
-from kling_receiver.store.tables import EVENT, JOB, RESULT, TASK
+from kling_receiver.store.tables import EVENT, JOB, REMOVED, RESULT, TAG, TASK
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import overdue, startup
 from tests.support.database import FILE, SPELLINGS, Ledger, callback, handle, spelled
@@ -58,6 +63,7 @@ RECORDS = st.sampled_from(
 )
 SURE = st.builds(answered, SPELLED, RECORDS)
 ANSWERS = st.none() | SURE
+ALL_ROWS = [(table, select(table).order_by(*table.primary_key.columns)) for table in (TASK, EVENT, RESULT, JOB)]
 FAR_FUTURE = 1 << 62
 NO_ANSWER = GatewayError("no answer")
 
@@ -121,6 +127,28 @@ class Run:
     task: TaskRow
 
 
+class ReadOnce(Ledger):
+    """A ledger whose committed rows are read once after each commit: every invariant looks at all of them."""
+
+    _tables: dict[Any, list[dict[str, Any]]] | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """One transaction, after which the rows are read again."""
+        with super().transaction() as tx:
+            yield tx
+        self._tables = None
+
+    def rows(self, table: Any, **where: Any) -> list[Any]:
+        """Committed rows, in the order of their keys."""
+        if self._tables is None:
+            with self.database.read() as connection:
+                self._tables = {
+                    each: [dict(row) for row in connection.execute(query).mappings()] for each, query in ALL_ROWS
+                }
+        return [dict(row) for row in self._tables[table] if where.items() <= row.items()]
+
+
 class StoreMachine(RuleBasedStateMachine):
     """The store and the queue on a real database, with a worker whose jobs end when hypothesis decides."""
 
@@ -132,10 +160,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         shutil.copy(self.template, self.folder / "kling.db")
         self.database = Database(f"sqlite:///{self.folder / 'kling.db'}")
-        self.ledger = Ledger(self.database)
+        self.ledger = ReadOnce(self.database)
         self.models: dict[str, Model] = {}
         self.running: list[Run] = []
         self.last_event = 0
+        self.removed: dict[str, int] = {}
         self.ledger.change(lambda tx: hook_records.add(tx, HookConfig(address="https://example.com/events")))
 
     def teardown(self) -> None:
@@ -151,6 +180,9 @@ class StoreMachine(RuleBasedStateMachine):
         for task, status, signed, variant, named, spelling in batch:
             one = callback(task, status, signed=signed, n=variant, files=named, spelling=spelling)
             made.append(one)
+            if task in self.removed:
+                self.removed[task] += 1
+                continue
             model = self.models.setdefault(task, Model())
             model.bodies[one.body_sha256] += 1
             if model.bodies[one.body_sha256] > 1 and not (one.signed and status and model.origin != "kling"):
@@ -164,6 +196,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(task=TASKS, attempt=ATTEMPTS, outcome=st.sampled_from([None, None, "created", "not_created", "unknown"]))
     def a_client_registers(self, task: str, attempt: str, outcome: Any) -> None:
         """Before its create, or after it."""
+        if task in self.removed:
+            assert "was removed" in str(self.ledger.register(task, create_token=attempt, outcome=outcome).conflict)
+            return
         if task not in self.models:
             self.models[task] = Model(outcome="pending", attempt=attempt)
         expected = self.models[task].register(attempt, outcome)
@@ -177,10 +212,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.claim()
 
     def claim(self) -> None:
-        """Claim all jobs but those of hooks."""
+        """Claim all jobs but those of hooks and files."""
 
         def claim(tx: Transaction) -> list[ClaimedJob]:
-            busy = Capacity(1, {"hook-runs": 0})
+            busy = Capacity(1, {"hook-runs": 0, "removals": 0})
             return queue.claim_due(tx, busy, claim_id=token_hex(8), lease_ms=10**9)
 
         for job in self.ledger.change(claim):
@@ -251,6 +286,18 @@ class StoreMachine(RuleBasedStateMachine):
         if self.ledger.change(fetch):
             named = [file for file in self.ledger.results(task) if file["source_url"]]
             assert {file["status"] for file in named} <= {"pending", "stored"}
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def an_operator_removes(self, data: st.DataObject) -> None:
+        """A task that is done, while none of its jobs runs. Its id is never a task's again."""
+        task = data.draw(st.sampled_from(sorted(self.models)))
+        in_use = any(run.job.task_id == task for run in self.running)
+        expected = "unfinished" if not self.ledger.task(task)["done"] else "in_use" if in_use else "removed"
+        assert self.ledger.change(lambda tx: remove_task(tx, task)) == expected
+        if expected == "removed":
+            self.removed[task] = 0
+            del self.models[task]
 
     @rule(times=st.integers(1, 2))
     def it_starts(self, times: int) -> None:
@@ -356,8 +403,23 @@ class StoreMachine(RuleBasedStateMachine):
             return
         ids = [event["id"] for event in self.ledger.rows(EVENT)]
         assert not ids or self.ledger.jobs()["dispatch/hook-1"]["state"] == "ready"
-        assert max(ids, default=0) >= self.last_event
-        self.last_event = max(ids, default=0)
+        with self.ledger.database.read() as connection:
+            end = event_log.newest(connection).event_id
+        assert end >= max(self.last_event, *ids, 0)
+        self.last_event = end
+
+    @invariant()
+    def of_a_removed_task_only_the_id_is_left(self) -> None:
+        """And the job that removes its files."""
+        if not hasattr(self, "ledger"):
+            return
+        counts = {row["id"]: row["callback_count"] for row in self.ledger.rows(REMOVED)}
+        assert counts == self.removed
+        for task in self.removed:
+            for table in (EVENT, RESULT, TAG):
+                assert not self.ledger.rows(table, task_id=task)
+            assert not self.ledger.rows(TASK, id=task)
+            assert {job["kind"] for job in self.ledger.rows(JOB, task_id=task)} <= {"remove"}
 
 
 def test_any_sequence_ends_in_the_state_of_the_model(tmp_path: Path) -> None:

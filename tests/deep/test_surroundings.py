@@ -6,6 +6,8 @@ from tests.support.receiver import ABSENT
 from tools.crash.surroundings import SURROUNDINGS, Surrounding, check
 from tools.harness import hung
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 SLOW = (
     "PostgreSQL, LATIN1",
     "PostgreSQL 16",

@@ -22,6 +22,8 @@ from tools.crash.completion import wait_until_done
 from tools.crash.scenario import Stage, stage, three_jobs
 from tools.harness.loopback import web
 
+pytestmark = pytest.mark.no_cover  # the receiver is another process, which is not measured
+
 ROOT = Path(__file__).parents[2]
 PREVIOUS = "b5bc76e129ff148863c1e3caf337822cbd5999ae"
 """The commit of the previous version. A clone without its history does not have it."""

@@ -59,6 +59,9 @@ def limited(receiver: Process) -> Iterator[None]:
     resource.prlimit(receiver.pid, resource.RLIMIT_FSIZE, before)
 
 
+pytestmark = pytest.mark.usefixtures("processes_are_forked")
+
+
 def not_ready(receiver: Process) -> str:
     """The receiver's reason for not being ready."""
     answer = httpx.get(f"{receiver.url}/readyz", timeout=30)

@@ -92,6 +92,7 @@ def test_commands_that_set_up_no_log_use_the_format_too(monkeypatch: pytest.Monk
     assert "a-long-password-1" not in stream.getvalue()
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 def test_serve_logs_in_this_format(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
     """A hook's name with a forged line, whose kind of address no package knows any more."""
     before = start(api_base=gateway.url)

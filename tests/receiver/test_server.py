@@ -56,6 +56,7 @@ def test_no_connection_is_accepted_during_shutdown(start: Start) -> None:
     assert connections.closed
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 def test_it_prints_its_address_and_the_paths_of_its_data(tmp_path: Path) -> None:
     """Its own address, the public address, the absolute paths of database and results."""
     with Process(tmp_path / "data") as receiver:
@@ -65,6 +66,7 @@ def test_it_prints_its_address_and_the_paths_of_its_data(tmp_path: Path) -> None
         assert (tmp_path / "data" / "kling.db").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 def test_a_second_one_on_the_same_data_is_refused(start: Start) -> None:
     """The message names the first process, which goes on."""
     running = start(api_base="http://127.0.0.1:9")
@@ -88,6 +90,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 def test_a_start_that_fails_has_exit_code_1(tmp_path: Path) -> None:
     """When the jobs cannot be read, although the checks found nothing: one line says why, without a traceback."""
     env = environment(tmp_path / "data", KLING_RECEIVER_URL="http://127.0.0.1:1")

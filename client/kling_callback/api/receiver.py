@@ -181,7 +181,7 @@ class ReceiverApi:
 
     async def cancel(self, task_id: str) -> dict[str, Any]:
         """Remove a queued task from the queue, and return its JSON. `task_id`: any of its ids."""
-        task = await self._call_with_retry("DELETE", task_path(task_id))
+        task = await self._call_with_retry("DELETE", f"{task_path(task_id)}?only=queued")
         if not is_task(task) or not has_id(task, task_id):
             raise unreadable_answer()
         return task

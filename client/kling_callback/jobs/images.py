@@ -41,7 +41,7 @@ def encode_image(image: Path | str | InputFile, max_bytes: int = MAX_BYTES) -> s
         return _encoded(image.image(), max_bytes)
     if isinstance(image, Path):
         return _encoded(_file(image, max_bytes), max_bytes)
-    if re.match(r"https?://", image, re.IGNORECASE):
+    if is_url(image):
         return check_url(image)
     if prefix := DATA_URL.match(image):
         return _encoded(_data_url(image, prefix.group(), max_bytes), max_bytes)
@@ -52,11 +52,23 @@ def encode_image(image: Path | str | InputFile, max_bytes: int = MAX_BYTES) -> s
     return _encoded(content, max_bytes)
 
 
+def decode_image(text: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of an image in a data URL or in base64. No file is looked for. Raises ValueError."""
+    if prefix := DATA_URL.match(text):
+        return _data_url(text, prefix.group(), max_bytes)
+    return _decoded(text, "is neither a URL nor base64.", max_bytes)
+
+
 def check_url(url: str) -> str:
     """Return a URL unchanged. Raises ValueError for one with blanks or without a host."""
     if not re.fullmatch(r"[^\s/]+/?[^\s]*", url.partition("://")[2]):
         raise ValueError("is a URL with blanks, or without a host.")
     return url
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is to be a web address."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
 
 
 def _is_file(name: str) -> bool:
@@ -71,7 +83,7 @@ def _file(path: Path, max_bytes: int) -> bytes:
     try:
         if not path.is_file():
             raise ValueError(f"there is no file {str(path)!r}.")
-        _check_size(path.stat().st_size, max_bytes)
+        check_size(path.stat().st_size, max_bytes)
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
@@ -84,7 +96,7 @@ def _data_url(image: str, prefix: str, max_bytes: int) -> bytes:
 
 
 def _decoded(text: str, problem: str, max_bytes: int) -> bytes:
-    _check_size(len(text) * 3 // 5, max_bytes)  # four characters are three bytes; some may be line ends
+    check_size(len(text) * 3 // 5, max_bytes)  # four characters are three bytes; some may be line ends
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -92,7 +104,7 @@ def _decoded(text: str, problem: str, max_bytes: int) -> bytes:
 
 
 def _encoded(content: bytes, max_bytes: int) -> str:
-    _check_size(len(content), max_bytes)
+    check_size(len(content), max_bytes)
     if not content.startswith(MAGIC):
         raise ValueError("is neither a JPEG nor a PNG.")
     width, height = imagesize.get(io.BytesIO(content), exif_rotation=False)
@@ -105,6 +117,7 @@ def _encoded(content: bytes, max_bytes: int) -> str:
     return base64.b64encode(content).decode()
 
 
-def _check_size(size: int, max_bytes: int) -> None:
+def check_size(size: int, max_bytes: int) -> None:
+    """Raise ValueError for an image of too many bytes."""
     if size > max_bytes:
         raise ValueError(f"has {size:,} bytes; at most {max_bytes:,} ({max_bytes // MEGABYTE} MB), or send a URL.")

@@ -145,7 +145,7 @@ class Job:
         check_depth(values)
         present = {name: value for name, value in values.items() if not is_empty(value)}
         model = str(present.get("model_name") or "")
-        endpoint, known = self._endpoint(model)
+        endpoint, known = self.endpoint_of(model)
         problems = [
             *self._missing(endpoint, present),
             *(rule.problem for rule in endpoint.rules if rule.broken(present)),
@@ -163,8 +163,8 @@ class Job:
             raise ParameterError(problems)
         return endpoint.family, endpoint.body(checked)
 
-    def _endpoint(self, model: str) -> tuple[Endpoint, bool]:
-        """The endpoint for a model, and whether the table knows the model."""
+    def endpoint_of(self, model: str) -> tuple[Endpoint, bool]:
+        """The endpoint for a model, and whether the table knows the model. "" is no model, and known."""
         for endpoint in self.endpoints:
             if model in endpoint.models:
                 return endpoint, True

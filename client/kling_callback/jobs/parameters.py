@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kling_callback.jobs.images import MAX_BYTES, check_url, encode_image
+from kling_callback.jobs.images import MAX_BYTES, check_url, decode_image, encode_image, is_url
 from kling_callback.jobs.inputs import InputFile
 
 
@@ -231,6 +231,27 @@ class CameraControl:
             raise ValueError(f"`config` must contain numbers from -{self.max_value} to {self.max_value}.")
         if sum(amount != 0 for amount in amounts) != 1:
             raise ValueError(f"simple needs a `config` with exactly one of {', '.join(self.movements)} not 0.")
+
+
+def embedded(kind: ParameterType, value: Any) -> Any:
+    """The value of someone else's parameter: its images are URLs or base64, and no text names a file of this machine.
+
+    Raises ValueError for a text in an image's place that is neither.
+    """
+    match kind:
+        case ImageInput(max_bytes):
+            is_embedded = isinstance(value, str) and not is_url(value)
+            return InputFile("image", decode_image(value, max_bytes)) if is_embedded else value
+        case ListOf(item):
+            items = value if isinstance(value, list | tuple) else [value]
+            return [embedded(item, each) for each in items]
+        case ObjectWith(name, inner):
+            if not isinstance(value, Mapping):
+                return embedded(inner, value)
+            return {**value, name: embedded(inner, value[name])} if name in value else value
+        case DynamicMask() if isinstance(value, Mapping) and "mask" in value:
+            return {**value, "mask": embedded(ImageInput(), value["mask"])}
+    return value
 
 
 def _is_number(value: Any) -> bool:

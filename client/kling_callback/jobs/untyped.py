@@ -12,8 +12,10 @@ from kling_callback.jobs.catalog import JOBS
 from kling_callback.jobs.images import DATA_URL, MAX_BYTES, MAX_BYTES_NEW, MAX_NAME_CHARS, encode_image
 from kling_callback.jobs.inputs import InputFile
 from kling_callback.jobs.job import Job
+from kling_callback.jobs.parameters import embedded
 from kling_callback.jobs.spelling import misspelt
 from kling_callback.protocol.families import family_problems, is_new_standard
+from kling_callback.protocol.redact import is_empty
 
 IMAGE_NAME = re.compile(r"(.*_)?(image|mask|frame)s?(_\d+|_tail|_list|_urls?|_\d+_url)?")
 """Names of image parameters, in any family: `image`, `images`, `subject_image`, `static_mask`, `image_tail`, ..."""
@@ -24,6 +26,8 @@ LOCAL_PATH = re.compile(r"file:|~?/(?!9j/|/)|\.{1,2}[/\\]|[A-Za-z]:[\\/](?!/)", 
 URL = re.compile(r"https?://", re.IGNORECASE)
 IMAGE_TYPES = ("first_frame", "last_frame", "refer_image", "image")
 """Types of entries of `contents` whose `url` is an image."""
+REFUSED_URL = "https://refused.invalid/"
+"""Stands for an image that was refused: it is given, so that no other check calls it missing."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 AUDIO_SUFFIXES = (".mp3", ".wav", ".m4a", ".aac")
 VIDEO_SUFFIXES = (".mp4", ".mov")
@@ -46,19 +50,41 @@ def prepare(family: str, body: Any, *, local_files: bool = True) -> dict[str, An
     return sent
 
 
-def prepare_job(job: Job, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def prepare_job(job: Job, values: Mapping[str, Any], *, local_files: bool = True) -> tuple[str, dict[str, Any]]:
     """The family and the body of a typed job; parameters that its table does not have are as in other bodies.
 
-    Blocks to read files. Raises ParameterError with all problems.
+    `local_files`: as in `prepare`. Blocks to read files. Raises ParameterError with all problems.
     """
     problems, family, body = ProblemCollector(), job.endpoints[0].family, dict[str, Any]()
+    if not local_files:
+        values, refused = _embedded(job, values)
+        with problems:
+            if refused:
+                raise ParameterError(refused)
     with problems:
         family, body = job.create(values)
     in_table = {each.name for each in job.parameters}.union(*(endpoint.refused or () for endpoint in job.endpoints))
     with problems:
-        encode_files(family, {name: value for name, value in values.items() if name not in in_table})
+        others = {name: value for name, value in values.items() if name not in in_table}
+        encode_files(family, others, local_files=local_files)
     problems.raise_all()
-    return family, prepare(family, body)
+    return family, prepare(family, body, local_files=local_files)
+
+
+def _embedded(job: Job, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values in which no text names a file, and the problems of those that do. Raises ParameterError."""
+    check_depth(values)
+    endpoint, _ = job.endpoint_of(str(values.get("model_name") or ""))
+    found, problems = dict(values), list[str]()
+    for parameter in endpoint.parameters:
+        if is_empty(values.get(parameter.name)):
+            continue
+        try:
+            found[parameter.name] = embedded(parameter.kind, values[parameter.name])
+        except ValueError as error:
+            problems.append(f"{parameter.name}: {error}")
+            found[parameter.name] = REFUSED_URL
+    return found, problems
 
 
 def encode_files(path: str, body: Any, *, local_files: bool = True) -> dict[str, Any]:

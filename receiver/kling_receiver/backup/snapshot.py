@@ -52,4 +52,5 @@ def read_snapshot(connection: Connection) -> Snapshot:
     if not inspect(connection).has_table("event_log"):
         raise DatabaseError("The database has no tables, or those of an older version. Run: kling-receiver migrate")
     results = [StoredResult(**row) for row in SELECT_STORED.all(connection)]
-    return Snapshot(event_log.read(connection), str(SELECT_REVISION.scalar(connection)), results)
+    log = event_log.read(connection, may_lack_removals=not inspect(connection).has_table("removed"))
+    return Snapshot(log, str(SELECT_REVISION.scalar(connection)), results)

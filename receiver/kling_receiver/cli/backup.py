@@ -1,10 +1,10 @@
-"""The commands `kling-receiver backup` and `kling-receiver restored`."""
+"""The commands `kling-receiver backup`, `restored` and `migrate`, which open the database themselves."""
 
 from pathlib import Path
 
 import click
 
-from kling_callback.cli import usage
+from kling_callback.cli import terminal, usage
 from kling_receiver.access import LOCAL_COMMAND, audit
 from kling_receiver.backup.create import create_backup
 from kling_receiver.backup.restored import continue_from_restored
@@ -59,6 +59,28 @@ def restored() -> None:
     print_message(f"The event log of {database} has the new id {result.log_id}. Start the receiver.")
     if result.lost:
         exit_with([f"{result.lost} of {result.checked} files are missing or differ.", *result.messages], FAILED)
+
+
+@click.command(cls=usage.Command, examples=["kling-receiver migrate"])
+@report_errors
+def migrate() -> None:
+    """Create or update the tables of the database. `serve` does the same at its start.
+
+    Refused while a receiver runs: an older version could not use the new tables.
+    """
+    settings = load_settings()
+    database = Database(settings.database)
+    try:
+        with blame_setting(settings.storage_setting):
+            LocalStorage(settings.results).check_answers()
+        database.check(settings.results)
+        database.acquire_lock()
+        database.migrate()
+        with command_transaction(database) as tx:
+            audit.record(tx, LOCAL_COMMAND, "migrate")
+    finally:
+        database.close()
+    terminal.print_message(f"{database} is up to date")
 
 
 def _check_results(settings: ReceiverSettings) -> LocalStorage:

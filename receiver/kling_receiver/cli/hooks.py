@@ -250,11 +250,23 @@ def show(name: str, as_json: bool) -> None:
 
 @hooks.command(examples=["kling-receiver hooks test shop"])
 @name_argument
+@usage.option(
+    "--event",
+    type=click.Choice(list(EVENT_STATUSES)),
+    help="Send an event of this type, with a complete example of a task; without it, `hook.test`.",
+)
+@usage.option(
+    "--format", "hook_format", type=click.Choice(get_args(HookFormat)), help="The body; by default that of the hook."
+)
 @options.json_option
 @report_errors
-def test(name: str, as_json: bool) -> None:
-    """Send a signed test event and print the response. Exit code 1 if it is not delivered."""
-    answer = checked(TestedHook, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test")))
+def test(name: str, event: str | None, hook_format: str | None, as_json: bool) -> None:
+    """Send a signed test event and print the response. Exit code 1 if it is not delivered.
+
+    It is sent once, also to a paused hook, and counts neither as a delivery nor as a failure.
+    """
+    body = {field: value for field, value in (("event", event), ("format", hook_format)) if value} or None
+    answer = checked(TestedHook, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/test", body)))
     if as_json:
         terminal.print_json(answer)
     else:
@@ -270,10 +282,12 @@ def test(name: str, as_json: bool) -> None:
 
 @hooks.command(examples=["kling-receiver hooks pause shop"])
 @name_argument
+@usage.option("--reason", help="Shown with the hook.")
 @report_errors
-def pause(name: str) -> None:
+def pause(name: str, reason: str | None) -> None:
     """Stop deliveries to a hook; its events are kept."""
-    hook = checked(HookName, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause")))
+    body = {"reason": reason} if reason else None
+    hook = checked(HookName, call_receiver(lambda receiver: receiver.call("POST", f"{_path(name)}/pause", body)))
     terminal.print_message(f"{hook['name']} paused. Its events are kept.")
 
 

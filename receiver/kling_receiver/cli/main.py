@@ -6,8 +6,9 @@ from kling_receiver import __version__
 from kling_receiver.cli.lazy import LazyCommand, LazyGroup
 
 COMMANDS = {
+    "init": LazyCommand("kling_receiver.cli.init", "init", "Write a .env with a new secret, and print what is next."),
     "serve": LazyCommand("kling_receiver.cli.serve", "serve", "Run the receiver until SIGTERM or Ctrl-C."),
-    "migrate": LazyCommand("kling_receiver.cli.migrate", "migrate", "Create or update the tables of the database."),
+    "migrate": LazyCommand("kling_receiver.cli.backup", "migrate", "Create or update the tables of the database."),
     "backup": LazyCommand(
         "kling_receiver.cli.backup", "backup", "Copy the database and the result files into a folder."
     ),
@@ -20,7 +21,7 @@ COMMANDS = {
     ),
     "audit": LazyCommand("kling_receiver.cli.access", "audit", "List administrative actions."),
     "tasks": LazyCommand(
-        "kling_receiver.cli.tasks", "tasks", "List, adopt and cancel tasks, query Kling, download files again."
+        "kling_receiver.cli.tasks", "tasks", "List, adopt, cancel and remove tasks; download files again."
     ),
     "hooks": LazyCommand("kling_receiver.cli.hooks", "hooks", "Add, list, test, pause and remove hooks."),
     "deliveries": LazyCommand("kling_receiver.cli.deliveries", "deliveries", "List and retry deliveries to hooks."),

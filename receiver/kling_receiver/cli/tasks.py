@@ -1,4 +1,4 @@
-"""The commands `kling-receiver tasks ...`: list, show, adopt and cancel tasks, query Kling, download files again."""
+"""The commands `kling-receiver tasks ...`: list, show, adopt, cancel, remove tasks, query Kling, fetch files again."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from kling_receiver.cli.connect import call_receiver
     cls=usage.Group, examples=["kling-receiver tasks list --status processing", "kling-receiver tasks ask order-42"]
 )
 def tasks() -> None:
-    """List, adopt and cancel tasks, query Kling, download files again.
+    """List, adopt, cancel and remove tasks; download files again.
 
     ID is ours, Kling's, or the external_task_id that another program sent.
 
@@ -94,25 +94,58 @@ def cancel(task_ids: tuple[str, ...], as_json: bool) -> None:
     A task that was sent to Kling goes on: Kling has no cancel.
     """
 
-    async def cancel_all(receiver: ReceiverApi) -> list[dict[str, Any] | ReceiverError]:
+    cancelled, refused = _delete(task_ids, "queued")
+    if as_json:
+        for document in cancelled:
+            terminal.print_json(document)
+    elif cancelled:
+        task_table.print_tasks([BaseTask(document) for document in cancelled])
+    _exit_if(refused)
+
+
+@tasks.command(examples=["kling-receiver tasks remove order-42 order-43"])
+@usage.argument("task_ids", metavar="ID...", nargs=-1, required=True, type=param_types.TaskId())
+@options.json_option
+@report_errors
+def remove(task_ids: tuple[str, ...], as_json: bool) -> None:
+    """Remove tasks that have ended, with their events, deliveries and files.
+
+    There is no way back. Their ids are not used again: a late callback is answered and not stored.
+    """
+    removed, refused = _delete(task_ids, "finished")
+    for document in removed:
+        if as_json:
+            terminal.print_json(document)
+        else:
+            terminal.print_message(f"Task {document['id']} is removed.")
+    _exit_if(refused)
+
+
+def _delete(task_ids: tuple[str, ...], only: str) -> tuple[list[dict[str, Any]], list[ReceiverError]]:
+    """Cancel queued tasks, or remove finished ones: the answers, and the errors of those that were refused."""
+
+    async def delete_all(receiver: ReceiverApi) -> list[dict[str, Any] | ReceiverError]:
         outcomes: list[dict[str, Any] | ReceiverError] = []
         for task_id in dict.fromkeys(task_ids):
             try:
-                outcomes.append(await receiver.call("DELETE", task_path(task_id)))
+                outcomes.append(await receiver.call("DELETE", f"{task_path(task_id)}?only={only}"))
             except ReceiverError as error:
                 if error.code is None:
                     raise  # it cannot be reached
                 outcomes.append(error)
         return outcomes
 
-    outcomes = call_receiver(cancel_all)
-    cancelled = [checked(ListedTask, outcome) for outcome in outcomes if not isinstance(outcome, ReceiverError)]
-    if as_json:
-        for document in cancelled:
-            terminal.print_json(document)
-    elif cancelled:
-        task_table.print_tasks([BaseTask(document) for document in cancelled])
-    if refused := [outcome for outcome in outcomes if isinstance(outcome, ReceiverError)]:
+    outcomes = call_receiver(delete_all)
+    deleted = [checked(ListedTask, outcome) for outcome in outcomes if not isinstance(outcome, ReceiverError)]
+    return deleted, [outcome for outcome in outcomes if isinstance(outcome, ReceiverError)]
+
+
+def _exit_if(refused: list[ReceiverError]) -> None:
+    """Print the errors, and end with the last of them.
+
+    Raises ReceiverError.
+    """
+    if refused:
         for error in refused[:-1]:
             terminal.print_message(str(error))
         raise refused[-1]

@@ -11,8 +11,15 @@ from kling_receiver.store.rows import EventRow
 
 HEARTBEAT_SECONDS = 15.0
 """Seconds without an event after which a stream sends a heartbeat."""
+HOOKS = "\0hooks"
+"""What waits for changes of hooks subscribes to this; no task has such an id."""
 MAX_STREAMS = 5_000
 """Streams at once. Streams may never end; the other half of the connections stays free for callbacks."""
+
+
+def work_of(task_id: str) -> str:
+    """What to subscribe to for changes of a task's jobs and deliveries, which add no event. No id has a space."""
+    return f"work of {task_id}"
 
 
 class EventBus:
@@ -29,13 +36,26 @@ class EventBus:
         """Whether `max_streams` is reached."""
         return self._streams >= self.max_streams
 
-    def notify(self, task_ids: Collection[str] | None) -> None:
-        """Wake the streams of these tasks, which have new events; None: any task may have some."""
-        if not (self._waiters and (task_ids is None or task_ids)):
+    def notify(self, task_ids: Collection[str] | None, worked_on: Collection[str] = ()) -> None:
+        """Wake the streams of these tasks, which have new events; None: any task may have some.
+
+        `worked_on`: the tasks whose jobs or deliveries changed, which only those see who subscribed to `work_of`.
+        """
+        if not self._waiters:
             return
-        for task_id in list(self._waiters) if task_ids is None else (*task_ids, None):
-            for waiter in self._waiters.get(task_id, ()):
+        wanted: list[str | None] = [work_of(task_id) for task_id in worked_on]
+        if task_ids is None:
+            wanted = list(self._waiters)
+        elif task_ids:
+            wanted += [*task_ids, None]
+        for key in wanted:
+            for waiter in self._waiters.get(key, ()):
                 waiter.set()
+
+    def notify_hooks(self) -> None:
+        """Wake what waits for changes of hooks, and nothing else: each attempt at a delivery is one."""
+        for waiter in self._waiters.get(HOOKS, ()):
+            waiter.set()
 
     def close(self) -> None:
         """End every stream. Clients reconnect, to the next process."""
@@ -117,7 +137,10 @@ class EventBus:
 
     @contextmanager
     def subscribe(self, *task_ids: str | None) -> Iterator[asyncio.Event]:
-        """An event that is set after each commit with events of one of these tasks (None: of any), and by `close`."""
+        """An event that is set after each commit with events of one of these tasks (None: of any), and by `close`.
+
+        HOOKS among them: also after each commit that changes a hook.
+        """
         woken = asyncio.Event()
         for task_id in task_ids:
             self._waiters.setdefault(task_id, set()).add(woken)

@@ -15,6 +15,7 @@ from kling_receiver.store.rows import EventRow
 from kling_receiver.store.sql import Statement
 
 SELECT_LOG = Statement("SELECT database_id, id FROM event_log")
+REMOVED_UNTIL = Statement("SELECT removed_until FROM event_log")
 SET_LOG_ID = Statement("UPDATE event_log SET id = :id")
 CLEAR_LOG_ID = "UPDATE event_log SET id = ''"
 """Of a backup: the first start from it chooses an id."""
@@ -36,11 +37,17 @@ def position(event: EventRow) -> LogPosition:
     return LogPosition(event["log_id"], event["id"], event["created_at"])
 
 
-def read(connection: Connection) -> LogState:
-    """The identity of the log, and its newest event."""
+def read(connection: Connection, *, may_lack_removals: bool = False) -> LogState:
+    """The identity of the log, and its end: the newest event that it has, or had before its task was removed.
+
+    `may_lack_removals`: of the tables of a version that removed no tasks.
+    """
     row, newest = SELECT_LOG.first(connection), SELECT_NEWEST.first(connection)
     assert row is not None  # the migration made it
-    end = LogPosition(row["id"], newest["id"], newest["created_at"]) if newest else LogPosition(row["id"], 0)
+    removed_until = 0 if may_lack_removals else REMOVED_UNTIL.scalar(connection)
+    end = LogPosition(row["id"], removed_until)
+    if newest and newest["id"] > removed_until:
+        end = LogPosition(row["id"], newest["id"], newest["created_at"])
     return LogState(row["database_id"], row["id"], end)
 
 

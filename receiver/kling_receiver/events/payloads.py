@@ -166,6 +166,6 @@ class Payloads:
             "log_id": event["log_id"],
             "type": event["type"],
             "at": iso(event["created_at"]),
-            "data": event["data"],
+            "data": {} if event["data"] is None else event["data"],  # handlers expect an object
             "task": self.task(detail),
         }

@@ -204,6 +204,13 @@ class HookConfig(HookFilter):
             raise ValueError("the filter matches nothing: Kling reports no task as created. Remove the status.")
         return self
 
+    @classmethod
+    def document_of(cls, row: HookRow) -> dict[str, Any]:
+        """The configuration of a hook, without its name and secret."""
+        names = ("address", "format", "retry_schedule", "concurrency", "rate_limit", "timeout")
+        columns = cast(Row, row)
+        return {**row["filter"], **{name: columns[name] for name in names}}
+
     @property
     def is_signed(self) -> bool:
         """Whether its deliveries are signed: those to web addresses are."""

@@ -11,6 +11,8 @@ from sqlalchemy import Connection, func, select
 
 from kling_receiver.hooks.records import MAX_REASON_CHARS, hook, pause
 from kling_receiver.jobs.kinds import Kind, delivery_key, dispatch_key, hook_pool, replay_key
+from kling_receiver.jobs.queue import NEVER
+from kling_receiver.store.removed import removed_tasks
 from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.sql import BulkInsert, Statement
 from kling_receiver.store.tables import ATTEMPT, EVENT, JOB
@@ -43,24 +45,32 @@ class DeliveryAttempt:
 
 def record_attempts(tx: Transaction, attempts: list[DeliveryAttempt]) -> None:
     """Save attempts. Failed ones are retried or become dead letters, unless the hook is gone."""
-    save_attempts(tx, attempts)
-    failed = {each.hook["name"] for each in attempts if not each.delivered}
+    kept = save_attempts(tx, attempts)
+    failed = {each.hook["name"] for each in kept if not each.delivered}
     existing = {name for name in sorted(failed) if hook(tx.connection, name)}
-    for each in attempts:
+    for each in kept:
         if not each.delivered and each.hook["name"] in existing:
             state = "dead" if each.retry_in_ms is None else "ready"
             job = {"state": state, "error": each.error, "attempts": each.count}
             enqueue_delivery(tx, each.event_id, each.hook, each.task_id, due_at=tx.now + (each.retry_in_ms or 0), **job)
 
 
-def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> None:
-    """Save attempts, and update the health of their hooks."""
+def save_attempts(tx: Transaction, attempts: Sequence[DeliveryAttempt]) -> list[DeliveryAttempt]:
+    """Save attempts, and update the health of their hooks. Returns those that are kept.
+
+    The events of a task that was removed during an attempt are gone: there is nothing to keep it with, nor to retry.
+    """
     by_hook: dict[str, list[DeliveryAttempt]] = {}
     for each in attempts:
+        tx.worked_on(each.task_id)
         by_hook.setdefault(each.hook["name"], []).append(each)
-    INSERT_ATTEMPTS.insert(tx.connection, [_row(each) for each in attempts])
+    removed = removed_tasks(tx.connection, {each.task_id for each in attempts})
+    kept = [each for each in attempts if each.task_id not in removed]
+    INSERT_ATTEMPTS.insert(tx.connection, [_row(each) for each in kept])
+    tx.note_hook_change()
     for name in sorted(by_hook):
         _update_health(tx, name, by_hook[name])
+    return kept
 
 
 def _row(attempt: DeliveryAttempt) -> Row:
@@ -130,6 +140,7 @@ HAS_MORE = Statement("""
 def advance_cursor(tx: Transaction, name: str, cursor: int) -> bool:
     """Record that every event up to `cursor` was attempted or did not match. Returns whether there are more."""
     ADVANCE_CURSOR.execute(tx.connection, name=name, cursor=cursor)
+    tx.note_hook_change()
     return HAS_MORE.scalar(tx.connection, name=name) is not None
 
 
@@ -137,6 +148,7 @@ def redeliver(tx: Transaction, event_id: int, hook: HookRow, task_id: str) -> No
     """Send one event to one hook again, whatever its state; to a paused hook once it is resumed."""
     enqueue_delivery(tx, event_id, hook, task_id)
     tx.run_now(delivery_key(event_id, hook["name"]))
+    tx.note_hook_change()
 
 
 RETRY_DEAD = """
@@ -150,6 +162,7 @@ def retry_dead(tx: Transaction, name: str | None) -> int:
     count = Statement(RETRY_DEAD + which).execute(tx.connection, now=tx.now, name=name)
     if count:
         tx.wake_worker()
+        tx.note_hook_change()
     return count
 
 
@@ -187,6 +200,17 @@ def counts(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, 
     for name, state, count in connection.execute(query):
         by_hook[name]["dead" if state == "dead" else "pending"] += count
     return by_hook
+
+
+NEXT_DUE = Statement[Row](f"""
+    SELECT hook_name, min(due_at) AS due_at FROM job
+    WHERE hook_name IN :names AND state = 'ready' AND due_at < {NEVER} GROUP BY hook_name
+""")  # a constant
+
+
+def next_due(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    """For each hook that has something to do later, when that is due (unix ms)."""
+    return {row["hook_name"]: row["due_at"] for row in NEXT_DUE.all(connection, names=list(names))}
 
 
 ATTEMPTED = Statement("SELECT event_id FROM delivery_attempt WHERE hook_name = :name AND event_id > :after")

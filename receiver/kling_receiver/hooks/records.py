@@ -58,6 +58,7 @@ def pause(tx: Transaction, name: str, reason: str) -> bool:
     if not PAUSE.execute(tx.connection, name=name, now=tx.now, reason=reason[:MAX_REASON_CHARS]):
         return False
     SUSPEND_JOBS.execute(tx.connection, name=name)
+    tx.note_hook_change()
     tx.log_after_commit(
         f"hook {name} is paused: {reason}. Its events are kept. Resume it with: kling-receiver hooks resume {name}"
     )
@@ -69,6 +70,7 @@ def resume(tx: Transaction, name: str) -> bool:
     if not RESUME.execute(tx.connection, name=name):
         return False
     RESUME_JOBS.execute(tx.connection, name=name, now=tx.now)
+    tx.note_hook_change()
     tx.wake_worker()
     if row := hook(tx.connection, name):
         enqueue_dispatch(tx, row)
@@ -109,6 +111,7 @@ def add(tx: Transaction, config: HookConfig, *, source: str = "added") -> HookRo
     tx.database.lock_events(tx.connection)  # so that no event is committed later with an id before its cursor
     row = config.row(name, source, cursor=last_event(tx.connection), now=tx.now)
     tx.connection.execute(insert(HOOK), row)
+    tx.note_hook_change()
     return row
 
 
@@ -151,11 +154,13 @@ def has_other_hook(
 def update(tx: Transaction, name: str, values: Row) -> None:
     """Set columns of a hook. Its cursor and its health stay as they are."""
     tx.connection.execute(sa.update(HOOK).where(HOOK.c.name == name).values(values))
+    tx.note_hook_change()
 
 
 def remove(tx: Transaction, name: str) -> bool:
     """Remove a hook and its jobs. Its delivery attempts stay on record."""
     tx.connection.execute(delete(JOB).where(JOB.c.hook_name == name, JOB.c.state != "running"))
+    tx.note_hook_change()
     return bool(tx.connection.execute(delete(HOOK).where(HOOK.c.name == name)).rowcount)
 
 

@@ -82,25 +82,45 @@ class Sender:
         if opened := self._open_hooks.get(name):
             opened.limiter.reset()
 
+    def circuit_is_open(self, name: str) -> bool:
+        """Whether the last attempts at a hook all failed, so that it is only probed."""
+        opened = self._open_hooks.get(name)
+        return opened is not None and opened.limiter.is_open
+
     async def acquire_slot(self, hook: HookRow) -> Slot:
         """Wait for the right to one attempt at this hook. Raises TimeoutError after SLOT_TIMEOUT_SECONDS."""
         return await (await self._open_hook(hook)).limiter.acquire()
 
     async def attempt(
-        self, slot: Slot, hook: HookRow, event: EventRow, detail: TaskDetail, *, count: int = 1, late: bool = False
+        self,
+        slot: Slot,
+        hook: HookRow,
+        event: EventRow,
+        detail: TaskDetail,
+        *,
+        count: int = 1,
+        late: bool = False,
+        is_test: bool = False,
     ) -> DeliveryAttempt:
-        """Make the `count`-th attempt at a delivery, and release the slot. `late`: out of the log's order."""
+        """Make the `count`-th attempt at a delivery, and release the slot. `late`: out of the log's order.
+
+        `is_test`: its outcome is for its caller alone, and changes neither the circuit nor any count.
+        """
         try:
             opened = await self._open_hook(hook)
             attempted_at, started = int(self._clock() * 1000), time.monotonic()
             outcome = await self._send(opened, self._message(hook, event, detail, late))
-            if isinstance(outcome, Delivered):
+            if is_test:
+                pass
+            elif isinstance(outcome, Delivered):
                 slot.limiter.record(True)
             else:
                 slot.limiter.record(False, gone=outcome.gone, retry_after=outcome.retry_after)
         finally:
             slot.release()
         duration_ms = int((time.monotonic() - started) * 1000)
+        if not is_test:
+            self._count(hook, event, outcome)
         return self._to_attempt(hook, event, attempted_at, duration_ms, count, outcome)
 
     async def _send(self, opened: _OpenHook, message: Message) -> Delivered | NotDelivered:
@@ -115,6 +135,15 @@ class Sender:
         except Exception as error:  # a plugin's bug
             log.exception("hook %s: the sink raised an unexpected error", opened.row["name"])
             return NotDelivered(f"the sink raised {type(error).__name__}")
+
+    def _count(self, hook: HookRow, event: EventRow, outcome: Delivered | NotDelivered) -> None:
+        """Count an outcome, and log a failure."""
+        if isinstance(outcome, Delivered):
+            self._delivered.inc()
+            return
+        self._failed.inc()
+        level = logging.DEBUG if hook["task_id"] else logging.WARNING  # clients' hooks must not fill the log
+        log.log(level, "hook %s: event %d was not delivered: %s", hook["name"], event["id"], outcome)
 
     def _to_attempt(
         self,
@@ -137,11 +166,7 @@ class Sender:
             response_body=outcome.response[:MAX_RESPONSE_BYTES],
         )
         if isinstance(outcome, Delivered):
-            self._delivered.inc()
             return attempt
-        self._failed.inc()
-        level = logging.DEBUG if hook["task_id"] else logging.WARNING  # clients' hooks must not fill the log
-        log.log(level, "hook %s: event %d was not delivered: %s", hook["name"], event["id"], outcome)
         retry_in_ms = 0 if outcome.gone else None  # the hook is being paused: its jobs are suspended
         if not (outcome.gone or outcome.final):
             backoff = Backoff(tuple(hook["retry_schedule"]))

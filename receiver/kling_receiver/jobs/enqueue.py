@@ -1,8 +1,9 @@
 """Enqueue the jobs of a task: a query to Kling, its deadline, the download of a result file."""
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from kling_receiver.jobs.kinds import Kind, Pool, ask_key, create_key, download_key, overdue_key
+from kling_receiver.jobs.kinds import Kind, Pool, ask_key, create_key, download_key, overdue_key, remove_key
 from kling_receiver.store.transaction import Transaction
 
 OVERDUE_CONCURRENCY_KEY = "overdue"
@@ -52,6 +53,18 @@ def download(tx: Transaction, task_id: str, index: int, url: str) -> None:
         pool=Pool.DOWNLOADS,
         concurrency_key=f"download {host_of(url)}",
         args={"index": index},
+    )
+
+
+def remove_files(tx: Transaction, task_id: str, paths: Sequence[str]) -> None:
+    """Enqueue the removal of a removed task's files. `paths`: those that its results named, in the storage."""
+    tx.enqueue(
+        Kind.REMOVE,
+        task_id,
+        unique_key=remove_key(task_id),
+        pool=Pool.REMOVALS,
+        concurrency_key=Kind.REMOVE,
+        args={"paths": list(paths)},
     )
 
 

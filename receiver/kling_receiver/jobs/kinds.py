@@ -17,6 +17,8 @@ class Kind(StrEnum):
     """Check a task at its deadline."""
     SWEEP = "sweep"
     """Query Kling about an open task once after a start."""
+    REMOVE = "remove"
+    """Remove the files of a task that was removed."""
     DISPATCH = "dispatch"
     """Send the events behind a hook's cursor."""
     REPLAY = "replay"
@@ -26,6 +28,7 @@ class Kind(StrEnum):
 
 
 ARGS: dict[str, dict[str, type]] = {
+    Kind.REMOVE: {"paths": list},
     Kind.DOWNLOAD: {"index": int},
     Kind.REPLAY: {"hook": str, "after": int, "until": int},
     Kind.DELIVERY: {"hook": str, "event": int},
@@ -44,6 +47,8 @@ def args_problem(kind: str, args: Any) -> str | None:
             return f"its args lack {name}"
     for name, value in args.items():
         is_number = type(value) is int and 0 <= value < 1 << 63
+        if name in LISTS and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            continue
         if not (value is None or isinstance(value, str) or is_number) or (name in NUMBERS and not is_number):
             return f"its args have an unknown form of {name}"
     return None
@@ -54,6 +59,8 @@ NUMBERS = frozenset(
     | {"opened_at", "paced", "unreachable", "full", "lookup"}
 )
 """The args that are numbers."""
+LISTS = frozenset({"paths"})
+"""The args that are lists of text."""
 
 UNLIMITED_KINDS = frozenset({Kind.DOWNLOAD})
 """Kinds whose attempts may take any time: a slow download goes on, and its handler ends one that is too slow."""
@@ -65,6 +72,7 @@ class Pool(StrEnum):
     KLING = "kling"
     CREATES = "creates"
     DOWNLOADS = "downloads"
+    REMOVALS = "removals"
     HOOK_RUNS = "hook-runs"
     HOOK_REPLAYS = "hook-replays"
     HOOK_RETRIES = "hook-retries"
@@ -79,6 +87,7 @@ MAX_PER_POOL: dict[str, int] = {
     Pool.KLING: 48,
     Pool.CREATES: 64,
     Pool.DOWNLOADS: 48,
+    Pool.REMOVALS: 4,
     Pool.HOOK_RUNS: 512,
     Pool.HOOK_REPLAYS: 48,
     Pool.HOOK_RETRIES: 256,
@@ -126,6 +135,11 @@ def overdue_key(task_id: str) -> str:
 def download_key(task_id: str, index: int) -> str:
     """The unique key of a result file's download."""
     return f"{Kind.DOWNLOAD}/{task_id}/{index}"
+
+
+def remove_key(task_id: str) -> str:
+    """The unique key of the removal of a removed task's files."""
+    return f"{Kind.REMOVE}/{task_id}"
 
 
 def dispatch_key(hook_name: str) -> str:

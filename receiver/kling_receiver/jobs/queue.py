@@ -238,6 +238,7 @@ def settle(tx: Transaction, job: ClaimedJob, effect: Effect) -> bool:
     if not LOCK_CLAIMED.scalar(tx.connection, **claim):
         return False
     outcome = effect(tx)
+    tx.worked_on(job.task_id)
     if isinstance(outcome, Done):
         DELETE_SETTLED.execute(tx.connection, **claim)
     elif isinstance(outcome, RetryAt):

@@ -208,7 +208,9 @@ class Worker:
         while True:
             try:
                 if not await self._writer.run(lambda tx: queue.settle(tx, job, effect)):
-                    log.warning("job %s was claimed by another worker; its result is discarded", job.unique_key)
+                    log.warning(
+                        "job %s was removed, or claimed by another worker; its result is discarded", job.unique_key
+                    )
                 return
             except Unavailable:
                 if self._closing:  # the next start releases the claim

@@ -174,13 +174,17 @@ def file_name(task_id: str, index: int, suffix: str) -> str:
     The ids that we make, and those in small letters, are the names of their folders. Any other has its checksum in its
     folder's name: `A` is not to meet `a`, and Windows has no `a:b`, no `con` and no `a.`, also behind an SMB share.
     """
-    folder = task_id
+    return f"{task_folder(task_id)}/{index}.{suffix}"
+
+
+def task_folder(task_id: str) -> str:
+    """The name of the folder of a task's files in the storage: no other task's."""
     is_ours = len(task_id) == ID_CHARS and OUR_ID.fullmatch(task_id)
     is_plain = len(task_id) != ID_CHARS and PLAIN_ID.fullmatch(task_id) and task_id.split(".")[0] not in RESERVED
-    if not (is_ours or is_plain):
-        readable = re.sub("[^a-z0-9_-]+", "-", task_id.lower())[:MAX_READABLE_CHARS]
-        folder = f"{readable}+{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"  # no id contains a plus sign
-    return f"{folder}/{index}.{suffix}"
+    if is_ours or is_plain:
+        return task_id
+    readable = re.sub("[^a-z0-9_-]+", "-", task_id.lower())[:MAX_READABLE_CHARS]
+    return f"{readable}+{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"  # no id contains a plus sign
 
 
 ID_CHARS = 26

@@ -259,6 +259,28 @@ class LocalStorage:
         self._cache_checksum(_fingerprint(target), sha256)
         return name
 
+    def remove(self, folder: str, names: Iterable[str]) -> None:
+        """Remove all files in a task's `folder`, and the files `names`, durably. Raises OSError.
+
+        Files that are gone already are no error: an earlier attempt may have been killed.
+        """
+        self.owner.verify()
+        files = {self.path(name) for name in names}
+        with suppress(FileNotFoundError):
+            files.update(path for path in self.path(folder).iterdir() if not path.is_dir())
+        for path in files:
+            path.unlink(missing_ok=True)
+        for parent in {self.path(folder), *(path.parent for path in files)}:
+            try:
+                parent.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                fsync_folder(parent)
+        fsync_folder(self.root)
+
     def path(self, name: str) -> Path:
         """The path of the file `name`."""
         return path_inside(self.root, name)  # of a row, which a restored database may bring from elsewhere

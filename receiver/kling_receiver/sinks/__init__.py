@@ -105,7 +105,7 @@ def to_cloudevent(message: Message) -> dict[str, Any]:
     event_id = str(position_of(event["log_id"], event["id"], event["at"]))
     return {
         "specversion": "1.0",
-        "id": message.id if event["type"] == "hook.test" else event_id,  # tests all have the event id 0
+        "id": event_id if event["id"] else message.id,  # tests all have the event id 0
         "source": message.source,
         "type": f"kling.{event['type']}",
         "subject": event["task"]["id"],

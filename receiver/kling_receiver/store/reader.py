@@ -188,14 +188,17 @@ class Reader:
 
         def read(connection: Connection) -> list[T]:
             ids = ids_of_family(connection, family, skip=skip, limit=limit)
-            return [render(detail) for detail in _iter_details(connection, ids)]
+            return [render(detail) for detail in _iter_details(connection, ids) if detail]
 
         return await self.read(read)
 
     async def render_events(
         self, events: Sequence[EventRow], render: Callable[[EventRow, TaskDetail], bytes]
     ) -> list[bytes]:
-        """Render events, each with its task, up to the byte limit; at least one. `render` runs in a thread."""
+        """Render events, each with its task, up to the byte limit; at least one. `render` runs in a thread.
+
+        An event whose task was removed since it was read is b"".
+        """
         return await self.read(functools.partial(_render_events, events=events, render=render))
 
     async def events(self, after: int, task_id: str | None = None) -> list[EventRow]:
@@ -280,7 +283,7 @@ def _render_page(
 ) -> TaskPage:
     items: list[bytes] = []
     size, last = 0, None
-    for detail in _iter_details(connection, found.ids[: task_filter.limit]):
+    for detail in filter(None, _iter_details(connection, found.ids[: task_filter.limit])):
         items.append(render(detail))
         size, last = size + len(items[-1]), (detail.row["created_at"], detail.row["id"])
         if size > PAGE_BYTES:
@@ -296,16 +299,16 @@ def _render_events(
     size = 0
     details = _iter_details(connection, [event["task_id"] for event in events])
     for event, detail in zip(events, details, strict=True):
-        items.append(render(event, detail))
+        items.append(render(event, detail) if detail else b"")
         size += len(items[-1])
         if size > BATCH_BYTES:
             break
     return items
 
 
-def _iter_details(connection: Connection, task_ids: Sequence[str]) -> Iterator[TaskDetail]:
-    """The tasks in this order, read a few at a time."""
+def _iter_details(connection: Connection, task_ids: Sequence[str]) -> Iterator[TaskDetail | None]:
+    """The tasks in this order, read a few at a time; None for one that was removed."""
     for first in range(0, len(task_ids), TASKS_AT_ONCE):
         few = task_ids[first : first + TASKS_AT_ONCE]
         details = load_details(connection, sorted(set(few)))
-        yield from (details[task_id] for task_id in few)
+        yield from (details.get(task_id) for task_id in few)

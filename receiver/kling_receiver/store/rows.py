@@ -93,6 +93,14 @@ class SubmissionRow(TypedDict):
     created_at: int
 
 
+class RemovedRow(TypedDict):
+    """A task that was removed, and the callbacks that arrived since."""
+
+    id: str
+    removed_at: int
+    callback_count: int
+
+
 class AccountRow(TypedDict):
     """What Kling's refusals have shown of the account."""
 

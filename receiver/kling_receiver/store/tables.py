@@ -203,6 +203,17 @@ class Submission(SQLModel, table=True):
     created_at: int = Field(sa_type=BigInteger)
 
 
+class RemovedTask(SQLModel, table=True):
+    """The id of a task that was removed: no callback and no client makes it again."""
+
+    __tablename__ = "removed"
+
+    id: str = Field(primary_key=True)
+    removed_at: int = Field(sa_type=BigInteger)
+    callback_count: int = Field(default=0, sa_type=BigInteger)
+    """Callbacks that arrived since: they are answered 200, and only counted."""
+
+
 class Account(SQLModel, table=True):
     """What Kling's refusals of creates have shown of the account, in one row."""
 
@@ -247,6 +258,8 @@ class EventLog(SQLModel, table=True):
     """The same in every copy of the database: its results folder is recorded under it."""
     id: str
     """Renewed when the database was restored, because ids of events are then used again. "" in a backup."""
+    removed_until: int = Field(default=0, sa_type=BigInteger)
+    """The highest id of an event that was removed with its task: the log has reached it, whatever rows it has."""
 
 
 class HourlyCount(SQLModel, table=True):
@@ -433,12 +446,13 @@ class SpentLogin(SQLModel, table=True):
 
 METADATA = SQLModel.metadata
 
-TASK, TAG, SUBMISSION, ACCOUNT, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
+TASK, TAG, SUBMISSION, REMOVED, ACCOUNT, EVENT, EVENT_LOG, RESULT, JOB, HOOK, ATTEMPT, API_TOKEN, AUDIT = (
     METADATA.tables[name]
     for name in (
         "task",
         "tag",
         "submission",
+        "removed",
         "account",
         "event",
         "event_log",

@@ -78,18 +78,22 @@ the hooks of single tasks by their index.
 class CommitResult:
     """What a commit caused.
 
-    `task_ids`: the tasks that have new events; None: perhaps any task.
+    `task_ids`: the tasks that have new events, or were removed; None: perhaps any task.
     `next_due_at`: when the first of the new jobs is due (unix ms); None: there are none.
     `event_counts`: how many new events there are of each type. `messages`: what the operator's log is to say.
+    `worked_on`: the tasks whose jobs or deliveries changed, whether they have new events or not.
+    `hooks_changed`: a hook has other settings, another state, or more attempts.
     """
 
     task_ids: frozenset[str] | None
     next_due_at: int | None
     event_counts: Mapping[str, int] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    worked_on: frozenset[str] = field(default=frozenset(), compare=False)
+    hooks_changed: bool = False
 
 
-UNKNOWN_RESULT = CommitResult(None, 0)
+UNKNOWN_RESULT = CommitResult(None, 0, hooks_changed=True)
 """Of a commit that may have succeeded although the database reported an error."""
 
 
@@ -111,7 +115,10 @@ class Transaction:
     _run_now: set[str] = field(default_factory=set)
     _messages: dict[str, None] = field(default_factory=dict)
     _at_end: dict["AtEnd", list[Any]] = field(default_factory=dict)
+    _removed: set[str] = field(default_factory=set)
     _woken: bool = False
+    _worked_on: set[str] = field(default_factory=set)
+    _hooks_changed: bool = False
 
     def load(self, ids: Iterable[str]) -> None:
         """Read these tasks into `tasks` and lock them until the commit, in one order: writers cannot deadlock."""
@@ -217,9 +224,26 @@ class Transaction:
         """Delete a job that is no longer needed, unless it runs: a running job settles itself."""
         self._jobs[unique_key] = None
 
+    def forget_task(self, task_id: str) -> None:
+        """Write nothing more about a task whose rows are deleted in this transaction; its streams end."""
+        for collected in (self.tasks, self._new, self._changed):
+            collected.pop(task_id, None)
+        self._events = [event for event in self._events if event["task_id"] != task_id]
+        self._repeats = {key: times for key, times in self._repeats.items() if key[0] != task_id}
+        self._jobs = {key: job for key, job in self._jobs.items() if not job or job["task_id"] != task_id}
+        self._removed.add(task_id)
+
+    def worked_on(self, task_id: str) -> None:
+        """Say that a job or a delivery of a task changed: pages that show them are then updated without an event."""
+        self._worked_on.add(task_id)
+
     def wake_worker(self) -> None:
         """Let the worker look for due jobs after the commit."""
         self._woken = True
+
+    def note_hook_change(self) -> None:
+        """Let the pages of hooks be rendered again after the commit."""
+        self._hooks_changed = True
 
     def run_now(self, unique_key: str) -> None:
         """Make a waiting job due now, if there is one."""
@@ -247,10 +271,12 @@ class Transaction:
         if self._run_now or self._woken or dispatches:
             due.append(self.now)
         return CommitResult(
-            frozenset(event["task_id"] for event in self._events),
+            frozenset(event["task_id"] for event in self._events) | self._removed,
             min(due, default=None),
             event_counts,
             tuple(self._messages),
+            hooks_changed=self._hooks_changed,
+            worked_on=frozenset(self._worked_on),
         )
 
     def write_changes(self) -> None:

@@ -7,6 +7,7 @@ from kling_callback.protocol.ids import is_id, new_id
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
 from kling_receiver.store.reader import FIND_BY_KLING_ID
+from kling_receiver.store.removed import removed_tasks
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
@@ -80,7 +81,12 @@ def _called_back(tx: Transaction, family: str, kling_id: str, report: Report) ->
 
 def _add(tx: Transaction, family: str, report: Report) -> TaskRow:
     external_id = report.external_task_id
-    takes_it = external_id is not None and is_id(external_id) and tx.task(external_id) is None
+    takes_it = (
+        external_id is not None
+        and is_id(external_id)
+        and tx.task(external_id) is None
+        and not removed_tasks(tx.connection, [external_id])  # that task's late callbacks are not this one's
+    )
     task_id = external_id if external_id and takes_it else new_id(tx.now / 1000)
     tx.add_tasks([{"id": task_id, "family": family, "model": model_of(family, {})}])
     task = tx.tasks[task_id]

@@ -4,16 +4,21 @@
 Kling signed is applied at once. No callback is refused here.
 """
 
+import logging
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import cast
 
 from kling_callback.protocol.reports import Report
 from kling_receiver.jobs import enqueue
 from kling_receiver.states import FINAL, FinalStatus, transition
+from kling_receiver.store.removed import count_callbacks, describe_removed
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.tasks import transitions
+
+log = logging.getLogger("kling_receiver.ingest")
 
 MAX_KEPT_CALLBACKS = 200
 MAX_KEPT_BYTES = 1_000_000
@@ -52,9 +57,15 @@ class Callback:
 
 
 def ingest(tx: Transaction, callbacks: list[Callback]) -> None:
-    """Store callbacks, in the order in which they arrived. A callback of an unknown task creates the task."""
+    """Store callbacks, in the order in which they arrived. A callback of an unknown task creates the task.
+
+    One of a removed task is only counted.
+    """
     families = {callback.task_id: callback.family for callback in callbacks}
     tx.load(families)
+    if unknown := families.keys() - tx.tasks.keys():
+        callbacks = _drop_removed(tx, callbacks, unknown)
+        families = {callback.task_id: callback.family for callback in callbacks}
     new = [{"id": id_, "family": families[id_]} for id_ in sorted(families.keys() - tx.tasks.keys())]
     tx.add_tasks(new)
     for row in new:
@@ -74,6 +85,16 @@ def ingest(tx: Transaction, callbacks: list[Callback]) -> None:
         else:
             tx.count("callback.unkept")
         _apply(tx, task, callback, kept)
+
+
+def _drop_removed(tx: Transaction, callbacks: list[Callback], unknown: Set[str]) -> list[Callback]:
+    """Leave out the callbacks of removed tasks, which are counted. `unknown`: the ids without a task."""
+    late = [callback.task_id for callback in callbacks if callback.task_id in unknown]
+    removed = count_callbacks(tx, late)
+    for row in removed.values():
+        if not row["callback_count"]:
+            log.warning("%s A callback of it has arrived; it is counted, but not stored", describe_removed(row))
+    return [callback for callback in callbacks if callback.task_id not in removed]
 
 
 def _reapply_if_signed(tx: Transaction, task: TaskRow, callback: Callback) -> None:

@@ -16,6 +16,7 @@ from kling_receiver.jobs import enqueue
 from kling_receiver.jobs.kinds import ask_key
 from kling_receiver.sinks.http import check_web_address
 from kling_receiver.states import FINAL, transition
+from kling_receiver.store.removed import describe_removed, removed_tasks
 from kling_receiver.store.rows import TaskRow
 from kling_receiver.store.sql import Statement
 from kling_receiver.store.tables import EVENT, SENT_HERE
@@ -190,6 +191,8 @@ def register(tx: Transaction, task_id: str, registration: Registration) -> Regis
         return RegistrationResult(conflict=hook_conflict)
     task = tx.task(task_id)
     if task is None:
+        if removed := removed_tasks(tx.connection, [task_id]):
+            return RegistrationResult(conflict=f"{describe_removed(removed[task_id])} Its id is not used again.")
         task = _add(tx, task_id, registration)
         created = True
     else:

@@ -130,7 +130,7 @@ def fill(tx: Transaction, causes: list[str | None]) -> None:
     claimed = _claim_free(tx, account)
     submitted = [task_id for task_id in causes if task_id is not None and task_id not in claimed]
     for task_id in QUEUED_OF.scalars(tx.connection, task_ids=submitted) if submitted else ():
-        tx.add_event(task_id, "task.queued")
+        tx.add_event(task_id, "task.queued", {})
 
 
 def _raise_ceiling(tx: Transaction, account: AccountRow, by: int) -> None:

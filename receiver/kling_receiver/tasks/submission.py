@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sqlalchemy import Connection
+
 from kling_callback.errors import ParameterError
 from kling_callback.jobs.body import chosen_id, model_of, options_of
 from kling_callback.jobs.untyped import prepare
@@ -167,7 +169,7 @@ def submit(tx: Transaction, task_id: str, submission: Submission) -> SubmissionR
         conflict = task_registration.conflict_with(tx.require_task(earlier), registration)
         return SubmissionResult(conflict=conflict, task_id=earlier)
     opens = task is None or task_registration.may_reopen(task)
-    if opens and (full := _full(tx, submission)):
+    if opens and (full := why_full(tx.connection, len(submission.content))):
         return SubmissionResult(full=full)
     result = task_registration.register(tx, task_id, registration)
     if result.conflict or not result.may_create:
@@ -189,23 +191,25 @@ def submit(tx: Transaction, task_id: str, submission: Submission) -> SubmissionR
     return SubmissionResult(created=True)
 
 
-def _full(tx: Transaction, submission: Submission) -> str | None:
-    """Why no more may be queued now; None if there is room."""
-    row = COUNT.first(tx.connection)
+def why_full(connection: Connection, size: int = 0) -> str | None:
+    """Why no more may be queued now; None if there is room. `size`: bytes of the next body."""
+    row = COUNT.first(connection)
     assert row is not None
     if row["number"] >= MAX_QUEUED:
         return f"{row['number']} tasks wait already, at most {MAX_QUEUED:,}."
-    if row["bytes"] + len(submission.content) > MAX_QUEUED_BYTES and row["number"]:
+    if row["bytes"] + size > MAX_QUEUED_BYTES and row["number"]:
         return f"The parameters of the waiting tasks have {row['bytes']:,} bytes, at most {MAX_QUEUED_BYTES:,}."
     return None
 
 
-def cancel(tx: Transaction, task_id: str, reason: str = CANCELLED) -> Literal["cancelled", "sent", "ended"]:
+def cancel(tx: Transaction, task_id: str, reason: str = CANCELLED) -> Literal["cancelled", "sent", "ended", "removed"]:
     """End a task that waits in the queue: its create is never sent.
 
-    `sent`: it was sent, or is being sent; `ended`: it has ended otherwise.
+    `sent`: it was sent, or is being sent; `ended`: it has ended otherwise; `removed`: it is not here any more.
     """
-    task = tx.require_task(task_id)
+    task = tx.task(task_id)
+    if task is None:
+        return "removed"
     submission = SELECT.first(tx.connection, task_id=task_id)
     if submission is None or submission["state"] == "sending" or is_known(task):
         was_cancelled = task["origin"] == "local" and task["status_msg"] == CANCELLED

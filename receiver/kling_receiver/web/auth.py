@@ -115,16 +115,16 @@ class Guard:
 
         return guarded
 
-    def audited(self, action: str, endpoint: RouteHandler) -> RouteHandler:
+    def audited(self, action: str, endpoint: RouteHandler, *, query: Collection[str] = ()) -> RouteHandler:
         """Wrap an endpoint that changes something for role admin: each call has an entry in the audit log.
 
-        `action`: the name of the command. The entry is committed before the endpoint is called, so that no action
-        lacks one, and its result afterwards.
+        `action`: the name of the command. `query`: the query parameters that the endpoint has; others are refused. The
+        entry is committed before the endpoint is called, so that no action lacks one, and its result afterwards.
         """
 
         async def guarded(request: Request) -> Response:
             token = await self.check(request, "admin")
-            check_query(request)
+            check_query(request, query)
             target = "/".join(_shown(name, value) for name, value in request.path_params.items())
             actor, request.state.audit = audit.actor_of(token), {"target": target, "detail": ""}
             entry_id = await self._writer.run(lambda tx: audit.record(tx, actor, action, target, result=None))

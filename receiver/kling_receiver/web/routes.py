@@ -45,19 +45,6 @@ def build_routes(
         settings, writer=writer, reader=reader, bodies=bodies, metrics=store.metrics, clock=clock
     )
     submissions = SubmissionRoutes(settings, writer=writer, reader=reader, payloads=payloads)
-    tasks = TaskRoutes(
-        settings,
-        guard,
-        writer=writer,
-        reader=reader,
-        bodies=bodies,
-        payloads=payloads,
-        submit=submissions.submit,
-        cancel=submissions.cancel,
-        clock=clock,
-    )
-    stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
-    results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     actions = TaskActions(
         guard,
         reconciler=work.reconciler,
@@ -66,7 +53,21 @@ def build_routes(
         storage=store.storage,
         payloads=payloads,
         bodies=bodies,
+        cancel=submissions.cancel,
     )
+    tasks = TaskRoutes(
+        settings,
+        guard,
+        writer=writer,
+        reader=reader,
+        bodies=bodies,
+        payloads=payloads,
+        submit=submissions.submit,
+        delete=actions.delete,
+        clock=clock,
+    )
+    stream = StreamRoutes(guard, reader=reader, bus=store.bus, payloads=payloads)
+    results = ResultRoutes(settings, guard, reader=reader, storage=store.storage, clock=clock)
     hooks = HookRoutes(settings, guard, reader=reader, writer=writer, sender=work.sender, bodies=bodies)
     deliveries = DeliveryRoutes(guard, reader=reader, writer=writer, bodies=bodies)
     doctor = DoctorRoutes(settings, guard, clock=clock)

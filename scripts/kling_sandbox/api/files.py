@@ -8,7 +8,7 @@ from kling_sandbox.api.auth import authenticate
 from kling_sandbox.media import TYPES, render
 from kling_sandbox.records.results import watermarked
 from kling_sandbox.state import Download, State
-from kling_sandbox.tasks import Task, now
+from kling_sandbox.tasks import WATERMARK, Task, now
 from kling_sandbox.web.http import (
     Chunked,
     CutShort,
@@ -67,7 +67,7 @@ class Files:
     def _file(self, task: Task, name: str, request: Request) -> Response:
         index, extension = int(re.sub(r"\D.*", "", name) or 0), name.rpartition(".")[2]
         stamp, size = f"{task.id}/{name}", self._state.sizes.get(extension, 0)
-        body = render(extension, task.variant + index, stamp, size)
+        body = render(extension, task.page(index, watermark=WATERMARK in name), stamp, size)
         content_type = "text/plain" if task.has("wrong-type") else TYPES[extension]
         if task.has("cut-once") and self._state.is_first("cut-once", request.path):
             return CutShort(body, content_type=content_type)

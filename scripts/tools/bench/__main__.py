@@ -97,4 +97,5 @@ def pages(tasks: int, rounds: int) -> None:
     pages_bench.run(tasks, rounds)
 
 
-main(prog_name="scripts/bench")
+if __name__ == "__main__":
+    main(prog_name="scripts/bench")

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from kling_callback.atomic_file import AtomicFile, temporary_path
 from kling_callback.protocol.signing import api_token
 from kling_sandbox.receiver import API_KEY
 from tools.harness.loopback import answers, environment, reserved_port
@@ -109,6 +110,37 @@ def account(gateway: str, receiver: str, token: str) -> str:
     )
 
 
+def print_next(gateway: str, receiver: str) -> None:
+    """Print three commands that do the same by hand, in a folder with the settings for it."""
+    folder = OUTPUT / "by-hand"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    settings = {
+        "KLING_API_BASE": gateway,
+        "KLING_API_KEY": API_KEY,
+        "KLING_PRIVATE_RESULT_HOSTS": "127.0.0.1",
+        "KLING_RECEIVER_URL": receiver,
+        "KLING_SIGNING_SECRETS": secrets.token_urlsafe(32),
+    }
+    lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+    file = AtomicFile(temporary_path(folder / ".env"), mode=0o600)
+    try:
+        file.write(f"# Settings for a sandbox on this machine, made by scripts/demo.\n{lines}".encode())
+        file.commit(folder / ".env")
+    finally:
+        file.discard()
+    ports = {name: url.rpartition(":")[2] for name, url in (("sandbox", gateway), ("receiver", receiver))}
+    print(
+        "\nWith a key from Kling, `kling-receiver init` begins. The same by hand with the sandbox, which then runs in\n"
+        "the background (`kill %1 %2` ends it and the receiver): paste these three lines into a shell.\n"
+    )
+    print(f"cd {shlex.quote(str(folder))} && export PATH={shlex.quote(str(BIN))}:$PATH")
+    print(
+        f"kling-sandbox --port {ports['sandbox']} > sandbox.log 2>&1 & "
+        f"kling-receiver serve --port {ports['receiver']} > receiver.log 2>&1 &"
+    )
+    print('kling text-to-image "a kangaroo holding a sign" --output .', flush=True)
+
+
 def on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
     """Stop in order on SIGTERM, as on Ctrl-C."""
     raise KeyboardInterrupt
@@ -146,6 +178,7 @@ def main() -> None:
         run("image-to-image", "the same at night", "--image", image, "--output-format", "jpg")
         run("image-to-video", "the kangaroo waves", "--image", image, "--model-name", "kling-3.0-turbo")
         print(f"\n{account(gateway, receiver, token)}")
+    print_next(gateway, receiver)
 
 
 if __name__ == "__main__":

@@ -114,9 +114,9 @@ def query(random: Random) -> None:
     for parse in (
         lambda: tasks.parse_filter(request),
         lambda: stream._parse_cursor(text("8c1f-17-1800000000123", random)),
-        lambda: results._parse_index(text("0", random)),
+        lambda: results.parse_index(text("0", random)),
         lambda: results._check_range(request, '"x"', random.choice((0, 1, 100))),
-        lambda: results._not_modified(request, '"x"'),
+        lambda: results.not_modified(request, '"x"'),
     ):
         _is_refused(parse)
 

@@ -81,10 +81,11 @@ Started = Forked | subprocess.Popen[bytes]
 
 
 class ForkServer:
-    """The server's client. `environment`: that of the server, of which forks get what only a start reads."""
+    """The server's client. `pid`: the server's process."""
 
-    def __init__(self, connection: socket.socket, environment: Mapping[str, str]) -> None:
-        self._connection, self._at_start = connection, _read_at_start(environment)
+    def __init__(self, connection: socket.socket, environment: Mapping[str, str], pid: int) -> None:
+        """`environment`: that of the server, of which forks get what only a start reads."""
+        self._connection, self._at_start, self.pid = connection, _read_at_start(environment), pid
         self._lock = threading.Lock()
 
     def can_run(self, args: Sequence[str], environment: Mapping[str, str]) -> bool:
@@ -177,7 +178,7 @@ def server(environment: Mapping[str, str]) -> Iterator[ForkServer]:
     with ours:
         with its:
             process = subprocess.Popen(program, env=own, stdin=its.fileno(), stdout=subprocess.DEVNULL)
-        yield ForkServer(ours, environment)
+        yield ForkServer(ours, environment, process.pid)
     process.wait()
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kling_sandbox.receiver import API_KEY
-from tools.harness import loopback
+from tools.harness import forkserver, loopback
 
 SECRET = "a-signing-secret-for-benches-0123456789"
 SCRIPTS = Path(__file__).parents[2]
@@ -35,13 +34,10 @@ def rss_mb(pid: int) -> int:
 @contextmanager
 def process(command: Sequence[str], url: str, settings: dict[str, str] | None = None) -> Iterator[str]:
     """Run a server until the block ends; gives `url` once it answers. Its folder is `scripts`."""
-    server = subprocess.Popen(
-        command,
-        cwd=SCRIPTS,
-        env=loopback.environment(**(settings or {})),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    with Path(os.devnull).open("wb") as nothing:
+        output = nothing.fileno()
+        environment = loopback.environment(**(settings or {}))
+        server = forkserver.start(command, environment, SCRIPTS, stdout=output, stderr=output)
     pids[url] = server.pid
     try:
         if not loopback.answers(url):

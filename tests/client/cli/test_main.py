@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 from hypothesis import given
@@ -43,6 +43,7 @@ from tests.support.kling import LOG, task_json
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire
+from tools.harness import forkserver
 
 KLING = str(Path(sys.executable).with_name("kling"))
 NOBODY = "http://127.0.0.1:9"
@@ -111,7 +112,8 @@ def offline(bare: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 class Terminal:
     """The command in a process of its own whose stderr is a terminal."""
 
-    process: subprocess.Popen[bytes]
+    process: forkserver.Started
+    stdout: BinaryIO
     descriptor: int
     output: bytes = b""
 
@@ -127,23 +129,24 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(settings: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+def terminal(settings: dict[str, str], processes_are_forked: None) -> Iterator[Callable[..., Terminal]]:
     begun: list[Terminal] = []
 
     def begin(*arguments: str, **changed: str) -> Terminal:
         master, slave = pty.openpty()
         environment = {**os.environ, **settings, "TERM": "xterm", "COLUMNS": "120", **changed}
-        process = subprocess.Popen(
-            [KLING, *arguments], stdout=subprocess.PIPE, stderr=slave, stdin=slave, env=environment
-        )
+        reading, writing = os.pipe()
+        process = forkserver.start([KLING, *arguments], environment, stdout=writing, stderr=slave, stdin=slave)
+        os.close(writing)
         os.close(slave)
-        begun.append(Terminal(process, master))
+        begun.append(Terminal(process, os.fdopen(reading, "rb"), master))
         return begun[-1]
 
     yield begin
     for each in begun:
         each.process.kill()
-        each.process.communicate()
+        each.process.wait(20)
+        each.stdout.close()
         os.close(each.descriptor)
 
 
@@ -842,8 +845,8 @@ def test_a_terminal_shows_live_progress(terminal: Callable[..., Terminal], gatew
     screen = terminal("text-to-image", "x", "--external-task-id", "order-42")
     screen.until("order-42 submitted")
     gateway.release()
-    out, _ = screen.process.communicate(timeout=60)
-    assert screen.process.returncode == 0
+    assert screen.process.wait(60) == 0
+    out = screen.stdout.read()
     assert out.count(b"\n") == 1
     assert b"/results/0?" in out
 

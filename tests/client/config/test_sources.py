@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from kling_callback.errors import SettingsError
 from kling_callback.settings import ClientSettings, CommonSettings, _warn_once
 from kling_receiver.settings import ReceiverSettings
 from tests.support.commands import run_here
+from tools.harness.process import CLIENT, run
 
 SECRET = "a-signing-secret-for-tests-0123456789"
 HOOK_SECRET = "whsec_" + "YS1ob29rLXNlY3JldC1mb3ItdGhlc2UtdGVzdHM="
@@ -185,6 +184,7 @@ def test_every_command_of_the_receiver_stops(place: Place, arguments: tuple[str,
     assert not (place.file.parent / "data").exists()
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 @pytest.mark.parametrize(
     "arguments",
     [("list",), ("show", "x"), ("wait", "x"), ("text-to-image", "a cat"), ("call", "account/costs"), ("listen",)],
@@ -193,9 +193,7 @@ def test_every_command_of_the_client_stops(place: Place, arguments: tuple[str, .
     """The same, in a process of its own."""
     place.dotenv(API_BASE=EVIL)
     env = {"PATH": os.environ["PATH"], "KLING_API_KEY": "k", "KLING_RECEIVER_TOKEN": "t", "KLING_RECEIVER_URL": HERE}
-    done = subprocess.run(
-        [Path(sys.executable).with_name("kling"), *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    done = run(*arguments, env=env, command=CLIENT)
     assert done.returncode == 2
     assert "KLING_API_BASE comes from" in done.stderr
 
@@ -239,6 +237,7 @@ def test_the_client_logs_an_exposed_dotenv_once(place: Place, caplog: pytest.Log
     ]
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 def test_commands_print_an_exposed_dotenv_once(place: Place) -> None:
     """On stderr; stdout has the data only."""
     place.dotenv(SIGNING_SECRETS=SECRET, RECEIVER_URL="http://127.0.0.1:1")
@@ -246,7 +245,5 @@ def test_commands_print_an_exposed_dotenv_once(place: Place) -> None:
     done = run_here("token", env={})
     assert (done.returncode, done.stderr.count(READABLE), done.stdout.count("\n")) == (0, 1, 1)
     env = {"PATH": os.environ["PATH"]}
-    ran = subprocess.run(
-        [Path(sys.executable).with_name("kling"), "list"], env=env, capture_output=True, text=True, check=False
-    )
+    ran = run("list", env=env, command=CLIENT)
     assert ran.stderr.count(READABLE) == 1

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from kling_callback.errors import ParameterError
-from kling_callback.jobs.catalog import TEXT_TO_IMAGE
+from kling_callback.jobs.catalog import IMAGE_TO_VIDEO, OMNI_VIDEO, TEXT_TO_IMAGE
 from kling_callback.jobs.inputs import InputFile
+from kling_callback.jobs.job import Job
 from kling_callback.jobs.untyped import prepare, prepare_job
 
 
@@ -130,3 +131,44 @@ def test_files_in_parameters_that_the_table_lacks(picture: Path) -> None:
     with pytest.raises(ParameterError) as error:
         prepare_job(TEXT_TO_IMAGE, {"n": 99, "style_image": "missing.png", "image": "lost.png"})
     assert [problem.split(":")[0] for problem in error.value.problems] == ["prompt", "image", "n", "style_image"]
+
+
+@pytest.mark.parametrize(
+    ("job", "values", "at"),
+    [
+        (IMAGE_TO_VIDEO, {"image": "FILE"}, "image"),
+        (IMAGE_TO_VIDEO, {"image": "FILE", "model_name": "kling-3.0"}, "image"),
+        (IMAGE_TO_VIDEO, {"image": "https://host/a.png", "dynamic_masks": [{"mask": "FILE"}]}, "dynamic_masks"),
+        (OMNI_VIDEO, {"prompt": "x", "image_list": [{"image_url": "FILE"}]}, "image_list"),
+        (OMNI_VIDEO, {"prompt": "x", "image_list": "FILE"}, "image_list"),
+    ],
+)
+def test_the_values_of_another_machine_name_no_file(
+    job: Job, values: dict[str, Any], at: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of this name exists here, and is not read; the same image in base64 is accepted."""
+    monkeypatch.chdir(picture.parent)
+    picture.rename("plain")
+    for name in (str(picture), "plain"):
+        named = json.loads(json.dumps(values).replace("FILE", name))
+        with pytest.raises(ParameterError) as error:
+            prepare_job(job, {**named, "negative": 1}, local_files=False)
+        assert f"{at}: is neither a URL nor base64." in error.value.problems
+        assert not [each for each in error.value.problems if "missing" in each]
+    encoded = base64.b64encode(Path("plain").read_bytes()).decode()
+    points = [{"x": 0, "y": 0}, {"x": 1, "y": 1}]
+    for text in (encoded, f"data:image/png;base64,{encoded}"):
+        given = json.loads(json.dumps(values).replace("FILE", text))
+        for mask in given.get("dynamic_masks", []):
+            mask["trajectories"] = points
+        _, body = prepare_job(job, given, local_files=False)
+        assert encoded in str(body)
+        assert "data:" not in str(body)
+
+
+def test_parameters_of_another_machine_that_the_table_lacks() -> None:
+    """Checked as other bodies are; a URL passes."""
+    with pytest.raises(ParameterError, match="name of a file"):
+        prepare_job(TEXT_TO_IMAGE, {"prompt": "x", "style_image": "/tmp/a.png"}, local_files=False)
+    _, body = prepare_job(TEXT_TO_IMAGE, {"prompt": "x", "style_image": "https://host/a.png"}, local_files=False)
+    assert body["style_image"] == "https://host/a.png"

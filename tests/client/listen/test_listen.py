@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,12 +21,14 @@ from tests.support.kling import event as frame
 from tests.support.receiver import KEY, SECRET, Running, Start
 from tests.support.web import Visit, host
 from tests.support.wire import Wire, reply
-from tools.harness import loopback
+from tools.harness import forkserver, loopback
 from tools.harness.submitting import finished, poll_until, stream, submit
 
 KLING = str(Path(sys.executable).with_name("kling"))
 HOOK_SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 Json = dict[str, Any]
+
+pytestmark = pytest.mark.usefixtures("processes_are_forked")
 
 
 class Listener:
@@ -35,19 +36,21 @@ class Listener:
 
     def __init__(self, receiver: str, state: Path, *arguments: str, **settings: str) -> None:
         given = {"KLING_SIGNING_SECRETS": SECRET, "KLING_RECEIVER_URL": receiver, **settings}
-        self.process = subprocess.Popen(
+        (stdout, out), (stderr, err) = os.pipe(), os.pipe()
+        self.process = forkserver.start(
             [KLING, "listen", *arguments],
-            env={**os.environ, "XDG_STATE_HOME": str(state), **given},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            {**os.environ, "XDG_STATE_HOME": str(state), **given},
+            stdout=out,
+            stderr=err,
         )
+        os.close(out)
+        os.close(err)
+        self.stdout, self.stderr = os.fdopen(stdout), os.fdopen(stderr)
 
     def message(self, text: str) -> str:
         """The line of stderr with this text in it."""
-        assert self.process.stderr
         passed = []
-        for line in self.process.stderr:
+        for line in self.stderr:
             if text in line:
                 return line
             passed.append(line)
@@ -55,8 +58,7 @@ class Listener:
 
     def line(self) -> str:
         """The next line of stdout."""
-        assert self.process.stdout
-        return self.process.stdout.readline()
+        return self.stdout.readline()
 
     def events(self, until: str = "task.done") -> list[Json]:
         """What it prints with --json, to the first of this type."""
@@ -68,8 +70,13 @@ class Listener:
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:
         """The exit code after this signal."""
         self.process.send_signal(number)
-        self.process.communicate(timeout=20)
-        return self.process.returncode
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        """End it, and close the pipes."""
+        self.end(signal.SIGTERM)
+        self.stdout.close()
+        self.stderr.close()
 
 
 Begin = Callable[..., Listener]
@@ -91,7 +98,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
     yield begin
     for each in begun:
-        each.end(signal.SIGTERM)
+        each.close()
 
 
 def done(running: Running, gateway: Sandbox) -> str:
@@ -184,18 +191,18 @@ def test_events_are_filtered(running: Running, gateway: Sandbox, begin: Begin) -
     assert [line[4] for line in lines] == ["succeed", "succeed"]
     tagged = begin(running, "--from", "1", "--tag", "spring")
     tagged.message("Listening to")
-    subprocess.run(
+    created = forkserver.run(
         [KLING, "text-to-image", "x", "--tag", "spring", "--external-task-id", "order-42"],
-        env={
+        {
             **os.environ,
             "KLING_API_KEY": KEY,
             "KLING_API_BASE": gateway.url,
             "KLING_SIGNING_SECRETS": SECRET,
             "KLING_RECEIVER_URL": running.url,
         },
-        check=True,
-        capture_output=True,
+        timeout=60,
     )
+    assert created.returncode == 0, created.stderr
     assert tagged.line().split()[2:4] == ["task.created", "order-42"]
 
 
@@ -392,9 +399,7 @@ def test_ctrl_c_is_130_and_the_current_event_is_repeated(
         assert json.load(coming)["id"] == 1
         listener.line()
     listener.message("Listening to")
-    listener.process.send_signal(signal.SIGINT)
-    _, err = listener.process.communicate(timeout=20)
-    assert (listener.process.returncode, err.strip()) == (130, "")
+    assert (listener.end(signal.SIGINT), listener.stderr.read().strip()) == (130, "")
 
 
 def test_a_receiver_that_restarts_is_waited_for(start: Start, running: Running, gateway: Sandbox, begin: Begin) -> None:

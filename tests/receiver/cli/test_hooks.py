@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,20 @@ def endpoint() -> Iterator[Host]:
     """An application that answers 200 to each event."""
     with host(lambda visit: visit.answer(200, b"thank you")) as application:
         yield application
+
+
+def test_a_test_of_any_type(operator: Operator, endpoint: Host) -> None:
+    """`--event`: the outcome is shown, also of one that fails; an unknown type is wrong usage."""
+    operator.output("hooks", "add", endpoint.url, "--name", "web")
+    tested = operator.run("hooks", "test", "web", "--event", "task.done")
+    assert tested.stdout == "thank you\n"
+    assert re.fullmatch(r"Delivered \(200\) after \d+ ms\.\n", tested.stderr)
+    assert json.loads(endpoint.wait_for(1)[0].body)["type"] == "task.done"
+    operator.output("hooks", "add", endpoint.url, "--name", "kling", "--format", "kling")
+    refused = operator.run("hooks", "test", "kling", "--event", "result.stored")
+    assert (refused.returncode, "task.done only" in refused.stderr) == (1, True)
+    unknown = operator.run("hooks", "test", "web", "--event", "task.over")
+    assert (unknown.returncode, "task.overdue" in unknown.stderr) == (2, True)
 
 
 def test_a_hook_in_kling_s_format(operator: Operator, endpoint: Host) -> None:
@@ -242,6 +257,16 @@ def test_a_secret_is_read_from_stdin(operator: Operator, endpoint: Host) -> None
     [visit] = endpoint.wait_for(1)
     for each in (SECRET, NEXT):
         Webhook(each).verify(visit.body, dict(visit.headers))
+
+
+def test_a_pause_has_a_reason_and_a_test_a_format(operator: Operator, endpoint: Host) -> None:
+    """`--reason` is shown with the hook; `--format` sends the body that the hook would receive in it."""
+    operator.run("hooks", "add", endpoint.url, "--name", "web")
+    operator.run("hooks", "pause", "web", "--reason", "their maintenance")
+    assert json.loads(operator.output("hooks", "show", "web"))["paused_because"] == "their maintenance"
+    tested = operator.run("hooks", "test", "web", "--event", "task.done", "--format", "kling")
+    assert tested.returncode == 0, tested.stderr
+    assert "type" not in json.loads(endpoint.wait_for(1)[0].body)
 
 
 def test_a_test_that_fails_ends_with_1(operator: Operator) -> None:

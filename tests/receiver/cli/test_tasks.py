@@ -7,11 +7,12 @@ from typing import Any
 import httpx
 
 from kling_sandbox import Sandbox
+from tests.support.api import get
 from tests.support.commands import run_here
 from tests.support.receiver import KEY, Start
 from tests.support.submitting import submit as submit_here
 from tools.harness.process import environment
-from tools.harness.submitting import finished, submit
+from tools.harness.submitting import finished, poll_until, register, submit
 
 
 def test_the_commands_work_with_a_running_receiver_and_without(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
@@ -57,6 +58,35 @@ def test_tasks_are_cancelled(start: Start, gateway: Sandbox, tmp_path: Path) -> 
     gateway.release()
     assert finished(running, sent)["status"] == "succeed"
     assert len(gateway.creates) == 1
+
+
+def test_tasks_are_removed(start: Start, gateway: Sandbox, tmp_path: Path) -> None:
+    """By the running receiver, or in its database: the files then go after the next start. `cancel` removes nothing."""
+    running = start(api_base=gateway.url)
+    env = environment(tmp_path / "data", KLING_RECEIVER_URL=running.url, KLING_API_BASE=gateway.url)
+    ended, later = [submit(running, gateway)[0] for _ in range(2)]
+    opened = "opened"
+    register(running, opened)
+    for task in (ended, later):
+        finished(running, task)
+    cancelled = run_here("tasks", "cancel", ended, env=env)
+    assert (cancelled.returncode, "There is nothing to cancel" in cancelled.stderr) == (1, True)
+    completed = run_here("tasks", "remove", ended, opened, "nobody", env=env)
+    assert completed.returncode == 1
+    said = completed.stderr.splitlines()
+    assert said[0] == f"Task {ended} is removed."
+    assert f"Task {opened} has not ended" in said[1]
+    assert "There is no such task" in said[2]
+    running.stop()
+    folder = tmp_path / "data" / "results" / later
+    assert folder.exists()
+    offline = run_here("tasks", "remove", later, "--json", env=env)
+    assert (offline.returncode, json.loads(offline.stdout)["id"]) == (0, later)
+    assert "done after the next start" in offline.stderr
+    assert folder.exists()
+    again = start(api_base=gateway.url, port=int(running.url.rpartition(":")[2]))
+    poll_until(lambda: not folder.exists())
+    assert [task["id"] for task in get(again, "/api/tasks").json()["tasks"]] == [opened]
 
 
 def test_a_task_of_elsewhere_is_adopted(start: Start, gateway: Sandbox, tmp_path: Path) -> None:

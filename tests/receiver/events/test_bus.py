@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from starlette.concurrency import run_in_threadpool
 
-from kling_receiver.events.bus import EventBus
+from kling_receiver.events.bus import HOOKS, EventBus, work_of
 from kling_receiver.store import reader
 from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
@@ -154,6 +154,21 @@ async def test_only_the_streams_of_changed_tasks_wake(any_database: Database) ->
         await coming
 
 
+async def test_work_on_a_task_wakes_those_who_asked_for_it() -> None:
+    """A job or a delivery adds no event: the streams of events stay asleep."""
+    bus = EventBus(None)  # type: ignore[arg-type]  # nothing is read
+    with bus.subscribe("t") as events, bus.subscribe("t", work_of("t")) as page, bus.subscribe(None) as all_tasks:
+        bus.notify(frozenset(), {"t", "u"})
+        assert page.is_set()
+        assert not events.is_set()
+        assert not all_tasks.is_set()
+        page.clear()
+        bus.notify({"t"}, {"u"})
+        assert page.is_set()
+        assert events.is_set()
+        assert all_tasks.is_set()
+
+
 async def test_every_stream_receives_the_events(any_database: Database) -> None:
     """Of one task as well as of all."""
     scene = Scene(any_database)
@@ -258,3 +273,17 @@ async def test_the_bus_has_a_maximum_of_streams(any_database: Database) -> None:
     await one.aclose()
     assert not bus.is_full
     await other.aclose()
+
+
+async def test_changes_of_hooks_wake_only_what_waits_for_them(any_database: Database) -> None:
+    """Each attempt at a delivery is one: no stream of events may read the log for it. The end wakes all."""
+    bus = Scene(any_database).bus
+    with bus.subscribe(None) as events, bus.subscribe(None, HOOKS) as both, bus.subscribe("t") as task:
+        bus.notify_hooks()
+        assert (events.is_set(), both.is_set(), task.is_set()) == (False, True, False)
+        both.clear()
+        bus.notify({"t"})
+        assert (events.is_set(), both.is_set(), task.is_set()) == (True, True, True)
+        both.clear()
+        bus.close()
+        assert both.is_set()

@@ -77,6 +77,17 @@ def test_a_claim_is_counted_and_leased(ledger: Ledger) -> None:
     )
 
 
+@pytest.mark.parametrize("outcome", [Done(), RetryAt(NOW + 1, "later"), GiveUp("never")])
+def test_a_settled_job_says_whose_it_was(ledger: Ledger, outcome: Outcome) -> None:
+    """Pages show the jobs of a task, and a job may change without an event."""
+    ledger.put_job()
+    (job,) = claim(ledger)
+    assert not ledger.committed.worked_on
+    ledger.change(lambda tx: queue.settle(tx, job, settle_as(outcome)))
+    assert not ledger.committed.task_ids
+    assert ledger.committed.worked_on == frozenset({"t"})
+
+
 def test_what_is_not_due_is_not_claimed(ledger: Ledger) -> None:
     """Nor what runs already, nor what is dead."""
     ledger.put_job("later", due_at=NOW + 1)

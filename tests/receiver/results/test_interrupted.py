@@ -15,6 +15,8 @@ from tests.support.web import Visit, host
 from tools.harness.process import Process
 from tools.harness.submitting import finished, poll_until, post, register
 
+pytestmark = pytest.mark.usefixtures("processes_are_forked")
+
 
 def killed(receiver: Process) -> None:
     """kill -9."""

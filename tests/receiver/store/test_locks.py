@@ -28,6 +28,8 @@ from tests.support.receiver import ABSENT
 from tools.harness.process import COMMAND, Process, environment, run
 from tools.harness.submitting import post, show
 
+pytestmark = pytest.mark.usefixtures("processes_are_forked")
+
 HOLDER = rf"is served by process {os.getpid()} on .+ Stop it first"
 
 

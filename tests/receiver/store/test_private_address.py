@@ -59,6 +59,7 @@ def test_no_message_shows_what_only_the_address_says(
     assert "hidden" not in "\n".join([*shown, done.stdout, done.stderr])
 
 
+@pytest.mark.usefixtures("processes_are_forked")
 def test_the_start_line_shows_none(database_url: str, tmp_path: Path) -> None:
     """A receiver that cannot listen has printed it, or an error; one that serves prints its database."""
     options = "?application_name=hidden-1" if database_url.startswith("postgresql") else ""

@@ -1,4 +1,4 @@
-"""Actions on a task, for role admin: query Kling now, download lost files again, adopt a task of elsewhere."""
+"""Actions on a task, for role admin: query Kling now, download lost files again, remove it, adopt one of elsewhere."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from kling_callback.protocol.reports import Report
 from kling_callback.protocol.values import IDENTIFIER
 from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.results import records as result_records
+from kling_receiver.results.removal import remove_task
 from kling_receiver.results.storage import LocalStorage
 from kling_receiver.states import Status
 from kling_receiver.store.reader import Reader, TaskDetail
@@ -26,11 +27,11 @@ from kling_receiver.tasks.adoption import adopt
 from kling_receiver.tasks.overdue import apply_answer
 from kling_receiver.tasks.reconcile import Reconciler
 from kling_receiver.tasks.registration import FAMILY_SCHEMA, KLING_ID_RULE, KLING_ID_SCHEMA
-from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.web.api.tasks import get_task_or_404, task_not_found
 from kling_receiver.web.auth import Guard, RouteHandler, describe, route
 from kling_receiver.web.body import BodyLimiter
 from kling_receiver.web.errors import ApiError
-from kling_receiver.web.requests import RequestModel, parse, read_json
+from kling_receiver.web.requests import RequestModel, check_query, parse, read_json
 
 Action = Callable[[TaskRow], Awaitable[Report]]
 
@@ -38,6 +39,11 @@ Action = Callable[[TaskRow], Awaitable[Report]]
 NEVER_ARRIVED = (409, "Check that its create reached Kling, and that Kling still keeps the task.")
 NOT_FOUND = (404, "Check the id, and the family: a task is found only at the path that created it.")
 """Status and hint for a task that Kling does not know: for one that is known here, and for one that is not."""
+
+
+ONLY = ("queued", "finished")
+"""What DELETE may be limited to: cancel a task that waits in the queue, or remove one that has ended."""
+UNFINISHED_HINT = "Wait until it is done; one that waits in the queue can be cancelled: kling-receiver tasks cancel ID"
 
 
 class ActionJson(TypedDict):
@@ -102,7 +108,10 @@ class TaskActions:
         storage: LocalStorage,
         payloads: Payloads,
         bodies: BodyLimiter,
+        cancel: RouteHandler,
     ) -> None:
+        """`cancel`: the endpoint of `web/api/submission`."""
+        self._cancel, self._remove_audited = cancel, guard.audited("tasks remove", self._remove, query=("only",))
         self._guard, self._reconciler, self._storage, self._bodies = guard, reconciler, storage, bodies
         self._writer, self._reader, self._payloads = writer, reader, payloads
 
@@ -122,6 +131,37 @@ class TaskActions:
             return JSONResponse(ActionJson(kling=report.status, task=self._payloads.task(detail)))
 
         return endpoint
+
+    async def delete(self, request: Request) -> Response:
+        """Cancel a task that waits, for its client; remove one that has ended, for role admin.
+
+        `only`: the one of the two that is meant, so that a task which ends meanwhile is not removed by its cancel.
+        """
+        token = await self._guard.check(request, "client")
+        check_query(request, ("only",))
+        only = request.query_params.get("only")
+        if only not in (None, *ONLY):
+            raise ApiError(422, "bad_query", f"`only` must be one of {', '.join(ONLY)}.", "Fix the query.")
+        if only is None and token.role == "admin":
+            detail = await get_task_or_404(self._reader, request.path_params["id"])
+            only = "finished" if detail.row["done"] else "queued"
+        return await (self._remove_audited if only == "finished" else self._cancel)(request)
+
+    async def _remove(self, request: Request) -> Response:
+        """Remove a task with its events, deliveries and files. Responds with the task as it was."""
+        detail = await get_task_or_404(self._reader, request.path_params["id"])
+        task_id = detail.row["id"]
+        describe(request, target=task_id, detail=f"{detail.row['family']}, {len(detail.results)} files")
+        result = await self._writer.run(lambda tx: remove_task(tx, task_id))
+        if result == "unknown":  # removed meanwhile
+            raise task_not_found()
+        if result == "unfinished":
+            message, hint = f"Task {task_id} has not ended, or a file of it is still to be stored.", UNFINISHED_HINT
+            raise ApiError(409, "not_finished", message, hint)
+        if result == "in_use":
+            message = f"The receiver works on task {task_id} at the moment."
+            raise ApiError(409, "in_use", message, "Remove it a moment later.")
+        return JSONResponse(self._payloads.task(detail))
 
     async def _adopt(self, request: Request) -> Response:
         """Query Kling about a task that is not known here, and add it: nothing is added unless Kling knows it."""
@@ -158,7 +198,7 @@ class TaskActions:
 
     async def _ask(self, task: TaskRow) -> Report:
         report = await self._answer(self._reconciler.query(task), NEVER_ARRIVED)
-        await self._writer.run(lambda tx: apply_answer(tx, tx.require_task(task["id"]), report, "operator"))
+        await self._writer.run(lambda tx: apply_answer(tx, _task(tx, task["id"]), report, "operator"))
         return report
 
     async def _fetch(self, task: TaskRow) -> Report:
@@ -166,7 +206,7 @@ class TaskActions:
         lost = [result["position"] for result in await self._reader.results(task["id"]) if await self._is_lost(result)]
 
         def change(tx: Transaction) -> bool:
-            row = tx.require_task(task["id"])
+            row = _task(tx, task["id"])
             for position in lost:
                 result_records.mark_lost(tx, row, position, "It is no longer in the storage as it was stored.")
             apply_answer(tx, row, report, "operator")
@@ -195,3 +235,11 @@ class TaskActions:
         if report is None:
             raise ApiError(unknown[0], "unknown_at_kling", "Kling does not know this task.", unknown[1])
         return report
+
+
+def _task(tx: Transaction, task_id: str) -> TaskRow:
+    """A task's row. Raises ApiError if it was removed while Kling was queried."""
+    task = tx.task(task_id)
+    if task is None:
+        raise task_not_found()
+    return task

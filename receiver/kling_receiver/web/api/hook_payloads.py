@@ -1,12 +1,14 @@
 """The JSON of hooks and deliveries. It contains no secret, and no password of an address."""
 
 import re
-from typing import Annotated, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from kling_receiver.events.payloads import Timestamp, iso
+from kling_receiver.hooks import deliveries
 from kling_receiver.hooks.config import (
     WEB_SCHEMES,
     Concurrency,
@@ -25,7 +27,10 @@ from kling_receiver.sinks import scheme_of
 from kling_receiver.states import Status
 from kling_receiver.store.rows import AttemptRow, HookRow
 from kling_receiver.store.tables import HOOK_SOURCES
+from kling_receiver.store.transaction import last_event
 
+MASK = "***"
+"""What an address shows instead of a secret."""
 USERINFO = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
 """The start of an address: its scheme, a user name that a password follows, and the rest of the part before `@`."""
 
@@ -49,6 +54,10 @@ class HookJson(TypedDict):
     rate_limit: RateLimit | None
     timeout: Timeout
     state: Literal["active", "failing", "paused"]
+    circuit: Annotated[
+        Literal["closed", "open"], Field(description="open: the last attempts all failed; it is tried now and then")
+    ]
+    next_attempt_at: Annotated[Timestamp | None, Field(description="when the next of what waits is sent")]
     paused_at: Timestamp | None
     paused_because: str | None
     failing_since: Timestamp | None
@@ -140,8 +149,21 @@ class ReplayedJson(TypedDict):
     events: int
 
 
-def hook_payload(row: HookRow, counts: dict[str, int], last_event: int) -> HookJson:
-    """Render a hook. `counts`: its `pending` and `dead` deliveries; `last_event`: the newest id of the event log."""
+def hook_payloads(connection: Any, rows: Sequence[HookRow], circuit_is_open: Callable[[str], bool]) -> list[HookJson]:
+    """Render hooks, with what waits for each of them."""
+    names = [row["name"] for row in rows]
+    counts, due, last = (
+        deliveries.counts(connection, names),
+        deliveries.next_due(connection, names),
+        last_event(connection),
+    )
+    return [
+        _hook(row, counts[row["name"]], due.get(row["name"]), last, is_open=circuit_is_open(row["name"]))
+        for row in rows
+    ]
+
+
+def _hook(row: HookRow, counts: dict[str, int], due_at: int | None, last_event_id: int, *, is_open: bool) -> HookJson:
     rules = row["filter"]
     return {
         "name": row["name"],
@@ -158,12 +180,14 @@ def hook_payload(row: HookRow, counts: dict[str, int], last_event: int) -> HookJ
         "rate_limit": row["rate_limit"],
         "timeout": row["timeout"],
         "state": "paused" if row["paused_at"] else "failing" if row["failing_since"] else "active",
+        "circuit": "open" if is_open and not row["paused_at"] else "closed",
+        "next_attempt_at": None if row["paused_at"] else iso(due_at),
         "paused_at": iso(row["paused_at"]),
         "paused_because": row["paused_because"] or None,
         "failing_since": iso(row["failing_since"]),
         "pending": counts["pending"],
         "dead": counts["dead"],
-        "behind": max(last_event - row["cursor"], 0),
+        "behind": max(last_event_id - row["cursor"], 0),
         "created_at": iso(row["created_at"]),
     }
 
@@ -172,8 +196,8 @@ def masked_address(address: str) -> str:
     """Hide the password or token in an address, and the whole query of a web address, which often is one."""
     if scheme_of(address) in WEB_SCHEMES:
         place, mark, _ = address.partition("?")
-        return f"{place}?***" if mark else address
-    return USERINFO.sub(r"\1\2***@", address)
+        return f"{place}?{MASK}" if mark else address
+    return USERINFO.sub(rf"\1\2{MASK}@", address)
 
 
 def delivery_payload(delivery: Delivery) -> DeliveryJson:

@@ -1,38 +1,55 @@
-"""Add, list, test, pause, resume, rotate and remove hooks, for role admin.
+"""Add, change, list, test, pause, resume, rotate and remove hooks, for role admin.
 
 Only web addresses can be added: commands and brokers are configured on the receiver's own machine.
 """
 
 import asyncio
-from datetime import UTC, datetime
+import time
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.values import sanitize
 from kling_receiver.events import log as event_log
-from kling_receiver.hooks import deliveries
 from kling_receiver.hooks import records as hook_records
-from kling_receiver.hooks.config import WEB_SCHEMES, InvalidHook, Secret, parse_hook
+from kling_receiver.hooks.config import (
+    WEB_SCHEMES,
+    Concurrency,
+    EventTypes,
+    Families,
+    HookConfig,
+    HookFormat,
+    InvalidHook,
+    RateLimit,
+    RetrySchedule,
+    Secret,
+    Statuses,
+    Tags,
+    Timeout,
+    known_events,
+    parse_hook,
+)
+from kling_receiver.hooks.examples import TEST_TYPE, example, kling_problem, plain_test
 from kling_receiver.hooks.sender import Sender
 from kling_receiver.jobs.enqueue import host_of
+from kling_receiver.net.guard import Allowlist
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import scheme_of
-from kling_receiver.store.reader import Reader, TaskDetail
-from kling_receiver.store.rows import EventRow, HookRow, TaskRow
-from kling_receiver.store.transaction import TASK_DEFAULTS, last_event
+from kling_receiver.store.reader import Reader
+from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.writer import Writer
 from kling_receiver.web.api.hook_payloads import (
+    MASK,
     HookJson,
     HookListJson,
     HookSecretJson,
     RemovedJson,
-    hook_payload,
+    hook_payloads,
     outcome_payload,
 )
 from kling_receiver.web.auth import Guard, describe, route, shown_name
@@ -57,6 +74,45 @@ class Rotation(RequestModel):
     )
 
 
+class Pause(RequestModel):
+    """Why a hook is paused."""
+
+    reason: str = Field("", max_length=hook_records.MAX_REASON_CHARS, description="shown with the hook")
+
+
+class HookChanges(RequestModel):
+    """The settings of a hook that are changed; the others stay. null stands for the default."""
+
+    address: str | None = Field(None, max_length=2000, description="https://...")
+    format: HookFormat | None = None
+    events: EventTypes | None = None
+    families: Families | None = None
+    statuses: Statuses | None = None
+    tags: Tags | None = None
+    retry_schedule: RetrySchedule | None = None
+    concurrency: Concurrency | None = None
+    rate_limit: RateLimit | None = None
+    timeout: Timeout | None = None
+
+
+class HookTest(RequestModel):
+    """Which event a test sends, and in which format: by default that of the hook."""
+
+    event: Annotated[
+        str,
+        Field(
+            description="its type; `hook.test` has no task, any other a complete example of one",
+            json_schema_extra={"enum": [TEST_TYPE, *TYPES]},
+        ),
+    ] = TEST_TYPE
+    format: HookFormat | None = Field(None, description="by default that of the hook")
+
+    @field_validator("event")
+    @classmethod
+    def _event(cls, value: str) -> str:
+        return value if value == TEST_TYPE else known_events([value])[0]
+
+
 class HookRoutes:
     """The routes of hooks."""
 
@@ -78,7 +134,12 @@ class HookRoutes:
         hook, read, audited = "/api/hooks/{name}", partial(self._guard.require, "admin"), self._guard.audited
         return [
             route("/api/hooks", GET=read(self._list), POST=audited("hooks add", self._add)),
-            route(hook, GET=read(self._show), DELETE=audited("hooks remove", self._remove)),
+            route(
+                hook,
+                GET=read(self._show),
+                PATCH=audited("hooks change", self._change),
+                DELETE=audited("hooks remove", self._remove),
+            ),
             route(f"{hook}/test", POST=audited("hooks test", self._test)),
             route(f"{hook}/pause", POST=audited("hooks pause", self._pause)),
             route(f"{hook}/resume", POST=audited("hooks resume", self._resume)),
@@ -87,11 +148,8 @@ class HookRoutes:
 
     async def _list(self, request: Request) -> Response:
         def read(connection: Any) -> HookListJson:
-            rows = hook_records.hooks(connection)
-            counts = deliveries.counts(connection, [row["name"] for row in rows])
-            last = last_event(connection)
             return {
-                "hooks": [hook_payload(row, counts[row["name"]], last) for row in rows],
+                "hooks": hook_payloads(connection, hook_records.hooks(connection), self._sender.circuit_is_open),
                 "database": self._reader.database.identity(connection),
                 "kept_in_file": bool(self._settings.hooks_file),
             }
@@ -127,12 +185,22 @@ class HookRoutes:
     async def _payload(self, name: str) -> HookJson:
         def read(connection: Any) -> HookJson | None:
             row = hook_records.hook(connection, name)
-            counts = deliveries.counts(connection, [name])[name]
-            return hook_payload(row, counts, last_event(connection)) if row else None
+            return hook_payloads(connection, [row], self._sender.circuit_is_open)[0] if row else None
 
         if payload := await self._reader.read(read):
             return payload
         raise hook_not_found()
+
+    async def _change(self, request: Request) -> Response:
+        row = await get_hook_or_404(self._reader, _name(request))
+        _reject_managed(row)
+        changes = parse(HookChanges, await read_json(request, self._bodies)).model_dump(exclude_unset=True)
+        describe(request, detail=", ".join(changes))
+        config = _changed(row, changes, self._settings.hook_hosts)
+        columns = {name: value for name, value in config.columns().items() if value != cast(Row, row)[name]}
+        if columns:
+            await self._writer.run(lambda tx: hook_records.update(tx, row["name"], columns))
+        return JSONResponse(await self._payload(row["name"]))
 
     async def _remove(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
@@ -143,12 +211,25 @@ class HookRoutes:
 
     async def _test(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
-        log_id = (await self._reader.read(event_log.newest)).log_id
-        event, detail = _test_event(self._settings, log_id, row["format"])
+        test = parse(HookTest, await read_json(request, self._bodies, empty={}))
+        type_ = test.event
+        describe(request, detail=type_)
+        if test.format == "kling" and scheme_of(row["address"]) not in WEB_SCHEMES:
+            message = "The format kling is for web addresses only."
+            raise ApiError(422, "bad_request", message, "Test it without a format.")
+        if test.format:
+            row = {**row, "format": test.format}
+        if row["format"] == "kling" and type_ != TEST_TYPE and (problem := kling_problem(type_)):
+            raise ApiError(422, "bad_request", problem, "Test it with one of them, or without a type.")
+        log_id, now = (await self._reader.read(event_log.newest)).log_id, int(time.time() * 1000)
+        if type_ == TEST_TYPE:
+            event, detail = plain_test(log_id, row["format"], receiver_url=self._settings.receiver_url, now=now)
+        else:
+            event, detail = example(type_, log_id, now=now)
         try:
             async with asyncio.timeout(TEST_SECONDS):
                 slot = await self._sender.acquire_slot(row)
-                attempt = await self._sender.attempt(slot, row, event, detail)
+                attempt = await self._sender.attempt(slot, row, event, detail, is_test=True)
         except TimeoutError:
             error = f"The hook had no free slot, or did not answer, within {TEST_SECONDS:g} s."
             return JSONResponse(outcome_payload(False, int(TEST_SECONDS * 1000), error=error))
@@ -164,7 +245,9 @@ class HookRoutes:
 
     async def _pause(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))
-        await self._writer.run(lambda tx: hook_records.pause(tx, row["name"], "an operator paused it"))
+        pause = parse(Pause, await read_json(request, self._bodies, empty={}))
+        reason = pause.reason.strip() or "an operator paused it"
+        await self._writer.run(lambda tx: hook_records.pause(tx, row["name"], reason))
         return JSONResponse(await self._payload(row["name"]))
 
     async def _resume(self, request: Request) -> Response:
@@ -193,23 +276,31 @@ def _name(request: Request) -> str:
     return sanitize(request.path_params["name"])
 
 
-def _test_event(settings: ReceiverSettings, log_id: str, hook_format: str) -> tuple[EventRow, TaskDetail]:
-    """A `hook.test` event of a task that does not exist. In Kling's format it is the test of Kling's console."""
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    columns: dict[str, Any] = {"id": "test", "family": "images/generations", "created_at": now, "updated_at": now}
-    if hook_format == "kling":
-        unknown_id = new_id()
-        columns |= {"id": unknown_id, "kling_id": unknown_id, "family": "/text-to-video/kling-3.0"}
-    task = cast(TaskRow, {**TASK_DEFAULTS, **columns})
-    data = {"receiver": settings.receiver_url}
-    event = EventRow(id=0, log_id=log_id, task_id="test", type="hook.test", created_at=now, data=data)
-    return event, TaskDetail(task, [], [])
-
-
 def _claimed_name(document: Any) -> str:
     """The name of a hook that is to be added, for the audit log, also if the rest of the document is refused."""
     name = document.get("name") if isinstance(document, dict) else None
     return shown_name(name) if isinstance(name, str) and name else ""
+
+
+def _changed(row: HookRow, changes: Row, allowed: Allowlist) -> HookConfig:
+    """The configuration of a hook after these changes. Raises ApiError naming every problem."""
+    hint = "Fix the hook and send it again."
+    if row["task_id"]:
+        message = "The hook of a single task cannot be changed."
+        raise ApiError(409, "hook_of_task", message, "Pause or remove it. The next task can have another one.")
+    address = changes.get("address")
+    if address and address != row["address"]:
+        if MASK in address:
+            message = f"address: {MASK} stands for a part that is not shown."
+            raise ApiError(422, "bad_hook", message, "Send the whole address.")
+        if not {scheme_of(address), scheme_of(row["address"])} <= set(WEB_SCHEMES):
+            message = "address: Only an https address can be changed over the network, to another one."
+            raise ApiError(422, "bad_hook", message, "Remove the hook and add it on the receiver's machine.")
+    document = {**HookConfig.document_of(row), **changes}
+    try:
+        return parse_hook({name: value for name, value in document.items() if value is not None}, allowed)
+    except InvalidHook as error:
+        raise ApiError(422, "bad_hook", str(error), hint) from None
 
 
 MANAGED_BY: dict[str, str] = {"file": "KLING_HOOKS_FILE", "settings": "KLING_HOOK_URL and KLING_HOOK_SECRET"}

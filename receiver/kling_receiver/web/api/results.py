@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 from anyio import CapacityLimiter, to_thread
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -33,10 +32,13 @@ log = logging.getLogger("kling_receiver.results")
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 """One range. Several ranges, or another unit, are answered with the whole file."""
 
-PLAYER_POLICY = "default-src 'none'; media-src 'self'"
-"""For the page that a browser makes of a video or a sound: under `sandbox`, Chromium's player loads nothing."""
-IMAGE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
-"""For the page of an image: the browser's own styles centre and zoom it, and may not be told apart from a page's."""
+PLAYER_POLICY = "default-src 'none'; media-src 'self'; img-src 'self'"
+"""For the page that a browser makes of a video or a sound: under `sandbox`, Chromium's player loads nothing.
+
+`img-src`: the site's icon.
+"""
+IMAGE_POLICY = "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
+"""For the page of an image: to the policy, the browser's own styles, which centre and zoom it, are the page's."""
 ATTACHMENT_POLICY = "sandbox; default-src 'none'"
 
 SHARED_HEADERS = {
@@ -50,6 +52,7 @@ PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Headers": "Range, If-Range, If-None-Match",
     "Access-Control-Max-Age": "7200",
 }
+LINK_HINT = "Get a new link from GET /api/tasks/{id}."
 OWN_HEADERS = {"Cross-Origin-Resource-Policy": "same-origin"}
 """For requests with a token or a session: no page of another origin may use the file with them."""
 
@@ -75,12 +78,12 @@ class ResultRoutes:
         return [Route("/api/tasks/{id}/results/{n}", self._result, methods=["GET", "OPTIONS"])]
 
     async def _result(self, request: Request) -> Response:
-        task_id, index = request.path_params["id"], _parse_index(request.path_params["n"])
+        task_id, index = request.path_params["id"], parse_index(request.path_params["n"])
         if "signature" in request.query_params:
             self._verify_link(request, task_id, index)
             headers = SHARED_HEADERS
         elif request.method == "OPTIONS":
-            raise HTTPException(405, headers={"Allow": "GET, HEAD"})  # a browser then sends no token from elsewhere
+            raise ApiError(401, "bad_link", "Only a signed link is for other origins.", LINK_HINT)
         else:
             await self._guard.check(request, "read")
             headers = OWN_HEADERS
@@ -126,7 +129,7 @@ class ResultRoutes:
             "Content-Security-Policy": _policy(media_type),
             "X-Content-Type-Options": "nosniff",
         }
-        if _not_modified(request, headers["ETag"]):
+        if not_modified(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         _check_range(request, headers["ETag"], result["size"] or 0)
         return FileResponse(
@@ -142,7 +145,7 @@ class ResultRoutes:
         try:
             verify_link(self._settings.signing_secrets, task_id, index, expires, signature, now=self._clock())
         except TokenError as error:
-            raise ApiError(401, "bad_link", str(error), "Get a new link from GET /api/tasks/{id}.") from None
+            raise ApiError(401, "bad_link", str(error), LINK_HINT) from None
 
 
 def _policy(media_type: str) -> str:
@@ -152,7 +155,7 @@ def _policy(media_type: str) -> str:
     return IMAGE_POLICY if media_type.startswith("image/") else PLAYER_POLICY
 
 
-def _not_modified(request: Request, etag: str) -> bool:
+def not_modified(request: Request, etag: str) -> bool:
     """Whether the client has this file already. A proxy that compresses marks the tag as weak."""
     tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
     return etag in tags or "*" in tags
@@ -170,7 +173,7 @@ def _check_range(request: Request, etag: str, size: int) -> None:
         raise ApiError(416, "bad_range", message, hint, Content_Range=f"bytes */{size}")
 
 
-def _parse_index(text: str) -> int:
+def parse_index(text: str) -> int:
     """The index of a result. Raises ApiError if it is not a number."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise result_not_found()

@@ -102,7 +102,7 @@ class StreamRoutes:
                     rows, lambda event, detail: _frame(self._payloads.event(event, detail))
                 )
                 rows = rows[len(frames) :]
-                for frame in frames:
+                for frame in filter(None, frames):
                     yield frame
 
 

@@ -30,7 +30,7 @@ from kling_receiver.tasks.submission import MAX_KEY_CHARS, Submission
 from kling_receiver.validation import describe_errors
 from kling_receiver.web.api.actions import JOB_SCHEMA
 from kling_receiver.web.api.committer import Committer, Submit
-from kling_receiver.web.api.tasks import get_task_or_404
+from kling_receiver.web.api.tasks import get_task_or_404, task_not_found
 from kling_receiver.web.body import LARGE_BYTES, BodyLimiter, Reservation, read_body
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import RequestModel
@@ -46,7 +46,11 @@ OWN_ID = {"pattern": f"^({ids.PATTERN.pattern})?$"}
 READ_SECONDS = 120
 """Seconds in which a whole submission must arrive."""
 FIX = "Fix the request and send it again. Nothing was sent to Kling."
+FULL_HINT = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}."
 NO_KEY_HINT = "Set KLING_API_KEY (or KLING_ACCESS_KEY and KLING_SECRET_KEY) for the receiver, or create it as a client."
+
+
+ENDED_HINT = "There is nothing to cancel. An administrator can remove it: kling-receiver tasks remove ID"
 
 
 ReadSubmission = Callable[[bytes, str, ReceiverSettings], Submission]
@@ -128,7 +132,7 @@ class SubmissionRoutes:
             hint = "Use another external_task_id or Idempotency-Key, or the same parameters and hook."
             raise ApiError(409, "conflict", result.conflict, hint)
         if result.full:
-            hint = "Wait until some are sent, or cancel some: DELETE /api/tasks/{id}. Nothing was sent to Kling."
+            hint = f"{FULL_HINT} Nothing was sent to Kling."
             raise ApiError(429, "queue_full", result.full, hint, Retry_After="30")
         return replace(submission, task_id=result.task_id or submission.task_id), result.created
 
@@ -136,11 +140,13 @@ class SubmissionRoutes:
         """End a task that waits in the queue."""
         detail = await get_task_or_404(self._reader, request.path_params["id"])
         result = await self._writer.run(lambda tx: submissions.cancel(tx, detail.row["id"]))
+        if result == "removed":
+            raise task_not_found()
         if result == "sent":
             message = f"Task {detail.row['id']} was sent to Kling, and Kling has no cancel."
             raise ApiError(409, "already_sent", message, "Wait until it ends.")
         if result == "ended":
-            raise ApiError(409, "already_ended", f"Task {detail.row['id']} has ended.", "There is nothing to cancel.")
+            raise ApiError(409, "already_ended", f"Task {detail.row['id']} has ended.", ENDED_HINT)
         return JSONResponse(self._payloads.task(await get_task_or_404(self._reader, detail.row["id"])))
 
     async def read(self, request: Request, reservation: Reservation) -> bytes:
@@ -207,6 +213,21 @@ def check_submission(
     external_id: str = "",
 ) -> Submission:
     """Check a submission. `task_id`, `external_id`: as in `build`. Raises ApiError naming every problem."""
+    try:
+        return make_submission(parsed, idempotency_key, settings, task_id=task_id, external_id=external_id)
+    except ParameterError as error:
+        raise ApiError(422, "bad_submission", " ".join(error.problems), FIX) from None
+
+
+def make_submission(
+    parsed: SubmissionBody,
+    idempotency_key: str,
+    settings: ReceiverSettings,
+    *,
+    task_id: str | None = None,
+    external_id: str = "",
+) -> Submission:
+    """As `check_submission`. Raises ParameterError with all problems."""
     problems: list[str] = []
     callback_url, hook, hook_format = "", parsed.hook.strip(), parsed.hook_format
     try:
@@ -255,5 +276,5 @@ def check_submission(
     except ParameterError as error:
         problems += error.problems
     if problems:
-        raise ApiError(422, "bad_submission", " ".join(dict.fromkeys(problems)), FIX)
+        raise ParameterError(list(dict.fromkeys(problems)))
     return submission

@@ -1,4 +1,4 @@
-"""GET and POST /api/tasks, GET, PUT and DELETE /api/tasks/{id}: list, show, register, submit and cancel tasks."""
+"""GET and POST /api/tasks, GET, PUT and DELETE /api/tasks/{id}: list, show, register, submit, cancel, remove tasks."""
 
 import json
 import time
@@ -20,6 +20,8 @@ from kling_receiver.events.payloads import Payloads, TaskJson
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.states import STATUSES
 from kling_receiver.store.reader import Reader, TaskDetail
+from kling_receiver.store.removed import describe_removed, removed_tasks
+from kling_receiver.store.rows import RemovedRow
 from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.store.writer import Writer
 from kling_receiver.tasks import registration as task_registration
@@ -54,7 +56,7 @@ PARSERS = 4
 
 
 class TaskRoutes:
-    """The routes that list, show, register, submit and cancel tasks."""
+    """The routes that list, show, register, submit, cancel and remove tasks."""
 
     def __init__(
         self,
@@ -66,11 +68,11 @@ class TaskRoutes:
         bodies: BodyLimiter,
         payloads: Payloads,
         submit: RouteHandler,
-        cancel: RouteHandler,
+        delete: RouteHandler,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`submit`, `cancel`: the endpoints of `web/api/submission`."""
-        self._submit, self._cancel = submit, cancel
+        """`submit`: the endpoint of `web/api/submission`; `delete`: that of `web/api/actions`, which authorizes."""
+        self._submit, self._delete = submit, delete
         self._settings, self._guard, self._writer, self._reader = settings, guard, writer, reader
         self._bodies, self._payloads = bodies, payloads
         self._signer = CallbackSigner(settings.signing_secrets, clock=clock)
@@ -86,7 +88,7 @@ class TaskRoutes:
                 "/api/tasks/{id}",
                 GET=require("read", self._show),
                 PUT=require("client", self._register),
-                DELETE=require("client", self._cancel),
+                DELETE=self._delete,
             ),
         ]
 
@@ -147,7 +149,19 @@ async def get_task_or_404(reader: Reader, any_id: str) -> TaskDetail:
         details = await reader.details(found)
     if details:
         return next(iter(details.values()))
-    raise ApiError(404, "unknown_task", "There is no such task.", "Check the id with: kling-receiver tasks list")
+    if removed := await reader.read(lambda connection: removed_tasks(connection, [any_id] if is_id(any_id) else [])):
+        raise task_not_found(removed[any_id])
+    raise task_not_found()
+
+
+def task_not_found(removed: RemovedRow | None = None) -> ApiError:
+    """The error for an id without a task. `removed`: its task was removed."""
+    message, hint = "There is no such task.", "Check the id with: kling-receiver tasks list"
+    if removed:
+        message = describe_removed(removed)
+        if count := removed["callback_count"]:
+            message += f" {count} {'callback' if count == 1 else 'callbacks'} of it came later and were not stored."
+    return ApiError(404, "unknown_task", message, hint)
 
 
 TASK_PARAMETERS = ("status", "family", "model", "tag", "task_id", "text", "since", "until", "limit", "cursor")

@@ -91,7 +91,7 @@ class Queries:
 
         async def is_over() -> bool:
             rows = await self._reader.tasks(ids)
-            return any(kling_status(row) in FINAL for row in rows)
+            return len(rows) < len(set(ids)) or any(kling_status(row) in FINAL for row in rows)  # one was removed
 
         async def render_later() -> dict[str, Any]:
             return render({task.row["id"]: task for task in tasks} | await self._reader.details(ids))

@@ -4,6 +4,9 @@ routes.py    collects the pages; their order is that of the navigation
 pages.py     renders templates; `Pages.page` lets only sessions in; `urls_from` makes every address; static files
 live.py      streams of what changed: pages that show the same share one renderer
 display.py   how values are shown: the filters of the templates
+thumbnails.py  the small images of tasks, made by results/thumbnails
+task/        the page of one task: its history, the timeline, what to do about a failure
+create/      the form that creates tasks, from the client's table of jobs
 signin/      login links, the password, the session's cookie
 templates/   layout.html is the frame of each page, macros.html has the building blocks
 static/      one stylesheet, one script; vendor/ has htmx and its SSE extension, unchanged, with version and licence
@@ -28,7 +31,7 @@ A new page is a class with `routes()`, added to `groups` in routes.py:
             return self._pages.render(visit, "hooks.html", title="Hooks", fragment=fragment, live_url=live_url)
 
         async def _follow(self, visit: Visit) -> Response:
-            return self._live.respond(visit, ("hooks", visit.role), self._render)  # task_id=... for one task's page
+            return self._live.respond(visit, ("hooks", visit.role), self._render)  # task_id=..., hooks=True
 
 The template extends layout.html, imports macros.html as `ui`, writes `{{ ui.live(live_url) }}` once, and the elements
 of the fragment with `|safe`. In templates, `url("dashboard/hooks", name=...)` makes each address, `visit.may("admin")`

@@ -67,6 +67,25 @@ def duration_text(milliseconds: float | None) -> str:
     return f"{whole} s"
 
 
+def seconds_text(seconds: float) -> str:
+    """A number of seconds as people read it: `30 s`, `15 min`, `8 h`."""
+    return duration_text(seconds * 1000).replace(".0 s", " s")
+
+
+def share_text(part: int, whole: int) -> str:
+    """A share in per cent: `98.2 %`. It is 0 or 100 only if it is exactly that; "–" of nothing."""
+    if not whole:
+        return "–"
+    if part in (0, whole):
+        return f"{100 * part // whole} %"
+    return f"{min(max(100 * part / whole, 0.1), 99.9):.1f} %"
+
+
+def plain_number(number: float) -> str:
+    """A number without needless zeros: `5`, `0.5`."""
+    return f"{number:g}" if number < 1e6 else str(number).removesuffix(".0")
+
+
 def pretty(value: Any) -> str:
     """A JSON document with indentation."""
     return json.dumps(value, indent=2, ensure_ascii=False)
@@ -78,6 +97,9 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "cost": cost_text,
     "bytes": bytes_text,
     "duration": duration_text,
+    "seconds": seconds_text,
+    "plain": plain_number,
+    "share": share_text,
     "pretty": pretty,
     "icon": lambda status: STATUS_ICONS.get(status, "•"),
 }

@@ -16,7 +16,7 @@ from typing import Self
 
 from starlette.responses import Response, StreamingResponse
 
-from kling_receiver.events.bus import EventBus
+from kling_receiver.events.bus import HOOKS, EventBus, work_of
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.web.dashboard.pages import Visit
 from kling_receiver.web.errors import ApiError
@@ -68,14 +68,15 @@ def changes(old: Fragment | None, new: Fragment) -> str:
     message = [_oob(html, "true") for name, html in new.parts.items() if old.parts.get(name) != html]
     before, after = old.rows or {}, new.rows or {}
     kept, added = [name for name in before if name in after], [name for name in after if name not in before]
-    if [*added, *kept] != list(after) or (not before) != (not after):
+    place = "beforeend" if [*kept, *added] == list(after) else "afterbegin"
+    if (place == "afterbegin" and [*added, *kept] != list(after)) or (not before) != (not after):
         return "".join(message) + _replace_rows(new)
     for name, html in before.items():
         if name not in after:
             message.append(_alone(f'<{_tag(html)} id="{name}" hx-swap-oob="delete"></{_tag(html)}>'))
     if added:
         html = "".join(after[name] for name in added)
-        message.append(_alone(f'<{new.rows_tag} hx-swap-oob="afterbegin:#{new.rows_id}">{html}</{new.rows_tag}>'))
+        message.append(_alone(f'<{new.rows_tag} hx-swap-oob="{place}:#{new.rows_id}">{html}</{new.rows_tag}>'))
     message += [_oob(after[name], "true") for name in kept if before[name] != after[name]]
     return "".join(message)
 
@@ -108,10 +109,17 @@ Render = Callable[[], Awaitable[Fragment]]
 
 
 class View:
-    """What some open pages show. `task_id`: the only task whose events change it; None: any task's do."""
+    """What some open pages show.
 
-    def __init__(self, bus: EventBus, task_id: str | None, render: Render, turns: "Turns") -> None:
+    `task_id`: the only task whose events, jobs and deliveries change it; None: any task's events do.
+    `hooks`: changes of hooks, and attempts at deliveries, change it too.
+    """
+
+    def __init__(
+        self, bus: EventBus, task_id: str | None, render: Render, turns: "Turns", *, hooks: bool = False
+    ) -> None:
         self._bus, self._task_id, self._render, self._turns = bus, task_id, render, turns
+        self._hooks = hooks
         self._messages: deque[tuple[str, bytes]] = deque(maxlen=KEPT_MESSAGES)
         """The states before each of the last messages, and the messages."""
         self._fragment: Fragment | None = None
@@ -151,7 +159,12 @@ class View:
 
     async def _run(self) -> None:
         """Render after each commit that concerns the view: at once, unless the last message was just sent."""
-        with self._bus.subscribe(self._task_id) as woken:
+        causes = [self._task_id]
+        if self._task_id is not None:
+            causes.append(work_of(self._task_id))
+        if self._hooks:
+            causes.append(HOOKS)
+        with self._bus.subscribe(*causes) as woken:
             while not self._bus.closed:
                 woken.clear()
                 async with self._turns.turn() as turn:
@@ -228,8 +241,12 @@ class LiveViews:
         self._bus, self._turns = bus, Turns()
         self._views: dict[Hashable, View] = {}
 
-    def respond(self, visit: Visit, key: Hashable, render: Render, *, task_id: str | None = None) -> Response:
+    def respond(
+        self, visit: Visit, key: Hashable, render: Render, *, task_id: str | None = None, hooks: bool = False
+    ) -> Response:
         """The stream of a page. `key`: the same for pages that show the same, so it includes the role and the filter.
+
+        `task_id`, `hooks`: what changes the page, as for a `View`.
 
         The page says what it has by `?state=`, and after a broken connection by `Last-Event-ID`. The stream ends with
         the session. Raises ApiError when too many streams are open.
@@ -241,17 +258,15 @@ class LiveViews:
             hint = "Close some pages, then reload this one."
             raise ApiError(503, "too_many_streams", "Too many pages and streams are open.", hint, Retry_After="30")
         state = visit.request.headers.get("Last-Event-ID") or visit.request.query_params.get("state", "")
-        frames = self._frames(visit, key, render, task_id, state)
+        frames = self._frames(visit, key, View(self._bus, task_id, render, self._turns, hooks=hooks), state)
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
 
-    async def _frames(
-        self, visit: Visit, key: Hashable, render: Render, task_id: str | None, state: str
-    ) -> AsyncIterator[bytes]:
+    async def _frames(self, visit: Visit, key: Hashable, new: View, state: str) -> AsyncIterator[bytes]:
         seconds_left = visit.session.seconds_left
         # The end of a session or of the receiver wakes every stream. A commit wakes the view, which wakes its pages.
         with (
             self._bus.subscribe(NO_TASK) as woken,
-            self._view(key, render, task_id) as view,
+            self._view(key, new) as view,
             view.open_page(woken),
             self._bus.count_stream(),
         ):
@@ -270,8 +285,8 @@ class LiveViews:
                 yield b"event: session-ended\ndata: \n\n"
 
     @contextmanager
-    def _view(self, key: Hashable, render: Render, task_id: str | None) -> Iterator[View]:
-        view = self._views.setdefault(key, View(self._bus, task_id, render, self._turns))
+    def _view(self, key: Hashable, new: View) -> Iterator[View]:
+        view = self._views.setdefault(key, new)
         try:
             yield view
         finally:

@@ -11,12 +11,16 @@ from kling_receiver.parts import Clock, Store, Work
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard
 from kling_receiver.web.body import BodyLimiter
+from kling_receiver.web.dashboard.create.page import CreatePage
 from kling_receiver.web.dashboard.health import HealthPage
+from kling_receiver.web.dashboard.hooks import HooksPage
 from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.overview import OverviewPage
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, url_from
 from kling_receiver.web.dashboard.signin.login import LoginRoutes
+from kling_receiver.web.dashboard.task.page import TaskPage
 from kling_receiver.web.dashboard.tasks import TasksPage
+from kling_receiver.web.dashboard.thumbnails import ThumbnailRoutes
 from kling_receiver.web.doctor import DoctorRoutes
 from kling_receiver.web.errors import ApiError
 
@@ -48,6 +52,10 @@ def dashboard_routes(
     pages, live = Pages(guard.sessions), LiveViews(store.bus)
     groups: list[Group] = [
         TasksPage(pages, live, reader=store.reader),
+        ThumbnailRoutes(guard, reader=store.reader, thumbnails=store.thumbnails),
+        CreatePage(settings, pages, reader=store.reader, payloads=store.payloads, bodies=bodies),
+        TaskPage(pages, live, reader=store.reader, clock=clock),
+        HooksPage(settings, pages, live, reader=store.reader, sender=work.sender),
         OverviewPage(pages, reader=store.reader, metrics=store.metrics, limits=settings.slot_limits, clock=clock),
         HealthPage(pages, settings, reader=store.reader, ready=ready, doctor=doctor, clock=clock),
         LoginRoutes(settings, pages, bodies, clock=clock),

@@ -23,7 +23,7 @@ from kling_receiver.web.api.hook_payloads import (
     ReplayedJson,
     RetriedJson,
 )
-from kling_receiver.web.api.hooks import Rotation
+from kling_receiver.web.api.hooks import HookChanges, HookTest, Pause, Rotation
 from kling_receiver.web.api.submission import SubmissionBody
 from kling_receiver.web.api.tasks import RegisteredJson, TaskPageJson
 from kling_receiver.web.doctor import DoctorJson
@@ -37,6 +37,9 @@ REQUESTS: dict[str, Any] = {
     "Adoption": Adoption,
     "NewHook": HookConfig,
     "Rotation": Rotation,
+    "HookTest": HookTest,
+    "HookChanges": HookChanges,
+    "Pause": Pause,
     "Replay": Replay,
     "Retry": Retry,
     "NewToken": NewToken,

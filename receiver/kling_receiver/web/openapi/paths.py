@@ -12,6 +12,7 @@ from kling_receiver.hooks.delivery_list import STATES
 from kling_receiver.states import STATUSES
 from kling_receiver.tasks.registration import KLING_ID_SCHEMA
 from kling_receiver.tasks.submission import MAX_KEY_CHARS
+from kling_receiver.web.api.actions import ONLY
 from kling_receiver.web.api.paging import MAX_PAGE_SIZE
 from kling_receiver.web.api.tasks import MAX_TEXT_CHARS
 
@@ -111,6 +112,7 @@ TASKS = (
     _parameter("query", "until", TIME, "created before this time"),
     *PAGE,
 )
+ONLY_PARAMETER = _parameter("query", "only", {"enum": list(ONLY)}, "the one of the two that is meant")
 DELIVERIES = (
     _parameter("query", "hook", STRING, "empty means any, as in the other filters"),
     _parameter("query", "state", {"enum": [*STATES, ""]}),
@@ -166,7 +168,12 @@ OPERATIONS: dict[str, Operation] = {
         body=_body(_ref("Submission")),
     ),
     "DELETE /api/tasks/{id}": Operation(
-        "Cancel a task that waits in the queue: its create is never sent", TASK, (404, 409, 503), "client"
+        "Cancel a task that waits in the queue: its create is never sent. For role admin: remove a task that has "
+        "ended, with its events and files; the response is the task as it was",
+        TASK,
+        (404, 409, 422, 503),
+        "client",
+        (ONLY_PARAMETER,),
     ),
     "GET /api/tasks/{id}": Operation("Show a task", TASK, (404, 409, 422), "read"),
     "PUT /api/tasks/{id}": Operation(
@@ -197,7 +204,7 @@ OPERATIONS: dict[str, Operation] = {
     "OPTIONS /api/tasks/{id}/results/{n}": Operation(
         "Permit a page of another origin to read the file of a signed link, with a range",
         {"204": {"description": "permitted"}},
-        (401, 404, 405),
+        (401, 404),
         role=None,
         parameters=LINK,
     ),
@@ -209,13 +216,21 @@ OPERATIONS: dict[str, Operation] = {
         body=_body(_ref("NewHook")),
     ),
     "GET /api/hooks/{name}": Operation("Show a hook", HOOK, (404,)),
+    "PATCH /api/hooks/{name}": Operation(
+        "Change settings of a hook", HOOK, (404, 409, 413, 422, 503), body=_body(_ref("HookChanges"))
+    ),
     "DELETE /api/hooks/{name}": Operation(
         "Remove a hook and its pending deliveries", _response("removed", _ref("Removed")), (404, 409, 503)
     ),
     "POST /api/hooks/{name}/test": Operation(
-        "Send a signed test event", _response("the outcome", _ref("Outcome")), (404, 503)
+        "Send a signed test event, once",
+        _response("the outcome", _ref("Outcome")),
+        (404, 413, 422, 503),
+        body=_body(_ref("HookTest"), required=False),
     ),
-    "POST /api/hooks/{name}/pause": Operation("Pause deliveries; events are kept", HOOK, (404, 503)),
+    "POST /api/hooks/{name}/pause": Operation(
+        "Pause deliveries; events are kept", HOOK, (404, 413, 422, 503), body=_body(_ref("Pause"), required=False)
+    ),
     "POST /api/hooks/{name}/resume": Operation("Resume deliveries, with the events since the pause", HOOK, (404, 503)),
     "POST /api/hooks/{name}/rotate": Operation(
         "Rotate a hook's secret",

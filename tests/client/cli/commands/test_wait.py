@@ -126,5 +126,5 @@ def test_progress_shows_how_long_such_a_task_takes(
     other = terminal("text-to-image", "x", "--model-name", "kling-v1", "--external-task-id", "other")
     other.until("other submitted")
     gateway.release()
-    other.process.communicate(timeout=60)
+    assert other.process.wait(60) == 0
     assert b" of ~" not in other.output

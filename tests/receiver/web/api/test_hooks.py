@@ -8,15 +8,23 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 from standardwebhooks.webhooks import Webhook
 
+from kling_callback import verify_hook
+from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.ids import new_id
+from kling_callback.protocol.reports import parse_callback
+from kling_receiver.events.payloads import TaskJson
 from kling_receiver.hooks.config import InvalidHook, parse_hook
+from kling_receiver.hooks.examples import example
 from kling_receiver.net.guard import Allowlist
+from kling_receiver.states import FINAL, STATUSES
 from kling_receiver.web.api.hook_payloads import masked_address
+from kling_sandbox import Sandbox
 from tests.support.receiver import Running, Start
 from tests.support.web import Host, host
-from tools.harness.submitting import Json, register, rows
+from tools.harness.submitting import Json, events, finished, metric, poll_until, register, rows, submit
 
 SECRET = "whsec_" + base64.b64encode(b"a-hook-secret-for-these-tests...").decode()
 SHORT = "whsec_" + base64.b64encode(b"short").decode()
@@ -319,3 +327,206 @@ def test_an_address_hides_its_password(start: Start, tmp_path: Path) -> None:
     tested = call(running, "POST", "hooks/stream/test")
     assert not tested["delivered"]
     assert "hidden" not in json.dumps(tested)
+
+
+def fields_of(document: Json, *, prefix: str = "") -> set[str]:
+    """The names of all fields of an event, those of its task and its results included."""
+    names: set[str] = set()
+    for name, value in document.items():
+        inner = value[0] if name == "results" and value else value
+        names |= {f"{prefix}{name}"} | (
+            fields_of(inner, prefix=f"{prefix}{name}.") if isinstance(inner, dict) else set()
+        )
+    return names
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_a_test_event_of_any_type_is_like_a_real_one(shared: Running, type_: str) -> None:
+    """Signed, with the fields of a real task and of real data; its marks say that it is a test."""
+    with host(lambda visit: visit.answer(200, b"thank you")) as endpoint:
+        name = f"of-{type_.replace('.', '-')}"
+        made = call(
+            shared, "POST", "hooks", {"address": endpoint.url, "name": name, "events": ["task.created"]}, status=201
+        )
+        tested = call(shared, "POST", f"hooks/{name}/test", {"event": type_})
+        assert (tested["delivered"], tested["response_status"], tested["response_body"]) == (True, 200, "thank you")
+        assert 0 <= tested["duration_ms"] < 25_000
+        [visit] = endpoint.wait_for(1)
+    event = verify_hook(visit.body, visit.headers, made["secret"])
+    task = event.task
+    assert (event.type, event.id, task["tags"], task["id"][:5]) == (type_, 0, ["test"], "test-")
+    status = type_.removeprefix("task.")
+    if status in STATUSES:
+        assert task["status"] == status
+    assert task["done"] == (type_ == "task.done")
+    assert (task["origin"] is not None) == (task["status"] in FINAL)
+    assert (task["queue_position"] is not None) == (type_ == "task.queued")
+    assert bool(task["results"]) == (task["status"] == "succeed")
+    assert (task["status"] != "failed") or task["status_msg"]
+    TypeAdapter(TaskJson).validate_python(task)
+    assert rows(shared, "SELECT 1 FROM delivery_attempt WHERE hook_name = :name", name=name) == []
+
+
+def test_the_data_of_a_test_event_is_that_of_a_real_one(start: Start, gateway: Sandbox, endpoint: Host) -> None:
+    """For the types that one task has; so are the fields of its task."""
+    running = start(api_base=gateway.url)
+    call(running, "POST", "hooks", {"address": endpoint.url, "name": "real"}, status=201)
+    task, _ = submit(running, gateway, family="videos/text2video")
+    finished(running, task)
+    real = {event["type"]: event for event in events(running, task)}
+    assert {"task.created", "task.submitted", "result.stored", "task.done", "callback.received"} <= real.keys()
+    log_id = next(iter(real.values()))["log_id"]
+    payloads = running.receiver.store.payloads
+    for type_, event in real.items():
+        made = payloads.event(*example(type_, log_id, now=1_800_000_000_000))
+        assert made["data"].keys() == event["data"].keys(), type_
+        assert made["task"].keys() == event["task"].keys()
+    made = payloads.event(*example("task.done", log_id, now=1_800_000_000_000))
+    assert fields_of(dict(made)) - fields_of(made["task"]["request"]) >= fields_of(real["task.done"]) - {
+        field for field in fields_of(real["task.done"]) if ".request." in field
+    }
+
+
+@pytest.mark.parametrize(
+    ("type_", "status"), [("task.submitted", "submitted"), ("task.processing", "processing"), ("task.done", "succeed")]
+)
+def test_a_test_in_kling_s_format(shared: Running, type_: str, status: str) -> None:
+    """Kling's own body; a type that such a hook never receives is refused."""
+    with host(lambda visit: visit.answer(200, b"thank you")) as endpoint:
+        name = f"kling-{status}"
+        made = call(shared, "POST", "hooks", {"address": endpoint.url, "name": name, "format": "kling"}, status=201)
+        assert call(shared, "POST", f"hooks/{name}/test", {"event": type_})["delivered"]
+        [visit] = endpoint.wait_for(1)
+    body = Webhook(made["secret"]).verify(visit.body, dict(visit.headers))
+    assert (body["task_status"], body["task_info"]["external_task_id"][:5]) == (status, "test-")
+    assert bool(body["task_result"]) == (status == "succeed")
+    assert parse_callback(visit.body)
+    assert "task.done only" in refused(shared, f"hooks/{name}/test", {"event": "task.failed"})
+
+
+def test_an_unknown_type_is_refused(shared: Running) -> None:
+    """With the types there are; so is any other field."""
+    call(shared, "POST", "hooks", {"address": GOOD, "name": "never-reached"}, status=201)
+    path = "hooks/never-reached/test"
+    assert "task.overdue" in refused(shared, path, {"event": "task.over"})
+    assert "unknown field" in refused(shared, path, {"events": "task.done"})
+    for odd in (None, ["task.done"], 7, ""):
+        refused(shared, path, {"event": odd})
+
+
+def test_tests_count_for_nothing(running: Running) -> None:
+    """Neither failures nor a Retry-After of a test open the circuit or pause the hook; no success closes it."""
+    answers = iter([500] * 8 + [410, 429])
+    with host(lambda visit: visit.answer(next(answers, 200), Retry_After="3600")) as endpoint:
+        call(running, "POST", "hooks", {"address": endpoint.url, "name": "one"}, status=201)
+        for _ in range(10):
+            assert not call(running, "POST", "hooks/one/test", {"event": "task.done"})["delivered"]
+        shown = call(running, "GET", "hooks/one")
+        assert (shown["state"], shown["pending"], shown["dead"], shown["failing_since"]) == ("active", 0, 0, None)
+        assert metric(running, 'kling_deliveries_total{outcome="failed"}') == 0
+        register(running, new_id())
+        assert len(endpoint.wait_for(11)) == 11  # at once: no circuit is open, no Retry-After holds
+    poll_until(lambda: len(rows(running, "SELECT event_id FROM delivery_attempt")) == 1)  # recorded a moment later
+
+
+def test_a_hook_is_changed(running: Running, endpoint: Host) -> None:
+    """What is sent, and nothing else; null is the default again. The next event already goes by the change."""
+    fields: Json = {"address": f"{endpoint.url}/one?key=x", "events": ["task.done"], "tags": ["a"], "rate_limit": 5}
+    made = call(running, "POST", "hooks", {"name": "one", "concurrency": 3, **fields}, status=201)["hook"]
+    changed = call(running, "PATCH", "hooks/one", {"events": [], "rate_limit": None, "concurrency": None, "tags": []})
+    assert changed == {**made, "events": [], "rate_limit": None, "concurrency": 8, "tags": []}
+    register(running, new_id())
+    assert endpoint.wait_for(1)[0].path == "/one?key=x", "the part of the address that is not shown stays"
+    call(running, "PATCH", "hooks/one", {"address": f"{endpoint.url}/two", "format": "kling", "retry_schedule": [1, 2]})
+    register(running, new_id(), outcome="created", task_id="7")
+    assert endpoint.wait_for(2)[1].path == "/two"
+    assert call(running, "PATCH", "hooks/one", {}) == call(running, "GET", "hooks/one")
+
+
+CHANGES: dict[str, tuple[Json, str]] = {
+    "unknown": ({"colour": "red"}, "colour: unknown field."),
+    "the name": ({"name": "two"}, "name: unknown field."),
+    "the secret": ({"secret": SECRET}, "secret: unknown field."),
+    "no address": ({"address": None}, "address: Field required."),
+    "an empty address": ({"address": ""}, "address: "),
+    "what is hidden": ({"address": f"{GOOD}?***"}, "*** stands for a part that is not shown"),
+    "a command": ({"address": "command:true"}, "Only an https address can be changed"),
+    "loopback": ({"address": "https://169.254.169.254/"}, "is not a public address"),
+    "an unknown event": ({"events": ["task.lost"]}, "events: no event is called task.lost"),
+    "impossible with what stays": ({"statuses": ["failed"]}, "The filter matches nothing"),
+    "a format with events": ({"format": "kling"}, "Remove its events"),
+    "too many at once": ({"concurrency": 257}, "concurrency: "),
+    "several": ({"timeout": 0, "rate_limit": "x"}, "timeout: "),
+}
+
+
+def test_a_change_that_is_not_possible_changes_nothing(shared: Running) -> None:
+    """It is checked as a new hook is, with what stays; each problem names its field."""
+    made = call(shared, "POST", "hooks", {"address": GOOD, "events": ["task.created"]}, status=201)["hook"]
+    for name, (changes, message) in CHANGES.items():
+        assert message in refused_change(shared, made["name"], changes), name
+    assert call(shared, "GET", f"hooks/{made['name']}") == {**made, "behind": made["behind"]}
+    call(shared, "PATCH", "hooks/nothing", {}, status=404)
+    call(shared, "DELETE", f"hooks/{made['name']}")
+
+
+def refused_change(running: Running, name: str, changes: Json) -> str:
+    """The message of a change that is refused."""
+    return str(call(running, "PATCH", f"hooks/{name}", changes, status=422)["error"]["message"])
+
+
+def test_a_hook_of_a_task_or_of_the_settings_is_not_changed(start: Start, endpoint: Host) -> None:
+    """The answer says where it is kept."""
+    running = start(api_base="http://127.0.0.1:9", hook_url=endpoint.url, hook_secret=SECRET)
+    task_id = new_id()
+    register(running, task_id, hook=endpoint.url)
+    for name, code in (("default", "kept_elsewhere"), (f"task:{task_id}", "hook_of_task")):
+        error = call(running, "PATCH", f"hooks/{name}", {"timeout": 3}, status=409)["error"]
+        assert error["code"] == code
+        assert error["hint"]
+
+
+def test_a_pause_has_a_reason(running: Running) -> None:
+    """It is shown with the hook, within its limit."""
+    call(running, "POST", "hooks", {"name": "one", "address": GOOD}, status=201)
+    assert call(running, "POST", "hooks/one/pause", {"reason": " maintenance "})["paused_because"] == "maintenance"
+    assert call(running, "POST", "hooks/one/resume")["paused_because"] is None
+    assert call(running, "POST", "hooks/one/pause", {"reason": ""})["paused_because"] == "an operator paused it"
+    assert "reason: " in refused(running, "hooks/one/pause", {"reason": "x" * 501})
+    assert "because: unknown field" in refused(running, "hooks/one/pause", {"because": "x"})
+
+
+def test_an_open_circuit_says_when_it_is_tried(running: Running) -> None:
+    """While it is open; resumed, the hook is tried at once."""
+    answers = [500]
+    with host(lambda visit: visit.answer(answers[0])) as endpoint:
+        call(running, "POST", "hooks", {"name": "one", "address": endpoint.url, "retry_schedule": [3600]}, status=201)
+        before = call(running, "GET", "hooks/one")
+        assert (before["circuit"], before["next_attempt_at"]) == ("closed", None)
+        for _ in range(6):
+            register(running, new_id())
+        hook = poll_until(
+            lambda: (
+                (found := call(running, "GET", "hooks/one"))["circuit"] == "open" and found["next_attempt_at"] and found
+            )
+        )
+        assert hook["state"] == "failing"
+        assert call(running, "GET", "hooks")["hooks"][0]["circuit"] == "open"
+        answers[0] = 200
+        call(running, "POST", "hooks/one/resume")
+        poll_until(
+            lambda: (found := call(running, "GET", "hooks/one"))["circuit"] == "closed" and not found["next_attempt_at"]
+        )
+
+
+def test_a_test_in_another_format(running: Running, endpoint: Host) -> None:
+    """What the hook would receive in it; the hook keeps its own."""
+    call(running, "POST", "hooks", {"name": "one", "address": endpoint.url}, status=201)
+    assert call(running, "POST", "hooks/one/test", {"event": "task.done", "format": "kling"})["delivered"]
+    assert call(running, "POST", "hooks/one/test", {"event": "task.done"})["delivered"]
+    kling, event = (json.loads(visit.body) for visit in endpoint.wait_for(2))
+    assert "task_status" in json.dumps(kling)
+    assert event["type"] == "task.done"
+    assert call(running, "GET", "hooks/one")["format"] == "event"
+    assert "receives" in refused(running, "hooks/one/test", {"event": "task.failed", "format": "kling"})
+    assert "format: " in refused(running, "hooks/one/test", {"format": "xml"})

@@ -19,11 +19,13 @@ from kling_receiver.tasks.submission import MAX_QUEUED
 from kling_receiver.web.api import committer
 from kling_receiver.web.api.submission import MAX_BYTES
 from kling_sandbox import Sandbox
+from kling_sandbox.pictures.images import png
+from kling_sandbox.pictures.page import Page
 from tests.support.api import error_of
 from tests.support.receiver import Running, Start
 from tests.support.submitting import QUICK_CREATES, VIDEOS, cancel, finish, post
 
-PNG = Path(__file__).parents[4] / "scripts/kling_sandbox/media/0.png"
+PNG = png(Page("an image of the caller's"))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,8 @@ def test_all_problems_are_named_at_once(shared: Running) -> None:
 
 def test_no_file_of_the_receiver_is_read(shared: Running, tmp_path: Path) -> None:
     """Whatever the name looks like, also where the receiver has such a file."""
-    for name in ("data:,x.png", "data:x.png", str(PNG), "a.png"):
+    (tmp_path / "b.png").write_bytes(PNG)
+    for name in ("data:,x.png", "data:x.png", str(tmp_path / "b.png"), "a.png"):
         assert post(shared, {"prompt": "x", "image": name}).status_code == 422
 
 
@@ -101,7 +104,7 @@ def test_a_receiver_without_a_key_says_so(start: Start) -> None:
 def test_an_image_is_sent_and_not_stored(start: Start, gateway: Sandbox) -> None:
     """The task shows its length only; the submission with its bytes is deleted."""
     running = start(api_base=gateway.url, delays=QUICK_CREATES)
-    data = base64.b64encode(PNG.read_bytes()).decode()
+    data = base64.b64encode(PNG).decode()
     task_id = post(running, {"prompt": "x", "image": f"data:image/png;base64,{data}"}).json()["id"]
     task = finish(running, task_id)
     assert (task["status"], gateway.creates[0]["image"]) == ("succeed", data)

@@ -55,7 +55,7 @@ def rows(**texts: str) -> Fragment:
         (
             rows(b="1"),
             rows(b="1", c="1"),
-            '<tbody id="rows" hx-swap-oob="innerHTML"><tr id="b"><td>1</td></tr><tr id="c"><td>1</td></tr></tbody>',
+            f'<tbody hx-swap-oob="beforeend:#rows">{row("c", "1")}</tbody>',
         ),
         (
             Fragment(parts={"x": '<p id="x">1</p>', "y": '<p id="y">1</p>'}),
@@ -70,7 +70,7 @@ def rows(**texts: str) -> Fragment:
     ],
 )
 def test_only_what_changed_is_sent(old: Fragment | None, new: Fragment, message: str) -> None:
-    """New rows at the front are added, others replaced by their id; any other order replaces the list."""
+    """New rows at the front or the end are added, others replaced by their id; any other order replaces the list."""
     sent = changes(old, new)
     assert sent.replace("<template>", "").replace("</template>", "") == message
     assert sent.count("<template>") == sent.count("hx-swap-oob"), "each is in a template of its own"

@@ -17,7 +17,9 @@
     const at = new Date(time.dateTime);
     if (Number.isNaN(at.getTime())) return;
     const seconds = (Date.now() - at.getTime()) / 1000;
-    const text = time.dataset.form === "since" ? age(seconds) : seconds < 5 ? "just now" : `${age(seconds)} ago`;
+    const form = time.dataset.form;
+    const text = form === "since" ? age(seconds) : seconds < -5 ? `in ${age(-seconds)}`
+      : form === "due" ? "now" : seconds < 5 ? "just now" : `${age(seconds)} ago`;
     if (time.textContent !== text) time.textContent = text;
     if (!time.title) time.title = at.toLocaleString();
   };
@@ -75,9 +77,9 @@
   };
 
   // Calls of the API. An error has a message and a hint.
-  const call = async (action, body) => {
+  const call = async (action, body, headers = {}) => {
     const [method, path] = action.split(/\s+/, 2);
-    const options = { method, credentials: "same-origin", headers: { Accept: "application/json" } };
+    const options = { method, credentials: "same-origin", headers: { Accept: "application/json", ...headers } };
     if (body !== undefined) {
       options.headers["Content-Type"] = "application/json";
       options.body = JSON.stringify(body);
@@ -162,6 +164,21 @@
       act(form, bodyOf(form));
     } catch (error) {
       showError(error);
+    }
+  });
+
+  // Copying: the text of the button, or of the element that it names
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy], [data-copy-from]");
+    if (!button) return;
+    const source = document.getElementById(button.dataset.copyFrom);
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy ?? source.textContent);
+      toast("Copied.");
+    } catch {
+      if (source) getSelection().selectAllChildren(source);
+      else getSelection().selectAllChildren(button.previousElementSibling || button);
+      toast("The browser does not let this page copy.", "The text is selected: press Ctrl+C.", true);
     }
   });
 
@@ -325,6 +342,41 @@
       const response = await fetch(location.href, { method: "HEAD", redirect: "manual", credentials: "same-origin" });
       if (response.type === "opaqueredirect") location.reload();
     } catch { /* the extension tries again */ }
+  });
+  // What a reader has opened, focused or started to play outlives an update of the part that it is in.
+  let kept = null;
+  document.addEventListener("htmx:oobBeforeSwap", (event) => {
+    const { target, fragment } = event.detail, old = $$(":scope > [data-version]", target);
+    if (old.length) { // children that did not change stay: a video plays on
+      const known = new Map(old.map((each) => [each.id, each]));
+      const wanted = [...fragment.children].map((each) => {
+        const same = known.get(each.id);
+        return same?.dataset.version === each.dataset.version ? same : each;
+      });
+      if (!wanted.length || [...fragment.children].some((each) => known.has(each.id))) {
+        event.detail.shouldSwap = false;
+        [...target.children].filter((each) => !wanted.includes(each)).forEach((each) => each.remove());
+        wanted.forEach((each, n) => { if (target.children[n] !== each) target.insertBefore(each, target.children[n] || null); });
+        return;
+      }
+    }
+    const focused = target.contains(document.activeElement) ? document.activeElement : null;
+    kept = {
+      details: $$("details[id]", target).map((each) => [each.id, each.open]),
+      focus: focused && [focused.id, focused.dataset.api, focused.dataset.copy, focused.textContent],
+      scrolled: $$("[id]", target).filter((each) => each.scrollTop || each.scrollLeft).map((each) => [each.id, each.scrollTop, each.scrollLeft]),
+    };
+  });
+  document.addEventListener("htmx:oobAfterSwap", () => {
+    if (!kept) return;
+    const { details, focus, scrolled } = kept;
+    kept = null;
+    details.forEach(([id, open]) => document.getElementById(id)?.toggleAttribute("open", open));
+    scrolled.forEach(([id, top, left]) => document.getElementById(id)?.scrollTo(left, top));
+    if (!focus || document.activeElement !== document.body) return;
+    const [id, api, copy, text] = focus;
+    const same = (each) => (id ? each.id === id : each.dataset.api === api && each.dataset.copy === copy && each.textContent === text);
+    $$("button, a, summary, [tabindex]").find(same)?.focus({ preventScroll: true });
   });
   document.addEventListener("htmx:oobAfterSwap", (event) => {
     const element = event.detail.elt || event.target;
