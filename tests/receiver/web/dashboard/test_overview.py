@@ -116,7 +116,7 @@ def test_the_outcomes_of_each_step(start: Start, database_url: str, name: str) -
     for title, kind in (("Succeeded", "task.succeed"), ("Failed", "task.failed"), ("Created", "task.created")):
         assert re.search(rf'{title} <strong class="num">{sums[kind]:,}</strong>', page), title
     assert f"Tasks per {STEP_TITLES[step]}" in page
-    titles = re.findall(r'<g class="bar"><title>([^<]+): [\d,]+ succeeded', page)
+    titles = re.findall(r'<g class="chart-bar"><title>([^<]+): [\d,]+ succeeded', page)
     assert titles == [row[0] for row in reversed(found)]
 
 
