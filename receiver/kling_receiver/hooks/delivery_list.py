@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, or_, select, text
+from sqlalchemy import Connection, Select, func, literal, or_, select, text, tuple_
 
 from kling_receiver.hooks.deliveries import attempted_events
 from kling_receiver.hooks.matching import matches
@@ -80,9 +81,10 @@ NOT_QUEUED = text(f"""
 JOB_COLUMNS = ", ".join(column.name for column in JOB.c if column.name != "args")  # they may be damaged
 SELECT_JOBS = Statement[JobRow](f"SELECT {JOB_COLUMNS} FROM job WHERE unique_key IN :keys")
 SELECT_ATTEMPTS = Statement[AttemptRow](
-    f"SELECT {columns(ATTEMPT)} FROM delivery_attempt WHERE (event_id, hook_name) IN :pairs ORDER BY id",
+    f"SELECT {columns(ATTEMPT)} FROM delivery_attempt WHERE event_id IN :ids AND hook_name IN :names ORDER BY id",
     table=ATTEMPT,
 )
+"""Some of them are of other deliveries: for a list of pairs, SQLite reads the whole table."""
 
 
 def _newest_first(key: Key) -> tuple[int, str]:
@@ -109,12 +111,26 @@ def _queued(connection: Connection, delivery_filter: DeliveryFilter) -> set[Key]
     query = select(JOB.c.unique_key).where(JOB.c.hook_name.is_not(None), JOB.c.kind == Kind.DELIVERY)
     if delivery_filter.state:
         query = query.where(JOB.c.state == "dead" if delivery_filter.state == "dead" else JOB.c.state != "dead")
-    if delivery_filter.hook_name:
-        query = query.where(JOB.c.hook_name == delivery_filter.hook_name)
     if delivery_filter.task_id:
         query = query.where(JOB.c.task_id == delivery_filter.task_id)
+    if delivery_filter.hook_name:
+        query = _newest_of_hook(query, delivery_filter.hook_name, delivery_filter)
     keys = {key for unique_key in connection.execute(query).scalars() if (key := delivery_of(unique_key))}
     return _past_cursor(keys, delivery_filter)
+
+
+def _newest_of_hook(query: Select[Any], hook_name: str, delivery_filter: DeliveryFilter) -> Select[Any]:
+    """Only as many of a hook's jobs as the page may show: a hook may have many dead letters.
+
+    The keys of one hook differ in the event's id only, so that a longer key, or the later one of the same length, is of
+    a newer event.
+    """
+    order = func.length(JOB.c.unique_key), JOB.c.unique_key
+    query = query.where(JOB.c.hook_name == hook_name).order_by(*(column.desc() for column in order))
+    if delivery_filter.before:
+        last = delivery_key(delivery_filter.before[0], hook_name)
+        query = query.where(tuple_(*order) <= tuple_(literal(len(last)), literal(last)))
+    return query.limit(delivery_filter.limit + 2)  # the cursor's own event may be among them
 
 
 def _past_cursor(keys: set[Key], delivery_filter: DeliveryFilter) -> set[Key]:
@@ -149,8 +165,9 @@ def _deliveries(connection: Connection, keys: Sequence[Key]) -> list[Delivery]:
     unique_keys = [delivery_key(event_id, name) for event_id, name in keys]
     jobs = {job["unique_key"]: job for job in SELECT_JOBS.all(connection, keys=unique_keys)}
     attempts: dict[Key, list[AttemptRow]] = {key: [] for key in keys}
-    for attempt in SELECT_ATTEMPTS.all(connection, pairs=list(keys)):
-        attempts[attempt["event_id"], attempt["hook_name"]].append(attempt)
+    for attempt in SELECT_ATTEMPTS.all(connection, ids=ids, names=sorted({name for _, name in keys})):
+        if (key := (attempt["event_id"], attempt["hook_name"])) in attempts:
+            attempts[key].append(attempt)
     return [
         Delivery(events[event_id], name, jobs.get(delivery_key(event_id, name)), attempts[event_id, name])
         for event_id, name in keys

@@ -34,7 +34,7 @@ MAX_EXAMINED = 10_000
 """Tasks that one page examines for filters that no index serves."""
 SEARCH_SECONDS = 0.02
 """Seconds that the steps of a search are to take; a page is to take less than 0.05 s."""
-FIRST_STEP, MIN_STEP, MAX_STEP = 200, 50, 1_000
+FIRST_STEP, MIN_STEP, MAX_STEP = 100, 50, 1_000
 """Tasks of the first step, and of each later one: at most twice that of the step before, because a filter that most
 tasks pass needs few, and as many as the time that is left allows."""
 PROBE = 1_000

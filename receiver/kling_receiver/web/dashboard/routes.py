@@ -53,9 +53,9 @@ def dashboard_routes(
     groups: list[Group] = [
         TasksPage(pages, live, reader=store.reader),
         ThumbnailRoutes(guard, reader=store.reader, thumbnails=store.thumbnails),
+        CreatePage(settings, pages, reader=store.reader, payloads=store.payloads, bodies=bodies),
         TaskPage(pages, live, reader=store.reader, clock=clock),
         HooksPage(settings, pages, live, reader=store.reader, sender=work.sender),
-        CreatePage(settings, pages, reader=store.reader, payloads=store.payloads, bodies=bodies),
         OverviewPage(pages, reader=store.reader, metrics=store.metrics, limits=settings.slot_limits, clock=clock),
         HealthPage(pages, settings, reader=store.reader, ready=ready, doctor=doctor, clock=clock),
         LoginRoutes(settings, pages, bodies, clock=clock),

@@ -11,10 +11,14 @@ import pytest
 from kling_callback.protocol.signing import api_token
 from kling_receiver.app import create_app
 from kling_receiver.hooks import records as hook_records
+from kling_receiver.hooks.deliveries import enqueue_delivery
 from kling_receiver.jobs.kinds import Kind
 from kling_receiver.jobs.queue import NEVER
 from kling_receiver.sinks import Delivered, Message, NotDelivered
+from kling_receiver.store.transaction import Transaction
+from kling_receiver.web.api.paging import encode_cursor
 from tests.support.api import error_of
+from tests.support.database import statements
 from tests.support.outgoing import Outgoing, accept, install_scripted, outgoing, refuse
 from tests.support.receiver import SECRET, Running, make_settings
 from tools.harness.submitting import Json, rows
@@ -118,6 +122,40 @@ async def test_a_list_of_every_state(api: DeliveryApi) -> None:
         assert await api.listed(limit=limit, task="u") == everything[:2]
         assert await api.listed(limit=limit, task="u", hook="a", state="pending") == []
     assert (await api.call("?hook=nobody", status=404))["error"]["code"] == "unknown_hook"
+
+
+async def test_dead_letters_with_ids_of_any_length(api: DeliveryApi) -> None:
+    """Newest event first, although 9 is a later text than 10; with a cursor of another hook's list, too."""
+    await api.add(api.endpoint("a"), retry_schedule=[])
+    await api.change(lambda tx: hook_records.pause(tx, "a", "for a test"))
+    events = [event for _ in range(12) for event in await api.add_events("one")]
+    row = api.hook("a")
+
+    def give_up(tx: Transaction) -> None:
+        for event in events:
+            enqueue_delivery(tx, event, row, "t", state="dead", error="for a test")
+
+    await api.change(give_up)
+    expected = [(event, "a", "dead") for event in reversed(events)]
+    for limit in (1, 5, 11, 12, 200):
+        assert await api.listed(limit=limit, hook="a", state="dead") == expected
+    for name, first in (("A", 9), ("b", 8)):  # the cursor's own event follows a hook that is listed earlier
+        page = await api.call(f"?hook=a&state=dead&limit=2&cursor={encode_cursor((9, name))}")
+        assert [each["event"] for each in page["deliveries"]] == [first, first - 1]
+
+
+async def test_the_attempts_of_a_list_are_found_by_an_index(api: DeliveryApi) -> None:
+    """There may be millions of them."""
+    await of_all_states(api)
+    database = api.receiver.store.database
+    with statements(database) as seen:
+        await api.listed(hook="a")
+    (query,) = {each for each in seen if "FROM delivery_attempt WHERE event_id" in each}
+    assert "hook_name) IN" not in query
+    if database.is_sqlite:
+        with database.read() as connection:
+            plan = "; ".join(row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}"))
+        assert "SEARCH delivery_attempt USING INDEX" in plan
 
 
 async def test_an_event_is_delivered_to_one_hook_and_dead_at_another(api: DeliveryApi) -> None:

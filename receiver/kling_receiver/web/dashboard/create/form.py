@@ -242,7 +242,7 @@ def _price(form: Form, family: str, body: Mapping[str, Any]) -> tuple[Estimate |
         valid = {name: value for name, value in values.items() if _accepts(form.endpoint.find(name), value)}
         family, body = form.endpoint.family, form.endpoint.body(valid)
     if not family:
-        return None, "Choose a family first."
+        return None, "Give the path at Kling first."
     cost = estimate(family, body)
     model = model_of(family, body)
     priced = f"{model} at {family}" if model else f"{family} without a model"

@@ -2,6 +2,7 @@
 
 import secrets
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -115,12 +116,10 @@ class CreatePage:
         posted = await self._read(visit)
         form = read_form(posted)
         if (shown := posted.get("shown", [""])[0]) != (form.job.name if form.job else OTHER_JOB):
-            before = job_named(shown)
-            texts = form.texts
-            job = form.job
-            form = Form(before, form.model, texts, tags=form.tags, external_task_id=form.external_task_id).for_job(job)
+            form = replace(form, job=job_named(shown)).for_job(form.job)
+        everything = bool(posted.get("tried", [""])[0])
         checked = await to_thread.run_sync(
-            lambda: check(form, self._settings, everything=False), limiter=self._checking
+            lambda: check(form, self._settings, everything=everything), limiter=self._checking
         )
         return self._fragment("create_form.html", **self._context(form, checked), swapped=True)
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kling_callback.jobs.catalog import JOBS
@@ -45,14 +46,8 @@ def form_of_request(family: str, request: Any, tags: Sequence[str]) -> Form:
     if omitted:
         names = ", ".join(dict.fromkeys(omitted))
         note = f"Not stored with the task, so give it again: {names}."
-        return _with_notes(form, (*notes, note))
+        return replace(form, notes=(*notes, note))
     return form
-
-
-def _with_notes(form: Form, notes: tuple[str, ...]) -> Form:
-    return Form(
-        form.job, form.model, form.texts, form.family, form.body, form.tags, form.external_task_id, form.more, notes
-    )
 
 
 def _job_of(family: str, request: Mapping[str, Any]) -> Job | None:
