@@ -84,7 +84,9 @@ def start_receiver(
     listening = bind("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
     try:
-        return RunningReceiver(sandbox_settings(data_dir, **{"receiver_url": url, **settings}), listening, delays, clock)
+        return RunningReceiver(
+            sandbox_settings(data_dir, **{"receiver_url": url, **settings}), listening, delays, clock
+        )
     except BaseException:
         listening.close()
         raise

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +12,7 @@ from kling_callback.protocol.ids import new_id
 from kling_sandbox import Sandbox
 from kling_sandbox.receiver import RunningReceiver, start_receiver
 from tools.harness.loopback import web
-from tools.harness.submitting import poll_until, show
+from tools.harness.submitting import Json, poll_until, show
 
 STEP_SECONDS = 2_400
 """Between two groups of tasks."""
@@ -102,7 +102,9 @@ class Scene(NamedTuple):
 
 @contextmanager
 def scene(folder: Path) -> Iterator[Scene]:
-    """A receiver and a sandbox with a day of tasks, as long as the block runs. Its data lie in the folder."""
+    """A receiver and a sandbox with a day of tasks, as long as the block runs. Its data lie in the folder.
+
+    It takes some seconds."""
     clock = SetClock()
     with Sandbox(video_seconds=0.02, image_seconds=0.02) as gateway, _endpoint() as endpoint:
         running = start_receiver(folder, api_base=gateway.url, concurrency=str(SLOTS), clock=clock)
@@ -129,14 +131,14 @@ def scene(folder: Path) -> Iterator[Scene]:
             poll_until(lambda: len([task for task in gateway.tasks.values() if not task.finished_at]) == len(GOING) - 1)
             first = next(task for task in gateway.tasks.values() if not task.finished_at)
             gateway.advance(first.id)
-            poll_until(lambda: show(running, first.external_id)["status"] == "processing")
+            _wait_until(running, [str(first.external_id)], lambda task: task["status"] == "processing")
             yield Scene(running, gateway, images, video, failed)
         finally:
             running.stop()
 
 
 def _run(
-    running: RunningReceiver, gateway: Sandbox, clock: SetClock, group: tuple[Submission, ...] | list[Submission], pace: float
+    running: RunningReceiver, gateway: Sandbox, clock: SetClock, group: Sequence[Submission], pace: float
 ) -> list[str]:
     """Submit tasks, and let them end: images after some seconds of the clock, videos after more."""
     gateway.hold()
@@ -145,18 +147,24 @@ def _run(
     clock.advance(1)
     for kind, seconds in (("images", IMAGE_SECONDS), ("videos", VIDEO_SECONDS - IMAGE_SECONDS)):
         chosen = [each for each, task in zip(ids, group, strict=True) if task.family.startswith(kind)]
-        if not chosen:
-            clock.advance(seconds * pace / 2)
-            continue
-        for status, part in (("processing", 0.2), ("", 0.8)):
-            clock.advance(seconds * pace * part)
-            for each in chosen:
-                gateway.advance(gateway.external[each].id)
-            if status:
-                poll_until(lambda: all(show(running, each)["status"] == status for each in chosen))
-        poll_until(lambda: all(show(running, each)["done"] for each in chosen))
+        _advance(gateway, clock, chosen, seconds * pace * 0.2)
+        _wait_until(running, chosen, lambda task: task["status"] == "processing")
+        _advance(gateway, clock, chosen, seconds * pace * 0.8)
+        _wait_until(running, chosen, lambda task: task["done"])
     gateway.release()
     return ids
+
+
+def _advance(gateway: Sandbox, clock: SetClock, ids: Sequence[str], seconds: float) -> None:
+    """Let time pass, and tasks take their next status. The sandbox's own clock is not set: its tasks began earlier."""
+    clock.advance(seconds)
+    for task in (gateway.external[each] for each in ids):
+        task.created_at -= int(seconds * 1000)
+        gateway.advance(task.id)
+
+
+def _wait_until(running: RunningReceiver, ids: Sequence[str], condition: Callable[[Json], bool]) -> None:
+    poll_until(lambda: all(condition(show(running, each)) for each in ids))
 
 
 def _submit(running: RunningReceiver, clock: SetClock, task: Submission) -> str:
