@@ -187,6 +187,12 @@ def test_bulk_actions_call_the_api_and_say_what_happened(start: Start, gateway: 
     page.get_by_role("button", name="Replay to hooks").click()
     page.get_by_role("dialog").get_by_role("button", name="Continue").click()
     page.get_by_text("1 of 1: Events are delivered again.").wait_for()
+    page.get_by_label("Select all tasks of this page").check()
+    page.get_by_role("button", name="Remove").click()
+    page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+    page.get_by_text("1 of 2: Removed.").wait_for()
+    page.locator(f"#task-{good}").wait_for(state="detached")
+    assert page.get_by_label(f"Select the task {bad}").is_checked(), "what has not ended stays"
 
 
 def test_a_session_that_is_signed_out_elsewhere_leaves_the_page(start: Start, gateway: Sandbox, visit: Visit) -> None:
