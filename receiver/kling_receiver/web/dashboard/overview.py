@@ -36,6 +36,8 @@ KEPT_SECONDS = 5.0
 """Seconds for which the numbers are shown to others, too."""
 MAX_BARS = 12
 """Families and tags with a bar; the table has all of them."""
+MAX_COST_CHARTS = 12
+"""Units and currencies with a chart; Kling has five, and the table has all of them."""
 COST_HEIGHT = 90
 """Pixels of a chart of costs."""
 
@@ -265,10 +267,10 @@ def _jobs(counts: JobCounts, now: int) -> dict[str, Any]:
 
 
 def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str, Any]]:
-    """A chart of the costs of each day for each unit."""
+    """A chart of the costs of each day for each unit, the first MAX_COST_CHARTS by name."""
     days = {row["day"]: row["amounts"] for row in finished["costs"]}
     charts = []
-    for unit in sorted({unit for amounts in days.values() for unit in amounts}):
+    for unit in sorted({unit for amounts in days.values() for unit in amounts})[:MAX_COST_CHARTS]:
         columns, total = [], Decimal()
         for day in range(since // DAY_MS * DAY_MS, now + 1, DAY_MS):
             amount = Decimal(days.get(day, {}).get(unit, "0"))
