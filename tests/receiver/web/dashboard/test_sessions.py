@@ -248,6 +248,18 @@ def test_a_session_may_do_what_its_role_may(shared: Running) -> None:
             assert ("all-tasks" in page) is (role == "admin")
 
 
+def test_what_a_session_reads_is_not_kept(browser: Browser, shared: Running) -> None:
+    """By a browser after the sign-out, or a proxy: for a cookie alone, it might be. A file may be kept, and says so."""
+    browser.sign_in()
+    for path in ("/api/tasks", "/api/hooks", "/metrics"):
+        headers = browser.get(path).headers
+        assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    answer = browser.send("POST", "/api/hooks", json={"name": "kept", "address": "https://hooks.example/"})
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (201, "no-store")
+    assert browser.send("DELETE", "/api/hooks/kept").status_code == 200
+    assert "Cache-Control" not in httpx.get(f"{shared.url}/api/tasks", headers=shared.headers("read")).headers
+
+
 def test_sign_out_ends_the_session_everywhere(start: Start, running: Running) -> None:
     """Also a copy of its cookie, at once and after a restart; other sessions stay."""
     with Browser(running) as browser, Browser(running) as other:
