@@ -266,7 +266,7 @@ def _jobs(counts: JobCounts, now: int) -> dict[str, Any]:
 
 
 def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str, Any]]:
-    """A chart of the costs of each day for each unit."""
+    """A chart of the costs of each day for each unit, the first MAX_UNITS by name."""
     days = {row["day"]: row["amounts"] for row in finished["costs"]}
     charts = []
     for unit in sorted({unit for amounts in days.values() for unit in amounts})[:MAX_UNITS]:
