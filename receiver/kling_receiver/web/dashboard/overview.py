@@ -74,6 +74,7 @@ KIND_TITLES: Mapping[str, str] = {
     Kind.CREATE: "Send a create to Kling",
     Kind.OVERDUE: "Check a task at its deadline",
     Kind.SWEEP: "Check an open task after the start",
+    Kind.REMOVE: "Remove the files of a removed task",
     Kind.DISPATCH: "Send new events to a hook",
     Kind.REPLAY: "Send past events to a hook",
     Kind.DELIVERY: "Retry a delivery to a hook",
