@@ -15,7 +15,7 @@ from kling_receiver.store.sql import Statement, is_sqlite
 from kling_receiver.store.tables import load_json
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
-MAX_TASKS = 200_000
+MAX_TASKS = 120_000
 """Tasks that are read for durations and costs: a page is to take less than half a second."""
 MAX_FAMILIES = 50
 MAX_TAGS = 100

@@ -56,7 +56,7 @@ def main() -> None:
 def take_all(browser: Browser, shown: Scene) -> None:
     """Those of the pages."""
     with visiting(browser, shown, WIDE, "light") as page:
-        save("tasks", page.screenshot())
+        save("tasks", page.screenshot(clip={"x": 0, "y": 0, "width": WIDE[0], "height": 940}, full_page=True))
         visit(page, shown, f"dashboard/tasks/{shown.images}")
         save("task", page.screenshot(full_page=True, clip=down_to(page, "#task-timeline")))
         visit(page, shown, "dashboard/overview")

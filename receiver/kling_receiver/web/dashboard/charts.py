@@ -16,8 +16,8 @@ MIN_BAR = 2.0
 """Pixels of the shortest bar: a value above 0 can be seen."""
 TICKS = 4
 """Lines above the base line, at most."""
-MAX_LABELS = 5
-"""Labels below the bars: as many fit 300 pixels."""
+MAX_LABELS = 4
+"""Labels below the bars: as many fit 240 pixels."""
 GAP = 0.22
 """The part of a column that is left between two bars."""
 MAX_BAR_PERCENT = 12.0
