@@ -60,7 +60,7 @@ def take_all(browser: Browser, shown: Scene) -> None:
         visit(page, shown, f"dashboard/tasks/{shown.images}")
         save("task", page.screenshot(full_page=True, clip=down_to(page, "#task-timeline")))
         visit(page, shown, "dashboard/overview")
-        save("overview", page.screenshot(full_page=True, clip=down_to(page, ".halves")))
+        save("overview", page.screenshot(full_page=True))
         visit(page, shown, "dashboard/hooks")
         save("hooks", page.screenshot(clip=down_to(page, ".table-box")))
         visit(page, shown, "dashboard/create?job=image_to_video")
