@@ -246,7 +246,7 @@ def test_the_oldest_job(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     due[:2] = [now + DAY, now + 2 * DAY]
     page, _ = visit(running)
     assert "The oldest has been due since" not in page
-    assert f'The first is due on <time datetime="{iso(due[0])}"' in page
+    assert f'The first is due <time datetime="{iso(due[0])}" data-form="due"' in page
 
 
 def test_an_empty_database(start: Start) -> None:
