@@ -74,6 +74,7 @@ KIND_TITLES: Mapping[str, str] = {
     Kind.CREATE: "Send a create to Kling",
     Kind.OVERDUE: "Check a task at its deadline",
     Kind.SWEEP: "Check an open task after the start",
+    Kind.REMOVE: "Remove the files of a removed task",
     Kind.DISPATCH: "Send new events to a hook",
     Kind.REPLAY: "Send past events to a hook",
     Kind.DELIVERY: "Retry a delivery to a hook",
@@ -266,7 +267,7 @@ def _jobs(counts: JobCounts, now: int) -> dict[str, Any]:
 
 
 def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str, Any]]:
-    """A chart of the costs of each day for each unit."""
+    """A chart of the costs of each day for each unit, the first MAX_UNITS by name."""
     days = {row["day"]: row["amounts"] for row in finished["costs"]}
     charts = []
     for unit in sorted({unit for amounts in days.values() for unit in amounts})[:MAX_UNITS]:
