@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kling_receiver.events.payloads import iso
+from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.task_list import prompt_texts
 
 STATUS_ICONS: Mapping[str, str] = {
@@ -16,6 +17,11 @@ STATUS_ICONS: Mapping[str, str] = {
     "failed": "✕",
 }
 """A status is never shown by its colour alone."""
+
+
+def status_of(detail: TaskDetail) -> str:
+    """The status that is shown of a task: `queued` while it waits for a slot."""
+    return "queued" if detail.queue_position else detail.row["status"]
 
 
 def prompt_of(request: Any) -> str:
