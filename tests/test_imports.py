@@ -147,6 +147,7 @@ def test_few_modules_know_the_database() -> None:
         "hooks/runner",
         "settings",
         "statistics/hooks",
+        "statistics/numbers",
         "statistics/overview",
         "statistics/queues",
         "store/database",

@@ -1,6 +1,7 @@
 """A real receiver on loopback, in a thread of the calling process. Needs the extra `receiver`."""
 
 import threading
+import time
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -10,7 +11,7 @@ import httpx
 
 from kling_callback.protocol.signing import CallbackSigner, Role, api_token, task_hook_secrets
 from kling_receiver.app import Receiver
-from kling_receiver.parts import PRODUCTION_DELAYS, Delays
+from kling_receiver.parts import PRODUCTION_DELAYS, Clock, Delays
 from kling_receiver.server import bind, create_server
 from kling_receiver.settings import ReceiverSettings
 
@@ -22,11 +23,17 @@ START_SECONDS = 20
 class RunningReceiver:
     """A receiver that serves until `stop`. `url`, `local_url`: its address, on loopback; `receiver`: its parts."""
 
-    def __init__(self, settings: ReceiverSettings, listening: socket, delays: Delays = PRODUCTION_DELAYS) -> None:
-        """Returns once the receiver is ready. `listening` is the socket that it serves."""
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        listening: socket,
+        delays: Delays = PRODUCTION_DELAYS,
+        clock: Clock = time.time,
+    ) -> None:
+        """Returns once the receiver is ready. `listening` is the socket that it serves; `clock`: its unix seconds."""
         self.settings, self.url = settings, settings.receiver_url
         self.local_url = f"http://127.0.0.1:{listening.getsockname()[1]}{urlsplit(self.url).path}"
-        self.receiver = Receiver(settings, delays=delays)
+        self.receiver = Receiver(settings, clock=clock, delays=delays)
         try:
             self.receiver.prepare()
         except BaseException:
@@ -62,7 +69,13 @@ class RunningReceiver:
 
 
 def start_receiver(
-    data_dir: Path, *, path: str = "", port: int = 0, delays: Delays = PRODUCTION_DELAYS, **settings: Any
+    data_dir: Path,
+    *,
+    path: str = "",
+    port: int = 0,
+    delays: Delays = PRODUCTION_DELAYS,
+    clock: Clock = time.time,
+    **settings: Any,
 ) -> RunningReceiver:
     """Start a receiver. `path`: serve under this prefix; `settings`: those that differ from `sandbox_settings`.
 
@@ -71,7 +84,9 @@ def start_receiver(
     listening = bind("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{path}"
     try:
-        return RunningReceiver(sandbox_settings(data_dir, **{"receiver_url": url, **settings}), listening, delays)
+        return RunningReceiver(
+            sandbox_settings(data_dir, **{"receiver_url": url, **settings}), listening, delays, clock
+        )
     except BaseException:
         listening.close()
         raise

@@ -16,7 +16,7 @@ from kling_receiver.store.tables import load_json
 from kling_receiver.store.transaction import HOUR_MS
 
 DAY_MS = 24 * HOUR_MS
-MAX_TASKS = 200_000
+MAX_TASKS = 120_000
 """Tasks that are read for durations and costs: a page is to take less than half a second."""
 MAX_FAMILIES = 50
 MAX_TAGS = 100

@@ -6,6 +6,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+KEPT_TIMES = 9
+"""A value is kept at least so many times as long as it took to make: then that takes a tenth of the time at most."""
+
 
 class Shared(Generic[T]):
     """A value that is made once for all who ask at the same time, and kept for some seconds. An error is not kept.
@@ -14,7 +17,7 @@ class Shared(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], Awaitable[T]], seconds: float) -> None:
-        """`seconds`: for which the value is kept."""
+        """`seconds`: for which the value is kept, and longer if it took long to make."""
         self._make, self._seconds = make, seconds
         self._task: asyncio.Task[T] | None = None
         self._until = 0.0
@@ -28,6 +31,9 @@ class Shared(Generic[T]):
 
     async def _run(self) -> T:
         self._until = 0.0
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         value = await self._make()
-        self._until = asyncio.get_running_loop().time() + self._seconds
+        ended = loop.time()
+        self._until = ended + max(self._seconds, KEPT_TIMES * (ended - began))
         return value

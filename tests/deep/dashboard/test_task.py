@@ -109,9 +109,9 @@ def test_the_actions(start: Start, gateway: Sandbox, visit: Visit) -> None:
         page.get_by_role("button", name="Ask Kling").click()
         page.get_by_text("Kling was asked.").wait_for()
         page.locator("#deliveries-all > summary").get_by_text("1 of 1 delivered").click()
-        page.locator("#delivery-rows").get_by_role("button", name="Redeliver").click()
+        page.locator("#delivery-rows").get_by_role("button", name="Send again").click()
         app.wait_for(2)
-        page.locator("#delivery-rows summary").get_by_text("2").click()
+        page.locator("#delivery-rows summary").get_by_text("2 attempts").click()
         assert page.locator(".attempts li").count() == 2
         page.locator("#task-head").get_by_role("button", name="Redeliver").click()
         page.get_by_role("dialog").get_by_role("button", name="Continue").click()

@@ -197,8 +197,9 @@ async def test_doctor_tries_the_way_out(
 
     async def last_check(**settings: Any) -> Check:
         checks = [check async for check in run_checks(make_settings(tmp_path, receiver_url=running.url, **settings))]
-        assert [check.name for check in checks] == ["database", "name", "connection", "callback", "key", "egress"]
-        assert [check.ok for check in checks[:5]] == [True] * 5, checks
+        expected = ["database", "name", "connection", "callback", "links", "key", "egress"]
+        assert [check.name for check in checks] == expected
+        assert [check.ok for check in checks[:6]] == [True] * 6, checks
         return checks[-1]
 
     with (
@@ -228,5 +229,5 @@ async def test_doctor_asks_no_name_server_for_a_name_that_the_proxy_resolves(
         monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
         settings = make_settings(tmp_path, receiver_url="https://kling.example.com", api_key="", webhook_secrets=())
         checks = [check async for check in run_checks(settings)]
-    assert [check.ok for check in checks] == [True] * 4, checks
+    assert [check.ok for check in checks] == [True] * 5, checks
     assert checks[1].message == "kling.example.com is reached through the proxy that HTTPS_PROXY names"

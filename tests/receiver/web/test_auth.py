@@ -65,6 +65,7 @@ TABLE: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/api/tasks/{id}/results/{n}"): ROLES | {"link"},
     ("OPTIONS", "/api/tasks/{id}/results/{n}"): frozenset({"link"}),
     ("GET", "/api/events"): ROLES,
+    ("POST", "/api/doctor"): frozenset({"admin"}),
     **{
         (method, f"/api/{path}"): frozenset({"admin"})
         for path, methods in {

@@ -17,6 +17,9 @@ STATUS_ICONS: Mapping[str, str] = {
     "failed": "✕",
 }
 """A status is never shown by its colour alone."""
+MAX_PRETTY_CHARS = 50_000
+"""Characters of a JSON document with indentation. Of Kling's bodies none has a tenth of it."""
+INDENTED = json.JSONEncoder(indent=2, ensure_ascii=False)
 
 
 def status_of(detail: TaskDetail) -> str:
@@ -93,8 +96,17 @@ def plain_number(number: float) -> str:
 
 
 def pretty(value: Any) -> str:
-    """A JSON document with indentation."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """A JSON document with indentation; one whose indentation would be long has none.
+
+    Indentation grows with the square of the depth: 16 kB of brackets, which anybody may send, would become 12 MB.
+    """
+    size, chunks = 0, list[str]()
+    for chunk in INDENTED.iterencode(value):
+        size += len(chunk)
+        if size > MAX_PRETTY_CHARS:
+            return json.dumps(value, ensure_ascii=False)
+        chunks.append(chunk)
+    return "".join(chunks)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -20,7 +20,7 @@ from kling_receiver.jobs.kinds import Kind
 from kling_receiver.metrics import Metrics
 from kling_receiver.parts import Clock
 from kling_receiver.policy import SlotLimits
-from kling_receiver.statistics import overview, queues
+from kling_receiver.statistics.numbers import Numbers, read_numbers
 from kling_receiver.statistics.overview import DAY_MS, FinishedTasks, OutcomeRow
 from kling_receiver.statistics.queues import JobCounts, SlotUse
 from kling_receiver.store.reader import Reader
@@ -121,24 +121,21 @@ class OverviewPage:
 
     async def _render(self, name: str) -> tuple[str, str]:
         """The numbers as HTML, and a digest of them."""
-        now = int(self._clock() * 1000)
-        refused = self._metrics.callbacks_by_outcome()
-        since_start = int(self._metrics.started_at * 1000)
+        now, chosen = int(self._clock() * 1000), RANGES[name]
+        since, limits = chosen.since(now), self._limits
+        numbers = await self._reader.read(
+            lambda connection: read_numbers(connection, since, now + 1, chosen.step_ms, limits)
+        )
+        return await run_in_threadpool(self._to_html, chosen, numbers, since, now)
 
-        def read(connection: Connection) -> tuple[str, str]:
-            context = self._context(connection, RANGES[name], now)
-            context |= {"refused": _refused(refused), "refused_since": since_start}
-            html = self._pages.fragment("overview_numbers.html", url=URL, **context)
-            state = hashlib.sha256(html.encode()).hexdigest()[:16]
-            refresh = URL("dashboard/live/overview", range=name, state=state)
-            return self._pages.fragment("overview_frame.html", numbers=html, refresh=refresh), state
+    def _to_html(self, chosen: Range, numbers: Numbers, since: int, now: int) -> tuple[str, str]:
+        html = self._pages.fragment("overview_numbers.html", url=URL, **self._context(chosen, numbers, since, now))
+        state = hashlib.sha256(html.encode()).hexdigest()[:16]
+        refresh = URL("dashboard/live/overview", range=chosen.name, state=state)
+        return self._pages.fragment("overview_frame.html", numbers=html, refresh=refresh), state
 
-        return await self._reader.read(read)
-
-    def _context(self, connection: Connection, chosen: Range, now: int) -> dict[str, Any]:
-        since = chosen.since(now)
-        steps = overview.outcomes(connection, since, now + 1, chosen.step_ms)
-        finished = overview.finished_tasks(connection, since, now + 1)
+    def _context(self, chosen: Range, numbers: Numbers, since: int, now: int) -> dict[str, Any]:
+        steps, finished = numbers["outcomes"], numbers["finished"]
         return {
             "chosen": chosen,
             "step": STEP_TITLES[chosen.step_ms],
@@ -146,9 +143,11 @@ class OverviewPage:
             "steps": [(_step_title(chosen, row["start"]), row) for row in steps],
             "outcomes": outcomes_chart(steps, chosen, since),
             "durations": duration_bars(finished),
-            "callbacks": overview.callbacks(connection, since, now + 1),
-            "slots": slot_bars(queues.slot_use(connection, self._limits)),
-            "jobs": _jobs(queues.pending_jobs(connection), now),
+            "callbacks": numbers["callbacks"],
+            "refused": _refused(self._metrics.callbacks_by_outcome()),
+            "refused_since": int(self._metrics.started_at * 1000),
+            "slots": slot_bars(numbers["slots"]),
+            "jobs": _jobs(numbers["jobs"], now),
             "costs": cost_charts(finished, since, now),
             "cost_rows": cost_rows(finished),
             "tags": tag_bars(finished),
@@ -269,7 +268,7 @@ def _jobs(counts: JobCounts, now: int) -> dict[str, Any]:
 
 
 def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str, Any]]:
-    """A chart of the costs of each day for each unit."""
+    """A chart of the costs of each day for each unit, the first MAX_UNITS by name."""
     days = {row["day"]: row["amounts"] for row in finished["costs"]}
     charts = []
     for unit in sorted({unit for amounts in days.values() for unit in amounts})[:MAX_UNITS]:

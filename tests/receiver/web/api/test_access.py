@@ -263,7 +263,7 @@ def test_each_administrative_action_has_an_entry(shared: Running, operation: str
     assert newest["actor"] == f"token {name}"
     code = "done" if answer.status_code < 400 else answer.json()["error"]["code"]
     assert newest["result"] == code
-    assert newest["action"].split()[0] in ("hooks", "deliveries", "replay", "tasks", "tokens")
+    assert newest["action"].split()[0] in ("hooks", "deliveries", "doctor", "replay", "tasks", "tokens")
     if "{" in path:
         assert newest["target"] == "/".join(filled.split("/")[3:]).removesuffix(f"/{path.rpartition('/')[2]}")
 

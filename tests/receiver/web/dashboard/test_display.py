@@ -1,10 +1,11 @@
 """How values are shown."""
 
+import json
 from typing import Any
 
 import pytest
 
-from kling_receiver.web.dashboard.display import bytes_text, cost_text, duration_text, prompt_of
+from kling_receiver.web.dashboard.display import bytes_text, cost_text, duration_text, pretty, prompt_of
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,10 @@ def test_costs(cost: Any, text: str) -> None:
 def test_prompts(request_: Any, text: str) -> None:
     """Of both of Kling's standards, and of each shot."""
     assert prompt_of(request_) == text
+
+
+def test_a_json_document_is_short() -> None:
+    """Indented, unless the indentation would be many times as long as the document."""
+    assert pretty({"a": [1, "é"]}) == '{\n  "a": [\n    1,\n    "é"\n  ]\n}'
+    deep: list[Any] = [json.loads("[" * 700 + "]" * 700) for _ in range(10)]
+    assert pretty(deep) == json.dumps(deep)

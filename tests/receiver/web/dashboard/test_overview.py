@@ -25,6 +25,7 @@ from kling_receiver.store.database import Database
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.tables import METADATA, SENT_HERE, SUBMISSION, TAG, TASK
 from kling_receiver.store.transaction import TASK_DEFAULTS
+from kling_receiver.web import shared
 from kling_receiver.web.dashboard import overview
 from kling_receiver.web.dashboard.display import duration_text
 from kling_receiver.web.dashboard.overview import KIND_TITLES, RANGES, STEP_TITLES, OverviewPage
@@ -45,6 +46,7 @@ HOURLY = METADATA.tables["hourly_count"]
 def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each visit reads the numbers again, except where a test is about that."""
     monkeypatch.setattr(overview, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(shared, "KEPT_TIMES", 0)
 
 
 def table(page: str, id_: str) -> list[list[str]]:
@@ -114,7 +116,7 @@ def test_the_outcomes_of_each_step(start: Start, database_url: str, name: str) -
     for title, kind in (("Succeeded", "task.succeed"), ("Failed", "task.failed"), ("Created", "task.created")):
         assert re.search(rf'{title} <strong class="num">{sums[kind]:,}</strong>', page), title
     assert f"Tasks per {STEP_TITLES[step]}" in page
-    titles = re.findall(r'<g class="bar"><title>([^<]+): [\d,]+ succeeded', page)
+    titles = re.findall(r'<g class="chart-bar"><title>([^<]+): [\d,]+ succeeded', page)
     assert titles == [row[0] for row in reversed(found)]
 
 
@@ -244,7 +246,7 @@ def test_the_oldest_job(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     due[:2] = [now + DAY, now + 2 * DAY]
     page, _ = visit(running)
     assert "The oldest has been due since" not in page
-    assert f'The first is due on <time datetime="{iso(due[0])}"' in page
+    assert f'The first is due <time datetime="{iso(due[0])}" data-form="due"' in page
 
 
 def test_an_empty_database(start: Start) -> None:

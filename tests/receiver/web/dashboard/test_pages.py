@@ -2,8 +2,10 @@
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -13,6 +15,7 @@ import pytest
 from kling_callback.protocol.ids import new_id
 from kling_receiver.cli.access import new_login_link
 from kling_receiver.store.errors import Unavailable
+from kling_receiver.web.dashboard import pages
 from kling_receiver.web.dashboard.pages import urls_from
 from tests.support.pages import Browser
 from tests.support.receiver import Running, Start
@@ -49,8 +52,21 @@ def test_the_headers_of_a_page(browser: Browser, path: str) -> None:
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Referrer-Policy"] == "same-origin"
     assert answer.headers["Cache-Control"] == "no-store"
-    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\bon[a-z]+=", answer.text)
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son[a-z]+=", answer.text)
     assert "http://" not in re.sub(r'href="(\./|\.\./)', "", answer.text).replace(browser.base, "")
+
+
+def test_the_stylesheet_has_one_rule_for_each_selector_and_none_that_is_not_used() -> None:
+    """Sections of several pages do not give one class two meanings."""
+    folder = Path(pages.__file__).parent
+    sheet = re.sub(r"/\*.*?\*/", "", (folder / "static/style.css").read_text(), flags=re.DOTALL)
+    plain = sheet.partition("@media (max-width")[0]
+    selectors = Counter(line.partition("{")[0].strip() for line in plain.splitlines() if line[:1] in (".", "#"))
+    assert [each for each, count in selectors.items() if count > 1] == []
+    used = [path.read_text() for path in (*folder.glob("templates/*.html"), *folder.glob("static/*.js"))]
+    words = set(re.findall(r"[\w-]+", " ".join(used)))
+    heads = re.findall(r"([^{}]+)\{", sheet)
+    assert {name for head in heads for name in re.findall(r"\.([a-z][\w-]*)", head)} - words == set()
 
 
 def test_static_files_are_kept_by_their_content(browser: Browser) -> None:

@@ -1,6 +1,7 @@
 """The page of one task: what it shows to which role, its actions, its errors with remedies, its live updates."""
 
 import html
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -156,6 +157,20 @@ def test_every_text_from_outside_is_escaped(running: Running, gateway: Sandbox) 
     assert MARKUP not in page.text
     assert page.text.count(html.escape(MARKUP).replace("&#x27;", "&#39;")) >= 6
     assert {"replay", "retry"} <= calls(page)
+
+
+def test_a_callback_of_brackets_does_not_fill_the_memory(running: Running) -> None:
+    """Whoever has the callback address may send any JSON; indented, 16 kB of brackets would be 10 MB."""
+    task_id = new_id()
+    register(running, task_id)
+    nested = json.loads("[" * 700 + "]" * 700)
+    for number in range(3):
+        document = {"task_id": "1", "task_status": "processing", "x": [number, *[nested] * 10]}
+        assert post(running, task_id, document).status_code == 200
+    with Browser(running) as browser:
+        page = browser.sign_in().get(f"/dashboard/tasks/{task_id}")
+    assert page.text.count("[[[[") >= 3
+    assert len(page.content) < 100_000
 
 
 @pytest.mark.parametrize(

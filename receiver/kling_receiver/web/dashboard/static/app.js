@@ -193,7 +193,7 @@
     boxes.forEach((box) => { box.checked = chosen.has(box.value); });
     bar.hidden = chosen.size === 0;
     $("#bulk-count").textContent = chosen.size;
-    const all = $("#select-all");
+    const all = $("#all-tasks");
     if (all) {
       all.checked = boxes.length > 0 && chosen.size === boxes.length;
       all.indeterminate = chosen.size > 0 && chosen.size < boxes.length;
@@ -201,7 +201,7 @@
   };
   document.addEventListener("change", (event) => {
     const box = event.target;
-    if (box.id === "select-all") {
+    if (box.id === "all-tasks") {
       $$("[data-selectable] tbody input[type=checkbox]").forEach((each) => {
         if (box.checked) chosen.add(each.value); else chosen.delete(each.value);
       });
@@ -218,9 +218,10 @@
     button.setAttribute("aria-busy", "true");
     const ids = [...chosen], failures = [];
     for (const id of ids) {
-      const fill = (text) => text.replaceAll("{id}", encodeURIComponent(id));
+      const path = button.dataset.bulk.replaceAll("{id}", encodeURIComponent(id));
+      const body = button.dataset.body?.replaceAll("{id}", id); // no id has a character that JSON escapes
       try {
-        await call(fill(button.dataset.bulk), button.dataset.body ? JSON.parse(fill(button.dataset.body)) : undefined);
+        await call(path, body ? JSON.parse(body) : undefined);
         chosen.delete(id);
       } catch (error) {
         failures.push(error);

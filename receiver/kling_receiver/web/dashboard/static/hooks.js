@@ -34,9 +34,9 @@
     const what = outcome.delivered ? "✓ Delivered" : "✕ Not delivered";
     const status = outcome.response_status === null ? "no response" : `response ${outcome.response_status}`;
     add(box, "p", outcome.delivered ? "good" : "bad", `${what}: ${status}, after ${outcome.duration_ms} ms`);
-    if (outcome.error) add(box, "p", "wrap", outcome.error);
+    if (outcome.error) add(box, "p", "", outcome.error);
     if (outcome.response_body) {
-      const body = add(box, "pre", "body", outcome.response_body.slice(0, 2000));
+      const body = add(box, "pre", "", outcome.response_body.slice(0, 2000));
       body.dir = "auto";
       body.tabIndex = 0;
       body.setAttribute("aria-label", "Start of the response's body");

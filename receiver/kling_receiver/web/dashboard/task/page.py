@@ -11,7 +11,6 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from kling_callback.protocol.signing import Role
-from kling_receiver.hooks.delivery_list import Delivery
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow
 from kling_receiver.web.api.hook_payloads import delivery_payload
@@ -127,7 +126,7 @@ class TaskPage:
             "creates": words.CREATES,
             "callbacks": [_callback(row) for row in history.callbacks],
             "ignored": [event for event in history.events if event["type"] == "callback.ignored"],
-            "deliveries": [_delivery(each) for each in history.deliveries],
+            "deliveries": [delivery_payload(each) for each in history.deliveries],
         }
 
 
@@ -186,15 +185,3 @@ def _callback(row: CallbackRow) -> Mapping[str, Any]:
         "text": text,
         "cut_at": MAX_BODY_BYTES if is_cut else None,
     }
-
-
-TONES = {"delivered": ("good", "✓"), "dead": ("bad", "✕"), "pending": ("wait", "◔"), "dropped": ("", "–")}
-"""Tone and icon of a delivery's state."""
-
-
-def _delivery(delivery: Delivery) -> Mapping[str, Any]:
-    """A delivery as it is shown: as the API's, with its tone, and the times of its attempts in unix ms."""
-    payload = delivery_payload(delivery)
-    tone, icon = TONES[payload["state"]]
-    due = delivery.job["due_at"] if payload["next_attempt_at"] and delivery.job else None
-    return {"json": payload, "tone": tone, "icon": icon, "due": due, "attempts": delivery.attempts}
