@@ -10,13 +10,13 @@ from sqlalchemy import Connection
 from kling_receiver.metrics import Metrics
 from kling_receiver.statistics import overview
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.transaction import HOUR_MS, Transaction
 from kling_receiver.tasks import ingest
 from kling_receiver.web.dashboard.overview import MAX_UNITS, cost_charts
 from tests.support.database import FILE, NOW, Ledger, callback, statements
 from tools.bench import filled
 
-HOUR, DAY = overview.HOUR_MS, overview.DAY_MS
+HOUR, DAY = HOUR_MS, overview.DAY_MS
 START = NOW // DAY * DAY
 """Midnight."""
 

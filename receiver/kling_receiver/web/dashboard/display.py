@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kling_receiver.events.payloads import iso
+from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.task_list import prompt_texts
 
 STATUS_ICONS: Mapping[str, str] = {
@@ -19,6 +20,11 @@ STATUS_ICONS: Mapping[str, str] = {
 MAX_PRETTY_CHARS = 50_000
 """Characters of a JSON document with indentation. Of Kling's bodies none has a tenth of it."""
 INDENTED = json.JSONEncoder(indent=2, ensure_ascii=False)
+
+
+def status_of(detail: TaskDetail) -> str:
+    """The status that is shown of a task: `queued` while it waits for a slot."""
+    return "queued" if detail.queue_position else detail.row["status"]
 
 
 def prompt_of(request: Any) -> str:

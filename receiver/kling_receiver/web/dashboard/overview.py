@@ -21,9 +21,10 @@ from kling_receiver.metrics import Metrics
 from kling_receiver.parts import Clock
 from kling_receiver.policy import SlotLimits
 from kling_receiver.statistics.numbers import Numbers, read_numbers
-from kling_receiver.statistics.overview import DAY_MS, HOUR_MS, FinishedTasks, OutcomeRow
+from kling_receiver.statistics.overview import DAY_MS, FinishedTasks, OutcomeRow
 from kling_receiver.statistics.queues import JobCounts, SlotUse
 from kling_receiver.store.reader import Reader
+from kling_receiver.store.transaction import HOUR_MS
 from kling_receiver.web.dashboard.charts import Chart, Column, columns_chart, percent
 from kling_receiver.web.dashboard.display import duration_text
 from kling_receiver.web.dashboard.pages import HEADERS, NavLink, Pages, Visit, urls_from

@@ -145,7 +145,6 @@ class Pages:
 
     def render_public(self, request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
         """Render a page for a request without a session."""
-
         return self._respond(request, template, status, {"visit": None, "links": [], **context})
 
     def _respond(self, request: Request, template: str, status: int, context: Mapping[str, Any]) -> Response:
@@ -192,6 +191,10 @@ class Pages:
                 hint = "Reload the page in a moment. If it stays, check the receiver's log."
                 failed = ApiError(503, "unavailable", str(error), hint, Retry_After="5")
                 return self.error(visit, request, failed)
+            except Exception:  # else the browser would show an error of the API, as JSON
+                log.exception("a page failed")
+                hint = "Reload the page. If it fails again, check the receiver's log."
+                return self.error(visit, request, ApiError(500, "internal", "The receiver failed.", hint))
 
         return guarded
 

@@ -214,6 +214,26 @@ def test_a_database_that_does_not_answer_is_a_page(start: Start, monkeypatch: py
         assert "Reload the page" in answer.text
 
 
+def test_an_unexpected_error_is_a_page(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the API's JSON; the log has the traceback, and the page nothing of it."""
+    running = start(api_base=NO_KLING)
+    with Browser(running) as browser:
+        browser.sign_in()
+        browser.get()
+
+        def fail(*arguments: object) -> None:
+            raise KeyError("a column of ours")
+
+        monkeypatch.setattr(running.receiver.store.reader, "read", fail)
+        answer = browser.get()
+    assert (answer.status_code, answer.headers["Content-Type"]) == (500, "text/html; charset=utf-8")
+    assert "check the receiver&#39;s log" in answer.text
+    assert "a column of ours" not in answer.text
+    assert "a column of ours" in caplog.text
+
+
 def test_every_text_of_a_task_is_escaped(browser: Browser, shared: Running) -> None:
     """Prompt, family, model and tags, in the row and in the filters."""
     text = "<script>alert(1)</script>\"'<img src=x onerror=alert(1)>"
