@@ -185,7 +185,7 @@ def test_bulk_actions_call_the_api_and_say_what_happened(start: Start, gateway: 
     assert page.locator("#bulk-count").inner_text() == "1"
     assert page.get_by_label(f"Select the task {bad}").is_checked()
     page.get_by_role("button", name="Replay to hooks").click()
-    page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+    page.get_by_role("dialog").get_by_role("button", name="Replay to hooks").click()
     page.get_by_text("1 of 1: Events are delivered again.").wait_for()
     page.get_by_label("Select all tasks of this page").check()
     page.get_by_role("button", name="Remove").click()

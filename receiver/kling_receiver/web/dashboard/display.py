@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kling_callback.batch.costs import ChargeSum
 from kling_receiver.events.payloads import iso
 from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.task_list import prompt_texts
@@ -35,16 +36,15 @@ def prompt_of(request: Any) -> str:
 def cost_text(cost: Any) -> str:
     """A task's cost as Kling reported it, in one line; "" if it reported none.
 
-    A list of charges becomes their amounts: `3.5 unit`, or `3.5 unit + 1 balance`.
+    With its units, as `kling list` shows it: `3.5 units`. A cost in an unknown form is shown as it came.
     """
     if cost in (None, "", [], {}):
         return ""
-    if isinstance(cost, str | int | float):
-        return str(cost)
-    charges = cost if isinstance(cost, list) else [cost]
-    if all(isinstance(charge, dict) and "amount" in charge for charge in charges):
-        return " + ".join(f"{charge['amount']} {charge.get('charge_type', '')}".strip() for charge in charges)
-    return json.dumps(cost, ensure_ascii=False)
+    charges = ChargeSum()
+    charges.add("", cost)
+    if text := str(charges):
+        return text.replace(" image unit", " unit").replace(" video unit", " unit")
+    return cost if isinstance(cost, str) else json.dumps(cost, ensure_ascii=False)
 
 
 def bytes_text(size: int | None) -> str:

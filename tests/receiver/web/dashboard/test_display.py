@@ -51,17 +51,21 @@ def test_durations(milliseconds: float | None, text: str) -> None:
         (None, ""),
         ("", ""),
         ([], ""),
-        ("3.5", "3.5"),
-        (2, "2"),
-        ([{"charge_type": "unit", "package_type": "video", "amount": "3.5"}], "3.5 unit"),
-        ([{"charge_type": "unit", "amount": "3"}, {"charge_type": "balance", "amount": "1"}], "3 unit + 1 balance"),
-        ({"amount": 1}, "1"),
+        ("3.5", "3.5 units"),
+        (2, "2 units"),
+        ("1", "1 unit"),
+        ([{"charge_type": "unit", "package_type": "video", "amount": "3.5"}], "3.5 units"),
+        (
+            [{"charge_type": "unit", "amount": "3"}, {"charge_type": "balance", "amount": "1"}],
+            "3 units, 1 of the balance",
+        ),
+        ("free", "free"),
         ({"other": "é"}, '{"other": "é"}'),
         ([1, 2], "[1, 2]"),
     ],
 )
 def test_costs(cost: Any, text: str) -> None:
-    """As Kling reported them, whatever that is."""
+    """With their units, as `kling list` shows them; what cannot be read, as Kling reported it."""
     assert cost_text(cost) == text
 
 

@@ -194,6 +194,7 @@ def test_a_failed_task_says_why_and_what_to_do(
     assert hint in problem
     assert "run again" not in page.text.lower()
     assert "did not send them" in page.text, "no parameters"
+    assert ("None: Kling did not accept the create." in page.text) == (values.get("outcome") == "not_created")
 
 
 def test_a_failed_file_says_why_and_what_to_do(shared: Running, signed_in: Browser) -> None:

@@ -101,9 +101,11 @@
   };
   const showError = (error) => toast(error.message || String(error), error.hint, true);
 
-  const ask = (question) => new Promise((resolve) => {
+  // Asks the question of a button; the dialog's own button says the same as that one.
+  const ask = (button) => new Promise((resolve) => {
     const dialog = $("#confirm");
-    $("#confirm-text").textContent = question;
+    $("#confirm-text").textContent = button.dataset.confirm;
+    $("#confirm-yes").textContent = button.textContent;
     dialog.returnValue = "";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
     dialog.showModal();
@@ -137,7 +139,7 @@
 
   const act = async (element, body) => {
     if (isOff(element)) return;
-    if (element.dataset.confirm && !(await ask(element.dataset.confirm))) return;
+    if (element.dataset.confirm && !(await ask(element))) return;
     element.setAttribute("aria-busy", "true");
     try {
       const answer = await call(element.dataset.api, body);
@@ -214,7 +216,7 @@
     if (event.target.closest("#bulk-none")) { chosen.clear(); showChosen(); return; }
     const button = event.target.closest("[data-bulk]");
     if (!button || isOff(button)) return;
-    if (button.dataset.confirm && !(await ask(button.dataset.confirm))) return;
+    if (button.dataset.confirm && !(await ask(button))) return;
     button.setAttribute("aria-busy", "true");
     const ids = [...chosen], failures = [];
     for (const id of ids) {
