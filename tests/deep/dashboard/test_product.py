@@ -119,8 +119,8 @@ def test_a_lower_role_sees_what_it_may_do(shown: Scene, visit: Visit, role: Role
     page.goto(f"{shown.running.url}/dashboard/hooks")
     page.get_by_text("kling-receiver login-link --role admin").wait_for()
     refused = page.evaluate(
-        "async id => Promise.all([['DELETE', `api/tasks/${id}?only=finished`], ['POST', `api/tasks/${id}/ask`],"
-        " ['GET', 'api/hooks']]"
+        "async id => Promise.all([['DELETE', `api/tasks/${id}?only=finished`],"
+        " ['POST', `api/tasks/${id}/ask`], ['GET', 'api/hooks']]"
         ".map(([method, path]) => fetch('../' + path, {method}).then(answer => answer.status)))",
         shown.images,
     )
