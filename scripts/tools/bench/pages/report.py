@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from tools.bench.pages.reads import Times, filled_database, measure_reads
 from tools.bench.pages.served import Browser, measure_pages, prepare, settle
@@ -21,9 +22,9 @@ def run(tasks: int, rounds: int, open_pages: int, pairs: int, requests: int, eng
             prepare(database)
             with servers.receiver(database.url.render_as_string(hide_password=False)) as url:
                 settle(database)
-                browser = Browser(url)
-                times[engine] = measure_pages(browser, database, rounds)
-                watched[engine] = measure_watched(browser, open_pages, pairs, requests)
+                with closing(Browser(url)) as browser:
+                    times[engine] = measure_pages(browser, database, rounds)
+                    watched[engine] = measure_watched(browser, open_pages, pairs, requests)
                 times[engine][f"{open_pages} open pages: to all, a callback now and then"] = watched[engine].rare
                 times[engine][f"{open_pages} open pages: to all, 20 callbacks/s"] = watched[engine].frequent
     _print_times(times)

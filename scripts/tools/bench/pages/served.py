@@ -55,6 +55,10 @@ class Browser:
         if response.status != 303 or not self.cookie:
             raise SystemExit(f"bench: the login was answered HTTP {response.status}")
 
+    def close(self) -> None:
+        """Close the connection. The receiver keeps the session."""
+        self._connection.close()
+
     def get(self, path: str) -> bytes:
         """Read a page to its end."""
         response, body = self._send("GET", path, {"Cookie": self.cookie})

@@ -109,18 +109,19 @@ def _open_pages(browser: Browser, count: int, *options: str) -> Iterator[dict[st
     name = "tools.bench.processes.open_pages"
     command = [sys.executable, "-m", name, browser.url, path, str(count), browser.cookie, *options]
     output: dict[str, Any] = {}
-    process = subprocess.Popen(command, cwd=servers.SCRIPTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin
-    assert process.stdout
-    try:
-        if process.stdout.readline() != "open\n":
-            raise SystemExit("bench: the pages could not be opened")
-        yield output
-        process.stdin.close()
-        output |= json.loads(process.stdout.read())
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(
+        command, cwd=servers.SCRIPTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            if process.stdout.readline() != "open\n":
+                raise SystemExit("bench: the pages could not be opened")
+            yield output
+            process.stdin.close()
+            output |= json.loads(process.stdout.read())
+        finally:
+            process.kill()
 
 
 def _load(url: str, requests: int) -> Loaded:
