@@ -20,7 +20,11 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
     [
         (("hooks", "--rate=10", "--seconds=1", "--backlog=100", "--rounds=1"), ("drained",)),
         (
-            ("pages", "--tasks=300", "--rounds=1"),
+            ("pages", "--tasks=300", "--rounds=1", "--open-pages=3", "--pairs=1", "--requests=60"),
+            ("tasks: family, rare", "overview, 24h, shown again", "3 open pages", "CPU of a callback", "PostgreSQL: "),
+        ),
+        (
+            ("pages", "--tasks=300", "--rounds=1", "--reads"),
             ("family, rare, deep", "the slowest of ", "tasks by outcome, 24 hours", "A search of all prompts"),
         ),
         (
@@ -55,7 +59,7 @@ def test_each_process_of_a_bench_is_there() -> None:
     """The benches name them by their modules."""
     bench = SCRIPTS / "tools" / "bench"
     named = {
-        name for path in bench.glob("*.py") for name in re.findall(r"tools\.bench\.processes\.(\w+)", path.read_text())
+        name for path in bench.rglob("*.py") for name in re.findall(r"tools\.bench\.processes\.(\w+)", path.read_text())
     }
     assert named
     assert named <= {path.stem for path in (bench / "processes").glob("*.py")}

@@ -8,9 +8,9 @@ from tools.bench import door as door_bench
 from tools.bench import gate as gate_bench
 from tools.bench import hooks as hooks_bench
 from tools.bench import idle as idle_bench
-from tools.bench import pages as pages_bench
 from tools.bench import starting as starting_bench
 from tools.bench import waiting as waiting_bench
+from tools.bench.pages import report as pages_bench
 
 
 @click.group()
@@ -91,10 +91,21 @@ def door(creates: int, rate: float, seconds: float, held: int, queued: int, slot
 
 @main.command()
 @click.option("--tasks", default=1_000_000, show_default=True)
-@click.option("--rounds", default=20, show_default=True, help="How often each page is read.")
-def pages(tasks: int, rounds: int) -> None:
-    """What the pages read from a large database: filters, pairs of them, deep pages, statistics; both engines."""
-    pages_bench.run(tasks, rounds)
+@click.option("--rounds", default=50, show_default=True, help="How often each page is opened.")
+@click.option("--open-pages", default=200, show_default=True, help="Pages that are open at once.")
+@click.option("--pairs", default=7, show_default=True, help="Runs of callbacks without and with the open pages.")
+@click.option("--requests", default=8000, show_default=True, help="Callbacks of each run.")
+@click.option("--engine", type=click.Choice(pages_bench.ENGINES), help="Only this one.")
+@click.option("--reads", is_flag=True, help="Instead: what the pages read, also pairs of filters, without a receiver.")
+def pages(
+    tasks: int, rounds: int, open_pages: int, pairs: int, requests: int, engine: str | None, *, reads: bool
+) -> None:
+    """The pages of a receiver with many tasks: each page, many open ones, callbacks meanwhile; both databases."""
+    engines = [engine] if engine else list(pages_bench.ENGINES)
+    if reads:
+        pages_bench.run_reads(tasks, rounds, engines)
+    else:
+        pages_bench.run(tasks, rounds, open_pages, pairs, requests, engines)
 
 
 if __name__ == "__main__":

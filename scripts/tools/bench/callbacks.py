@@ -28,11 +28,11 @@ def run(rounds: int, requests: int, connections: int, load: str) -> None:
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
         for _ in range(rounds):
             for name, url in urls.items():
-                results[name].append(_run_load(url, requests, connections, load))
+                results[name].append(run_load(url, requests, connections, load))
     _print(results, rounds, requests, connections)
 
 
-def _run_load(url: str, requests: int, connections: int, load: str) -> dict[str, Any]:
+def run_load(url: str, requests: int, connections: int, load: str) -> dict[str, Any]:
     """One round: each request is the first callback of a new task."""
     signer = CallbackSigner([servers.SECRET])
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:

@@ -1,11 +1,10 @@
 """What the pages read, from a database with a million tasks: each filter, pair of filters, deep page and statistic."""
 
-import asyncio
 import itertools
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,6 @@ from tools.bench import filled
 from tools.harness import servers
 from tools.harness.postgresql import postgresql
 
-ENGINES = ("SQLite", "PostgreSQL")
 PAIR_ROUNDS = 5
 """Rounds of each pair of filters: there are hundreds."""
 SHOWN_PAIRS = 10
@@ -44,13 +42,6 @@ class Times:
     fastest: float
     median: float
     p99: float
-
-
-def run(tasks: int, rounds: int) -> None:
-    """Fill a database of each engine, and print how long each read takes."""
-    for engine in ENGINES:
-        with filled_database(engine, tasks) as database:
-            asyncio.run(_measure_reads(database, rounds))
 
 
 @contextmanager
@@ -77,7 +68,12 @@ async def measure(call: Call, rounds: int) -> Times:
         started = time.perf_counter()
         await call()
         durations.append((time.perf_counter() - started) * 1000)
-    durations.sort()
+    return times_of(durations)
+
+
+def times_of(milliseconds: Iterable[float]) -> Times:
+    """The times of a call's durations."""
+    durations = sorted(milliseconds)
     return Times(durations[0], median(durations), durations[-(-99 * len(durations) // 100) - 1])
 
 
@@ -130,9 +126,10 @@ def pairs_of_filters(filters: Filters) -> Filters:
     }
 
 
-async def _measure_reads(database: Database, rounds: int) -> None:
+async def measure_reads(database: Database, rounds: int) -> None:
+    """Print how long the page's reads take."""
     reader = Reader(database)
-    (newest,) = (await reader.read(lambda connection: connection.exec_driver_sql(NEWEST).one())).tuple()
+    newest = await reader.read(lambda connection: connection.exec_driver_sql(NEWEST).scalar_one())
     filters = single_filters(newest)
     print_head("first and deep page of each filter")
     for name, call in _lists(reader, newest, filters).items():
