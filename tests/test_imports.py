@@ -181,6 +181,7 @@ def test_only_the_guard_opens_connections_to_untrusted_addresses() -> None:
         "cli/connect",
         "cli/deliveries",
         "doctor/checks",
+        "doctor/starting",
         "net/client",
         "net/guard",
         "net/kling_http",

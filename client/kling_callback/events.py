@@ -1,7 +1,7 @@
 """Follow the receiver's event stream (Server-Sent Events), resumed after the last event when it breaks. No polling."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import anyio
@@ -22,21 +22,29 @@ OTHER_LOG = "other_log"
 
 
 async def follow(
-    receiver: ReceiverApi, task_id: str | None = None, *, after: LogPosition | None = None
+    receiver: ReceiverApi,
+    task_id: str | None = None,
+    *,
+    after: LogPosition | None = None,
+    on_reconnect: Callable[[], object] | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of a task until it is done; without `task_id`, of all tasks, without end. Reconnects.
 
     The receiver ends a stream when its token expires; the next connection has a new one, and begins after the last
     event. `task_id`: any id of the task. Reconnections use ours: Kling's id may be corrected meanwhile.
-    `after`: only events after it are yielded. When the receiver's database was restored, a task's events begin anew;
-    without `task_id`, the cursor is refused. Raises ReceiverError when the receiver refuses (`code` OTHER_LOG for such
-    a cursor), or was never reached within `unreachable_seconds`.
+    `after`: only events after it are yielded. `on_reconnect`: called when any connection but the first attempt is open:
+    a task that ended and was removed before it has no events any more; following such a task alone is refused (404).
+    When the receiver's database was restored, a task's events begin anew; without `task_id`, the cursor is refused.
+    Raises ReceiverError when the receiver refuses (`code` OTHER_LOG for such a cursor), or was never reached within
+    `unreachable_seconds`.
     """
     last, failures, done, started_at = after, 0, False, anyio.current_time()
+    on_open: Callable[[], object] | None = None
     while True:
         opened_at, broke = anyio.current_time(), False
         try:
-            async with aclosing(_stream(receiver, task_id, last)) as events:
+            async with aclosing(_stream(receiver, task_id, last, on_open)) as events:
+                on_open = on_reconnect
                 async for event in events:
                     last, failures = event.position, 0
                     task_id = task_id and event.task["id"]
@@ -77,22 +85,28 @@ async def last_event(receiver: ReceiverApi) -> LogPosition:
     return await policy.retry(read, lambda error: error.retryable, policy.read_seconds)
 
 
-async def _stream(receiver: ReceiverApi, task_id: str | None, last: LogPosition | None) -> AsyncGenerator[Event, None]:
-    """The events of one connection, after `last`."""
+async def _stream(
+    receiver: ReceiverApi, task_id: str | None, last: LogPosition | None, on_open: Callable[[], object] | None
+) -> AsyncGenerator[Event, None]:
+    """The events of one connection, after `last`. `on_open`: called when the receiver has accepted it."""
     path = f"{task_path(task_id)}/events" if task_id else "/api/events"
-    async with aclosing(_frames(receiver, path, last)) as frames:
+    async with aclosing(_frames(receiver, path, last, on_open)) as frames:
         async for frame in frames:
             if frame.data and _is_after(event := _event(frame, task_id), last):
                 yield event
 
 
-async def _frames(receiver: ReceiverApi, path: str, last: LogPosition | None) -> AsyncGenerator[ServerSentEvent, None]:
+async def _frames(
+    receiver: ReceiverApi, path: str, last: LogPosition | None, on_open: Callable[[], object] | None = None
+) -> AsyncGenerator[ServerSentEvent, None]:
     """The frames of one connection, heartbeats included."""
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
     timeout = httpx.Timeout(30, connect=10, read=receiver.retry.stream_timeout)
     async with receiver.open("GET", path, headers=headers, timeout=timeout) as response:
+        if on_open:
+            on_open()
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _LimitedStream(response.stream)
         try:

@@ -1,6 +1,6 @@
 """AsyncKling, the asynchronous client: create tasks, wait for them, download their files."""
 
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -301,14 +301,17 @@ class AsyncKling(JobMethods[Coroutine[Any, Any, AsyncTask]]):
         """A handle to a task by any of its ids, without a request: `wait` raises ReceiverError if there is none."""
         return AsyncTask(self._receiver, {"id": _valid_id(task_id), "status": "created"})
 
-    async def events(self, *, after: str | None = None) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, *, after: str | None = None, on_reconnect: Callable[[], object] | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yield the past events of all tasks, then live ones, without end. Reconnects when the connection breaks.
 
-        `after`: the `cursor` of an event; only later ones are yielded. Raises ParameterError for any other text, and
-        ReceiverError. Its `code` is `other_log` once the receiver's database was restored or replaced: the cursor is of
-        no use then. Begin again without it, and expect events that you had before.
+        `after`: the `cursor` of an event; only later ones are yielded. `on_reconnect`: called when the connection is
+        open again: a task that ended and was removed meanwhile has no events any more. Raises ParameterError for any
+        other text as `after`, and ReceiverError. Its `code` is `other_log` once the receiver's database was restored or
+        replaced: the cursor is of no use then. Begin again without it, and expect events that you had before.
         """
-        async with aclosing(follow(self._receiver, after=_position(after))) as events:
+        async with aclosing(follow(self._receiver, after=_position(after), on_reconnect=on_reconnect)) as events:
             async for event in events:
                 yield event
 

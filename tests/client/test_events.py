@@ -214,6 +214,15 @@ async def test_a_task_of_a_restored_database_is_followed_anew() -> None:
     assert asked == [None, cursor(5), None]
 
 
+async def test_a_task_that_was_removed_while_the_stream_was_broken_ends_the_wait() -> None:
+    """The receiver refuses the next connection, in its words."""
+    stage = Stage(events=[stream(BEGIN, CUT), refusal(404, "unknown_task")])
+    async with stage.kling() as kling:
+        with anyio.fail_after(10), pytest.raises(ReceiverError, match="It said no") as error:
+            await kling.attach("mine").wait()
+    assert (error.value.http_status, len(stage.requests["events"])) == (404, 2)
+
+
 async def test_another_conflict_ends_a_wait() -> None:
     """Also one of the same code without a cursor: the wait does not begin anew without end."""
     for stage in (

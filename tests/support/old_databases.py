@@ -81,10 +81,21 @@ SINCE: dict[str, dict[str, tuple[str, Any]]] = {
         "duration_ms": ("0007", 4567),
         "outputs": ("0005", "null"),
         "kling_updated_at": ("0005", None),
+        "slots": ("0010", 0),
+        "keeps_our_id": ("0010", True),
     },
     "result": {"warning": ("0005", "a warning")},
+    "hook": {"format": ("0010", "event")},
 }
 """Those of them that an earlier revision has too: since when, and the values of its rows."""
+
+ORDER = (
+    *("task", "tag", "event", "result", "job", "hook", "attempt", "delivery_attempt"),
+    *("api_token", "audit_entry", "submission"),
+)
+"""The tables of all revisions that have rows here: each after those that it refers to."""
+NUMBERED = {"event", "job", "attempt", "delivery_attempt", "submission", "audit_entry"}
+"""Those of them whose ids the database counts."""
 
 
 def migrate_to(database: Database, revision: str) -> None:
@@ -127,10 +138,14 @@ class OldDatabase:
         else:
             for number, state in enumerate(STATES, 1):
                 self._add_delivery_of_the_one_hook(number, state)
+        if self.revision >= "0009":
+            self._add_access()
+        if self.revision >= "0010":
+            self._add_submission()
 
     def _add(self, table: str, row: Row, **changes: Any) -> None:
         """Add an old row, and the new one, which has the same values but for its names and the `changes`."""
-        names, new_table = RENAMED[table], "delivery_attempt" if table == "attempt" else table
+        names, new_table = RENAMED.get(table, {}), "delivery_attempt" if table == "attempt" else table
         renamed = {**{names.get(name, name): value for name, value in row.items()}, **changes}
         since = SINCE.get(new_table, {}).items()
         known = {column: value for column, (revision, value) in since if revision <= self.revision}
@@ -344,18 +359,37 @@ class OldDatabase:
         job = {"task": "ask-ready", "lane": "hook hook-paused", "hook": "hook-paused", "data": data}
         self._add_job("hook/1/hook-paused", "hook", "ready", new, **job, due_at=NEVER)
 
+    def _add_access(self) -> None:
+        """A token that is valid, one that was revoked, and the entries of the audit log about them."""
+        for number, revoked_at in enumerate((None, self.now - 1), 1):
+            row: Row = {"id": f"token-{number}", "name": "a script", "role": "client", "created_at": self.now - HOUR}
+            ends = {"expires_at": self.now + HOUR, "last_used_at": self.now - 2, "revoked_at": revoked_at}
+            self._add("api_token", {**row, **ends})
+            about = {"actor": "an admin", "action": "tokens add", "target": "a script", "detail": "client"}
+            result = "done" if revoked_at else None
+            self._add("audit_entry", {"id": number, "created_at": self.now - HOUR, **about, "result": result})
+
+    def _add_submission(self) -> None:
+        """A create that the receiver was sending: its task holds a slot."""
+        task, body = "sweep-running", '{"prompt":"a kangaroo \u00e9"}'.encode()
+        row: Row = {"id": 7, "task_id": task, "state": "sending", "rank": -1, "model": "kling-v1-5", "slots": 1}
+        more = {"body": body, "size": len(body), "attempt": "an attempt", "created_at": self.now - HOUR}
+        self._add("submission", {**row, **more})
+        for rows in (self.old, self.new):
+            next(each for each in rows["task"] if each["id"] == task)["slots"] = 1
+
     def fill(self, url: str) -> None:
         """Make the tables of the revision in an empty database, and insert the old rows."""
         database = Database(url)
         migrate_to(database, self.revision)
         with database.write() as connection:
-            for table in ("task", "tag", "event", "result", "job", "hook", "attempt", "delivery_attempt"):
+            for table in ORDER:
                 for row in self.old.get(table, ()):
                     names = ", ".join(f'"{name}"' for name in row)
                     values = ", ".join(f":{name}" for name in row)
                     connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), row)
             if not database.is_sqlite:
-                for table in ("event", "job", *({"attempt", "delivery_attempt"} & self.old.keys())):
+                for table in sorted(NUMBERED & self.old.keys()):
                     sql = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
                     connection.execute(text(sql))
         database.close()

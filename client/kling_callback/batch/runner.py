@@ -22,6 +22,7 @@ from anyio import to_thread
 from kling_callback.base import check_files
 from kling_callback.batch.files import save_missing
 from kling_callback.batch.lines import BatchCreate, BatchFile, BatchJob
+from kling_callback.batch.removed import RemovedTasks
 from kling_callback.batch.summary import Failure, Summary
 from kling_callback.display import escape, logger
 from kling_callback.errors import KlingError, ParameterError, ReceiverError, ResultFailed
@@ -98,6 +99,7 @@ class Batch:
         self._open: dict[str, _Open] = {}
         """By the task's id; also those whose submission is not answered yet."""
         self._error: KlingError | OSError | None = None
+        self._removed = RemovedTasks(kling, self._answered, self._lose)
         self._group = anyio.create_task_group()
 
     async def run(self) -> None:
@@ -113,6 +115,7 @@ class Batch:
                     group.start_soon(self._guarded, self._submit_jobs)
                 if self._wait:
                     group.start_soon(self._guarded, partial(self._follow, cursor))
+                    group.start_soon(self._guarded, self._removed.find)
                     for _ in range(MAX_DOWNLOADS):
                         group.start_soon(self._guarded, self._end_jobs)
         if self._error:
@@ -179,7 +182,8 @@ class Batch:
         """Follow the events of all tasks. After a restore of the receiver's database, the open tasks are read anew."""
         while True:
             try:
-                async with aclosing(self._kling.events(after=cursor)) as events:
+                events = self._kling.events(after=cursor, on_reconnect=self._removed.reconnected)
+                async with aclosing(events):
                     async for event in events:
                         cursor = event.cursor
                         entry = self._open.get(event.task["id"])
@@ -192,6 +196,15 @@ class Batch:
                     raise
                 cursor = await self._kling.last_event()
                 await self._read_open()
+
+    def _answered(self) -> list[str]:
+        """The ids of the tasks that have not ended, of those that the receiver has."""
+        return [task_id for task_id, entry in self._open.items() if entry.answered]
+
+    def _lose(self, task_id: str, reason: str) -> None:
+        """End a job whose task was removed, unless it has ended meanwhile."""
+        if entry := self._open.get(task_id):
+            self._fail(entry, reason)
 
     async def _read_open(self) -> None:
         for entry in [each for each in self._open.values() if each.answered]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from kling_callback.batch.removed import NOT_ONE, RemovedTasks
 from kling_callback.batch.runner import MAX_DOWNLOADS, failure_of
 from kling_callback.batch.summary import Failure, Summary
 from kling_callback.display import escape
@@ -55,6 +56,7 @@ class TaskGroup:
         self._kling, self._on_end, self._on_change = kling, on_end, on_change
         self._ending = anyio.CapacityLimiter(MAX_DOWNLOADS)
         self._error: KlingError | OSError | None = None
+        self._removed = RemovedTasks(kling, self._not_done, self._lose)
         self._group = anyio.create_task_group()
 
     async def wait(self) -> None:
@@ -74,6 +76,7 @@ class TaskGroup:
             self._change()
             if self.open:
                 group.start_soon(self._guarded, group, self._follow, cursor)
+                group.start_soon(self._guarded, group, self._removed.find)
             for task in ended:
                 self._start_end(task)
         self._raise()
@@ -114,7 +117,8 @@ class TaskGroup:
         """Follow the events of all tasks. After a restore of the receiver's database, the open tasks are read anew."""
         while True:
             try:
-                async with aclosing(self._kling.events(after=cursor)) as events:
+                events = self._kling.events(after=cursor, on_reconnect=self._removed.reconnected)
+                async with aclosing(events):
                     async for event in events:
                         cursor = event.cursor
                         self._note(event.task)
@@ -122,9 +126,12 @@ class TaskGroup:
                 if error.code != OTHER_LOG:
                     raise
                 cursor = await self._kling.last_event()
-                for task_id in [task.id for task in self.open.values() if not task.done]:  # others end already
+                for task_id in self._not_done():
                     await self._read_again(task_id)
-                self._change()
+
+    def _not_done(self) -> list[str]:
+        """The ids of the tasks that are waited for; the other open ones end already."""
+        return [task.id for task in self.open.values() if not task.done]
 
     async def _read_again(self, task_id: str) -> None:
         try:
@@ -132,8 +139,16 @@ class TaskGroup:
         except ReceiverError as error:
             if error.http_status not in NOT_ONE:
                 raise
-            self._count(self.open.pop(task_id), -1)
-            self._fail(task_id, "The receiver's database was restored, and does not have the task.")
+            self._lose(task_id, "The receiver's database was restored, and does not have the task.")
+
+    def _lose(self, task_id: str, reason: str) -> None:
+        """End the wait for a task that the receiver does not have any more, unless the task has ended meanwhile."""
+        task = self.open.get(task_id)
+        if task is None or task.done:
+            return
+        self._count(self.open.pop(task_id), -1)
+        self._fail(task_id, reason)
+        self._change()
 
     def _note(self, data: dict[str, Any]) -> None:
         """Note a task's JSON. A task that is done ends."""
@@ -174,7 +189,3 @@ class TaskGroup:
         self._on_change(self.summary)
         if self.summary.ended == self.summary.jobs:
             self._group.cancel_scope.cancel()
-
-
-NOT_ONE = frozenset({404, 409})
-"""HTTP statuses of an id that no task has, or several have."""

@@ -280,3 +280,25 @@ async def test_without_waiting_no_stream_is_opened() -> None:
     stage.script["submit"] = [refusal(422)]
     batch, _ = await run(stage, 3, wait=False, on_submit=lambda task: submitted.append(task.id))
     assert (len(submitted), batch.summary.refused, stage.streams, stage.order) == (2, 1, 0, ["submit"] * 3)
+
+
+async def test_a_task_that_was_removed_while_the_stream_was_broken_fails() -> None:
+    """It ended meanwhile, and no event says so any more: the batch ends, and names the job."""
+    stage, is_submitted = FakeReceiver(), anyio.Event()
+
+    def take(request: httpx.Request) -> httpx.Response:
+        is_submitted.set()
+        return usual("submit", request)
+
+    async def cut(request: httpx.Request) -> httpx.Response:
+        await is_submitted.wait()
+        await anyio.wait_all_tasks_blocked()
+        return stream(httpx.ReadError("cut"))
+
+    stage.script["submit"] = [take]
+    stage.script["all"] = [stream(f"id: {cursor(0)}\n\n"), cut]
+    stage.script["task"] = [refusal(404, "unknown_task")]
+    batch, ended = await run(stage)
+    assert (ended, batch.summary.ended) == ([], 1)
+    (failure,) = batch.summary.failures
+    assert (failure.task_id, failure.reason) == ("job-0", "The receiver refused: It said no.")

@@ -7,6 +7,7 @@ import anyio
 import httpx
 import pytest
 
+from kling_callback.batch import removed
 from kling_callback.batch.waiting import TaskGroup, unfinished
 from kling_callback.tasks import AsyncTask
 from tests.client.batch.test_runner import FakeReceiver, done
@@ -71,6 +72,27 @@ async def test_a_restored_database_has_the_open_tasks_read_anew() -> None:
     group, ended = await wait(stage, "a", "b")
     assert (ended, [each.task_id for each in group.summary.failures]) == (["a"], ["b"])
     assert "was restored" in group.summary.failures[0].reason
+
+
+async def test_a_task_that_was_removed_while_the_stream_was_broken_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended meanwhile, and no event says so any more. The others end by their events; a busy receiver is no end."""
+    stage = FakeReceiver()
+    monkeypatch.setattr(removed, "READ_AGAIN_SECONDS", 0)
+    before = by_id({each: task_json(each, "processing") for each in ("a", "b")})
+    after = by_id({"a": task_json("a", "processing")})
+
+    def last(request: httpx.Request) -> httpx.Response:
+        stage.push("task.done", done("a"))
+        return after(request)
+
+    busy = [refusal(503, "busy")] * 8  # twice the tries of one read
+    stage.script["task"] = [before, before, *busy, after, last]
+    stage.script["all"] = [stream(f"id: {cursor(0)}\n\n"), stream(httpx.ReadError("cut"))]
+    group, ended = await wait(stage, "a", "b")
+    assert (ended, group.open, group.summary.ended) == (["a"], {}, 2)
+    (failure,) = group.summary.failures
+    assert (failure.task_id, failure.reason) == ("b", "The receiver refused: It said no.")
+    assert [request.url.path[-1] for request in stage.requests["task"]] == [*"ab", *"a" * len(busy), *"ab"]
 
 
 async def test_a_task_that_ends_is_not_read_anew() -> None:

@@ -2,15 +2,18 @@
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from sqlalchemy import text
 
+from kling_receiver.doctor import starting
 from kling_receiver.doctor.checks import Check, run_checks
 from kling_receiver.store.database import Database
 from kling_sandbox import Sandbox
@@ -394,16 +397,65 @@ async def test_each_key_is_checked(tmp_path: Path, start: Start, gateway: Sandbo
     assert "an-older-key" not in " ".join(check.message for check in checks)
 
 
-def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox) -> None:
+def test_the_command(tmp_path: Path, start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line per step; exit code 0 if all succeed, 1 if one fails."""
     running = start(api_base=gateway.url)
     env = environment(tmp_path, KLING_RECEIVER_URL=running.url, KLING_API_BASE=gateway.url)
     success = run_here("doctor", env=env)
-    assert (success.returncode, success.stdout.count("ok  ")) == (0, 6), success.stdout
+    assert (success.returncode, success.stdout.count("ok  "), success.stderr) == (0, 6, ""), success.stdout
     lines = [json.loads(line) for line in run_here("doctor", "--json", env=env).stdout.splitlines()]
     assert [f"ok   {line['name']}: {line['message']}" for line in lines if line["ok"]] == success.stdout.splitlines()
     running.stop()
+    monkeypatch.setattr(starting, "START_SECONDS", 0.3)
     failure = run_here("doctor", env=env)
     assert failure.returncode == 1
+    place = running.url.removeprefix("http://")
+    assert failure.stderr.startswith(f"{place} refuses the connection. Waiting for up to 10 seconds")
     assert "FAIL connection" in failure.stdout
     assert KEY not in failure.stdout + failure.stderr
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_a_receiver_that_is_starting_is_waited_for(name: str) -> None:
+    """Its loopback address refuses connections until it listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        place = f"{name}:{server.getsockname()[1]}"
+        reasons: list[str] = []
+
+        def begin(reason: str) -> None:
+            reasons.append(reason)
+            server.listen()
+            thread.start()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        with anyio.fail_after(starting.START_SECONDS / 2):
+            await starting.wait_for_start(f"http://{place}", begin)
+        thread.join()
+    assert reasons == [f"{place} refuses the connection"]
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_proxy_that_does_not_reach_the_receiver_yet_is_asked_again(status: int) -> None:
+    """Such as a tunnel: the receiver behind it may be starting."""
+    reasons: list[str] = []
+    with host(lambda visit: visit.answer(200 if reasons else status)) as web:
+        with anyio.fail_after(starting.START_SECONDS / 2):
+            await starting.wait_for_start(web.url, reasons.append)
+        assert [visit.path for visit in web.visits] == ["/healthz"] * 2
+    assert reasons == [f"{web.url.removeprefix('http://')} answers {status}"]
+
+
+async def test_nothing_else_is_waited_for() -> None:
+    """An answer is one, whatever it is; and so is a connection that breaks, or a name without an address."""
+    reasons: list[str] = []
+    with host(lambda visit: visit.answer(503)) as web:
+        for url in (web.url, "https://name.invalid", web.url.replace("http", "https")):
+            await starting.wait_for_start(url, reasons.append)
+    assert reasons == []

@@ -25,8 +25,8 @@ from tests.support.receiver import Start
 from tests.support.web import Host, Visit, host
 from tools.harness.submitting import poll_until
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
-SERVED_REVISIONS = ("0001", "0003", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0010")
+SERVED_REVISIONS = ("0001", "0003", "0010")
 """Without hooks, the first with hooks, the newest. From each of `REVISIONS` the rows become the same: see below."""
 
 

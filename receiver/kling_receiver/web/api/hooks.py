@@ -42,6 +42,7 @@ from kling_receiver.settings import ReceiverSettings
 from kling_receiver.sinks import scheme_of
 from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import HookRow, Row
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.web.api.hook_payloads import (
     MASK,
@@ -192,17 +193,26 @@ class HookRoutes:
         raise hook_not_found()
 
     async def _change(self, request: Request) -> Response:
-        row = await get_hook_or_404(self._reader, _name(request))
-        _reject_managed(row)
+        name = _name(request)
         changes = parse(HookChanges, await read_json(request, self._bodies)).model_dump(exclude_unset=True)
         describe(request, detail=", ".join(changes))
-        config = _changed(row, changes, self._settings.hook_hosts)
-        columns = {name: value for name, value in config.columns().items() if value != cast(Row, row)[name]}
-        if columns:
-            if "address" in columns:  # where events go from now on
-                describe(request, detail=f"{', '.join(changes)}: to {host_of(config.address)}")
-            await self._writer.run(lambda tx: hook_records.update(tx, row["name"], columns))
-        return JSONResponse(await self._payload(row["name"]))
+
+        def change(tx: Transaction) -> Row:
+            """Change the hook as it is now, so that what others changed meanwhile stays. Returns its new values."""
+            row = hook_records.hook(tx.connection, name)
+            if row is None:
+                raise hook_not_found()
+            _reject_managed(row)
+            values = _changed(row, changes, self._settings.hook_hosts).columns()
+            columns = {column: value for column, value in values.items() if value != cast(Row, row)[column]}
+            if columns:
+                hook_records.update(tx, name, columns)
+            return columns
+
+        columns = await self._writer.run(change)
+        if "address" in columns:  # where events go from now on
+            describe(request, detail=f"{', '.join(changes)}: to {host_of(columns['address'])}")
+        return JSONResponse(await self._payload(name))
 
     async def _remove(self, request: Request) -> Response:
         row = await get_hook_or_404(self._reader, _name(request))

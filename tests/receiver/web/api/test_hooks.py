@@ -1,8 +1,10 @@
 """Hooks over the API: which may be added, and their states, secrets and tests."""
 
+import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from kling_receiver.hooks.config import InvalidHook, parse_hook
 from kling_receiver.hooks.examples import example
 from kling_receiver.net.guard import Allowlist
 from kling_receiver.states import FINAL, STATUSES
+from kling_receiver.store.transaction import Transaction
 from kling_receiver.web.api.hook_payloads import masked_address
 from kling_sandbox import Sandbox
 from tests.support.receiver import Running, Start
@@ -444,6 +447,26 @@ def test_a_hook_is_changed(running: Running, endpoint: Host) -> None:
     call(running, "PATCH", "hooks/one", {"address": "https://hooks.example/a-secret-path"})
     details = [each["detail"] for each in call(running, "GET", "audit")["entries"] if each["action"] == "hooks change"]
     assert details[0] == "address: to hooks.example", "who reads the log sees where events go, and no secret"
+
+
+def test_two_changes_at_once_are_both_made(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two admins change different settings: both began before either ended, and none is lost."""
+    made = call(running, "POST", "hooks", {"name": "one", "address": GOOD}, status=201)["hook"]
+    writer, both, arrived = running.receiver.store.writer, asyncio.Barrier(2), []
+    run = writer.run
+
+    async def run_when_both_have_begun(change: Callable[[Transaction], Any], **options: Any) -> Any:
+        if "HookRoutes._change" in change.__qualname__:  # not that of the audit log
+            arrived.append(change)
+            await both.wait()
+        return await run(change, **options)
+
+    monkeypatch.setattr(writer, "run", run_when_both_have_begun)
+    changes: list[Json] = [{"statuses": ["succeed"]}, {"tags": ["a"]}]
+    with ThreadPoolExecutor(2) as pool:
+        done = [*pool.map(lambda change: call(running, "PATCH", "hooks/one", change), changes)]
+    assert len(done) == len(arrived) == 2
+    assert call(running, "GET", "hooks/one") == {**made, "statuses": ["succeed"], "tags": ["a"]}
 
 
 CHANGES: dict[str, tuple[Json, str]] = {
