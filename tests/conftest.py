@@ -219,6 +219,7 @@ def _empty(connection: Connection) -> None:
     sequences = connection.execute(text("SELECT sequence_name FROM information_schema.sequences")).scalars()
     statements = [
         *(f"DELETE FROM {table.name}" for table in reversed(METADATA.sorted_tables) if table is not EVENT_LOG),
+        f"UPDATE {EVENT_LOG.name} SET removed_until = 0",
         *(f"SELECT setval('{sequence}', 1, false)" for sequence in sequences),
     ]
     connection.exec_driver_sql("; ".join(statements))

@@ -58,7 +58,7 @@ the same id, other parameters        tasks/parameters; kling_callback.protocol.r
 an interrupted download              results/fetch (resumed by Range), results/storage (the partial file)
 a file that its host refuses         results/download (retried, another address), results/media (what is a file)
 a thumbnail that is a placeholder    results/thumbnails (cached, refused), results/thumbnail_child (decoded)
-a link that a browser does not show  web/api/results (types, policies, other origins), cli/doctor (opens one)
+a link that a browser does not show  web/api/results (types, policies, other origins), doctor/checks (opens one)
 a result that is no file             kling_callback.protocol.results (found), tasks/transitions (stored)
 a dead letter                        jobs/queue (state), hooks/deliveries (retry_dead, redeliver), web/api/deliveries
 a paused hook                        hooks/deliveries (when), hooks/records (pause, resume, the reason)

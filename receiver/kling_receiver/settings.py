@@ -274,7 +274,7 @@ class ReceiverSettings(CommonSettings):
         if is_required("signing_secrets") and not values:
             raise ValueError(
                 "is missing; it signs callback addresses and tokens. Client and receiver need the same secrets. "
-                f"{MAKE_SECRET_HINT}"
+                f"Run `kling-receiver init`, which writes .env with a new one. {MAKE_SECRET_HINT}"
             )
         return values
 

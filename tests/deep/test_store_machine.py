@@ -63,7 +63,9 @@ RECORDS = st.sampled_from(
 )
 SURE = st.builds(answered, SPELLED, RECORDS)
 ANSWERS = st.none() | SURE
-ALL_ROWS = [(table, select(table).order_by(*table.primary_key.columns)) for table in (TASK, EVENT, RESULT, JOB)]
+ALL_ROWS = [
+    (table, select(table).order_by(*table.primary_key.columns)) for table in (TASK, EVENT, RESULT, JOB, REMOVED)
+]
 FAR_FUTURE = 1 << 62
 NO_ANSWER = GatewayError("no answer")
 
@@ -312,7 +314,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def everything(self) -> list[list[Any]]:
         """Every row there is."""
-        return [self.ledger.rows(table) for table in (TASK, EVENT, RESULT, JOB)]
+        return [self.ledger.rows(table) for table in (TASK, EVENT, RESULT, JOB, REMOVED)]
 
     def _ask(self, tx: Transaction, job: ClaimedJob, task: TaskRow, answer: Report | None, reached: bool) -> Outcome:
         model = self.models[job.task_id]

@@ -7,6 +7,11 @@ from typing import Any
 from kling_callback.display import counted
 from kling_callback.jobs.prices import Estimate
 
+MIN_EXPONENT, MAX_EXPONENT = -12, 12
+"""Powers of ten between which an amount is plausible: written out, 1e-999999 has a million digits."""
+MAX_UNITS = 20
+"""Units and currencies of one sum; Kling has five. What another one says is left out."""
+
 
 class EstimateSum:
     """The sum of estimates. `units`: by kind; `usd`: US dollars; `unknown`: jobs whose cost cannot be estimated.
@@ -58,6 +63,8 @@ class ChargeSum:
         charges = list(_charges(family, cost))
         self.tasks += tasks * bool(charges)
         for what, amount in charges:
+            if what not in self.amounts and len(self.amounts) >= MAX_UNITS:
+                continue
             self.amounts[what] = self.amounts.get(what, Decimal()) + tasks * amount
 
     def __str__(self) -> str:
@@ -106,4 +113,5 @@ def _decimal(value: Any) -> Decimal | None:
         amount = Decimal(str(value)[:30])
     except InvalidOperation:
         return None
-    return amount if amount.is_finite() and abs(amount) < Decimal(10) ** 12 else None
+    is_plausible = amount.is_finite() and (amount == 0 or MIN_EXPONENT <= amount.adjusted() < MAX_EXPONENT)
+    return amount if is_plausible else None

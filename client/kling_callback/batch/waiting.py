@@ -122,7 +122,7 @@ class TaskGroup:
                 if error.code != OTHER_LOG:
                     raise
                 cursor = await self._kling.last_event()
-                for task_id in list(self.open):
+                for task_id in [task.id for task in self.open.values() if not task.done]:  # others end already
                     await self._read_again(task_id)
                 self._change()
 

@@ -138,8 +138,11 @@ def print_table(
     always: Collection[str],
     below: Sequence[str] = (),
     width: int | None = None,
+    empty: str = "",
 ) -> None:
     """Print a table on stdout. `columns`: names with their cells; empty ones are omitted unless named in `always`.
+
+    `empty`: the message on stderr if there is no row.
 
     Where it is wider than the terminal, the columns `below` leave it, in this order, until it fits: their cells are on
     a line of their own below each row. `width`: of the terminal, if not its own.
@@ -150,6 +153,8 @@ def print_table(
     apart = _leaving(widths, below, width or terminal_width())
     table = [name for name in shown if name not in apart]
     click.echo(style("  ".join(pad(name, widths[name]) for name in table).rstrip(), dim=True))
+    if empty and not columns[0][1]:
+        print_message(empty)
     for row in range(len(columns[0][1])):
         click.echo("  ".join(pad(shown[name][row], widths[name]) for name in table).rstrip())
         if rest := "  ".join(cells[row] for name, cells in shown.items() if name in apart and cells[row]):

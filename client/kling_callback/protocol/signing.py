@@ -34,7 +34,7 @@ MAX_TOKEN_SECONDS = 3650 * 86_400
 MIN_SECRET_CHARS = 32
 """Characters of a signing secret."""
 
-MAKE_SECRET_HINT = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+MAKE_SECRET_HINT = 'Make one with: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 
 
 class _ClockedSigner(TimestampSigner):

@@ -23,7 +23,7 @@ TOLERANCE_SECONDS = 300
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 MIN_KEY_BYTES = 16
 MAKE_WEBHOOK_SECRET_HINT = (
-    "Make one with: python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
+    "Make one with: python3 -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
 )
 MAX_SIGNATURES = 16
 """Signatures of one message that are compared."""

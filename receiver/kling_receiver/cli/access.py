@@ -87,7 +87,8 @@ def list_tokens(as_json: bool) -> None:
         "EXPIRES": lambda row: terminal.format_minute(row["expires_at"]),
         "LAST USED": lambda row: terminal.format_minute(row["last_used_at"]),
     }
-    _print_rows(rows, columns, as_json=as_json)
+    empty = "No token has a name. `kling-receiver token --name NAME` makes one; others are not recorded."
+    _print_rows(rows, columns, as_json=as_json, empty=empty)
 
 
 @tokens.command(examples=["kling-receiver tokens revoke shop"])
@@ -140,7 +141,7 @@ def audit(limit: int, as_json: bool) -> None:
         "RESULT": lambda row: "unknown" if row["result"] is None else row["result"],
         "DETAIL": lambda row: row["detail"],
     }
-    _print_rows(rows, columns, as_json=as_json)
+    _print_rows(rows, columns, as_json=as_json, empty="No actions yet.")
 
 
 async def _read_audit(receiver: ReceiverApi, limit: int) -> list[dict[str, Any]]:
@@ -157,11 +158,11 @@ async def _read_audit(receiver: ReceiverApi, limit: int) -> list[dict[str, Any]]
 
 
 def _print_rows(
-    rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], *, as_json: bool
+    rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], *, as_json: bool, empty: str
 ) -> None:
     if not as_json:
         table = [(name, [cell(row) for row in rows]) for name, cell in columns.items()]
-        return terminal.print_table(table, always=list(columns)[:2])
+        return terminal.print_table(table, always=list(columns)[:2], empty=empty)
     for row in rows:
         terminal.print_json(row)
     return None

@@ -78,7 +78,7 @@ def list_deliveries(limit: int, as_json: bool, **filters: str | None) -> None:
         "NEXT": lambda row: terminal.format_minute(row["next_attempt_at"]),
     }
     table = [(name, [cell(row) for row in rows]) for name, cell in columns.items()]
-    terminal.print_table(table, always=("ID", "STATE", "EVENT"))
+    terminal.print_table(table, always=("ID", "STATE", "EVENT"), empty="No deliveries.")
 
 
 async def _read_pages(receiver: ReceiverApi, limit: int, filters: dict[str, str | None]) -> list[dict[str, Any]]:

@@ -220,7 +220,8 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         "REASON": lambda row: _shorten(row["paused_because"] or ""),
     }
     table = [(name, [cell(row) for row in rows]) for name, cell in columns.items()]
-    terminal.print_table(table, always=("NAME", "STATE", "ADDRESS"))
+    empty = "No hooks. Add one: kling-receiver hooks add ADDRESS --event task.done"
+    terminal.print_table(table, always=("NAME", "STATE", "ADDRESS"), empty=empty)
 
 
 def _shorten(text: str) -> str:

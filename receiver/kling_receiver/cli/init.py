@@ -211,7 +211,7 @@ def _print_next(known: set[str]) -> None:
     receiver, client = program("kling-receiver"), program("kling")
     image = f'{client} text-to-image "a kangaroo holding a sign" --model-name kling-v3 --output .'
     if known == {URL, KEY}:
-        commands = [f"{receiver} serve &", f"{receiver} doctor", image]
+        commands = [f"{receiver} serve &", f"sleep 5; {receiver} doctor", image]  # a start takes some seconds
     else:
         option = f" --receiver-url {EXAMPLE_URL}" if URL not in known else ""
         commands = [f"{receiver} init{option}", f"{receiver} serve &", image]

@@ -56,7 +56,9 @@ def serve(host: str, port: int) -> None:
     address = f"http://{url_host}:{listener.getsockname()[1]}"
     terminal.print_message(f"kling-receiver {__version__} on {address}, reached by Kling as {settings.receiver_url}")
     terminal.print_message(f"data in {settings.data_dir}: database {database}, results {results}")
-    terminal.print_message(f"pages, once and for {LINK_SECONDS // 60} minutes: {new_login_link(settings)}")
+    terminal.print_message(
+        f"open the pages (works once, within {LINK_SECONDS // 60} minutes): {new_login_link(settings)}"
+    )
     warn_if_unreachable(settings)
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     gc.freeze()  # modules and settings live until the end: no collection needs to visit them

@@ -50,12 +50,21 @@ class Check:
 
 
 async def run_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
-    """Check the database, the steps of a callback in order, up to the first that fails; then a link, and Kling's keys.
+    """Check the database, then what `run_request_checks` checks.
 
-    Where links begin with an address that callbacks did not reach, no link is tried.
+    Not in the process of a receiver: it would lose SQLite's locks, because the check opens and closes the file.
     """
     problem = await anyio.to_thread.run_sync(_database_problem, settings)
     yield Check("database", problem is None, problem or "`serve` can use it, or make it")
+    async for check in run_request_checks(settings):
+        yield check
+
+
+async def run_request_checks(settings: ReceiverSettings) -> AsyncIterator[Check]:
+    """Check the steps of a callback in order, up to the first that fails; then a link, and Kling's keys.
+
+    Where links begin with an address that callbacks did not reach, no link is tried.
+    """
     async with create_client() as http:
         is_reached = True
         async for check in _check_public_route(settings, http):

@@ -1,5 +1,6 @@
 """The kinds of jobs, their unique keys, and the pools whose limits they share. Imports nothing of ours."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -132,9 +133,20 @@ def overdue_key(task_id: str) -> str:
     return f"{Kind.OVERDUE}/{task_id}"
 
 
+def sweep_key(task_id: str) -> str:
+    """The unique key of the query about an open task after a start."""
+    return f"{Kind.SWEEP}/{task_id}"
+
+
 def download_key(task_id: str, index: int) -> str:
     """The unique key of a result file's download."""
     return f"{Kind.DOWNLOAD}/{task_id}/{index}"
+
+
+def task_keys(task_id: str, indexes: Iterable[int]) -> list[str]:
+    """The unique keys of all jobs that may work on a task whose files have these indexes. Those of hooks are others."""
+    keys = [ask_key(task_id), create_key(task_id), overdue_key(task_id), sweep_key(task_id)]
+    return [*keys, *(download_key(task_id, index) for index in indexes)]
 
 
 def remove_key(task_id: str) -> str:

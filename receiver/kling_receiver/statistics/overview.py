@@ -13,8 +13,9 @@ from sqlalchemy import Connection
 from kling_callback.batch.costs import ChargeSum
 from kling_receiver.store.sql import Statement, is_sqlite
 from kling_receiver.store.tables import load_json
+from kling_receiver.store.transaction import HOUR_MS
 
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+DAY_MS = 24 * HOUR_MS
 MAX_TASKS = 120_000
 """Tasks that are read for durations and costs: a page is to take less than half a second."""
 MAX_FAMILIES = 50

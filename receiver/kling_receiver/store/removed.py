@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from kling_receiver.jobs.kinds import Kind, create_key, download_key, overdue_key
+from kling_receiver.jobs.kinds import Kind, task_keys
 from kling_receiver.store.rows import RemovedRow, TaskRow
 from kling_receiver.store.sql import Statement, columns
 from kling_receiver.store.tables import REMOVED
@@ -86,6 +86,4 @@ def delete_task(tx: Transaction, task: TaskRow) -> None:
 
 def _own_jobs(tx: Transaction, task_id: str) -> list[str]:
     """The keys of all jobs that a task may have, besides those of hooks."""
-    positions = POSITIONS.scalars(tx.connection, id=task_id)
-    keys = [f"{Kind.ASK}/{task_id}", f"{Kind.SWEEP}/{task_id}", create_key(task_id), overdue_key(task_id)]
-    return [*keys, *(download_key(task_id, position) for position in positions)]
+    return task_keys(task_id, POSITIONS.scalars(tx.connection, id=task_id))

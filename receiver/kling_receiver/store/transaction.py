@@ -48,6 +48,7 @@ COUNT = Statement("""
     ON CONFLICT (hour, name) DO UPDATE SET total = hourly_count.total + excluded.total
 """)
 HOUR_MS = 3_600_000
+"""Milliseconds of an hour, for which events are counted."""
 DELETE_JOB = Statement("DELETE FROM job WHERE unique_key = :unique_key AND state <> 'running'")
 RUN_NOW = Statement("""
     UPDATE job SET due_at = :now, delay_ms = 0

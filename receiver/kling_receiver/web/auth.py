@@ -108,10 +108,10 @@ class Guard:
         """
 
         async def guarded(request: Request) -> Response:
-            await self.check(request, role)
+            token = await self.check(request, role)
             if query is not None:
                 check_query(request, query)
-            return await endpoint(request)
+            return _of_session(token, await endpoint(request))
 
         return guarded
 
@@ -141,7 +141,7 @@ class Guard:
                 raise
             finally:
                 await self._finish(entry_id, result, actor, action, request.state.audit)
-            return response
+            return _of_session(token, response)
 
         return guarded
 
@@ -196,6 +196,14 @@ def describe(request: Request, *, target: str = "", detail: str = "") -> None:
 def shown_name(value: str) -> str:
     """A name as the audit log shows it. What cannot be one may be a secret that was pasted for it."""
     return sanitize(value)[:MAX_ID_CHARS] if is_hook_name(value) else INVALID_NAME
+
+
+def _of_session(token: ApiToken, response: Response) -> Response:
+    """The response to a session's request, which neither a browser nor a proxy keeps: a cookie forbids that to none."""
+    if token.session:
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    return response
 
 
 def _shown(parameter: str, value: str) -> str:

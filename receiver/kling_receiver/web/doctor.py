@@ -1,4 +1,7 @@
-"""`POST /api/doctor`: run the doctor's checks from inside the receiver, for role admin, one run at a time."""
+"""`POST /api/doctor`: run the doctor's checks from inside the receiver, for role admin, one run at a time.
+
+That of the database is not among them: `/readyz` writes to it, and the page of health shows what that finds.
+"""
 
 import asyncio
 import time
@@ -13,7 +16,7 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from kling_callback.display import Mask
-from kling_receiver.doctor.checks import Check, run_checks
+from kling_receiver.doctor.checks import Check, run_request_checks
 from kling_receiver.events.payloads import Timestamp, iso
 from kling_receiver.settings import ReceiverSettings
 from kling_receiver.web.auth import Guard, route
@@ -88,7 +91,7 @@ class DoctorRoutes:
         checks: list[Check] = []
         try:
             async with asyncio.timeout(MAX_SECONDS):
-                async for check in run_checks(self._settings):
+                async for check in run_request_checks(self._settings):
                     message = self._mask(check.message)  # it may quote an answer
                     checks.append(Check(check.name, check.ok, message))
         except TimeoutError:

@@ -18,6 +18,8 @@ M = TypeVar("M", bound="RequestModel")
 
 MAX_NAME_CHARS = 100
 """Characters of a parameter's name in a message."""
+MAX_NAMES = 10
+"""Names of query parameters about which something is said: a query may have thousands, and each is compared."""
 
 
 class RequestModel(BaseModel):
@@ -31,9 +33,12 @@ def query_problems(request: Request, known: Collection[str]) -> list[str]:
 
     `known`: the parameters that the route has.
     """
-    problems = []
+    problems: list[str] = []
     given = [name for name, _ in request.query_params.multi_items()]
     for name in dict.fromkeys(given):
+        if len(problems) == MAX_NAMES:
+            problems.append("More parameters are wrong.")
+            break
         shown = sanitize(name, MAX_NAME_CHARS)
         if name in known and given.count(name) > 1:
             problems.append(f"`{shown}` is given {given.count(name)} times.")

@@ -130,8 +130,9 @@ def print_next(gateway: str, receiver: str) -> None:
         file.discard()
     ports = {name: url.rpartition(":")[2] for name, url in (("sandbox", gateway), ("receiver", receiver))}
     print(
-        "\nWith a key from Kling, `kling-receiver init` begins. The same by hand with the sandbox, which then runs in\n"
-        "the background (`kill %1 %2` ends it and the receiver): paste these three lines into a shell.\n"
+        "\nThe same by hand: paste these three lines into a shell. The sandbox and the receiver then run in the\n"
+        "background (`kill %1 %2` ends them), and `kling-receiver login-link` prints a link to the receiver's pages.\n"
+        "With a key from Kling, begin in a folder of your own with `kling-receiver init`.\n"
     )
     print(f"cd {shlex.quote(str(folder))} && export PATH={shlex.quote(str(BIN))}:$PATH")
     print(

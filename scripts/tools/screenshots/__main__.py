@@ -7,13 +7,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 from rich.console import Console
+from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from kling_receiver.cli.access import new_login_link
@@ -56,11 +56,11 @@ def main() -> None:
 def take_all(browser: Browser, shown: Scene) -> None:
     """Those of the pages."""
     with visiting(browser, shown, WIDE, "light") as page:
-        save("tasks", page.screenshot())
+        save("tasks", page.screenshot(clip={"x": 0, "y": 0, "width": WIDE[0], "height": 940}, full_page=True))
         visit(page, shown, f"dashboard/tasks/{shown.images}")
         save("task", page.screenshot(full_page=True, clip=down_to(page, "#task-timeline")))
         visit(page, shown, "dashboard/overview")
-        save("overview", page.screenshot(full_page=True, clip=down_to(page, ".halves")))
+        save("overview", page.screenshot(full_page=True))
         visit(page, shown, "dashboard/hooks")
         save("hooks", page.screenshot(clip=down_to(page, ".table-box")))
         visit(page, shown, "dashboard/create?job=image_to_video")
@@ -72,10 +72,7 @@ def take_all(browser: Browser, shown: Scene) -> None:
         page.wait_for_timeout(1500)  # the price is asked for
         save("create", page.screenshot())
     with visiting(browser, shown, PHONE, "dark") as page:
-        page.evaluate("document.querySelectorAll('#rows tr')[4].scrollIntoView()")
-        page.evaluate(
-            "scrollTo(0, 0); document.querySelectorAll('#rows tr').forEach((row, n) => n < 4 && row.remove())"
-        )
+        page.evaluate("document.querySelectorAll('#rows tr')[2].scrollIntoView()")
         settle(page)
         save("tasks-phone", page.screenshot())
         visit(page, shown, f"dashboard/tasks/{shown.video}")
@@ -109,11 +106,11 @@ def settle(page: Page) -> None:
     page.wait_for_timeout(1200)
 
 
-def down_to(page: Page, selector: str) -> dict[str, float]:
+def down_to(page: Page, selector: str) -> FloatRect:
     """The part of the page from its top to the end of an element, and a margin."""
     box = page.locator(selector).first.bounding_box()
     assert box is not None, selector
-    return {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": box["y"] + box["height"] + 24}
+    return {"x": 0, "y": 0, "width": WIDE[0], "height": box["y"] + box["height"] + 8}
 
 
 def run_in_terminal(command: str, shown: Scene) -> str:
@@ -142,14 +139,14 @@ def run_in_terminal(command: str, shown: Scene) -> str:
     assert status == 0, text
     console = Console(record=True, width=COLUMNS + 20, file=StringIO(), color_system="256")
     console.print(Text.from_ansi(text), soft_wrap=True)
-    return console.export_html(inline_styles=True, code_format="{code}") or escape(text)
+    return console.export_html(theme=MONOKAI, inline_styles=True, code_format="{code}").rstrip()
 
 
 def save(name: str, content: bytes) -> None:
-    """Write a PNG with 256 colours."""
+    """Write a PNG."""
     path = OUTPUT / f"{name}.png"
     image = Image.open(BytesIO(content)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path.name}: {image.width} x {image.height}, {size:,} bytes", flush=True)
     assert size <= MAX_BYTES, f"{path} has more than {MAX_BYTES:,} bytes"

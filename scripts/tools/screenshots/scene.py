@@ -25,7 +25,7 @@ IMAGE = "https://shop.example/boat.png"
 
 
 class Submission(NamedTuple):
-    """A task to submit. `switches`: the sandbox's misbehaviour."""
+    """A task to submit. `fails`: it ends failed, and so do the others of its group."""
 
     prompt: str
     family: str = IMAGES
@@ -33,7 +33,7 @@ class Submission(NamedTuple):
     tags: tuple[str, ...] = ()
     n: int = 1
     ratio: str = "16:9"
-    switches: str = ""
+    fails: bool = False
 
 
 DAY = (
@@ -42,14 +42,15 @@ DAY = (
     [Submission("The same lighthouse, watercolour", tags=("film",), n=2), Submission("A red fox in fresh snow")],
     [Submission("A ceramic cup, soft light, plain background", tags=("shop", "spring"), n=3)],
     [Submission("The cup turns slowly", ANIMATED, "kling-v2-5-turbo", ("shop",))],
-    [Submission("A crowd in front of a stage", tags=("film",), switches="failed"), Submission("Two dancers at dusk")],
+    [Submission("A crowd in front of a stage", tags=("film",), fails=True)],
+    [Submission("Two dancers at dusk")],
     [Submission("A linen shirt on a wooden hanger", tags=("shop",), n=4, ratio="3:4")],
     [Submission("一只熊猫在雪地里奔跑", VIDEOS, "kling-v2-5-turbo", ("film",))],
     [Submission("An old tram climbs a steep street", VIDEOS, "kling-v2-6"), Submission("A tram stop in the rain")],
     [Submission("A paper boat, macro photograph", tags=("spring",), n=2), Submission("Tulips, seen from above", n=2)],
     [Submission("The boat drifts away", ANIMATED, "kling-v2-6", ("spring",))],
     [Submission("A kangaroo holding a sign", n=1), Submission("A kangaroo, claymation", ratio="1:1", n=2)],
-    [Submission("A candle is lit", VIDEOS, "kling-v2-5-turbo", ("shop",), switches="failed")],
+    [Submission("A candle is lit", VIDEOS, "kling-v2-5-turbo", ("shop",), fails=True)],
     [Submission("A label for a jar of honey", tags=("shop",), n=4, ratio="1:1")],
     [Submission("Waves roll onto black sand", VIDEOS, "kling-v2-6", ("film",)), Submission("Black sand, close-up")],
     [Submission("A bicycle against a yellow wall", tags=("spring",), n=3)],
@@ -57,7 +58,7 @@ DAY = (
     [Submission("Lanterns over a night market", tags=("film",), n=2), Submission("A bowl of noodles, steam rising")],
     [Submission("A wooden toy train on a table", tags=("shop",), n=4), Submission("A train set, seen from above")],
     [Submission("A paper kite above the dunes", VIDEOS, "kling-v2-6", ("spring",))],
-    [Submission("Rain on a window, the city behind it", tags=("film",))],
+    [Submission("Rain on a window, the city behind it", tags=("film",), fails=True)],
 )
 """Groups of tasks, the oldest first."""
 LAST = (
@@ -67,12 +68,10 @@ LAST = (
 """The newest tasks that have ended."""
 GOING = (
     Submission("The balloon lands among the sheep", ANIMATED, "kling-v2-6", ("film",)),
-    Submission("A shepherd with a sketchbook", tags=("film",)),
-    Submission("Sheep around a hot-air balloon, storybook illustration", tags=("spring",)),
-    Submission("A basket of wild apples", tags=("shop",), n=2),
+    Submission("A basket of wild apples", tags=("shop",), n=4),
     Submission("A poster: the first flight of the season", tags=("spring",), n=2, ratio="3:4"),
 )
-"""More than the slots are: they are not finished, and the last one waits."""
+"""They have not ended, and the last one waits for a slot."""
 
 
 class SetClock:
@@ -118,7 +117,7 @@ def scene(folder: Path) -> Iterator[Scene]:
             for number, group in enumerate(DAY):
                 started = clock.behind
                 ids = _run(running, gateway, clock, group, 0.7 + number * 7 % 10 / 12)
-                failed = next((ids[n] for n, each in enumerate(group) if each.switches == "failed"), failed)
+                failed = next((ids[n] for n, each in enumerate(group) if each.fails), failed)
                 if number == len(DAY) // 2:
                     hooks.pause("billing", "their maintenance, until Friday")
                 clock.advance(STEP_SECONDS - (started - clock.behind))
@@ -142,6 +141,7 @@ def _run(
 ) -> list[str]:
     """Submit tasks, and let them end: images after some seconds of the clock, videos after more."""
     gateway.hold()
+    gateway.misbehave = {"failed"} if any(each.fails for each in group) else set()
     ids = [_submit(running, clock, each) for each in group]
     poll_until(lambda: all(each in gateway.external for each in ids))
     clock.advance(1)
@@ -169,8 +169,7 @@ def _wait_until(running: RunningReceiver, ids: Sequence[str], condition: Callabl
 
 def _submit(running: RunningReceiver, clock: SetClock, task: Submission) -> str:
     """Submit one task through the receiver. Returns its id."""
-    mark = f" [sandbox: {task.switches}]" if task.switches else ""
-    body: dict[str, Any] = {"model_name": task.model, "prompt": task.prompt + mark}
+    body: dict[str, Any] = {"model_name": task.model, "prompt": task.prompt}
     body |= {"image": IMAGE} if task.family == ANIMATED else {"aspect_ratio": task.ratio}
     if task.family == IMAGES:
         body["n"] = task.n

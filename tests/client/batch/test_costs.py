@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kling_callback.batch.costs import ChargeSum, EstimateSum
+from kling_callback.batch.costs import MAX_UNITS, ChargeSum, EstimateSum
 from kling_callback.jobs.prices import Estimate
 
 IMAGES, VIDEOS = "images/generations", "videos/text2video"
@@ -49,6 +49,24 @@ def test_charges_are_summed_exactly_by_unit() -> None:
         charges.add(family, cost)
     assert str(charges) == "100 image units, 0.3 video units"
     assert charges.tasks == 3
+
+
+@pytest.mark.parametrize("amount", ["1e-999999", "-1e-999999", "1e-13", "1e-99999999"])
+def test_an_amount_that_is_too_small_is_no_cost(amount: str) -> None:
+    """Written out, it would have a million digits; zero is a cost, however it is written."""
+    charges = ChargeSum()
+    charges.add(VIDEOS, amount)
+    charges.add(VIDEOS, "0e-999999")
+    charges.add(VIDEOS, "0.000000000001")
+    assert str(charges) == "0.000000000001 video units"
+
+
+def test_a_sum_has_few_units() -> None:
+    """A charge may name any currency."""
+    charges = ChargeSum()
+    for number in range(MAX_UNITS + 5):
+        charges.add(VIDEOS, [{"amount": 1, "currency": f"{number:02}"}] * 2)
+    assert charges.amounts == {f"{number:02}": 2 for number in range(MAX_UNITS)}
 
 
 def test_estimates_are_summed_by_unit() -> None:

@@ -73,6 +73,30 @@ async def test_a_restored_database_has_the_open_tasks_read_anew() -> None:
     assert "was restored" in group.summary.failures[0].reason
 
 
+async def test_a_task_that_ends_is_not_read_anew() -> None:
+    """Its files are being saved when the restored database, which does not have it, answers: it has succeeded."""
+    stage, restored = FakeReceiver(), anyio.Event()
+
+    def after(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("b"):
+            restored.set()
+        return by_id({"b": done("b")})(request)
+
+    async def save(task: AsyncTask) -> list[str]:
+        await restored.wait()
+        return []
+
+    before = by_id({"a": done("a"), "b": task_json("b", "processing")})
+    stage.script["task"] = [before, before, after, after]
+    stage.script["all"] = [
+        stream(f"id: {cursor(0)}\n\n"),
+        lambda request: refusal(409, "other_log"),
+        stream(f"id: {cursor(0)}\n\n"),
+    ]
+    group, _ = await wait(stage, "a", "b", on_end=save)
+    assert (group.summary.ended, group.summary.failures) == (2, [])
+
+
 async def test_an_error_of_the_output_ends_the_wait_alone() -> None:
     """Such as a closed stdout: raised as it is, not in a group."""
     stage = FakeReceiver()

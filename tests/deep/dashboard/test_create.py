@@ -49,7 +49,7 @@ def test_from_an_empty_form_to_a_finished_video(start: Start, gateway: Sandbox, 
     running = start(api_base=gateway.url)
     visitor = visit(running)
     page = visitor.sign_in("client")
-    page.get_by_role("link", name="Create").click()
+    page.get_by_role("link", name="Create", exact=True).click()
     page.get_by_label("Image to video").check()
     page.locator("[data-field=image]").wait_for()
     image = picture(320, 400)

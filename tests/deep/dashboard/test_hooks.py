@@ -103,7 +103,7 @@ def test_a_hook_from_its_form_to_its_end(start: Start, visit: Visit) -> None:
         page.locator("#secret-text:empty").wait_for(state="attached")
         assert rotated not in page.content()
         page.get_by_role("button", name="Remove").click()
-        page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+        page.get_by_role("dialog").get_by_role("button", name="Remove").click()
         page.get_by_text("No hooks yet").wait_for()
         assert page.title() == "Hooks · Kling receiver"
         assert [each for each in visitor.problems if "422" not in each] == []

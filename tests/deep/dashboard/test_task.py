@@ -114,7 +114,7 @@ def test_the_actions(start: Start, gateway: Sandbox, visit: Visit) -> None:
         page.locator("#delivery-rows summary").get_by_text("2 attempts").click()
         assert page.locator(".attempts li").count() == 2
         page.locator("#task-head").get_by_role("button", name="Redeliver").click()
-        page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+        page.get_by_role("dialog").get_by_role("button", name="Redeliver").click()
         app.wait_for(3)
         page.get_by_role("button", name="Copy Kling's id", exact=True).click()
         page.get_by_text("Copied.").wait_for()
@@ -127,7 +127,7 @@ def test_the_actions(start: Start, gateway: Sandbox, visit: Visit) -> None:
         page.route(f"**/api/tasks/{task_id}", lambda route: route.fulfill(json={}))
         page.get_by_role("button", name="Remove").click()
         with page.expect_request(lambda request: request.method == "DELETE"):
-            page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+            page.get_by_role("dialog").get_by_role("button", name="Remove").click()
         page.get_by_role("heading", name="Tasks").wait_for()
 
 

@@ -185,7 +185,7 @@ def test_bulk_actions_call_the_api_and_say_what_happened(start: Start, gateway: 
     assert page.locator("#bulk-count").inner_text() == "1"
     assert page.get_by_label(f"Select the task {bad}").is_checked()
     page.get_by_role("button", name="Replay to hooks").click()
-    page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+    page.get_by_role("dialog").get_by_role("button", name="Replay to hooks").click()
     page.get_by_text("1 of 1: Events are delivered again.").wait_for()
     page.get_by_label("Select all tasks of this page").check()
     page.get_by_role("button", name="Remove").click()
@@ -193,6 +193,23 @@ def test_bulk_actions_call_the_api_and_say_what_happened(start: Start, gateway: 
     page.get_by_text("1 of 2: Removed.").wait_for()
     page.locator(f"#task-{good}").wait_for(state="detached")
     assert page.get_by_label(f"Select the task {bad}").is_checked(), "what has not ended stays"
+
+
+def test_any_id_is_selected_alone(start: Start, gateway: Sandbox, visit: Visit) -> None:
+    """Clients choose ids: one named `all`, and one with characters that a path escapes."""
+    running = start(api_base=gateway.url)
+    for task_id in ("all", "a:b@c=d", "other"):
+        register(running, task_id)
+    page = visit(running).sign_in()
+    page.get_by_label("Select the task all", exact=True).check()
+    assert page.locator("#bulk-count").inner_text() == "1"
+    page.get_by_label("Select the task a:b@c=d", exact=True).check()
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json) if request.method == "POST" else None)
+    page.get_by_role("button", name="Replay to hooks").click()
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_text("2 of 2").wait_for()
+    assert asked == [{"task": "all"}, {"task": "a:b@c=d"}]
 
 
 def test_a_session_that_is_signed_out_elsewhere_leaves_the_page(start: Start, gateway: Sandbox, visit: Visit) -> None:

@@ -186,6 +186,14 @@ def test_a_command_is_added_to_the_database_of_the_receiver_that_runs(operator: 
     assert operator.states() == {}
 
 
+def test_an_empty_list_says_so(operator: Operator) -> None:
+    """On stderr: stdout has the head of the table only."""
+    for command, message in (("hooks", "Add one: kling-receiver hooks add"), ("deliveries", "No deliveries.")):
+        ran = operator.run(command, "list")
+        assert message in ran.stderr
+        assert len(ran.stdout.splitlines()) == 1
+
+
 def test_a_failed_delivery_is_listed_and_retried(operator: Operator) -> None:
     """`list` finds it and `retry` sends it; a replay sends delivered events again, too."""
     refusing = True

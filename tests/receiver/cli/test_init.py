@@ -68,7 +68,7 @@ def test_the_next_commands_fit_what_is_set() -> None:
     done = init("--receiver-url", URL)
     assert done.stdout.splitlines() == ["kling-receiver init", "kling-receiver serve &", image]
     done = init("--api-key", "sk-1")
-    assert done.stdout.splitlines() == ["kling-receiver serve &", "kling-receiver doctor", image]
+    assert done.stdout.splitlines() == ["kling-receiver serve &", "sleep 5; kling-receiver doctor", image]
     assert init().stdout == done.stdout
 
 

@@ -266,6 +266,7 @@ import importlib.util, json, os, resource
 spec = importlib.util.spec_from_file_location("child", {str(CHILD)!r})
 child = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(child)
+score = open("/proc/self/oom_score_adj") if os.path.exists("/proc/self/oom_score_adj") else None
 child.limit_process()
 refused = []
 for attempt in (lambda: open("/etc/passwd"), lambda: os.pipe(), lambda: bytearray(2 << 30)):
@@ -274,17 +275,18 @@ for attempt in (lambda: open("/etc/passwd"), lambda: os.pipe(), lambda: bytearra
     except (OSError, MemoryError) as error:
         refused.append(type(error).__name__)
 limits = [resource.getrlimit(getattr(resource, f"RLIMIT_{{name}}")) for name in ("CPU", "FSIZE", "NPROC", "CORE")]
-print(json.dumps([refused, limits, os.nice(0)]))
+print(json.dumps([refused, limits, os.nice(0), score.read().strip() if score else "1000"]))
 """
 
 
 def test_what_the_program_gives_up() -> None:
     """No file can be opened, little memory had; CPU time, output and processes are limited."""
     done = subprocess.run([sys.executable, "-I", "-c", LIMITED], capture_output=True, check=True)
-    refused, limits, niceness = json.loads(done.stdout)
+    refused, limits, niceness, oom_score = json.loads(done.stdout)
     assert refused == ["OSError", "OSError", "MemoryError"]
     assert limits == [[10, 11], [1 << 20, 1 << 20], [0, 0], [0, 0]]
     assert niceness >= 15
+    assert oom_score == "1000", "the receiver outlives it where memory ends"
 
 
 async def test_a_program_that_hangs_is_killed(storage: LocalStorage, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Connection
@@ -10,12 +10,13 @@ from sqlalchemy import Connection
 from kling_receiver.metrics import Metrics
 from kling_receiver.statistics import overview
 from kling_receiver.store.database import Database
-from kling_receiver.store.transaction import Transaction
+from kling_receiver.store.transaction import HOUR_MS, Transaction
 from kling_receiver.tasks import ingest
+from kling_receiver.web.dashboard.overview import MAX_UNITS, cost_charts
 from tests.support.database import FILE, NOW, Ledger, callback, statements
 from tools.bench import filled
 
-HOUR, DAY = overview.HOUR_MS, overview.DAY_MS
+HOUR, DAY = HOUR_MS, overview.DAY_MS
 START = NOW // DAY * DAY
 """Midnight."""
 
@@ -178,3 +179,11 @@ def test_refused_callbacks_are_counted_since_the_start() -> None:
     metrics.callbacks.labels("accepted").inc(3)
     metrics.callbacks.labels("bad_token").inc()
     assert metrics.callbacks_by_outcome() == {"accepted": 3, "bad_token": 1}
+
+
+def test_the_page_has_few_charts_of_costs() -> None:
+    """A gateway may name another currency in each answer."""
+    costs = [{"day": DAY * day, "tasks": 1, "amounts": {f"{day:02}": "1"}} for day in range(MAX_UNITS + 5)]
+    finished = cast(overview.FinishedTasks, {"costs": costs})
+    charts = cost_charts(finished, 0, 30 * DAY)
+    assert [chart["unit"] for chart in charts] == [f"{day:02}" for day in range(MAX_UNITS)]

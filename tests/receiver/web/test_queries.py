@@ -74,3 +74,14 @@ def test_a_misspelt_parameter_retries_nothing(shared: Running) -> None:
 def test_a_role_is_checked_first(shared: Running) -> None:
     """Without a token, no route says what it has."""
     assert httpx.get(f"{shared.url}/api/tasks?nonsense=1").status_code == 401
+
+
+def test_few_of_many_wrong_parameters_are_named(shared: Running) -> None:
+    """The answer to a query of thousands of names is short: comparing each with all parameters would take a second."""
+    query = "&".join(f"x{number}" for number in range(5_000))
+    answer = get(shared, f"/api/tasks?{query}")
+    assert error_of(answer) == (422, "bad_filter")
+    message = answer.json()["error"]["message"]
+    assert "`x9` is not a parameter." in message
+    assert "More parameters are wrong." in message
+    assert len(answer.content) < 3_000

@@ -162,7 +162,7 @@ def _print_records(records: list[tuple[str, Record]], as_json: bool) -> None:
         "REASON": [_text(record.get("task_status_msg")) for _, record in records],
     }
     below = ("REASON", "EXTERNAL ID", "FAMILY")
-    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"), below=below)
+    terminal.print_table(list(columns.items()), always=("KLING'S ID", "STATUS"), below=below, empty="No tasks.")
 
 
 def _text(value: Any) -> str:

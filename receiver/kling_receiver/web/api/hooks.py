@@ -199,6 +199,8 @@ class HookRoutes:
         config = _changed(row, changes, self._settings.hook_hosts)
         columns = {name: value for name, value in config.columns().items() if value != cast(Row, row)[name]}
         if columns:
+            if "address" in columns:  # where events go from now on
+                describe(request, detail=f"{', '.join(changes)}: to {host_of(config.address)}")
             await self._writer.run(lambda tx: hook_records.update(tx, row["name"], columns))
         return JSONResponse(await self._payload(row["name"]))
 

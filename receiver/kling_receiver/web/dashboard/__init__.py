@@ -4,6 +4,7 @@ routes.py    collects the pages; their order is that of the navigation
 pages.py     renders templates; `Pages.page` lets only sessions in; `urls_from` makes every address; static files
 live.py      streams of what changed: pages that show the same share one renderer
 display.py   how values are shown: the filters of the templates
+tasks.py, hooks.py, overview.py, health.py  one page each, or those of one thing; charts.py: the geometry of the charts
 thumbnails.py  the small images of tasks, made by results/thumbnails
 task/        the page of one task: its history, the timeline, what to do about a failure
 create/      the form that creates tasks, from the client's table of jobs

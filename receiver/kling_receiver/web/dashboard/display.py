@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kling_callback.batch.costs import ChargeSum
 from kling_receiver.events.payloads import iso
+from kling_receiver.store.reader import TaskDetail
 from kling_receiver.store.task_list import prompt_texts
 
 STATUS_ICONS: Mapping[str, str] = {
@@ -16,6 +18,14 @@ STATUS_ICONS: Mapping[str, str] = {
     "failed": "✕",
 }
 """A status is never shown by its colour alone."""
+MAX_PRETTY_CHARS = 50_000
+"""Characters of a JSON document with indentation. Of Kling's bodies none has a tenth of it."""
+INDENTED = json.JSONEncoder(indent=2, ensure_ascii=False)
+
+
+def status_of(detail: TaskDetail) -> str:
+    """The status that is shown of a task: `queued` while it waits for a slot."""
+    return "queued" if detail.queue_position else detail.row["status"]
 
 
 def prompt_of(request: Any) -> str:
@@ -26,16 +36,15 @@ def prompt_of(request: Any) -> str:
 def cost_text(cost: Any) -> str:
     """A task's cost as Kling reported it, in one line; "" if it reported none.
 
-    A list of charges becomes their amounts: `3.5 unit`, or `3.5 unit + 1 balance`.
+    With its units, as `kling list` shows it: `3.5 units`. A cost in an unknown form is shown as it came.
     """
     if cost in (None, "", [], {}):
         return ""
-    if isinstance(cost, str | int | float):
-        return str(cost)
-    charges = cost if isinstance(cost, list) else [cost]
-    if all(isinstance(charge, dict) and "amount" in charge for charge in charges):
-        return " + ".join(f"{charge['amount']} {charge.get('charge_type', '')}".strip() for charge in charges)
-    return json.dumps(cost, ensure_ascii=False)
+    charges = ChargeSum()
+    charges.add("", cost)
+    if text := str(charges):
+        return text.replace(" image unit", " unit").replace(" video unit", " unit")
+    return cost if isinstance(cost, str) else json.dumps(cost, ensure_ascii=False)
 
 
 def bytes_text(size: int | None) -> str:
@@ -87,8 +96,17 @@ def plain_number(number: float) -> str:
 
 
 def pretty(value: Any) -> str:
-    """A JSON document with indentation."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """A JSON document with indentation; one whose indentation would be long has none.
+
+    Indentation grows with the square of the depth: 16 kB of brackets, which anybody may send, would become 12 MB.
+    """
+    size, chunks = 0, list[str]()
+    for chunk in INDENTED.iterencode(value):
+        size += len(chunk)
+        if size > MAX_PRETTY_CHARS:
+            return json.dumps(value, ensure_ascii=False)
+        chunks.append(chunk)
+    return "".join(chunks)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

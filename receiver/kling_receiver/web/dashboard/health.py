@@ -33,7 +33,6 @@ TITLES = {
     "disk": "Disk space",
     "address": "Address for Kling",
     "settings": "Settings",
-    "database": "Database",
     "name": "Name of the host",
     "connection": "Connection",
     "callback": "Callback",

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +35,8 @@ RETRY_SECONDS = 5.0
 """Seconds after which a view that could not be read is rendered again."""
 KEPT_MESSAGES = 8
 """Messages that a page may lag behind; a page that is slower is sent everything anew."""
+MAX_SESSION_STREAMS = 50
+"""Streams of one session: pages that are hidden have none, and each filter of a list is a view with its own memory."""
 NO_TASK = ""
 """The id of no task."""
 FIRST_TAG = re.compile(r"\s*<([a-z0-9-]+)")
@@ -247,6 +249,8 @@ class LiveViews:
     def __init__(self, bus: EventBus) -> None:
         self._bus, self._turns = bus, Turns()
         self._views: dict[Hashable, View] = {}
+        self._sessions = Counter[str]()
+        """Open streams by the session's id."""
 
     def respond(
         self, visit: Visit, key: Hashable, render: Render, *, task_id: str | None = None, hooks: bool = False
@@ -264,6 +268,9 @@ class LiveViews:
         if self._bus.is_full:
             hint = "Close some pages, then reload this one."
             raise ApiError(503, "too_many_streams", "Too many pages and streams are open.", hint, Retry_After="30")
+        if self._sessions[visit.session.grant.id] >= MAX_SESSION_STREAMS:
+            message = f"This session has {MAX_SESSION_STREAMS} pages open already."
+            raise ApiError(429, "too_many_pages", message, "Close some pages, then reload this one.", Retry_After="30")
         state = visit.request.headers.get("Last-Event-ID") or visit.request.query_params.get("state", "")
         frames = self._frames(visit, key, View(self._bus, task_id, render, self._turns, hooks=hooks), state)
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
@@ -276,6 +283,7 @@ class LiveViews:
             self._view(key, new) as view,
             view.open_page(woken),
             self._bus.count_stream(),
+            self._count_page(visit.session.grant.id),
         ):
             yield b"retry: 2000\n\n"
             while not self._bus.closed and (left := seconds_left()) > 0:
@@ -290,6 +298,16 @@ class LiveViews:
                     yield b":\n\n"
             if not self._bus.closed:
                 yield b"event: session-ended\ndata: \n\n"
+
+    @contextmanager
+    def _count_page(self, session_id: str) -> Iterator[None]:
+        self._sessions[session_id] += 1
+        try:
+            yield
+        finally:
+            self._sessions[session_id] -= 1
+            if not self._sessions[session_id]:
+                del self._sessions[session_id]
 
     @contextmanager
     def _view(self, key: Hashable, new: View) -> Iterator[View]:

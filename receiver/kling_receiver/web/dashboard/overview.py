@@ -21,9 +21,10 @@ from kling_receiver.metrics import Metrics
 from kling_receiver.parts import Clock
 from kling_receiver.policy import SlotLimits
 from kling_receiver.statistics.numbers import Numbers, read_numbers
-from kling_receiver.statistics.overview import DAY_MS, HOUR_MS, FinishedTasks, OutcomeRow
+from kling_receiver.statistics.overview import DAY_MS, FinishedTasks, OutcomeRow
 from kling_receiver.statistics.queues import JobCounts, SlotUse
 from kling_receiver.store.reader import Reader
+from kling_receiver.store.transaction import HOUR_MS
 from kling_receiver.web.dashboard.charts import Chart, Column, columns_chart, percent
 from kling_receiver.web.dashboard.display import duration_text
 from kling_receiver.web.dashboard.pages import HEADERS, NavLink, Pages, Visit, urls_from
@@ -74,6 +75,7 @@ KIND_TITLES: Mapping[str, str] = {
     Kind.CREATE: "Send a create to Kling",
     Kind.OVERDUE: "Check a task at its deadline",
     Kind.SWEEP: "Check an open task after the start",
+    Kind.REMOVE: "Remove the files of a removed task",
     Kind.DISPATCH: "Send new events to a hook",
     Kind.REPLAY: "Send past events to a hook",
     Kind.DELIVERY: "Retry a delivery to a hook",
@@ -266,7 +268,7 @@ def _jobs(counts: JobCounts, now: int) -> dict[str, Any]:
 
 
 def cost_charts(finished: FinishedTasks, since: int, now: int) -> list[dict[str, Any]]:
-    """A chart of the costs of each day for each unit."""
+    """A chart of the costs of each day for each unit, the first MAX_UNITS by name."""
     days = {row["day"]: row["amounts"] for row in finished["costs"]}
     charts = []
     for unit in sorted({unit for amounts in days.values() for unit in amounts})[:MAX_UNITS]:

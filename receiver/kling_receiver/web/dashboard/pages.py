@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +18,7 @@ from kling_receiver import __version__
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.web.auth import RANK
 from kling_receiver.web.dashboard import display
-from kling_receiver.web.dashboard.signin.session import LOGIN_PATH, PATH, Session, Sessions, prefix_of_page
+from kling_receiver.web.dashboard.signin.session import LOGIN_PATH, PATH, Session, Sessions, prefix_of_page, split
 from kling_receiver.web.errors import ApiError
 from kling_receiver.web.requests import check_query
 
@@ -145,7 +145,6 @@ class Pages:
 
     def render_public(self, request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
         """Render a page for a request without a session."""
-
         return self._respond(request, template, status, {"visit": None, "links": [], **context})
 
     def _respond(self, request: Request, template: str, status: int, context: Mapping[str, Any]) -> Response:
@@ -192,6 +191,10 @@ class Pages:
                 hint = "Reload the page in a moment. If it stays, check the receiver's log."
                 failed = ApiError(503, "unavailable", str(error), hint, Retry_After="5")
                 return self.error(visit, request, failed)
+            except Exception:  # else the browser would show an error of the API, as JSON
+                log.exception("a page failed")
+                hint = "Reload the page. If it fails again, check the receiver's log."
+                return self.error(visit, request, ApiError(500, "internal", "The receiver failed.", hint))
 
         return guarded
 
@@ -200,7 +203,7 @@ class Pages:
             return Response(status_code=401, headers={"HX-Redirect": _login_of_page(request), **HEADERS})
         if request.headers.get("Accept", "").startswith("text/event-stream"):
             return Response("The session has ended.\n", 401, headers=HEADERS, media_type="text/plain")
-        url = url_from(request, LOGIN_PATH, next=_own_path(request, with_query=True))
+        url = url_from(request, LOGIN_PATH, next=next_of(_own_path(request, with_query=True)))
         return RedirectResponse(url, 303, headers=HEADERS)
 
 
@@ -212,7 +215,7 @@ def next_of(text: str) -> str:
     path, mark, query = text.lstrip("/").partition("?")
     is_page = path == "" or (path.startswith("dashboard/") and PATH.fullmatch(f"/{path.rstrip('/')}"))
     is_login = f"/{path}".startswith((LOGIN_PATH, "/dashboard/logout"))
-    if not is_page or is_login or ".." in path or len(text) > MAX_NEXT_CHARS or not _is_query(query):
+    if not is_page or is_login or ".." in unquote(path) or len(text) > MAX_NEXT_CHARS or not _is_query(query):
         return ""
     return path + mark + query
 
@@ -232,7 +235,7 @@ def _login_of_page(request: Request) -> str:
     """The login page's path in the browser, for a request that a page at `HX-Current-URL` sent."""
     page = request.headers.get("HX-Current-URL", "")
     prefix = prefix_of_page(page)
-    parts = urlsplit(page)
+    parts = split(page)
     rest = parts.path.removeprefix(prefix) + (f"?{parts.query}" if parts.query else "")
     query = urlencode({"next": wanted}) if (wanted := next_of(rest)) else ""
     return prefix + LOGIN_PATH + (f"?{query}" if query else "")

@@ -12,6 +12,7 @@ from kling_receiver.store.reader import Reader, TaskDetail
 from kling_receiver.store.task_list import TaskFilter
 from kling_receiver.web.api.paging import encode_cursor
 from kling_receiver.web.api.tasks import TASK_PARAMETERS, parse_filter
+from kling_receiver.web.dashboard.display import status_of
 from kling_receiver.web.dashboard.live import Fragment, LiveViews
 from kling_receiver.web.dashboard.pages import NavLink, Pages, Visit, urls_from
 
@@ -96,9 +97,8 @@ def row_context(detail: TaskDetail, since: int) -> Mapping[str, Any]:
     """What the row of a task shows besides its columns. `since`: unix ms at which it came to its status."""
     stored = [result for result in detail.results if result["status"] == "stored"]
     shown = [result for result in stored if result["kind"] in ("image", "video")]
-    status = "queued" if detail.queue_position else detail.row["status"]
     return {
-        "status": status,
+        "status": status_of(detail),
         "since": since,
         "took": since - detail.row["created_at"] if detail.row["status"] in FINAL else None,
         "files": shown[:MAX_THUMBNAILS],

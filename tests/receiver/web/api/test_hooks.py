@@ -441,6 +441,9 @@ def test_a_hook_is_changed(running: Running, endpoint: Host) -> None:
     register(running, new_id(), outcome="created", task_id="7")
     assert endpoint.wait_for(2)[1].path == "/two"
     assert call(running, "PATCH", "hooks/one", {}) == call(running, "GET", "hooks/one")
+    call(running, "PATCH", "hooks/one", {"address": "https://hooks.example/a-secret-path"})
+    details = [each["detail"] for each in call(running, "GET", "audit")["entries"] if each["action"] == "hooks change"]
+    assert details[0] == "address: to hooks.example", "who reads the log sees where events go, and no secret"
 
 
 CHANGES: dict[str, tuple[Json, str]] = {

@@ -1,10 +1,11 @@
 """How values are shown."""
 
+import json
 from typing import Any
 
 import pytest
 
-from kling_receiver.web.dashboard.display import bytes_text, cost_text, duration_text, prompt_of
+from kling_receiver.web.dashboard.display import bytes_text, cost_text, duration_text, pretty, prompt_of
 
 
 @pytest.mark.parametrize(
@@ -50,17 +51,21 @@ def test_durations(milliseconds: float | None, text: str) -> None:
         (None, ""),
         ("", ""),
         ([], ""),
-        ("3.5", "3.5"),
-        (2, "2"),
-        ([{"charge_type": "unit", "package_type": "video", "amount": "3.5"}], "3.5 unit"),
-        ([{"charge_type": "unit", "amount": "3"}, {"charge_type": "balance", "amount": "1"}], "3 unit + 1 balance"),
-        ({"amount": 1}, "1"),
+        ("3.5", "3.5 units"),
+        (2, "2 units"),
+        ("1", "1 unit"),
+        ([{"charge_type": "unit", "package_type": "video", "amount": "3.5"}], "3.5 units"),
+        (
+            [{"charge_type": "unit", "amount": "3"}, {"charge_type": "balance", "amount": "1"}],
+            "3 units, 1 of the balance",
+        ),
+        ("free", "free"),
         ({"other": "é"}, '{"other": "é"}'),
         ([1, 2], "[1, 2]"),
     ],
 )
 def test_costs(cost: Any, text: str) -> None:
-    """As Kling reported them, whatever that is."""
+    """With their units, as `kling list` shows them; what cannot be read, as Kling reported it."""
     assert cost_text(cost) == text
 
 
@@ -79,3 +84,10 @@ def test_costs(cost: Any, text: str) -> None:
 def test_prompts(request_: Any, text: str) -> None:
     """Of both of Kling's standards, and of each shot."""
     assert prompt_of(request_) == text
+
+
+def test_a_json_document_is_short() -> None:
+    """Indented, unless the indentation would be many times as long as the document."""
+    assert pretty({"a": [1, "é"]}) == '{\n  "a": [\n    1,\n    "é"\n  ]\n}'
+    deep: list[Any] = [json.loads("[" * 700 + "]" * 700) for _ in range(10)]
+    assert pretty(deep) == json.dumps(deep)

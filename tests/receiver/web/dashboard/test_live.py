@@ -15,6 +15,7 @@ import pytest
 from kling_callback.protocol.ids import new_id
 from kling_receiver.events.bus import EventBus
 from kling_receiver.store.errors import Unavailable
+from kling_receiver.web.dashboard import live
 from kling_receiver.web.dashboard.live import (
     INTERVAL_SECONDS,
     KEPT_MESSAGES,
@@ -353,6 +354,23 @@ def test_open_pages_count_as_streams(running: Running) -> None:
             assert refused.headers["Retry-After"] == "30"
             assert "Close some pages" in refused.text
         wait_for(lambda: not running.receiver.store.bus.is_full)
+
+
+def test_a_session_has_few_streams(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One session cannot take all of them: it is refused, another one is not; a page that is closed makes room."""
+    monkeypatch.setattr(live, "MAX_SESSION_STREAMS", 2)
+    with Browser(running) as browser, Browser(running) as other:
+        browser.sign_in("read")
+        other.sign_in("read")
+        with listening(browser), listening(browser, "/dashboard/live/tasks?tag=a"):
+            refused = browser.get("/dashboard/live/tasks?tag=b")
+            assert refused.status_code == 429
+            assert "Close some pages" in refused.text
+            with listening(other):
+                pass
+        wait_for(lambda: not running.receiver.store.bus._streams)
+        with listening(browser):
+            pass
 
 
 def test_a_shutdown_ends_the_streams_at_once(running: Running) -> None:

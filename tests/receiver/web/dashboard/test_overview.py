@@ -221,6 +221,11 @@ def test_slots_queue_and_jobs(database: Database) -> None:
     assert sum(expected.values()) == 4
 
 
+def test_every_kind_of_job_has_a_title() -> None:
+    """Else the table of jobs shows the name that the queue has for it."""
+    assert KIND_TITLES.keys() == set(Kind)
+
+
 def test_the_oldest_job(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Since when it is due, of all kinds; a first one that is not due yet is no delay."""
     running = start(api_base=NO_KLING)
@@ -241,7 +246,7 @@ def test_the_oldest_job(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     due[:2] = [now + DAY, now + 2 * DAY]
     page, _ = visit(running)
     assert "The oldest has been due since" not in page
-    assert f'The first is due on <time datetime="{iso(due[0])}"' in page
+    assert f'The first is due <time datetime="{iso(due[0])}" data-form="due"' in page
 
 
 def test_an_empty_database(start: Start) -> None:

@@ -2,8 +2,10 @@
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -13,6 +15,7 @@ import pytest
 from kling_callback.protocol.ids import new_id
 from kling_receiver.cli.access import new_login_link
 from kling_receiver.store.errors import Unavailable
+from kling_receiver.web.dashboard import pages
 from kling_receiver.web.dashboard.pages import urls_from
 from tests.support.pages import Browser
 from tests.support.receiver import Running, Start
@@ -51,6 +54,19 @@ def test_the_headers_of_a_page(browser: Browser, path: str) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son[a-z]+=", answer.text)
     assert "http://" not in re.sub(r'href="(\./|\.\./)', "", answer.text).replace(browser.base, "")
+
+
+def test_the_stylesheet_has_one_rule_for_each_selector_and_none_that_is_not_used() -> None:
+    """Sections of several pages do not give one class two meanings."""
+    folder = Path(pages.__file__).parent
+    sheet = re.sub(r"/\*.*?\*/", "", (folder / "static/style.css").read_text(), flags=re.DOTALL)
+    plain = sheet.partition("@media (max-width")[0]
+    selectors = Counter(line.partition("{")[0].strip() for line in plain.splitlines() if line[:1] in (".", "#"))
+    assert [each for each, count in selectors.items() if count > 1] == []
+    used = [path.read_text() for path in (*folder.glob("templates/*.html"), *folder.glob("static/*.js"))]
+    words = set(re.findall(r"[\w-]+", " ".join(used)))
+    heads = re.findall(r"([^{}]+)\{", sheet)
+    assert {name for head in heads for name in re.findall(r"\.([a-z][\w-]*)", head)} - words == set()
 
 
 def test_static_files_are_kept_by_their_content(browser: Browser) -> None:
@@ -196,6 +212,26 @@ def test_a_database_that_does_not_answer_is_a_page(start: Start, monkeypatch: py
         answer = browser.get()
         assert answer.status_code == 503
         assert "Reload the page" in answer.text
+
+
+def test_an_unexpected_error_is_a_page(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the API's JSON; the log has the traceback, and the page nothing of it."""
+    running = start(api_base=NO_KLING)
+    with Browser(running) as browser:
+        browser.sign_in()
+        browser.get()
+
+        def fail(*arguments: object) -> None:
+            raise KeyError("a column of ours")
+
+        monkeypatch.setattr(running.receiver.store.reader, "read", fail)
+        answer = browser.get()
+    assert (answer.status_code, answer.headers["Content-Type"]) == (500, "text/html; charset=utf-8")
+    assert "check the receiver&#39;s log" in answer.text
+    assert "a column of ours" not in answer.text
+    assert "a column of ours" in caplog.text
 
 
 def test_every_text_of_a_task_is_escaped(browser: Browser, shared: Running) -> None:

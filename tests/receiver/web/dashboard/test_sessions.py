@@ -15,7 +15,7 @@ from kling_receiver.web.dashboard.signin.attempts import (
     WINDOW_SECONDS,
     PasswordAttempts,
 )
-from kling_receiver.web.dashboard.signin.session import SESSION_SECONDS
+from kling_receiver.web.dashboard.signin.session import MAX_COOKIES, SESSION_SECONDS
 from tests.support.pages import Browser, link_token
 from tests.support.receiver import SECRET, Running, Start
 from tools.harness.submitting import register
@@ -138,6 +138,33 @@ def test_links_and_cookies_of_other_kinds_are_refused(browser: Browser, shared: 
     assert browser.get("/api/tasks", headers=bad).status_code == 401, "a wrong token is not ignored"
 
 
+def test_few_cookies_of_one_request_are_verified(browser: Browser, shared: Running) -> None:
+    """Each costs a signature, also of those who have no session."""
+    valid = sign_grant([SECRET], "session", Grant("admin", int(time.time()) + 60, "id"))
+    name = _cookie_name(shared)
+    for number, status in ((MAX_COOKIES - 1, 200), (MAX_COOKIES, 401)):
+        header = "; ".join([f"{name}=a.b"] * number + [f"{name}={valid}"])
+        assert browser.get("/api/tasks", headers={"Cookie": header}).status_code == status
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://[x]/dashboard/login", "http://a[b]:x"])
+def test_an_address_in_a_header_may_be_wrong(browser: Browser, shared: Running, address: str) -> None:
+    """It is ignored: nobody fills the log with tracebacks."""
+    part = browser.get("/", headers={"HX-Request": "true", "HX-Current-URL": address})
+    assert (part.status_code, part.headers["HX-Redirect"]) == (401, "/dashboard/login")
+    answer = browser.login(new_login_link(shared.settings), headers={"Referer": address})
+    assert (answer.status_code, "Path=/;" in answer.headers["Set-Cookie"]) == (303, True)
+    link = new_login_link(shared.settings)
+    assert browser.login(link, headers={"Origin": address}).status_code == 400, "plain http to another machine"
+    assert browser.login(link).status_code == 303
+
+
+def test_a_long_address_is_not_repeated(browser: Browser) -> None:
+    """In the redirect to the login page: a proxy refuses a response with such a header."""
+    answer = browser.get("/?text=" + "x" * 30_000)
+    assert answer.headers["Location"] == "./dashboard/login"
+
+
 def _cookie_name(running: Running) -> str:
     with Browser(running) as browser:
         return browser.sign_in().cookie.partition("=")[0]
@@ -218,7 +245,19 @@ def test_a_session_may_do_what_its_role_may(shared: Running) -> None:
             body = {"family": "images/generations", "attempt": "one"}
             assert browser.send("PUT", "/api/tasks/a-task-of-roles", json=body).status_code in (registered, 201)
             page = browser.get().text
-            assert ("select-all" in page) is (role == "admin")
+            assert ("all-tasks" in page) is (role == "admin")
+
+
+def test_what_a_session_reads_is_not_kept(browser: Browser, shared: Running) -> None:
+    """By a browser after the sign-out, or a proxy: for a cookie alone, it might be. A file may be kept, and says so."""
+    browser.sign_in()
+    for path in ("/api/tasks", "/api/hooks", "/metrics"):
+        headers = browser.get(path).headers
+        assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    answer = browser.send("POST", "/api/hooks", json={"name": "kept", "address": "https://hooks.example/"})
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (201, "no-store")
+    assert browser.send("DELETE", "/api/hooks/kept").status_code == 200
+    assert "Cache-Control" not in httpx.get(f"{shared.url}/api/tasks", headers=shared.headers("read")).headers
 
 
 def test_sign_out_ends_the_session_everywhere(start: Start, running: Running) -> None:
@@ -310,6 +349,7 @@ def test_the_limit_of_all_addresses() -> None:
     [
         *("https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "evil.example"),
         *("dashboard/../../x", "dashboard/login", "dashboard/logout", "api/tasks", "dashboard/x\r\nSet-Cookie: a=b"),
+        *("dashboard/%2e%2e/%2E./x", "dashboard/hooks/.%2e/.."),
         *("dashboard/x y", "dashboard/" + "x" * 3000, '?a="b"', "dashboard/@evil.example"),
     ],
 )

@@ -1,6 +1,7 @@
 """The page of one task: what it shows to which role, its actions, its errors with remedies, its live updates."""
 
 import html
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kling_receiver.store.reader import Reader, load_details
 from kling_receiver.web.dashboard.live import LiveViews
 from kling_receiver.web.dashboard.pages import Pages
 from kling_receiver.web.dashboard.signin.session import Sessions
+from kling_receiver.web.dashboard.task import timeline
 from kling_receiver.web.dashboard.task.page import PARTS, TaskPage
 from kling_receiver.web.dashboard.task.reading import MAX_BODY_BYTES, MAX_CALLBACKS, load_history, neighbours
 from kling_sandbox import Sandbox
@@ -157,6 +159,20 @@ def test_every_text_from_outside_is_escaped(running: Running, gateway: Sandbox) 
     assert {"replay", "retry"} <= calls(page)
 
 
+def test_a_callback_of_brackets_does_not_fill_the_memory(running: Running) -> None:
+    """Whoever has the callback address may send any JSON; indented, 16 kB of brackets would be 10 MB."""
+    task_id = new_id()
+    register(running, task_id)
+    nested = json.loads("[" * 700 + "]" * 700)
+    for number in range(3):
+        document = {"task_id": "1", "task_status": "processing", "x": [number, *[nested] * 10]}
+        assert post(running, task_id, document).status_code == 200
+    with Browser(running) as browser:
+        page = browser.sign_in().get(f"/dashboard/tasks/{task_id}")
+    assert page.text.count("[[[[") >= 3
+    assert len(page.content) < 100_000
+
+
 @pytest.mark.parametrize(
     ("values", "message", "hint"),
     [
@@ -178,6 +194,7 @@ def test_a_failed_task_says_why_and_what_to_do(
     assert hint in problem
     assert "run again" not in page.text.lower()
     assert "did not send them" in page.text, "no parameters"
+    assert ("None: Kling did not accept the create." in page.text) == (values.get("outcome") == "not_created")
 
 
 def test_a_failed_file_says_why_and_what_to_do(shared: Running, signed_in: Browser) -> None:
@@ -206,8 +223,9 @@ def test_a_waiting_task_says_what_happens_next(running: Running) -> None:
     assert "Ask Kling, unless a callback comes before" in page.text
 
 
-def test_the_page_lives_without_events_too(start: Start, gateway: Sandbox) -> None:
+def test_the_page_lives_without_events_too(start: Start, gateway: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A delivery adds no event to the log, and is shown at once; equal parts are not sent again."""
+    monkeypatch.setattr(timeline, "OPEN_GROWTH", 1e7)  # the task is so young that the timeline grows on a slow machine
     running = start(api_base=gateway.url)
     answers: list[int] = [500]
     with host(lambda visit: visit.answer(answers[0])) as app, Browser(running) as browser:

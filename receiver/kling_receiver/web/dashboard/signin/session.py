@@ -6,7 +6,8 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from itertools import islice
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +25,8 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LOGIN_PATH = "/dashboard/login"
 PATH = re.compile(r"(?:/[A-Za-z0-9._~%-]+)*")
 """A prefix that may become the path of a cookie."""
+MAX_COOKIES = 10
+"""Cookies of the session's name in one request that are verified: browsers send one for each path that matches."""
 FROM_ELSEWHERE = "The request does not come from a page of this receiver."
 OWN_PAGE_HINT = "Open the dashboard at the receiver's own address, reload the page and try again."
 
@@ -129,9 +132,17 @@ def browser_prefix(request: Request) -> str:
 
 def prefix_of_page(url: str) -> str:
     """The path before `/dashboard/`, or that of the first page, in the address of a page."""
-    path = urlsplit(url).path
+    path = split(url).path
     prefix = (path.rpartition("/dashboard/")[0] if "/dashboard/" in path else path).rstrip("/")
     return prefix if PATH.fullmatch(prefix) else ""
+
+
+def split(url: str) -> SplitResult:
+    """The parts of an address in a request's header; empty ones if it is not valid."""
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as http://[::1
+        return urlsplit("")
 
 
 def origin_of(url: str) -> str:
@@ -144,10 +155,10 @@ def origin_of(url: str) -> str:
 
 
 def _is_local(origin: str) -> bool:
-    return is_loopback(urlsplit(origin).hostname or "")
+    return is_loopback(split(origin).hostname or "")
 
 
 def _cookies(request: Request, name: str) -> list[str]:
-    """Each value of a cookie: the same name may exist for several paths."""
-    pairs = [part.strip().partition("=") for part in ";".join(request.headers.getlist("cookie")).split(";")]
-    return [value for found, _, value in pairs if found == name]
+    """The values of a cookie: the same name may exist for several paths."""
+    pairs = (part.strip().partition("=") for part in ";".join(request.headers.getlist("cookie")).split(";"))
+    return list(islice((value for found, _, value in pairs if found == name), MAX_COOKIES))

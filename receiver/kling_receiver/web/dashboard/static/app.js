@@ -101,9 +101,11 @@
   };
   const showError = (error) => toast(error.message || String(error), error.hint, true);
 
-  const ask = (question) => new Promise((resolve) => {
+  // Asks the question of a button; the dialog's own button says the same as that one.
+  const ask = (button) => new Promise((resolve) => {
     const dialog = $("#confirm");
-    $("#confirm-text").textContent = question;
+    $("#confirm-text").textContent = button.dataset.confirm;
+    $("#confirm-yes").textContent = button.textContent;
     dialog.returnValue = "";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
     dialog.showModal();
@@ -137,7 +139,7 @@
 
   const act = async (element, body) => {
     if (isOff(element)) return;
-    if (element.dataset.confirm && !(await ask(element.dataset.confirm))) return;
+    if (element.dataset.confirm && !(await ask(element))) return;
     element.setAttribute("aria-busy", "true");
     try {
       const answer = await call(element.dataset.api, body);
@@ -193,7 +195,7 @@
     boxes.forEach((box) => { box.checked = chosen.has(box.value); });
     bar.hidden = chosen.size === 0;
     $("#bulk-count").textContent = chosen.size;
-    const all = $("#select-all");
+    const all = $("#all-tasks");
     if (all) {
       all.checked = boxes.length > 0 && chosen.size === boxes.length;
       all.indeterminate = chosen.size > 0 && chosen.size < boxes.length;
@@ -201,7 +203,7 @@
   };
   document.addEventListener("change", (event) => {
     const box = event.target;
-    if (box.id === "select-all") {
+    if (box.id === "all-tasks") {
       $$("[data-selectable] tbody input[type=checkbox]").forEach((each) => {
         if (box.checked) chosen.add(each.value); else chosen.delete(each.value);
       });
@@ -214,13 +216,14 @@
     if (event.target.closest("#bulk-none")) { chosen.clear(); showChosen(); return; }
     const button = event.target.closest("[data-bulk]");
     if (!button || isOff(button)) return;
-    if (button.dataset.confirm && !(await ask(button.dataset.confirm))) return;
+    if (button.dataset.confirm && !(await ask(button))) return;
     button.setAttribute("aria-busy", "true");
     const ids = [...chosen], failures = [];
     for (const id of ids) {
-      const fill = (text) => text.replaceAll("{id}", encodeURIComponent(id));
+      const path = button.dataset.bulk.replaceAll("{id}", encodeURIComponent(id));
+      const body = button.dataset.body?.replaceAll("{id}", id); // no id has a character that JSON escapes
       try {
-        await call(fill(button.dataset.bulk), button.dataset.body ? JSON.parse(fill(button.dataset.body)) : undefined);
+        await call(path, body ? JSON.parse(body) : undefined);
         chosen.delete(id);
       } catch (error) {
         failures.push(error);

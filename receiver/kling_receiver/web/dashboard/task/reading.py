@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from sqlalchemy import Connection
 
 from kling_receiver.hooks.delivery_list import Delivery, DeliveryFilter, list_deliveries
-from kling_receiver.jobs.kinds import Kind, ask_key, create_key, download_key, overdue_key
+from kling_receiver.jobs.kinds import task_keys
 from kling_receiver.store.reader import TaskDetail, events_after, load_details
 from kling_receiver.store.rows import EventRow, JobRow, TaskRow
 from kling_receiver.store.sql import Statement
@@ -78,8 +78,6 @@ def load_history(connection: Connection, task_id: str, *, with_deliveries: bool)
     if detail is None:
         return None
     pending = [result["position"] for result in detail.results if result["status"] == "pending"]
-    keys = [ask_key(task_id), create_key(task_id), overdue_key(task_id), f"{Kind.SWEEP}/{task_id}"]
-    keys += [download_key(task_id, position) for position in pending[:MAX_JOBS]]
     deliveries: list[Delivery] = []
     if with_deliveries:
         deliveries = list_deliveries(connection, DeliveryFilter(task_id=task_id, limit=MAX_DELIVERIES))
@@ -87,7 +85,7 @@ def load_history(connection: Connection, task_id: str, *, with_deliveries: bool)
         detail,
         events_after(connection, 0, task_id, limit=MAX_EVENTS),
         SELECT_CALLBACKS.all(connection, task_id=task_id)[::-1],
-        SELECT_JOBS.all(connection, keys=keys),
+        SELECT_JOBS.all(connection, keys=task_keys(task_id, pending[:MAX_JOBS])),
         deliveries[:MAX_DELIVERIES],
         len(deliveries) > MAX_DELIVERIES,
     )
