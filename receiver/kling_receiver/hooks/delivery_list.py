@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, literal, or_, select, text, tuple_
 
-from kling_receiver.hooks.deliveries import attempted_events
 from kling_receiver.hooks.matching import matches
 from kling_receiver.hooks.records import hook, hooks
 from kling_receiver.jobs.kinds import Kind, delivery_key, delivery_of
@@ -80,6 +79,8 @@ NOT_QUEUED = text(f"""
 """)  # a constant
 JOB_COLUMNS = ", ".join(column.name for column in JOB.c if column.name != "args")  # they may be damaged
 SELECT_JOBS = Statement[JobRow](f"SELECT {JOB_COLUMNS} FROM job WHERE unique_key IN :keys")
+ATTEMPTED = Statement("SELECT event_id FROM delivery_attempt WHERE hook_name = :name AND event_id IN :ids")
+"""Only of some events: a hook may have far more attempts behind its cursor, where that was set back."""
 SELECT_ATTEMPTS = Statement[AttemptRow](
     f"SELECT {columns(ATTEMPT)} FROM delivery_attempt WHERE event_id IN :ids AND hook_name IN :names ORDER BY id",
     table=ATTEMPT,
@@ -149,8 +150,10 @@ def _not_attempted(connection: Connection, delivery_filter: DeliveryFilter) -> s
         until = delivery_filter.before and delivery_filter.before[0]
         task_id = delivery_filter.task_id or row["task_id"]
         events = events_after(connection, row["cursor"], task_id, limit=SCAN_LIMIT, until=until, newest=True)
+        if not events:
+            continue
         details = load_details(connection, sorted({event["task_id"] for event in events}))
-        attempted = attempted_events(connection, row["name"], row["cursor"])
+        attempted = set(ATTEMPTED.scalars(connection, name=row["name"], ids=[event["id"] for event in events]))
         for event in events:
             if event["id"] not in attempted and matches(row, event, details[event["task_id"]]):
                 keys.add((event["id"], row["name"]))

@@ -29,6 +29,8 @@ MAX_SHARE = 0.1
 """The largest share of the time in which views are rendered: under load they are updated less often."""
 MAX_BYTES_PER_SECOND = 8_000_000
 """Bytes that all pages are sent: where each update replaces a whole list, many pages are updated less often."""
+REPLACED_WEIGHT = 2
+"""A message that leaves no row of a list counts as so many: nobody can follow that, and callbacks come first."""
 RETRY_SECONDS = 5.0
 """Seconds after which a view that could not be read is rendered again."""
 KEPT_MESSAGES = 8
@@ -71,7 +73,7 @@ def changes(old: Fragment | None, new: Fragment) -> str:
     before, after = old.rows or {}, new.rows or {}
     kept, added = [name for name in before if name in after], [name for name in after if name not in before]
     place = "beforeend" if [*kept, *added] == list(after) else "afterbegin"
-    if (place == "afterbegin" and [*added, *kept] != list(after)) or (not before) != (not after):
+    if (place == "afterbegin" and [*added, *kept] != list(after)) or (not kept and before != after):
         return "".join(message) + _replace_rows(new)
     for name, html in before.items():
         if name not in after:
@@ -81,6 +83,10 @@ def changes(old: Fragment | None, new: Fragment) -> str:
         message.append(_alone(f'<{new.rows_tag} hx-swap-oob="{place}:#{new.rows_id}">{html}</{new.rows_tag}>'))
     message += [_oob(after[name], "true") for name in kept if before[name] != after[name]]
     return "".join(message)
+
+
+def _common_rows(old: Fragment, new: Fragment) -> set[str]:
+    return (old.rows or {}).keys() & (new.rows or {}).keys()
 
 
 def _replace_rows(fragment: Fragment) -> str:
@@ -127,7 +133,7 @@ class View:
         self._fragment: Fragment | None = None
         self._state = ""
         self._sent_bytes = 0
-        """Of the last message, to all pages."""
+        """Of the last message, to all pages; more where it replaced a list."""
         self._waiting: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -191,9 +197,10 @@ class View:
             self._fragment, self._state = fragment, fragment.state
             self._wake()
         elif message := changes(self._fragment, fragment):
+            weight = REPLACED_WEIGHT if self._fragment.rows and not _common_rows(self._fragment, fragment) else 1
             before, self._fragment, self._state = self._state, fragment, fragment.state
             self._messages.append((before, _frame(message, self._state)))
-            self._sent_bytes = len(self._messages[-1][1]) * len(self._waiting)
+            self._sent_bytes = len(self._messages[-1][1]) * len(self._waiting) * weight
             self._wake()
         return False
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import inf
 from statistics import median
@@ -17,6 +17,7 @@ import httpx
 
 from kling_callback.protocol.ids import new_id
 from kling_callback.protocol.signing import CallbackSigner
+from kling_receiver.web.dashboard.live import MAX_SESSION_STREAMS
 from tools.bench.callbacks import FAMILY, run_load
 from tools.bench.pages.reads import Times, times_of
 from tools.bench.pages.served import Browser
@@ -107,7 +108,11 @@ def _open_pages(browser: Browser, count: int, *options: str) -> Iterator[dict[st
     assert match, "the first page of the list is live"
     path = f"/{html.unescape(match[1].decode())}"
     name = "tools.bench.processes.open_pages"
-    command = [sys.executable, "-m", name, browser.url, path, str(count), browser.cookie, *options]
+    cookies = []
+    for _ in range(-(-count // MAX_SESSION_STREAMS)):
+        with closing(Browser(browser.url)) as visitor:
+            cookies.append(visitor.cookie)
+    command = [sys.executable, "-m", name, browser.url, path, str(count), " ".join(cookies), *options]
     output: dict[str, Any] = {}
     with subprocess.Popen(
         command, cwd=servers.SCRIPTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

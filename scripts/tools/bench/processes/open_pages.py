@@ -1,8 +1,9 @@
 """Many open pages: reads their streams, and does as little else as it can, because it shares the processors.
 
-Run as a process: `python -m tools.bench.processes.open_pages URL PATH COUNT COOKIE [watch]`. Prints "open" once every
-stream has begun. When its input ends it prints JSON: `bytes`, of all streams, and with `watch`, for each task id, the
-monotonic seconds at which it came to the `first` and the `last` page; without it the kernel drops what arrives.
+Run as a process: `python -m tools.bench.processes.open_pages URL PATH COUNT COOKIES [watch]`, the cookies of sessions
+that are used in turn separated by spaces. Prints "open" once every stream has begun. When its input ends it prints
+JSON: `bytes`, of all streams, and `tasks`: with `watch`, for each task id, the monotonic seconds at which it came to
+the first and to the last page; without it the kernel drops what arrives.
 """
 
 import json
@@ -25,9 +26,9 @@ ROW = re.compile(rb'id="task-([^"]+)"')
 class Streams:
     """The open streams of one page each."""
 
-    def __init__(self, url: str, path: str, count: int, cookie: str) -> None:
+    def __init__(self, url: str, path: str, count: int, cookies: list[str]) -> None:
         parts = urlsplit(url)
-        head = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nCookie: {cookie}\r\nAccept: text/event-stream\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\nCookie: "
         self.selector = selectors.EpollSelector()
         self.bytes = 0
         self.seen: list[dict[bytes, float]] = [{} for _ in range(count)]
@@ -35,7 +36,7 @@ class Streams:
         self._buffer = bytearray(BUFFER_BYTES)
         for number in range(count):
             stream = socket.create_connection((parts.hostname or "", parts.port or 80))
-            stream.sendall(head.encode())
+            stream.sendall(f"{head}{cookies[number % len(cookies)]}\r\n\r\n".encode())
             self.selector.register(stream, selectors.EVENT_READ, number)
         for key in list(self.selector.get_map().values()):
             self._begin(key.fileobj)
@@ -76,9 +77,9 @@ class Streams:
         }
 
 
-def run(url: str, path: str, count: int, cookie: str, *, watch: bool) -> dict[str, Any]:
+def run(url: str, path: str, count: int, cookies: list[str], *, watch: bool) -> dict[str, Any]:
     """Open the pages, and read them until the input ends."""
-    streams = Streams(url, path, count, cookie)
+    streams = Streams(url, path, count, cookies)
     os.nice(NICENESS)
     streams.selector.register(sys.stdin, selectors.EVENT_READ, None)
     print("open", flush=True)
@@ -95,5 +96,5 @@ def run(url: str, path: str, count: int, cookie: str, *, watch: bool) -> dict[st
 
 
 if __name__ == "__main__":
-    address, live_path, pages, session = sys.argv[1:5]
-    print(json.dumps(run(address, live_path, int(pages), session, watch=sys.argv[5:] == ["watch"])))
+    address, live_path, pages, sessions = sys.argv[1:5]
+    print(json.dumps(run(address, live_path, int(pages), sessions.split(), watch=sys.argv[5:] == ["watch"])))

@@ -16,7 +16,16 @@ from kling_callback.protocol.ids import new_id
 from kling_receiver.events.bus import EventBus
 from kling_receiver.store.errors import Unavailable
 from kling_receiver.web.dashboard import live
-from kling_receiver.web.dashboard.live import INTERVAL_SECONDS, KEPT_MESSAGES, MAX_SHARE, Fragment, Turns, View, changes
+from kling_receiver.web.dashboard.live import (
+    INTERVAL_SECONDS,
+    KEPT_MESSAGES,
+    MAX_SHARE,
+    REPLACED_WEIGHT,
+    Fragment,
+    Turns,
+    View,
+    changes,
+)
 from tests.support.database import statements
 from tests.support.pages import Browser
 from tests.support.receiver import Running, Start
@@ -53,6 +62,7 @@ def rows(**texts: str) -> Fragment:
             rows(b="1", a="1"),
             '<tbody id="rows" hx-swap-oob="innerHTML"><tr id="b"><td>1</td></tr><tr id="a"><td>1</td></tr></tbody>',
         ),
+        (rows(a="1"), rows(b="1"), f'<tbody id="rows" hx-swap-oob="innerHTML">{row("b", "1")}</tbody>'),
         (
             rows(b="1"),
             rows(b="1", c="1"),
@@ -182,6 +192,24 @@ async def test_a_slow_page_is_sent_everything_anew() -> None:
         _, messages = view.since(state)
         assert len(messages) == 1
         assert b'hx-swap-oob="innerHTML"' in messages[0]
+
+
+@pytest.mark.anyio
+async def test_a_message_that_replaces_a_list_counts_more() -> None:
+    """So that a flood of tasks, which nobody can follow, leaves the processor to callbacks."""
+    shown = iter([rows(a="1"), rows(a="2"), rows(b="2")])
+
+    async def render() -> Fragment:
+        return next(shown)
+
+    view = View(bus(), None, render, Turns())
+    view._waiting |= {asyncio.Event(), asyncio.Event()}
+    counted = []
+    for _ in range(3):
+        await view._update()
+        counted.append(view._sent_bytes)
+    first, second = (len(message) for _, message in view._messages)
+    assert counted == [0, first * 2, second * 2 * REPLACED_WEIGHT]
 
 
 @pytest.mark.anyio
