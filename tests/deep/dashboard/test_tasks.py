@@ -140,6 +140,7 @@ def test_the_keyboard_alone_suffices(start: Start, gateway: Sandbox, visit: Visi
         register(running, new_id(), request={"prompt": prompt})
     visitor = visit(running)
     page = visitor.sign_in()
+    page.get_by_text("Live", exact=True).wait_for()  # its first message may replace the rows
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
@@ -189,7 +190,7 @@ def test_bulk_actions_call_the_api_and_say_what_happened(start: Start, gateway: 
     page.get_by_text("1 of 1: Events are delivered again.").wait_for()
     page.get_by_label("Select all tasks of this page").check()
     page.get_by_role("button", name="Remove").click()
-    page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     page.get_by_text("1 of 2: Removed.").wait_for()
     page.locator(f"#task-{good}").wait_for(state="detached")
     assert page.get_by_label(f"Select the task {bad}").is_checked(), "what has not ended stays"
@@ -207,7 +208,7 @@ def test_any_id_is_selected_alone(start: Start, gateway: Sandbox, visit: Visit) 
     asked = []
     page.on("request", lambda request: asked.append(request.post_data_json) if request.method == "POST" else None)
     page.get_by_role("button", name="Replay to hooks").click()
-    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("dialog").get_by_role("button", name="Replay to hooks").click()
     page.get_by_text("2 of 2").wait_for()
     assert asked == [{"task": "all"}, {"task": "a:b@c=d"}]
 

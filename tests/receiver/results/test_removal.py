@@ -79,12 +79,17 @@ def everything(ledger: Ledger) -> dict[str, list[Row]]:
 
 
 def mentions(rows: dict[str, list[Row]], task: str) -> list[str]:
-    """The tables with a row that names a task."""
+    """The tables with a row that names a task. A secret is random, and may contain anything."""
     names = {task, hook_records.task_hook_name(task)}
     return [
         table
         for table, found in rows.items()
-        if any(str(value) in names or f"/{task}" in str(value) for row in found for value in row.values())
+        if any(
+            str(value) in names or f"/{task}" in str(value)
+            for row in found
+            for column, value in row.items()
+            if "secret" not in column
+        )
     ]
 
 
