@@ -13,6 +13,8 @@ from kling_callback.protocol.nesting import MAX_ANSWER_DEPTH, is_deeper
 MAX_INLINE_BYTES = 32 << 20
 """Bytes of a file that is put into a notebook; of a larger one the notebook has a link."""
 
+MASK = "***"
+"""What is shown of a secret."""
 MIN_MASKED_CHARS = 8
 """Characters of a secret that is masked wherever it stands: a shorter one may be any word."""
 
@@ -53,7 +55,7 @@ class Mask:
 
     def __call__(self, text: str) -> str:
         """The text without the secrets."""
-        return self._pattern.sub("***", text) if self._pattern else text
+        return self._pattern.sub(MASK, text) if self._pattern else text
 
 
 class _OneLine(logging.Filter):

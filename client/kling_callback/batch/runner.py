@@ -10,7 +10,6 @@ checksum is not downloaded again.
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,12 @@ from anyio import to_thread
 
 from kling_callback.base import check_files
 from kling_callback.batch.files import save_missing
+from kling_callback.batch.following import follow_all
 from kling_callback.batch.lines import BatchCreate, BatchFile, BatchJob
 from kling_callback.batch.removed import RemovedTasks
 from kling_callback.batch.summary import Failure, Summary
 from kling_callback.display import escape, logger
 from kling_callback.errors import KlingError, ParameterError, ReceiverError, ResultFailed
-from kling_callback.events import OTHER_LOG
 from kling_callback.kling import AsyncKling
 from kling_callback.tasks import AsyncTask
 
@@ -114,7 +113,15 @@ class Batch:
                 for _ in range(MAX_SUBMISSIONS):
                     group.start_soon(self._guarded, self._submit_jobs)
                 if self._wait:
-                    group.start_soon(self._guarded, partial(self._follow, cursor))
+                    follow = partial(
+                        follow_all,
+                        self._kling,
+                        cursor,
+                        self._receive,
+                        on_reconnect=self._removed.reconnected,
+                        on_restore=self._read_open,
+                    )
+                    group.start_soon(self._guarded, follow)
                     group.start_soon(self._guarded, self._removed.find)
                     for _ in range(MAX_DOWNLOADS):
                         group.start_soon(self._guarded, self._end_jobs)
@@ -178,24 +185,13 @@ class Batch:
                 log.info("%s Trying again in %d seconds.", error.message, pause)
                 await anyio.sleep(pause)
 
-    async def _follow(self, cursor: str) -> None:
-        """Follow the events of all tasks. After a restore of the receiver's database, the open tasks are read anew."""
-        while True:
-            try:
-                events = self._kling.events(after=cursor, on_reconnect=self._removed.reconnected)
-                async with aclosing(events):
-                    async for event in events:
-                        cursor = event.cursor
-                        entry = self._open.get(event.task["id"])
-                        if entry and entry.answered:
-                            self._note(entry, event.task)
-                        elif entry:
-                            entry.event = {**event.task, "request": None}
-            except ReceiverError as error:
-                if error.code != OTHER_LOG:
-                    raise
-                cursor = await self._kling.last_event()
-                await self._read_open()
+    def _receive(self, task: dict[str, Any]) -> None:
+        """Note an event's task; that of a job without an answer yet is noted with the answer."""
+        entry = self._open.get(task["id"])
+        if entry and entry.answered:
+            self._note(entry, task)
+        elif entry:
+            entry.event = {**task, "request": None}
 
     def _answered(self) -> list[str]:
         """The ids of the tasks that have not ended, of those that the receiver has."""

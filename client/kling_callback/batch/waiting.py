@@ -1,17 +1,17 @@
 """Wait for several tasks by one event stream. The receiver pushes the events: nothing polls."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from kling_callback.batch.following import follow_all
 from kling_callback.batch.removed import NOT_ONE, RemovedTasks
 from kling_callback.batch.runner import MAX_DOWNLOADS, failure_of
 from kling_callback.batch.summary import Failure, Summary
 from kling_callback.display import escape
 from kling_callback.errors import KlingError, ReceiverError
-from kling_callback.events import OTHER_LOG
 from kling_callback.kling import AsyncKling
 from kling_callback.tasks import AsyncTask
 
@@ -75,7 +75,15 @@ class TaskGroup:
             ended = [task for task in self.open.values() if task.done]
             self._change()
             if self.open:
-                group.start_soon(self._guarded, group, self._follow, cursor)
+                follow = partial(
+                    follow_all,
+                    self._kling,
+                    cursor,
+                    self._note,
+                    on_reconnect=self._removed.reconnected,
+                    on_restore=self._read_open,
+                )
+                group.start_soon(self._guarded, group, follow)
                 group.start_soon(self._guarded, group, self._removed.find)
             for task in ended:
                 self._start_end(task)
@@ -113,21 +121,9 @@ class TaskGroup:
             self.summary.submitted += 1
             self._count(task, +1)
 
-    async def _follow(self, cursor: str) -> None:
-        """Follow the events of all tasks. After a restore of the receiver's database, the open tasks are read anew."""
-        while True:
-            try:
-                events = self._kling.events(after=cursor, on_reconnect=self._removed.reconnected)
-                async with aclosing(events):
-                    async for event in events:
-                        cursor = event.cursor
-                        self._note(event.task)
-            except ReceiverError as error:
-                if error.code != OTHER_LOG:
-                    raise
-                cursor = await self._kling.last_event()
-                for task_id in self._not_done():
-                    await self._read_again(task_id)
+    async def _read_open(self) -> None:
+        for task_id in self._not_done():
+            await self._read_again(task_id)
 
     def _not_done(self) -> list[str]:
         """The ids of the tasks that are waited for; the other open ones end already."""

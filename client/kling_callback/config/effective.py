@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pydantic_settings import BaseSettings
 
 from kling_callback.config.sources import Sources
+from kling_callback.display import MASK
 from kling_callback.protocol.signing import key_fingerprint
 
-MASK = "***"
 ARGUMENT = "argument"
 """The origin of a setting that the program passes."""
 

@@ -37,6 +37,11 @@ RANK: dict[Role, int] = {"read": 0, "client": 1, "admin": 2}
 """A role may do what the roles of lower rank may."""
 
 
+def includes(role: Role, needed: Role) -> bool:
+    """Whether a role may do what `needed` may."""
+    return RANK[role] >= RANK[needed]
+
+
 class Guard:
     """Checks the bearer token or session of each request, and records administrative actions. `clock`: unix seconds."""
 
@@ -72,7 +77,7 @@ class Guard:
         token = self.verify(text)
         if token.id and not await self.tokens.is_active(token):
             raise _revoked()
-        if RANK[token.role] < RANK[role]:
+        if not includes(token.role, role):
             message = f"A {token.role} token may not do this."
             raise ApiError(403, "forbidden", message, f"Create a token with: kling-receiver token --role {role}")
         request.state.recheck = self._recheck(token)
@@ -82,7 +87,7 @@ class Guard:
         """As `accept`. A browser adds the cookie to requests of other sites too: those may change nothing."""
         if request.method not in SAFE_METHODS:
             self.sessions.check_origin(request)
-        if RANK[session.grant.role] < RANK[role]:
+        if not includes(session.grant.role, role):
             message = f"A session of the role {session.grant.role} may not do this."
             raise ApiError(403, "forbidden", message, f"Sign in by: kling-receiver login-link --role {role}")
 

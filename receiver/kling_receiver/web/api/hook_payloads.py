@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from kling_callback.display import MASK
 from kling_receiver.events.payloads import Timestamp, iso
 from kling_receiver.hooks import deliveries
 from kling_receiver.hooks.config import (
@@ -29,8 +30,6 @@ from kling_receiver.store.rows import AttemptRow, HookRow
 from kling_receiver.store.tables import HOOK_SOURCES
 from kling_receiver.store.transaction import last_event
 
-MASK = "***"
-"""What an address shows instead of a secret."""
 USERINFO = re.compile(r"^([^:/?#]+://)([^:@/?#]*:(?=[^@]))?[^/?#]*@")
 """The start of an address: its scheme, a user name that a password follows, and the rest of the part before `@`."""
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kling_callback.display import MASK
 from kling_callback.protocol.events import TYPES
 from kling_callback.protocol.values import sanitize
 from kling_receiver.events import log as event_log
@@ -45,7 +46,6 @@ from kling_receiver.store.rows import HookRow, Row
 from kling_receiver.store.transaction import Transaction
 from kling_receiver.store.writer import Writer
 from kling_receiver.web.api.hook_payloads import (
-    MASK,
     HookJson,
     HookListJson,
     HookSecretJson,

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from kling_callback.protocol.signing import Role
 from kling_receiver import __version__
 from kling_receiver.store.errors import Unavailable
-from kling_receiver.web.auth import RANK
+from kling_receiver.web.auth import includes
 from kling_receiver.web.dashboard import display
 from kling_receiver.web.dashboard.signin.session import LOGIN_PATH, PATH, Session, Sessions, prefix_of_page, split
 from kling_receiver.web.errors import ApiError
@@ -75,7 +75,7 @@ class Visit:
 
     def may(self, role: Role) -> bool:
         """Whether the session may do what this role may."""
-        return RANK[self.role] >= RANK[role]
+        return includes(self.role, role)
 
     def url(self, path: str, **query: str | int | None) -> str:
         """The address of a path of the receiver, such as `dashboard/hooks`, relative to this page."""

@@ -15,7 +15,7 @@ from kling_receiver.store.reader import Reader
 from kling_receiver.store.rows import ResultRow
 from kling_receiver.web.api.hook_payloads import delivery_payload
 from kling_receiver.web.api.tasks import get_task_or_404
-from kling_receiver.web.auth import RANK
+from kling_receiver.web.auth import includes
 from kling_receiver.web.dashboard.display import pretty, prompt_of, status_of
 from kling_receiver.web.dashboard.live import Fragment, LiveViews
 from kling_receiver.web.dashboard.pages import HEADERS, Pages, Visit, urls_from
@@ -113,7 +113,7 @@ class TaskPage:
         now = int(self._clock() * 1000)
         task, results = history.task, history.detail.results
         return {
-            "may": lambda needed: RANK[role] >= RANK[needed],
+            "may": partial(includes, role),
             "status": status_of(history.detail),
             "title": _shortened(prompt_of(task["request"]) or task["id"], MAX_TITLE_CHARS),
             "problem": words.problem_of(task),
